@@ -1,0 +1,28 @@
+//! How a proxy gets its certificate.
+
+/// Asks for a certificate for the service account that `token` proves.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CertifyRequest {
+    /// PKCS #10 certificate signing request (RFC 2986), DER. Only its public key is used: the
+    /// name in the certificate comes from the token.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub csr_der: ::prost::bytes::Bytes,
+    /// Service-account token with the audience [`crate::TOKEN_AUDIENCE`].
+    #[prost(string, tag = "2")]
+    pub token: String,
+}
+
+/// The certificate, and whom to trust.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CertifyResponse {
+    /// Leaf first, DER. The leaf's only URI name is
+    /// `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub chain_der: Vec<::prost::bytes::Bytes>,
+    /// Every trust anchor in force, DER.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub trust_anchors_der: Vec<::prost::bytes::Bytes>,
+    /// The controller's clock when it answered, in Unix seconds: a proxy whose clock is off says so.
+    #[prost(int64, tag = "3")]
+    pub now_unix_seconds: i64,
+}

@@ -1,0 +1,398 @@
+//! The resources of a routing table. They mirror what the user wrote: one changed HTTPRoute is one
+//! changed resource.
+
+use ::prost::bytes::Bytes;
+
+/// A named piece of a routing table.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Resource {
+    /// A [`crate::ResourceName`] in its text form.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Hash of the whole content, the same on every replica. Never 0.
+    #[prost(fixed64, tag = "2")]
+    pub version: u64,
+    #[prost(oneof = "resource::Body", tags = "3, 4, 5, 6, 7, 8, 9")]
+    pub body: Option<resource::Body>,
+}
+
+pub mod resource {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Body {
+        #[prost(message, tag = "3")]
+        TrustAnchors(super::TrustAnchors),
+        #[prost(message, tag = "4")]
+        Inbound(super::Inbound),
+        #[prost(message, tag = "5")]
+        Destination(super::Destination),
+        #[prost(message, tag = "6")]
+        Service(super::Service),
+        #[prost(message, tag = "7")]
+        HttpRoute(super::HttpRoute),
+        #[prost(message, tag = "8")]
+        Endpoints(super::Endpoints),
+        #[prost(message, tag = "9")]
+        EndpointsDelta(super::EndpointsDelta),
+    }
+}
+
+/// `trust-anchors`: whose signatures prove an identity.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrustAnchors {
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub certificates_der: Vec<Bytes>,
+}
+
+/// `inbound`: how the proxy's own pod is to be reached.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Inbound {
+    /// Workload of the pod for metrics, as `deployment/web`.
+    #[prost(string, tag = "1")]
+    pub workload: String,
+    /// Ports about which something was declared. Any other port is [`Protocol::Detect`].
+    #[prost(message, repeated, tag = "2")]
+    pub ports: Vec<InboundPort>,
+    /// Whether clients without a mesh identity are let in.
+    #[prost(enumeration = "MtlsMode", tag = "3")]
+    pub mtls: i32,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct InboundPort {
+    /// The container's port, 1 to 65535.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(enumeration = "Protocol", tag = "2")]
+    pub protocol: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MtlsMode {
+    /// Clients without a mesh identity are let in, in plaintext.
+    Permissive = 0,
+    /// Clients without a mesh identity are refused.
+    Strict = 1,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Protocol {
+    /// Not declared: the proxy looks at the first bytes.
+    Detect = 0,
+    Http1 = 1,
+    /// HTTP/2 with prior knowledge (`kubernetes.io/h2c`, `grpc`).
+    Http2 = 2,
+    /// Opaque bytes.
+    Tcp = 3,
+}
+
+/// `destination/<ip:port>`: what an address that the app dialled stands for.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Destination {
+    /// Absent: the address is not in the mesh's tables, and connections go to it as they are.
+    #[prost(oneof = "destination::Target", tags = "1, 2")]
+    pub target: Option<destination::Target>,
+}
+
+pub mod destination {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Target {
+        /// Name of a `service/…` resource: the address is a ClusterIP with one of its ports.
+        #[prost(string, tag = "1")]
+        Service(String),
+        /// The address is a pod's own.
+        #[prost(message, tag = "2")]
+        Pod(super::PodDestination),
+    }
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PodDestination {
+    #[prost(message, optional, tag = "1")]
+    pub endpoint: Option<Endpoint>,
+    #[prost(enumeration = "Protocol", tag = "2")]
+    pub protocol: i32,
+    /// Namespace of the pod.
+    #[prost(string, tag = "3")]
+    pub namespace: String,
+    /// A Service that selects the pod's port, for metrics; empty where there is none.
+    #[prost(string, tag = "4")]
+    pub service: String,
+}
+
+/// `service/<client-namespace>/<namespace>/<name>/<port>`: one port of a Service, as seen by the
+/// clients of one namespace (GEP-1294: a consumer's routes hold for its own namespace).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Service {
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    #[prost(enumeration = "Protocol", tag = "4")]
+    pub protocol: i32,
+    /// Names of `http-route/…` resources, first the one that wins where matches are equal (Gateway API:
+    /// the oldest, then by namespace and name). Empty: every request goes to `endpoints`.
+    #[prost(string, repeated, tag = "5")]
+    pub http_routes: Vec<String>,
+    /// Name of the `endpoints/…` resource of the Service's own pods.
+    #[prost(string, tag = "6")]
+    pub endpoints: String,
+    /// Absent: the proxy's default (20 % and 10 a second).
+    #[prost(message, optional, tag = "7")]
+    pub retry_budget: Option<RetryBudget>,
+}
+
+/// How many retries there may be beside the requests themselves (GEP-3388).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RetryBudget {
+    /// Retries for each hundred requests, 0 to 100.
+    #[prost(uint32, tag = "1")]
+    pub percent: u32,
+    /// Over how long requests and retries are counted, in milliseconds.
+    #[prost(uint64, tag = "2")]
+    pub interval_ms: u64,
+    /// Retries a second that are allowed however few requests there are, in thousandths.
+    #[prost(uint64, tag = "3")]
+    pub min_retries_per_1000_s: u64,
+}
+
+/// `http-route/<namespace>/<name>`: an HTTPRoute (Gateway API v1.7).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpRoute {
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(message, repeated, tag = "3")]
+    pub rules: Vec<HttpRule>,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpRule {
+    /// Empty where the user gave none.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// One of them has to hold. Empty: every request.
+    #[prost(message, repeated, tag = "2")]
+    pub matches: Vec<HttpMatch>,
+    /// In the order in which they apply.
+    #[prost(message, repeated, tag = "3")]
+    pub filters: Vec<HttpFilter>,
+    #[prost(message, repeated, tag = "4")]
+    pub backends: Vec<HttpBackend>,
+    /// For the whole request with its retries, in milliseconds; 0: none.
+    #[prost(uint64, tag = "5")]
+    pub request_timeout_ms: u64,
+    /// For each attempt, in milliseconds; 0: none.
+    #[prost(uint64, tag = "6")]
+    pub backend_request_timeout_ms: u64,
+    #[prost(message, optional, tag = "7")]
+    pub retry: Option<Retry>,
+}
+
+/// All of its parts have to hold.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpMatch {
+    #[prost(message, optional, tag = "1")]
+    pub path: Option<PathMatch>,
+    #[prost(message, repeated, tag = "2")]
+    pub headers: Vec<NamedMatch>,
+    #[prost(message, repeated, tag = "3")]
+    pub query: Vec<NamedMatch>,
+    /// Empty: any.
+    #[prost(string, tag = "4")]
+    pub method: String,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PathMatch {
+    #[prost(enumeration = "PathMatchKind", tag = "1")]
+    pub kind: i32,
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PathMatchKind {
+    /// Whole path segments: `/a` matches `/a` and `/a/b`, not `/ab`.
+    Prefix = 0,
+    Exact = 1,
+    /// RE2 syntax; the whole path has to match.
+    RegularExpression = 2,
+}
+
+/// A header (name without regard to case) or a query parameter (name to the letter).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NamedMatch {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub value: String,
+    /// `value` is a regular expression which the whole value has to match.
+    #[prost(bool, tag = "3")]
+    pub regular_expression: bool,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpFilter {
+    #[prost(oneof = "http_filter::Kind", tags = "1, 2, 3, 4")]
+    pub kind: Option<http_filter::Kind>,
+}
+
+pub mod http_filter {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        RequestHeaders(super::HeaderModifier),
+        #[prost(message, tag = "2")]
+        ResponseHeaders(super::HeaderModifier),
+        #[prost(message, tag = "3")]
+        Redirect(super::Redirect),
+        #[prost(message, tag = "4")]
+        Rewrite(super::Rewrite),
+    }
+}
+
+/// `set`, then `add`, then `remove`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeaderModifier {
+    #[prost(message, repeated, tag = "1")]
+    pub set: Vec<Header>,
+    #[prost(message, repeated, tag = "2")]
+    pub add: Vec<Header>,
+    #[prost(string, repeated, tag = "3")]
+    pub remove: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Header {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// The proxy answers itself. What is absent stays as in the request.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Redirect {
+    #[prost(string, tag = "1")]
+    pub scheme: String,
+    #[prost(string, tag = "2")]
+    pub hostname: String,
+    #[prost(message, optional, tag = "3")]
+    pub path: Option<PathModifier>,
+    /// 0: by the specification's rule (the well-known port of `scheme`, else the request's own).
+    #[prost(uint32, tag = "4")]
+    pub port: u32,
+    /// 301, 302, 303, 307 or 308.
+    #[prost(uint32, tag = "5")]
+    pub status: u32,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Rewrite {
+    #[prost(string, tag = "1")]
+    pub hostname: String,
+    #[prost(message, optional, tag = "2")]
+    pub path: Option<PathModifier>,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PathModifier {
+    #[prost(enumeration = "PathModifierKind", tag = "1")]
+    pub kind: i32,
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PathModifierKind {
+    ReplaceFullPath = 0,
+    /// Replaces what the rule's prefix match covered.
+    ReplacePrefixMatch = 1,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpBackend {
+    /// Share of the rule's requests, relative to the other backends' weights.
+    #[prost(uint32, tag = "1")]
+    pub weight: u32,
+    /// Name of an `endpoints/…` resource. Empty where `invalid` says why there is none.
+    #[prost(string, tag = "2")]
+    pub endpoints: String,
+    /// Why the backend can't be used (a reason of its ResolvedRefs condition, and what it was about). Its share
+    /// of the requests is answered with 500.
+    #[prost(string, tag = "3")]
+    pub invalid: String,
+    #[prost(message, repeated, tag = "4")]
+    pub filters: Vec<HttpFilter>,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Retry {
+    /// Statuses that are retried, 400 to 599.
+    #[prost(uint32, repeated, tag = "1")]
+    pub codes: Vec<u32>,
+    /// Retries after the first attempt. 0: none.
+    #[prost(uint32, tag = "2")]
+    pub attempts: u32,
+    /// Least time between two attempts, in milliseconds; 0: the proxy's default.
+    #[prost(uint64, tag = "3")]
+    pub backoff_ms: u64,
+}
+
+/// `endpoints/<namespace>/<service>/<port>`: where the pods of one Service port are. Only endpoints that
+/// may be given new work are in it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Endpoints {
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    #[prost(string, tag = "2")]
+    pub service: String,
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    #[prost(message, repeated, tag = "4")]
+    pub endpoints: Vec<Endpoint>,
+    /// The protocol that the pods speak on this port.
+    #[prost(enumeration = "Protocol", tag = "5")]
+    pub protocol: i32,
+}
+
+/// One pod address.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Endpoint {
+    /// 4 or 16 bytes, network order.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub ip: Bytes,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// The SPIFFE ID that the pod must prove. Empty: the pod has no sidecar and is spoken to in plaintext.
+    #[prost(string, tag = "3")]
+    pub identity: String,
+    #[prost(string, tag = "4")]
+    pub pod: String,
+    /// As `deployment/web`.
+    #[prost(string, tag = "5")]
+    pub workload: String,
+    #[prost(string, tag = "6")]
+    pub zone: String,
+}
+
+/// A change to an [`Endpoints`] that the proxy holds in version `base_version`. The resource's `version`
+/// is that of the outcome. A proxy that does not hold the base rejects it, and is sent the whole.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EndpointsDelta {
+    #[prost(fixed64, tag = "1")]
+    pub base_version: u64,
+    /// Added, or in place of one with the same address and port.
+    #[prost(message, repeated, tag = "2")]
+    pub upserted: Vec<Endpoint>,
+    /// Only `ip` and `port` are set.
+    #[prost(message, repeated, tag = "3")]
+    pub removed: Vec<Endpoint>,
+}
