@@ -1,1 +1,26 @@
+//! Naru's sidecar proxy.
+#![forbid(unsafe_code)]
 
+pub mod access_log;
+pub mod admin;
+pub mod balance;
+pub mod budget;
+pub mod config;
+pub mod control;
+pub mod detect;
+pub mod drain;
+pub mod http1;
+pub mod http2;
+pub mod identity;
+pub mod inbound;
+pub mod metrics;
+pub mod outbound;
+pub mod reason;
+pub mod retry;
+pub mod route;
+pub mod session;
+pub mod socket;
+pub mod table;
+pub mod tcp;
+pub mod upstream;
+pub mod worker;

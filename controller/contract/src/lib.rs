@@ -22,14 +22,14 @@
 
 mod identity;
 mod name;
-mod resource;
+mod resources;
 mod stream;
 
 pub use identity::{CertifyRequest, CertifyResponse};
 pub use name::{NameError, ResourceName};
-pub use resource::*;
+pub use resources::*;
 pub use stream::{
-    Answer, FromProxy, Heartbeat, Hello, Held, Push, Rejection, Subscribe, ToProxy, Unsubscribe,
+    Answer, FromProxy, Heartbeat, Held, Hello, Push, Rejection, Subscribe, ToProxy, Unsubscribe,
     from_proxy, to_proxy,
 };
 

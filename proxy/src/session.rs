@@ -1,0 +1,91 @@
+//! The facts that hold for one downstream connection, whatever protocol is found on it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::metrics::{Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics};
+use crate::route::Rule;
+use crate::table::{DestinationCell, Logical};
+use crate::worker::Worker;
+
+/// A `client` that has proved no identity.
+pub const UNAUTHENTICATED: &str = "unauthenticated";
+
+/// One downstream connection.
+#[derive(Clone)]
+pub struct Session {
+    pub worker: Rc<Worker>,
+    pub direction: Direction,
+    /// Inbound: the peer's SPIFFE ID or [`UNAUTHENTICATED`]. Outbound: empty.
+    pub client: Arc<str>,
+    /// Loaded anew for each request.
+    pub destination: Arc<DestinationCell>,
+    /// Inbound only: series are by client and port there, not by rule.
+    inbound: Option<(Arc<RequestMetrics>, Arc<TcpMetrics>)>,
+}
+
+impl Session {
+    pub fn outbound(worker: Rc<Worker>, destination: Arc<DestinationCell>) -> Self {
+        Self {
+            worker,
+            direction: Direction::Outbound,
+            client: Arc::from(""),
+            destination,
+            inbound: None,
+        }
+    }
+
+    pub fn inbound(
+        worker: Rc<Worker>,
+        destination: Arc<DestinationCell>,
+        client: Arc<str>,
+    ) -> Self {
+        let namespace: Arc<str> = worker.config.namespace.as_str().into();
+        let empty: Arc<str> = "".into();
+        let port = destination.address.port();
+        let requests = worker.metrics.request(RequestLabels {
+            direction: Direction::Inbound,
+            client: client.clone(),
+            namespace: namespace.clone(),
+            service: empty.clone(),
+            port,
+            route: empty.clone(),
+            rule: empty.clone(),
+            backend: empty.clone(),
+        });
+        let tcp = worker.metrics.tcp(TcpLabels {
+            direction: Direction::Inbound,
+            client: client.clone(),
+            namespace,
+            service: empty,
+            port,
+        });
+        Self {
+            worker,
+            direction: Direction::Inbound,
+            client,
+            destination,
+            inbound: Some((requests, tcp)),
+        }
+    }
+
+    /// Where a request is counted: by rule and backend (by the rule alone where it reaches none) on the outbound
+    /// side, by client and port on the inbound side.
+    pub fn request_metrics(&self, rule: &Rule, backend: Option<usize>) -> Arc<RequestMetrics> {
+        match (&self.inbound, backend) {
+            (Some((requests, _)), _) => requests.clone(),
+            (None, Some(index)) if index < rule.backends.len() => {
+                rule.backends[index].metrics.clone()
+            }
+            (None, _) => rule.metrics.clone(),
+        }
+    }
+
+    /// Where a connection that is not HTTP is counted.
+    pub fn tcp_metrics(&self, logical: &Logical) -> Arc<TcpMetrics> {
+        match &self.inbound {
+            Some((_, tcp)) => tcp.clone(),
+            None => logical.tcp.clone(),
+        }
+    }
+}
