@@ -13,6 +13,7 @@ pub mod http1;
 pub mod http2;
 pub mod identity;
 pub mod inbound;
+pub mod init;
 pub mod metrics;
 pub mod outbound;
 pub mod reason;

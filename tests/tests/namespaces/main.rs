@@ -1,0 +1,6 @@
+//! The namespaces layer: the real redirect rules and whole meshes, in network namespaces.
+//!
+//! Needs root and the programs that `tests/run` installs. What is absent makes a test fail with a
+//! word on what to install; no test passes by doing nothing.
+
+mod redirect;
