@@ -3,4 +3,12 @@
 //! Needs root and the programs that `tests/run` installs. What is absent makes a test fail with a
 //! word on what to install; no test passes by doing nothing.
 
+mod grpc;
+mod http;
+mod mesh;
+mod metrics;
+mod postgres;
 mod redirect;
+mod shown;
+mod tcp;
+mod wire;

@@ -1,0 +1,92 @@
+//! What is on the wire between two pods: TLS 1.3, and nothing that can be read.
+
+use crate::http::nginx;
+use crate::mesh::{Mesh, Workload, host, need, program, python};
+
+/// In every request and answer of the test; looked for in what was captured.
+const MARKER: &str = "a-word-that-nobody-may-read";
+
+#[test]
+fn between_pods_there_is_tls_1_3_and_no_readable_byte() {
+    need("tcpdump", "tcpdump");
+    need("tshark", "tshark");
+    let mesh = Mesh::new();
+    let marked = format!("location /marked {{ return 200 \"{MARKER}\\n\"; }}");
+    mesh.add(&nginx(&mesh, "nginx", &marked));
+    let greeter = format!("exec {} {} server 2525", python(), program("banner.py"));
+    mesh.add(&Workload::new("greeter", &greeter).port(25, 2525, None));
+    mesh.add(
+        &Workload::new(
+            "store",
+            "exec redis-server --port 6379 --save '' --protected-mode no --bind '* -::*'",
+        )
+        .port(6379, 6379, None),
+    );
+    let capture = mesh.path("wire.pcap").display().to_string();
+    mesh.run(&format!(
+        "tcpdump -i eth0 -U -s 0 -w {capture} tcp 2> {capture}.log & dump=$!\n\
+         until grep -q 'listening on' {capture}.log; do sleep 0.1; done\n\
+         for family in -4 -6; do curl $family -sS -m 10 http://nginx/marked?{MARKER} | grep -q {MARKER}; done\n\
+         curl -sS -m 10 -H 'secret: {MARKER}' -d {MARKER} -o /dev/null http://nginx/marked\n\
+         redis-cli -h store set {MARKER} {MARKER} | grep -q OK\n\
+         redis-cli -h store get {MARKER} | grep -q {MARKER}\n\
+         {} {} client greeter 25\n\
+         sleep 0.5; kill $dump; wait $dump || true",
+        python(),
+        program("banner.py"),
+    ));
+    for word in [
+        MARKER,
+        "HTTP/1.",
+        "PING",
+        "220 at your service",
+        "naru-http",
+        "spiffe:",
+    ] {
+        // The ALPN of the first message is the one thing that TLS 1.3 shows.
+        if word == "naru-http" {
+            continue;
+        }
+        let found = host(&format!("grep -a -c -F '{word}' {capture} || true"));
+        assert_eq!(found.trim(), "0", "{word:?} can be read on the wire");
+    }
+    let fields = |filter: &str, field: &str| -> Vec<String> {
+        host(&format!(
+            "tshark -r {capture} -Y '{filter}' -T fields -e {field} 2> /dev/null"
+        ))
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect()
+    };
+    let versions = fields(
+        "tls.handshake.type == 2",
+        "tls.handshake.extensions.supported_version",
+    );
+    assert!(versions.len() >= 4, "too few handshakes: {versions:?}");
+    assert!(
+        versions.iter().all(|version| version == "0x0304"),
+        "{versions:?}"
+    );
+    let groups = fields(
+        "tls.handshake.type == 2",
+        "tls.handshake.extensions_key_share_group",
+    );
+    // X25519MLKEM768.
+    assert!(
+        groups
+            .iter()
+            .all(|group| ["4588", "0x11ec"].contains(&group.as_str())),
+        "{groups:?}"
+    );
+    // Every connection that carried a byte began with a TLS handshake.
+    let mut talked = fields("tcp.len > 0", "tcp.stream");
+    let mut shaken = fields("tls.handshake.type == 1", "tcp.stream");
+    for streams in [&mut talked, &mut shaken] {
+        streams.sort();
+        streams.dedup();
+    }
+    assert_eq!(
+        talked, shaken,
+        "connections that talked, and those that began with TLS"
+    );
+}
