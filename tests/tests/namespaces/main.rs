@@ -9,6 +9,7 @@ mod mesh;
 mod metrics;
 mod postgres;
 mod redirect;
+mod sandbox;
 mod shown;
 mod tcp;
 mod wire;

@@ -78,15 +78,7 @@ pub struct Mesh {
 impl Mesh {
     /// A namespace with sidecars, and in it a Deployment `client` to run commands in.
     pub fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory =
-            std::env::temp_dir().join(format!("naru-test-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(directory.join("manifests")).expect("a scratch directory");
-        let mesh = Self {
-            directory,
-            timeout: TIMEOUT,
-        };
+        let mesh = Self::empty();
         mesh.put(&namespace(
             NAMESPACE,
             json!({ "naru.dev/inject": "enabled" }),
@@ -94,6 +86,38 @@ impl Mesh {
         ));
         mesh.put(&Workload::new("client", "sleep infinity").deployment());
         mesh
+    }
+
+    /// The shop of the project's own manifests, in a copy that a test may change.
+    pub fn shop() -> Self {
+        let mesh = Self::empty();
+        let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/sandbox");
+        for entry in std::fs::read_dir(manifests)
+            .expect("deploy/sandbox")
+            .flatten()
+        {
+            if entry
+                .path()
+                .extension()
+                .is_some_and(|extension| extension == "yaml")
+            {
+                let copy = mesh.path("manifests").join(entry.file_name());
+                std::fs::copy(entry.path(), copy).expect("copy");
+            }
+        }
+        mesh
+    }
+
+    fn empty() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let directory =
+            std::env::temp_dir().join(format!("naru-test-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(directory.join("manifests")).expect("a scratch directory");
+        Self {
+            directory,
+            timeout: TIMEOUT,
+        }
     }
 
     pub fn timeout(mut self, timeout: Duration) -> Self {
