@@ -1,13 +1,32 @@
 //! From a request to the rule that takes it, and what the rule changes on the way.
+//!
+//! In: the head of a request and the [`Logical`] that its connection was made to. Out: a [`Decision`]. The original
+//! destination alone says which `Logical` that is: nothing in the head (`Host`, `:authority`) ever picks another one.
+//!
+//! ```text
+//! contract ─▶ decode ─▶ Routes ─┐
+//!                               ├─▶ decide ─▶ Decision
+//! head ─────────────────────────┘     │ matches: which rule;  filter: what it changes
+//! ```
+
+mod decode;
+mod filter;
+mod head;
+mod matches;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::metrics::RequestMetrics;
 use crate::reason::Reason;
 use crate::table::{Backend, Logical};
+
+pub use decode::{DecodeError, ServiceLabels, decode_routes, default_rule};
+pub use filter::{Filter, HeaderModifier, PathModifier, Redirect, Rewrite};
+pub use matches::{Match, NamedMatch, PathMatch, RouteRule, Routes, ValueMatch};
 
 /// The head of a request, whichever HTTP version carried it. Two implementations: [`crate::http1`]'s head and
 /// [`http::request::Parts`].
@@ -30,10 +49,6 @@ pub trait HeaderFields {
     fn add_field(&mut self, name: &str, value: &str);
     fn remove_field(&mut self, name: &str);
 }
-
-/// The rules of all routes of a Service, in order of precedence.
-#[derive(Debug)]
-pub struct Routes {}
 
 /// What is to become of a request.
 pub enum Decision {
@@ -63,10 +78,12 @@ pub struct Rule {
     pub route: Arc<str>,
     /// Name of the rule, or its index.
     pub name: Arc<str>,
+    /// In the order in which they apply.
+    pub filters: Vec<Filter>,
     pub backends: Vec<RuleBackend>,
-    /// For the whole request with its retries.
+    /// For the whole request with its retries, to the end of the response.
     pub request_timeout: Option<Duration>,
-    /// For each attempt.
+    /// For each attempt, to the end of its response.
     pub backend_request_timeout: Option<Duration>,
     pub retry: Option<RetryPolicy>,
     /// For requests that reach no backend.
@@ -78,26 +95,90 @@ pub struct RuleBackend {
     pub weight: u32,
     /// `Err`: why it can't be used.
     pub backend: Result<Arc<Backend>, Arc<str>>,
+    /// Apply after those of the rule, to requests for this backend.
+    pub filters: Vec<Filter>,
     pub metrics: Arc<RequestMetrics>,
 }
 
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     pub codes: Vec<u16>,
+    /// Retries after the first attempt.
     pub attempts: u32,
+    /// Before the first retry.
     pub backoff: Duration,
 }
 
 impl Rule {
-    /// Applies the response filters of the rule and of the backend.
+    /// Applies the response filters of the rule and of the backend. An index beyond the backends (for a response that
+    /// no backend made) applies those of the rule alone.
     pub fn filter_response(&self, backend: usize, head: &mut impl HeaderFields) {
-        let _ = (backend, head);
-        todo!()
+        filter::apply_to_response(&self.filters, head);
+        if let Some(backend) = self.backends.get(backend) {
+            filter::apply_to_response(&backend.filters, head);
+        }
+    }
+
+    /// By weight. `None`: no backend has any.
+    fn pick_backend(&self, random: &mut SmallRng) -> Option<usize> {
+        if let [only] = self.backends.as_slice() {
+            return (only.weight > 0).then_some(0);
+        }
+        let total: u64 = self.backends.iter().map(|b| u64::from(b.weight)).sum();
+        if total == 0 {
+            return None;
+        }
+        let mut point = random.random_range(0..total);
+        self.backends.iter().position(|backend| {
+            let weight = u64::from(backend.weight);
+            let hit = point < weight;
+            point = point.saturating_sub(weight);
+            hit
+        })
     }
 }
 
 /// Finds the rule for a request and applies its request filters to the head.
 pub fn decide(logical: &Logical, head: &mut impl RequestHead, random: &mut SmallRng) -> Decision {
-    let _ = (logical, head, random);
-    todo!()
+    let (rule, matched_prefix) = match &logical.routes {
+        None => (&logical.default_rule, 0),
+        Some(routes) => match routes.find(head) {
+            Some(found) => found,
+            None => {
+                return Decision::Fail {
+                    rule: None,
+                    reason: Reason::NoRoute,
+                };
+            }
+        },
+    };
+    let fail = |reason| Decision::Fail {
+        rule: Some(rule.clone()),
+        reason,
+    };
+    let redirect = |(status, location)| Decision::Redirect {
+        rule: rule.clone(),
+        status,
+        location,
+    };
+    let context = filter::Context {
+        matched_prefix,
+        port: logical.port,
+    };
+    if let Some(answer) = filter::apply_to_request(&rule.filters, context, head) {
+        return redirect(answer);
+    }
+    let Some(backend) = rule.pick_backend(random) else {
+        return fail(Reason::NoBackend);
+    };
+    if rule.backends[backend].backend.is_err() {
+        return fail(Reason::BackendInvalid);
+    }
+    if let Some(answer) = filter::apply_to_request(&rule.backends[backend].filters, context, head) {
+        return redirect(answer);
+    }
+    Decision::Forward {
+        rule: rule.clone(),
+        backend,
+    }
 }

@@ -1,0 +1,259 @@
+//! What is known about one endpoint: how fast it answers, what is in flight on it, and whether it is in good standing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::{Admission, AttemptOutcome, EjectionCounter, EjectionReason, Nanos};
+
+/// Time in which what was seen loses all but 1/e of its weight, in nanoseconds. Long enough to outlast a garbage collection,
+/// short enough that a scaled-up or healed pod is found out about.
+const DECAY: f64 = 10e9;
+/// Latencies below are taken as this one, in nanoseconds: less is the noise of scheduling, and of the first request, which
+/// pays for the handshake.
+const LATENCY_FLOOR: f64 = 2e6;
+/// One observation raises the estimate to at most this many times its value, so that one outlier does not banish an endpoint
+/// for minutes. Slowness that lasts gets there with the next ones.
+const PEAK_RISE: f64 = 10.0;
+/// Endpoints whose estimates differ by less than this factor count as equally fast, and what is in flight decides.
+const SAME_SPEED: f64 = 2.0;
+/// Failures in a row after which an endpoint is ejected. With one request in two failing it takes about 60 requests.
+const FAILURES_TO_EJECT: u32 = 5;
+/// Of the first ejection; doubles with each that follows.
+const BASE_EJECTION: Duration = Duration::from_secs(10);
+const MAX_EJECTION: Duration = Duration::from_secs(300);
+/// An endpoint in good standing for this long starts over at [`BASE_EJECTION`].
+const FORGIVEN_AFTER: Duration = MAX_EJECTION;
+/// How long an endpoint that did not accept a connection is passed over where there are others.
+const AVOIDED_FOR: Duration = Duration::from_secs(1);
+
+/// Load and health of an endpoint. Shared by all workers; atomics only.
+#[derive(Debug, Default)]
+pub struct Load {
+    in_flight: AtomicU32,
+    /// Bits of an `f64`: peak EWMA of the latency in nanoseconds as of `observed`. 0: nothing is known.
+    latency: AtomicU64,
+    observed: AtomicU64,
+    /// Failures in a row.
+    failures: AtomicU32,
+    avoided_until: AtomicU64,
+    /// 0: in good standing. Otherwise ejected until then, and after that until a probe succeeds.
+    ejected_until: AtomicU64,
+    /// Ejections without a long time of good standing between them.
+    ejections: AtomicU32,
+    /// The ejection is because of somebody else at the address: nothing but a probe goes there, however few others there are.
+    refused: AtomicBool,
+    /// When earlier ejections no longer count.
+    forgiven_at: AtomicU64,
+    probing: AtomicBool,
+    counter: Option<Arc<EjectionCounter>>,
+}
+
+/// Whether an endpoint may be given work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Available,
+    /// Only where there is no other.
+    Avoided,
+    /// Only where most others are ejected as well.
+    Ejected,
+    /// The time is over: one request may find out.
+    Probeable,
+    /// Nothing at all.
+    Refused,
+}
+
+impl Load {
+    /// Ejections are counted in `counter`.
+    pub fn new(counter: Arc<EjectionCounter>) -> Self {
+        Self {
+            counter: Some(counter),
+            ..Self::default()
+        }
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Whether the endpoint is ejected, for whatever reason.
+    pub fn is_ejected(&self) -> bool {
+        self.is_unwell()
+    }
+
+    pub(super) fn started(&self) {
+        self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn ended(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    pub(super) fn answered(
+        &self,
+        outcome: AttemptOutcome,
+        latency: Duration,
+        admission: Admission,
+        now: Nanos,
+    ) {
+        match outcome {
+            AttemptOutcome::Response { status: 502..=504 }
+            | AttemptOutcome::Reset
+            | AttemptOutcome::TimedOut => {
+                self.observe(latency, now, true);
+                self.failed(admission, now);
+            }
+            AttemptOutcome::Response { .. } => {
+                self.observe(latency, now, false);
+                self.succeeded(admission);
+            }
+            AttemptOutcome::ConnectFailed => {
+                let until = now.0 + AVOIDED_FOR.as_nanos() as u64;
+                self.avoided_until.store(until, Relaxed);
+                self.failed(admission, now);
+            }
+            AttemptOutcome::IdentityMismatch => {
+                self.eject(EjectionReason::IdentityMismatch, now);
+            }
+            // The latency is at least as long as the client has waited.
+            AttemptOutcome::Cancelled => self.observe(latency, now, true),
+        }
+        if admission == Admission::Probe {
+            self.probing.store(false, Relaxed);
+        }
+    }
+
+    /// Whether nothing is to be looked up before the endpoint is used: the common case is one load.
+    pub(super) fn is_unwell(&self) -> bool {
+        self.ejected_until.load(Relaxed) != 0
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.load(Relaxed)
+    }
+
+    pub(super) fn standing(&self, now: Nanos) -> Standing {
+        let until = self.ejected_until.load(Relaxed);
+        if until == 0 {
+            return if self.avoided_until.load(Relaxed) > now.0 {
+                Standing::Avoided
+            } else {
+                Standing::Available
+            };
+        }
+        if until <= now.0 && !self.probing.load(Relaxed) {
+            Standing::Probeable
+        } else if self.is_refused() {
+            Standing::Refused
+        } else {
+            Standing::Ejected
+        }
+    }
+
+    /// Takes the one probe of an endpoint whose ejection is over.
+    pub(super) fn take_probe(&self, now: Nanos) -> bool {
+        let until = self.ejected_until.load(Relaxed);
+        until != 0 && until <= now.0 && !self.probing.swap(true, Relaxed)
+    }
+
+    /// Whether this is a better choice than `other`.
+    pub(super) fn is_better(&self, other: &Self, now: Nanos) -> bool {
+        let in_flight = |load: &Self| f64::from(load.in_flight.load(Relaxed)) + 1.0;
+        match (self.latency(now), other.latency(now)) {
+            (Some(mine), Some(theirs))
+                if mine > theirs * SAME_SPEED || theirs > mine * SAME_SPEED =>
+            {
+                mine * in_flight(self) < theirs * in_flight(other)
+            }
+            // Equally fast, or one is new: it is taken to be as fast as the other until it has answered, so its share is what it
+            // can carry, and no stampede.
+            _ => in_flight(self) < in_flight(other),
+        }
+    }
+
+    /// Decays while nothing is observed, so that a slow endpoint is tried again some time.
+    pub(super) fn latency(&self, now: Nanos) -> Option<f64> {
+        let bits = self.latency.load(Relaxed);
+        if bits == 0 {
+            return None;
+        }
+        let age = now.since(Nanos(self.observed.load(Relaxed)));
+        Some((f64::from_bits(bits) * (-(age as f64) / DECAY).exp()).max(LATENCY_FLOOR))
+    }
+
+    /// `at_least`: the latency is a lower bound (a failure may come fast, and is no praise).
+    fn observe(&self, latency: Duration, now: Nanos, at_least: bool) {
+        let seen = (latency.as_nanos() as f64).max(LATENCY_FLOOR);
+        let bits = self.latency.load(Relaxed);
+        let new = if bits == 0 {
+            if at_least {
+                return;
+            }
+            seen
+        } else {
+            let old = f64::from_bits(bits);
+            let age = now.since(Nanos(self.observed.load(Relaxed)));
+            let weight = (-(age as f64) / DECAY).exp();
+            if seen > old {
+                seen.min(old * PEAK_RISE)
+            } else if at_least {
+                return;
+            } else {
+                old * weight + seen * (1.0 - weight)
+            }
+        };
+        self.latency.store(new.to_bits(), Relaxed);
+        self.observed.store(now.0, Relaxed);
+    }
+
+    fn succeeded(&self, admission: Admission) {
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+        // A regular request was sent before the ejection, and so is no proof of recovery.
+        if admission != Admission::Regular {
+            self.refused.store(false, Relaxed);
+            self.ejected_until.store(0, Relaxed);
+        }
+    }
+
+    fn failed(&self, admission: Admission, now: Nanos) {
+        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
+        if admission == Admission::Probe || (failures >= FAILURES_TO_EJECT && !self.is_unwell()) {
+            self.eject(EjectionReason::ConsecutiveFailures, now);
+        }
+    }
+
+    fn eject(&self, reason: EjectionReason, now: Nanos) {
+        let last = self.ejected_until.load(Relaxed);
+        // Requests that were in flight together fail together: that is one ejection.
+        let standing = last == 0 || last <= now.0;
+        if reason == EjectionReason::IdentityMismatch {
+            let already = self.refused.swap(true, Relaxed);
+            if already && !standing {
+                return;
+            }
+        } else if !standing {
+            return;
+        }
+        let before = self.ejections.load(Relaxed);
+        let number = if self.is_forgiven(now) { 0 } else { before };
+        self.ejections.store(number.saturating_add(1), Relaxed);
+        let length = BASE_EJECTION
+            .saturating_mul(1_u32.checked_shl(number).unwrap_or(u32::MAX))
+            .min(MAX_EJECTION);
+        let until = now.0 + length.as_nanos() as u64;
+        self.ejected_until.store(until, Relaxed);
+        self.forgiven_at
+            .store(until + FORGIVEN_AFTER.as_nanos() as u64, Relaxed);
+        self.failures.store(0, Relaxed);
+        if let Some(counter) = &self.counter {
+            counter.count(reason);
+        }
+    }
+
+    fn is_forgiven(&self, now: Nanos) -> bool {
+        self.forgiven_at.load(Relaxed) <= now.0
+    }
+}

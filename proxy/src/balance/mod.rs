@@ -1,0 +1,293 @@
+//! Which endpoint gets a request: power of two choices on peak EWMA latency and requests in flight; endpoints that
+//! keep failing are ejected for a while.
+//!
+//! In: an [`EndpointSet`] and the endpoints that this request has tried. Out: an [`InFlight`], which takes back how the attempt
+//! ended. All workers share what is learned through atomics; there is no lock, and no order between them is relied upon: a lost
+//! update costs a slightly older estimate.
+//!
+//! ```text
+//! available ──5 failures in a row──▶ ejected 10 s, 20 s … 300 s ──▶ one probe ──answered──▶ available
+//!           ──wrong identity──────▶ refused likewise, also as the last one    ──failed────▶ ejected for longer
+//!           ──connect failed──────▶ avoided for a second: taken where there is no other
+//! ```
+
+mod load;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use crate::table::{Endpoint, EndpointSet};
+pub use load::Load;
+use load::Standing;
+
+/// How often two endpoints are drawn before all are looked at, where those drawn can't be used.
+const DRAWS: usize = 4;
+
+/// How an attempt on an endpoint ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    /// A response came (502, 503 and 504 count as a failure of the endpoint's).
+    Response { status: u16 },
+    /// Connection refused, timed out, reset.
+    ConnectFailed,
+    /// Somebody else is at the address: ejected at once.
+    IdentityMismatch,
+    /// The connection or stream broke before a response.
+    Reset,
+    /// The attempt was given up by us (time-out).
+    TimedOut,
+    /// The client gave up: says nothing about the endpoint.
+    Cancelled,
+}
+
+/// Why an endpoint was ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EjectionReason {
+    ConsecutiveFailures,
+    IdentityMismatch,
+}
+
+impl EjectionReason {
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConsecutiveFailures => "consecutive-failures",
+            Self::IdentityMismatch => "identity-mismatch",
+        }
+    }
+}
+
+/// How often endpoints of one backend were ejected. Read by the metrics.
+#[derive(Debug, Default)]
+pub struct EjectionCounter {
+    consecutive_failures: AtomicU64,
+    identity_mismatch: AtomicU64,
+}
+
+impl EjectionCounter {
+    pub fn get(&self, reason: EjectionReason) -> u64 {
+        self.of(reason).load(Ordering::Relaxed)
+    }
+
+    fn count(&self, reason: EjectionReason) {
+        self.of(reason).fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn of(&self, reason: EjectionReason) -> &AtomicU64 {
+        match reason {
+            EjectionReason::ConsecutiveFailures => &self.consecutive_failures,
+            EjectionReason::IdentityMismatch => &self.identity_mismatch,
+        }
+    }
+}
+
+/// On what footing an attempt was let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    Regular,
+    /// The one request that finds out whether an ejected endpoint has recovered.
+    Probe,
+    /// Ejected, but so many are that ejection is ignored.
+    Panic,
+}
+
+/// An attempt in flight on an endpoint. Dropping it without a word on how it ended counts as cancelled.
+#[derive(Debug)]
+pub struct InFlight {
+    pub endpoint: Arc<Endpoint>,
+    admission: Admission,
+    started: Nanos,
+    answered: bool,
+}
+
+impl InFlight {
+    /// How the attempt ended, as soon as that is known: with the head of the response where there is one. The attempt still
+    /// counts as in flight until it is dropped. `latency`: from the start of the attempt. The first word counts.
+    pub fn answered(&mut self, outcome: AttemptOutcome, latency: Duration) {
+        self.answered_at(outcome, latency, Nanos::now());
+    }
+
+    /// [`Self::answered`], and nothing is in flight any more.
+    pub fn finish(mut self, outcome: AttemptOutcome, latency: Duration) {
+        self.answered(outcome, latency);
+    }
+
+    fn answered_at(&mut self, outcome: AttemptOutcome, latency: Duration, now: Nanos) {
+        if !std::mem::replace(&mut self.answered, true) {
+            self.endpoint
+                .load
+                .answered(outcome, latency, self.admission, now);
+        }
+    }
+
+    fn new(endpoint: &Arc<Endpoint>, admission: Admission, now: Nanos) -> Self {
+        endpoint.load.started();
+        Self {
+            endpoint: endpoint.clone(),
+            admission,
+            started: now,
+            answered: false,
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if !self.answered {
+            let now = Nanos::now();
+            let waited = Duration::from_nanos(now.since(self.started));
+            self.answered_at(AttemptOutcome::Cancelled, waited, now);
+        }
+        self.endpoint.load.ended();
+    }
+}
+
+/// Picks an endpoint, avoiding those already tried (by id) where there are others. `None`: there is no endpoint that may
+/// be given work.
+pub fn pick(set: &EndpointSet, tried: &[u64], random: &mut SmallRng) -> Option<InFlight> {
+    pick_at(set, tried, random, Nanos::now())
+}
+
+fn pick_at(
+    set: &EndpointSet,
+    tried: &[u64],
+    random: &mut SmallRng,
+    now: Nanos,
+) -> Option<InFlight> {
+    let endpoints = set.endpoints.as_slice();
+    if let [only] = endpoints {
+        // An only endpoint may be the one that was tried, and is used however often it failed.
+        return admit_any(only, now);
+    }
+    if endpoints.len() >= 2 {
+        for _ in 0..DRAWS {
+            let first = random.random_range(0..endpoints.len());
+            let second = random.random_range(0..endpoints.len() - 1);
+            let second = second + usize::from(second >= first);
+            let (first, second) = (&endpoints[first], &endpoints[second]);
+            // Whoever comes upon an endpoint whose time is over probes it, or it would never come back.
+            for endpoint in [first, second] {
+                if endpoint.load.is_unwell()
+                    && !tried.contains(&endpoint.id)
+                    && endpoint.load.take_probe(now)
+                {
+                    return Some(InFlight::new(endpoint, Admission::Probe, now));
+                }
+            }
+            let usable = |endpoint: &Endpoint| {
+                endpoint.load.standing(now) == Standing::Available && !tried.contains(&endpoint.id)
+            };
+            let chosen = match (usable(first), usable(second)) {
+                (true, true) if second.load.is_better(&first.load, now) => second,
+                (true, _) => first,
+                (false, true) => second,
+                (false, false) => continue,
+            };
+            return Some(InFlight::new(chosen, Admission::Regular, now));
+        }
+    }
+    pick_by_rank(endpoints, tried, random, now)
+}
+
+fn admit_any(endpoint: &Arc<Endpoint>, now: Nanos) -> Option<InFlight> {
+    let admission = match endpoint.load.standing(now) {
+        Standing::Available | Standing::Avoided => Admission::Regular,
+        _ if endpoint.load.take_probe(now) => Admission::Probe,
+        _ if endpoint.load.is_refused() => return None,
+        _ => Admission::Panic,
+    };
+    Some(InFlight::new(endpoint, admission, now))
+}
+
+/// The slow path: looks at every endpoint and takes the best one there is.
+fn pick_by_rank(
+    endpoints: &[Arc<Endpoint>],
+    tried: &[u64],
+    random: &mut SmallRng,
+    now: Nanos,
+) -> Option<InFlight> {
+    let out = endpoints
+        .iter()
+        .filter(|endpoint| {
+            matches!(
+                endpoint.load.standing(now),
+                Standing::Ejected | Standing::Probeable | Standing::Refused
+            )
+        })
+        .count();
+    // With more than half of them out, it is more likely that something else is broken, and what is left would drown.
+    let panic = out * 2 > endpoints.len();
+    let rank = |endpoint: &Endpoint| {
+        let tried = tried.contains(&endpoint.id);
+        match endpoint.load.standing(now) {
+            Standing::Available if !tried => Some(0),
+            Standing::Avoided if !tried => Some(1),
+            Standing::Ejected | Standing::Probeable
+                if panic && !tried && !endpoint.load.is_refused() =>
+            {
+                Some(2)
+            }
+            Standing::Available => Some(3),
+            Standing::Avoided => Some(4),
+            Standing::Ejected | Standing::Probeable if panic && !endpoint.load.is_refused() => {
+                Some(5)
+            }
+            _ => None,
+        }
+    };
+    // Starts anywhere, so that equals share.
+    let start = random.random_range(0..endpoints.len().max(1));
+    let (before, after) = endpoints.split_at(start.min(endpoints.len()));
+    let mut best: Option<(u8, &Arc<Endpoint>)> = None;
+    for endpoint in after.iter().chain(before) {
+        let Some(rank) = rank(endpoint) else {
+            continue;
+        };
+        let better = match best {
+            None => true,
+            Some((other, current)) => {
+                rank < other || (rank == other && endpoint.load.is_better(&current.load, now))
+            }
+        };
+        if better {
+            best = Some((rank, endpoint));
+        }
+    }
+    match best {
+        Some((_, endpoint)) => {
+            let admission = match endpoint.load.standing(now) {
+                Standing::Available | Standing::Avoided => Admission::Regular,
+                _ => Admission::Panic,
+            };
+            Some(InFlight::new(endpoint, admission, now))
+        }
+        // Nothing but refused ones, or all the rest is on probation.
+        None => endpoints
+            .iter()
+            .find(|endpoint| endpoint.load.take_probe(now))
+            .map(|endpoint| InFlight::new(endpoint, Admission::Probe, now)),
+    }
+}
+
+/// Nanoseconds since the process began to count: what fits into an atomic. The seam through which tests choose the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Nanos(u64);
+
+impl Nanos {
+    fn now() -> Self {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        Self(START.elapsed().as_nanos() as u64)
+    }
+
+    fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
