@@ -1,1 +1,453 @@
-//! The admin port.
+//! The admin port: metrics, probes, the tables in force, and the log's filter.
+//!
+//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. It runs on the control thread; the number of
+//! connections and the time that each may take are bounded.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Body;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tracing::{debug, info};
+
+use crate::identity::Identity;
+use crate::logging::LogFilter;
+use crate::metrics::Metrics;
+use crate::table::Store;
+
+/// Connections at once: a few scrapers and probes. More wait to be accepted.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a connection may last: longer than the interval of any scraper that keeps it open.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a request's head may take, and a connection may wait for the next one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait after a connection could not be accepted (no file descriptors left, mostly).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes in a request's head.
+const MAX_HEAD: usize = 16 * 1024;
+/// Bytes in a request's body: a log filter.
+const MAX_BODY: usize = 4 * 1024;
+const PATHS: &str = "/metrics  what Prometheus scrapes\n\
+    /ready    200 when the proxy carries traffic, 503 with the reasons when it does not\n\
+    /live     200 as long as the control thread runs\n\
+    /config   the tables in force (from this machine only)\n\
+    /log      GET the log's filter, PUT another (from this machine only)\n";
+
+/// What the admin port shows and changes. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin {
+    pub identity: Identity,
+    pub metrics: Metrics,
+    pub store: Arc<Mutex<Store>>,
+    pub health: Arc<Health>,
+    pub log: LogFilter,
+}
+
+/// Whether the data path is up.
+#[derive(Debug, Default)]
+pub struct Health {
+    listening: AtomicBool,
+    worker_lost: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Health {
+    /// The listeners are bound and the workers run.
+    pub fn listening(&self) {
+        self.listening.store(true, Relaxed);
+    }
+
+    /// A worker is gone: the process ought to be restarted.
+    pub fn worker_lost(&self) {
+        self.worker_lost.store(true, Relaxed);
+    }
+
+    /// The proxy is shutting down.
+    pub fn draining(&self) {
+        self.draining.store(true, Relaxed);
+    }
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    /// What is missing.
+    reasons: Vec<&'static str>,
+}
+
+/// Listens on `address`. Where there is no IPv6, `[::]` is taken as `0.0.0.0`.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error)
+            if address.is_ipv6()
+                && address.ip().is_unspecified()
+                && error.kind() != io::ErrorKind::AddrInUse =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
+    }
+}
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, admin: Admin) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                debug!(%error, "accepting an admin connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let admin = admin.clone();
+        tokio::spawn(async move {
+            let served = tokio::time::timeout(CONNECTION_TIMEOUT, connection(stream, peer, admin));
+            if let Ok(Err(error)) = served.await {
+                debug!(%peer, %error, "admin connection");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, admin: Admin) -> hyper::Result<()> {
+    let local = is_loopback(peer.ip());
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(
+            TokioIo::new(stream),
+            service_fn(move |request| {
+                let admin = admin.clone();
+                async move { Ok::<_, Infallible>(admin.answer(request, local).await) }
+            }),
+        )
+        .await
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V6(v6) => v6
+            .to_ipv4_mapped()
+            .map_or(v6.is_loopback(), |v4| v4.is_loopback()),
+        IpAddr::V4(v4) => v4.is_loopback(),
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Admin {
+    /// `local`: the request comes from this machine.
+    async fn answer<B>(&self, request: Request<B>, local: bool) -> Answer
+    where
+        B: Body<Error: Into<BoxError>>,
+    {
+        let path = request.uri().path().to_owned();
+        let method = request.method().clone();
+        let reads = matches!(method, Method::GET | Method::HEAD);
+        match path.as_str() {
+            "/metrics" if reads => self.metrics().await,
+            "/ready" if reads => self.ready(),
+            "/live" if reads => text(StatusCode::OK, "live\n"),
+            "/config" | "/log" if !local => text(
+                StatusCode::FORBIDDEN,
+                "only from this machine: use kubectl port-forward or exec\n",
+            ),
+            "/config" if reads => self.config(),
+            "/log" if reads => text(StatusCode::OK, format!("{}\n", self.log.current())),
+            "/log" if method == Method::PUT => self.set_log(request.into_body()).await,
+            "/log" => not_allowed("GET, HEAD, PUT"),
+            "/metrics" | "/ready" | "/live" | "/config" => not_allowed("GET, HEAD"),
+            _ => text(StatusCode::NOT_FOUND, format!("There is:\n{PATHS}")),
+        }
+    }
+
+    async fn metrics(&self) -> Answer {
+        // Rendering takes as long as there are many series; data path misses must not wait for it.
+        let metrics = self.metrics.clone();
+        let rendered = tokio::task::spawn_blocking(move || metrics.render()).await;
+        match rendered {
+            Ok(Ok(body)) => with_type(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                body,
+            ),
+            Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+
+    fn ready(&self) -> Answer {
+        let reasons = self.missing();
+        let status = match reasons.is_empty() {
+            true => StatusCode::OK,
+            false => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        json(
+            status,
+            &Readiness {
+                ready: reasons.is_empty(),
+                reasons,
+            },
+        )
+    }
+
+    /// What keeps the proxy from carrying traffic.
+    fn missing(&self) -> Vec<&'static str> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = [
+            (!self.identity.is_valid(), "there is no valid certificate"),
+            (
+                !store.knows_inbound(),
+                "the controller has not said how this pod is to be reached",
+            ),
+            (
+                !self.health.listening.load(Relaxed),
+                "the listeners are not up",
+            ),
+            (
+                self.health.worker_lost.load(Relaxed),
+                "a worker thread has ended",
+            ),
+            (self.health.draining.load(Relaxed), "shutting down"),
+        ];
+        missing
+            .into_iter()
+            .filter_map(|(is_missing, what)| is_missing.then_some(what))
+            .collect()
+    }
+
+    fn config(&self) -> Answer {
+        let view = self
+            .store
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .view();
+        json(StatusCode::OK, &view)
+    }
+
+    async fn set_log<B>(&self, body: B) -> Answer
+    where
+        B: Body<Error: Into<BoxError>>,
+    {
+        let body = match Limited::new(body, MAX_BODY).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        };
+        let filter = match std::str::from_utf8(&body) {
+            Ok(filter) => filter.trim(),
+            Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        };
+        match self.log.set(filter) {
+            Ok(()) => {
+                info!(filter, "the log's filter has been changed");
+                text(StatusCode::OK, format!("{filter}\n"))
+            }
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        }
+    }
+}
+
+fn not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("{allowed} only\n"));
+    answer
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    with_type(status, "text/plain; charset=utf-8", body)
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    match serde_json::to_vec_pretty(value) {
+        Ok(mut body) => {
+            body.push(b'\n');
+            with_type(status, "application/json", body)
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::testing::{Authority, Leaf, TRUST_DOMAIN};
+    use crate::table::tables;
+    use naru_contract as contract;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    struct Fixture {
+        admin: Admin,
+        authority: Authority,
+        _layer: Box<dyn std::any::Any>,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let authority = Authority::new("a");
+            let identity = Identity::new(TRUST_DOMAIN, vec![authority.anchor()]).unwrap();
+            let metrics = Metrics::new("shop", "web-1");
+            let (tables, _) = tables("shop", metrics.clone(), Duration::ZERO);
+            let store = Store::new(&tables, identity.clone(), metrics.clone());
+            let (layer, log) = LogFilter::for_tests();
+            let admin = Admin {
+                identity,
+                metrics,
+                store: Arc::new(Mutex::new(store)),
+                health: Arc::default(),
+                log,
+            };
+            Self {
+                admin,
+                authority,
+                _layer: Box::new(layer),
+            }
+        }
+
+        async fn ask(&self, method: Method, path: &str, body: &str, local: bool) -> (u16, String) {
+            let request = Request::builder().method(method).uri(path);
+            let request = request
+                .body(Full::new(Bytes::from(body.to_owned())))
+                .unwrap();
+            let answer = self.admin.answer(request, local).await;
+            let status = answer.status().as_u16();
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            (status, String::from_utf8(body.to_vec()).unwrap())
+        }
+
+        async fn get(&self, path: &str) -> (u16, String) {
+            self.ask(Method::GET, path, "", true).await
+        }
+    }
+
+    #[tokio::test]
+    async fn ready_says_what_is_missing_until_nothing_is() {
+        let fixture = Fixture::new();
+        let reasons = || async {
+            let (status, body) = fixture.get("/ready").await;
+            let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+            let reasons = body["reasons"].as_array().unwrap().len();
+            assert_eq!(status, if reasons == 0 { 200 } else { 503 });
+            assert_eq!(body["ready"], reasons == 0);
+            reasons
+        };
+        assert_eq!(reasons().await, 3);
+        let (chain, key) = fixture
+            .authority
+            .issue(&Leaf::new("spiffe://cluster.local/ns/shop/sa/web"));
+        fixture.admin.identity.set_certificate(chain, key).unwrap();
+        assert_eq!(reasons().await, 2);
+        fixture.admin.health.listening();
+        assert_eq!(reasons().await, 1);
+        let inbound = contract::Resource {
+            name: "inbound".to_owned(),
+            version: 1,
+            body: Some(contract::resource::Body::Inbound(
+                contract::Inbound::default(),
+            )),
+        };
+        fixture.admin.store.lock().unwrap().apply(contract::Push {
+            sequence: 1,
+            updates: vec![inbound],
+            removed: Vec::new(),
+        });
+        assert_eq!(reasons().await, 0);
+        fixture.admin.health.worker_lost();
+        fixture.admin.health.draining();
+        assert_eq!(reasons().await, 2);
+        assert_eq!(fixture.get("/live").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn the_log_is_changed_from_this_machine_only() {
+        let fixture = Fixture::new();
+        let put = |body, local| fixture.ask(Method::PUT, "/log", body, local);
+        assert_eq!(put("debug", false).await.0, 403);
+        assert_eq!(fixture.get("/log").await, (200, "info\n".to_owned()));
+        assert_eq!(put("naru_proxy=debug,warn\n", true).await.0, 200);
+        assert_eq!(fixture.get("/log").await.1, "naru_proxy=debug,warn\n");
+        let (status, error) = put("naru=loud", true).await;
+        assert_eq!(status, 400);
+        assert!(error.contains("MODULE=LEVEL"), "{error}");
+        assert_eq!(put(&"x".repeat(MAX_BODY + 1), true).await.0, 400);
+        assert_eq!(fixture.get("/log").await.1, "naru_proxy=debug,warn\n");
+        for path in ["/config", "/log"] {
+            assert_eq!(fixture.ask(Method::GET, path, "", false).await.0, 403);
+            assert_eq!(fixture.get(path).await.0, 200);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unknown_path_shows_the_known_ones() {
+        let fixture = Fixture::new();
+        let (status, body) = fixture.get("/").await;
+        assert_eq!(status, 404);
+        for path in ["/metrics", "/ready", "/live", "/config", "/log"] {
+            assert!(body.contains(path), "{body}");
+        }
+        assert_eq!(fixture.ask(Method::POST, "/metrics", "", true).await.0, 405);
+    }
+
+    #[tokio::test]
+    async fn metrics_are_scraped_over_a_socket() {
+        let fixture = Fixture::new();
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(serve(listener, fixture.admin.clone()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(
+            answer.contains("content-type: text/plain; version=0.0.4"),
+            "{answer}"
+        );
+        assert!(answer.contains("naru_proxy_info{"), "{answer}");
+        server.abort();
+    }
+
+    #[test]
+    fn loopback_is_told_in_every_notation() {
+        for (address, expected) in [
+            ("127.0.0.1", true),
+            ("127.8.8.8", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.0.0.1", false),
+            ("::ffff:10.0.0.1", false),
+            ("fd00::1", false),
+        ] {
+            assert_eq!(is_loopback(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+}

@@ -1,24 +1,35 @@
 //! What a proxy is told at start: flags and environment, parsed once into one struct. Nothing reads
 //! the environment later.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::identity::SpiffeId;
+
+/// Most data workers. More threads than that are no sidecar any more, and each has pools of its own.
+const MAX_WORKERS: i64 = 64;
 
 /// Everything that a running proxy is told.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The controller's gRPC address, as `host:port`.
     pub controller: String,
-    /// The SPIFFE ID that the controller must prove.
-    pub controller_identity: String,
+    /// The SPIFFE ID that the controller must prove. Its trust domain is the mesh's.
+    pub controller_identity: SpiffeId,
     /// PEM file with the anchors to trust before the controller has sent any.
     pub trust_anchors: PathBuf,
     /// File with the service-account token.
     pub token: PathBuf,
     pub namespace: String,
     pub pod: String,
+    /// Port of the listener for redirected outbound connections; 0: there is none.
     pub outbound_port: u16,
+    /// Port of the listener for redirected inbound connections; 0: there is none.
     pub inbound_port: u16,
     /// Listeners whose connections are taken as having had a given original destination.
     pub map_outbound: Vec<MappedListener>,
@@ -28,9 +39,19 @@ pub struct Config {
     pub workers: usize,
     /// Mark on every socket that the proxy opens, where rules tell its traffic by a mark.
     pub socket_mark: Option<u32>,
+    /// Write one JSON line for each request to standard output.
     pub access_log: bool,
+    /// Filter of the program's own log, as `info` or `naru_proxy::control=debug,info`.
     pub log: String,
+    pub log_format: LogFormat,
     pub limits: Limits,
+}
+
+/// The form of the program's own log, on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
 }
 
 /// A listener that stands for an original destination.
@@ -90,6 +111,384 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(5),
             discovery_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Flags of `naru-proxy run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// The controller's gRPC address, as HOST:PORT.
+    #[arg(long, env = "NARU_CONTROLLER", value_parser = parse_host_port)]
+    controller: String,
+    /// The SPIFFE ID that the controller must prove.
+    #[arg(long, env = "NARU_CONTROLLER_IDENTITY", value_name = "SPIFFE_ID")]
+    controller_identity: SpiffeId,
+    /// PEM file with the certificates to trust until the controller has said which.
+    #[arg(long, env = "NARU_TRUST_ANCHORS", value_name = "FILE")]
+    trust_anchors: PathBuf,
+    /// File with the pod's service-account token for the audience naru.dev. Read anew for each certificate.
+    #[arg(long, env = "NARU_TOKEN", value_name = "FILE")]
+    token: PathBuf,
+    /// Namespace of the pod.
+    #[arg(long, env = "NARU_NAMESPACE", value_parser = parse_name)]
+    namespace: String,
+    /// Name of the pod.
+    #[arg(long, env = "NARU_POD", value_parser = parse_name)]
+    pod: String,
+    /// Port to which outbound connections are redirected; 0: none.
+    #[arg(long, env = "NARU_OUTBOUND_PORT", default_value_t = 15001)]
+    outbound_port: u16,
+    /// Port to which inbound connections are redirected; 0: none.
+    #[arg(long, env = "NARU_INBOUND_PORT", default_value_t = 15006)]
+    inbound_port: u16,
+    /// Take connections to LISTEN as outbound ones to DESTINATION (without redirect rules; repeatable).
+    #[arg(
+        long,
+        env = "NARU_MAP_OUTBOUND",
+        value_name = "LISTEN=DESTINATION",
+        value_delimiter = ','
+    )]
+    map_outbound: Vec<MappedListener>,
+    /// Take connections to LISTEN as inbound ones to DESTINATION (without redirect rules; repeatable).
+    #[arg(
+        long,
+        env = "NARU_MAP_INBOUND",
+        value_name = "LISTEN=DESTINATION",
+        value_delimiter = ','
+    )]
+    map_inbound: Vec<MappedListener>,
+    /// Address of metrics and probes. Where there is no IPv6, [::] falls back to 0.0.0.0.
+    #[arg(
+        long,
+        env = "NARU_ADMIN",
+        default_value = "[::]:15020",
+        value_name = "ADDRESS:PORT"
+    )]
+    admin: SocketAddr,
+    /// Threads that carry traffic.
+    #[arg(long, env = "NARU_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_WORKERS))]
+    workers: u16,
+    /// Mark (SO_MARK) of every socket that the proxy opens, where redirect rules tell them by it.
+    #[arg(long, env = "NARU_SOCKET_MARK", value_name = "MARK", value_parser = parse_mark)]
+    socket_mark: Option<u32>,
+    /// Write one JSON line for each request to standard output.
+    #[arg(long, env = "NARU_ACCESS_LOG")]
+    access_log: bool,
+    /// What to log: error, warn, info, debug, trace, or MODULE=LEVEL,…
+    #[arg(long, env = "NARU_LOG", default_value = "info", value_name = "FILTER", value_parser = parse_filter)]
+    log: String,
+    /// Form of the log on standard error.
+    #[arg(long, env = "NARU_LOG_FORMAT", default_value = "text", value_enum)]
+    log_format: LogFormat,
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+macro_rules! limit_args {
+    ($($(#[doc = $doc:literal])* $field:ident: $type:ty, $env:literal, $min:literal;)*) => {
+        /// Every bound of the data path as a flag; the defaults are those of [`Limits`].
+        #[derive(Args, Clone, Debug)]
+        #[command(next_help_heading = "Limits")]
+        struct LimitArgs {
+            $($(#[doc = $doc])*
+            #[arg(long, env = $env, default_value_t = <$type>::from(Limits::default().$field), value_parser = at_least::<$type>($min))]
+            $field: $type,)*
+        }
+
+        impl From<LimitArgs> for Limits {
+            fn from(args: LimitArgs) -> Self {
+                Self { $($field: args.$field.into(),)* }
+            }
+        }
+    };
+}
+
+limit_args! {
+    /// Bytes in the whole head of a request or response.
+    max_header_bytes: usize, "NARU_MAX_HEADER_BYTES", "1024";
+    /// Bytes of a request body that are kept for another attempt.
+    max_replay_bytes: usize, "NARU_MAX_REPLAY_BYTES", "0";
+    /// Downstream connections, each direction.
+    max_connections: usize, "NARU_MAX_CONNECTIONS", "1";
+    /// Concurrent streams of one downstream HTTP/2 connection.
+    max_concurrent_streams: u32, "NARU_MAX_CONCURRENT_STREAMS", "1";
+    /// Idle HTTP/1.1 connections that one worker keeps for one endpoint.
+    max_idle_per_endpoint: usize, "NARU_MAX_IDLE_PER_ENDPOINT", "0";
+    /// Idle HTTP/1.1 connections that one worker keeps.
+    max_idle: usize, "NARU_MAX_IDLE", "0";
+    /// How long an upstream connection may stay unused in a pool.
+    pool_idle: Span, "NARU_POOL_IDLE", "1ms";
+    /// How long an upstream connection is given new requests.
+    pool_age: Span, "NARU_POOL_AGE", "1ms";
+    /// How long opening an upstream connection may take, TLS included.
+    connect_timeout: Span, "NARU_CONNECT_TIMEOUT", "1ms";
+    /// How long a client may take to send a request's head once it has begun.
+    header_timeout: Span, "NARU_HEADER_TIMEOUT", "1ms";
+    /// How long a downstream HTTP connection is kept with no request on it.
+    keep_alive_idle: Span, "NARU_KEEP_ALIVE_IDLE", "1ms";
+    /// How long a downstream TLS handshake may take.
+    handshake_timeout: Span, "NARU_HANDSHAKE_TIMEOUT", "1ms";
+    /// How long the first word of the controller about a destination is waited for.
+    discovery_timeout: Span, "NARU_DISCOVERY_TIMEOUT", "1ms";
+    /// How long work in flight may go on after SIGTERM.
+    drain_timeout: Span, "NARU_DRAIN_TIMEOUT", "0s";
+}
+
+impl From<RunArgs> for Config {
+    fn from(args: RunArgs) -> Self {
+        Self {
+            controller: args.controller,
+            controller_identity: args.controller_identity,
+            trust_anchors: args.trust_anchors,
+            token: args.token,
+            namespace: args.namespace,
+            pod: args.pod,
+            outbound_port: args.outbound_port,
+            inbound_port: args.inbound_port,
+            map_outbound: args.map_outbound,
+            map_inbound: args.map_inbound,
+            admin: args.admin,
+            workers: usize::from(args.workers),
+            socket_mark: args.socket_mark,
+            access_log: args.access_log,
+            log: args.log,
+            log_format: args.log_format,
+            limits: args.limits.into(),
+        }
+    }
+}
+
+impl FromStr for MappedListener {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not LISTEN=DESTINATION, as 127.0.0.1:8001=10.0.0.1:80");
+        let (listen, destination) = text.split_once('=').ok_or_else(wrong)?;
+        Ok(Self {
+            listen: listen.parse().map_err(|_| wrong())?,
+            destination: destination.parse().map_err(|_| wrong())?,
+        })
+    }
+}
+
+/// A duration as people write it: `500ms`, `30s`, `5m`, `1h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+struct Span(Duration);
+
+impl From<Duration> for Span {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+impl From<Span> for Duration {
+    fn from(span: Span) -> Self {
+        span.0
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        match millis {
+            0 => f.write_str("0s"),
+            _ if millis.is_multiple_of(3_600_000) => write!(f, "{}h", millis / 3_600_000),
+            _ if millis.is_multiple_of(60_000) => write!(f, "{}m", millis / 60_000),
+            _ if millis.is_multiple_of(1_000) => write!(f, "{}s", millis / 1_000),
+            _ => write!(f, "{millis}ms"),
+        }
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "{text:?} is no duration: expected a number with ms, s, m or h, as 500ms or 30s"
+            )
+        };
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let unit = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(wrong()),
+        };
+        number
+            .checked_mul(unit)
+            .map(|millis| Self(Duration::from_millis(millis)))
+            .ok_or_else(wrong)
+    }
+}
+
+/// A parser for values that are not below `least`.
+fn at_least<T>(
+    least: &'static str,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: FromStr<Err: fmt::Display> + PartialOrd + fmt::Display,
+{
+    move |text| {
+        let value: T = text.parse().map_err(|error: T::Err| error.to_string())?;
+        match least.parse::<T>() {
+            Ok(least) if value < least => Err(format!("must be at least {least}")),
+            _ => Ok(value),
+        }
+    }
+}
+
+fn parse_host_port(text: &str) -> Result<String, String> {
+    let wrong = || format!("{text:?} is not HOST:PORT, as naru-controller.naru-system:15010");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let bare_ipv6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+    match port.parse::<u16>() {
+        Ok(1..) if !host.is_empty() && !bare_ipv6 => Ok(text.to_owned()),
+        _ => Err(wrong()),
+    }
+}
+
+/// What Kubernetes allows as the name of a namespace or pod, near enough to catch a variable that was not filled in.
+fn parse_name(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    if (1..=253).contains(&text.len()) && text.bytes().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected lower-case letters, digits, '-' and '.'".to_owned())
+    }
+}
+
+fn parse_mark(text: &str) -> Result<u32, String> {
+    let mark = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    match mark {
+        Ok(0) => Err("0 is what a socket without a mark has".to_owned()),
+        Ok(mark) => Ok(mark),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn parse_filter(text: &str) -> Result<String, String> {
+    tracing_subscriber::EnvFilter::try_new(text)
+        .map(|_| text.to_owned())
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+impl Config {
+    /// What the least flags give, for tests that change what they are about.
+    pub(crate) fn for_tests() -> Self {
+        use clap::Parser;
+        let needed = tests::NEEDED.iter();
+        tests::Command::parse_from(needed).run.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use proptest::prelude::*;
+
+    #[derive(Parser)]
+    pub(super) struct Command {
+        #[command(flatten)]
+        pub(super) run: RunArgs,
+    }
+
+    pub(super) const NEEDED: [&str; 13] = [
+        "naru-proxy",
+        "--controller",
+        "controller:15010",
+        "--controller-identity",
+        "spiffe://cluster.local/ns/naru-system/sa/naru-controller",
+        "--trust-anchors",
+        "anchors.pem",
+        "--token",
+        "token",
+        "--namespace",
+        "shop",
+        "--pod",
+        "web-1",
+    ];
+
+    fn parse(more: &[&str]) -> Result<Config, String> {
+        Command::try_parse_from(NEEDED.iter().chain(more))
+            .map(|command| command.run.into())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn flags_default_to_the_limits_defaults() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(
+            format!("{:?}", config.limits),
+            format!("{:?}", Limits::default())
+        );
+        assert_eq!(config.outbound_port, 15001);
+        assert_eq!(config.admin, "[::]:15020".parse().unwrap());
+    }
+
+    #[test]
+    fn mapped_listeners_may_be_repeated() {
+        let config = parse(&[
+            "--map-outbound",
+            "127.0.0.1:8001=10.96.0.1:80",
+            "--map-outbound",
+            "[::1]:8002=[fd00::1]:443",
+        ])
+        .unwrap();
+        assert_eq!(config.map_outbound.len(), 2);
+        assert_eq!(
+            config.map_outbound[1].destination,
+            "[fd00::1]:443".parse().unwrap()
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_the_flag_and_the_way_out() {
+        for (flag, value, hint) in [
+            ("--map-inbound", "8001=80", "LISTEN=DESTINATION"),
+            ("--controller-identity", "naru-controller", "spiffe://"),
+            ("--controller", "controller", "HOST:PORT"),
+            ("--controller", "::1:15010", "HOST:PORT"),
+            ("--connect-timeout", "5", "500ms"),
+            ("--connect-timeout", "0s", "at least 1ms"),
+            ("--max-header-bytes", "10", "at least 1024"),
+            ("--workers", "0", "1..=64"),
+            ("--log", "naru=loud", "naru=loud"),
+            ("--namespace", "$(NAMESPACE)", "lower-case"),
+        ] {
+            let mut arguments: Vec<&str> = NEEDED.to_vec();
+            match arguments.iter().position(|argument| *argument == flag) {
+                Some(at) => arguments[at + 1] = value,
+                None => arguments.extend([flag, value]),
+            }
+            let error = match Command::try_parse_from(arguments) {
+                Ok(_) => panic!("{flag} {value} was taken"),
+                Err(error) => error.to_string(),
+            };
+            assert!(error.contains(flag) && error.contains(hint), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_duration_survives_its_text_form(millis in 0_u64..100_000_000) {
+            let span = Span(Duration::from_millis(millis));
+            prop_assert_eq!(span.to_string().parse(), Ok(span));
+        }
+
+        #[test]
+        fn any_text_is_a_duration_or_an_error(text in ".{0,20}") {
+            let _ = text.parse::<Span>();
         }
     }
 }

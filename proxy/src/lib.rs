@@ -14,6 +14,7 @@ pub mod http2;
 pub mod identity;
 pub mod inbound;
 pub mod init;
+pub mod logging;
 pub mod metrics;
 pub mod outbound;
 pub mod reason;

@@ -1,1 +1,207 @@
-fn main() {}
+//! `naru-proxy run`: the sidecar. `naru-proxy init`: the redirect rules that bring it its connections.
+//!
+//! ```text
+//! main thread: certificate, stream of tables, admin port, signals
+//! data workers: listeners and connections, one runtime each
+//! ```
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use naru_proxy::access_log::AccessLog;
+use naru_proxy::admin::{self, Admin, Health};
+use naru_proxy::config::{Config, RunArgs};
+use naru_proxy::control::{Controller, Sync};
+use naru_proxy::drain::drain;
+use naru_proxy::identity::{Identity, Renewal, read_anchors};
+use naru_proxy::init::{self, InitArgs};
+use naru_proxy::logging::{self, LogFilter};
+use naru_proxy::metrics::Metrics;
+use naru_proxy::socket::Listeners;
+use naru_proxy::table::{Store, tables};
+use naru_proxy::worker::{self, Shared};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+/// How long the access log may take to be written out at the end.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// Threads for what blocks: resolving names, reading files, rendering metrics.
+const BLOCKING_THREADS: usize = 4;
+
+#[derive(Parser)]
+#[command(name = "naru-proxy", version, about = "Naru's sidecar proxy.")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Carry the connections of a pod.
+    Run(Box<RunArgs>),
+    /// Set the redirect rules of a pod.
+    Init(InitArgs),
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::Run(args) => run(Config::from(*args)),
+        Command::Init(args) => init::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("naru-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let log = logging::start(&config.log, config.log_format).context("starting the log")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("starting the control runtime")?;
+    let done = runtime.block_on(proxy(Arc::new(config), log));
+    // A name that is being resolved must not hold up the end.
+    runtime.shutdown_background();
+    done
+}
+
+/// Runs until a signal and the end of what was in flight then.
+async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
+    // Before anything can take long: a signal must never be missed.
+    let mut signals = Signals::new().context("listening for signals")?;
+    let metrics = Metrics::new(&config.namespace, &config.pod);
+    let anchors = read_anchors(&config.trust_anchors).with_context(|| {
+        format!(
+            "--trust-anchors {}: a PEM file with the mesh's root certificates is needed; the controller writes one to its state \
+             directory",
+            config.trust_anchors.display()
+        )
+    })?;
+    let identity = Identity::new(config.controller_identity.trust_domain(), anchors)
+        .with_context(|| format!("--trust-anchors {}", config.trust_anchors.display()))?;
+    let admin_listener = admin::bind(config.admin)
+        .await
+        .with_context(|| format!("--admin {}", config.admin))?;
+    let (tables, misses) = tables(
+        &config.namespace,
+        metrics.clone(),
+        config.limits.discovery_timeout,
+    );
+    let store = Store::new(&tables, identity.clone(), metrics.clone());
+    let store = Arc::new(Mutex::new(store));
+    let (access_log, access_log_writer) = match config.access_log {
+        true => {
+            let (log, writer) = AccessLog::start(metrics.clone(), std::io::stdout())
+                .context("starting the access log")?;
+            (log, Some(writer))
+        }
+        false => (AccessLog::off(), None),
+    };
+    let health = Arc::new(Health::default());
+    let (drain_signal, drain) = drain();
+
+    let controller = Controller {
+        config: config.clone(),
+        identity: identity.clone(),
+    };
+    let renewal = Renewal {
+        identity: identity.clone(),
+        metrics: metrics.clone(),
+        controller: controller.clone(),
+    };
+    let sync = Sync::new(controller, store.clone(), misses, metrics.clone());
+    let admin_address = admin_listener.local_addr()?;
+    let admin = Admin {
+        identity: identity.clone(),
+        metrics: metrics.clone(),
+        store,
+        health: health.clone(),
+        log,
+    };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(renewal.run());
+    tasks.spawn(sync.run());
+    tasks.spawn(admin::serve(admin_listener, admin));
+
+    let listeners = Listeners::bind(&config).context("listening for connections")?;
+    let workers = worker::start(
+        Shared {
+            config: config.clone(),
+            tables,
+            identity,
+            metrics,
+            access_log,
+            drain,
+        },
+        listeners,
+    )
+    .context("starting the workers")?;
+    health.listening();
+    info!(
+        namespace = config.namespace,
+        pod = config.pod,
+        version = env!("CARGO_PKG_VERSION"),
+        admin = %admin_address,
+        workers = config.workers,
+        "naru-proxy is up"
+    );
+
+    tokio::select! {
+        name = signals.next() => info!(signal = name, "shutting down"),
+        ended = tasks.join_next() => {
+            error!(?ended, "a control task has ended");
+            anyhow::bail!("a control task has ended; this is a defect of naru-proxy");
+        }
+        () = workers.lost() => {
+            health.worker_lost();
+            anyhow::bail!("a worker thread has ended; this is a defect of naru-proxy");
+        }
+    }
+    // First the word that there is to be no new work, then no new work.
+    health.draining();
+    drain_signal.start();
+    tokio::select! {
+        () = drain_signal.finished() => info!("everything in flight is done"),
+        () = tokio::time::sleep(config.limits.drain_timeout) => {
+            warn!(after = ?config.limits.drain_timeout, "not everything in flight is done; breaking it off");
+        }
+        name = signals.next() => {
+            warn!(signal = name, "a second signal: breaking off what is in flight");
+        }
+    }
+    if let Some(writer) = access_log_writer {
+        writer.finish(LAST_LINES);
+    }
+    Ok(())
+}
+
+/// The signals that end the proxy.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -36,3 +36,20 @@ pub struct Worker {
     pub http2_pool: http2::Pool,
     pub random: RefCell<SmallRng>,
 }
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Workers {}
+
+/// Starts the data workers.
+pub fn start(shared: Shared, listeners: crate::socket::Listeners) -> std::io::Result<Workers> {
+    let _ = (shared, listeners);
+    todo!()
+}
+
+impl Workers {
+    /// Returns when a worker has ended that should not have.
+    pub async fn lost(&self) {
+        todo!()
+    }
+}

@@ -45,5 +45,7 @@ pub const CONTRACT_VERSION_SKEW: u32 = 2;
 pub const TOKEN_AUDIENCE: &str = "naru.dev";
 /// The largest message that either side sends or takes, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+/// The longest that a controller with a stream open may say nothing. After three times that a proxy takes it for lost.
+pub const HEARTBEAT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
 /// How many destinations a proxy may be subscribed to at once.
 pub const MAX_SUBSCRIPTIONS: usize = 10_000;

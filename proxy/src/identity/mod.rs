@@ -1,9 +1,63 @@
 //! Who the proxy is and whom it trusts: keys, certificates and the TLS configurations made of them.
+//!
+//! ```text
+//! renew ── certificate ──▶ ┐
+//! control ── anchors ────▶ ┴─▶ generation: server config, client config for each peer identity
+//! ```
+//!
+//! A generation is immutable and swapped whole. TLS 1.3 only; X25519MLKEM768 comes first, so what is recorded today stays
+//! secret from tomorrow's quantum computers.
+//!
+//! # Session resumption
+//!
+//! A full handshake costs both ends together about three times a resumed one, and opaque TCP opens one connection for each
+//! of the app's. So sessions are resumed, within these bounds:
+//! * A client keeps tickets by expected identity, certificate and anchors: a ticket that `a` gave is never shown to
+//!   somebody who has to be `b`, and none outlives the certificate or the anchors that it was earned with. Whoever answers must
+//!   hold the ticket's key, which never leaves the process that proved its identity in the full handshake.
+//! * A server seals everything in the ticket (nothing is stored) with keys that live for at most 12 hours and go with the
+//!   anchors. [`Identity::peer_identity`] checks the validity of the client's certificate on resumed connections too.
+//! * Keys are exchanged anew each time (forward secrecy), and there is no early data (nothing can be replayed).
 
-use std::sync::Arc;
+mod renew;
+mod spiffe;
+mod trust;
+mod verify;
 
-use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, ServerConfig};
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::sync::watch;
+
+pub use renew::{Certify, RenewError, Renewal};
+pub use spiffe::{ClaimsError, SpiffeId, SpiffeIdError};
+use trust::Trust;
+pub use trust::{TrustError, read_anchors};
+pub use verify::IdentityError;
+use verify::PinnedServer;
+
+/// Peer identities whose client configurations are kept. When there are more, all are made anew as needed.
+const MAX_PEERS: usize = 4_096;
+/// Session tickets kept for one peer identity: eight for each of up to 64 addresses, about 2 KiB each.
+const MAX_TICKETS: usize = 512;
+/// Tickets given in a handshake. Each resumed connection uses one up and brings one, so one keeps the level.
+const TICKETS_PER_HANDSHAKE: usize = 1;
+/// Interned identities of peers. When there are more, those that nobody holds are forgotten.
+const MAX_NAMES: usize = 16_384;
 
 /// The protocol inside a TLS connection between two proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,30 +85,374 @@ impl Alpn {
 
 /// The proxy's certificate and trust anchors in force. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Identity {}
+pub struct Identity {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    trust_domain: Arc<str>,
+    provider: Arc<CryptoProvider>,
+    trust: ArcSwap<Trust>,
+    /// Absent until there is a certificate.
+    current: ArcSwapOption<Generation>,
+    /// Held while a generation is made, so that two changes at once do not lose one.
+    changing: Mutex<()>,
+    changed: watch::Sender<u64>,
+    names: Mutex<HashSet<Arc<str>>>,
+}
+
+/// One certificate with one set of anchors.
+#[derive(Debug)]
+struct Generation {
+    certificate: Arc<Certificate>,
+    trust: Arc<Trust>,
+    server: Arc<ServerConfig>,
+    peers: Mutex<HashMap<Arc<str>, PeerConfigs>>,
+}
+
+/// In the order of [`Alpn::ALL`].
+type PeerConfigs = [Arc<ClientConfig>; Alpn::ALL.len()];
+
+#[derive(Debug)]
+struct Certificate {
+    id: SpiffeId,
+    validity: Validity,
+    resolver: Arc<SingleCertAndKey>,
+}
+
+/// From when to when a certificate holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// In Unix seconds.
+    pub not_before: i64,
+    /// In Unix seconds.
+    pub not_after: i64,
+}
+
+impl Validity {
+    pub fn holds_at(&self, unix_seconds: i64) -> bool {
+        (self.not_before..=self.not_after).contains(&unix_seconds)
+    }
+
+    pub fn length(&self) -> Duration {
+        Duration::from_secs(u64::try_from(self.not_after - self.not_before).unwrap_or(0))
+    }
+}
+
+/// Why a certificate is not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    #[error("there is no certificate")]
+    Empty,
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
+    #[error("{0} is not in the trust domain {1}")]
+    ForeignTrustDomain(SpiffeId, String),
+    #[error(
+        "it holds from {not_before} to {not_after} (Unix seconds), and the clock of this machine shows {now}: if that is \
+         wrong, set the clock",
+        not_before = .0.not_before,
+        not_after = .0.not_after,
+        now = .1,
+    )]
+    NotValidNow(Validity, i64),
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+}
 
 impl Identity {
+    /// An identity that trusts `anchors` and has no certificate yet.
+    pub fn new(
+        trust_domain: &str,
+        anchors: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, TrustError> {
+        let provider = Arc::new(provider());
+        let trust_domain: Arc<str> = trust_domain.into();
+        let trust = Trust::new(&trust_domain, anchors, &provider)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                trust_domain,
+                provider,
+                trust: ArcSwap::from_pointee(trust),
+                current: ArcSwapOption::empty(),
+                changing: Mutex::new(()),
+                changed: watch::Sender::new(0),
+                names: Mutex::default(),
+            }),
+        })
+    }
+
+    /// An identity with a certificate, ready for use.
+    pub fn from_parts(
+        trust_domain: &str,
+        anchors: Vec<CertificateDer<'static>>,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, CertificateError> {
+        let identity = Self::new(trust_domain, anchors)?;
+        identity.set_certificate(chain, key)?;
+        Ok(identity)
+    }
+
     /// For a connection to a peer that must prove `expected` (a SPIFFE ID). Cached by identity and protocol, and made anew
     /// when the certificate or the anchors change. `None`: there is no valid certificate.
     pub fn client_config(&self, expected: &Arc<str>, alpn: Alpn) -> Option<Arc<ClientConfig>> {
-        let _ = (expected, alpn);
-        todo!()
+        let generation = self.valid_generation()?;
+        let index = Alpn::ALL.iter().position(|other| *other == alpn)?;
+        let mut peers = lock(&generation.peers);
+        if let Some(configs) = peers.get(expected) {
+            return Some(configs[index].clone());
+        }
+        let configs = self.peer_configs(&generation, expected)?;
+        if peers.len() >= MAX_PEERS {
+            peers.clear();
+        }
+        let config = configs[index].clone();
+        peers.insert(expected.clone(), configs);
+        Some(config)
     }
 
     /// For connections from peers, whose certificate is demanded and verified. `None`: there is no valid certificate.
     pub fn server_config(&self) -> Option<Arc<ServerConfig>> {
-        todo!()
+        Some(self.valid_generation()?.server.clone())
     }
 
-    /// The SPIFFE ID in a peer's verified certificate. Interned: the same identity is the same `Arc`.
+    /// The SPIFFE ID in a peer's verified certificate. Interned: the same identity is the same `Arc`. `None`: there is none,
+    /// or it has expired since (a resumed session may be older than that).
     pub fn peer_identity(&self, certificates: &[CertificateDer<'_>]) -> Option<Arc<str>> {
-        let _ = certificates;
-        todo!()
+        let claims = spiffe::claims(certificates.first()?).ok()?;
+        if unix_now() > claims.not_after {
+            return None;
+        }
+        let mut names = lock(&self.inner.names);
+        if let Some(name) = names.get(claims.id.as_str()) {
+            return Some(name.clone());
+        }
+        if names.len() >= MAX_NAMES {
+            names.retain(|name| Arc::strong_count(name) > 1);
+        }
+        let name: Arc<str> = claims.id.as_str().into();
+        if names.len() < MAX_NAMES {
+            names.insert(name.clone());
+        }
+        Some(name)
+    }
+
+    /// Puts a certificate in force.
+    pub fn set_certificate(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Validity, CertificateError> {
+        let _changing = lock(&self.inner.changing);
+        let leaf = chain.first().ok_or(CertificateError::Empty)?;
+        let claims = spiffe::claims(leaf)?;
+        if claims.id.trust_domain() != &*self.inner.trust_domain {
+            return Err(CertificateError::ForeignTrustDomain(
+                claims.id,
+                self.inner.trust_domain.to_string(),
+            ));
+        }
+        let validity = Validity {
+            not_before: claims.not_before,
+            not_after: claims.not_after,
+        };
+        let now = unix_now();
+        if !validity.holds_at(now) {
+            return Err(CertificateError::NotValidNow(validity, now));
+        }
+        let key = CertifiedKey::from_der(chain, key, &self.inner.provider)?;
+        let certificate = Arc::new(Certificate {
+            id: claims.id,
+            validity,
+            resolver: Arc::new(key.into()),
+        });
+        self.swap(certificate, self.inner.trust.load_full())?;
+        Ok(validity)
+    }
+
+    /// Puts a set of anchors in force. Open connections stay; new ones are verified against it. False: it was in force already.
+    pub fn set_trust_anchors(
+        &self,
+        anchors: Vec<CertificateDer<'static>>,
+    ) -> Result<bool, TrustError> {
+        let _changing = lock(&self.inner.changing);
+        if self.inner.trust.load().is(&anchors) {
+            return Ok(false);
+        }
+        let trust = Arc::new(Trust::new(
+            &self.inner.trust_domain,
+            anchors,
+            &self.inner.provider,
+        )?);
+        if let Some(generation) = self.inner.current.load_full() {
+            self.swap(generation.certificate.clone(), trust.clone())?;
+        }
+        self.inner.trust.store(trust);
+        Ok(true)
+    }
+
+    /// Whether [`Self::set_trust_anchors`] would take `anchors`.
+    pub fn check_trust_anchors(
+        &self,
+        anchors: Vec<CertificateDer<'static>>,
+    ) -> Result<(), TrustError> {
+        Trust::new(&self.inner.trust_domain, anchors, &self.inner.provider).map(|_| ())
+    }
+
+    /// The own SPIFFE ID, once there is a certificate.
+    pub fn id(&self) -> Option<SpiffeId> {
+        let generation = self.inner.current.load();
+        generation.as_ref().map(|g| g.certificate.id.clone())
+    }
+
+    /// When the certificate in force holds, whether or not that is now.
+    pub fn validity(&self) -> Option<Validity> {
+        let generation = self.inner.current.load();
+        generation.as_ref().map(|g| g.certificate.validity)
+    }
+
+    /// Whether there is a certificate that holds now.
+    pub fn is_valid(&self) -> bool {
+        self.valid_generation().is_some()
+    }
+
+    /// The trust domain whose members are peers.
+    pub fn trust_domain(&self) -> &str {
+        &self.inner.trust_domain
+    }
+
+    /// Tells when the certificate or the anchors have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+
+    /// For a connection to the controller, which must prove `expected`. `bootstrap`: anchors to trust beside those in force, so
+    /// that a proxy which slept through a rotation is let back in by its file. `with_certificate`: show the own certificate.
+    pub fn controller_config(
+        &self,
+        expected: &SpiffeId,
+        bootstrap: &[CertificateDer<'static>],
+        with_certificate: bool,
+    ) -> Result<ClientConfig, TrustError> {
+        let roots = Arc::new(self.inner.trust.load().with(bootstrap)?);
+        let certificate = match with_certificate {
+            true => self.valid_generation().map(|g| g.certificate.clone()),
+            false => None,
+        };
+        let mut config = self.client_base(expected.clone(), roots, certificate.as_deref())?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // One connection at a time that lasts for hours: nothing to gain.
+        config.resumption = Resumption::disabled();
+        Ok(config)
+    }
+
+    fn valid_generation(&self) -> Option<Arc<Generation>> {
+        let generation = self.inner.current.load_full()?;
+        let now = unix_now();
+        generation
+            .certificate
+            .validity
+            .holds_at(now)
+            .then_some(generation)
+    }
+
+    /// Makes a generation and puts it in force.
+    fn swap(&self, certificate: Arc<Certificate>, trust: Arc<Trust>) -> Result<(), rustls::Error> {
+        let mut server = ServerConfig::builder_with_provider(self.inner.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(trust.client_verifier.clone())
+            .with_cert_resolver(certificate.resolver.clone());
+        server.alpn_protocols = Alpn::ALL.map(|alpn| alpn.as_bytes().to_vec()).into();
+        server.ticketer = trust.ticketer.clone();
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = TICKETS_PER_HANDSHAKE;
+        server.max_early_data_size = 0;
+        self.inner.current.store(Some(Arc::new(Generation {
+            certificate,
+            trust,
+            server: Arc::new(server),
+            peers: Mutex::default(),
+        })));
+        self.inner
+            .changed
+            .send_modify(|generation| *generation += 1);
+        Ok(())
+    }
+
+    fn peer_configs(&self, generation: &Generation, expected: &str) -> Option<PeerConfigs> {
+        let expected: SpiffeId = expected.parse().ok()?;
+        let roots = generation.trust.roots.clone();
+        let mut base = self
+            .client_base(expected, roots, Some(&generation.certificate))
+            .ok()?;
+        base.resumption = Resumption::in_memory_sessions(MAX_TICKETS);
+        Some(Alpn::ALL.map(|alpn| {
+            let mut config = base.clone();
+            config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+            Arc::new(config)
+        }))
+    }
+
+    fn client_base(
+        &self,
+        expected: SpiffeId,
+        roots: Arc<RootCertStore>,
+        certificate: Option<&Certificate>,
+    ) -> Result<ClientConfig, rustls::Error> {
+        let builder = ClientConfig::builder_with_provider(self.inner.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(PinnedServer::new(
+                expected,
+                roots,
+                &self.inner.provider,
+            )));
+        let mut config = match certificate {
+            Some(certificate) => builder.with_client_cert_resolver(certificate.resolver.clone()),
+            None => builder.with_no_client_auth(),
+        };
+        config.enable_sni = false;
+        Ok(config)
     }
 }
 
 /// Whether a failed handshake failed because the peer proved another identity than expected.
 pub fn is_identity_mismatch(error: &std::io::Error) -> bool {
-    let _ = error;
-    todo!()
+    error
+        .get_ref()
+        .and_then(|source| source.downcast_ref::<rustls::Error>())
+        .is_some_and(|error| IdentityError::find(error).is_some())
+}
+
+/// TLS as the mesh speaks it. AES-128 comes first: as long as keys are exchanged with ML-KEM-768 nobody comes near it, and it
+/// is the cheapest on every processor with AES instructions.
+fn provider() -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![
+            kx_group::X25519MLKEM768,
+            kx_group::X25519,
+            kx_group::SECP256R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    }
+}
+
+fn unix_now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // No code panics under these locks half way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

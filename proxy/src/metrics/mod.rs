@@ -1,19 +1,90 @@
-//! Metrics of the data path. Handles are resolved once for each source, destination and route, and then incremented
-//! as owned atomics.
+//! Metrics of the proxy. Handles are resolved once for each source, destination and route, and then incremented
+//! as owned atomics; only resolving them and reading them all takes a lock.
+//!
+//! ```text
+//! labels ─▶ series (bounded table, compared whole) ─▶ RequestMetrics, TcpMetrics ◀─ data path counts
+//! totals (closed sets: connects, handshakes, pools, certificate, controller)    ◀─ everybody counts
+//!                     └──────── expose ──▶ text for Prometheus
+//! ```
 
-use std::sync::Arc;
-use std::time::Duration;
+mod expose;
+mod histogram;
+mod request;
+mod series;
+mod totals;
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::balance::{EjectionCounter, EjectionReason};
+use crate::budget::RetryBudget;
 use crate::reason::Reason;
+use crate::route::ServiceLabels;
+pub use histogram::BUCKETS;
+use request::RetryMetrics;
+pub use request::{RequestMetrics, TcpMetrics};
+use series::Series;
+use totals::Totals;
+pub use totals::{PoolState, PushOutcome, RenewalOutcome};
+
+/// Label sets of requests. Each is about 30 lines in a scrape and 1 KiB in memory.
+const MAX_REQUEST_SERIES: usize = 4_000;
+/// Label sets of other connections. Each is about 8 lines in a scrape.
+const MAX_TCP_SERIES: usize = 4_000;
+/// Routes of Services for which retries are counted.
+const MAX_RETRY_SERIES: usize = 4_000;
+/// Services for which ejections are counted.
+const MAX_SERVICE_SERIES: usize = 10_000;
+/// Every label of the series that stands for all those beyond a bound.
+const OVERFLOW: &str = "overflow";
+/// How often series without traffic are looked for.
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The registry. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Metrics {}
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
 
+#[derive(Debug)]
+struct Inner {
+    namespace: String,
+    pod: String,
+    requests: Series<RequestLabels, RequestMetrics>,
+    retries: Series<RetryLabels, RetryMetrics>,
+    tcp: Series<TcpLabels, TcpMetrics>,
+    ejections: Series<ServiceKey, EjectionCounter>,
+    /// Read when scraped, as long as somebody uses them.
+    budgets: Mutex<HashMap<ServiceKey, Weak<RetryBudget>>>,
+    totals: Totals,
+}
+
+const EJECTION_REASONS: [EjectionReason; 2] = [
+    EjectionReason::ConsecutiveFailures,
+    EjectionReason::IdentityMismatch,
+];
+
+/// Namespace, name and port of a Service.
+type ServiceKey = (Arc<str>, Arc<str>, u16);
+
+/// Which side of the pod a connection is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     Inbound,
     Outbound,
+}
+
+impl Direction {
+    pub const ALL: [Self; 2] = [Self::Inbound, Self::Outbound];
+
+    /// The word in metrics and the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
 }
 
 /// What tells one series of requests from another. Empty where it does not apply.
@@ -32,6 +103,7 @@ pub struct RequestLabels {
     pub backend: Arc<str>,
 }
 
+/// What tells one series of connections that are not HTTP from another. Empty where it does not apply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TcpLabels {
     pub direction: Direction,
@@ -41,58 +113,35 @@ pub struct TcpLabels {
     pub port: u16,
 }
 
+/// Retries are counted by route, not by rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct RetryLabels {
+    namespace: Arc<str>,
+    service: Arc<str>,
+    port: u16,
+    route: Arc<str>,
+}
+
+/// Which HTTP carried a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HttpVersion {
     Http1,
     Http2,
 }
 
-#[derive(Debug)]
-pub struct RequestMetrics {}
+impl HttpVersion {
+    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
 
-#[derive(Debug)]
-pub struct TcpMetrics {}
-
-impl Metrics {
-    pub fn request(&self, labels: RequestLabels) -> Arc<RequestMetrics> {
-        let _ = labels;
-        todo!()
-    }
-
-    pub fn tcp(&self, labels: TcpLabels) -> Arc<TcpMetrics> {
-        let _ = labels;
-        todo!()
-    }
-
-    pub fn upstream_connect(&self, reason: Option<Reason>) {
-        let _ = reason;
-        todo!()
-    }
-
-    pub fn handshake(&self, direction: Direction, reason: Option<Reason>) {
-        let _ = (direction, reason);
-        todo!()
+    /// The word in metrics and the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "http/2",
+        }
     }
 }
 
-impl RequestMetrics {
-    pub fn begin(&self, version: HttpVersion) {
-        let _ = version;
-        todo!()
-    }
-
-    /// The request has ended. `status`: of the response, if there was one; `reason`: if the proxy made it or broke it off.
-    pub fn end(&self, status: Option<u16>, reason: Option<Reason>, elapsed: Duration) {
-        let _ = (status, reason, elapsed);
-        todo!()
-    }
-
-    pub fn retry(&self, outcome: RetryOutcome) {
-        let _ = outcome;
-        todo!()
-    }
-}
-
+/// What became of the wish to try a request again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RetryOutcome {
     Sent,
@@ -101,23 +150,214 @@ pub enum RetryOutcome {
     BodyTooLarge,
 }
 
-impl TcpMetrics {
-    pub fn opened(&self) {
-        todo!()
+impl RetryOutcome {
+    pub const ALL: [Self; 4] = [
+        Self::Sent,
+        Self::BudgetExhausted,
+        Self::LimitReached,
+        Self::BodyTooLarge,
+    ];
+
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::BudgetExhausted => "budget",
+            Self::LimitReached => "limit",
+            Self::BodyTooLarge => "body_too_large",
+        }
     }
-    /// `reason`: none where both sides ended the connection in order.
-    pub fn closed(&self, reason: Option<Reason>) {
-        let _ = reason;
-        todo!()
+}
+
+impl Metrics {
+    /// `namespace` and `pod` are those of `naru_proxy_info`.
+    pub fn new(namespace: &str, pod: &str) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                namespace: namespace.to_owned(),
+                pod: pod.to_owned(),
+                requests: Series::new(MAX_REQUEST_SERIES),
+                retries: Series::new(MAX_RETRY_SERIES),
+                tcp: Series::new(MAX_TCP_SERIES),
+                ejections: Series::new(MAX_SERVICE_SERIES),
+                budgets: Mutex::default(),
+                totals: Totals::default(),
+            }),
+        }
     }
-    /// Bytes from the downstream to the upstream.
-    pub fn sent(&self, bytes: u64) {
-        let _ = bytes;
-        todo!()
+
+    /// The handle for a label set. Resolve it once and keep it.
+    pub fn request(&self, labels: RequestLabels) -> Arc<RequestMetrics> {
+        self.inner
+            .requests
+            .resolve(labels, RequestLabels::overflow, |labels| {
+                RequestMetrics::new(self.retries(labels))
+            })
     }
-    /// Bytes from the upstream to the downstream.
-    pub fn received(&self, bytes: u64) {
-        let _ = bytes;
-        todo!()
+
+    /// The handle for a label set. Resolve it once and keep it.
+    pub fn tcp(&self, labels: TcpLabels) -> Arc<TcpMetrics> {
+        self.inner
+            .tcp
+            .resolve(labels, TcpLabels::overflow, |_| TcpMetrics::default())
+    }
+
+    fn retries(&self, labels: &RequestLabels) -> Arc<RetryMetrics> {
+        let labels = RetryLabels {
+            namespace: labels.namespace.clone(),
+            service: labels.service.clone(),
+            port: labels.port,
+            route: labels.route.clone(),
+        };
+        self.inner.retries.resolve(
+            labels,
+            |_| RetryLabels::overflow(),
+            |_| RetryMetrics::default(),
+        )
+    }
+
+    /// Where ejections of a Service's endpoints are counted.
+    pub fn ejections(&self, service: &ServiceLabels) -> Arc<EjectionCounter> {
+        let overflow: Arc<str> = OVERFLOW.into();
+        self.inner.ejections.resolve(
+            service_key(service),
+            |_| (overflow.clone(), overflow, 0),
+            |_| EjectionCounter::default(),
+        )
+    }
+
+    /// Shows what is left of `budget`, as long as it is in use.
+    pub fn watch_budget(&self, service: &ServiceLabels, budget: &Arc<RetryBudget>) {
+        self.budgets()
+            .insert(service_key(service), Arc::downgrade(budget));
+    }
+
+    fn budgets(&self) -> std::sync::MutexGuard<'_, HashMap<ServiceKey, Weak<RetryBudget>>> {
+        self.inner
+            .budgets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets series that nobody owns and that had no traffic for a while. Call it each [`SWEEP_INTERVAL`].
+    pub fn sweep(&self, now: Instant) {
+        self.inner.requests.sweep(now);
+        self.inner.retries.sweep(now);
+        self.inner.tcp.sweep(now);
+        self.inner.ejections.sweep(now);
+        self.budgets().retain(|_, budget| budget.strong_count() > 0);
+    }
+
+    /// An upstream connection was tried. `reason`: why none came about.
+    pub fn upstream_connect(&self, reason: Option<Reason>) {
+        self.inner.totals.upstream_connect(reason);
+    }
+
+    /// A TLS handshake has ended. `reason`: why it failed.
+    pub fn handshake(&self, direction: Direction, reason: Option<Reason>) {
+        self.inner.totals.handshake(direction, reason);
+    }
+
+    /// Upstream connections of a pool have been added or, where negative, taken away.
+    pub fn pool_connections(&self, version: HttpVersion, state: PoolState, change: i64) {
+        self.inner.totals.pool_connections(version, state, change);
+    }
+
+    /// A line of the access log did not fit.
+    pub fn access_log_dropped(&self) {
+        self.inner.totals.access_log_dropped();
+    }
+
+    /// A certificate was asked for.
+    pub fn certificate_renewal(&self, outcome: RenewalOutcome) {
+        self.inner.totals.certificate_renewal(outcome);
+    }
+
+    /// When the certificate in force expires, in Unix seconds.
+    pub fn certificate_expiry(&self, unix_seconds: i64) {
+        self.inner.totals.certificate_expiry(unix_seconds);
+    }
+
+    /// The stream from the controller has begun or ended.
+    pub fn controller_connected(&self, connected: bool) {
+        self.inner.totals.controller_connected(connected);
+    }
+
+    /// The controller has said something, if only that nothing changed.
+    pub fn controller_heard(&self, now: Instant) {
+        self.inner.totals.controller_heard(now);
+    }
+
+    /// How long ago the controller said anything. `None`: it never did.
+    pub fn controller_silence(&self, now: Instant) -> Option<Duration> {
+        self.inner.totals.controller_silence(now)
+    }
+
+    /// A push of `resources` has been dealt with; `held` are in force now.
+    pub fn push(&self, outcome: PushOutcome, resources: usize, held: usize) {
+        self.inner.totals.push(outcome, resources, held);
+    }
+}
+
+fn service_key(service: &ServiceLabels) -> ServiceKey {
+    (
+        service.namespace.clone(),
+        service.service.clone(),
+        service.port,
+    )
+}
+
+impl series::Handle for EjectionCounter {
+    fn uses(&self) -> u64 {
+        let reasons = EJECTION_REASONS.into_iter();
+        reasons.map(|reason| self.get(reason)).sum()
+    }
+}
+
+/// For tests, and wherever no pod is named.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new("", "")
+    }
+}
+
+impl RequestLabels {
+    fn overflow(&self) -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
+        Self {
+            direction: self.direction,
+            client: overflow.clone(),
+            namespace: overflow.clone(),
+            service: overflow.clone(),
+            port: 0,
+            route: overflow.clone(),
+            rule: overflow.clone(),
+            backend: overflow,
+        }
+    }
+}
+
+impl TcpLabels {
+    fn overflow(&self) -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
+        Self {
+            direction: self.direction,
+            client: overflow.clone(),
+            namespace: overflow.clone(),
+            service: overflow,
+            port: 0,
+        }
+    }
+}
+
+impl RetryLabels {
+    fn overflow() -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
+        Self {
+            namespace: overflow.clone(),
+            service: overflow.clone(),
+            port: 0,
+            route: overflow,
+        }
     }
 }

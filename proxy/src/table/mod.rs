@@ -9,25 +9,42 @@
 //! the next request on a connection that is already open. What an endpoint has learned (load, ejection) lives in the
 //! [`Endpoint`], which is carried over from table to table while its address and identity stay the same.
 
+mod apply;
+mod decode;
 mod store;
+mod tables;
+mod view;
+
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::balance::Load;
 use crate::budget::RetryBudget;
 use crate::metrics::TcpMetrics;
 use crate::route::{Routes, Rule};
 
-pub use store::Tables;
+pub use store::{Outbox, Store};
+pub use tables::{Miss, Misses, Tables, tables};
 
 /// What one original destination stands for at the moment.
 #[derive(Debug)]
 pub struct DestinationCell {
     pub address: SocketAddr,
     current: ArcSwap<Destination>,
+    /// Wakes those who wait for the controller's first word.
+    said: Notify,
+    made: Instant,
+    /// When it was last looked up, in seconds after `made`.
+    used: AtomicU64,
 }
 
 impl DestinationCell {
@@ -35,6 +52,9 @@ impl DestinationCell {
         Self {
             address,
             current: ArcSwap::from_pointee(destination),
+            said: Notify::new(),
+            made: Instant::now(),
+            used: AtomicU64::new(0),
         }
     }
 
@@ -45,6 +65,36 @@ impl DestinationCell {
 
     pub fn store(&self, destination: Destination) {
         self.current.store(Arc::new(destination));
+        self.said.notify_waiters();
+    }
+
+    /// Whether the controller has said what it is.
+    fn is_known(&self) -> bool {
+        !matches!(**self.load(), Destination::Unknown)
+    }
+
+    /// Returns when the controller has said what it is, or `patience` after it was first asked.
+    async fn known(&self, patience: Duration) {
+        let said = self.said.notified();
+        tokio::pin!(said);
+        // Listen first, look then: a word in between is not missed.
+        said.as_mut().enable();
+        if !self.is_known() {
+            // Out of patience: whoever asked finds it unknown.
+            let _ = tokio::time::timeout_at(self.made + patience, said).await;
+        }
+    }
+
+    fn touch(&self) {
+        let now = self.made.elapsed().as_secs();
+        // Most of the time there is nothing to write, and the cache line stays shared.
+        if self.used.load(Relaxed) != now {
+            self.used.store(now, Relaxed);
+        }
+    }
+
+    fn last_used(&self) -> Instant {
+        self.made + Duration::from_secs(self.used.load(Relaxed))
     }
 }
 
@@ -120,6 +170,12 @@ impl Backend {
 #[derive(Clone, Debug, Default)]
 pub struct EndpointSet {
     pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// A number that no endpoint of this process has had.
+pub fn next_endpoint_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
 }
 
 /// One pod address.

@@ -1,1 +1,0 @@
-//! The proxy's side of the contract.

@@ -1,0 +1,257 @@
+//! One connection to the controller, and the calls on it.
+//!
+//! In: the controller's name and the identity it must prove. Out: a gRPC channel that is used up when its connection ends. The
+//! name is resolved at each try, and all of its addresses are tried.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use naru_contract::{
+    CERTIFY_PATH, CertifyRequest, CertifyResponse, FromProxy, MAX_MESSAGE_BYTES, SYNC_PATH, ToProxy,
+};
+use rand::seq::SliceRandom;
+use rustls::CertificateError;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::client::Grpc;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Streaming};
+use tonic_prost::ProstCodec;
+use tower::service_fn;
+
+use crate::config::Config;
+use crate::identity::{Certify, Identity, RenewError, TrustError, read_anchors};
+
+/// How long resolving the controller's name may take.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one address may take to accept a connection, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the controller may take to answer a call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often an HTTP/2 ping asks whether the connection still carries anything.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the answer to a ping may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP/2 window of the stream and the connection, in bytes: a table comes in one flight.
+const WINDOW: u32 = 1024 * 1024;
+
+/// Why there is no connection to the controller.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("resolving {0}: {1}")]
+    Resolve(String, io::Error),
+    #[error("{0} has no address")]
+    NoAddress(String),
+    #[error("connecting to {}", each(.0))]
+    Addresses(Vec<(SocketAddr, io::Error)>),
+    #[error("trust anchors: {0}")]
+    Trust(#[from] TrustError),
+    #[error(transparent)]
+    Http(#[from] tonic::transport::Error),
+}
+
+fn each(errors: &[(SocketAddr, io::Error)]) -> String {
+    let each = errors.iter().map(|(address, error)| {
+        let hint = clock_hint(error).unwrap_or("");
+        format!("{address}: {error}{hint}")
+    });
+    each.collect::<Vec<_>>().join("; ")
+}
+
+/// A certificate that is out of its time is more often a clock that is.
+fn clock_hint(error: &io::Error) -> Option<&'static str> {
+    match error.get_ref()?.downcast_ref()? {
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        ) => Some(" (is the clock of this machine right?)"),
+        _ => None,
+    }
+}
+
+/// Where the controller is and how it is to be spoken to. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    pub config: Arc<Config>,
+    pub identity: Identity,
+}
+
+impl Controller {
+    /// Opens the stream: `messages` go out, what is returned comes in.
+    pub async fn sync(
+        &self,
+        messages: mpsc::Receiver<FromProxy>,
+    ) -> Result<Streaming<ToProxy>, SyncError> {
+        let channel = self.connect(true).await?;
+        let mut grpc = Grpc::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let call = async {
+            ready(&mut grpc).await?;
+            let request = Request::new(ReceiverStream::new(messages));
+            let codec = ProstCodec::<FromProxy, ToProxy>::default();
+            grpc.streaming(request, path(SYNC_PATH), codec).await
+        };
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(response) => Ok(response.map_err(SyncError::Refused)?.into_inner()),
+            Err(_) => Err(SyncError::NoAnswer),
+        }
+    }
+
+    /// A new connection to the first address that accepts one and proves to be the controller.
+    async fn connect(&self, with_certificate: bool) -> Result<Channel, ConnectError> {
+        // Read anew each time: whoever rotates the file lets in a proxy that missed the rotation.
+        let bootstrap = read_anchors(&self.config.trust_anchors).unwrap_or_else(|error| {
+            let file = self.config.trust_anchors.display();
+            tracing::warn!(%error, %file, "cannot read the trust anchors' file; going by those in force");
+            Vec::new()
+        });
+        let tls = self.identity.controller_config(
+            &self.config.controller_identity,
+            &bootstrap,
+            with_certificate,
+        )?;
+        let tls = TlsConnector::from(Arc::new(tls));
+        let name = &self.config.controller;
+        let mut addresses = resolve(name).await?;
+        // Replicas behind one name share the proxies out.
+        addresses.shuffle(&mut rand::rng());
+        let mut errors = Vec::new();
+        for address in addresses {
+            let attempt = self.connect_to(address, &tls);
+            match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
+                Ok(Ok(stream)) => return channel(name, stream).await,
+                Ok(Err(error)) => errors.push((address, error)),
+                Err(_) => errors.push((address, io::ErrorKind::TimedOut.into())),
+            }
+        }
+        match errors.is_empty() {
+            true => Err(ConnectError::NoAddress(name.clone())),
+            false => Err(ConnectError::Addresses(errors)),
+        }
+    }
+
+    async fn connect_to(
+        &self,
+        address: SocketAddr,
+        tls: &TlsConnector,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        if let Some(mark) = self.config.socket_mark {
+            socket2::SockRef::from(&socket).set_mark(mark)?;
+        }
+        let stream = socket.connect(address).await?;
+        stream.set_nodelay(true)?;
+        // The name plays no part: the identity is pinned.
+        tls.connect(ServerName::IpAddress(address.ip().into()), stream)
+            .await
+    }
+}
+
+impl Certify for Controller {
+    async fn certify(
+        &mut self,
+        mut request: CertifyRequest,
+    ) -> Result<CertifyResponse, RenewError> {
+        // Kubernetes replaces the file long before the token in it expires.
+        let path_of_token = &self.config.token;
+        request.token = tokio::fs::read_to_string(path_of_token)
+            .await
+            .map_err(|source| RenewError::Token {
+                path: path_of_token.display().to_string(),
+                source,
+            })?
+            .trim()
+            .to_owned();
+        let channel = self.connect(false).await?;
+        let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let call = async {
+            ready(&mut grpc).await?;
+            let codec = ProstCodec::<CertifyRequest, CertifyResponse>::default();
+            grpc.unary(Request::new(request), path(CERTIFY_PATH), codec)
+                .await
+        };
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(RenewError::Refused(describe(&status))),
+            Err(_) => Err(RenewError::Refused("no answer in time".to_owned())),
+        }
+    }
+}
+
+/// Why a stream did not begin, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the controller did not answer in time")]
+    NoAnswer,
+    #[error("{}", describe(.0))]
+    Refused(tonic::Status),
+    #[error("the controller ended the stream")]
+    Ended,
+    #[error("nothing was heard from the controller for {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("the controller sent a message that this proxy does not know")]
+    UnknownMessage,
+    #[error("the certificate has been renewed")]
+    Renewed,
+}
+
+/// What a status says, with what it was caused by.
+fn describe(status: &tonic::Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), tonic::Status> {
+    grpc.ready()
+        .await
+        .map_err(|error| tonic::Status::from_error(Box::new(error)))
+}
+
+fn path(path: &'static str) -> http::uri::PathAndQuery {
+    http::uri::PathAndQuery::from_static(path)
+}
+
+async fn resolve(name: &str) -> Result<Vec<SocketAddr>, ConnectError> {
+    let failed = |error| ConnectError::Resolve(name.to_owned(), error);
+    match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(name)).await {
+        Ok(addresses) => Ok(addresses.map_err(failed)?.collect()),
+        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// gRPC on one connection that is open already. When it ends, so do the calls: the channel opens no other by itself.
+async fn channel(name: &str, stream: TlsStream<TcpStream>) -> Result<Channel, ConnectError> {
+    let stream = Mutex::new(Some(TokioIo::new(stream)));
+    let connector = service_fn(move |_: Uri| {
+        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        std::future::ready(stream.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset)))
+    });
+    let endpoint = Endpoint::from_shared(format!("https://{name}"))?
+        .user_agent(concat!("naru-proxy/", env!("CARGO_PKG_VERSION")))?
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true);
+    Ok(endpoint.connect_with_connector(connector).await?)
+}

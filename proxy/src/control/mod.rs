@@ -1,0 +1,21 @@
+//! The proxy's side of the contract with the controller.
+//!
+//! ```text
+//! misses of the data path ─▶ ┌──────┐ ── Hello, Subscribe, Unsubscribe, Answer ─▶
+//! tables in force ◀───────── │ sync │                                             controller
+//! trust anchors ◀─────────── └──────┘ ◀─ Push, Heartbeat ──────────────────────
+//! certificate ◀───────────── renewal  ◀─ Certify ──────────────────────────────
+//! ```
+//!
+//! Everything here runs on the control thread. Without the controller, the tables stay in force for as long as it takes.
+
+mod backoff;
+mod connect;
+mod sync;
+
+#[cfg(test)]
+mod tests;
+
+pub use backoff::Backoff;
+pub use connect::{ConnectError, Controller};
+pub use sync::Sync;

@@ -1,0 +1,179 @@
+//! Counters whose label values are known beforehand: they need no table.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::request::{ByReason, by_reason, reason_index};
+use super::{Direction, HttpVersion};
+use crate::reason::Reason;
+
+/// Whether a pooled upstream connection has a request on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PoolState {
+    Idle,
+    Active,
+}
+
+impl PoolState {
+    pub const ALL: [Self; 2] = [Self::Idle, Self::Active];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Active => "active",
+        }
+    }
+}
+
+/// What became of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PushOutcome {
+    /// All of it is in force.
+    Accepted,
+    /// Some of it was rejected; the rest is in force.
+    Rejected,
+}
+
+impl PushOutcome {
+    pub const ALL: [Self; 2] = [Self::Accepted, Self::Rejected];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// What became of a request for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RenewalOutcome {
+    Renewed,
+    Failed,
+}
+
+impl RenewalOutcome {
+    pub const ALL: [Self; 2] = [Self::Renewed, Self::Failed];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Renewed => "renewed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    upstream_connects: ByReason,
+    handshakes: [ByReason; Direction::ALL.len()],
+    pool: [[AtomicI64; PoolState::ALL.len()]; HttpVersion::ALL.len()],
+    access_log_dropped: AtomicU64,
+    renewals: [AtomicU64; RenewalOutcome::ALL.len()],
+    certificate_expiry: AtomicI64,
+    connected: AtomicI64,
+    heard: Mutex<Option<Instant>>,
+    pushes: [AtomicU64; PushOutcome::ALL.len()],
+    received_resources: AtomicU64,
+    held_resources: AtomicU64,
+    last_change: AtomicI64,
+}
+
+impl Totals {
+    pub fn upstream_connect(&self, reason: Option<Reason>) {
+        self.upstream_connects[reason_index(reason)].fetch_add(1, Relaxed);
+    }
+
+    pub fn upstream_connects(&self) -> impl Iterator<Item = (Option<Reason>, u64)> + '_ {
+        by_reason(&self.upstream_connects)
+    }
+
+    pub fn handshake(&self, direction: Direction, reason: Option<Reason>) {
+        self.handshakes[direction as usize][reason_index(reason)].fetch_add(1, Relaxed);
+    }
+
+    pub fn handshakes(
+        &self,
+        direction: Direction,
+    ) -> impl Iterator<Item = (Option<Reason>, u64)> + '_ {
+        by_reason(&self.handshakes[direction as usize])
+    }
+
+    pub fn pool_connections(&self, version: HttpVersion, state: PoolState, change: i64) {
+        self.pool[version as usize][state as usize].fetch_add(change, Relaxed);
+    }
+
+    pub fn pooled(&self, version: HttpVersion, state: PoolState) -> i64 {
+        self.pool[version as usize][state as usize].load(Relaxed)
+    }
+
+    pub fn access_log_dropped(&self) {
+        self.access_log_dropped.fetch_add(1, Relaxed);
+    }
+
+    pub fn access_log_lines_dropped(&self) -> u64 {
+        self.access_log_dropped.load(Relaxed)
+    }
+
+    pub fn certificate_renewal(&self, outcome: RenewalOutcome) {
+        self.renewals[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn certificate_renewals(&self, outcome: RenewalOutcome) -> u64 {
+        self.renewals[outcome as usize].load(Relaxed)
+    }
+
+    pub fn certificate_expiry(&self, unix_seconds: i64) {
+        self.certificate_expiry.store(unix_seconds, Relaxed);
+    }
+
+    /// `None`: there is no certificate yet.
+    pub fn certificate_expires(&self) -> Option<i64> {
+        Some(self.certificate_expiry.load(Relaxed)).filter(|at| *at != 0)
+    }
+
+    pub fn controller_connected(&self, connected: bool) {
+        self.connected.store(i64::from(connected), Relaxed);
+    }
+
+    pub fn is_controller_connected(&self) -> i64 {
+        self.connected.load(Relaxed)
+    }
+
+    pub fn controller_heard(&self, now: Instant) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    pub fn controller_silence(&self, now: Instant) -> Option<Duration> {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.map(|heard| now.saturating_duration_since(heard))
+    }
+
+    pub fn push(&self, outcome: PushOutcome, resources: usize, held: usize) {
+        self.pushes[outcome as usize].fetch_add(1, Relaxed);
+        self.received_resources.fetch_add(resources as u64, Relaxed);
+        self.held_resources.store(held as u64, Relaxed);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs() as i64);
+        self.last_change.store(now, Relaxed);
+    }
+
+    pub fn pushes(&self, outcome: PushOutcome) -> u64 {
+        self.pushes[outcome as usize].load(Relaxed)
+    }
+
+    pub fn received_resources(&self) -> u64 {
+        self.received_resources.load(Relaxed)
+    }
+
+    pub fn held_resources(&self) -> u64 {
+        self.held_resources.load(Relaxed)
+    }
+
+    /// `None`: nothing has been received yet.
+    pub fn last_change(&self) -> Option<i64> {
+        Some(self.last_change.load(Relaxed)).filter(|at| *at != 0)
+    }
+}

@@ -1,0 +1,399 @@
+//! From a contract message to what the store keeps: everything is checked here, field by field, so that whatever
+//! gets past can be put in force.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use naru_contract as contract;
+use naru_contract::ResourceName;
+use naru_contract::resource::Body;
+use rustls::pki_types::CertificateDer;
+
+use super::tables::canonical;
+use super::{Inbound, Peer, Protocol};
+use crate::budget::RetryBudget;
+use crate::identity::SpiffeId;
+
+/// Longest text in any field of an endpoint, in bytes: Kubernetes allows 253 for a name.
+const MAX_TEXT: usize = 512;
+/// Longest interval of a retry budget.
+const MAX_BUDGET_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// A resource's content, checked.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    TrustAnchors(Vec<CertificateDer<'static>>),
+    Inbound(Inbound),
+    Destination(Target),
+    Service(ServiceContent),
+    HttpRoute(Arc<contract::HttpRoute>),
+    Endpoints(EndpointsContent),
+}
+
+/// What an address stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Target {
+    Passthrough,
+    Service(ResourceName),
+    Pod {
+        endpoint: EndpointSpec,
+        protocol: Protocol,
+        namespace: Arc<str>,
+        service: Arc<str>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ServiceContent {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub http_routes: Vec<ResourceName>,
+    pub endpoints: ResourceName,
+    pub budget: Option<contract::RetryBudget>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct EndpointsContent {
+    pub namespace: Arc<str>,
+    pub service: Arc<str>,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub endpoints: BTreeMap<SocketAddr, EndpointSpec>,
+}
+
+/// One endpoint as the controller describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct EndpointSpec {
+    pub address: SocketAddr,
+    pub peer: Peer,
+    pub pod: Arc<str>,
+    pub workload: Arc<str>,
+    pub zone: Arc<str>,
+}
+
+/// A change to the endpoints that are held in version `base`.
+#[derive(Clone, Debug)]
+pub(super) struct EndpointsChange {
+    pub base: u64,
+    upserted: Vec<EndpointSpec>,
+    removed: Vec<SocketAddr>,
+}
+
+/// What came under a name.
+pub(super) enum Decoded {
+    Whole(Content),
+    Change(EndpointsChange),
+}
+
+/// Why a resource is rejected: what is wrong, and with which field.
+pub(super) type Problem = String;
+
+/// Decodes what came as `name`.
+pub(super) fn decode(name: &ResourceName, body: Option<Body>) -> Result<Decoded, Problem> {
+    let body = body.ok_or("the resource is empty, or of a kind that this proxy does not know")?;
+    let content = match (name, body) {
+        (ResourceName::TrustAnchors, Body::TrustAnchors(anchors)) => {
+            let der = anchors.certificates_der.into_iter();
+            Content::TrustAnchors(der.map(|der| der.to_vec().into()).collect())
+        }
+        (ResourceName::Inbound, Body::Inbound(inbound)) => {
+            Content::Inbound(decode_inbound(inbound)?)
+        }
+        (ResourceName::Destination(_), Body::Destination(destination)) => {
+            Content::Destination(decode_destination(destination)?)
+        }
+        (
+            ResourceName::Service {
+                namespace,
+                name,
+                port,
+                ..
+            },
+            Body::Service(service),
+        ) => Content::Service(decode_service(service, (namespace, name, *port))?),
+        (ResourceName::HttpRoute { namespace, name }, Body::HttpRoute(route)) => {
+            same("namespace", &route.namespace, namespace)?;
+            same("name", &route.name, name)?;
+            Content::HttpRoute(Arc::new(route))
+        }
+        (
+            ResourceName::Endpoints {
+                namespace,
+                service,
+                port,
+            },
+            Body::Endpoints(endpoints),
+        ) => Content::Endpoints(decode_endpoints(endpoints, (namespace, service, *port))?),
+        (ResourceName::Endpoints { .. }, Body::EndpointsDelta(delta)) => {
+            return Ok(Decoded::Change(decode_delta(delta)?));
+        }
+        _ => return Err("the content is of another kind than the name".to_owned()),
+    };
+    Ok(Decoded::Whole(content))
+}
+
+impl EndpointsContent {
+    /// What `change` makes of it.
+    pub fn changed(&self, change: EndpointsChange) -> Self {
+        let mut changed = self.clone();
+        for address in change.removed {
+            changed.endpoints.remove(&address);
+        }
+        for endpoint in change.upserted {
+            changed.endpoints.insert(endpoint.address, endpoint);
+        }
+        changed
+    }
+}
+
+impl ServiceContent {
+    /// The budget that the user asked for, or the default.
+    pub fn retry_budget(&self) -> RetryBudget {
+        match &self.budget {
+            None => RetryBudget::default(),
+            Some(budget) => RetryBudget::new(
+                budget.percent,
+                Duration::from_millis(budget.interval_ms),
+                budget.min_retries_per_1000_s as f64 / 1_000.0,
+            ),
+        }
+    }
+}
+
+fn decode_inbound(inbound: contract::Inbound) -> Result<Inbound, Problem> {
+    let mut ports = HashMap::new();
+    for (index, declared) in inbound.ports.iter().enumerate() {
+        let field = format!("ports[{index}]");
+        let number = port(declared.port).map_err(within(&field))?;
+        let protocol = protocol(declared.protocol).map_err(within(&field))?;
+        if ports.insert(number, protocol).is_some() {
+            return Err(format!("{field}: {number} is there twice"));
+        }
+    }
+    let strict = match contract::MtlsMode::try_from(inbound.mtls) {
+        Ok(contract::MtlsMode::Permissive) => false,
+        Ok(contract::MtlsMode::Strict) => true,
+        Err(_) => {
+            return Err(format!(
+                "mtls: this proxy does not know the value {}",
+                inbound.mtls
+            ));
+        }
+    };
+    Ok(Inbound {
+        workload: text("workload", &inbound.workload)?,
+        strict,
+        ports,
+    })
+}
+
+fn decode_destination(destination: contract::Destination) -> Result<Target, Problem> {
+    use contract::destination::Target as Wire;
+    match destination.target {
+        None => Ok(Target::Passthrough),
+        Some(Wire::Service(name)) => Ok(Target::Service(service_name("service", &name)?)),
+        Some(Wire::Pod(pod)) => Ok(Target::Pod {
+            endpoint: endpoint(pod.endpoint.as_ref().ok_or("pod.endpoint: missing")?)
+                .map_err(within("pod.endpoint"))?,
+            protocol: protocol(pod.protocol).map_err(within("pod"))?,
+            namespace: text("pod.namespace", &pod.namespace)?,
+            service: text("pod.service", &pod.service)?,
+        }),
+    }
+}
+
+fn decode_service(
+    service: contract::Service,
+    (namespace, name, number): (&str, &str, u16),
+) -> Result<ServiceContent, Problem> {
+    same("namespace", &service.namespace, namespace)?;
+    same("name", &service.name, name)?;
+    same("port", &service.port, &u32::from(number))?;
+    let mut http_routes = Vec::with_capacity(service.http_routes.len());
+    for (index, route) in service.http_routes.iter().enumerate() {
+        match route.parse() {
+            Ok(name @ ResourceName::HttpRoute { .. }) => http_routes.push(name),
+            _ => {
+                return Err(format!(
+                    "http_routes[{index}]: {route:?} names no HTTPRoute"
+                ));
+            }
+        }
+    }
+    let endpoints = match service.endpoints.parse() {
+        Ok(name @ ResourceName::Endpoints { .. }) => name,
+        _ => {
+            return Err(format!(
+                "endpoints: {:?} names no endpoints",
+                service.endpoints
+            ));
+        }
+    };
+    if let Some(budget) = &service.retry_budget {
+        if budget.percent > 100 {
+            return Err(format!(
+                "retry_budget.percent: {} is over 100",
+                budget.percent
+            ));
+        }
+        let interval = Duration::from_millis(budget.interval_ms);
+        if interval.is_zero() || interval > MAX_BUDGET_INTERVAL {
+            return Err(format!(
+                "retry_budget.interval_ms: {} is not within 1 and {}",
+                budget.interval_ms,
+                MAX_BUDGET_INTERVAL.as_millis()
+            ));
+        }
+    }
+    Ok(ServiceContent {
+        namespace: text("namespace", &service.namespace)?,
+        name: text("name", &service.name)?,
+        port: number,
+        protocol: protocol(service.protocol)?,
+        http_routes,
+        endpoints,
+        budget: service.retry_budget,
+    })
+}
+
+fn decode_endpoints(
+    message: contract::Endpoints,
+    (namespace, service, number): (&str, &str, u16),
+) -> Result<EndpointsContent, Problem> {
+    same("namespace", &message.namespace, namespace)?;
+    same("service", &message.service, service)?;
+    same("port", &message.port, &u32::from(number))?;
+    let mut endpoints = BTreeMap::new();
+    for endpoint in each(&message.endpoints, "endpoints")? {
+        if let Some(other) = endpoints.insert(endpoint.address, endpoint) {
+            return Err(format!("endpoints: {} is there twice", other.address));
+        }
+    }
+    Ok(EndpointsContent {
+        namespace: text("namespace", &message.namespace)?,
+        service: text("service", &message.service)?,
+        port: number,
+        protocol: protocol(message.protocol)?,
+        endpoints,
+    })
+}
+
+fn decode_delta(delta: contract::EndpointsDelta) -> Result<EndpointsChange, Problem> {
+    let upserted = each(&delta.upserted, "upserted")?;
+    let mut removed = Vec::with_capacity(delta.removed.len());
+    for (index, endpoint) in delta.removed.iter().enumerate() {
+        removed.push(address(endpoint).map_err(within(&format!("removed[{index}]")))?);
+    }
+    let mut seen = HashSet::new();
+    let touched = upserted.iter().map(|endpoint| &endpoint.address);
+    for address in touched.chain(&removed) {
+        if !seen.insert(*address) {
+            return Err(format!("{address} is there twice"));
+        }
+    }
+    Ok(EndpointsChange {
+        base: delta.base_version,
+        upserted,
+        removed,
+    })
+}
+
+fn each(endpoints: &[contract::Endpoint], field: &str) -> Result<Vec<EndpointSpec>, Problem> {
+    let decoded = endpoints.iter().enumerate();
+    decoded
+        .map(|(index, message)| endpoint(message).map_err(within(&format!("{field}[{index}]"))))
+        .collect()
+}
+
+fn endpoint(message: &contract::Endpoint) -> Result<EndpointSpec, Problem> {
+    let peer = match message.identity.as_str() {
+        "" => Peer::Plain,
+        identity => {
+            let id: SpiffeId = identity
+                .parse()
+                .map_err(|error| format!("identity: {error}"))?;
+            Peer::Mesh(id.as_str().into())
+        }
+    };
+    Ok(EndpointSpec {
+        address: address(message)?,
+        peer,
+        pod: text("pod", &message.pod)?,
+        workload: text("workload", &message.workload)?,
+        zone: text("zone", &message.zone)?,
+    })
+}
+
+fn address(endpoint: &contract::Endpoint) -> Result<SocketAddr, Problem> {
+    let ip = &endpoint.ip[..];
+    let ip = match (<[u8; 4]>::try_from(ip), <[u8; 16]>::try_from(ip)) {
+        (Ok(v4), _) => IpAddr::from(v4),
+        (_, Ok(v6)) => IpAddr::from(v6),
+        _ => {
+            return Err(format!(
+                "ip: an address has 4 or 16 bytes, not {}",
+                ip.len()
+            ));
+        }
+    };
+    let address = canonical(SocketAddr::new(ip, port(endpoint.port)?));
+    if address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Err(format!("ip: {} is the address of no pod", address.ip()));
+    }
+    Ok(address)
+}
+
+fn port(number: u32) -> Result<u16, Problem> {
+    match u16::try_from(number) {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(format!("port: {number} is not within 1 and 65535")),
+    }
+}
+
+fn protocol(number: i32) -> Result<Protocol, Problem> {
+    match contract::Protocol::try_from(number) {
+        Ok(contract::Protocol::Detect) => Ok(Protocol::Detect),
+        Ok(contract::Protocol::Http1) => Ok(Protocol::Http),
+        Ok(contract::Protocol::Http2) => Ok(Protocol::Http2),
+        Ok(contract::Protocol::Tcp) => Ok(Protocol::Tcp),
+        Err(_) => Err(format!(
+            "protocol: this proxy does not know the value {number}"
+        )),
+    }
+}
+
+fn service_name(field: &str, text: &str) -> Result<ResourceName, Problem> {
+    match text.parse() {
+        Ok(name @ ResourceName::Service { .. }) => Ok(name),
+        _ => Err(format!("{field}: {text:?} names no service")),
+    }
+}
+
+fn text(field: &str, text: &str) -> Result<Arc<str>, Problem> {
+    if text.len() > MAX_TEXT {
+        return Err(format!("{field}: longer than {MAX_TEXT} bytes"));
+    }
+    Ok(text.into())
+}
+
+fn same<T: PartialEq<U> + std::fmt::Debug, U: std::fmt::Debug + ?Sized>(
+    field: &str,
+    content: &T,
+    name: &U,
+) -> Result<(), Problem> {
+    if content == name {
+        Ok(())
+    } else {
+        Err(format!(
+            "{field}: is {content:?}, and the resource's name says {name:?}"
+        ))
+    }
+}
+
+fn within(field: &str) -> impl Fn(Problem) -> Problem {
+    move |problem| format!("{field}.{problem}")
+}

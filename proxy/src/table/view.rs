@@ -1,0 +1,265 @@
+//! The tables in force as people read them: `/config` of the admin port.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::decode::{Content, EndpointSpec, Target};
+use super::store::{Held, Store};
+use super::{Destination, Endpoint, Peer, Protocol};
+
+/// Everything that the proxy goes by.
+#[derive(Debug, Serialize)]
+pub struct View {
+    /// Addresses that the app has called, and what they stand for.
+    destinations: Vec<DestinationView>,
+    /// Resources in force, by name.
+    resources: Vec<ResourceView>,
+    /// What the controller sent and is not in force, with the reason. The version before it is.
+    rejected: Vec<RejectedView>,
+}
+
+#[derive(Debug, Serialize)]
+struct DestinationView {
+    address: SocketAddr,
+    /// `logical`, `passthrough`, or `unknown` until the controller has said.
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct ResourceView {
+    name: String,
+    /// Hash of the content: equal on every proxy and controller that holds the same.
+    version: String,
+    /// When it was put in force, in Unix seconds.
+    since: u64,
+    #[serde(flatten)]
+    content: ContentView,
+}
+
+#[derive(Debug, Serialize)]
+struct RejectedView {
+    name: String,
+    reason: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+enum ContentView {
+    TrustAnchors {
+        count: usize,
+    },
+    Inbound {
+        workload: String,
+        mtls: &'static str,
+        ports: std::collections::BTreeMap<u16, &'static str>,
+    },
+    Destination {
+        target: String,
+    },
+    Service {
+        protocol: &'static str,
+        http_routes: Vec<String>,
+        endpoints: String,
+    },
+    HttpRoute {
+        rules: Vec<RuleView>,
+    },
+    Endpoints {
+        protocol: &'static str,
+        endpoints: Vec<EndpointView>,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct RuleView {
+    name: String,
+    matches: usize,
+    filters: usize,
+    backends: Vec<BackendView>,
+    request_timeout_ms: u64,
+    backend_request_timeout_ms: u64,
+    /// Retries after the first attempt.
+    retries: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct BackendView {
+    endpoints: String,
+    weight: u32,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    invalid: String,
+}
+
+#[derive(Debug, Serialize)]
+struct EndpointView {
+    address: SocketAddr,
+    /// Empty: spoken to in plaintext.
+    identity: String,
+    pod: String,
+    workload: String,
+    zone: String,
+    /// Given no work for a while because it kept failing, or because somebody else was there.
+    ejected: bool,
+    in_flight: u32,
+}
+
+impl Store {
+    /// The tables as they are now.
+    pub fn view(&self) -> View {
+        let mut destinations: Vec<_> = self
+            .cells
+            .values()
+            .map(|entry| destination(entry.cell.address, &entry.cell.load()))
+            .collect();
+        destinations.sort_by_key(|destination| destination.address);
+        let mut resources: Vec<_> = self.held.iter().collect();
+        resources.sort_by_key(|(name, _)| *name);
+        let resources = resources.into_iter().map(|(name, held)| ResourceView {
+            name: name.to_string(),
+            version: format!("{:016x}", held.version),
+            since: held
+                .since
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            content: self.content_view(name, held),
+        });
+        View {
+            destinations,
+            resources: resources.collect(),
+            rejected: self
+                .rejected
+                .iter()
+                .map(|(name, reason)| RejectedView {
+                    name: name.clone(),
+                    reason: reason.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    fn content_view(&self, name: &naru_contract::ResourceName, held: &Held) -> ContentView {
+        match &held.content {
+            Content::TrustAnchors(anchors) => ContentView::TrustAnchors {
+                count: anchors.len(),
+            },
+            Content::Inbound(inbound) => ContentView::Inbound {
+                workload: inbound.workload.to_string(),
+                mtls: if inbound.strict {
+                    "strict"
+                } else {
+                    "permissive"
+                },
+                ports: inbound
+                    .ports
+                    .iter()
+                    .map(|(port, declared)| (*port, protocol(*declared)))
+                    .collect(),
+            },
+            Content::Destination(target) => ContentView::Destination {
+                target: match target {
+                    Target::Passthrough => "passthrough".to_owned(),
+                    Target::Service(name) => name.to_string(),
+                    Target::Pod { endpoint, .. } => format!("pod/{}", endpoint.pod),
+                },
+            },
+            Content::Service(service) => ContentView::Service {
+                protocol: protocol(service.protocol),
+                http_routes: service
+                    .http_routes
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+                endpoints: service.endpoints.to_string(),
+            },
+            Content::HttpRoute(route) => ContentView::HttpRoute {
+                rules: route.rules.iter().map(rule).collect(),
+            },
+            Content::Endpoints(content) => {
+                let live = self.backend_set(name).unwrap_or_default();
+                ContentView::Endpoints {
+                    protocol: protocol(content.protocol),
+                    endpoints: content
+                        .endpoints
+                        .values()
+                        .map(|spec| {
+                            let live = live.endpoints.iter().find(|e| e.address == spec.address);
+                            endpoint(spec, live.map(|live| &**live))
+                        })
+                        .collect(),
+                }
+            }
+        }
+    }
+}
+
+fn destination(address: SocketAddr, destination: &Destination) -> DestinationView {
+    let mut view = DestinationView {
+        address,
+        kind: "unknown",
+        service: None,
+        protocol: None,
+    };
+    match destination {
+        Destination::Logical(logical) => {
+            view.kind = "logical";
+            view.service = Some(format!(
+                "{}/{}:{}",
+                logical.namespace, logical.service, logical.port
+            ));
+            view.protocol = Some(protocol(logical.protocol));
+        }
+        Destination::Passthrough => view.kind = "passthrough",
+        Destination::Unknown => {}
+    }
+    view
+}
+
+fn rule(rule: &naru_contract::HttpRule) -> RuleView {
+    RuleView {
+        name: rule.name.clone(),
+        matches: rule.matches.len(),
+        filters: rule.filters.len(),
+        backends: rule
+            .backends
+            .iter()
+            .map(|backend| BackendView {
+                endpoints: backend.endpoints.clone(),
+                weight: backend.weight,
+                invalid: backend.invalid.clone(),
+            })
+            .collect(),
+        request_timeout_ms: rule.request_timeout_ms,
+        backend_request_timeout_ms: rule.backend_request_timeout_ms,
+        retries: rule.retry.as_ref().map_or(0, |retry| retry.attempts),
+    }
+}
+
+fn endpoint(spec: &EndpointSpec, live: Option<&Endpoint>) -> EndpointView {
+    EndpointView {
+        address: spec.address,
+        identity: match &spec.peer {
+            Peer::Mesh(identity) => identity.to_string(),
+            Peer::Plain | Peer::App => String::new(),
+        },
+        pod: spec.pod.to_string(),
+        workload: spec.workload.to_string(),
+        zone: spec.zone.to_string(),
+        ejected: live.is_some_and(|live| live.load.is_ejected()),
+        in_flight: live.map_or(0, |live| live.load.in_flight()),
+    }
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Detect => "detect",
+        Protocol::Http => "http",
+        Protocol::Http2 => "http2",
+        Protocol::Tcp => "tcp",
+    }
+}
