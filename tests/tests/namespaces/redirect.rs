@@ -11,6 +11,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, setfsuid};
 use socket2::{Domain, SockRef, Socket, Type};
 
+use crate::mesh::programs;
+
 const PROXY: u32 = 1337;
 const APP: u32 = 1000;
 const MARK: u32 = 0x6e61;
@@ -407,24 +409,45 @@ fn check_tells_absent_and_different_rules_from_those_in_force() {
 }
 
 #[test]
-fn without_the_right_to_it_the_way_out_is_named() {
-    const AS_ANOTHER_USER: &str = "NARU_TEST_AS_ANOTHER_USER";
-    if std::env::var_os(AS_ANOTHER_USER).is_some() {
-        // This very test, run by the lines below.
-        println!("{:#}", init("").expect_err("a user may not"));
-        return;
-    }
-    in_pod(|| {
-        let name = "redirect::without_the_right_to_it_the_way_out_is_named";
+fn without_the_right_to_it_the_program_fails_and_names_the_way_out() {
+    // Built before the thread has a network in which nothing can be fetched.
+    let program = programs().join("naru-proxy");
+    in_pod(move || {
         let output = Command::new("setpriv")
-            .args(["--reuid=1000", "--clear-groups", "--inh-caps=-all"])
-            .arg(std::env::current_exe().expect("this program"))
-            .args(["--exact", name, "--nocapture"])
-            .env(AS_ANOTHER_USER, "1")
+            .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"])
+            .arg(program)
+            .arg("init")
             .output()
             .expect("setpriv: install util-linux");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("1 passed"), "{text}");
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("setting the redirect rules"), "{text}");
         assert!(text.contains("capabilities.add: [NET_ADMIN]"), "{text}");
+        assert_eq!(run("nft list ruleset"), "");
+    });
+}
+
+#[test]
+fn the_program_takes_its_flags_from_the_environment_too() {
+    let program = programs().join("naru-proxy");
+    in_pod(move || {
+        let output = Command::new(&program)
+            .arg("init")
+            .env("NARU_PROXY_UID", "4711")
+            .env("NARU_SKIP_INBOUND_PORTS", "")
+            .env("NARU_SKIP_OUTBOUND_PORTS", "25,587")
+            .output()
+            .expect("naru-proxy");
+        assert!(output.status.success(), "{output:?}");
+        let ruleset = run("nft list ruleset");
+        for rule in [
+            "meta skuid 4711 accept",
+            "tcp dport 25 accept",
+            "tcp dport 587 accept",
+        ] {
+            assert!(ruleset.contains(rule), "{ruleset}");
+        }
+        run(&format!("{} init --undo", program.display()));
+        assert_eq!(run("nft list ruleset"), "");
     });
 }

@@ -206,7 +206,7 @@ fn an_address_that_somebody_else_has_now_gets_no_request() {
     let refused = sum(
         &report,
         "naru_endpoint_ejections_total",
-        &["reason=\"identity\""],
+        &["reason=\"identity-mismatch\""],
     );
     assert!(refused > 0.0, "the rogue was never refused: {report}");
 }
