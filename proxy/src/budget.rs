@@ -23,7 +23,8 @@ pub struct RetryBudget {
     percent: u64,
     /// Retries in an interval however few requests there are.
     reserve: u64,
-    slice: Duration,
+    /// In nanoseconds.
+    slice: u64,
     requests: Window,
     retries: Window,
 }
@@ -35,7 +36,7 @@ impl RetryBudget {
         Self {
             percent: u64::from(percent.min(100)),
             reserve: (min_per_second.max(0.0) * interval.as_secs_f64()).round() as u64,
-            slice: interval / SLICES as u32,
+            slice: (interval / SLICES as u32).as_nanos() as u64,
             requests: Window::default(),
             retries: Window::default(),
         }
@@ -74,7 +75,7 @@ impl RetryBudget {
     /// The number of the current slice. The first is 1: a count of zero belongs to none.
     fn now(&self) -> u32 {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        let elapsed = START.elapsed().as_nanos() / self.slice.as_nanos().max(1);
+        let elapsed = START.elapsed().as_nanos() as u64 / self.slice;
         (elapsed as u32).wrapping_add(1)
     }
 }

@@ -1,18 +1,54 @@
 //! HTTP/2 with prior knowledge (RFC 9113), gRPC on top of it.
+//!
+//! In: the bytes of a downstream connection whose protocol and destination are known. Out: its streams, each carried to an
+//! endpoint of its own over the upstream connections of the worker. One local task a stream; a body flows only as fast as
+//! the side that takes it.
+//!
+//! ```text
+//!            serve          exchange          forward         pool ── connection (one task each: frames, pings, age)
+//! downstream ─────▶ stream ─────────▶ decide ────────▶ attempt ────▶ upstream
+//!                                 └─▶ reply      ◀── body, both ways ──▶
+//! ```
+//!
+//! What h2 sees to itself: framing, `content-length` against the body, header fields that belong to a connection (refused), the
+//! limits below. What it does not is here.
 
-use tokio::io::{AsyncRead, AsyncWrite};
+mod attempt;
+mod body;
+mod connection;
+mod exchange;
+mod forward;
+mod pool;
+mod reply;
+mod serve;
 
-use crate::session::Session;
+use std::time::Duration;
 
-/// Upstream connections of one worker.
-#[derive(Default)]
-pub struct Pool {}
+pub use pool::Pool;
+pub use serve::serve;
 
-/// Serves the streams of one downstream connection until it ends.
-pub async fn serve<S>(session: Session, downstream: S)
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let _ = (session, downstream);
-    todo!()
-}
+/// How much of a stream's body may be under way to us and not taken by the other side yet, in bytes. Carries 128 MiB/s over a
+/// round trip of 2 ms.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for all streams of a connection. So large that streams at a standstill do not stop the others: it takes more
+/// than 128 of them on a downstream connection, and is never reached on an upstream one (see [`MAX_STREAMS_UPSTREAM`]). Memory is used
+/// only for what is under way.
+const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+/// Streams on one upstream connection. As many full stream windows fit into its connection window, so that one client that
+/// does not read its responses takes nothing from the others who share the connection. Also what RFC 9113 recommends as the
+/// least that a peer should allow.
+const MAX_STREAMS_UPSTREAM: usize = 100;
+/// Payload of a DATA frame that we take, in bytes. Larger than the least allowed, for fewer frames of large bodies; small enough
+/// that streams take turns.
+const MAX_FRAME: u32 = 32 * 1024;
+/// What h2 queues for one stream beyond what is sent, in bytes.
+const MAX_SEND_BUFFER: usize = 256 * 1024;
+/// Streams that we have reset and still remember, so that late frames for them are no error.
+const MAX_RESET_STREAMS: usize = 256;
+const RESET_STREAM_MEMORY: Duration = Duration::from_secs(5);
+/// Streams that a peer has reset before we took notice of them. More is an attack (CVE-2023-44487), and ends the connection.
+const MAX_PENDING_RESETS: usize = 100;
+/// Streams that a peer made us reset by breaking the protocol, in the life of a connection.
+const MAX_ERROR_RESETS: usize = 1_024;
+
+const _: () = assert!(MAX_STREAMS_UPSTREAM * STREAM_WINDOW as usize <= CONNECTION_WINDOW as usize);

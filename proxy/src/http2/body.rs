@@ -1,0 +1,275 @@
+//! Bodies on their way: one direction of a stream at a time, from the side that sends to the side that takes. Flow-control
+//! window is given back to the sender only as the taker has room, so nothing piles up here but one frame.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::HeaderMap;
+
+/// Pieces of a body that are kept for another attempt: a body in many tiny frames would cost more in bookkeeping than in bytes.
+const MAX_REPLAY_PIECES: usize = 256;
+
+/// Which side a body stopped at.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The side that sends it.
+    Sender(h2::Error),
+    /// The side that takes it. Why is told where its response is awaited.
+    Taker,
+}
+
+/// A request body, which can be sent again as long as it fits into the limit.
+pub(super) struct Upload {
+    body: RecvStream,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    /// In bytes. 0: nothing is kept any more.
+    max_kept: usize,
+    /// All that has been taken out of `body` is in `kept`.
+    replayable: bool,
+    /// How many of `kept` this attempt has begun to send.
+    sent: usize,
+    /// What this attempt is sending.
+    piece: Bytes,
+    /// Bytes taken out of `body` whose window has not been given back.
+    unreleased: usize,
+    /// Once `body` has been read to its end: its trailers.
+    end: Option<Option<HeaderMap>>,
+    /// This attempt has sent everything.
+    done: bool,
+}
+
+impl Upload {
+    pub fn new(body: RecvStream, max_kept: usize) -> Self {
+        let end = body.is_end_stream().then_some(None);
+        Self {
+            body,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            max_kept,
+            replayable: true,
+            sent: 0,
+            piece: Bytes::new(),
+            unreleased: 0,
+            done: end.is_some(),
+            end,
+        }
+    }
+
+    /// There is no body at all: the head ends the stream.
+    pub fn is_empty(&self) -> bool {
+        self.end == Some(None) && self.kept.is_empty() && self.replayable
+    }
+
+    pub fn is_replayable(&self) -> bool {
+        self.replayable
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// The taker wants no more of it.
+    pub fn stop(&mut self) {
+        self.done = true;
+    }
+
+    /// From the start again.
+    pub fn rewind(&mut self) {
+        self.release(self.unreleased);
+        self.piece = Bytes::new();
+        self.sent = 0;
+        self.done = self.is_empty();
+    }
+
+    /// There will be no other attempt.
+    pub fn keep_no_more(&mut self) {
+        self.max_kept = 0;
+        // What this attempt has not sent yet is still needed.
+        if self.sent == self.kept.len() {
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.replayable &= self.kept.is_empty();
+        self.kept = Vec::new();
+        self.kept_bytes = 0;
+        self.sent = 0;
+    }
+
+    /// Sends until all is sent.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut SendStream<Bytes>,
+    ) -> Poll<Result<(), Broken>> {
+        while !self.done {
+            if self.piece.is_empty() && !ready!(self.poll_piece(cx))? {
+                let trailers = match &mut self.end {
+                    Some(trailers) if self.replayable => trailers.clone(),
+                    Some(trailers) => trailers.take(),
+                    None => None,
+                };
+                self.done = true;
+                return Poll::Ready(send_end(to, trailers));
+            }
+            while !self.piece.is_empty() {
+                let room = ready!(poll_room(cx, to, self.piece.len()))?;
+                let part = self.piece.split_to(room.min(self.piece.len()));
+                let length = part.len();
+                let ends = self.piece.is_empty() && self.is_last();
+                to.send_data(part, ends).map_err(|_| Broken::Taker)?;
+                self.release(length);
+                if ends {
+                    self.end.get_or_insert(None);
+                    self.done = true;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether nothing comes after what has been begun, not even trailers.
+    fn is_last(&self) -> bool {
+        self.sent == self.kept.len()
+            && match &self.end {
+                Some(trailers) => trailers.is_none(),
+                None => self.body.is_end_stream(),
+            }
+    }
+
+    /// Gets the next piece to send. False: there is none.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        if let Some(kept) = self.kept.get(self.sent) {
+            self.piece = kept.clone();
+            self.sent += 1;
+            if self.max_kept == 0 && self.sent == self.kept.len() {
+                self.forget();
+            }
+            return Poll::Ready(Ok(true));
+        }
+        if self.end.is_some() {
+            return Poll::Ready(Ok(false));
+        }
+        loop {
+            match ready!(self.body.poll_data(cx)) {
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(Ok(data)) => {
+                    self.unreleased += data.len();
+                    self.keep(&data);
+                    self.piece = data;
+                    return Poll::Ready(Ok(true));
+                }
+                Some(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
+                None => break,
+            }
+        }
+        let trailers = ready!(self.body.poll_trailers(cx)).map_err(Broken::Sender)?;
+        self.end = Some(trailers);
+        Poll::Ready(Ok(false))
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        let fits = self.kept_bytes + data.len() <= self.max_kept
+            && self.kept.len() < MAX_REPLAY_PIECES
+            && self.replayable;
+        if fits {
+            self.kept.push(data.clone());
+            self.kept_bytes += data.len();
+            self.sent = self.kept.len();
+        } else {
+            self.replayable = false;
+            self.forget();
+        }
+    }
+
+    fn release(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.unreleased);
+        self.unreleased -= bytes;
+        if bytes > 0 {
+            // Fails only where more is given back than was taken.
+            let _ = self.body.flow_control().release_capacity(bytes);
+        }
+    }
+}
+
+/// A response body.
+pub(super) struct Download {
+    body: RecvStream,
+    piece: Bytes,
+    done: bool,
+}
+
+impl Download {
+    pub fn new(body: RecvStream) -> Self {
+        Self {
+            body,
+            piece: Bytes::new(),
+            done: false,
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Sends until all is sent.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut SendStream<Bytes>,
+    ) -> Poll<Result<(), Broken>> {
+        while !self.done {
+            while self.piece.is_empty() {
+                match ready!(self.body.poll_data(cx)) {
+                    Some(Ok(data)) => self.piece = data,
+                    Some(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
+                    None => {
+                        let trailers = ready!(self.body.poll_trailers(cx));
+                        let trailers = trailers.map_err(Broken::Sender)?;
+                        self.done = true;
+                        return Poll::Ready(send_end(to, trailers));
+                    }
+                }
+            }
+            while !self.piece.is_empty() {
+                let room = ready!(poll_room(cx, to, self.piece.len()))?;
+                let part = self.piece.split_to(room.min(self.piece.len()));
+                let length = part.len();
+                let ends = self.piece.is_empty() && self.body.is_end_stream();
+                to.send_data(part, ends).map_err(|_| Broken::Taker)?;
+                let _ = self.body.flow_control().release_capacity(length);
+                self.done = ends;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn send_end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), Broken> {
+    match trailers {
+        Some(trailers) => to.send_trailers(trailers),
+        None => to.send_data(Bytes::new(), true),
+    }
+    .map_err(|_| Broken::Taker)
+}
+
+/// How much of `wanted` bytes the taker has room for: at least one byte.
+fn poll_room(
+    cx: &mut Context<'_>,
+    to: &mut SendStream<Bytes>,
+    wanted: usize,
+) -> Poll<Result<usize, Broken>> {
+    to.reserve_capacity(wanted);
+    loop {
+        match to.capacity() {
+            0 => match ready!(to.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Poll::Ready(Err(Broken::Taker)),
+            },
+            room => return Poll::Ready(Ok(room)),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! One upstream connection: opened, kept alive, aged and ended. One task drives its frames and looks at the clock.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Ping, PingPong};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
+
+use super::pool::Upstreams;
+use super::{
+    CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_RESET_STREAMS, MAX_SEND_BUFFER,
+    MAX_STREAMS_UPSTREAM, RESET_STREAM_MEMORY, STREAM_WINDOW,
+};
+use crate::identity::Alpn;
+use crate::reason::Reason;
+use crate::table::{Endpoint, Peer};
+use crate::upstream::{self, Stream};
+use crate::worker::Worker;
+
+/// How often a peer is asked whether it is still there. Only sidecars are: servers of others (gRPC's among them) end connections
+/// whose clients ask more often than every five minutes.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// How long it may take to answer, however much it is sending.
+const PING_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the clock is looked at, at most.
+const MIN_TICK: Duration = Duration::from_millis(50);
+
+/// What the streams of a connection see of it.
+pub(super) struct Connection {
+    /// `None`: no new streams. The connection ends in order once nobody holds a handle and no stream is left.
+    sender: RefCell<Option<SendRequest<Bytes>>>,
+    streams: Cell<usize>,
+    /// Since when it has had no stream.
+    idle_since: Cell<Instant>,
+}
+
+/// The frames of a connection, and the times at which something is due.
+pub(super) struct Driver {
+    frames: h2::client::Connection<Stream, Bytes>,
+    ping: Option<PingPong>,
+    asked: Option<Instant>,
+    last_asked: Instant,
+    opened: Instant,
+    tick: Interval,
+    pool_idle: Duration,
+    pool_age: Duration,
+}
+
+/// Connects to `endpoint`.
+pub(super) async fn open(
+    worker: &Worker,
+    endpoint: &Endpoint,
+) -> Result<(Rc<Connection>, Driver), Reason> {
+    let limits = &worker.config.limits;
+    let deadline = Instant::now() + limits.connect_timeout;
+    let stream = upstream::connect(worker, endpoint, Alpn::Http2)
+        .await
+        .map_err(|error| {
+            tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
+            error.reason
+        })?;
+    let handshake = settings(limits.max_header_bytes).handshake::<_, Bytes>(stream);
+    let (sender, mut frames) = match timeout_at(deadline, handshake).await {
+        Ok(Ok(parts)) => parts,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, address = %endpoint.address, "HTTP/2 handshake failed");
+            return Err(Reason::ConnectFailed);
+        }
+        Err(_) => return Err(Reason::ConnectTimeout),
+    };
+    let ping = matches!(endpoint.peer, Peer::Mesh(_))
+        .then(|| frames.ping_pong())
+        .flatten();
+    let now = Instant::now();
+    let tick = PING_EVERY
+        .min(limits.pool_idle / 2)
+        .min(limits.pool_age / 2)
+        .max(MIN_TICK);
+    let mut tick = interval(tick);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let connection = Rc::new(Connection {
+        sender: RefCell::new(Some(sender)),
+        streams: Cell::new(0),
+        idle_since: Cell::new(now),
+    });
+    let driver = Driver {
+        frames,
+        ping,
+        asked: None,
+        last_asked: now,
+        opened: now,
+        tick,
+        pool_idle: limits.pool_idle,
+        pool_age: limits.pool_age,
+    };
+    Ok((connection, driver))
+}
+
+fn settings(max_header_bytes: usize) -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(MAX_SEND_BUFFER)
+        .initial_max_send_streams(MAX_STREAMS_UPSTREAM)
+        .max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        .reset_stream_duration(RESET_STREAM_MEMORY)
+        .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
+        .enable_push(false);
+    builder
+}
+
+impl Connection {
+    /// A handle for one request.
+    pub fn sender(&self) -> Option<SendRequest<Bytes>> {
+        self.sender.borrow().clone()
+    }
+
+    pub fn take_no_more(&self) {
+        self.sender.borrow_mut().take();
+    }
+
+    pub fn streams(&self) -> usize {
+        self.streams.get()
+    }
+
+    pub fn has_room(&self) -> bool {
+        let streams = self.streams.get();
+        streams < MAX_STREAMS_UPSTREAM
+            && self
+                .sender
+                .borrow()
+                .as_ref()
+                .is_some_and(|sender| streams < sender.current_max_send_streams())
+    }
+
+    /// Returns how many streams there were before.
+    pub fn begin_stream(&self) -> usize {
+        self.streams.replace(self.streams.get() + 1)
+    }
+
+    /// Returns how many streams are left.
+    pub fn end_stream(&self) -> usize {
+        let left = self.streams.get() - 1;
+        self.streams.set(left);
+        if left == 0 {
+            self.idle_since.set(Instant::now());
+        }
+        left
+    }
+}
+
+impl Driver {
+    /// Returns when the connection has ended. The streams that are left then end with an error.
+    pub async fn drive(mut self, connection: &Rc<Connection>, upstreams: &Upstreams) {
+        poll_fn(|cx| self.poll(cx, connection, upstreams)).await;
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &Rc<Connection>,
+        upstreams: &Upstreams,
+    ) -> Poll<()> {
+        if let Poll::Ready(end) = Pin::new(&mut self.frames).poll(cx) {
+            if let Err(error) = end {
+                tracing::debug!(%error, "an upstream HTTP/2 connection broke");
+            }
+            return Poll::Ready(());
+        }
+        if let Some(ping) = &mut self.ping
+            && let Poll::Ready(answer) = ping.poll_pong(cx)
+        {
+            match answer {
+                Ok(_) => self.asked = None,
+                Err(_) => self.ping = None,
+            }
+        }
+        while self.tick.poll_tick(cx).is_ready() {
+            let now = Instant::now();
+            if self.is_mute(now) {
+                tracing::debug!("an upstream HTTP/2 connection no longer answers");
+                return Poll::Ready(());
+            }
+            let idle = connection.streams.get() == 0
+                && now.duration_since(connection.idle_since.get()) >= self.pool_idle;
+            if idle || now.duration_since(self.opened) >= self.pool_age {
+                upstreams.retire(connection);
+                // The frames have to be looked at once more, for a goodbye.
+                cx.waker().wake_by_ref();
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Whether the last question has gone unanswered for too long. Asks the next one when it is due.
+    fn is_mute(&mut self, now: Instant) -> bool {
+        if let Some(asked) = self.asked {
+            return now.duration_since(asked) >= PING_PATIENCE;
+        }
+        if let Some(ping) = &mut self.ping
+            && now.duration_since(self.last_asked) >= PING_EVERY
+            && ping.send_ping(Ping::opaque()).is_ok()
+        {
+            self.asked = Some(now);
+            self.last_asked = now;
+        }
+        false
+    }
+}

@@ -1,0 +1,245 @@
+//! One stream from its request to the end of its response: decide, try (and try again), answer.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::header::HOST;
+use http::{Method, Request, Uri, request};
+use tokio::time::Instant;
+
+use super::forward::{Deadlines, Forward};
+use super::reply;
+use super::serve::Downstream;
+use crate::access_log::Entry;
+use crate::metrics::{Direction, HttpVersion, RequestLabels, RequestMetrics};
+use crate::reason::Reason;
+use crate::route::{Decision, Rule, decide};
+use crate::table::{Destination, Logical};
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    pub status: Option<u16>,
+    pub reason: Option<Reason>,
+}
+
+/// What has been found out about a request, for its access-log entry.
+#[derive(Default)]
+pub(super) struct Told {
+    logical: Option<Arc<Logical>>,
+    rule: Option<Arc<Rule>>,
+    pub endpoint: Option<std::net::SocketAddr>,
+    pub attempts: u32,
+}
+
+/// The client's side of a stream.
+pub(super) struct Client<'a> {
+    pub downstream: &'a Downstream,
+    pub respond: SendResponse<Bytes>,
+    pub grpc: bool,
+}
+
+/// Carries one stream.
+pub(super) async fn run(
+    downstream: &Downstream,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let started = Instant::now();
+    let (mut head, body) = request.into_parts();
+    let log = downstream
+        .session
+        .worker
+        .access_log
+        .enabled()
+        .then(|| (head.method.clone(), head.uri.clone()));
+    let mut client = Client {
+        downstream,
+        grpc: reply::is_grpc(&head.headers),
+        respond,
+    };
+    head.headers.remove(reply::REASON);
+    let mut told = Told::default();
+    let (metrics, end) = client.serve(&mut head, body, started, &mut told).await;
+    let elapsed = started.elapsed();
+    metrics.end(end.status, end.reason, elapsed);
+    if let Some((method, uri)) = log {
+        write_log(downstream, (&method, &uri), &head, &told, end, elapsed);
+    }
+}
+
+impl Client<'_> {
+    /// Returns where the request is counted, and how it ended.
+    async fn serve(
+        &mut self,
+        head: &mut request::Parts,
+        body: RecvStream,
+        started: Instant,
+        told: &mut Told,
+    ) -> (Arc<RequestMetrics>, End) {
+        let session = &self.downstream.session;
+        let destination = session.destination.load();
+        let logical = match &**destination {
+            Destination::Logical(logical) => logical.clone(),
+            Destination::Passthrough | Destination::Unknown => {
+                let metrics = self.unknown_metrics();
+                metrics.begin(HttpVersion::Http2);
+                return (metrics, self.answer(Reason::DestinationUnknown));
+            }
+        };
+        drop(destination);
+        logical.budget.deposit();
+        let logical = &*told.logical.insert(logical);
+        if is_ambiguous(head) {
+            let metrics = session.request_metrics(&logical.default_rule, None);
+            metrics.begin(HttpVersion::Http2);
+            return (metrics, self.answer(Reason::BadRequest));
+        }
+        let decision = decide(logical, head, &mut session.worker.random.borrow_mut());
+        match decision {
+            Decision::Forward { rule, backend } => {
+                let metrics = session.request_metrics(&rule, Some(backend));
+                metrics.begin(HttpVersion::Http2);
+                let logical = logical.clone();
+                told.rule = Some(rule.clone());
+                let mut forward = Forward {
+                    rule: &rule,
+                    backend,
+                    budget: &logical.budget,
+                    metrics: &metrics,
+                    deadlines: Deadlines::new(started, &rule),
+                    told,
+                };
+                let end = forward.run(self, head, body).await;
+                (metrics, end)
+            }
+            Decision::Redirect {
+                rule,
+                status,
+                location,
+            } => {
+                let metrics = session.request_metrics(&rule, None);
+                metrics.begin(HttpVersion::Http2);
+                let end = self.redirect(&rule, status, &location);
+                told.rule = Some(rule);
+                (metrics, end)
+            }
+            Decision::Fail { rule, reason } => {
+                let counted = rule.as_ref().unwrap_or(&logical.default_rule);
+                let metrics = session.request_metrics(counted, None);
+                metrics.begin(HttpVersion::Http2);
+                told.rule = rule;
+                (metrics, self.answer(reason))
+            }
+        }
+    }
+
+    /// Where requests are counted for which no destination is known.
+    fn unknown_metrics(&self) -> Arc<RequestMetrics> {
+        let session = &self.downstream.session;
+        let empty: Arc<str> = "".into();
+        let namespace = match session.direction {
+            Direction::Inbound => session.worker.config.namespace.as_str().into(),
+            Direction::Outbound => empty.clone(),
+        };
+        session.worker.metrics.request(RequestLabels {
+            direction: session.direction,
+            client: session.client.clone(),
+            namespace,
+            service: empty.clone(),
+            port: session.destination.address.port(),
+            route: empty.clone(),
+            rule: empty.clone(),
+            backend: empty,
+        })
+    }
+
+    /// Answers with an error of the proxy's own.
+    pub fn answer(&mut self, reason: Reason) -> End {
+        match reply::error(&mut self.respond, self.grpc, reason) {
+            Ok(status) => End {
+                status: Some(status),
+                reason: Some(reason),
+            },
+            Err(_) => self.gone(),
+        }
+    }
+
+    fn redirect(&mut self, rule: &Rule, status: u16, location: &str) -> End {
+        if self.grpc {
+            return self.answer(Reason::Redirect);
+        }
+        let Some(mut response) = reply::redirect(status, location) else {
+            // The path that the client sent can't stand in a header.
+            return self.answer(Reason::BadRequest);
+        };
+        rule.filter_response(usize::MAX, response.headers_mut());
+        match self.respond.send_response(response, true) {
+            Ok(_) => End {
+                status: Some(status),
+                reason: Some(Reason::Redirect),
+            },
+            Err(_) => self.gone(),
+        }
+    }
+
+    pub fn gone(&self) -> End {
+        self.downstream.count_early_reset();
+        End {
+            status: None,
+            reason: Some(Reason::ClientGone),
+        }
+    }
+
+    /// Whether the client has given up the stream.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Option<h2::Reason>> {
+        self.respond.poll_reset(cx).map(Result::ok)
+    }
+}
+
+fn is_ambiguous(head: &request::Parts) -> bool {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let Some(host) = hosts.next() else {
+        return false;
+    };
+    let differs = head.uri.authority().is_some_and(|authority| {
+        !authority
+            .as_str()
+            .as_bytes()
+            .eq_ignore_ascii_case(host.as_bytes())
+    });
+    differs || hosts.next().is_some()
+}
+
+fn write_log(
+    downstream: &Downstream,
+    (method, uri): (&Method, &Uri),
+    head: &request::Parts,
+    told: &Told,
+    end: End,
+    elapsed: Duration,
+) {
+    let session = &downstream.session;
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let authority = uri.authority().map(|authority| authority.as_str());
+    session.worker.access_log.write(&Entry {
+        direction: session.direction,
+        version: HttpVersion::Http2,
+        client: &session.client,
+        method: method.as_str(),
+        authority: authority.or(host).unwrap_or(""),
+        path: uri.path(),
+        service: told.logical.as_ref().map_or("", |l| &l.service),
+        route: told.rule.as_ref().map_or("", |rule| &rule.route),
+        rule: told.rule.as_ref().map_or("", |rule| &rule.name),
+        endpoint: told.endpoint,
+        status: end.status,
+        reason: end.reason,
+        attempts: told.attempts,
+        elapsed,
+    });
+}

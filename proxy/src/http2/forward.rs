@@ -1,0 +1,469 @@
+//! A request on its way to a backend: attempts on one endpoint after the other until a response is passed on, or there is
+//! nothing left to try.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::{Response, request};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use super::attempt::{self, Attempt, Failed, Progress};
+use super::body::{Broken, Download, Upload};
+use super::exchange::{Client, End, Told};
+use super::reply;
+use crate::balance::{self, AttemptOutcome, InFlight};
+use crate::budget::RetryBudget;
+use crate::metrics::RequestMetrics;
+use crate::reason::Reason;
+use crate::retry::{Failure, Next, Retries, says_never_sent};
+use crate::route::Rule;
+use crate::table::{Backend, Peer};
+
+/// Forwards a request by a rule that has been decided upon.
+pub(super) struct Forward<'a> {
+    pub rule: &'a Arc<Rule>,
+    /// Index into the rule's backends.
+    pub backend: usize,
+    pub budget: &'a RetryBudget,
+    pub metrics: &'a RequestMetrics,
+    pub deadlines: Deadlines,
+    pub told: &'a mut Told,
+}
+
+/// Why something that was waited for is not waited for any longer.
+enum Interrupt {
+    /// With the code of the client's RST_STREAM, if there was one.
+    ClientGone(Option<h2::Reason>),
+    Timeout(Reason),
+}
+
+/// A response, and what it came by.
+struct Answered {
+    attempt: Attempt,
+    in_flight: InFlight,
+    response: Response<RecvStream>,
+}
+
+enum Unanswered {
+    Failed(Failed),
+    Interrupted(Interrupt),
+}
+
+/// How the bodies ended, once the response had begun.
+enum Fate {
+    Complete,
+    /// The upstream wants no more of the request, after a complete response.
+    Stopped(h2::Reason),
+    Truncated(h2::Error),
+    Interrupted(Interrupt),
+}
+
+impl Forward<'_> {
+    pub async fn run(
+        &mut self,
+        client: &mut Client<'_>,
+        head: &request::Parts,
+        body: RecvStream,
+    ) -> End {
+        let worker = client.downstream.session.worker.clone();
+        let Some(backend) = self.target() else {
+            return client.answer(Reason::BackendInvalid);
+        };
+        let mut upload = Upload::new(body, worker.config.limits.max_replay_bytes);
+        let mut retries = Retries::new(self.rule.retry.as_ref(), self.budget);
+        let mut tried: Vec<u64> = Vec::new();
+        let mut failed_before: Option<Failed> = None;
+        loop {
+            let picked = balance::pick(
+                &backend.endpoints(),
+                &tried,
+                &mut worker.random.borrow_mut(),
+            );
+            let Some(in_flight) = picked else {
+                // After an attempt, what it failed of says more than that nothing is left.
+                return match failed_before {
+                    Some(failed) => fail(client, failed),
+                    None => client.answer(Reason::NoEndpoint),
+                };
+            };
+            let id = in_flight.endpoint.id;
+            self.told.attempts += 1;
+            self.told.endpoint = Some(in_flight.endpoint.address);
+            self.deadlines.begin_attempt();
+            let (failed, wait) = match self.attempt(client, head, &mut upload, in_flight).await {
+                Ok(answered) => {
+                    let failure = bad_response(&answered, &retries);
+                    let wait = failure.and_then(|f| self.next(&mut retries, f, &upload));
+                    match (failure, wait) {
+                        (Some(failure), Some(wait)) => (Failed::status(failure), wait),
+                        _ => return self.pass_on(client, answered, upload).await,
+                    }
+                }
+                Err(unanswered) => {
+                    let failed = match unanswered {
+                        Unanswered::Failed(failed) => failed,
+                        Unanswered::Interrupted(Interrupt::Timeout(
+                            Reason::BackendRequestTimeout,
+                        )) => Failed::timed_out(),
+                        Unanswered::Interrupted(interrupt) => return give_up(client, interrupt),
+                    };
+                    // Without a certificate of our own there is no point in asking the next endpoint.
+                    let hopeless = failed.reason == Reason::NoCertificate;
+                    let wait = match hopeless {
+                        true => None,
+                        false => self.next(&mut retries, failed.failure, &upload),
+                    };
+                    match wait {
+                        Some(wait) => (failed, wait),
+                        None => return fail(client, failed),
+                    }
+                }
+            };
+            failed_before = Some(failed);
+            if !tried.contains(&id) {
+                tried.push(id);
+            }
+            upload.rewind();
+            self.deadlines.end_attempt();
+            if !wait.is_zero()
+                && let Err(interrupt) = self.wait_for(client, sleep(wait)).await
+            {
+                return give_up(client, interrupt);
+            }
+        }
+    }
+
+    fn target(&self) -> Option<Arc<Backend>> {
+        let backend = &self.rule.backends.get(self.backend)?.backend;
+        backend.as_ref().ok().cloned()
+    }
+
+    /// How long to wait for the next attempt. `None`: there is none.
+    fn next(
+        &self,
+        retries: &mut Retries<'_>,
+        failure: Failure,
+        upload: &Upload,
+    ) -> Option<Duration> {
+        let next = retries.next(failure, upload.is_replayable());
+        if let Some(outcome) = retries.outcome() {
+            self.metrics.retry(outcome);
+        }
+        match next {
+            Next::Retry(wait) => Some(wait),
+            Next::GiveUp => None,
+        }
+    }
+
+    /// One attempt, up to the head of a response.
+    async fn attempt(
+        &mut self,
+        client: &mut Client<'_>,
+        head: &request::Parts,
+        upload: &mut Upload,
+        mut in_flight: InFlight,
+    ) -> Result<Answered, Unanswered> {
+        let started = Instant::now();
+        let worker = &client.downstream.session.worker;
+        let endpoint = in_flight.endpoint.clone();
+        let mut attempt = {
+            let worker = worker.clone();
+            let start = attempt::start(&worker, &endpoint, head, upload);
+            match self.wait_for(client, start).await {
+                Ok(Ok(attempt)) => attempt,
+                Ok(Err(failed)) => {
+                    in_flight.finish(failed.outcome, started.elapsed());
+                    return Err(Unanswered::Failed(failed));
+                }
+                Err(interrupt) => {
+                    in_flight.finish(interrupt.outcome(), started.elapsed());
+                    return Err(Unanswered::Interrupted(interrupt));
+                }
+            }
+        };
+        loop {
+            let progress = poll_fn(|cx| match attempt.poll(cx, upload) {
+                Poll::Ready(progress) => Poll::Ready(Ok(progress)),
+                Poll::Pending => self.poll_interrupt(cx, client).map(Err),
+            })
+            .await;
+            let interrupt = match progress {
+                Ok(Progress::Interim(interim)) => {
+                    // That a client is gone is noticed in the next turn.
+                    let _ = client.respond.send_informational(interim);
+                    continue;
+                }
+                Ok(Progress::Head(response)) => {
+                    let status = response.status().as_u16();
+                    in_flight.answered(AttemptOutcome::Response { status }, started.elapsed());
+                    return Ok(Answered {
+                        attempt,
+                        in_flight,
+                        response,
+                    });
+                }
+                Ok(Progress::Failed(failed)) => {
+                    in_flight.finish(failed.outcome, started.elapsed());
+                    return Err(Unanswered::Failed(failed));
+                }
+                Ok(Progress::ClientGone(code)) => Interrupt::ClientGone(code),
+                Err(interrupt) => interrupt,
+            };
+            attempt.send.send_reset(interrupt.code());
+            in_flight.finish(interrupt.outcome(), started.elapsed());
+            return Err(Unanswered::Interrupted(interrupt));
+        }
+    }
+
+    /// Passes a response on to its end, and what is left of the request.
+    async fn pass_on(
+        &mut self,
+        client: &mut Client<'_>,
+        answered: Answered,
+        mut upload: Upload,
+    ) -> End {
+        let Answered {
+            mut attempt,
+            in_flight,
+            response,
+        } = answered;
+        upload.keep_no_more();
+        let (mut head, body) = response.into_parts();
+        // Only a proxy speaks of reasons, and only a sidecar is known to be one.
+        if !matches!(in_flight.endpoint.peer, Peer::Mesh(_)) {
+            head.headers.remove(reply::REASON);
+        }
+        self.rule.filter_response(self.backend, &mut head);
+        let status = head.status.as_u16();
+        let ends = body.is_end_stream();
+        let Ok(mut send) = client
+            .respond
+            .send_response(Response::from_parts(head, ()), ends)
+        else {
+            attempt.send.send_reset(h2::Reason::CANCEL);
+            return client.gone();
+        };
+        let fate = if ends && upload.is_done() {
+            Fate::Complete
+        } else {
+            let mut download = Download::new(body);
+            poll_fn(|cx| {
+                self.poll_bodies(cx, &mut upload, &mut attempt.send, &mut download, &mut send)
+            })
+            .await
+        };
+        let reason = match fate {
+            Fate::Complete => None,
+            Fate::Stopped(code) => {
+                send.send_reset(code);
+                None
+            }
+            Fate::Truncated(error) => {
+                tracing::debug!(%error, "an upstream broke off a response");
+                let code = error
+                    .reason()
+                    .filter(|_| error.is_reset() && error.is_remote());
+                break_off(client, &mut send, code, Reason::ResponseTruncated);
+                Some(Reason::ResponseTruncated)
+            }
+            Fate::Interrupted(interrupt) => {
+                attempt.send.send_reset(interrupt.code());
+                match interrupt {
+                    Interrupt::ClientGone(_) => Some(Reason::ClientGone),
+                    Interrupt::Timeout(reason) => {
+                        break_off(client, &mut send, None, reason);
+                        Some(reason)
+                    }
+                }
+            }
+        };
+        End {
+            status: Some(status),
+            reason,
+        }
+    }
+
+    fn poll_bodies(
+        &mut self,
+        cx: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut SendStream<Bytes>,
+        download: &mut Download,
+        client: &mut SendStream<Bytes>,
+    ) -> Poll<Fate> {
+        let gone = |code| Poll::Ready(Fate::Interrupted(Interrupt::ClientGone(code)));
+        if let Poll::Ready(Err(broken)) = download.poll(cx, client) {
+            return match broken {
+                Broken::Sender(error) => Poll::Ready(Fate::Truncated(error)),
+                Broken::Taker => match client.poll_reset(cx) {
+                    Poll::Ready(code) => gone(code.ok()),
+                    Poll::Pending => gone(None),
+                },
+            };
+        }
+        if let Poll::Ready(Err(broken)) = upload.poll(cx, upstream) {
+            match broken {
+                Broken::Sender(error) => return gone(error.reason()),
+                // The rest of the response may be on its way all the same.
+                Broken::Taker => upload.stop(),
+            }
+        }
+        if download.is_done() {
+            if upload.is_done() {
+                return Poll::Ready(Fate::Complete);
+            }
+            if let Poll::Ready(code) = upstream.poll_reset(cx) {
+                return Poll::Ready(Fate::Stopped(code.unwrap_or(h2::Reason::NO_ERROR)));
+            }
+        }
+        if let Poll::Ready(code) = client.poll_reset(cx) {
+            return gone(code.ok());
+        }
+        let reason = ready!(self.deadlines.poll(cx));
+        Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))
+    }
+
+    /// Waits for `future`, unless the client goes or time runs out before.
+    async fn wait_for<F: Future>(
+        &mut self,
+        client: &mut Client<'_>,
+        future: F,
+    ) -> Result<F::Output, Interrupt> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_interrupt(cx, client).map(Err),
+        })
+        .await
+    }
+
+    fn poll_interrupt(&mut self, cx: &mut Context<'_>, client: &mut Client<'_>) -> Poll<Interrupt> {
+        if let Poll::Ready(code) = client.poll_gone(cx) {
+            return Poll::Ready(Interrupt::ClientGone(code));
+        }
+        self.deadlines.poll(cx).map(Interrupt::Timeout)
+    }
+}
+
+impl Interrupt {
+    /// What the upstream is told.
+    fn code(&self) -> h2::Reason {
+        match self {
+            Self::ClientGone(Some(code)) => *code,
+            Self::ClientGone(None) | Self::Timeout(_) => h2::Reason::CANCEL,
+        }
+    }
+
+    /// What it says about the endpoint.
+    fn outcome(&self) -> AttemptOutcome {
+        match self {
+            Self::ClientGone(_) => AttemptOutcome::Cancelled,
+            Self::Timeout(_) => AttemptOutcome::TimedOut,
+        }
+    }
+}
+
+/// The failure that a response stands for, if another attempt may follow it.
+fn bad_response(answered: &Answered, retries: &Retries<'_>) -> Option<Failure> {
+    let status = answered.response.status().as_u16();
+    if status < 400 {
+        return None;
+    }
+    let told = answered.response.headers().get(reply::REASON);
+    if matches!(answered.in_flight.endpoint.peer, Peer::Mesh(_))
+        && told.is_some_and(|reason| says_never_sent(reason.as_bytes()))
+    {
+        return Some(Failure::NeverSent);
+    }
+    retries
+        .is_retried(status)
+        .then_some(Failure::Status(status))
+}
+
+fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {
+    match interrupt {
+        Interrupt::ClientGone(_) => client.gone(),
+        Interrupt::Timeout(reason) => client.answer(reason),
+    }
+}
+
+fn fail(client: &mut Client<'_>, failed: Failed) -> End {
+    match failed.reset {
+        // As it would be without a proxy.
+        Some(code) => {
+            client.respond.send_reset(code);
+            End {
+                status: None,
+                reason: Some(failed.reason),
+            }
+        }
+        None => client.answer(failed.reason),
+    }
+}
+
+/// Ends a response that has begun and can't be completed: with the upstream's own code, or so that the client sees why.
+fn break_off(
+    client: &Client<'_>,
+    send: &mut SendStream<Bytes>,
+    code: Option<h2::Reason>,
+    reason: Reason,
+) {
+    match code {
+        Some(code) => send.send_reset(code),
+        None if client.grpc && send.send_trailers(reply::grpc_trailers(reason)).is_ok() => {}
+        None => send.send_reset(h2::Reason::INTERNAL_ERROR),
+    }
+}
+
+/// `timeouts.request` and `timeouts.backendRequest`.
+pub(super) struct Deadlines {
+    request: Option<Instant>,
+    attempt: Option<Instant>,
+    for_each_attempt: Option<Duration>,
+    /// Made when it is first needed.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadlines {
+    pub fn new(started: Instant, rule: &Rule) -> Self {
+        Self {
+            // A time-out beyond what the clock can tell is none.
+            request: rule.request_timeout.and_then(|t| started.checked_add(t)),
+            attempt: None,
+            for_each_attempt: rule.backend_request_timeout,
+            timer: None,
+        }
+    }
+
+    fn begin_attempt(&mut self) {
+        self.attempt = self
+            .for_each_attempt
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+    }
+
+    fn end_attempt(&mut self) {
+        self.attempt = None;
+    }
+
+    /// Ready when the next one has run out, with what it is called.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        let (due, reason) = match (self.request, self.attempt) {
+            (Some(request), Some(attempt)) if attempt < request => {
+                (attempt, Reason::BackendRequestTimeout)
+            }
+            (Some(request), _) => (request, Reason::RequestTimeout),
+            (None, Some(attempt)) => (attempt, Reason::BackendRequestTimeout),
+            (None, None) => return Poll::Pending,
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if timer.deadline() != due {
+            timer.as_mut().reset(due);
+        }
+        timer.as_mut().poll(cx).map(|()| reason)
+    }
+}

@@ -1,0 +1,253 @@
+//! The upstream connections of one worker, by endpoint: finds one with room for another stream, or opens one.
+//!
+//! In: an endpoint. Out: a [`Lease`] on one stream of a connection to it. Streams fill up the oldest connection first, so that what is
+//! no longer needed becomes idle and ends. Beyond [`MAX_CONNECTIONS`] requests wait in a bounded queue.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::connection::{self, Connection};
+use crate::metrics::HttpVersion;
+use crate::metrics::PoolState;
+use crate::reason::Reason;
+use crate::table::Endpoint;
+use crate::worker::Worker;
+
+/// Connections of one worker to one endpoint: 3,200 streams at once.
+const MAX_CONNECTIONS: usize = 32;
+/// Requests of one worker that wait for a stream to one endpoint. More would only wait longer than their clients do.
+const MAX_WAITING: usize = 1_024;
+
+/// Upstream connections of one worker.
+#[derive(Default)]
+pub struct Pool {
+    endpoints: RefCell<HashMap<u64, Rc<Upstreams>>>,
+}
+
+/// The connections to one endpoint.
+pub(super) struct Upstreams {
+    endpoint: Arc<Endpoint>,
+    worker: Weak<Worker>,
+    connections: RefCell<Vec<Rc<Connection>>>,
+    connecting: Cell<usize>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease, Reason>>>>,
+}
+
+/// The right to one stream. Given back when dropped.
+pub(super) struct Lease {
+    pub connection: Rc<Connection>,
+    upstreams: Rc<Upstreams>,
+}
+
+impl Pool {
+    /// A stream to `endpoint`. The error says why there is none: nothing has been sent.
+    pub(super) async fn acquire(
+        &self,
+        worker: &Rc<Worker>,
+        endpoint: &Arc<Endpoint>,
+    ) -> Result<Lease, Reason> {
+        let upstreams = self.upstreams(worker, endpoint);
+        if upstreams.waiting.borrow().is_empty()
+            && let Some(lease) = upstreams.lease()
+        {
+            return Ok(lease);
+        }
+        if upstreams.waiting.borrow().len() >= MAX_WAITING {
+            return Err(Reason::Overload);
+        }
+        let (sender, receiver) = oneshot::channel();
+        upstreams.waiting.borrow_mut().push_back(sender);
+        upstreams.open_for_waiting();
+        // The other end is dropped unanswered only at the worker's end.
+        receiver.await.unwrap_or(Err(Reason::ShuttingDown))
+    }
+
+    fn upstreams(&self, worker: &Rc<Worker>, endpoint: &Arc<Endpoint>) -> Rc<Upstreams> {
+        if let Some(upstreams) = self.endpoints.borrow().get(&endpoint.id) {
+            return upstreams.clone();
+        }
+        let upstreams = Rc::new(Upstreams {
+            endpoint: endpoint.clone(),
+            worker: Rc::downgrade(worker),
+            connections: RefCell::default(),
+            connecting: Cell::new(0),
+            waiting: RefCell::default(),
+        });
+        self.endpoints
+            .borrow_mut()
+            .insert(endpoint.id, upstreams.clone());
+        upstreams
+    }
+
+    /// Forgets an endpoint that nothing is going on with.
+    fn tidy(&self, id: u64) {
+        let mut endpoints = self.endpoints.borrow_mut();
+        if endpoints.get(&id).is_some_and(|u| u.is_unused()) {
+            endpoints.remove(&id);
+        }
+    }
+}
+
+impl Upstreams {
+    fn is_unused(&self) -> bool {
+        self.connections.borrow().is_empty()
+            && self.connecting.get() == 0
+            && self.waiting.borrow().is_empty()
+    }
+
+    fn lease(self: &Rc<Self>) -> Option<Lease> {
+        let connections = self.connections.borrow();
+        let connection = connections.iter().find(|c| c.has_room())?;
+        self.count(connection.begin_stream(), 1);
+        Some(Lease {
+            connection: connection.clone(),
+            upstreams: self.clone(),
+        })
+    }
+
+    /// Opens as many connections as those who wait will fill, within the bound.
+    fn open_for_waiting(self: &Rc<Self>) {
+        let Some(worker) = self.worker.upgrade() else {
+            return;
+        };
+        let needed = self
+            .waiting
+            .borrow()
+            .len()
+            .div_ceil(super::MAX_STREAMS_UPSTREAM);
+        while self.connecting.get() < needed
+            && self.connecting.get() + self.connections.borrow().len() < MAX_CONNECTIONS
+        {
+            self.connecting.set(self.connecting.get() + 1);
+            let upstreams = self.clone();
+            let worker = worker.clone();
+            tokio::task::spawn_local(async move {
+                let opened = connection::open(&worker, &upstreams.endpoint).await;
+                upstreams.connecting.set(upstreams.connecting.get() - 1);
+                match opened {
+                    Ok((connection, driver)) => {
+                        upstreams.add(connection.clone());
+                        drop(worker);
+                        driver.drive(&connection, &upstreams).await;
+                        upstreams.closed(&connection);
+                    }
+                    Err(reason) => upstreams.failed(reason),
+                }
+            });
+        }
+    }
+
+    fn add(self: &Rc<Self>, connection: Rc<Connection>) {
+        self.connections.borrow_mut().push(connection);
+        self.gauge(PoolState::Idle, 1);
+        self.serve_waiting();
+    }
+
+    fn serve_waiting(self: &Rc<Self>) {
+        loop {
+            let mut waiting = self.waiting.borrow_mut();
+            // Some have given up while they waited.
+            while waiting.front().is_some_and(oneshot::Sender::is_closed) {
+                waiting.pop_front();
+            }
+            if waiting.is_empty() {
+                return;
+            }
+            let Some(lease) = self.lease() else {
+                return;
+            };
+            let next = waiting.pop_front();
+            drop(waiting);
+            if let Some(next) = next {
+                // Comes back, and to the next one, if this one has just given up.
+                drop(next.send(Ok(lease)));
+            }
+        }
+    }
+
+    /// A connection could not be opened: neither could the next one, most likely.
+    fn failed(self: &Rc<Self>, reason: Reason) {
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        for waiter in waiting {
+            // Whoever is gone needs no answer.
+            let _ = waiter.send(Err(reason));
+        }
+        self.tidy();
+    }
+
+    /// No new streams on this connection. It ends with the last one that it has.
+    pub fn retire(&self, connection: &Rc<Connection>) {
+        connection.take_no_more();
+        let mut connections = self.connections.borrow_mut();
+        let before = connections.len();
+        connections.retain(|other| !Rc::ptr_eq(other, connection));
+        if connections.len() < before {
+            drop(connections);
+            let state = match connection.streams() {
+                0 => PoolState::Idle,
+                _ => PoolState::Active,
+            };
+            self.gauge(state, -1);
+        }
+    }
+
+    fn closed(self: &Rc<Self>, connection: &Rc<Connection>) {
+        self.retire(connection);
+        if !self.waiting.borrow().is_empty() {
+            self.open_for_waiting();
+        }
+        self.tidy();
+    }
+
+    fn tidy(&self) {
+        if let Some(worker) = self.worker.upgrade() {
+            worker.http2_pool.tidy(self.endpoint.id);
+        }
+    }
+
+    pub fn holds(&self, connection: &Rc<Connection>) -> bool {
+        self.connections
+            .borrow()
+            .iter()
+            .any(|other| Rc::ptr_eq(other, connection))
+    }
+
+    /// `streams`: how many a pooled connection had before a stream was begun, or has after one has ended.
+    fn count(&self, streams: usize, change: i64) {
+        if streams == 0 {
+            self.gauge(PoolState::Active, change);
+            self.gauge(PoolState::Idle, -change);
+        }
+    }
+
+    fn gauge(&self, state: PoolState, change: i64) {
+        if let Some(worker) = self.worker.upgrade() {
+            worker
+                .metrics
+                .pool_connections(HttpVersion::Http2, state, change);
+        }
+    }
+}
+
+impl Lease {
+    /// The connection takes no more streams, as it turned out.
+    pub fn retire(&self) {
+        self.upstreams.retire(&self.connection);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let left = self.connection.end_stream();
+        if left == 0 && self.upstreams.holds(&self.connection) {
+            self.upstreams.count(left, -1);
+        }
+        if !self.upstreams.waiting.borrow().is_empty() {
+            self.upstreams.serve_waiting();
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A downstream connection: takes its streams and starts a task for each, until the client goes, the proxy shuts down, or
+//! nothing has happened for too long.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::Connection;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+
+use super::{
+    CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_PENDING_RESETS, MAX_RESET_STREAMS,
+    MAX_SEND_BUFFER, RESET_STREAM_MEMORY, STREAM_WINDOW, exchange,
+};
+use crate::session::Session;
+
+/// Streams that a client may give up before their response, in each [`CALM_WINDOW`]. A client that opens streams to reset them
+/// makes us work for nothing (CVE-2023-44487); one with many deadlines that are too short stays below.
+const MAX_EARLY_RESETS: u32 = 2_000;
+const CALM_WINDOW: Duration = Duration::from_secs(10);
+/// How long a client that was told to go (GOAWAY) and has no stream left may take to hang up.
+const HANG_UP: Duration = Duration::from_secs(10);
+
+/// What the streams of one downstream connection share.
+pub(super) struct Downstream {
+    pub session: Session,
+    /// Stream tasks that run.
+    live: Cell<u32>,
+    /// When a stream last began or ended.
+    active: Cell<Instant>,
+    early_resets: Cell<u32>,
+    window_began: Cell<Instant>,
+}
+
+/// Serves the streams of one downstream connection until it ends.
+pub async fn serve<S>(session: Session, downstream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let limits = &session.worker.config.limits;
+    let handshake = settings(limits.max_concurrent_streams, limits.max_header_bytes)
+        .handshake::<_, Bytes>(downstream);
+    let connection = match timeout(limits.header_timeout, handshake).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "HTTP/2 handshake with a client failed");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!("a client took too long for its HTTP/2 handshake");
+            return;
+        }
+    };
+    let now = Instant::now();
+    let downstream = Rc::new(Downstream {
+        session,
+        live: Cell::new(0),
+        active: Cell::new(now),
+        early_resets: Cell::new(0),
+        window_began: Cell::new(now),
+    });
+    accept_streams(&downstream, connection).await;
+}
+
+fn settings(max_streams: u32, max_header_bytes: usize) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_concurrent_streams(max_streams)
+        .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(MAX_SEND_BUFFER)
+        .max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        .reset_stream_duration(RESET_STREAM_MEMORY)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
+        .enable_connect_protocol();
+    builder
+}
+
+/// What the connection's task is woken for.
+enum Event {
+    Stream(
+        Box<(
+            http::Request<h2::RecvStream>,
+            h2::server::SendResponse<Bytes>,
+        )>,
+    ),
+    Failed(h2::Error),
+    Closed,
+    Draining,
+    Timer,
+}
+
+async fn accept_streams<S>(downstream: &Rc<Downstream>, mut connection: Connection<S, Bytes>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let worker = downstream.session.worker.clone();
+    let limits = &worker.config.limits;
+    // h2 counts a stream until it is closed, and its task may outlive that by a turn.
+    let max_live = limits.max_concurrent_streams.saturating_mul(2);
+    let mut draining = pin!(worker.drain.started());
+    let mut timer = pin!(sleep(limits.keep_alive_idle));
+    let mut leaving = false;
+    loop {
+        let event = poll_fn(|cx| {
+            match connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok(stream))) => return Poll::Ready(Event::Stream(stream.into())),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Event::Failed(error)),
+                Poll::Ready(None) => return Poll::Ready(Event::Closed),
+                Poll::Pending => {}
+            }
+            if !leaving && draining.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Draining);
+            }
+            timer.as_mut().poll(cx).map(|()| Event::Timer)
+        })
+        .await;
+        match event {
+            Event::Stream(stream) => {
+                let (request, mut respond) = *stream;
+                if downstream.live.get() >= max_live {
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    continue;
+                }
+                if downstream.is_rapid_reset() {
+                    tracing::debug!("a client opens streams only to reset them");
+                    connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                    continue;
+                }
+                downstream.begun();
+                let downstream = downstream.clone();
+                tokio::task::spawn_local(async move {
+                    exchange::run(&downstream, request, respond).await;
+                    downstream.ended();
+                });
+            }
+            Event::Draining => {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+            Event::Timer => {
+                if downstream.live.get() == 0 && leaving {
+                    return;
+                }
+                let idle = downstream.active.get().elapsed();
+                if downstream.live.get() == 0 && idle >= limits.keep_alive_idle {
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
+                let next = if leaving {
+                    HANG_UP
+                } else {
+                    limits.keep_alive_idle.saturating_sub(idle).max(MIN_TIMER)
+                };
+                rearm(timer.as_mut(), next);
+            }
+            Event::Failed(error) => {
+                tracing::debug!(%error, "a client's HTTP/2 connection broke");
+                return;
+            }
+            Event::Closed => return,
+        }
+        if leaving && downstream.live.get() == 0 && timer.deadline() > Instant::now() + HANG_UP {
+            rearm(timer.as_mut(), HANG_UP);
+        }
+    }
+}
+
+/// Between two looks at the clock, so that one that does not advance never spins.
+const MIN_TIMER: Duration = Duration::from_millis(10);
+
+fn rearm(timer: std::pin::Pin<&mut Sleep>, after: Duration) {
+    timer.reset(Instant::now() + after);
+}
+
+impl Downstream {
+    /// The client has given up a stream before its response.
+    pub fn count_early_reset(&self) {
+        let now = Instant::now();
+        if now.duration_since(self.window_began.get()) >= CALM_WINDOW {
+            self.window_began.set(now);
+            self.early_resets.set(0);
+        }
+        self.early_resets
+            .set(self.early_resets.get().saturating_add(1));
+    }
+
+    fn is_rapid_reset(&self) -> bool {
+        self.early_resets.get() > MAX_EARLY_RESETS
+            && self.window_began.get().elapsed() < CALM_WINDOW
+    }
+
+    fn begun(&self) {
+        self.live.set(self.live.get() + 1);
+        self.active.set(Instant::now());
+    }
+
+    fn ended(&self) {
+        self.live.set(self.live.get() - 1);
+        self.active.set(Instant::now());
+    }
+}
