@@ -14,7 +14,7 @@ use http::{Request, Response, Version, request};
 use tokio::time::{Instant, sleep};
 
 use super::body::{Broken, Upload};
-use super::pool::Lease;
+use super::pool::{Lease, Refusal};
 use crate::balance::AttemptOutcome;
 use crate::reason::Reason;
 use crate::retry::Failure;
@@ -76,16 +76,17 @@ impl Failed {
         }
     }
 
-    fn no_connection(reason: Reason) -> Self {
-        let outcome = match reason {
+    fn no_connection(refusal: Refusal) -> Self {
+        let outcome = match refusal.reason {
             Reason::IdentityMismatch => AttemptOutcome::IdentityMismatch,
             // Ours to answer for, not the endpoint's.
             Reason::NoCertificate | Reason::Overload | Reason::ShuttingDown => {
                 AttemptOutcome::Cancelled
             }
+            _ if refusal.reported => AttemptOutcome::Cancelled,
             _ => AttemptOutcome::ConnectFailed,
         };
-        Self::never_sent(reason, outcome)
+        Self::never_sent(refusal.reason, outcome)
     }
 
     /// The stream ended with `error` before a response.

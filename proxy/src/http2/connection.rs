@@ -47,12 +47,15 @@ pub(super) struct Driver {
     asked: Option<Instant>,
     last_asked: Instant,
     opened: Instant,
+    /// How many streams the peer takes, as last seen.
+    limit: usize,
     tick: Interval,
     pool_idle: Duration,
     pool_age: Duration,
 }
 
-/// Connects to `endpoint`.
+/// Connects to `endpoint`, and waits for its first word: it says how many streams it takes, and shows that it speaks HTTP/2
+/// before a request is entrusted to it.
 pub(super) async fn open(
     worker: &Worker,
     endpoint: &Endpoint,
@@ -66,7 +69,12 @@ pub(super) async fn open(
             error.reason
         })?;
     let handshake = settings(limits.max_header_bytes).handshake::<_, Bytes>(stream);
-    let (sender, mut frames) = match timeout_at(deadline, handshake).await {
+    let greeted = async {
+        let (sender, mut frames) = handshake.await?;
+        greeting(&mut frames).await?;
+        Ok::<_, h2::Error>((sender, frames))
+    };
+    let (sender, mut frames) = match timeout_at(deadline, greeted).await {
         Ok(Ok(parts)) => parts,
         Ok(Err(error)) => {
             tracing::debug!(%error, address = %endpoint.address, "HTTP/2 handshake failed");
@@ -95,11 +103,26 @@ pub(super) async fn open(
         asked: None,
         last_asked: now,
         opened: now,
+        limit: 0,
         tick,
         pool_idle: limits.pool_idle,
         pool_age: limits.pool_age,
     };
     Ok((connection, driver))
+}
+
+/// Waits for the peer's SETTINGS.
+async fn greeting(frames: &mut h2::client::Connection<Stream, Bytes>) -> Result<(), h2::Error> {
+    poll_fn(|cx| {
+        if let Poll::Ready(end) = Pin::new(&mut *frames).poll(cx) {
+            return Poll::Ready(end.and(Err(h2::Reason::NO_ERROR.into())));
+        }
+        match frames.max_concurrent_send_streams() {
+            0 => Poll::Pending,
+            _ => Poll::Ready(Ok(())),
+        }
+    })
+    .await
 }
 
 fn settings(max_header_bytes: usize) -> h2::client::Builder {
@@ -110,7 +133,8 @@ fn settings(max_header_bytes: usize) -> h2::client::Builder {
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(MAX_SEND_BUFFER)
-        .initial_max_send_streams(MAX_STREAMS_UPSTREAM)
+        // Until the peer has said how many it takes.
+        .initial_max_send_streams(0)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .reset_stream_duration(RESET_STREAM_MEMORY)
         .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
@@ -160,7 +184,7 @@ impl Connection {
 
 impl Driver {
     /// Returns when the connection has ended. The streams that are left then end with an error.
-    pub async fn drive(mut self, connection: &Rc<Connection>, upstreams: &Upstreams) {
+    pub async fn drive(mut self, connection: &Rc<Connection>, upstreams: &Rc<Upstreams>) {
         poll_fn(|cx| self.poll(cx, connection, upstreams)).await;
     }
 
@@ -168,13 +192,18 @@ impl Driver {
         &mut self,
         cx: &mut Context<'_>,
         connection: &Rc<Connection>,
-        upstreams: &Upstreams,
+        upstreams: &Rc<Upstreams>,
     ) -> Poll<()> {
         if let Poll::Ready(end) = Pin::new(&mut self.frames).poll(cx) {
             if let Err(error) = end {
                 tracing::debug!(%error, "an upstream HTTP/2 connection broke");
             }
             return Poll::Ready(());
+        }
+        let limit = self.frames.max_concurrent_send_streams();
+        if limit != self.limit {
+            self.limit = limit;
+            upstreams.learn_limit(limit);
         }
         if let Some(ping) = &mut self.ping
             && let Poll::Ready(answer) = ping.poll_pong(cx)

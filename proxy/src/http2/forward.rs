@@ -57,8 +57,9 @@ enum Unanswered {
 /// How the bodies ended, once the response had begun.
 enum Fate {
     Complete,
-    /// The upstream wants no more of the request, after a complete response.
-    Stopped(h2::Reason),
+    /// The upstream wants no more of the request, after a complete response. The client is told so (RST_STREAM with NO_ERROR)
+    /// by h2, once the whole response is out.
+    Stopped,
     Truncated(h2::Error),
     Interrupted(Interrupt),
 }
@@ -258,11 +259,7 @@ impl Forward<'_> {
             .await
         };
         let reason = match fate {
-            Fate::Complete => None,
-            Fate::Stopped(code) => {
-                send.send_reset(code);
-                None
-            }
+            Fate::Complete | Fate::Stopped => None,
             Fate::Truncated(error) => {
                 tracing::debug!(%error, "an upstream broke off a response");
                 let code = error
@@ -317,8 +314,8 @@ impl Forward<'_> {
             if upload.is_done() {
                 return Poll::Ready(Fate::Complete);
             }
-            if let Poll::Ready(code) = upstream.poll_reset(cx) {
-                return Poll::Ready(Fate::Stopped(code.unwrap_or(h2::Reason::NO_ERROR)));
+            if upstream.poll_reset(cx).is_ready() {
+                return Poll::Ready(Fate::Stopped);
             }
         }
         if let Poll::Ready(code) = client.poll_reset(cx) {

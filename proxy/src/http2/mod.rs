@@ -22,6 +22,9 @@ mod pool;
 mod reply;
 mod serve;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 pub use pool::Pool;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::MAX_STREAMS_UPSTREAM;
 use super::connection::{self, Connection};
 use crate::metrics::HttpVersion;
 use crate::metrics::PoolState;
@@ -34,7 +35,9 @@ pub(super) struct Upstreams {
     worker: Weak<Worker>,
     connections: RefCell<Vec<Rc<Connection>>>,
     connecting: Cell<usize>,
-    waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease, Reason>>>>,
+    /// Streams on one connection, as far as is known.
+    limit: Cell<usize>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease, Refusal>>>>,
 }
 
 /// The right to one stream. Given back when dropped.
@@ -43,13 +46,21 @@ pub(super) struct Lease {
     upstreams: Rc<Upstreams>,
 }
 
+/// Why there is no stream. Nothing has been sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusal {
+    pub reason: Reason,
+    /// Somebody else reports the same failed connection: it speaks against the endpoint once, however many waited for it.
+    pub reported: bool,
+}
+
 impl Pool {
-    /// A stream to `endpoint`. The error says why there is none: nothing has been sent.
+    /// A stream to `endpoint`.
     pub(super) async fn acquire(
         &self,
         worker: &Rc<Worker>,
         endpoint: &Arc<Endpoint>,
-    ) -> Result<Lease, Reason> {
+    ) -> Result<Lease, Refusal> {
         let upstreams = self.upstreams(worker, endpoint);
         if upstreams.waiting.borrow().is_empty()
             && let Some(lease) = upstreams.lease()
@@ -57,13 +68,15 @@ impl Pool {
             return Ok(lease);
         }
         if upstreams.waiting.borrow().len() >= MAX_WAITING {
-            return Err(Reason::Overload);
+            return Err(Refusal::of(Reason::Overload));
         }
         let (sender, receiver) = oneshot::channel();
         upstreams.waiting.borrow_mut().push_back(sender);
         upstreams.open_for_waiting();
         // The other end is dropped unanswered only at the worker's end.
-        receiver.await.unwrap_or(Err(Reason::ShuttingDown))
+        receiver
+            .await
+            .unwrap_or(Err(Refusal::of(Reason::ShuttingDown)))
     }
 
     fn upstreams(&self, worker: &Rc<Worker>, endpoint: &Arc<Endpoint>) -> Rc<Upstreams> {
@@ -75,6 +88,7 @@ impl Pool {
             worker: Rc::downgrade(worker),
             connections: RefCell::default(),
             connecting: Cell::new(0),
+            limit: Cell::new(MAX_STREAMS_UPSTREAM),
             waiting: RefCell::default(),
         });
         self.endpoints
@@ -88,6 +102,15 @@ impl Pool {
         let mut endpoints = self.endpoints.borrow_mut();
         if endpoints.get(&id).is_some_and(|u| u.is_unused()) {
             endpoints.remove(&id);
+        }
+    }
+}
+
+impl Refusal {
+    fn of(reason: Reason) -> Self {
+        Self {
+            reason,
+            reported: false,
         }
     }
 }
@@ -109,16 +132,19 @@ impl Upstreams {
         })
     }
 
+    /// A connection's peer has said how many streams it takes.
+    pub fn learn_limit(self: &Rc<Self>, streams: usize) {
+        self.limit.set(streams.clamp(1, MAX_STREAMS_UPSTREAM));
+        self.serve_waiting();
+        self.open_for_waiting();
+    }
+
     /// Opens as many connections as those who wait will fill, within the bound.
     fn open_for_waiting(self: &Rc<Self>) {
         let Some(worker) = self.worker.upgrade() else {
             return;
         };
-        let needed = self
-            .waiting
-            .borrow()
-            .len()
-            .div_ceil(super::MAX_STREAMS_UPSTREAM);
+        let needed = self.waiting.borrow().len().div_ceil(self.limit.get());
         while self.connecting.get() < needed
             && self.connecting.get() + self.connections.borrow().len() < MAX_CONNECTIONS
         {
@@ -172,9 +198,12 @@ impl Upstreams {
     /// A connection could not be opened: neither could the next one, most likely.
     fn failed(self: &Rc<Self>, reason: Reason) {
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        let mut refusal = Refusal::of(reason);
         for waiter in waiting {
             // Whoever is gone needs no answer.
-            let _ = waiter.send(Err(reason));
+            if waiter.send(Err(refusal)).is_ok() {
+                refusal.reported = true;
+            }
         }
         self.tidy();
     }

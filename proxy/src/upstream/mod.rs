@@ -1,16 +1,21 @@
 //! Opening a connection to an endpoint: TCP, then TLS with the endpoint's identity pinned.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::identity::Alpn;
+use crate::identity::{Alpn, is_identity_mismatch};
+use crate::metrics::Direction;
 use crate::reason::Reason;
-use crate::table::Endpoint;
+use crate::table::{Endpoint, Peer};
 use crate::worker::Worker;
 
 /// Why no connection came about. Nothing of any request has been sent.
@@ -35,8 +40,67 @@ pub async fn connect(
     endpoint: &Endpoint,
     alpn: Alpn,
 ) -> Result<Stream, ConnectError> {
-    let _ = (worker, endpoint, alpn);
-    todo!()
+    let connecting = open(worker, endpoint, alpn);
+    let connected = timeout(worker.config.limits.connect_timeout, connecting)
+        .await
+        .unwrap_or_else(|_| {
+            Err(ConnectError {
+                reason: Reason::ConnectTimeout,
+                source: io::ErrorKind::TimedOut.into(),
+            })
+        });
+    let reason = connected.as_ref().err().map(|error| error.reason);
+    worker.metrics.upstream_connect(reason);
+    connected
+}
+
+async fn open(worker: &Worker, endpoint: &Endpoint, alpn: Alpn) -> Result<Stream, ConnectError> {
+    let tcp = dial(worker, endpoint.address)
+        .await
+        .map_err(|source| ConnectError {
+            reason: Reason::ConnectFailed,
+            source,
+        })?;
+    let Peer::Mesh(expected) = &endpoint.peer else {
+        return Ok(Stream::Plain(tcp));
+    };
+    let config = worker
+        .identity
+        .client_config(expected, alpn)
+        .ok_or_else(|| ConnectError {
+            reason: Reason::NoCertificate,
+            source: io::ErrorKind::NotFound.into(),
+        })?;
+    let name = ServerName::IpAddress(endpoint.address.ip().into());
+    let tls = TlsConnector::from(config).connect(name, tcp).await;
+    let tls = tls.and_then(|tls| match tls.get_ref().1.alpn_protocol() {
+        Some(agreed) if agreed == alpn.as_bytes() => Ok(tls),
+        _ => Err(io::Error::other("the peer did not agree to the protocol")),
+    });
+    let failed = |source| ConnectError {
+        reason: match is_identity_mismatch(&source) {
+            true => Reason::IdentityMismatch,
+            false => Reason::TlsFailed,
+        },
+        source,
+    };
+    let tls = tls.map_err(failed);
+    let reason = tls.as_ref().err().map(|error| error.reason);
+    worker.metrics.handshake(Direction::Outbound, reason);
+    Ok(Stream::Tls(Box::new(tls?)))
+}
+
+async fn dial(worker: &Worker, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    if let Some(mark) = worker.config.socket_mark {
+        socket2::SockRef::from(&socket).set_mark(mark)?;
+    }
+    // Requests are written whole: there is nothing to wait for.
+    socket.set_nodelay(true)?;
+    socket.connect(address).await
 }
 
 impl AsyncRead for Stream {

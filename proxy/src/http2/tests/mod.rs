@@ -1,0 +1,8 @@
+//! The whole of HTTP/2 serving, between h2's own client and server, over real sockets upstream.
+
+mod fixture;
+mod limits;
+mod pooling;
+mod replies;
+mod retrying;
+mod streams;

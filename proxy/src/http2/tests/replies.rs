@@ -1,0 +1,206 @@
+use http::HeaderValue;
+
+use super::fixture::*;
+use crate::route::{
+    Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite, RouteRule, Routes,
+};
+use crate::table::Destination;
+
+#[test]
+fn without_an_endpoint_the_proxy_says_so() {
+    run(async {
+        let mesh = Setup::new(&[]).start();
+        let client = mesh.client().await;
+        let got = call(&client, get("/"), b"").await.expect("a response");
+        assert_eq!(
+            (got.status, got.header("naru-reason")),
+            (503, "no-endpoint")
+        );
+        let got = call(&client, grpc("/shop.Cart/Add"), b"message")
+            .await
+            .expect("a response");
+        assert_eq!(
+            (got.status, got.header("naru-reason")),
+            (200, "no-endpoint")
+        );
+        assert_eq!(got.header("content-type"), "application/grpc");
+        assert_eq!(got.header("grpc-status"), "14");
+        assert_eq!(got.header("grpc-message"), "naru: no-endpoint");
+        assert_eq!(
+            mesh.metric(&["naru_responses_total{", "no-endpoint", "\"503\""]),
+            1.0
+        );
+    });
+}
+
+#[test]
+fn without_a_connection_the_proxy_says_so() {
+    run(async {
+        let mesh = Setup::new(&[nobody().await]).start();
+        let client = mesh.client().await;
+        let got = call(&client, get("/"), b"").await.expect("a response");
+        assert_eq!(
+            (got.status, got.header("naru-reason")),
+            (503, "connect-failed")
+        );
+    });
+}
+
+#[test]
+fn a_destination_that_is_not_known_any_more_is_none() {
+    run(async {
+        let app = answering(200, "").await;
+        let mesh = Setup::new(&[app.address]).start();
+        let client = mesh.client().await;
+        assert_eq!(
+            call(&client, get("/"), b"")
+                .await
+                .expect("a response")
+                .status,
+            200
+        );
+        mesh.cell.store(Destination::Unknown);
+        let got = call(&client, get("/"), b"").await.expect("a response");
+        assert_eq!(
+            (got.status, got.header("naru-reason")),
+            (503, "destination-unknown")
+        );
+    });
+}
+
+#[test]
+fn a_request_that_no_rule_takes_is_answered() {
+    run(async {
+        let app = answering(200, "taken").await;
+        let mut setup = Setup::new(&[app.address]);
+        setup.routes = Some(|rule| {
+            let only = Match {
+                path: PathMatch::prefix("/shop"),
+                ..Match::default()
+            };
+            Routes::new(vec![RouteRule {
+                matches: vec![only],
+                rule: rule.into(),
+            }])
+        });
+        let mesh = setup.start();
+        let client = mesh.client().await;
+        let got = call(&client, get("/shop/1"), b"")
+            .await
+            .expect("a response");
+        assert_eq!(got.body, b"taken");
+        let got = call(&client, get("/shops"), b"").await.expect("a response");
+        assert_eq!((got.status, got.header("naru-reason")), (404, "no-route"));
+        let got = call(&client, grpc("/a.B/C"), b"")
+            .await
+            .expect("a response");
+        assert_eq!((got.status, got.header("grpc-status")), (200, "12"));
+    });
+}
+
+fn to_all(rule: crate::route::Rule) -> Routes {
+    Routes::new(vec![RouteRule {
+        matches: Vec::new(),
+        rule: rule.into(),
+    }])
+}
+
+#[test]
+fn a_redirect_is_answered_in_full() {
+    run(async {
+        let mut setup = Setup::new(&[]);
+        setup.routes = Some(|mut rule| {
+            let seen = HeaderModifier {
+                set: vec![("x-seen".into(), "1".into())],
+                ..HeaderModifier::default()
+            };
+            rule.filters = vec![
+                Filter::ResponseHeaders(seen),
+                Filter::Redirect(Redirect {
+                    scheme: None,
+                    hostname: None,
+                    path: Some(PathModifier::ReplacePrefix("/new".into())),
+                    port: Some(8080),
+                    status: 308,
+                }),
+            ];
+            to_all(rule)
+        });
+        let mesh = setup.start();
+        let client = mesh.client().await;
+        let got = call(&client, get("/old?a=b"), b"")
+            .await
+            .expect("a response");
+        assert_eq!((got.status, got.header("naru-reason")), (308, "redirect"));
+        assert_eq!(got.header("location"), "http://web:8080/new/old?a=b");
+        assert_eq!(got.header("x-seen"), "1");
+        let got = call(&client, grpc("/a.B/C"), b"")
+            .await
+            .expect("a response");
+        assert_eq!((got.status, got.header("grpc-status")), (200, "12"));
+    });
+}
+
+#[test]
+fn filters_change_the_request_and_the_response() {
+    run(async {
+        let app = app(|mut call| async move {
+            let request = &call.request;
+            assert_eq!(request.uri(), "http://other/v2/items?q");
+            assert_eq!(request.headers()["x-added"], "1");
+            assert!(!request.headers().contains_key("x-removed"));
+            answer(&mut call.respond, 200, "");
+        })
+        .await;
+        let mut setup = Setup::new(&[app.address]);
+        setup.routes = Some(|mut rule| {
+            rule.filters = vec![
+                Filter::RequestHeaders(HeaderModifier {
+                    add: vec![("x-added".into(), "1".into())],
+                    remove: vec!["x-removed".into()],
+                    ..HeaderModifier::default()
+                }),
+                Filter::Rewrite(Rewrite {
+                    hostname: Some("other".into()),
+                    path: Some(PathModifier::ReplaceFull("/v2/items".into())),
+                }),
+                Filter::ResponseHeaders(HeaderModifier {
+                    set: vec![("x-set".into(), "2".into())],
+                    ..HeaderModifier::default()
+                }),
+            ];
+            to_all(rule)
+        });
+        let mesh = setup.start();
+        let client = mesh.client().await;
+        let mut request = get("/v1/items?q");
+        let headers = request.headers_mut();
+        headers.insert("x-removed", HeaderValue::from_static("1"));
+        let got = call(&client, request, b"").await.expect("a response");
+        assert_eq!((got.status, got.header("x-set")), (200, "2"));
+    });
+}
+
+#[test]
+fn a_host_that_contradicts_the_authority_is_refused() {
+    run(async {
+        let app = answering(200, "").await;
+        let mesh = Setup::new(&[app.address]).start();
+        let client = mesh.client().await;
+        let mut request = get("/");
+        request
+            .headers_mut()
+            .insert("host", HeaderValue::from_static("WEB"));
+        let got = call(&client, request, b"").await.expect("a response");
+        assert_eq!(got.status, 200);
+        let mut request = get("/");
+        request
+            .headers_mut()
+            .insert("host", HeaderValue::from_static("admin"));
+        let got = call(&client, request, b"").await.expect("a response");
+        assert_eq!(
+            (got.status, got.header("naru-reason")),
+            (400, "bad-request")
+        );
+    });
+}
