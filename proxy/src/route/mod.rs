@@ -14,6 +14,9 @@ mod filter;
 mod head;
 mod matches;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
