@@ -7,6 +7,8 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
+use super::reply::REASON;
+
 /// Pieces of a body that are kept for another attempt: a body in many tiny frames would cost more in bookkeeping than in bytes.
 const MAX_REPLAY_PIECES: usize = 256;
 
@@ -113,7 +115,7 @@ impl Upload {
                     None => None,
                 };
                 self.done = true;
-                return Poll::Ready(send_end(to, trailers));
+                return Poll::Ready(send_end(to, trailers, false));
             }
             while !self.piece.is_empty() {
                 let room = ready!(poll_room(cx, to, self.piece.len()))?;
@@ -198,14 +200,17 @@ impl Upload {
 /// A response body.
 pub(super) struct Download {
     body: RecvStream,
+    trusted: bool,
     piece: Bytes,
     done: bool,
 }
 
 impl Download {
-    pub fn new(body: RecvStream) -> Self {
+    /// `trusted`: what the sender says under the name of a reason is a proxy's word.
+    pub fn new(body: RecvStream, trusted: bool) -> Self {
         Self {
             body,
+            trusted,
             piece: Bytes::new(),
             done: false,
         }
@@ -230,7 +235,7 @@ impl Download {
                         let trailers = ready!(self.body.poll_trailers(cx));
                         let trailers = trailers.map_err(Broken::Sender)?;
                         self.done = true;
-                        return Poll::Ready(send_end(to, trailers));
+                        return Poll::Ready(send_end(to, trailers, self.trusted));
                     }
                 }
             }
@@ -248,9 +253,18 @@ impl Download {
     }
 }
 
-fn send_end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), Broken> {
+fn send_end(
+    to: &mut SendStream<Bytes>,
+    trailers: Option<HeaderMap>,
+    trusted: bool,
+) -> Result<(), Broken> {
     match trailers {
-        Some(trailers) => to.send_trailers(trailers),
+        Some(mut trailers) => {
+            if !trusted {
+                trailers.remove(REASON);
+            }
+            to.send_trailers(trailers)
+        }
         None => to.send_data(Bytes::new(), true),
     }
     .map_err(|_| Broken::Taker)

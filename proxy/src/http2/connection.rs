@@ -25,9 +25,17 @@ use crate::worker::Worker;
 
 /// How often a peer is asked whether it is still there. Only sidecars are: servers of others (gRPC's among them) end connections
 /// whose clients ask more often than every five minutes.
-const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_EVERY: Duration = if cfg!(test) {
+    Duration::from_millis(200)
+} else {
+    Duration::from_secs(10)
+};
 /// How long it may take to answer, however much it is sending.
-const PING_PATIENCE: Duration = Duration::from_secs(10);
+const PING_PATIENCE: Duration = if cfg!(test) {
+    Duration::from_millis(300)
+} else {
+    Duration::from_secs(10)
+};
 /// How often the clock is looked at, at most.
 const MIN_TICK: Duration = Duration::from_millis(50);
 
@@ -78,7 +86,11 @@ pub(super) async fn open(
         Ok(Ok(parts)) => parts,
         Ok(Err(error)) => {
             tracing::debug!(%error, address = %endpoint.address, "HTTP/2 handshake failed");
-            return Err(Reason::ConnectFailed);
+            return Err(match error.is_io() {
+                true => Reason::ConnectFailed,
+                // Whoever listens there speaks something else.
+                false => Reason::UpstreamProtocolError,
+            });
         }
         Err(_) => return Err(Reason::ConnectTimeout),
     };

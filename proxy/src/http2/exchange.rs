@@ -41,6 +41,7 @@ pub(super) struct Client<'a> {
     pub downstream: &'a Downstream,
     pub respond: SendResponse<Bytes>,
     pub grpc: bool,
+    started: Instant,
 }
 
 /// Carries one stream.
@@ -61,10 +62,11 @@ pub(super) async fn run(
         downstream,
         grpc: reply::is_grpc(&head.headers),
         respond,
+        started,
     };
     head.headers.remove(reply::REASON);
     let mut told = Told::default();
-    let (metrics, end) = client.serve(&mut head, body, started, &mut told).await;
+    let (metrics, end) = client.serve(&mut head, body, &mut told).await;
     let elapsed = started.elapsed();
     metrics.end(end.status, end.reason, elapsed);
     if let Some((method, uri)) = log {
@@ -78,7 +80,6 @@ impl Client<'_> {
         &mut self,
         head: &mut request::Parts,
         body: RecvStream,
-        started: Instant,
         told: &mut Told,
     ) -> (Arc<RequestMetrics>, End) {
         let session = &self.downstream.session;
@@ -111,7 +112,7 @@ impl Client<'_> {
                     backend,
                     budget: &logical.budget,
                     metrics: &metrics,
-                    deadlines: Deadlines::new(started, &rule),
+                    deadlines: Deadlines::new(self.started, &rule),
                     told,
                 };
                 let end = forward.run(self, head, body).await;
@@ -188,7 +189,7 @@ impl Client<'_> {
     }
 
     pub fn gone(&self) -> End {
-        self.downstream.count_early_reset();
+        self.downstream.given_up(self.started);
         End {
             status: None,
             reason: Some(Reason::ClientGone),

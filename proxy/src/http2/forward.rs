@@ -236,7 +236,8 @@ impl Forward<'_> {
         upload.keep_no_more();
         let (mut head, body) = response.into_parts();
         // Only a proxy speaks of reasons, and only a sidecar is known to be one.
-        if !matches!(in_flight.endpoint.peer, Peer::Mesh(_)) {
+        let trusted = matches!(in_flight.endpoint.peer, Peer::Mesh(_));
+        if !trusted {
             head.headers.remove(reply::REASON);
         }
         self.rule.filter_response(self.backend, &mut head);
@@ -252,7 +253,7 @@ impl Forward<'_> {
         let fate = if ends && upload.is_done() {
             Fate::Complete
         } else {
-            let mut download = Download::new(body);
+            let mut download = Download::new(body, trusted);
             poll_fn(|cx| {
                 self.poll_bodies(cx, &mut upload, &mut attempt.send, &mut download, &mut send)
             })

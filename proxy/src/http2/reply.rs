@@ -74,8 +74,8 @@ fn grpc_fields(headers: &mut HeaderMap, reason: Reason) {
     }
 }
 
-/// The gRPC status that says the same as a reason. Only what has provably not been carried out, or may be tried again, is
-/// UNAVAILABLE: clients retry that.
+/// The gRPC status that says the same as a reason, as gRPC's own libraries would say it without a proxy: what another try may
+/// heal is UNAVAILABLE.
 const fn grpc_status(reason: Reason) -> u16 {
     const INTERNAL: u16 = 13;
     const UNAVAILABLE: u16 = 14;

@@ -19,9 +19,12 @@ use super::{
 };
 use crate::session::Session;
 
-/// Streams that a client may give up before their response, in each [`CALM_WINDOW`]. A client that opens streams to reset them
-/// makes us work for nothing (CVE-2023-44487); one with many deadlines that are too short stays below.
-const MAX_EARLY_RESETS: u32 = 2_000;
+/// Streams that a client may give up within [`RAPID`] and before their response, in each [`CALM_WINDOW`]. A client that opens
+/// streams to reset them makes us work for nothing (CVE-2023-44487).
+const MAX_RAPID_RESETS: u32 = 2_000;
+/// A deadline that is shorter than this is none. Longer ones are missed in numbers when a server is slow, and a peer's
+/// connection, which carries the requests of many, must not be ended for that.
+const RAPID: Duration = Duration::from_millis(10);
 const CALM_WINDOW: Duration = Duration::from_secs(10);
 /// How long a client that was told to go (GOAWAY) and has no stream left may take to hang up.
 const HANG_UP: Duration = Duration::from_secs(10);
@@ -31,9 +34,9 @@ pub(super) struct Downstream {
     pub session: Session,
     /// Stream tasks that run.
     live: Cell<u32>,
-    /// When a stream last began or ended.
+    /// When a stream last ended.
     active: Cell<Instant>,
-    early_resets: Cell<u32>,
+    rapid_resets: Cell<u32>,
     window_began: Cell<Instant>,
 }
 
@@ -61,7 +64,7 @@ where
         session,
         live: Cell::new(0),
         active: Cell::new(now),
-        early_resets: Cell::new(0),
+        rapid_resets: Cell::new(0),
         window_began: Cell::new(now),
     });
     accept_streams(&downstream, connection).await;
@@ -84,14 +87,8 @@ fn settings(max_streams: u32, max_header_bytes: usize) -> h2::server::Builder {
     builder
 }
 
-/// What the connection's task is woken for.
+/// What the connection's task is woken for, other than streams.
 enum Event {
-    Stream(
-        Box<(
-            http::Request<h2::RecvStream>,
-            h2::server::SendResponse<Bytes>,
-        )>,
-    ),
     Failed(h2::Error),
     Closed,
     Draining,
@@ -103,19 +100,25 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let worker = downstream.session.worker.clone();
-    let limits = &worker.config.limits;
-    // h2 counts a stream until it is closed, and its task may outlive that by a turn.
-    let max_live = limits.max_concurrent_streams.saturating_mul(2);
+    let keep_alive_idle = worker.config.limits.keep_alive_idle;
     let mut draining = pin!(worker.drain.started());
-    let mut timer = pin!(sleep(limits.keep_alive_idle));
+    let mut timer = pin!(sleep(keep_alive_idle));
     let mut leaving = false;
     loop {
         let event = poll_fn(|cx| {
-            match connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok(stream))) => return Poll::Ready(Event::Stream(stream.into())),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Event::Failed(error)),
-                Poll::Ready(None) => return Poll::Ready(Event::Closed),
-                Poll::Pending => {}
+            while let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                match accepted {
+                    Some(Ok((request, respond))) => {
+                        if downstream.is_rapid_reset() {
+                            tracing::debug!("a client opens streams only to reset them");
+                            connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                        } else {
+                            downstream.begin(request, respond);
+                        }
+                    }
+                    Some(Err(error)) => return Poll::Ready(Event::Failed(error)),
+                    None => return Poll::Ready(Event::Closed),
+                }
             }
             if !leaving && draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Event::Draining);
@@ -124,41 +127,24 @@ where
         })
         .await;
         match event {
-            Event::Stream(stream) => {
-                let (request, mut respond) = *stream;
-                if downstream.live.get() >= max_live {
-                    respond.send_reset(h2::Reason::REFUSED_STREAM);
-                    continue;
-                }
-                if downstream.is_rapid_reset() {
-                    tracing::debug!("a client opens streams only to reset them");
-                    connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
-                    continue;
-                }
-                downstream.begun();
-                let downstream = downstream.clone();
-                tokio::task::spawn_local(async move {
-                    exchange::run(&downstream, request, respond).await;
-                    downstream.ended();
-                });
-            }
             Event::Draining => {
                 leaving = true;
                 connection.graceful_shutdown();
+                rearm(timer.as_mut(), HANG_UP);
             }
             Event::Timer => {
-                if downstream.live.get() == 0 && leaving {
+                let unused = downstream.live.get() == 0;
+                if unused && leaving {
                     return;
                 }
                 let idle = downstream.active.get().elapsed();
-                if downstream.live.get() == 0 && idle >= limits.keep_alive_idle {
+                if unused && idle >= keep_alive_idle {
                     leaving = true;
                     connection.graceful_shutdown();
                 }
-                let next = if leaving {
-                    HANG_UP
-                } else {
-                    limits.keep_alive_idle.saturating_sub(idle).max(MIN_TIMER)
+                let next = match leaving {
+                    true => HANG_UP,
+                    false => keep_alive_idle.saturating_sub(idle).max(MIN_TIMER),
                 };
                 rearm(timer.as_mut(), next);
             }
@@ -167,9 +153,6 @@ where
                 return;
             }
             Event::Closed => return,
-        }
-        if leaving && downstream.live.get() == 0 && timer.deadline() > Instant::now() + HANG_UP {
-            rearm(timer.as_mut(), HANG_UP);
         }
     }
 }
@@ -182,29 +165,43 @@ fn rearm(timer: std::pin::Pin<&mut Sleep>, after: Duration) {
 }
 
 impl Downstream {
+    /// Starts the task of a stream.
+    fn begin(
+        self: &Rc<Self>,
+        request: http::Request<h2::RecvStream>,
+        mut respond: h2::server::SendResponse<Bytes>,
+    ) {
+        // h2 counts a stream until it is closed, and its task may outlive that by a turn.
+        let limit = self.session.worker.config.limits.max_concurrent_streams;
+        if self.live.get() >= limit.saturating_mul(2) {
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+            return;
+        }
+        self.live.set(self.live.get() + 1);
+        let downstream = self.clone();
+        tokio::task::spawn_local(async move {
+            exchange::run(&downstream, request, respond).await;
+            downstream.live.set(downstream.live.get() - 1);
+            downstream.active.set(Instant::now());
+        });
+    }
+
     /// The client has given up a stream before its response.
-    pub fn count_early_reset(&self) {
+    pub fn given_up(&self, began: Instant) {
         let now = Instant::now();
+        if now.duration_since(began) >= RAPID {
+            return;
+        }
         if now.duration_since(self.window_began.get()) >= CALM_WINDOW {
             self.window_began.set(now);
-            self.early_resets.set(0);
+            self.rapid_resets.set(0);
         }
-        self.early_resets
-            .set(self.early_resets.get().saturating_add(1));
+        self.rapid_resets
+            .set(self.rapid_resets.get().saturating_add(1));
     }
 
     fn is_rapid_reset(&self) -> bool {
-        self.early_resets.get() > MAX_EARLY_RESETS
+        self.rapid_resets.get() > MAX_RAPID_RESETS
             && self.window_began.get().elapsed() < CALM_WINDOW
-    }
-
-    fn begun(&self) {
-        self.live.set(self.live.get() + 1);
-        self.active.set(Instant::now());
-    }
-
-    fn ended(&self) {
-        self.live.set(self.live.get() - 1);
-        self.active.set(Instant::now());
     }
 }

@@ -249,12 +249,7 @@ pub async fn app_with<F>(builder: h2::server::Builder, handle: impl Fn(Call) -> 
 where
     F: Future<Output = ()> + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
-    let app = App {
-        address: listener.local_addr().expect("an address"),
-        connections: Rc::default(),
-        calls: Rc::default(),
-    };
+    let (listener, app) = listening().await;
     let (connections, calls) = (app.connections.clone(), app.calls.clone());
     let handle = Rc::new(handle);
     spawn_local(async move {
@@ -273,6 +268,17 @@ where
         }
     });
     app
+}
+
+/// A socket that listens, and the app that is yet to answer there.
+pub async fn listening() -> (TcpListener, App) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+    let app = App {
+        address: listener.local_addr().expect("an address"),
+        connections: Rc::default(),
+        calls: Rc::default(),
+    };
+    (listener, app)
 }
 
 /// An app that answers every request with `status` and `body`, once it has read it.

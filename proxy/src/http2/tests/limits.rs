@@ -254,5 +254,46 @@ fn the_future_of_a_stream_stays_small() {
         std::mem::size_of::<F>()
     }
     let size = size(crate::http2::exchange::run);
+    println!("{size} bytes");
     assert!(size <= LIMIT, "{size}");
+}
+
+#[test]
+fn a_response_head_over_the_limit_is_an_error_of_the_upstream() {
+    run(async {
+        let app = app(|mut call| async move {
+            let value = "v".repeat(80_000);
+            let response = Response::builder().header("x-long", value).body(());
+            let _ = call.respond.send_response(response.expect("a head"), true);
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let client = mesh.client().await;
+        let got = call(&client, get("/"), b"").await.expect("a response");
+        assert_eq!(
+            (got.status, got.header("naru-reason")),
+            (502, "upstream-protocol-error")
+        );
+    });
+}
+
+#[test]
+fn an_app_that_speaks_something_else_gets_no_request() {
+    run(async {
+        let (listener, app) = listening().await;
+        spawn_local(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+                let mut rest = Vec::new();
+                let _ = socket.read_to_end(&mut rest).await;
+            }
+        });
+        let mesh = Setup::new(&[app.address]).start();
+        let client = mesh.client().await;
+        let got = call(&client, get("/"), b"").await.expect("a response");
+        assert_eq!(
+            (got.status, got.header("naru-reason")),
+            (502, "upstream-protocol-error")
+        );
+    });
 }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response};
-use tokio::net::TcpListener;
 use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
@@ -237,12 +236,7 @@ fn a_response_that_takes_too_long_is_broken_off() {
 
 /// A sidecar's inbound side, which answers every request itself with `reason`, or else lets the app answer.
 async fn sidecar(authority: &Authority, id: &str, reason: Option<&'static str>) -> App {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
-    let app = App {
-        address: listener.local_addr().expect("an address"),
-        connections: Rc::default(),
-        calls: Rc::default(),
-    };
+    let (listener, app) = listening().await;
     let config = authority
         .identity(id)
         .server_config()
@@ -344,5 +338,56 @@ fn a_stranger_at_an_endpoints_address_gets_no_request() {
             assert_eq!((got.status, got.header("naru-reason")), (503, expected));
         }
         assert_eq!(stranger.calls.get(), 0);
+    });
+}
+
+#[test]
+fn a_sidecar_that_falls_silent_is_noticed() {
+    run(async {
+        let authority = Authority::new("mesh");
+        let (listener, silent) = listening().await;
+        let config = authority.identity(WEB).server_config();
+        let acceptor = TlsAcceptor::from(config.expect("a certificate"));
+        spawn_local(async move {
+            let (socket, _) = listener.accept().await.expect("a client");
+            let socket = acceptor.accept(socket).await.expect("TLS");
+            let mut connection = h2::server::handshake(socket).await.expect("HTTP/2");
+            let _request = connection.accept().await;
+            // Neither reads nor writes any more, and does not hang up.
+            std::future::pending::<()>().await;
+        });
+        let mesh = mesh_of(&authority, &[&silent]);
+        let client = mesh.client().await;
+        let got = call(&client, get("/"), b"").await.expect("a response");
+        assert_eq!(
+            (got.status, got.header("naru-reason")),
+            (503, "upstream-reset")
+        );
+    });
+}
+
+#[test]
+fn a_sidecar_that_is_slow_but_there_is_waited_for() {
+    run(async {
+        let authority = Authority::new("mesh");
+        let (listener, slow) = listening().await;
+        let config = authority.identity(WEB).server_config();
+        let acceptor = TlsAcceptor::from(config.expect("a certificate"));
+        spawn_local(async move {
+            let (socket, _) = listener.accept().await.expect("a client");
+            let socket = acceptor.accept(socket).await.expect("TLS");
+            let mut connection = h2::server::handshake(socket).await.expect("HTTP/2");
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                spawn_local(async move {
+                    tokio::time::sleep(Duration::from_millis(1_200)).await;
+                    answer(&mut respond, 200, "");
+                });
+            }
+        });
+        let mesh = mesh_of(&authority, &[&slow]);
+        let got = call(&mesh.client().await, get("/"), b"")
+            .await
+            .expect("a response");
+        assert_eq!(got.status, 200);
     });
 }
