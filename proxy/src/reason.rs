@@ -4,8 +4,8 @@
 
 use std::fmt;
 
-/// Response header that carries a [`Reason`]. Only the proxy sets it; it is removed from whatever an
-/// app or a peer sends under this name.
+/// Response header that carries a [`Reason`]. Only proxies set it; it is removed from whatever an app or a peer without a
+/// sidecar sends under this name.
 pub const REASON_HEADER: &str = "naru-reason";
 
 macro_rules! reasons {

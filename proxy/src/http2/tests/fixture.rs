@@ -66,6 +66,7 @@ pub struct Setup {
     pub request_timeout: Option<Duration>,
     pub backend_request_timeout: Option<Duration>,
     pub budget: RetryBudget,
+    pub access_log: AccessLog,
     /// Makes routes of the default rule.
     pub routes: Option<fn(Rule) -> Routes>,
 }
@@ -82,6 +83,7 @@ impl Setup {
             request_timeout: None,
             backend_request_timeout: None,
             budget: RetryBudget::default(),
+            access_log: AccessLog::off(),
             routes: None,
         }
     }
@@ -104,7 +106,7 @@ impl Setup {
             tables,
             identity: self.identity,
             metrics: metrics.clone(),
-            access_log: AccessLog::off(),
+            access_log: self.access_log,
             drain,
             http1_pool: Default::default(),
             http2_pool: Default::default(),

@@ -254,7 +254,6 @@ fn the_future_of_a_stream_stays_small() {
         std::mem::size_of::<F>()
     }
     let size = size(crate::http2::exchange::run);
-    println!("{size} bytes");
     assert!(size <= LIMIT, "{size}");
 }
 

@@ -298,3 +298,30 @@ fn a_connection_that_failed_counts_once_however_many_waited_for_it() {
         assert_eq!(mesh.metric(&["naru_endpoint_ejections_total{"]), 0.0);
     });
 }
+
+#[test]
+fn the_requests_of_one_connection_are_shared_among_the_endpoints() {
+    run(async {
+        let mut apps = Vec::new();
+        for _ in 0..3 {
+            apps.push(answering(200, "").await);
+        }
+        let addresses: Vec<_> = apps.iter().map(|app| app.address).collect();
+        let mesh = Setup::new(&addresses).start();
+        let client = mesh.client().await;
+        for _ in 0..100 {
+            let calls = (0..6).map(|_| call(&client, get("/"), b""));
+            for got in futures_util::future::join_all(calls).await {
+                assert_eq!(got.expect("a response").status, 200);
+            }
+        }
+        for app in &apps {
+            assert!(
+                (140..=260).contains(&app.calls.get()),
+                "{}",
+                app.calls.get()
+            );
+            assert_eq!(app.connections.get(), 1);
+        }
+    });
+}

@@ -1,6 +1,10 @@
+use std::sync::{Arc, Mutex};
+
 use http::HeaderValue;
 
 use super::fixture::*;
+use crate::access_log::AccessLog;
+use crate::metrics::Metrics;
 use crate::route::{
     Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite, RouteRule, Routes,
 };
@@ -203,4 +207,59 @@ fn a_host_that_contradicts_the_authority_is_refused() {
             (400, "bad-request")
         );
     });
+}
+
+/// What is written, for a test to read.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("a lock").extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn each_request_leaves_a_line_in_the_access_log() {
+    let written = Written::default();
+    let (log, writer) = AccessLog::start(Metrics::default(), written.clone()).expect("a thread");
+    run(async {
+        let app = answering(201, "").await;
+        let mut setup = Setup::new(&[nobody().await, app.address]);
+        setup.access_log = log;
+        let mesh = setup.start();
+        let client = mesh.client().await;
+        for _ in 0..10 {
+            let got = call(&client, get("/a?secret"), b"")
+                .await
+                .expect("a response");
+            assert_eq!(got.status, 201);
+        }
+        mesh.cell.store(Destination::Unknown);
+        call(&client, get("/"), b"").await.expect("a response");
+    });
+    assert!(writer.finish(std::time::Duration::from_secs(5)));
+    let text = String::from_utf8(written.0.lock().expect("a lock").clone()).expect("text");
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(lines.len(), 11);
+    for line in &lines[..10] {
+        assert_eq!(line["method"], "GET");
+        assert_eq!(line["authority"], "web");
+        assert_eq!(line["path"], "/a");
+        assert_eq!(line["service"], "web");
+        assert_eq!(line["status"], 201);
+        assert!(line["endpoint"].is_string());
+    }
+    assert!(lines.iter().any(|line| line["attempts"] == 2));
+    assert_eq!(lines[10]["reason"], "destination-unknown");
+    assert_eq!(lines[10]["attempts"], 0);
+    assert!(!text.contains("secret"));
 }

@@ -53,6 +53,43 @@ fn a_refused_stream_is_sent_elsewhere_with_its_body_whatever_the_method() {
 }
 
 #[test]
+fn a_body_that_is_still_coming_is_sent_again_from_its_start_with_its_trailers() {
+    run(async {
+        let refusing = app(|mut call| async move {
+            let _ = call.request.body_mut().data().await;
+            call.respond.send_reset(h2::Reason::REFUSED_STREAM);
+        })
+        .await;
+        let taking = app(|mut call| async move {
+            let body = call.request.body_mut();
+            assert_eq!(read(body).await, 30);
+            let trailers = body.trailers().await.expect("trailers").expect("trailers");
+            assert_eq!(trailers["x-end"], "1");
+            answer(&mut call.respond, 200, "taken");
+        })
+        .await;
+        let mesh = Setup::new(&[refusing.address, taking.address]).start();
+        let mut client = mesh.client().await;
+        for _ in 0..10 {
+            let (response, mut send) = client
+                .send_request(request("POST", "/"), false)
+                .expect("a stream");
+            for _ in 0..3 {
+                let piece = Bytes::from_static(b"ten bytes.");
+                send.send_data(piece, false).expect("data");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("x-end", HeaderValue::from_static("1"));
+            send.send_trailers(trailers).expect("trailers");
+            let got = collect(response.await.expect("a response")).await;
+            assert_eq!(got.expect("a body").body, b"taken");
+        }
+        assert!(refusing.calls.get() > 0);
+    });
+}
+
+#[test]
 fn what_was_refused_everywhere_is_refused() {
     run(async {
         let refusing = app(|mut call| async move {
