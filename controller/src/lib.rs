@@ -1,1 +1,13 @@
+//! Naru's controller: it watches the cluster and pushes routing tables to the proxies.
+//!
+//! ```text
+//! source ─▶ index ─▶ compile ─▶ serve ═══ one stream per proxy ═══▶
+//!                               issuer ── certificates ───────────▶
+//! ```
+#![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod config;
+pub mod issuer;
+pub mod logging;
+pub mod metrics;

@@ -1,0 +1,250 @@
+//! The admin port: metrics, probes, and the log's filter.
+//!
+//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. The number of connections and the time
+//! that each may take are bounded.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Body;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, info};
+
+use crate::logging::LogFilter;
+use crate::metrics::Metrics;
+
+/// Connections at once: a few scrapers and probes. More wait to be accepted.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a connection may last: longer than the interval of any scraper that keeps it open.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a request's head may take, and a connection may wait for the next one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait after a connection could not be accepted (no file descriptors left, mostly).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes in a request's head.
+const MAX_HEAD: usize = 16 * 1024;
+/// Bytes in a request's body: a log filter.
+const MAX_BODY: usize = 4 * 1024;
+const PATHS: &str = "/metrics  what Prometheus scrapes\n\
+    /ready    200 once the source of objects has been read whole, until the controller ends\n\
+    /live     200 as long as the program runs\n\
+    /log      GET the log's filter, PUT another (from this machine only)\n";
+
+/// What the admin port shows and changes. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin {
+    pub metrics: Metrics,
+    pub log: LogFilter,
+    /// The source has been read whole.
+    pub synced: watch::Receiver<bool>,
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, admin: Admin) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                debug!(%error, "accepting an admin connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let admin = admin.clone();
+        tokio::spawn(async move {
+            let served = tokio::time::timeout(CONNECTION_TIMEOUT, connection(stream, peer, admin));
+            if let Ok(Err(error)) = served.await {
+                debug!(%peer, %error, "admin connection");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, admin: Admin) -> hyper::Result<()> {
+    let local = is_loopback(peer.ip());
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(
+            TokioIo::new(stream),
+            service_fn(move |request| {
+                let admin = admin.clone();
+                async move { Ok::<_, Infallible>(admin.answer(request, local).await) }
+            }),
+        )
+        .await
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+type Answer = Response<Full<Bytes>>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Admin {
+    /// `local`: the request comes from this machine.
+    async fn answer<B>(&self, request: Request<B>, local: bool) -> Answer
+    where
+        B: Body<Error: Into<BoxError>>,
+    {
+        let method = request.method().clone();
+        let reads = matches!(method, Method::GET | Method::HEAD);
+        match request.uri().path() {
+            "/metrics" if reads => self.metrics(),
+            "/ready" if reads => self.ready(),
+            "/live" if reads => text(StatusCode::OK, "live\n"),
+            "/log" if !local => text(
+                StatusCode::FORBIDDEN,
+                "only from this machine: use kubectl port-forward or exec\n",
+            ),
+            "/log" if reads => text(StatusCode::OK, format!("{}\n", self.log.current())),
+            "/log" if method == Method::PUT => self.set_log(request.into_body()).await,
+            "/log" => not_allowed("GET, HEAD, PUT"),
+            "/metrics" | "/ready" | "/live" => not_allowed("GET, HEAD"),
+            _ => text(StatusCode::NOT_FOUND, format!("There is:\n{PATHS}")),
+        }
+    }
+
+    fn metrics(&self) -> Answer {
+        match self.metrics.render() {
+            Ok(body) => with_type("text/plain; version=0.0.4; charset=utf-8", body),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+
+    fn ready(&self) -> Answer {
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        match (*self.synced.borrow(), *self.stopping.borrow()) {
+            (_, true) => text(unavailable, "shutting down\n"),
+            (false, _) => text(
+                unavailable,
+                "the source of objects has not been read whole yet\n",
+            ),
+            (true, false) => text(StatusCode::OK, "ready\n"),
+        }
+    }
+
+    async fn set_log<B>(&self, body: B) -> Answer
+    where
+        B: Body<Error: Into<BoxError>>,
+    {
+        let body = match Limited::new(body, MAX_BODY).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        };
+        let filter = match std::str::from_utf8(&body) {
+            Ok(filter) => filter.trim(),
+            Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        };
+        match self.log.set(filter) {
+            Ok(()) => {
+                info!(filter, "the log's filter has been changed");
+                text(StatusCode::OK, format!("{filter}\n"))
+            }
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        }
+    }
+}
+
+fn not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("{allowed} only\n"));
+    answer
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = with_type("text/plain; charset=utf-8", body);
+    *answer.status_mut() = status;
+    answer
+}
+
+fn with_type(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask(
+        admin: &Admin,
+        method: Method,
+        path: &str,
+        body: &str,
+        local: bool,
+    ) -> (u16, String) {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
+            .unwrap();
+        let answer = admin.answer(request, local).await;
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn it_is_ready_from_the_first_full_reading_to_the_end() {
+        let (_layer, log) = LogFilter::for_tests();
+        let (synced, stopping) = (watch::Sender::new(false), watch::Sender::new(false));
+        let admin = Admin {
+            metrics: Metrics::new(),
+            log,
+            synced: synced.subscribe(),
+            stopping: stopping.subscribe(),
+        };
+        assert_eq!(ask(&admin, Method::GET, "/live", "", false).await.0, 200);
+        assert_eq!(ask(&admin, Method::GET, "/ready", "", false).await.0, 503);
+        synced.send_replace(true);
+        assert_eq!(ask(&admin, Method::GET, "/ready", "", false).await.0, 200);
+        stopping.send_replace(true);
+        assert_eq!(ask(&admin, Method::GET, "/ready", "", false).await.0, 503);
+    }
+
+    #[tokio::test]
+    async fn the_log_is_changed_from_this_machine_only() {
+        let (_layer, log) = LogFilter::for_tests();
+        let value = watch::Sender::new(false);
+        let admin = Admin {
+            metrics: Metrics::new(),
+            log,
+            synced: value.subscribe(),
+            stopping: value.subscribe(),
+        };
+        assert_eq!(
+            ask(&admin, Method::PUT, "/log", "debug", false).await.0,
+            403
+        );
+        assert_eq!(ask(&admin, Method::PUT, "/log", "=/=", true).await.0, 400);
+        assert_eq!(
+            ask(&admin, Method::PUT, "/log", "debug\n", true).await.0,
+            200
+        );
+        let shown = ask(&admin, Method::GET, "/log", "", true).await;
+        assert_eq!(shown, (200, "debug\n".to_owned()));
+        assert_eq!(ask(&admin, Method::POST, "/metrics", "", true).await.0, 405);
+        assert_eq!(ask(&admin, Method::GET, "/none", "", true).await.0, 404);
+    }
+}

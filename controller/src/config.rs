@@ -1,0 +1,145 @@
+//! What the controller is told at start: flags and environment, parsed once into one struct. Nothing reads the environment
+//! later.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use naru_contract::MtlsMode;
+
+use crate::issuer::is_trust_domain;
+
+/// Flags of `naru-controller run`.
+#[derive(Args, Clone, Debug)]
+pub struct Config {
+    /// Directory of manifests (YAML or JSON). Repeatable; objects of a later directory replace those of an earlier one. In the
+    /// environment, separated by colons.
+    #[arg(
+        long,
+        env = "NARU_MANIFESTS",
+        value_name = "DIR",
+        value_delimiter = ':',
+        required = true
+    )]
+    pub manifests: Vec<PathBuf>,
+    /// Directory for the mesh's certificate authority. The public trust-anchors.pem is written there as well.
+    #[arg(long, env = "NARU_STATE_DIR", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Address for proxies: gRPC over TLS.
+    #[arg(
+        long,
+        env = "NARU_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "0.0.0.0:15010"
+    )]
+    pub listen: SocketAddr,
+    /// Address of the admin port: /metrics /ready /live /log.
+    #[arg(
+        long,
+        env = "NARU_ADMIN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:15014"
+    )]
+    pub admin: SocketAddr,
+    /// Trust domain of the mesh: the host in every SPIFFE ID.
+    #[arg(
+        long,
+        env = "NARU_TRUST_DOMAIN",
+        value_name = "NAME",
+        default_value = "cluster.local",
+        value_parser = trust_domain
+    )]
+    pub trust_domain: String,
+    /// PEM file with the public key (ECDSA P-256) of whoever signs service-account tokens.
+    #[arg(long, env = "NARU_TOKEN_PUBLIC_KEY", value_name = "FILE")]
+    pub token_public_key: PathBuf,
+    /// Issuer of service-account tokens (their `iss`).
+    #[arg(long, env = "NARU_TOKEN_ISSUER", value_name = "TEXT")]
+    pub token_issuer: String,
+    /// Whether clients without a mesh identity are let in, where neither namespace nor workload says otherwise.
+    #[arg(long, env = "NARU_MTLS", value_enum, default_value_t = Mtls::Permissive)]
+    pub mtls: Mtls,
+    /// Filter of the log, as `info` or `naru_controller::serve=debug,info`.
+    #[arg(long, env = "NARU_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// Form of the log, on standard error.
+    #[arg(long, env = "NARU_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// The mesh's own stance towards clients without an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mtls {
+    Permissive,
+    Strict,
+}
+
+impl From<Mtls> for MtlsMode {
+    fn from(mtls: Mtls) -> Self {
+        match mtls {
+            Mtls::Permissive => Self::Permissive,
+            Mtls::Strict => Self::Strict,
+        }
+    }
+}
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+fn trust_domain(text: &str) -> Result<String, String> {
+    match is_trust_domain(text) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("expected lower-case letters, digits, dots, dashes and underscores".to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    const LEAST: [&str; 9] = [
+        "naru-controller",
+        "--manifests",
+        "a",
+        "--state-dir",
+        "s",
+        "--token-public-key",
+        "k",
+        "--token-issuer",
+        "naru",
+    ];
+
+    #[test]
+    fn little_has_to_be_said() {
+        let config = Program::try_parse_from(LEAST).map(|p| p.config).unwrap();
+        assert_eq!(config.listen.port(), 15010);
+        assert_eq!(config.mtls, Mtls::Permissive);
+        assert_eq!(config.trust_domain, "cluster.local");
+    }
+
+    #[test]
+    fn directories_add_up() {
+        let args = LEAST.into_iter().chain(["--manifests", "b"]);
+        let config = Program::try_parse_from(args).map(|p| p.config).unwrap();
+        assert_eq!(config.manifests, [PathBuf::from("a"), PathBuf::from("b")]);
+    }
+
+    #[test]
+    fn what_is_no_trust_domain_is_refused() {
+        let args = LEAST.into_iter().chain(["--trust-domain", "a/b"]);
+        assert!(Program::try_parse_from(args).is_err());
+    }
+}

@@ -1,0 +1,166 @@
+//! Identities: who may have which certificate, and the certificates themselves.
+//!
+//! ```text
+//! token ─▶ token (who?) ──┐
+//! CSR ──▶ signature, key ─┴▶ ca ─▶ certificate for spiffe://…/ns/…/sa/…
+//! ```
+//!
+//! In: a proxy's token and signing request. Out: a certificate, or a refusal that says why. Nothing here goes to a log.
+
+mod ca;
+mod identity;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use rcgen::{CertificateSigningRequestParams, KeyPair, PublicKeyData};
+use rustls::pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
+
+pub use ca::{Ca, CaError, LEAF_LIFETIME};
+pub use identity::{SpiffeId, is_trust_domain};
+pub use token::{Bearer, KeyError, PublicKey, TokenCheck, TokenError};
+
+/// Namespace and service account of the controller itself.
+pub const CONTROLLER: (&str, &str) = ("naru-system", "naru-controller");
+/// Longest certificate signing request, in bytes. One with a P-256 key takes about 300.
+const MAX_CSR: usize = 16 * 1024;
+
+/// Gives certificates to those whose tokens are good.
+pub struct Issuer {
+    ca: Ca,
+    trust_domain: String,
+    tokens: TokenCheck,
+}
+
+/// A certificate that was issued.
+pub struct Issued {
+    pub id: SpiffeId,
+    /// Leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    pub expires: SystemTime,
+}
+
+/// Why a certificate is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("the namespace or the service account in the token's subject is no name of one")]
+    Name,
+    #[error("the service account of the controller gets no certificate by a token")]
+    Reserved,
+    #[error("the signing request does not parse, or is not signed with its own key")]
+    Request,
+    #[error("the key of the signing request is not an ECDSA key on P-256")]
+    Key,
+    #[error("the mesh's certificate authority has expired")]
+    AuthorityExpired,
+    #[error("the certificate could not be made: {0}")]
+    Make(#[from] rcgen::Error),
+}
+
+impl Refusal {
+    /// One of a few words, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Token(TokenError::Expired | TokenError::NotYet) => "token_time",
+            Self::Token(TokenError::Signature) => "token_signature",
+            Self::Token(TokenError::Issuer) => "token_issuer",
+            Self::Token(TokenError::Audience) => "token_audience",
+            Self::Token(_) => "token_malformed",
+            Self::Name => "name",
+            Self::Reserved => "reserved",
+            Self::Request => "request",
+            Self::Key => "key",
+            Self::AuthorityExpired => "authority_expired",
+            Self::Make(_) => "internal",
+        }
+    }
+}
+
+impl Issuer {
+    pub fn new(ca: Ca, trust_domain: &str, tokens: TokenCheck) -> Self {
+        Self {
+            ca,
+            trust_domain: trust_domain.to_owned(),
+            tokens,
+        }
+    }
+
+    /// A certificate for the service account that `token` proves, on the key of the request. Nothing else in the
+    /// request counts.
+    pub fn certify(&self, request: &[u8], token: &str, now: SystemTime) -> Result<Issued, Refusal> {
+        let bearer = self.tokens.check(token)?;
+        if (&*bearer.namespace, &*bearer.service_account) == CONTROLLER {
+            return Err(Refusal::Reserved);
+        }
+        let id = SpiffeId::new(
+            &self.trust_domain,
+            &bearer.namespace,
+            &bearer.service_account,
+        )
+        .ok_or(Refusal::Name)?;
+        if request.len() > MAX_CSR {
+            return Err(Refusal::Request);
+        }
+        // Verifies the signature as well.
+        let request =
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
+                .map_err(|_| Refusal::Request)?;
+        let key = &request.public_key;
+        // An uncompressed point: a byte and two coordinates of 32 bytes.
+        if key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != 65 {
+            return Err(Refusal::Key);
+        }
+        let (leaf, expires) = self
+            .ca
+            .issue(&id, key, now)?
+            .ok_or(Refusal::AuthorityExpired)?;
+        Ok(Issued {
+            id,
+            chain: vec![leaf],
+            expires,
+        })
+    }
+
+    /// The controller's own certificate, on a new key.
+    pub fn own(&self, now: SystemTime) -> Result<(Issued, PrivateKeyDer<'static>), Refusal> {
+        let id =
+            SpiffeId::new(&self.trust_domain, CONTROLLER.0, CONTROLLER.1).ok_or(Refusal::Name)?;
+        let key = KeyPair::generate()?;
+        let (leaf, expires) = self
+            .ca
+            .issue(&id, &key, now)?
+            .ok_or(Refusal::AuthorityExpired)?;
+        let issued = Issued {
+            id,
+            chain: vec![leaf],
+            expires,
+        };
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        Ok((issued, PrivateKeyDer::Pkcs8(key)))
+    }
+
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    pub fn anchor(&self) -> &CertificateDer<'static> {
+        self.ca.certificate()
+    }
+
+    /// Every trust anchor in force, DER.
+    pub fn trust_anchors_der(&self) -> Vec<Bytes> {
+        vec![Bytes::copy_from_slice(self.ca.certificate())]
+    }
+
+    /// When the authority's own certificate ends.
+    pub fn authority_expires(&self) -> SystemTime {
+        self.ca.expires()
+    }
+}

@@ -1,0 +1,354 @@
+//! Who gets a certificate, and who does not.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rcgen::{CertificateParams, KeyPair, SanType};
+use serde_json::{Value, json};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::*;
+
+const TRUST_DOMAIN: &str = "cluster.local";
+const TOKEN_ISSUER: &str = "https://tokens.test";
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A directory of its own, gone at the end.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        let name = format!(
+            "naru-issuer-{}-{:x}",
+            std::process::id(),
+            rand::random::<u64>()
+        );
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Fixture {
+    issuer: Issuer,
+    token_key: KeyPair,
+    directory: Directory,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = Directory::new();
+        let token_key = KeyPair::generate().unwrap();
+        let ca = Ca::open(&directory.0, TRUST_DOMAIN, SystemTime::now()).unwrap();
+        let key = PublicKey::from_pem(token_key.public_key_pem().as_bytes(), TOKEN_ISSUER).unwrap();
+        Self {
+            issuer: Issuer::new(ca, TRUST_DOMAIN, TokenCheck::PublicKey(key)),
+            token_key,
+            directory,
+        }
+    }
+
+    fn sign(&self, claims: &Value) -> String {
+        sign(claims, &self.token_key)
+    }
+
+    fn refusal(&self, claims: &Value) -> Refusal {
+        let (request, _) = request();
+        match self
+            .issuer
+            .certify(&request, &self.sign(claims), SystemTime::now())
+        {
+            Ok(issued) => panic!("a certificate for {}", issued.id),
+            Err(refusal) => refusal,
+        }
+    }
+}
+
+fn sign(claims: &Value, key: &KeyPair) -> String {
+    let key = EncodingKey::from_ec_der(&key.serialize_der());
+    jsonwebtoken::encode(&Header::new(Algorithm::ES256), claims, &key).unwrap()
+}
+
+fn in_seconds(seconds: i64) -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap().as_secs() as i64 + seconds
+}
+
+fn claims() -> Value {
+    json!({
+        "iss": TOKEN_ISSUER,
+        "sub": "system:serviceaccount:shop:web",
+        "aud": ["naru.dev"],
+        "iat": in_seconds(-1),
+        "exp": in_seconds(3600),
+        "kubernetes.io": {
+            "namespace": "shop",
+            "pod": {"name": "web-1", "uid": "1"},
+            "serviceaccount": {"name": "web", "uid": "2"},
+        },
+    })
+}
+
+fn with(path: &str, value: Value) -> Value {
+    let mut claims = claims();
+    *claims.pointer_mut(path).unwrap() = value;
+    claims
+}
+
+fn without(claim: &str) -> Value {
+    let mut claims = claims();
+    claims.as_object_mut().unwrap().remove(claim);
+    claims
+}
+
+/// A signing request that asks for more than it gets.
+fn request() -> (Vec<u8>, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["admin.example".to_owned()]).unwrap();
+    let other = "spiffe://cluster.local/ns/shop/sa/admin";
+    params
+        .subject_alt_names
+        .push(SanType::URI(other.try_into().unwrap()));
+    let request = params.serialize_request(&key).unwrap();
+    (request.der().to_vec(), key)
+}
+
+#[test]
+fn a_certificate_says_what_the_token_proves_and_nothing_of_the_request() {
+    let fixture = Fixture::new();
+    let (request, key) = request();
+    let now = SystemTime::now();
+    let token = fixture.sign(&claims());
+    let issued = fixture.issuer.certify(&request, &token, now).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(
+        names.value.general_names,
+        [GeneralName::URI("spiffe://cluster.local/ns/shop/sa/web")]
+    );
+    assert!(
+        names.critical,
+        "with no subject, the name has to be critical"
+    );
+    assert_eq!(leaf.subject().iter().count(), 0);
+    assert_eq!(leaf.public_key().raw, key.subject_public_key_info());
+    assert!(!leaf.is_ca());
+    let usage = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.client_auth && usage.server_auth);
+    let (id, expires) = SpiffeId::of(&issued.chain[0]).unwrap();
+    assert_eq!(id, issued.id);
+    let lifetime = expires.duration_since(now).unwrap();
+    assert!(lifetime <= DAY && lifetime > DAY - Duration::from_secs(5));
+    assert!(leaf.validity().not_before.timestamp() < in_seconds(0));
+    let (_, root) = X509Certificate::from_der(fixture.issuer.anchor()).unwrap();
+    leaf.verify_signature(Some(root.public_key())).unwrap();
+}
+
+#[test]
+fn two_certificates_for_one_key_have_different_serial_numbers() {
+    let fixture = Fixture::new();
+    let (request, _) = request();
+    let token = fixture.sign(&claims());
+    let serial = || {
+        let issued = fixture
+            .issuer
+            .certify(&request, &token, SystemTime::now())
+            .unwrap();
+        let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
+        leaf.raw_serial().to_vec()
+    };
+    assert_ne!(serial(), serial());
+}
+
+#[test]
+fn a_token_that_is_not_good_is_refused_with_the_reason() {
+    let fixture = Fixture::new();
+    let token = |claims: &Value| match fixture.refusal(claims) {
+        Refusal::Token(error) => error,
+        other => panic!("{other}"),
+    };
+    assert_eq!(
+        token(&with("/exp", json!(in_seconds(-60)))),
+        TokenError::Expired
+    );
+    assert_eq!(token(&with("/aud", json!(["other"]))), TokenError::Audience);
+    assert_eq!(token(&with("/iss", json!("other"))), TokenError::Issuer);
+    let mut later = claims();
+    later["nbf"] = json!(in_seconds(60));
+    assert_eq!(token(&later), TokenError::NotYet);
+    for claim in ["exp", "iss", "aud", "kubernetes.io"] {
+        let expected = TokenError::Missing(claim.to_owned());
+        assert_eq!(token(&without(claim)), expected, "{claim}");
+    }
+    assert_eq!(token(&without("sub")), TokenError::Malformed);
+    for subject in [
+        "web",
+        "system:node:web",
+        "system:serviceaccount:shop",
+        "system:serviceaccount:shop:web:x",
+    ] {
+        assert_eq!(token(&with("/sub", json!(subject))), TokenError::Subject);
+    }
+    assert_eq!(
+        token(&with("/kubernetes.io/namespace", json!("other"))),
+        TokenError::Contradiction("namespace")
+    );
+    assert_eq!(
+        token(&with("/kubernetes.io/serviceaccount/name", json!("other"))),
+        TokenError::Contradiction("serviceaccount")
+    );
+}
+
+#[test]
+fn a_token_of_another_key_or_another_algorithm_is_refused() {
+    let fixture = Fixture::new();
+    let (request, _) = request();
+    let refused = |token: &str| {
+        let now = SystemTime::now();
+        match fixture.issuer.certify(&request, token, now) {
+            Err(Refusal::Token(error)) => error,
+            Err(other) => panic!("{other}"),
+            Ok(issued) => panic!("a certificate for {}", issued.id),
+        }
+    };
+    let foreign = sign(&claims(), &KeyPair::generate().unwrap());
+    assert_eq!(refused(&foreign), TokenError::Signature);
+    let public = fixture.token_key.public_key_pem();
+    let symmetric = jsonwebtoken::encode(
+        &Header::new(Algorithm::HS256),
+        &claims(),
+        &EncodingKey::from_secret(public.as_bytes()),
+    );
+    assert_eq!(refused(&symmetric.unwrap()), TokenError::Malformed);
+    // {"alg":"none"}
+    let good = fixture.sign(&claims());
+    let payload = good.split('.').nth(1).unwrap();
+    let unsigned = format!("eyJhbGciOiJub25lIn0.{payload}.");
+    assert_eq!(refused(&unsigned), TokenError::Malformed);
+    assert_eq!(refused("nonsense"), TokenError::Malformed);
+    assert_eq!(refused(&"a".repeat(20_000)), TokenError::TooLong);
+}
+
+#[test]
+fn names_that_are_none_and_the_controllers_own_are_refused() {
+    let fixture = Fixture::new();
+    let named = |namespace: &str, name: &str| {
+        let mut claims = claims();
+        claims["sub"] = json!(format!("system:serviceaccount:{namespace}:{name}"));
+        claims["kubernetes.io"] = json!({"namespace": namespace});
+        fixture.refusal(&claims)
+    };
+    assert!(matches!(named("shop/sa/admin", "web"), Refusal::Name));
+    assert!(matches!(named("shop", "web/../admin"), Refusal::Name));
+    assert!(matches!(named("", ""), Refusal::Name));
+    let own = named("naru-system", "naru-controller");
+    assert!(matches!(own, Refusal::Reserved));
+}
+
+#[test]
+fn a_request_that_was_tampered_with_or_has_another_kind_of_key_is_refused() {
+    let fixture = Fixture::new();
+    let token = fixture.sign(&claims());
+    let refused = |request: &[u8]| match fixture.issuer.certify(request, &token, SystemTime::now())
+    {
+        Ok(issued) => panic!("a certificate for {}", issued.id),
+        Err(refusal) => refusal.reason(),
+    };
+    let (good, _) = request();
+    let mut tampered = good.clone();
+    *tampered.last_mut().unwrap() ^= 1;
+    assert_eq!(refused(&tampered), "request");
+    assert_eq!(refused(b"nonsense"), "request");
+    assert_eq!(refused(&vec![0x30; 100_000]), "request");
+    for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let request = CertificateParams::default().serialize_request(&key);
+        assert_eq!(refused(request.unwrap().der()), "key");
+    }
+}
+
+#[test]
+fn the_authority_is_made_once_and_kept() {
+    let fixture = Fixture::new();
+    let directory = &fixture.directory.0;
+    let again = Ca::open(directory, TRUST_DOMAIN, SystemTime::now()).unwrap();
+    assert_eq!(again.certificate(), fixture.issuer.anchor());
+    let mode = |file: &str| {
+        let metadata = std::fs::metadata(directory.join(file)).unwrap();
+        metadata.permissions().mode() & 0o777
+    };
+    assert_eq!(mode("ca.key"), 0o600);
+    let anchors = std::fs::read(directory.join("trust-anchors.pem")).unwrap();
+    assert_eq!(anchors, std::fs::read(directory.join("ca.crt")).unwrap());
+    assert!(!String::from_utf8(anchors).unwrap().contains("PRIVATE"));
+
+    let (_, root) = X509Certificate::from_der(fixture.issuer.anchor()).unwrap();
+    let years = root.validity().not_after.timestamp() - in_seconds(0);
+    assert!(years > 3_650 * 86_400);
+    assert_eq!(
+        root.basic_constraints()
+            .unwrap()
+            .unwrap()
+            .value
+            .path_len_constraint,
+        Some(0)
+    );
+}
+
+#[test]
+fn an_authority_that_does_not_fit_is_not_used() {
+    let fixture = Fixture::new();
+    let directory = &fixture.directory.0;
+    let open = |trust_domain: &str, now| Ca::open(directory, trust_domain, now).err().unwrap();
+    let now = SystemTime::now();
+    assert!(matches!(open("other", now), CaError::TrustDomain { .. }));
+    let later = now + DAY * 4_000;
+    assert!(matches!(open(TRUST_DOMAIN, later), CaError::Expired));
+    let other = KeyPair::generate().unwrap().serialize_pem();
+    std::fs::write(directory.join("ca.key"), other).unwrap();
+    assert!(matches!(open(TRUST_DOMAIN, now), CaError::Mismatch));
+    std::fs::write(directory.join("ca.key"), "nothing").unwrap();
+    assert!(matches!(open(TRUST_DOMAIN, now), CaError::Key(_)));
+    std::fs::remove_file(directory.join("ca.key")).unwrap();
+    assert!(matches!(open(TRUST_DOMAIN, now), CaError::KeyIsMissing));
+}
+
+#[test]
+fn a_first_start_that_was_cut_short_is_completed() {
+    let fixture = Fixture::new();
+    let directory = &fixture.directory.0;
+    let key = std::fs::read(directory.join("ca.key")).unwrap();
+    std::fs::remove_file(directory.join("ca.crt")).unwrap();
+    std::fs::write(directory.join("ca.new"), "half a file").unwrap();
+    Ca::open(directory, TRUST_DOMAIN, SystemTime::now()).unwrap();
+    assert_eq!(std::fs::read(directory.join("ca.key")).unwrap(), key);
+}
+
+#[test]
+fn a_leaf_never_outlives_the_authority() {
+    let fixture = Fixture::new();
+    let (request, _) = request();
+    let end = fixture.issuer.authority_expires();
+    let token = fixture.sign(&claims());
+    let hour = Duration::from_secs(3_600);
+    let late = fixture.issuer.certify(&request, &token, end - hour);
+    assert_eq!(SpiffeId::of(&late.unwrap().chain[0]).unwrap().1, end);
+    let too_late = fixture.issuer.certify(&request, &token, end);
+    assert!(matches!(too_late, Err(Refusal::AuthorityExpired)));
+}
+
+#[test]
+fn the_controller_has_a_certificate_of_its_own() {
+    let fixture = Fixture::new();
+    let (issued, _) = fixture.issuer.own(SystemTime::now()).unwrap();
+    assert_eq!(
+        issued.id.to_string(),
+        "spiffe://cluster.local/ns/naru-system/sa/naru-controller"
+    );
+}

@@ -1,0 +1,74 @@
+//! The program's own log, on standard error, with a filter that can be changed while it runs.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+use crate::config::LogFormat;
+
+/// Changes what is logged. Cheap to clone.
+#[derive(Clone)]
+pub struct LogFilter {
+    handle: reload::Handle<EnvFilter, Registry>,
+    current: Arc<Mutex<String>>,
+}
+
+/// Why a filter is not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    #[error("{0}: expected error, warn, info, debug, trace, off, or MODULE=LEVEL,…")]
+    Parse(tracing_subscriber::filter::ParseError),
+    #[error(transparent)]
+    Reload(#[from] reload::Error),
+}
+
+/// Starts logging what passes `filter`.
+pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<LogFilter> {
+    let (layer, log) = layer(filter)?;
+    let output = fmt::layer().with_writer(std::io::stderr);
+    let output = match format {
+        LogFormat::Text => output.boxed(),
+        LogFormat::Json => output.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(layer)
+        .with(output)
+        .try_init()?;
+    Ok(log)
+}
+
+fn layer(filter: &str) -> Result<(reload::Layer<EnvFilter, Registry>, LogFilter), FilterError> {
+    let (layer, handle) =
+        reload::Layer::new(EnvFilter::try_new(filter).map_err(FilterError::Parse)?);
+    let log = LogFilter {
+        handle,
+        current: Arc::new(Mutex::new(filter.to_owned())),
+    };
+    Ok((layer, log))
+}
+
+impl LogFilter {
+    /// The filter in force.
+    pub fn current(&self) -> String {
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Puts another filter in force.
+    pub fn set(&self, filter: &str) -> Result<(), FilterError> {
+        self.handle
+            .reload(EnvFilter::try_new(filter).map_err(FilterError::Parse)?)?;
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = filter.to_owned();
+        Ok(())
+    }
+
+    /// A filter that stands for nothing that is logged.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> (reload::Layer<EnvFilter, Registry>, Self) {
+        layer("info").expect("a filter")
+    }
+}

@@ -1,0 +1,313 @@
+//! What the controller counts. Label sets are small and closed: nothing a peer says becomes a label.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use naru_contract::ResourceName;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+/// Upper bounds of the push latency's buckets, in seconds. A push over loopback takes about a millisecond, one to a
+/// proxy whose machine is overloaded some seconds.
+const LATENCY_BUCKETS: [f64; 14] = [
+    0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
+];
+
+/// In which form a resource was pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Full,
+    Delta,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    connected_proxies: IntGauge,
+    push_latency: Histogram,
+    pushes: IntCounter,
+    pushed_resources: IntCounterVec,
+    rejects: IntCounter,
+    issued: IntCounter,
+    refused: IntCounterVec,
+    manifest_errors: IntGauge,
+    authority_expiry: Gauge,
+    objects: OnceLock<ObjectCounts>,
+    streams: AtomicUsize,
+}
+
+type ObjectCounts = Box<dyn Fn() -> Vec<(&'static str, usize)> + Send + Sync>;
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let metrics = Self(Arc::new(Inner {
+            connected_proxies: register(
+                &registry,
+                IntGauge::new(
+                    "naru_controller_connected_proxies",
+                    "Proxies with a stream open.",
+                ),
+            ),
+            push_latency: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "naru_controller_push_latency_seconds",
+                        "Time from a change in the source to its acceptance by a proxy.",
+                    )
+                    .buckets(LATENCY_BUCKETS.to_vec()),
+                ),
+            ),
+            pushes: register(
+                &registry,
+                IntCounter::new("naru_controller_pushes_total", "Pushes sent to proxies."),
+            ),
+            pushed_resources: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "naru_controller_pushed_resources_total",
+                        "Resources sent to proxies.",
+                    ),
+                    &["kind", "form"],
+                ),
+            ),
+            rejects: register(
+                &registry,
+                IntCounter::new(
+                    "naru_controller_rejects_total",
+                    "Resources that proxies rejected.",
+                ),
+            ),
+            issued: register(
+                &registry,
+                IntCounter::new(
+                    "naru_controller_certificates_issued_total",
+                    "Certificates issued to proxies.",
+                ),
+            ),
+            refused: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "naru_controller_certificates_refused_total",
+                        "Requests for certificates that were refused.",
+                    ),
+                    &["reason"],
+                ),
+            ),
+            manifest_errors: register(
+                &registry,
+                IntGauge::new(
+                    "naru_controller_manifest_errors",
+                    "Manifests that do not parse now.",
+                ),
+            ),
+            authority_expiry: register(
+                &registry,
+                Gauge::new(
+                    "naru_controller_authority_expiry_timestamp_seconds",
+                    "When the mesh's certificate authority expires, in Unix seconds.",
+                ),
+            ),
+            objects: OnceLock::new(),
+            streams: AtomicUsize::new(0),
+            registry: registry.clone(),
+        }));
+        let objects = Objects::new(&metrics).expect("a valid metric");
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        for collector in [Box::new(objects) as Box<dyn Collector>, Box::new(process)] {
+            registry
+                .register(collector)
+                .expect("a metric of its own name");
+        }
+        metrics
+    }
+
+    /// Counts a stream for as long as what is returned lives. `None`: there are `most` already.
+    pub fn stream(&self, most: usize) -> Option<StreamGuard> {
+        let add = |count| (count < most).then_some(count + 1);
+        self.0
+            .streams
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+            .ok()?;
+        self.0.connected_proxies.inc();
+        Some(StreamGuard(self.clone()))
+    }
+
+    pub fn push(&self) {
+        self.0.pushes.inc();
+    }
+
+    pub fn pushed_resource(&self, name: &ResourceName, form: Form) {
+        let form = match form {
+            Form::Full => "full",
+            Form::Delta => "delta",
+        };
+        self.0
+            .pushed_resources
+            .with_label_values(&[kind(name), form])
+            .inc();
+    }
+
+    pub fn push_accepted(&self, latency: Duration) {
+        self.0.push_latency.observe(latency.as_secs_f64());
+    }
+
+    pub fn rejected(&self, resources: usize) {
+        self.0.rejects.inc_by(resources as u64);
+    }
+
+    pub fn issued(&self) {
+        self.0.issued.inc();
+    }
+
+    /// `reason` comes from a closed list.
+    pub fn refused(&self, reason: &'static str) {
+        self.0.refused.with_label_values(&[reason]).inc();
+    }
+
+    pub fn manifest_errors(&self, count: usize) {
+        self.0
+            .manifest_errors
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub fn authority_expires(&self, at: SystemTime) {
+        let since = at
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.0.authority_expiry.set(since.as_secs_f64());
+    }
+
+    /// Where the numbers of objects are taken from when somebody looks. Only the first call counts.
+    pub fn count_objects(
+        &self,
+        counts: impl Fn() -> Vec<(&'static str, usize)> + Send + Sync + 'static,
+    ) {
+        let _ = self.0.objects.set(Box::new(counts));
+    }
+
+    /// Everything, in Prometheus' text format.
+    pub fn render(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.0.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// A stream that is counted.
+pub struct StreamGuard(Metrics);
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.connected_proxies.dec();
+    }
+}
+
+/// The number of objects of each kind, taken when it is looked at.
+struct Objects {
+    gauge: IntGaugeVec,
+    metrics: std::sync::Weak<Inner>,
+}
+
+impl Objects {
+    fn new(metrics: &Metrics) -> prometheus::Result<Self> {
+        Ok(Self {
+            gauge: IntGaugeVec::new(
+                Opts::new(
+                    "naru_controller_objects",
+                    "Objects that the controller knows.",
+                ),
+                &["kind"],
+            )?,
+            metrics: Arc::downgrade(&metrics.0),
+        })
+    }
+}
+
+impl Collector for Objects {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauge.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let metrics = self.metrics.upgrade();
+        let counts = metrics
+            .as_ref()
+            .and_then(|metrics| metrics.objects.get())
+            .map(|counts| counts())
+            .unwrap_or_default();
+        for (kind, count) in counts {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.gauge.with_label_values(&[kind]).set(count);
+        }
+        self.gauge.collect()
+    }
+}
+
+fn kind(name: &ResourceName) -> &'static str {
+    match name {
+        ResourceName::TrustAnchors => "trust-anchors",
+        ResourceName::Inbound => "inbound",
+        ResourceName::Destination(_) => "destination",
+        ResourceName::Service { .. } => "service",
+        ResourceName::HttpRoute { .. } => "http-route",
+        ResourceName::Endpoints { .. } => "endpoints",
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
+    // Names are fixed and all different: neither can fail.
+    let collector = collector.expect("a valid metric");
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("a metric of its own name");
+    collector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::new();
+        metrics.count_objects(|| vec![("Service", 3)]);
+        metrics.refused("token_time");
+        metrics.push_accepted(Duration::from_millis(3));
+        let stream = metrics.stream(1);
+        assert!(stream.is_some());
+        assert!(metrics.stream(1).is_none());
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        for line in [
+            "naru_controller_objects{kind=\"Service\"} 3",
+            "naru_controller_certificates_refused_total{reason=\"token_time\"} 1",
+            "naru_controller_push_latency_seconds_bucket{le=\"0.005\"} 1",
+            "naru_controller_connected_proxies 1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        drop(stream);
+        assert!(metrics.stream(1).is_some());
+    }
+}
