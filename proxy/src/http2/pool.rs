@@ -67,7 +67,7 @@ impl Pool {
         {
             return Ok(lease);
         }
-        if upstreams.waiting.borrow().len() >= MAX_WAITING {
+        if upstreams.count_waiting() >= MAX_WAITING {
             return Err(Refusal::of(Reason::Overload));
         }
         let (sender, receiver) = oneshot::channel();
@@ -195,6 +195,15 @@ impl Upstreams {
         }
     }
 
+    /// How many wait, without those who have given up as far as that matters.
+    fn count_waiting(&self) -> usize {
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.len() >= MAX_WAITING {
+            waiting.retain(|waiter| !waiter.is_closed());
+        }
+        waiting.len()
+    }
+
     /// A connection could not be opened: neither could the next one, most likely.
     fn failed(self: &Rc<Self>, reason: Reason) {
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
@@ -209,7 +218,7 @@ impl Upstreams {
     }
 
     /// No new streams on this connection. It ends with the last one that it has.
-    pub fn retire(&self, connection: &Rc<Connection>) {
+    pub fn retire(self: &Rc<Self>, connection: &Rc<Connection>) {
         connection.take_no_more();
         let mut connections = self.connections.borrow_mut();
         let before = connections.len();
@@ -221,14 +230,12 @@ impl Upstreams {
                 _ => PoolState::Active,
             };
             self.gauge(state, -1);
+            self.open_for_waiting();
         }
     }
 
     fn closed(self: &Rc<Self>, connection: &Rc<Connection>) {
         self.retire(connection);
-        if !self.waiting.borrow().is_empty() {
-            self.open_for_waiting();
-        }
         self.tidy();
     }
 
