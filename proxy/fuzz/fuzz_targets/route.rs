@@ -1,0 +1,245 @@
+//! Any route that the contract can carry, and any request that the `http` crate lets in: decoding says yes or no, matching and
+//! rewriting never panic, and what comes out is fit to be sent.
+#![no_main]
+
+use std::sync::{Arc, LazyLock};
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use naru_contract as contract;
+use naru_contract::http_filter::Kind;
+use naru_proxy::budget::RetryBudget;
+use naru_proxy::metrics::{Direction, Metrics, TcpLabels};
+use naru_proxy::route::{
+    Decision, RequestHead, ServiceLabels, decide, decode_routes, default_rule,
+};
+use naru_proxy::table::{Backend, EndpointSet, Logical, Protocol};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    rules: Vec<Rule>,
+    method: String,
+    target: String,
+    headers: Vec<(String, String)>,
+    seed: u64,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Rule {
+    matches: Vec<Match>,
+    filters: Vec<Filter>,
+    backends: Vec<(u32, bool, Vec<Filter>)>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Match {
+    path: Option<(u8, String)>,
+    headers: Vec<(String, String, bool)>,
+    query: Vec<(String, String, bool)>,
+    method: String,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Filter {
+    Request(Modifier),
+    Response(Modifier),
+    Redirect {
+        scheme: String,
+        hostname: String,
+        path: Option<(u8, String)>,
+        port: u16,
+        status: u16,
+    },
+    Rewrite {
+        hostname: String,
+        path: Option<(u8, String)>,
+    },
+    Unknown,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Modifier {
+    set: Vec<(String, String)>,
+    add: Vec<(String, String)>,
+    remove: Vec<String>,
+}
+
+impl Modifier {
+    fn message(&self) -> contract::HeaderModifier {
+        let headers = |pairs: &[(String, String)]| {
+            pairs
+                .iter()
+                .map(|(name, value)| contract::Header {
+                    name: name.clone(),
+                    value: value.clone(),
+                })
+                .collect()
+        };
+        contract::HeaderModifier {
+            set: headers(&self.set),
+            add: headers(&self.add),
+            remove: self.remove.clone(),
+        }
+    }
+}
+
+fn path_modifier(path: &Option<(u8, String)>) -> Option<contract::PathModifier> {
+    path.as_ref().map(|(kind, value)| contract::PathModifier {
+        kind: i32::from(kind % 3),
+        value: value.clone(),
+    })
+}
+
+impl Filter {
+    fn message(&self) -> contract::HttpFilter {
+        let kind = match self {
+            Self::Request(modifier) => Some(Kind::RequestHeaders(modifier.message())),
+            Self::Response(modifier) => Some(Kind::ResponseHeaders(modifier.message())),
+            Self::Redirect {
+                scheme,
+                hostname,
+                path,
+                port,
+                status,
+            } => Some(Kind::Redirect(contract::Redirect {
+                scheme: scheme.clone(),
+                hostname: hostname.clone(),
+                path: path_modifier(path),
+                port: u32::from(*port),
+                status: 300 + u32::from(status % 10),
+            })),
+            Self::Rewrite { hostname, path } => Some(Kind::Rewrite(contract::Rewrite {
+                hostname: hostname.clone(),
+                path: path_modifier(path),
+            })),
+            Self::Unknown => None,
+        };
+        contract::HttpFilter { kind }
+    }
+}
+
+impl Match {
+    fn message(&self) -> contract::HttpMatch {
+        let named = |all: &[(String, String, bool)]| {
+            all.iter()
+                .map(|(name, value, regular_expression)| contract::NamedMatch {
+                    name: name.clone(),
+                    value: value.clone(),
+                    regular_expression: *regular_expression,
+                })
+                .collect()
+        };
+        contract::HttpMatch {
+            path: self.path.as_ref().map(|(kind, value)| contract::PathMatch {
+                kind: i32::from(kind % 4),
+                value: value.clone(),
+            }),
+            headers: named(&self.headers),
+            query: named(&self.query),
+            method: self.method.clone(),
+        }
+    }
+}
+
+impl Rule {
+    fn message(&self) -> contract::HttpRule {
+        contract::HttpRule {
+            matches: self.matches.iter().map(Match::message).collect(),
+            filters: self.filters.iter().map(Filter::message).collect(),
+            backends: self
+                .backends
+                .iter()
+                .map(|(weight, invalid, filters)| contract::HttpBackend {
+                    weight: *weight,
+                    endpoints: "endpoints/a/b/80".to_owned(),
+                    invalid: if *invalid { "gone" } else { "" }.to_owned(),
+                    filters: filters.iter().map(Filter::message).collect(),
+                })
+                .collect(),
+            ..Default::default()
+        }
+    }
+}
+
+fn logical(routes: &contract::HttpRoute, metrics: &Metrics) -> Option<Logical> {
+    let service = ServiceLabels {
+        namespace: "a".into(),
+        service: "b".into(),
+        port: 80,
+    };
+    let backend = Arc::new(Backend::new(
+        "a".into(),
+        "b".into(),
+        80,
+        EndpointSet::default(),
+    ));
+    let routes = decode_routes(&[routes], &mut |_| Some(backend.clone()), metrics, &service);
+    Some(Logical {
+        namespace: "a".into(),
+        service: "b".into(),
+        port: 80,
+        protocol: Protocol::Http,
+        routes: Some(routes.ok()?),
+        default_rule: Arc::new(default_rule(backend, metrics, &service)),
+        budget: Arc::new(RetryBudget::default()),
+        tcp: metrics.tcp(TcpLabels {
+            direction: Direction::Outbound,
+            client: "".into(),
+            namespace: "a".into(),
+            service: "b".into(),
+            port: 80,
+        }),
+    })
+}
+
+fn head(input: &Input) -> Option<http::request::Parts> {
+    let mut request = http::Request::builder()
+        .method(input.method.as_str())
+        .uri(input.target.as_str());
+    for (name, value) in &input.headers {
+        request = request.header(name.as_str(), value.as_str());
+    }
+    Some(request.body(()).ok()?.into_parts().0)
+}
+
+fuzz_target!(|input: Input| {
+    let route = contract::HttpRoute {
+        namespace: "a".to_owned(),
+        name: "r".to_owned(),
+        rules: input.rules.iter().map(Rule::message).collect(),
+    };
+    // Once: what it holds is bounded, and not what is tried here.
+    static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);
+    let Some(logical) = logical(&route, &METRICS) else {
+        return;
+    };
+    let Some(head) = head(&input) else {
+        return;
+    };
+    let random = || SmallRng::seed_from_u64(input.seed);
+    let mut changed = head.clone();
+    let decision = decide(&logical, &mut changed, &mut random());
+    match &decision {
+        Decision::Forward { rule, backend } => {
+            assert!(rule.backends[*backend].weight > 0);
+            // What a filter wrote can be sent again.
+            let target = changed.path_and_query();
+            assert!(target.is_empty() || target == "*" || target.starts_with('/'));
+            rule.filter_response(*backend, &mut changed.headers.clone());
+        }
+        Decision::Redirect { location, .. } => {
+            if head.path_and_query().is_ascii() {
+                assert!(http::HeaderValue::from_str(location).is_ok(), "{location}");
+            }
+        }
+        Decision::Fail { .. } => {}
+    }
+    // The same request gets the same answer.
+    let again = decide(&logical, &mut head.clone(), &mut random());
+    assert_eq!(
+        std::mem::discriminant(&decision),
+        std::mem::discriminant(&again)
+    );
+});
