@@ -9,12 +9,14 @@ use super::{Admission, AttemptOutcome, EjectionCounter, EjectionReason, Nanos};
 /// Time in which what was seen loses all but 1/e of its weight, in nanoseconds. Long enough to outlast a garbage collection,
 /// short enough that a scaled-up or healed pod is found out about.
 const DECAY: f64 = 10e9;
-/// Latencies below are taken as this one, in nanoseconds: less is the noise of scheduling, and of the first request, which
-/// pays for the handshake.
+/// Latencies below are taken as this one, in nanoseconds: less is the noise of scheduling.
 const LATENCY_FLOOR: f64 = 2e6;
-/// One observation raises the estimate to at most this many times its value, so that one outlier does not banish an endpoint
-/// for minutes. Slowness that lasts gets there with the next ones.
-const PEAK_RISE: f64 = 10.0;
+/// Responses before anything is made of an endpoint's latency, and the best of them counts: the first request pays for the
+/// handshake, and often for an app that is warming up. Until then what is in flight decides.
+const WARM_UP: u32 = 3;
+/// One observation raises the estimate to at most this many times its value, so that one outlier banishes an endpoint for
+/// seconds and not for minutes. Slowness that lasts gets there with the next ones.
+const PEAK_RISE: f64 = 3.0;
 /// Endpoints whose estimates differ by less than this factor count as equally fast, and what is in flight decides.
 const SAME_SPEED: f64 = 2.0;
 /// Failures in a row after which an endpoint is ejected. With one request in two failing it takes about 60 requests.
@@ -31,9 +33,11 @@ const AVOIDED_FOR: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Load {
     in_flight: AtomicU32,
-    /// Bits of an `f64`: peak EWMA of the latency in nanoseconds as of `observed`. 0: nothing is known.
+    /// Bits of an `f64`: peak EWMA of the latency in nanoseconds as of `observed`.
     latency: AtomicU64,
     observed: AtomicU64,
+    /// Up to [`WARM_UP`].
+    observations: AtomicU32,
     /// Failures in a row.
     failures: AtomicU32,
     avoided_until: AtomicU64,
@@ -172,12 +176,12 @@ impl Load {
         }
     }
 
-    /// Decays while nothing is observed, so that a slow endpoint is tried again some time.
+    /// Decays while nothing is observed, so that a slow endpoint is tried again some time. `None`: not known yet.
     pub(super) fn latency(&self, now: Nanos) -> Option<f64> {
-        let bits = self.latency.load(Relaxed);
-        if bits == 0 {
+        if self.observations.load(Relaxed) < WARM_UP {
             return None;
         }
+        let bits = self.latency.load(Relaxed);
         let age = now.since(Nanos(self.observed.load(Relaxed)));
         Some((f64::from_bits(bits) * (-(age as f64) / DECAY).exp()).max(LATENCY_FLOOR))
     }
@@ -185,23 +189,22 @@ impl Load {
     /// `at_least`: the latency is a lower bound (a failure may come fast, and is no praise).
     fn observe(&self, latency: Duration, now: Nanos, at_least: bool) {
         let seen = (latency.as_nanos() as f64).max(LATENCY_FLOOR);
-        let bits = self.latency.load(Relaxed);
-        let new = if bits == 0 {
+        let old = f64::from_bits(self.latency.load(Relaxed));
+        let known = self.observations.load(Relaxed);
+        let new = if known < WARM_UP {
             if at_least {
                 return;
             }
-            seen
+            self.observations.store(known + 1, Relaxed);
+            if known == 0 { seen } else { seen.min(old) }
+        } else if seen > old {
+            seen.min(old * PEAK_RISE)
+        } else if at_least {
+            return;
         } else {
-            let old = f64::from_bits(bits);
             let age = now.since(Nanos(self.observed.load(Relaxed)));
             let weight = (-(age as f64) / DECAY).exp();
-            if seen > old {
-                seen.min(old * PEAK_RISE)
-            } else if at_least {
-                return;
-            } else {
-                old * weight + seen * (1.0 - weight)
-            }
+            old * weight + seen * (1.0 - weight)
         };
         self.latency.store(new.to_bits(), Relaxed);
         self.observed.store(now.0, Relaxed);

@@ -110,7 +110,7 @@ pub struct InFlight {
 
 impl InFlight {
     /// How the attempt ended, as soon as that is known: with the head of the response where there is one. The attempt still
-    /// counts as in flight until it is dropped. `latency`: from the start of the attempt. The first word counts.
+    /// counts as in flight until it is dropped. `latency`: from the start of the attempt on its connection. The first word counts.
     pub fn answered(&mut self, outcome: AttemptOutcome, latency: Duration) {
         self.answered_at(outcome, latency, Nanos::now());
     }

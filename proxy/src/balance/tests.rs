@@ -120,10 +120,13 @@ fn a_new_endpoint_gets_its_share_and_no_stampede() {
 fn one_outlier_does_not_banish_an_endpoint() {
     let set = set_of(2);
     shares(&set, 1_000, |_| 5 * MS);
-    let now = Nanos(SECOND);
-    InFlight::new(&set.endpoints[0], Admission::Regular, now).end(ok(), 30 * SECOND, now.0);
+    let end = |id: usize, latency, now| {
+        InFlight::new(&set.endpoints[id], Admission::Regular, Nanos(now)).end(ok(), latency, now);
+    };
+    end(0, 30 * SECOND, SECOND);
+    end(1, 5 * MS, 6 * SECOND);
     let mut random = random();
-    let later = Nanos(31 * SECOND);
+    let later = Nanos(6 * SECOND);
     let hits = (0..100)
         .filter(|_| {
             let picked = pick_at(&set, &[], &mut random, later).expect("an endpoint");
@@ -131,6 +134,24 @@ fn one_outlier_does_not_banish_an_endpoint() {
         })
         .count();
     assert!((30..70).contains(&hits), "{hits}");
+}
+
+#[test]
+fn the_first_requests_to_an_endpoint_may_be_slow() {
+    let set = set_of(2);
+    shares(&set, 1_000, |_| 5 * MS);
+    let mut fresh = set.clone();
+    fresh.endpoints[0] = endpoint(0);
+    let mut random = random();
+    let mut hits = 0;
+    for number in 0..200 {
+        let now = Nanos(SECOND + number * MS);
+        let picked = pick_at(&fresh, &[], &mut random, now).expect("an endpoint");
+        let cold = picked.endpoint.id == 0 && hits < 2;
+        hits += u64::from(picked.endpoint.id == 0);
+        picked.end(ok(), if cold { SECOND } else { 5 * MS }, now.0);
+    }
+    assert!((70..130).contains(&hits), "{hits}");
 }
 
 #[test]
@@ -325,7 +346,9 @@ fn a_time_that_was_not_waited_out_is_a_lower_bound() {
     let set = set_of(2);
     let endpoint = &set.endpoints[0];
     let start = |now| InFlight::new(endpoint, Admission::Regular, Nanos(now));
-    start(0).end(ok(), 100 * MS, 0);
+    for _ in 0..3 {
+        start(0).end(ok(), 100 * MS, 0);
+    }
     start(0).end(AttemptOutcome::Cancelled, MS, 0);
     start(0).end(AttemptOutcome::Response { status: 503 }, MS, 0);
     let known = endpoint.load.latency(Nanos(0)).expect("an estimate");

@@ -187,6 +187,8 @@ impl Forward<'_> {
                 }
             }
         };
+        // What the connection took to open is nothing that the next request waits for.
+        let sent = Instant::now();
         loop {
             let progress = poll_fn(|cx| match attempt.poll(cx, upload) {
                 Poll::Ready(progress) => Poll::Ready(Ok(progress)),
@@ -201,7 +203,7 @@ impl Forward<'_> {
                 }
                 Ok(Progress::Head(response)) => {
                     let status = response.status().as_u16();
-                    in_flight.answered(AttemptOutcome::Response { status }, started.elapsed());
+                    in_flight.answered(AttemptOutcome::Response { status }, sent.elapsed());
                     return Ok(Answered {
                         attempt,
                         in_flight,
@@ -209,14 +211,14 @@ impl Forward<'_> {
                     });
                 }
                 Ok(Progress::Failed(failed)) => {
-                    in_flight.finish(failed.outcome, started.elapsed());
+                    in_flight.finish(failed.outcome, sent.elapsed());
                     return Err(Unanswered::Failed(failed));
                 }
                 Ok(Progress::ClientGone(code)) => Interrupt::ClientGone(code),
                 Err(interrupt) => interrupt,
             };
             attempt.send.send_reset(interrupt.code());
-            in_flight.finish(interrupt.outcome(), started.elapsed());
+            in_flight.finish(interrupt.outcome(), sent.elapsed());
             return Err(Unanswered::Interrupted(interrupt));
         }
     }

@@ -315,9 +315,10 @@ fn the_requests_of_one_connection_are_shared_among_the_endpoints() {
                 assert_eq!(got.expect("a response").status, 200);
             }
         }
+        // Not evenly to the letter: a machine that stalls makes one of them slow for a while.
         for app in &apps {
             assert!(
-                (140..=260).contains(&app.calls.get()),
+                (100..=320).contains(&app.calls.get()),
                 "{}",
                 app.calls.get()
             );
