@@ -7,7 +7,10 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod compile;
 pub mod config;
+pub mod index;
 pub mod issuer;
 pub mod logging;
 pub mod metrics;
+pub mod source;

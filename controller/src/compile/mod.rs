@@ -1,0 +1,1 @@
+//! Routing tables out of the index. Pure and synchronous.

@@ -1,0 +1,15 @@
+//! Where objects come from. In: a directory of manifests. Out: one [`Event`] for each object that changed, reduced to what
+//! routing tables are made from. Nothing behind this module knows Kubernetes' own types.
+
+mod objects;
+
+pub use objects::*;
+
+/// What happened to the cluster's objects.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    Apply(Object),
+    Delete(ObjectKey),
+    /// Everything that there was at the start has been listed.
+    Synced,
+}

@@ -1,0 +1,266 @@
+//! The cluster's objects as the index knows them: of each kind only the fields that routing tables are made from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use naru_contract::{HttpFilter, HttpMatch, MtlsMode, Protocol, Retry, RetryBudget};
+
+/// A namespaced name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Name {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The kinds that the controller uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Namespace,
+    Service,
+    Pod,
+    EndpointSlice,
+    HttpRoute,
+    BackendTrafficPolicy,
+    ReferenceGrant,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Service => "Service",
+            Self::Pod => "Pod",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::HttpRoute => "HTTPRoute",
+            Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
+            Self::ReferenceGrant => "ReferenceGrant",
+        }
+    }
+}
+
+/// Which object is meant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    pub kind: Kind,
+    /// A Namespace has an empty namespace.
+    pub name: Name,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.kind.as_str())?;
+        match self.kind {
+            Kind::Namespace => f.write_str(&self.name.name),
+            _ => self.name.fmt(f),
+        }
+    }
+}
+
+/// An object of the cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    Namespace(Namespace),
+    Service(Service),
+    Pod(Pod),
+    EndpointSlice(EndpointSlice),
+    HttpRoute(HttpRoute),
+    BackendTrafficPolicy(BackendTrafficPolicy),
+    ReferenceGrant(ReferenceGrant),
+}
+
+impl Object {
+    pub fn key(&self) -> ObjectKey {
+        let (kind, name) = match self {
+            Self::Namespace(o) => (Kind::Namespace, Name::new("", o.name.clone())),
+            Self::Service(o) => (Kind::Service, o.name.clone()),
+            Self::Pod(o) => (Kind::Pod, o.name.clone()),
+            Self::EndpointSlice(o) => (Kind::EndpointSlice, o.name.clone()),
+            Self::HttpRoute(o) => (Kind::HttpRoute, o.name.clone()),
+            Self::BackendTrafficPolicy(o) => (Kind::BackendTrafficPolicy, o.name.clone()),
+            Self::ReferenceGrant(o) => (Kind::ReferenceGrant, o.name.clone()),
+        };
+        ObjectKey { kind, name }
+    }
+}
+
+/// What `naru.dev/…` annotations say. A narrower object's word replaces that of a wider one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Annotations {
+    /// `naru.dev/mtls`
+    pub mtls: Option<MtlsMode>,
+    /// `naru.dev/opaque-ports`
+    pub opaque_ports: Option<Vec<u16>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    pub name: String,
+    pub annotations: Annotations,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub name: Name,
+    /// Empty: headless, or not yet assigned.
+    pub cluster_ips: Vec<IpAddr>,
+    /// An alias for a name outside of the cluster: it has no endpoints.
+    pub external_name: bool,
+    /// TCP ports only.
+    pub ports: Vec<ServicePort>,
+    /// Empty: whoever made the Service writes its EndpointSlices.
+    pub selector: BTreeMap<String, String>,
+    pub publish_not_ready_addresses: bool,
+    pub annotations: Annotations,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Empty where there is only one.
+    pub name: String,
+    pub port: u16,
+    pub target_port: TargetPort,
+    /// What `appProtocol` says; `None`: nothing that we know.
+    pub declared: Option<Protocol>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    Number(u16),
+    /// Of a container port.
+    Name(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    pub name: Name,
+    pub labels: BTreeMap<String, String>,
+    /// Empty for a pod in its node's network: those addresses are not its own.
+    pub ips: Vec<IpAddr>,
+    pub service_account: String,
+    /// It has a sidecar.
+    pub meshed: bool,
+    /// Every container has ended for good: its addresses may belong to another pod now.
+    pub ended: bool,
+    /// As `deployment/web`.
+    pub workload: String,
+    /// Container ports that have a name (TCP).
+    pub named_ports: Vec<(String, u16)>,
+    pub annotations: Annotations,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub name: Name,
+    /// Of the same namespace. Empty: of none.
+    pub service: String,
+    pub ipv6: bool,
+    /// TCP ports only.
+    pub ports: Vec<SlicePort>,
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Of the Service's port.
+    pub name: String,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    pub ip: IpAddr,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    pub pod: Option<Name>,
+    pub zone: String,
+}
+
+/// Seconds since the epoch. An object without one is younger than every other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Created(pub i64);
+
+impl Created {
+    pub const UNKNOWN: Self = Self(i64::MAX);
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRoute {
+    pub name: Name,
+    pub created: Created,
+    /// Those that are Services.
+    pub parents: Vec<ParentRef>,
+    pub rules: Vec<HttpRule>,
+    /// Why the route as a whole can't be used: it asks for something that we can't do.
+    pub refused: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentRef {
+    pub service: Name,
+    /// `None`: every port.
+    pub port: Option<u16>,
+    /// Name of a port; `None`: every port.
+    pub port_name: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRule {
+    pub name: String,
+    pub matches: Vec<HttpMatch>,
+    pub filters: Vec<HttpFilter>,
+    pub backends: Vec<BackendRef>,
+    pub request_timeout_ms: u64,
+    pub backend_request_timeout_ms: u64,
+    pub retry: Option<Retry>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackendRef {
+    pub group: String,
+    pub kind: String,
+    pub name: Name,
+    pub port: Option<u16>,
+    pub weight: u32,
+    pub filters: Vec<HttpFilter>,
+}
+
+impl BackendRef {
+    pub fn is_service(&self) -> bool {
+        self.group.is_empty() && self.kind == "Service"
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackendTrafficPolicy {
+    pub name: Name,
+    pub created: Created,
+    /// Services of the same namespace.
+    pub targets: Vec<String>,
+    pub retry_budget: Option<RetryBudget>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReferenceGrant {
+    pub name: Name,
+    /// Namespaces whose HTTPRoutes may refer to this one's Services.
+    pub from: Vec<String>,
+    /// `None` among them: every Service.
+    pub to: Vec<Option<String>>,
+}
