@@ -1,7 +1,10 @@
 //! Where objects come from. In: a directory of manifests. Out: one [`Event`] for each object that changed, reduced to what
 //! routing tables are made from. Nothing behind this module knows Kubernetes' own types.
 
+mod duration;
+mod kubernetes;
 mod objects;
+mod problem;
 
 pub use objects::*;
 

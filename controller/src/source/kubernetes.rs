@@ -1,0 +1,327 @@
+//! Kubernetes' own kinds, reduced at once to [`super::objects`]. In: typed objects as the API server would serve them. Out:
+//! the fields that we use, or which field is wrong.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use naru_contract::{MtlsMode, Protocol};
+
+use super::objects::*;
+use super::problem::Invalid;
+
+/// Namespace of a namespaced object that names none.
+const DEFAULT_NAMESPACE: &str = "default";
+/// Service account of a pod that names none.
+const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+const POD_TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
+const INJECTED_LABEL: &str = "naru.dev/injected";
+const MTLS_ANNOTATION: &str = "naru.dev/mtls";
+const OPAQUE_PORTS_ANNOTATION: &str = "naru.dev/opaque-ports";
+
+pub fn namespace(object: core::Namespace) -> Result<Namespace, Invalid> {
+    Ok(Namespace {
+        annotations: annotations(&object.metadata)?,
+        name: required_name(&object.metadata)?,
+    })
+}
+
+pub fn service(object: core::Service) -> Result<Service, Invalid> {
+    let name = name(&object.metadata)?;
+    let annotations = annotations(&object.metadata)?;
+    let spec = object.spec.unwrap_or_default();
+    let external_name = spec.type_.as_deref() == Some("ExternalName");
+    let mut cluster_ips = Vec::new();
+    for (field, text) in spec
+        .cluster_ip
+        .iter()
+        .map(|ip| ("spec.clusterIP".to_owned(), ip))
+        .chain(
+            (spec.cluster_ips.iter().flatten().enumerate())
+                .map(|(i, ip)| (format!("spec.clusterIPs[{i}]"), ip)),
+        )
+    {
+        if text.is_empty() || text == "None" {
+            continue;
+        }
+        let ip = ip(&field, text)?;
+        if !cluster_ips.contains(&ip) {
+            cluster_ips.push(ip);
+        }
+    }
+    let mut ports = Vec::new();
+    for (i, given) in spec.ports.into_iter().flatten().enumerate() {
+        let field = format!("spec.ports[{i}]");
+        let port = port(&format!("{field}.port"), given.port)?;
+        let target_port = match given.target_port {
+            None => TargetPort::Number(port),
+            Some(IntOrString::Int(0)) => TargetPort::Number(port),
+            Some(IntOrString::Int(n)) => {
+                TargetPort::Number(self::port(&format!("{field}.targetPort"), n)?)
+            }
+            Some(IntOrString::String(name)) => TargetPort::Name(name),
+        };
+        if is_tcp(given.protocol.as_deref()) {
+            ports.push(ServicePort {
+                name: given.name.unwrap_or_default(),
+                port,
+                target_port,
+                declared: given.app_protocol.as_deref().and_then(declared_protocol),
+            });
+        }
+    }
+    Ok(Service {
+        name,
+        cluster_ips,
+        external_name,
+        ports,
+        selector: spec.selector.unwrap_or_default(),
+        publish_not_ready_addresses: spec.publish_not_ready_addresses.unwrap_or(false),
+        annotations,
+    })
+}
+
+pub fn pod(object: core::Pod) -> Result<Pod, Invalid> {
+    let name = name(&object.metadata)?;
+    let annotations = annotations(&object.metadata)?;
+    let workload = workload(&object.metadata);
+    let labels: BTreeMap<String, String> = object.metadata.labels.unwrap_or_default();
+    let spec = object.spec.unwrap_or_default();
+    let status = object.status.unwrap_or_default();
+    let host_network = spec.host_network.unwrap_or(false);
+    let mut ips = Vec::new();
+    for (field, text) in status
+        .pod_ip
+        .iter()
+        .map(|ip| ("status.podIP".to_owned(), ip))
+        .chain(
+            (status.pod_ips.iter().flatten().enumerate())
+                .map(|(i, ip)| (format!("status.podIPs[{i}].ip"), &ip.ip)),
+        )
+    {
+        if text.is_empty() {
+            continue;
+        }
+        let ip = ip(&field, text)?;
+        if !host_network && !ips.contains(&ip) {
+            ips.push(ip);
+        }
+    }
+    let mut named_ports = Vec::new();
+    // A sidecar that starts first is among the init containers.
+    let containers = (spec.init_containers.into_iter().flatten()).chain(spec.containers);
+    for port in containers.flat_map(|container| container.ports.unwrap_or_default()) {
+        let number = u16::try_from(port.container_port).ok().filter(|n| *n > 0);
+        if let (Some(name), Some(number), true) =
+            (port.name, number, is_tcp(port.protocol.as_deref()))
+        {
+            named_ports.push((name, number));
+        }
+    }
+    let account = spec.service_account_name.or(spec.service_account);
+    Ok(Pod {
+        meshed: labels.get(INJECTED_LABEL).is_some_and(|v| v == "true"),
+        ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+        name,
+        labels,
+        ips,
+        service_account: account
+            .filter(|account| !account.is_empty())
+            .unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned()),
+        workload,
+        named_ports,
+        annotations,
+    })
+}
+
+pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice, Invalid> {
+    let name = name(&object.metadata)?;
+    let service = (object.metadata.labels.as_ref())
+        .and_then(|labels| labels.get(SERVICE_NAME_LABEL))
+        .cloned()
+        .unwrap_or_default();
+    let ipv6 = match object.address_type.as_str() {
+        "IPv4" => false,
+        "IPv6" => true,
+        // Names are not addresses: such a slice has no endpoints for us.
+        "FQDN" => {
+            return Ok(EndpointSlice {
+                name,
+                service,
+                ipv6: false,
+                ports: Vec::new(),
+                endpoints: Vec::new(),
+            });
+        }
+        other => {
+            return Err(Invalid::new(
+                "addressType",
+                format!("{other:?} is none of IPv4, IPv6, FQDN"),
+            ));
+        }
+    };
+    let mut ports = Vec::new();
+    for (i, given) in object.ports.into_iter().flatten().enumerate() {
+        let Some(number) = given.port else { continue };
+        let number = port(&format!("ports[{i}].port"), number)?;
+        if is_tcp(given.protocol.as_deref()) {
+            ports.push(SlicePort {
+                name: given.name.unwrap_or_default(),
+                port: number,
+            });
+        }
+    }
+    let mut endpoints = Vec::new();
+    for (i, given) in object.endpoints.into_iter().flatten().enumerate() {
+        let field = format!("endpoints[{i}].addresses");
+        // Several addresses are the same endpoint: Kubernetes says that only the first is used.
+        let Some(text) = given.addresses.first() else {
+            return Err(Invalid::new(field, "an endpoint needs an address"));
+        };
+        let ip = ip(&format!("{field}[0]"), text)?;
+        if ip.is_ipv6() != ipv6 {
+            return Err(Invalid::new(
+                format!("{field}[0]"),
+                format!("{ip} is not of the slice's addressType"),
+            ));
+        }
+        let conditions = given.conditions.unwrap_or_default();
+        let ready = conditions.ready.unwrap_or(true);
+        endpoints.push(SliceEndpoint {
+            ip,
+            ready,
+            serving: conditions.serving.unwrap_or(ready),
+            terminating: conditions.terminating.unwrap_or(false),
+            pod: (given.target_ref)
+                .filter(|target| target.kind.as_deref() == Some("Pod"))
+                .and_then(|target| {
+                    let namespace = target.namespace.unwrap_or_else(|| name.namespace.clone());
+                    Some(Name::new(namespace, target.name?))
+                }),
+            zone: given.zone.unwrap_or_default(),
+        });
+    }
+    Ok(EndpointSlice {
+        name,
+        service,
+        ipv6,
+        ports,
+        endpoints,
+    })
+}
+
+/// Name and namespace of a namespaced object.
+pub fn name(metadata: &ObjectMeta) -> Result<Name, Invalid> {
+    let namespace = metadata.namespace.as_deref().filter(|n| !n.is_empty());
+    Ok(Name::new(
+        namespace.unwrap_or(DEFAULT_NAMESPACE),
+        required_name(metadata)?,
+    ))
+}
+
+pub fn created(metadata: &ObjectMeta) -> Created {
+    match &metadata.creation_timestamp {
+        Some(time) => Created(time.0.as_second()),
+        None => Created::UNKNOWN,
+    }
+}
+
+fn required_name(metadata: &ObjectMeta) -> Result<String, Invalid> {
+    match &metadata.name {
+        // A slash would make one resource's name that of another.
+        Some(name) if !name.is_empty() && !name.contains('/') => Ok(name.clone()),
+        Some(name) if !name.is_empty() => Err(Invalid::new(
+            "metadata.name",
+            format!("{name:?} is not a name: use lower case letters, digits, - and ."),
+        )),
+        _ => Err(Invalid::new("metadata.name", "an object needs a name")),
+    }
+}
+
+fn annotations(metadata: &ObjectMeta) -> Result<Annotations, Invalid> {
+    let get = |key: &str| metadata.annotations.as_ref().and_then(|all| all.get(key));
+    let field = |key: &str| format!("metadata.annotations[{key:?}]");
+    let mtls = match get(MTLS_ANNOTATION).map(String::as_str) {
+        None => None,
+        Some("permissive") => Some(MtlsMode::Permissive),
+        Some("strict") => Some(MtlsMode::Strict),
+        Some(other) => {
+            return Err(Invalid::new(
+                field(MTLS_ANNOTATION),
+                format!("{other:?} is neither permissive nor strict"),
+            ));
+        }
+    };
+    let opaque_ports = match get(OPAQUE_PORTS_ANNOTATION) {
+        None => None,
+        Some(text) => {
+            let parts = text.split(',').map(str::trim).filter(|p| !p.is_empty());
+            let ports: Option<Vec<u16>> = parts
+                .map(|part| part.parse().ok().filter(|port| *port > 0))
+                .collect();
+            Some(ports.ok_or_else(|| {
+                Invalid::new(
+                    field(OPAQUE_PORTS_ANNOTATION),
+                    format!("{text:?} is not a list of ports, as \"3306,5432\""),
+                )
+            })?)
+        }
+    };
+    Ok(Annotations { mtls, opaque_ports })
+}
+
+/// What owns the pod, as `deployment/web`.
+fn workload(metadata: &ObjectMeta) -> String {
+    let owners = metadata.owner_references.as_deref().unwrap_or_default();
+    let owner = (owners.iter())
+        .find(|owner| owner.controller == Some(true))
+        .or_else(|| owners.first());
+    let Some(owner) = owner else {
+        return format!("pod/{}", metadata.name.as_deref().unwrap_or_default());
+    };
+    if owner.kind == "ReplicaSet" {
+        let hash = (metadata.labels.as_ref()).and_then(|l| l.get(POD_TEMPLATE_HASH_LABEL));
+        let deployment = match hash {
+            Some(hash) => {
+                (owner.name.strip_suffix(hash.as_str())).and_then(|name| name.strip_suffix('-'))
+            }
+            None => owner.name.rsplit_once('-').map(|(name, _)| name),
+        };
+        if let Some(deployment) = deployment.filter(|name| !name.is_empty()) {
+            return format!("deployment/{deployment}");
+        }
+    }
+    format!("{}/{}", owner.kind.to_lowercase(), owner.name)
+}
+
+/// What an `appProtocol` means to us; `None`: not known, so the proxy looks at the first bytes.
+fn declared_protocol(text: &str) -> Option<Protocol> {
+    match text.to_ascii_lowercase().as_str() {
+        "http" | "kubernetes.io/ws" => Some(Protocol::Http1),
+        "kubernetes.io/h2c" | "grpc" | "h2c" | "http2" => Some(Protocol::Http2),
+        "tcp" | "https" | "tls" | "kubernetes.io/wss" | "redis" | "mysql" | "postgres"
+        | "postgresql" | "mongo" | "mongodb" | "amqp" | "amqps" | "kafka" | "smtp" | "imap"
+        | "ldap" | "ldaps" | "ssh" | "nats" | "mqtt" | "memcached" | "cassandra" => {
+            Some(Protocol::Tcp)
+        }
+        _ => None,
+    }
+}
+
+fn is_tcp(protocol: Option<&str>) -> bool {
+    matches!(protocol, None | Some("TCP" | ""))
+}
+
+fn port(field: &str, number: i32) -> Result<u16, Invalid> {
+    (u16::try_from(number).ok().filter(|port| *port > 0))
+        .ok_or_else(|| Invalid::new(field, format!("{number} is not a port, 1 to 65535")))
+}
+
+fn ip(field: &str, text: &str) -> Result<IpAddr, Invalid> {
+    text.parse()
+        .map_err(|_| Invalid::new(field, format!("{text:?} is not an IP address")))
+}
