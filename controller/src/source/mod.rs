@@ -2,8 +2,12 @@
 //! routing tables are made from. Nothing behind this module knows Kubernetes' own types.
 
 mod duration;
+mod gateway;
+mod http_filter;
+mod http_route;
 mod kubernetes;
 mod objects;
+mod policy;
 mod problem;
 
 pub use objects::*;

@@ -1,0 +1,261 @@
+//! Filters of an HTTPRoute's rules and backends: checked as the CRD would, and reduced.
+
+use std::mem::discriminant;
+
+use naru_contract::http_filter::Kind;
+use naru_contract::{
+    Header, HeaderModifier, HttpFilter, HttpMatch, PathMatchKind, PathModifier, PathModifierKind,
+    Redirect, Rewrite,
+};
+
+use super::gateway;
+use super::http_route::{Failure, at_most};
+use super::problem::Invalid;
+
+const MAX_FILTERS: usize = 16;
+const MAX_HEADERS: usize = 16;
+const MAX_HEADER_NAME: usize = 256;
+const MAX_HEADER_VALUE: usize = 4096;
+const MAX_PATH: usize = 1024;
+const MAX_HOSTNAME: usize = 253;
+const REDIRECT_STATUSES: [i64; 5] = [301, 302, 303, 307, 308];
+const DEFAULT_REDIRECT_STATUS: i64 = 302;
+
+pub fn filters(field: &str, given: Vec<gateway::HttpFilter>) -> Result<Vec<HttpFilter>, Failure> {
+    at_most(field, given.len(), MAX_FILTERS)?;
+    let mut reduced: Vec<Kind> = Vec::with_capacity(given.len());
+    for (i, given) in given.into_iter().enumerate() {
+        let field = format!("{field}[{i}]");
+        let kind = filter(&field, given)?;
+        let again = |other: &Kind| discriminant(other) == discriminant(&kind);
+        if reduced.iter().any(again) {
+            return Err(Invalid::new(
+                format!("{field}.type"),
+                "there may be one filter of each type",
+            )
+            .into());
+        }
+        reduced.push(kind);
+    }
+    let has = |f: fn(&Kind) -> bool| reduced.iter().any(f);
+    if has(|k| matches!(k, Kind::Redirect(_))) && has(|k| matches!(k, Kind::Rewrite(_))) {
+        return Err(Invalid::new(field, "a redirect and a rewrite exclude each other").into());
+    }
+    Ok((reduced.into_iter())
+        .map(|kind| HttpFilter { kind: Some(kind) })
+        .collect())
+}
+
+/// Whether what replaces a rule's prefix has a prefix to replace.
+pub fn prefix_match_is_possible(
+    field: &str,
+    filters: &[HttpFilter],
+    matches: &[HttpMatch],
+) -> Result<(), Invalid> {
+    let replaces = filters.iter().any(|filter| {
+        let path = match &filter.kind {
+            Some(Kind::Redirect(redirect)) => redirect.path.as_ref(),
+            Some(Kind::Rewrite(rewrite)) => rewrite.path.as_ref(),
+            _ => None,
+        };
+        path.is_some_and(|path| path.kind == PathModifierKind::ReplacePrefixMatch as i32)
+    });
+    let prefixes = |m: &HttpMatch| match &m.path {
+        Some(path) => path.kind == PathMatchKind::Prefix as i32,
+        None => true,
+    };
+    if replaces && (matches.len() > 1 || !matches.iter().all(prefixes)) {
+        return Err(Invalid::new(
+            format!("{field}.matches"),
+            "a filter that replaces the prefix needs exactly one match, of type PathPrefix",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether it can be the name of a header (or of a query parameter, which the CRD holds to the same).
+pub fn header_name(field: &str, name: &str) -> Result<(), Invalid> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || name.len() > MAX_HEADER_NAME || !name.bytes().all(token) {
+        return Err(Invalid::new(
+            field,
+            format!(
+                "{name:?} is not a name: 1 to {MAX_HEADER_NAME} letters, digits, -, _ and the like"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn filter(field: &str, given: gateway::HttpFilter) -> Result<Kind, Failure> {
+    let missing = |name: &str| {
+        Failure::Invalid(Invalid::new(
+            format!("{field}.{name}"),
+            format!("a filter of type {} needs it", given.kind),
+        ))
+    };
+    match given.kind.as_str() {
+        "RequestHeaderModifier" => {
+            let name = "requestHeaderModifier";
+            let given = given.request_header_modifier.ok_or_else(|| missing(name))?;
+            Ok(Kind::RequestHeaders(headers(
+                &format!("{field}.{name}"),
+                given,
+            )?))
+        }
+        "ResponseHeaderModifier" => {
+            let name = "responseHeaderModifier";
+            let given = (given.response_header_modifier).ok_or_else(|| missing(name))?;
+            Ok(Kind::ResponseHeaders(headers(
+                &format!("{field}.{name}"),
+                given,
+            )?))
+        }
+        "RequestRedirect" => {
+            let name = "requestRedirect";
+            let given = given.request_redirect.ok_or_else(|| missing(name))?;
+            redirect(&format!("{field}.{name}"), given)
+        }
+        "URLRewrite" => {
+            let name = "urlRewrite";
+            let given = given.url_rewrite.ok_or_else(|| missing(name))?;
+            let field = format!("{field}.{name}");
+            Ok(Kind::Rewrite(Rewrite {
+                hostname: hostname(&format!("{field}.hostname"), given.hostname)?,
+                path: path(&format!("{field}.path"), given.path)?,
+            }))
+        }
+        other => Err(Failure::Unsupported(format!(
+            "{field}.type {other:?} is not supported"
+        ))),
+    }
+}
+
+fn redirect(field: &str, given: gateway::Redirect) -> Result<Kind, Failure> {
+    let scheme = given.scheme.unwrap_or_default();
+    if !matches!(scheme.as_str(), "" | "http" | "https") {
+        return Err(Invalid::new(
+            format!("{field}.scheme"),
+            format!("{scheme:?} is neither http nor https"),
+        )
+        .into());
+    }
+    let port = given.port.unwrap_or(0);
+    if given.port == Some(0) || u16::try_from(port).is_err() {
+        return Err(Invalid::new(
+            format!("{field}.port"),
+            format!("{port} is not a port, 1 to 65535"),
+        )
+        .into());
+    }
+    let status = given.status_code.unwrap_or(DEFAULT_REDIRECT_STATUS);
+    if !REDIRECT_STATUSES.contains(&status) {
+        return Err(Invalid::new(
+            format!("{field}.statusCode"),
+            format!("{status} is none of 301, 302, 303, 307, 308"),
+        )
+        .into());
+    }
+    Ok(Kind::Redirect(Redirect {
+        scheme,
+        hostname: hostname(&format!("{field}.hostname"), given.hostname)?,
+        path: path(&format!("{field}.path"), given.path)?,
+        port: u32::try_from(port).unwrap_or_default(),
+        status: u32::try_from(status).unwrap_or_default(),
+    }))
+}
+
+fn headers(field: &str, given: gateway::HeaderModifier) -> Result<HeaderModifier, Failure> {
+    let list = |field: String, given: Vec<gateway::Header>| -> Result<Vec<Header>, Failure> {
+        at_most(&field, given.len(), MAX_HEADERS)?;
+        let mut reduced: Vec<Header> = Vec::with_capacity(given.len());
+        for (i, header) in given.into_iter().enumerate() {
+            header_name(&format!("{field}[{i}].name"), &header.name)?;
+            let value = &header.value;
+            let right = (1..=MAX_HEADER_VALUE).contains(&value.len())
+                && http::HeaderValue::from_str(value).is_ok();
+            if !right {
+                return Err(Invalid::new(
+                    format!("{field}[{i}].value"),
+                    format!(
+                        "it has to have 1 to {MAX_HEADER_VALUE} characters that a header may have"
+                    ),
+                )
+                .into());
+            }
+            // Of several with the same name only the first counts (Gateway API).
+            if !(reduced.iter()).any(|other| other.name.eq_ignore_ascii_case(&header.name)) {
+                reduced.push(Header {
+                    name: header.name,
+                    value: header.value,
+                });
+            }
+        }
+        Ok(reduced)
+    };
+    at_most(&format!("{field}.remove"), given.remove.len(), MAX_HEADERS)?;
+    for (i, name) in given.remove.iter().enumerate() {
+        header_name(&format!("{field}.remove[{i}]"), name)?;
+    }
+    Ok(HeaderModifier {
+        set: list(format!("{field}.set"), given.set)?,
+        add: list(format!("{field}.add"), given.add)?,
+        remove: given.remove,
+    })
+}
+
+fn hostname(field: &str, given: Option<String>) -> Result<String, Invalid> {
+    let Some(hostname) = given else {
+        return Ok(String::new());
+    };
+    let label = |label: &str| {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        !label.is_empty()
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if hostname.len() > MAX_HOSTNAME || !hostname.split('.').all(label) {
+        return Err(Invalid::new(
+            field,
+            format!("{hostname:?} is not a hostname in lower case, without a port"),
+        ));
+    }
+    Ok(hostname)
+}
+
+fn path(
+    field: &str,
+    given: Option<gateway::PathModifier>,
+) -> Result<Option<PathModifier>, Failure> {
+    let Some(given) = given else { return Ok(None) };
+    let (kind, name, value) = match given.kind.as_str() {
+        "ReplaceFullPath" => (
+            PathModifierKind::ReplaceFullPath,
+            "replaceFullPath",
+            given.replace_full_path,
+        ),
+        "ReplacePrefixMatch" => (
+            PathModifierKind::ReplacePrefixMatch,
+            "replacePrefixMatch",
+            given.replace_prefix_match,
+        ),
+        other => {
+            return Err(Failure::Unsupported(format!(
+                "{field}.type {other:?} is not supported"
+            )));
+        }
+    };
+    let field = format!("{field}.{name}");
+    let Some(value) = value else {
+        return Err(Invalid::new(field, format!("a path of type {} needs it", given.kind)).into());
+    };
+    let right = value.len() <= MAX_PATH && value.bytes().all(|b| b.is_ascii_graphic());
+    if !right || value.contains(['#', '?']) {
+        return Err(Invalid::new(field, format!("{value:?} is not a path")).into());
+    }
+    Ok(Some(PathModifier {
+        kind: kind as i32,
+        value,
+    }))
+}
