@@ -217,10 +217,14 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
 /// Name and namespace of a namespaced object.
 pub fn name(metadata: &ObjectMeta) -> Result<Name, Invalid> {
     let namespace = metadata.namespace.as_deref().filter(|n| !n.is_empty());
-    Ok(Name::new(
-        namespace.unwrap_or(DEFAULT_NAMESPACE),
-        required_name(metadata)?,
-    ))
+    let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
+    if namespace.contains('/') {
+        return Err(Invalid::new(
+            "metadata.namespace",
+            format!("{namespace:?} is not a name: use lower case letters, digits and -"),
+        ));
+    }
+    Ok(Name::new(namespace, required_name(metadata)?))
 }
 
 pub fn created(metadata: &ObjectMeta) -> Created {
@@ -322,6 +326,6 @@ fn port(field: &str, number: i32) -> Result<u16, Invalid> {
 }
 
 fn ip(field: &str, text: &str) -> Result<IpAddr, Invalid> {
-    text.parse()
+    (text.parse().map(|ip: IpAddr| ip.to_canonical()))
         .map_err(|_| Invalid::new(field, format!("{text:?} is not an IP address")))
 }

@@ -6,7 +6,9 @@ mod gateway;
 mod http_filter;
 mod http_route;
 mod kubernetes;
+mod locate;
 mod objects;
+mod parse;
 mod policy;
 mod problem;
 

@@ -1,0 +1,211 @@
+//! A manifest's text becomes objects. In: YAML with any number of documents, or JSON. Out: every object of a kind that we
+//! use, or everything that is wrong with the file.
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_path_to_error::Segment;
+
+use super::objects::Object;
+use super::problem::{Invalid, Problem};
+use super::{gateway, http_route, kubernetes, locate, policy};
+
+/// Longest message of a parser that we pass on, in bytes.
+const MAX_MESSAGE_BYTES: usize = 300;
+
+/// Every object in the text.
+pub fn objects(text: &str, json: bool) -> Result<Vec<Object>, Vec<Problem>> {
+    let mut objects = Vec::new();
+    let mut problems = Vec::new();
+    let documents = match json {
+        true => vec![(0, text)],
+        false => documents(text),
+    };
+    for (lines_before, document) in documents {
+        let value = match json {
+            true => json_value(document),
+            false => yaml_value(document),
+        };
+        match value {
+            Err(mut problem) => {
+                problem.line += lines_before;
+                problems.push(problem);
+            }
+            Ok(value) => {
+                let place = Place {
+                    document,
+                    lines_before,
+                    field: String::new(),
+                };
+                place.objects(value, &mut objects, &mut problems);
+            }
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(objects),
+        false => Err(problems),
+    }
+}
+
+/// The documents of a YAML text, each with the number of lines before it. Nothing but a boundary can begin a line with
+/// `---` (YAML 1.2, section 9.1.2).
+fn documents(text: &str) -> Vec<(u64, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 0, 0);
+    for (number, line) in (0..).zip(text.split_inclusive('\n')) {
+        let boundary = (line.strip_prefix("---"))
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if boundary {
+            documents.push((start_line, &text[start..offset]));
+            (start, start_line) = (offset, number);
+        }
+        offset += line.len();
+    }
+    documents.push((start_line, &text[start..]));
+    documents.retain(|(_, document)| {
+        (document.lines())
+            .map(|line| line.strip_prefix("---").unwrap_or(line).trim_start())
+            .any(|line| !line.is_empty() && !line.starts_with('#'))
+    });
+    documents
+}
+
+fn yaml_value(document: &str) -> Result<Value, Problem> {
+    serde_saphyr::from_str(document).map_err(|error| {
+        let line = error.location().map_or(0, |location| location.line());
+        parser_problem(line, &error.without_snippet().to_string())
+    })
+}
+
+fn json_value(document: &str) -> Result<Value, Problem> {
+    serde_json::from_str(document)
+        .map_err(|error| parser_problem(error.line() as u64, &error.to_string()))
+}
+
+fn parser_problem(line: u64, message: &str) -> Problem {
+    let message = message.lines().next().unwrap_or_default();
+    let mut end = message.len().min(MAX_MESSAGE_BYTES);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    Problem {
+        line,
+        object: String::new(),
+        field: String::new(),
+        message: message[..end].to_owned(),
+    }
+}
+
+/// Where in a file an object is.
+struct Place<'a> {
+    document: &'a str,
+    lines_before: u64,
+    /// Way to the object; empty for all but those of a List.
+    field: String,
+}
+
+impl Place<'_> {
+    fn objects(&self, value: Value, objects: &mut Vec<Object>, problems: &mut Vec<Problem>) {
+        let text = |field: &str| value.pointer(field).and_then(Value::as_str);
+        let kind = text("/kind").unwrap_or_default().to_owned();
+        let version = text("/apiVersion").unwrap_or_default().to_owned();
+        let name = match (text("/metadata/namespace"), text("/metadata/name")) {
+            (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
+            (None, Some(name)) => format!("{kind} {name}"),
+            _ => kind.clone(),
+        };
+        if kind == "List" && version == "v1" {
+            let items = match value {
+                Value::Object(mut list) => list.remove("items"),
+                _ => None,
+            };
+            if let Some(Value::Array(items)) = items {
+                for (i, item) in items.into_iter().enumerate() {
+                    let field = format!("{}[{i}]", locate::with_key(&self.field, "items"));
+                    let place = Place { field, ..*self };
+                    place.objects(item, objects, problems);
+                }
+            }
+            return;
+        }
+        for (field, given) in [("apiVersion", &version), ("kind", &kind)] {
+            if given.is_empty() {
+                let message = "every object needs apiVersion and kind, as v1 and Service";
+                problems.push(self.problem(name, Invalid::new(field, message)));
+                return;
+            }
+        }
+        match object(&version, &kind, value) {
+            Ok(Some(object)) => objects.push(object),
+            Ok(None) => {
+                tracing::debug!(api_version = version, kind, "kind is not used: ignored");
+            }
+            Err(invalid) => problems.push(self.problem(name, invalid)),
+        }
+    }
+
+    fn problem(&self, object: String, invalid: Invalid) -> Problem {
+        let field = match self.field.as_str() {
+            "" => invalid.field.clone(),
+            list => format!("{list}.{}", invalid.field),
+        };
+        let line = locate::line(self.document, &field).unwrap_or(1);
+        Problem {
+            line: self.lines_before + line,
+            object,
+            field: invalid.field,
+            message: invalid.message,
+        }
+    }
+}
+
+/// `None`: a kind that we have no use for.
+fn object(version: &str, kind: &str, value: Value) -> Result<Option<Object>, Invalid> {
+    let (group, version) = version.split_once('/').unwrap_or(("", version));
+    Ok(Some(match (group, version, kind) {
+        ("", "v1", "Namespace") => {
+            Object::Namespace(kubernetes::namespace(typed::<core::Namespace>(value)?)?)
+        }
+        ("", "v1", "Service") => {
+            Object::Service(kubernetes::service(typed::<core::Service>(value)?)?)
+        }
+        ("", "v1", "Pod") => Object::Pod(kubernetes::pod(typed::<core::Pod>(value)?)?),
+        ("discovery.k8s.io", "v1", "EndpointSlice") => {
+            let slice = typed::<discovery::EndpointSlice>(value)?;
+            Object::EndpointSlice(kubernetes::endpoint_slice(slice)?)
+        }
+        ("gateway.networking.k8s.io", "v1" | "v1beta1", "HTTPRoute") => {
+            let route = typed::<gateway::HttpRoute>(value)?;
+            Object::HttpRoute(http_route::http_route(route)?)
+        }
+        ("gateway.networking.k8s.io", "v1" | "v1beta1", "ReferenceGrant") => {
+            let grant = typed::<gateway::ReferenceGrant>(value)?;
+            Object::ReferenceGrant(policy::reference_grant(grant)?)
+        }
+        ("gateway.networking.x-k8s.io", "v1alpha1", "XBackendTrafficPolicy") => {
+            let given = typed::<gateway::BackendTrafficPolicy>(value)?;
+            Object::BackendTrafficPolicy(policy::backend_traffic_policy(given)?)
+        }
+        _ => return Ok(None),
+    }))
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let field = error
+            .path()
+            .iter()
+            .fold(String::new(), |field, segment| match segment {
+                Segment::Seq { index } => format!("{field}[{index}]"),
+                Segment::Map { key } => locate::with_key(&field, key),
+                Segment::Enum { variant } => locate::with_key(&field, variant),
+                Segment::Unknown => field,
+            });
+        Invalid::new(field, error.into_inner().to_string())
+    })
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

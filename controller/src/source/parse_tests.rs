@@ -1,0 +1,277 @@
+//! What manifests are understood, and what is said about those that are not.
+
+use naru_contract::{MtlsMode, Protocol};
+
+use super::super::objects::*;
+use super::*;
+
+const SERVICE: &str = r#"
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  namespace: shop
+  annotations: { naru.dev/opaque-ports: "81, 82" }
+spec:
+  clusterIP: 10.0.0.1
+  clusterIPs: [10.0.0.1, "fd00::1"]
+  ports:
+    - { name: http, port: 80, targetPort: web, appProtocol: http }
+    - { name: dns, port: 53, protocol: UDP }
+"#;
+
+fn one_problem(text: &str) -> Problem {
+    let mut problems = objects(text, false).unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    problems.remove(0)
+}
+
+fn route(rules: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: r, namespace: shop }}\nspec:\n  parentRefs:\n    - {{ group: \"\", kind: Service, name: web }}\n  rules:\n{rules}"
+    )
+}
+
+#[test]
+fn a_service_is_reduced_to_its_tcp_ports() {
+    let objects = objects(SERVICE, false).unwrap();
+    let [Object::Service(service)] = &objects[..] else {
+        panic!("{objects:?}");
+    };
+    assert_eq!(service.name, Name::new("shop", "web"));
+    assert_eq!(service.cluster_ips.len(), 2);
+    assert_eq!(
+        service.ports,
+        [ServicePort {
+            name: "http".into(),
+            port: 80,
+            target_port: TargetPort::Name("web".into()),
+            declared: Some(Protocol::Http1),
+        }]
+    );
+    assert_eq!(service.annotations.opaque_ports, Some(vec![81, 82]));
+}
+
+#[test]
+fn documents_lists_comments_and_unknown_kinds_are_understood() {
+    let text = format!(
+        "# a comment\n---\n{SERVICE}\n---\n# nothing here\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{ name: d }}\n--- \napiVersion: v1\nkind: List\nitems:\n  - apiVersion: v1\n    kind: Namespace\n    metadata: {{ name: shop, annotations: {{ naru.dev/mtls: strict }} }}\n"
+    );
+    let objects = objects(&text, false).unwrap();
+    assert_eq!(objects.len(), 2);
+    let Object::Namespace(namespace) = &objects[1] else {
+        panic!("{objects:?}");
+    };
+    assert_eq!(namespace.annotations.mtls, Some(MtlsMode::Strict));
+}
+
+#[test]
+fn json_is_understood() {
+    let text = r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"a"}}"#;
+    assert_eq!(objects(text, true).unwrap().len(), 1);
+    let problems = objects("{\n\"apiVersion\": }", true).unwrap_err();
+    assert_eq!(problems[0].line, 2);
+}
+
+#[test]
+fn a_syntax_error_is_reported_with_its_line_in_the_file() {
+    let problem = one_problem(&format!("{SERVICE}---\na: 1\nb: [1,\nc: }}\n"));
+    assert!((18..=20).contains(&problem.line), "{problem}");
+    assert!(!problem.message.is_empty());
+}
+
+#[test]
+fn a_wrong_type_is_reported_with_line_and_field() {
+    let problem = one_problem(&SERVICE.replace("port: 80", "port: eighty"));
+    assert_eq!(problem.line, 12);
+    assert_eq!(problem.field, "spec.ports[0].port");
+    assert_eq!(problem.object, "Service shop/web");
+    assert!(
+        problem
+            .to_string()
+            .starts_with("line 12: Service shop/web: spec.ports[0].port: "),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_wrong_value_is_reported_with_line_and_field_and_the_way_out() {
+    for (from, to, line, field) in [
+        (
+            "clusterIP: 10.0.0.1",
+            "clusterIP: 10.0.0",
+            9,
+            "spec.clusterIP",
+        ),
+        ("port: 80", "port: 80000", 12, "spec.ports[0].port"),
+        (
+            "81, 82",
+            "81-82",
+            7,
+            "metadata.annotations[\"naru.dev/opaque-ports\"]",
+        ),
+        ("  name: web\n", "", 5, "metadata.name"),
+    ] {
+        let problem = one_problem(&SERVICE.replacen(from, to, 1));
+        assert_eq!(
+            (problem.line, problem.field.as_str()),
+            (line, field),
+            "{problem}"
+        );
+    }
+}
+
+#[test]
+fn every_problem_of_a_file_is_reported() {
+    let bad = SERVICE.replace("port: 80", "port: 0");
+    assert_eq!(
+        objects(&format!("{bad}---{bad}"), false).unwrap_err().len(),
+        2
+    );
+}
+
+#[test]
+fn a_route_is_checked_as_its_definition_would() {
+    for (rule, line, field) in [
+        (
+            "    - retry: { codes: [500, 200] }\n",
+            8,
+            "spec.rules[0].retry.codes[1]",
+        ),
+        (
+            "    - timeouts: { request: 10 }\n",
+            8,
+            "spec.rules[0].timeouts.request",
+        ),
+        (
+            "    - timeouts: { request: 1d }\n",
+            8,
+            "spec.rules[0].timeouts.request",
+        ),
+        (
+            "    - timeouts: { request: 1s, backendRequest: 2s }\n",
+            8,
+            "spec.rules[0].timeouts.backendRequest",
+        ),
+        (
+            "    - backendRefs:\n        - { name: a }\n",
+            9,
+            "spec.rules[0].backendRefs[0].port",
+        ),
+        (
+            "    - backendRefs:\n        - { name: a, port: 80, weight: -1 }\n",
+            9,
+            "spec.rules[0].backendRefs[0].weight",
+        ),
+        (
+            "    - matches:\n        - path: { value: a }\n",
+            9,
+            "spec.rules[0].matches[0].path.value",
+        ),
+        (
+            "    - matches:\n        - path: { value: /a//b }\n",
+            9,
+            "spec.rules[0].matches[0].path.value",
+        ),
+        (
+            "    - matches:\n        - method: FETCH\n",
+            9,
+            "spec.rules[0].matches[0].method",
+        ),
+        (
+            "    - filters:\n        - type: URLRewrite\n",
+            9,
+            "spec.rules[0].filters[0].urlRewrite",
+        ),
+        (
+            "    - filters:\n        - type: RequestHeaderModifier\n          requestHeaderModifier: { set: [{ name: 'a b', value: c }] }\n",
+            10,
+            "spec.rules[0].filters[0].requestHeaderModifier.set[0].name",
+        ),
+    ] {
+        let problem = one_problem(&route(rule));
+        assert_eq!(
+            (problem.line, problem.field.as_str()),
+            (line, field),
+            "{problem}"
+        );
+    }
+}
+
+#[test]
+fn what_we_cannot_do_refuses_a_route_as_a_whole() {
+    for rule in [
+        "    - filters: [{ type: RequestMirror }]\n",
+        "    - filters: [{ type: FromTheFuture }]\n",
+        "    - matches: [{ path: { type: Glob, value: /a } }]\n",
+        "    - matches: [{ path: { type: RegularExpression, value: '(' } }]\n",
+        "    - matches: [{ headers: [{ type: Glob, name: a, value: b }] }]\n",
+    ] {
+        let objects = objects(&route(&format!("    - name: fine\n{rule}")), false).unwrap();
+        let [Object::HttpRoute(route)] = &objects[..] else {
+            panic!("{objects:?}");
+        };
+        let reason = route.refused.as_deref().unwrap();
+        assert!(reason.contains("spec.rules[1]"), "{reason}");
+        assert!(route.rules.is_empty());
+    }
+}
+
+#[test]
+fn a_route_without_rules_or_numbers_has_the_defaults_of_the_specification() {
+    let text = route("    - backendRefs: [{ name: a, port: 80 }]\n      retry: { codes: [503] }\n");
+    let parsed = objects(&text, false).unwrap();
+    let [Object::HttpRoute(route)] = &parsed[..] else {
+        panic!("{parsed:?}");
+    };
+    assert_eq!(route.rules[0].backends[0].weight, 1);
+    assert_eq!(route.rules[0].backends[0].name, Name::new("shop", "a"));
+    assert_eq!(route.rules[0].retry.as_ref().unwrap().attempts, 1);
+    assert_eq!(route.parents[0].service, Name::new("shop", "web"));
+}
+
+#[test]
+fn a_pod_s_workload_is_what_its_owner_stands_for() {
+    let pod = |owner: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  labels: {{ naru.dev/injected: \"true\", pod-template-hash: abc }}\n{owner}status: {{ podIP: 10.1.0.1, phase: Running }}\n"
+        );
+        match objects(&text, false).unwrap().remove(0) {
+            Object::Pod(pod) => pod,
+            other => panic!("{other:?}"),
+        }
+    };
+    let owner = |kind: &str, name: &str| {
+        format!(
+            "  ownerReferences: [{{ apiVersion: apps/v1, kind: {kind}, name: {name}, uid: u, controller: true }}]\n"
+        )
+    };
+    assert_eq!(
+        pod(&owner("ReplicaSet", "my-web-abc")).workload,
+        "deployment/my-web"
+    );
+    assert_eq!(pod(&owner("StatefulSet", "db")).workload, "statefulset/db");
+    let alone = pod("");
+    assert_eq!(alone.workload, "pod/p");
+    assert!(alone.meshed);
+    assert_eq!(alone.service_account, "default");
+    assert_eq!(alone.name.namespace, "default");
+}
+
+#[test]
+fn a_retry_budget_has_the_defaults_of_the_specification() {
+    let text = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: { name: b, namespace: shop }\nspec:\n  targetRefs: [{ group: \"\", kind: Service, name: web }]\n  retryConstraint: { minRetryRate: { count: 3, interval: 2s } }\n";
+    let parsed = objects(text, false).unwrap();
+    let [Object::BackendTrafficPolicy(policy)] = &parsed[..] else {
+        panic!("{parsed:?}");
+    };
+    let budget = policy.retry_budget.as_ref().unwrap();
+    assert_eq!(
+        (
+            budget.percent,
+            budget.interval_ms,
+            budget.min_retries_per_1000_s
+        ),
+        (20, 10_000, 1_500)
+    );
+}
