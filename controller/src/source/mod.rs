@@ -2,6 +2,7 @@
 //! routing tables are made from. Nothing behind this module knows Kubernetes' own types.
 
 mod duration;
+mod files;
 mod gateway;
 mod http_filter;
 mod http_route;
@@ -11,8 +12,10 @@ mod objects;
 mod parse;
 mod policy;
 mod problem;
+mod watch;
 
 pub use objects::*;
+pub use watch::manifests;
 
 /// What happened to the cluster's objects.
 #[derive(Clone, Debug, PartialEq)]
