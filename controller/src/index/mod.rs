@@ -1,1 +1,178 @@
-//! Objects by name, and which of them depend on which. Pure and synchronous.
+//! Objects by name, and which of them depend on which. In: objects. Out: look-ups for the compiler, and the answer to "who
+//! is concerned when this changes". Pure and synchronous.
+//!
+//! ```text
+//! address ─▶ Service ◀─ EndpointSlice ─▶ Pod ◀─ address
+//!               ▲ ▲
+//!        parent │ │ backend
+//!              HTTPRoute          BackendTrafficPolicy ─▶ Service
+//! ```
+
+mod relation;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::source::{
+    BackendTrafficPolicy, EndpointSlice, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
+    ReferenceGrant, Service,
+};
+use relation::Relation;
+
+/// Every object, and the relations between them.
+#[derive(Default)]
+pub struct Index {
+    pub namespaces: HashMap<String, Namespace>,
+    pub services: HashMap<Name, Service>,
+    pub pods: HashMap<Name, Pod>,
+    pub slices: HashMap<Name, EndpointSlice>,
+    pub routes: HashMap<Name, HttpRoute>,
+    pub policies: HashMap<Name, BackendTrafficPolicy>,
+    pub grants: HashMap<Name, ReferenceGrant>,
+
+    pub services_by_namespace: Relation<String, Name>,
+    pub pods_by_namespace: Relation<String, Name>,
+    pub grants_by_namespace: Relation<String, Name>,
+    pub services_by_ip: Relation<IpAddr, Name>,
+    pub pods_by_ip: Relation<IpAddr, Name>,
+    pub slices_by_service: Relation<Name, Name>,
+    /// By the pod that an endpoint refers to.
+    pub slices_by_pod: Relation<Name, Name>,
+    /// Only of endpoints that refer to no pod.
+    pub slices_by_ip: Relation<IpAddr, Name>,
+    pub routes_by_parent: Relation<Name, Name>,
+    pub routes_by_backend: Relation<Name, Name>,
+    pub routes_by_backend_namespace: Relation<String, Name>,
+    pub policies_by_target: Relation<Name, Name>,
+}
+
+impl Index {
+    /// Puts an object in place of the one with the same name, which is returned.
+    pub fn apply(&mut self, object: Object) -> Option<Object> {
+        let before = self.delete(&object.key());
+        self.relate(&object, true);
+        match object {
+            Object::Namespace(o) => {
+                self.namespaces.insert(o.name.clone(), o);
+            }
+            Object::Service(o) => {
+                self.services.insert(o.name.clone(), o);
+            }
+            Object::Pod(o) => {
+                self.pods.insert(o.name.clone(), o);
+            }
+            Object::EndpointSlice(o) => {
+                self.slices.insert(o.name.clone(), o);
+            }
+            Object::HttpRoute(o) => {
+                self.routes.insert(o.name.clone(), o);
+            }
+            Object::BackendTrafficPolicy(o) => {
+                self.policies.insert(o.name.clone(), o);
+            }
+            Object::ReferenceGrant(o) => {
+                self.grants.insert(o.name.clone(), o);
+            }
+        }
+        before
+    }
+
+    /// Takes an object out.
+    pub fn delete(&mut self, key: &ObjectKey) -> Option<Object> {
+        let name = &key.name;
+        let before = match key.kind {
+            Kind::Namespace => self.namespaces.remove(&name.name).map(Object::Namespace),
+            Kind::Service => self.services.remove(name).map(Object::Service),
+            Kind::Pod => self.pods.remove(name).map(Object::Pod),
+            Kind::EndpointSlice => self.slices.remove(name).map(Object::EndpointSlice),
+            Kind::HttpRoute => self.routes.remove(name).map(Object::HttpRoute),
+            Kind::BackendTrafficPolicy => {
+                (self.policies.remove(name)).map(Object::BackendTrafficPolicy)
+            }
+            Kind::ReferenceGrant => self.grants.remove(name).map(Object::ReferenceGrant),
+        }?;
+        self.relate(&before, false);
+        Some(before)
+    }
+
+    /// Notes or forgets what an object refers to.
+    fn relate(&mut self, object: &Object, there: bool) {
+        match object {
+            Object::Namespace(_) => {}
+            Object::Service(o) => {
+                let namespace = o.name.namespace.clone();
+                (self.services_by_namespace).set(namespace, &o.name, there);
+                for ip in &o.cluster_ips {
+                    self.services_by_ip.set(*ip, &o.name, there);
+                }
+            }
+            Object::Pod(o) => {
+                let namespace = o.name.namespace.clone();
+                self.pods_by_namespace.set(namespace, &o.name, there);
+                for ip in &o.ips {
+                    self.pods_by_ip.set(*ip, &o.name, there);
+                }
+            }
+            Object::EndpointSlice(o) => {
+                self.slices_by_service.set(service_of(o), &o.name, there);
+                for endpoint in &o.endpoints {
+                    match &endpoint.pod {
+                        Some(pod) => self.slices_by_pod.set(pod.clone(), &o.name, there),
+                        None => self.slices_by_ip.set(endpoint.ip, &o.name, there),
+                    }
+                }
+            }
+            Object::HttpRoute(o) => {
+                for parent in &o.parents {
+                    (self.routes_by_parent).set(parent.service.clone(), &o.name, there);
+                }
+                for backend in o.rules.iter().flat_map(|rule| &rule.backends) {
+                    let service = &backend.name;
+                    self.routes_by_backend.set(service.clone(), &o.name, there);
+                    (self.routes_by_backend_namespace).set(
+                        service.namespace.clone(),
+                        &o.name,
+                        there,
+                    );
+                }
+            }
+            Object::BackendTrafficPolicy(o) => {
+                for target in &o.targets {
+                    let service = Name::new(o.name.namespace.clone(), target.clone());
+                    self.policies_by_target.set(service, &o.name, there);
+                }
+            }
+            Object::ReferenceGrant(o) => {
+                let namespace = o.name.namespace.clone();
+                self.grants_by_namespace.set(namespace, &o.name, there);
+            }
+        }
+    }
+
+    /// The pod whose own address it is. A pod that has ended has none any more.
+    pub fn pod_at(&self, ip: IpAddr) -> Option<&Pod> {
+        (self.pods_by_ip.get(&ip))
+            .filter_map(|name| self.pods.get(name))
+            .find(|pod| !pod.ended)
+    }
+
+    /// The Service's slices, in order of name.
+    pub fn slices_of(&self, service: &Name) -> impl Iterator<Item = &EndpointSlice> {
+        (self.slices_by_service.get(service)).filter_map(|name| self.slices.get(name))
+    }
+
+    /// Whether HTTPRoutes of a namespace may refer to a Service of another.
+    pub fn is_granted(&self, from: &str, service: &Name) -> bool {
+        (self.grants_by_namespace.get(&service.namespace))
+            .filter_map(|name| self.grants.get(name))
+            .any(|grant| {
+                let to = |to: &Option<String>| to.as_ref().is_none_or(|to| *to == service.name);
+                grant.from.iter().any(|namespace| namespace == from) && grant.to.iter().any(to)
+            })
+    }
+}
+
+/// Which Service a slice belongs to.
+pub fn service_of(slice: &EndpointSlice) -> Name {
+    Name::new(slice.name.namespace.clone(), slice.service.clone())
+}

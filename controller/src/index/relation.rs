@@ -1,0 +1,30 @@
+//! Which values belong to a key, in the values' order, so that every answer is the same on every replica.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+
+pub struct Relation<K, V>(HashMap<K, BTreeSet<V>>);
+
+impl<K, V> Default for Relation<K, V> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash, V: Ord + Clone> Relation<K, V> {
+    /// Notes that the two belong together, or no longer do. Either may be said twice.
+    pub fn set(&mut self, key: K, value: &V, there: bool) {
+        if there {
+            self.0.entry(key).or_default().insert(value.clone());
+        } else if let Some(values) = self.0.get_mut(&key) {
+            values.remove(value);
+            if values.is_empty() {
+                self.0.remove(&key);
+            }
+        }
+    }
+
+    pub fn get(&self, key: &K) -> impl Iterator<Item = &V> {
+        self.0.get(key).into_iter().flatten()
+    }
+}
