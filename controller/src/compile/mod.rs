@@ -1,1 +1,160 @@
-//! Routing tables out of the index. Pure and synchronous.
+//! Routing tables out of the index. In: what happened to the cluster's objects. Out: which resources may have changed, and
+//! any resource by name, with a version that is a hash of its content. Pure and synchronous.
+
+mod changed;
+mod declared;
+mod destination;
+mod endpoints;
+mod http_route;
+mod inbound;
+mod service;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+use naru_contract::resource::Body;
+use naru_contract::{MtlsMode, ResourceName};
+
+use crate::index::Index;
+use crate::source::{Event, HttpRoute, Name, Object};
+
+pub use changed::{ANY_NAMESPACE, ANY_PORT, Changed};
+
+/// The mesh's own settings.
+#[derive(Clone, Debug)]
+pub struct CatalogOptions {
+    pub trust_domain: String,
+    /// Where neither namespace nor pod says otherwise.
+    pub mtls: MtlsMode,
+}
+
+/// For whom a resource is compiled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Viewer {
+    pub namespace: String,
+    pub pod: String,
+}
+
+/// A resource as it is now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled {
+    /// Hash of the content; never 0.
+    pub version: u64,
+    pub body: Body,
+    /// Further resources that this one refers to.
+    pub needs: Vec<ResourceName>,
+}
+
+/// The index and what compiles it.
+pub struct Catalog {
+    index: Index,
+    options: CatalogOptions,
+    synced: bool,
+}
+
+impl Catalog {
+    pub fn new(options: CatalogOptions) -> Self {
+        Self {
+            index: Index::default(),
+            options,
+            synced: false,
+        }
+    }
+
+    /// Takes a change over. Says what may have changed by it: a superset, but proportional to the change.
+    pub fn apply(&mut self, event: Event) -> Vec<Changed> {
+        match event {
+            Event::Synced => {
+                self.synced = true;
+                Vec::new()
+            }
+            Event::Delete(key) => match self.index.delete(&key) {
+                Some(before) => changed::changed(&self.index, Some(&before), None),
+                None => Vec::new(),
+            },
+            Event::Apply(object) => {
+                let before = self.index.apply(object.clone());
+                if before.as_ref() == Some(&object) {
+                    return Vec::new();
+                }
+                log_refusal(before.as_ref(), &object);
+                changed::changed(&self.index, before.as_ref(), Some(&object))
+            }
+        }
+    }
+
+    /// The resource of that name as it is now. `None`: there is none. A destination always is one: without a target where
+    /// the address is not in the mesh. Trust anchors are none of the catalog's.
+    pub fn compile(&self, viewer: &Viewer, name: &ResourceName) -> Option<Compiled> {
+        match name {
+            ResourceName::TrustAnchors => None,
+            ResourceName::Inbound => self.inbound(&Name::new(&viewer.namespace, &viewer.pod)),
+            ResourceName::Destination(address) => Some(self.destination(viewer, *address)),
+            ResourceName::Service {
+                client_namespace,
+                namespace,
+                name,
+                port,
+            } => self.service(client_namespace, &Name::new(namespace, name), *port),
+            ResourceName::HttpRoute { namespace, name } => {
+                self.http_route(&Name::new(namespace, name))
+            }
+            ResourceName::Endpoints {
+                namespace,
+                service,
+                port,
+            } => self.endpoints(&Name::new(namespace, service), *port),
+        }
+    }
+
+    /// The service account of a pod that runs.
+    pub fn service_account(&self, namespace: &str, pod: &str) -> Option<&str> {
+        let pod = self.index.pods.get(&Name::new(namespace, pod))?;
+        (!pod.ended).then_some(pod.service_account.as_str())
+    }
+
+    /// Whether everything that there was at the start is known.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// How many objects there are of each kind.
+    pub fn object_counts(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("Namespace", self.index.namespaces.len()),
+            ("Service", self.index.services.len()),
+            ("Pod", self.index.pods.len()),
+            ("EndpointSlice", self.index.slices.len()),
+            ("HTTPRoute", self.index.routes.len()),
+            ("XBackendTrafficPolicy", self.index.policies.len()),
+            ("ReferenceGrant", self.index.grants.len()),
+        ]
+    }
+}
+
+impl Compiled {
+    fn new(body: Body, needs: Vec<ResourceName>) -> Self {
+        Self {
+            version: version::of(&body),
+            body,
+            needs,
+        }
+    }
+}
+
+fn log_refusal(before: Option<&Object>, after: &Object) {
+    let refused = |object: &Object| match object {
+        Object::HttpRoute(HttpRoute { refused, .. }) => refused.clone(),
+        _ => None,
+    };
+    let reason = refused(after);
+    if let Some(reason) = &reason
+        && before.and_then(refused).as_ref() != Some(reason)
+    {
+        tracing::warn!(
+            object = %after.key(), reason,
+            "route is not accepted and none of it is in force: requests go as if it were not there"
+        );
+    }
+}

@@ -1,0 +1,317 @@
+//! What may have changed when an object did. A superset is right: whoever asks compares versions. But it is proportional to
+//! the change, so that one moved pod costs the same in a cluster of any size.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+
+use naru_contract::ResourceName;
+
+use super::inbound::selects;
+use crate::index::{self, Index};
+use crate::source::{
+    BackendTrafficPolicy, EndpointSlice, HttpRoute, Name, Namespace, Object, Pod, ReferenceGrant,
+    Service,
+};
+
+/// As `client_namespace` in a [`Changed`]: for the clients of every namespace.
+pub const ANY_NAMESPACE: &str = "*";
+/// As the port of a `Destination` in a [`Changed`]: every port of that address.
+pub const ANY_PORT: u16 = 0;
+
+/// Something that may have changed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Changed {
+    /// A `Service` may have [`ANY_NAMESPACE`], a `Destination` may have [`ANY_PORT`].
+    Resource(ResourceName),
+    /// The pod's own `inbound`.
+    Inbound { namespace: String, pod: String },
+}
+
+/// What may have changed with an object, which the index has already taken over.
+pub fn changed(index: &Index, before: Option<&Object>, after: Option<&Object>) -> Vec<Changed> {
+    let mut changes = Changes {
+        index,
+        all: HashSet::new(),
+    };
+    macro_rules! dispatch {
+        ($($kind:ident => $method:ident),* $(,)?) => {
+            match before.or(after) {
+                None => {}
+                $(Some(Object::$kind(_)) => {
+                    let of = |object: Option<&'_ Object>| match object {
+                        Some(Object::$kind(object)) => Some(object.clone()),
+                        _ => None,
+                    };
+                    changes.$method(of(before).as_ref(), of(after).as_ref());
+                })*
+            }
+        };
+    }
+    dispatch! {
+        Namespace => namespace,
+        Service => service,
+        Pod => pod,
+        EndpointSlice => slice,
+        HttpRoute => route,
+        BackendTrafficPolicy => policy,
+        ReferenceGrant => grant,
+    }
+    changes.all.into_iter().collect()
+}
+
+struct Changes<'a> {
+    index: &'a Index,
+    all: HashSet<Changed>,
+}
+
+impl Changes<'_> {
+    fn namespace(&mut self, before: Option<&Namespace>, after: Option<&Namespace>) {
+        let annotations = |n: Option<&Namespace>| n.map(|n| n.annotations.clone());
+        let (was, is) = (
+            annotations(before).unwrap_or_default(),
+            annotations(after).unwrap_or_default(),
+        );
+        let Some(namespace) = after.or(before) else {
+            return;
+        };
+        let index = self.index;
+        let opaque = was.opaque_ports != is.opaque_ports;
+        if opaque || was.mtls != is.mtls {
+            for name in index.pods_by_namespace.get(&namespace.name) {
+                self.inbound(name);
+                if let Some(pod) = index.pods.get(name).filter(|_| opaque) {
+                    self.destinations(&pod.ips);
+                }
+            }
+        }
+        if opaque {
+            for name in index.services_by_namespace.get(&namespace.name) {
+                self.whole_service(name);
+                for slice in index.slices_of(name) {
+                    self.slice_destinations(slice);
+                }
+            }
+        }
+    }
+
+    fn service(&mut self, before: Option<&Service>, after: Option<&Service>) {
+        let index = self.index;
+        let both = || before.into_iter().chain(after);
+        for service in both() {
+            self.service_ports(service, ANY_NAMESPACE);
+            self.destinations(&service.cluster_ips);
+        }
+        let same = |f: fn(&Service, &Service) -> bool| match (before, after) {
+            (Some(before), Some(after)) => f(before, after),
+            _ => false,
+        };
+        let Some(name) = after.or(before).map(|service| &service.name) else {
+            return;
+        };
+        if !same(|a, b| a.ports == b.ports && a.external_name == b.external_name) {
+            for route in index.routes_by_backend.get(name) {
+                self.http_route(route);
+            }
+        }
+        if !same(|a, b| a.ports == b.ports && a.annotations == b.annotations) {
+            for slice in index.slices_of(name) {
+                self.slice_destinations(slice);
+            }
+        }
+        if !same(|a, b| {
+            a.ports == b.ports && a.annotations == b.annotations && a.selector == b.selector
+        }) {
+            for name in index.pods_by_namespace.get(&name.namespace) {
+                let pod = index.pods.get(name);
+                if pod.is_some_and(|pod| both().any(|service| selects(service, pod))) {
+                    self.inbound(name);
+                }
+            }
+        }
+    }
+
+    fn pod(&mut self, before: Option<&Pod>, after: Option<&Pod>) {
+        let index = self.index;
+        let Some(name) = after.or(before).map(|pod| &pod.name) else {
+            return;
+        };
+        self.inbound(name);
+        let as_endpoint = |pod: &Pod| Pod {
+            labels: Default::default(),
+            named_ports: Vec::new(),
+            ..pod.clone()
+        };
+        if before.map(as_endpoint) == after.map(as_endpoint) {
+            return;
+        }
+        for slice in index.slices_by_pod.get(name) {
+            self.slice_endpoints(slice);
+        }
+        for ip in before.into_iter().chain(after).flat_map(|pod| &pod.ips) {
+            self.destination(*ip);
+            for slice in index.slices_by_ip.get(ip) {
+                self.slice_endpoints(slice);
+            }
+        }
+    }
+
+    fn slice(&mut self, before: Option<&EndpointSlice>, after: Option<&EndpointSlice>) {
+        for slice in before.into_iter().chain(after) {
+            self.endpoints(&index::service_of(slice));
+        }
+        match (before, after) {
+            (Some(before), Some(after))
+                if before.ports == after.ports && before.service == after.service =>
+            {
+                // What a pod's own address stands for does not depend on its being ready.
+                let places = |slice: &EndpointSlice| -> HashSet<_> {
+                    let places = slice.endpoints.iter();
+                    places
+                        .map(|e| (e.ip, e.pod.clone(), e.zone.clone()))
+                        .collect()
+                };
+                for (ip, _, _) in places(before).symmetric_difference(&places(after)) {
+                    self.destination(*ip);
+                }
+            }
+            _ => {
+                for slice in before.into_iter().chain(after) {
+                    self.slice_destinations(slice);
+                }
+            }
+        }
+    }
+
+    fn route(&mut self, before: Option<&HttpRoute>, after: Option<&HttpRoute>) {
+        let index = self.index;
+        let Some(name) = after.or(before).map(|route| &route.name) else {
+            return;
+        };
+        self.http_route(name);
+        let attachment = |route: &HttpRoute| {
+            (
+                route.parents.clone(),
+                route.created,
+                route.refused.is_none(),
+            )
+        };
+        if before.map(attachment) == after.map(attachment) {
+            return;
+        }
+        for parent in (before.into_iter().chain(after)).flat_map(|route| &route.parents) {
+            let client = match parent.service.namespace == name.namespace {
+                true => ANY_NAMESPACE,
+                false => &name.namespace,
+            };
+            if let Some(service) = index.services.get(&parent.service) {
+                self.service_ports(service, client);
+            }
+        }
+    }
+
+    fn policy(
+        &mut self,
+        before: Option<&BackendTrafficPolicy>,
+        after: Option<&BackendTrafficPolicy>,
+    ) {
+        let index = self.index;
+        for policy in before.into_iter().chain(after) {
+            for target in &policy.targets {
+                let name = Name::new(&policy.name.namespace, target);
+                if let Some(service) = index.services.get(&name) {
+                    self.service_ports(service, ANY_NAMESPACE);
+                }
+            }
+        }
+    }
+
+    fn grant(&mut self, before: Option<&ReferenceGrant>, after: Option<&ReferenceGrant>) {
+        let index = self.index;
+        for grant in before.into_iter().chain(after) {
+            let routes = (index.routes_by_backend_namespace).get(&grant.name.namespace);
+            for route in routes.filter(|route| grant.from.contains(&route.namespace)) {
+                self.http_route(route);
+            }
+        }
+    }
+
+    fn whole_service(&mut self, name: &Name) {
+        let index = self.index;
+        if let Some(service) = index.services.get(name) {
+            self.service_ports(service, ANY_NAMESPACE);
+            self.endpoints(name);
+        }
+    }
+
+    fn service_ports(&mut self, service: &Service, client_namespace: &str) {
+        for port in &service.ports {
+            self.resource(ResourceName::Service {
+                client_namespace: client_namespace.to_owned(),
+                namespace: service.name.namespace.clone(),
+                name: service.name.name.clone(),
+                port: port.port,
+            });
+            if client_namespace == ANY_NAMESPACE {
+                self.endpoints_of(service, port.port);
+            }
+        }
+    }
+
+    fn endpoints(&mut self, service: &Name) {
+        let index = self.index;
+        if let Some(service) = index.services.get(service) {
+            for port in &service.ports {
+                self.endpoints_of(service, port.port);
+            }
+        }
+    }
+
+    fn endpoints_of(&mut self, service: &Service, port: u16) {
+        self.resource(ResourceName::Endpoints {
+            namespace: service.name.namespace.clone(),
+            service: service.name.name.clone(),
+            port,
+        });
+    }
+
+    fn slice_endpoints(&mut self, slice: &Name) {
+        let index = self.index;
+        if let Some(slice) = index.slices.get(slice) {
+            self.endpoints(&index::service_of(slice));
+        }
+    }
+
+    fn slice_destinations(&mut self, slice: &EndpointSlice) {
+        for endpoint in &slice.endpoints {
+            self.destination(endpoint.ip);
+        }
+    }
+
+    fn destinations(&mut self, ips: &[IpAddr]) {
+        for ip in ips {
+            self.destination(*ip);
+        }
+    }
+
+    fn destination(&mut self, ip: IpAddr) {
+        self.resource(ResourceName::Destination(SocketAddr::new(ip, ANY_PORT)));
+    }
+
+    fn http_route(&mut self, route: &Name) {
+        self.resource(ResourceName::HttpRoute {
+            namespace: route.namespace.clone(),
+            name: route.name.clone(),
+        });
+    }
+
+    fn resource(&mut self, name: ResourceName) {
+        self.all.insert(Changed::Resource(name));
+    }
+
+    fn inbound(&mut self, pod: &Name) {
+        self.all.insert(Changed::Inbound {
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+        });
+    }
+}

@@ -1,0 +1,84 @@
+//! `destination/…`: what an address that an app dialled stands for.
+
+use std::net::{IpAddr, SocketAddr};
+
+use naru_contract as contract;
+use naru_contract::destination::Target;
+use naru_contract::resource::Body;
+use naru_contract::{Protocol, ResourceName};
+
+use super::{Catalog, Compiled, Viewer};
+use crate::index;
+use crate::source::{EndpointSlice, Pod};
+
+impl Catalog {
+    pub(super) fn destination(&self, viewer: &Viewer, address: SocketAddr) -> Compiled {
+        let (ip, port) = (address.ip().to_canonical(), address.port());
+        let mut needs = Vec::new();
+        let mut target = None;
+        if let Some(name) = self.service_at(viewer, ip, port) {
+            target = Some(Target::Service(name.to_string()));
+            needs.push(name);
+        } else if let Some(pod) = self.index.pod_at(ip) {
+            target = Some(Target::Pod(self.pod_destination(pod, ip, port)));
+        }
+        Compiled::new(Body::Destination(contract::Destination { target }), needs)
+    }
+
+    fn service_at(&self, viewer: &Viewer, ip: IpAddr, port: u16) -> Option<ResourceName> {
+        let name = (self.index.services_by_ip.get(&ip))
+            .find(|name| self.service_port(name, port).is_some())?;
+        Some(ResourceName::Service {
+            client_namespace: viewer.namespace.clone(),
+            namespace: name.namespace.clone(),
+            name: name.name.clone(),
+            port,
+        })
+    }
+
+    fn pod_destination(&self, pod: &Pod, ip: IpAddr, port: u16) -> contract::PodDestination {
+        // Of several Services with that port of the pod: one that declares a protocol, else the first by name.
+        let (mut service, mut declared, mut zone) = (None, None, "");
+        for slice in self.slices_with(pod) {
+            let of_pod = |e: &&crate::source::SliceEndpoint| e.pod.as_ref() == Some(&pod.name);
+            if let Some(endpoint) = slice.endpoints.iter().find(of_pod) {
+                zone = &endpoint.zone;
+            }
+            let Some((name, protocol)) = self.service_behind(slice, port) else {
+                continue;
+            };
+            if service.is_none() || (declared.is_none() && protocol.is_some()) {
+                (service, declared) = (Some(name), protocol);
+            }
+        }
+        let protocol = declared
+            .or_else(|| self.declared_of_pod(pod, port))
+            .unwrap_or(Protocol::Detect);
+        contract::PodDestination {
+            endpoint: Some(self.pod_endpoint(pod, ip, port, zone)),
+            protocol: protocol as i32,
+            namespace: pod.name.namespace.clone(),
+            service: service.unwrap_or_default(),
+        }
+    }
+
+    fn slices_with(&self, pod: &Pod) -> impl Iterator<Item = &EndpointSlice> {
+        (self.index.slices_by_pod.get(&pod.name)).filter_map(|name| self.index.slices.get(name))
+    }
+
+    /// The Service whose slice has that port, and the protocol that the Service declares for it.
+    fn service_behind(
+        &self,
+        slice: &EndpointSlice,
+        port: u16,
+    ) -> Option<(String, Option<Protocol>)> {
+        let service = self.index.services.get(&index::service_of(slice))?;
+        let of_slice = slice.ports.iter().filter(|p| p.port == port);
+        let mut ports = of_slice
+            .filter_map(|of_slice| service.ports.iter().find(|p| p.name == of_slice.name))
+            .peekable();
+        ports.peek()?;
+        let declared = ports.find_map(|port| self.declared_of_service(service, port));
+        Some((service.name.name.clone(), declared))
+    }
+}

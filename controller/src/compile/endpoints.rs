@@ -1,0 +1,124 @@
+//! `endpoints/…`: the pods of one Service port that may be given new work.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use naru_contract as contract;
+use naru_contract::Protocol;
+use naru_contract::resource::Body;
+
+use super::{Catalog, Compiled};
+use crate::source::{EndpointSlice, Name, Pod, Service, ServicePort, SliceEndpoint};
+
+impl Catalog {
+    pub(super) fn endpoints(&self, name: &Name, port: u16) -> Option<Compiled> {
+        let (service, port) = self.service_port(name, port)?;
+        let mut endpoints = self.chosen(service, port);
+        // In an order that does not depend on slices.
+        endpoints.sort_by(|a, b| (&a.ip, a.port).cmp(&(&b.ip, b.port)));
+        endpoints.dedup_by(|a, b| (&a.ip, a.port) == (&b.ip, b.port));
+        let protocol = (self.declared_of_service(service, port)).unwrap_or(Protocol::Detect);
+        let body = Body::Endpoints(contract::Endpoints {
+            namespace: name.namespace.clone(),
+            service: name.name.clone(),
+            port: u32::from(port.port),
+            endpoints,
+            protocol: protocol as i32,
+        });
+        Some(Compiled::new(body, Vec::new()))
+    }
+
+    /// A Service and one of its ports, if it can have endpoints.
+    pub(super) fn service_port(&self, name: &Name, port: u16) -> Option<(&Service, &ServicePort)> {
+        let service = self.index.services.get(name)?;
+        let port = service.ports.iter().find(|p| p.port == port)?;
+        (!service.external_name).then_some((service, port))
+    }
+
+    fn chosen(&self, service: &Service, port: &ServicePort) -> Vec<contract::Endpoint> {
+        let all: Vec<_> = self.candidates(service, port).collect();
+        let ready = |e: &SliceEndpoint| e.ready || service.publish_not_ready_addresses;
+        // Where nobody is ready, those that leave but still serve are better than none (as kube-proxy does).
+        let leaving = |e: &SliceEndpoint| e.serving && e.terminating;
+        let any_ready = all.iter().any(|(_, _, e)| ready(e));
+        let (mut v4, v6): (Vec<_>, Vec<_>) = (all.into_iter())
+            .filter(|(_, _, e)| if any_ready { ready(e) } else { leaving(e) })
+            .partition(|(slice, _, _)| !slice.ipv6);
+        // A pod with addresses of both families is one endpoint, not two.
+        let pods: HashSet<&Name> = v4.iter().filter_map(|(_, _, e)| e.pod.as_ref()).collect();
+        let anonymous = v4.iter().any(|(_, _, e)| e.pod.is_none());
+        let v6: Vec<_> = (v6.into_iter())
+            .filter(|(_, _, e)| match &e.pod {
+                Some(pod) => !pods.contains(pod),
+                None => !anonymous,
+            })
+            .collect();
+        v4.extend(v6);
+        (v4.into_iter())
+            .filter_map(|(_, port, endpoint)| self.endpoint(endpoint, port))
+            .collect()
+    }
+
+    /// Every endpoint of the Service's port, with the number that the port has there.
+    fn candidates<'a>(
+        &'a self,
+        service: &'a Service,
+        port: &'a ServicePort,
+    ) -> impl Iterator<Item = (&'a EndpointSlice, u16, &'a SliceEndpoint)> {
+        self.index.slices_of(&service.name).flat_map(|slice| {
+            let ports = slice.ports.iter().filter(|p| p.name == port.name);
+            ports.flat_map(move |p| slice.endpoints.iter().map(move |e| (slice, p.port, e)))
+        })
+    }
+
+    /// `None`: it stands for a pod that is not known (yet, or any more), or that has ended. Whether that pod has a sidecar
+    /// is not known either, and to speak to it in plaintext would be a guess.
+    fn endpoint(&self, endpoint: &SliceEndpoint, port: u16) -> Option<contract::Endpoint> {
+        let pod = match &endpoint.pod {
+            Some(name) => Some(self.index.pods.get(name).filter(|pod| !pod.ended)?),
+            None => self.index.pod_at(endpoint.ip),
+        };
+        let Some(pod) = pod else {
+            return Some(contract::Endpoint {
+                ip: octets(endpoint.ip),
+                port: u32::from(port),
+                identity: String::new(),
+                pod: String::new(),
+                workload: String::new(),
+                zone: endpoint.zone.clone(),
+            });
+        };
+        Some(self.pod_endpoint(pod, endpoint.ip, port, &endpoint.zone))
+    }
+
+    pub(super) fn pod_endpoint(
+        &self,
+        pod: &Pod,
+        ip: IpAddr,
+        port: u16,
+        zone: &str,
+    ) -> contract::Endpoint {
+        let identity = match pod.meshed {
+            true => format!(
+                "spiffe://{}/ns/{}/sa/{}",
+                self.options.trust_domain, pod.name.namespace, pod.service_account
+            ),
+            false => String::new(),
+        };
+        contract::Endpoint {
+            ip: octets(ip),
+            port: u32::from(port),
+            identity,
+            pod: pod.name.name.clone(),
+            workload: pod.workload.clone(),
+            zone: zone.to_owned(),
+        }
+    }
+}
+
+fn octets(ip: IpAddr) -> bytes::Bytes {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec().into(),
+        IpAddr::V6(ip) => ip.octets().to_vec().into(),
+    }
+}
