@@ -85,6 +85,8 @@ fn json_value(document: &str) -> Result<Value, Problem> {
 
 fn parser_problem(line: u64, message: &str) -> Problem {
     let message = message.lines().next().unwrap_or_default();
+    // The parser counts from the start of the document.
+    let message = (message.rsplit_once(" at line ")).map_or(message, |(message, _)| message);
     let mut end = message.len().min(MAX_MESSAGE_BYTES);
     while !message.is_char_boundary(end) {
         end -= 1;

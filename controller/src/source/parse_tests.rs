@@ -76,8 +76,8 @@ fn json_is_understood() {
 #[test]
 fn a_syntax_error_is_reported_with_its_line_in_the_file() {
     let problem = one_problem(&format!("{SERVICE}---\na: 1\nb: [1,\nc: }}\n"));
-    assert!((18..=20).contains(&problem.line), "{problem}");
-    assert!(!problem.message.is_empty());
+    assert!((16..=17).contains(&problem.line), "{problem}");
+    assert!(!problem.message.is_empty() && !problem.message.contains("line"));
 }
 
 #[test]
