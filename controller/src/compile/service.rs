@@ -72,7 +72,7 @@ impl Catalog {
             .filter_map(|name| self.index.policies.get(name))
             .filter(|policy| policy.retry_budget.is_some())
             .min_by_key(|policy| (policy.created, &policy.name))
-            .and_then(|policy| policy.retry_budget)
+            .and_then(|policy| policy.retry_budget.clone())
     }
 }
 
