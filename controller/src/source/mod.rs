@@ -9,7 +9,7 @@ mod http_route;
 mod kubernetes;
 mod locate;
 mod objects;
-mod parse;
+pub(crate) mod parse;
 mod policy;
 mod problem;
 mod watch;
