@@ -72,7 +72,10 @@ fn addresses(catalog: &Catalog, name: &str) -> Vec<String> {
 }
 
 fn target(catalog: &Catalog, address: &str) -> Option<destination::Target> {
-    match compile(catalog, &format!("destination/{address}")).unwrap().body {
+    match compile(catalog, &format!("destination/{address}"))
+        .unwrap()
+        .body
+    {
         Body::Destination(destination) => destination.target,
         other => panic!("{other:?}"),
     }
@@ -106,7 +109,11 @@ fn pod(namespace: &str, name: &str, ip: &str, meshed: bool) -> String {
 
 /// `endpoints` as a flow sequence of EndpointSlice endpoints.
 fn slice(name: &str, service: &str, ports: &str, endpoints: &str) -> String {
-    let family = if endpoints.contains("::") { "IPv6" } else { "IPv4" };
+    let family = if endpoints.contains("::") {
+        "IPv6"
+    } else {
+        "IPv4"
+    };
     format!(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{ name: {name}, namespace: shop, labels: {{ kubernetes.io/service-name: {service} }} }}\naddressType: {family}\nports: [{ports}]\nendpoints: [{endpoints}]\n"
     )

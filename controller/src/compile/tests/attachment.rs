@@ -4,7 +4,12 @@ const PORT: &str = "{ port: 80 }";
 
 fn shop() -> Catalog {
     catalog(&[
-        &service("shop", "web", "10.0.0.1", "{ name: a, port: 80 }, { name: b, port: 81 }"),
+        &service(
+            "shop",
+            "web",
+            "10.0.0.1",
+            "{ name: a, port: 80 }, { name: b, port: 81 }",
+        ),
         &service("shop", "web-v2", "10.0.0.2", PORT),
         &service("other", "own", "10.0.0.3", PORT),
     ])
@@ -18,32 +23,51 @@ fn routes(catalog: &Catalog, client: &str, port: u16) -> Vec<String> {
 #[test]
 fn a_producer_s_route_holds_for_everybody_and_a_consumer_s_replaces_it_for_its_namespace() {
     let mut catalog = shop();
-    apply(&mut catalog, &route_to("shop", "producer", "name: web-v2, port: 80"));
+    apply(
+        &mut catalog,
+        &route_to("shop", "producer", "name: web-v2, port: 80"),
+    );
     assert_eq!(routes(&catalog, "other", 80), ["http-route/shop/producer"]);
-    let changed = apply(&mut catalog, &route_to("other", "consumer", "name: own, port: 80"));
-    assert!(changed.contains(&Changed::Resource("service/other/shop/web/80".parse().unwrap())));
+    let changed = apply(
+        &mut catalog,
+        &route_to("other", "consumer", "name: own, port: 80"),
+    );
+    assert!(changed.contains(&Changed::Resource(
+        "service/other/shop/web/80".parse().unwrap()
+    )));
     assert_eq!(routes(&catalog, "other", 80), ["http-route/other/consumer"]);
     assert_eq!(routes(&catalog, "shop", 80), ["http-route/shop/producer"]);
     assert_eq!(routes(&catalog, "third", 80), ["http-route/shop/producer"]);
-    assert!(routes(&catalog, "other", 81).is_empty(), "the parent names a port");
+    assert!(
+        routes(&catalog, "other", 81).is_empty(),
+        "the parent names a port"
+    );
 }
 
 #[test]
 fn a_parent_without_a_port_is_every_port_and_a_section_is_a_port_s_name() {
-    let parent = |more: &str| {
-        format!("parentRefs: [{{ group: \"\", kind: Service, name: web{more} }}]")
-    };
+    let parent =
+        |more: &str| format!("parentRefs: [{{ group: \"\", kind: Service, name: web{more} }}]");
     let mut catalog = shop();
     apply(&mut catalog, &route("shop", "all", &parent("")));
-    apply(&mut catalog, &route("shop", "b", &parent(", sectionName: b")));
+    apply(
+        &mut catalog,
+        &route("shop", "b", &parent(", sectionName: b")),
+    );
     assert_eq!(routes(&catalog, "shop", 80), ["http-route/shop/all"]);
-    assert_eq!(routes(&catalog, "shop", 81), ["http-route/shop/all", "http-route/shop/b"]);
+    assert_eq!(
+        routes(&catalog, "shop", 81),
+        ["http-route/shop/all", "http-route/shop/b"]
+    );
 }
 
 #[test]
 fn a_parent_that_is_a_gateway_attaches_nothing() {
     let mut catalog = shop();
-    apply(&mut catalog, &route("shop", "r", "parentRefs: [{ name: web }]"));
+    apply(
+        &mut catalog,
+        &route("shop", "r", "parentRefs: [{ name: web }]"),
+    );
     assert!(routes(&catalog, "shop", 80).is_empty());
 }
 
@@ -56,7 +80,10 @@ fn the_oldest_route_comes_first_and_then_the_first_by_name() {
             &format!("namespace: shop, creationTimestamp: \"{time}\" }}"),
         )
     };
-    apply(&mut catalog, &route_to("shop", "a-new", "name: web, port: 80"));
+    apply(
+        &mut catalog,
+        &route_to("shop", "a-new", "name: web, port: 80"),
+    );
     apply(&mut catalog, &created("c", "2026-01-01T00:00:00Z"));
     apply(&mut catalog, &created("b", "2026-01-01T00:00:00Z"));
     apply(&mut catalog, &created("z", "2025-01-01T00:00:00Z"));
@@ -67,7 +94,10 @@ fn the_oldest_route_comes_first_and_then_the_first_by_name() {
 #[test]
 fn a_refused_route_is_not_attached_and_its_neighbours_stay() {
     let mut catalog = shop();
-    apply(&mut catalog, &route_to("shop", "good", "name: web, port: 80"));
+    apply(
+        &mut catalog,
+        &route_to("shop", "good", "name: web, port: 80"),
+    );
     let text = route_to("shop", "bad", "name: web, port: 80")
         .replace("rules: [{", "rules: [{ filters: [{ type: RequestMirror }],");
     apply(&mut catalog, &text);
@@ -85,7 +115,10 @@ fn invalid(catalog: &Catalog, name: &str) -> String {
 #[test]
 fn a_backend_that_is_not_there_says_so_until_it_is() {
     let mut catalog = shop();
-    apply(&mut catalog, &route_to("shop", "r", "name: later, port: 80"));
+    apply(
+        &mut catalog,
+        &route_to("shop", "r", "name: later, port: 80"),
+    );
     let name = "http-route/shop/r";
     assert!(invalid(&catalog, name).starts_with("BackendNotFound: "));
     let changed = apply(&mut catalog, &service("shop", "later", "10.0.0.9", PORT));
@@ -94,16 +127,28 @@ fn a_backend_that_is_not_there_says_so_until_it_is() {
     let needs = compile(&catalog, name).unwrap().needs;
     assert_eq!(needs, ["endpoints/shop/later/80".parse().unwrap()]);
 
-    apply(&mut catalog, &route_to("shop", "r", "name: later, port: 81"));
-    assert!(invalid(&catalog, name).starts_with("BackendNotFound: "), "no such port");
-    apply(&mut catalog, &route_to("shop", "r", "group: a.example, kind: Bucket, name: later"));
+    apply(
+        &mut catalog,
+        &route_to("shop", "r", "name: later, port: 81"),
+    );
+    assert!(
+        invalid(&catalog, name).starts_with("BackendNotFound: "),
+        "no such port"
+    );
+    apply(
+        &mut catalog,
+        &route_to("shop", "r", "group: a.example, kind: Bucket, name: later"),
+    );
     assert!(invalid(&catalog, name).starts_with("InvalidKind: "));
 }
 
 #[test]
 fn another_namespace_s_backend_needs_a_grant() {
     let mut catalog = shop();
-    apply(&mut catalog, &route_to("shop", "r", "namespace: other, name: own, port: 80"));
+    apply(
+        &mut catalog,
+        &route_to("shop", "r", "namespace: other, name: own, port: 80"),
+    );
     let name = "http-route/shop/r";
     assert!(invalid(&catalog, name).starts_with("RefNotPermitted: "));
     let grant = |to: &str| {
@@ -125,14 +170,25 @@ fn another_namespace_s_backend_needs_a_grant() {
 #[test]
 fn a_consumer_may_send_to_the_producer_s_namespace_without_a_grant() {
     let mut catalog = shop();
-    apply(&mut catalog, &route_to("other", "r", "namespace: shop, name: web-v2, port: 80"));
+    apply(
+        &mut catalog,
+        &route_to("other", "r", "namespace: shop, name: web-v2, port: 80"),
+    );
     assert_eq!(invalid(&catalog, "http-route/other/r"), "");
 }
 
 #[test]
 fn routes_of_an_opaque_port_are_none() {
     let mut catalog = shop();
-    apply(&mut catalog, &service("shop", "web", "10.0.0.1", "{ port: 80, appProtocol: redis }"));
+    apply(
+        &mut catalog,
+        &service(
+            "shop",
+            "web",
+            "10.0.0.1",
+            "{ port: 80, appProtocol: redis }",
+        ),
+    );
     apply(&mut catalog, &route_to("shop", "r", "name: web, port: 80"));
     assert!(routes(&catalog, "shop", 80).is_empty());
 }
@@ -145,7 +201,9 @@ fn a_retry_budget_is_that_of_the_policy_for_the_service() {
     assert!(changed.contains(&Changed::Resource("service/*/shop/web/80".parse().unwrap())));
     let budget = |catalog: &Catalog| {
         let name = "service/other/shop/web/80";
-        service_of(compile(catalog, name)).retry_budget.map(|budget| budget.percent)
+        service_of(compile(catalog, name))
+            .retry_budget
+            .map(|budget| budget.percent)
     };
     assert_eq!(budget(&catalog), Some(50));
     delete(&mut catalog, policy);

@@ -18,13 +18,33 @@ const SLICE_PORT: &str = "{ name: http, port: 8080 }";
 fn ready_endpoints_are_used_and_those_that_leave_only_where_none_is_ready() {
     let mut catalog = web();
     for (a, b, expected) in [
-        ("ready: true", "ready: true", vec!["10.1.0.1:8080", "10.1.0.2:8080"]),
+        (
+            "ready: true",
+            "ready: true",
+            vec!["10.1.0.1:8080", "10.1.0.2:8080"],
+        ),
         ("", "ready: false", vec!["10.1.0.1:8080"]),
-        ("ready: true", "ready: false, serving: true, terminating: true", vec!["10.1.0.1:8080"]),
-        ("ready: false", "ready: false, serving: true, terminating: true", vec!["10.1.0.2:8080"]),
-        ("ready: false, serving: false, terminating: true", "ready: false", vec![]),
+        (
+            "ready: true",
+            "ready: false, serving: true, terminating: true",
+            vec!["10.1.0.1:8080"],
+        ),
+        (
+            "ready: false",
+            "ready: false, serving: true, terminating: true",
+            vec!["10.1.0.2:8080"],
+        ),
+        (
+            "ready: false, serving: false, terminating: true",
+            "ready: false",
+            vec![],
+        ),
     ] {
-        let both = format!("{}, {}", endpoint("10.1.0.1", "a", a), endpoint("10.1.0.2", "b", b));
+        let both = format!(
+            "{}, {}",
+            endpoint("10.1.0.1", "a", a),
+            endpoint("10.1.0.2", "b", b)
+        );
         apply(&mut catalog, &slice("s", "web", SLICE_PORT, &both));
         assert_eq!(addresses(&catalog, WEB), expected, "{a} / {b}");
     }
@@ -38,7 +58,12 @@ fn a_service_may_publish_those_that_are_not_ready() {
     apply(&mut catalog, &text);
     apply(
         &mut catalog,
-        &slice("s", "web", SLICE_PORT, &endpoint("10.1.0.1", "a", "ready: false")),
+        &slice(
+            "s",
+            "web",
+            SLICE_PORT,
+            &endpoint("10.1.0.1", "a", "ready: false"),
+        ),
     );
     assert_eq!(addresses(&catalog, WEB), ["10.1.0.1:8080"]);
 }
@@ -46,28 +71,51 @@ fn a_service_may_publish_those_that_are_not_ready() {
 #[test]
 fn a_port_is_found_by_its_name_in_every_slice() {
     let mut catalog = catalog(&[
-        &service("shop", "web", "10.0.0.1", &format!("{PORT}, {{ name: admin, port: 9000 }}")),
+        &service(
+            "shop",
+            "web",
+            "10.0.0.1",
+            &format!("{PORT}, {{ name: admin, port: 9000 }}"),
+        ),
         &pod("shop", "a", "10.1.0.1", true),
         &pod("shop", "b", "10.1.0.2", true),
     ]);
     let ports = "{ name: admin, port: 9000 }, { name: http, port: 8080 }, { name: http2, port: 1 }";
-    apply(&mut catalog, &slice("s1", "web", ports, &endpoint("10.1.0.1", "a", "")));
     apply(
         &mut catalog,
-        &slice("s2", "web", "{ name: http, port: 8081 }", &endpoint("10.1.0.2", "b", "")),
+        &slice("s1", "web", ports, &endpoint("10.1.0.1", "a", "")),
+    );
+    apply(
+        &mut catalog,
+        &slice(
+            "s2",
+            "web",
+            "{ name: http, port: 8081 }",
+            &endpoint("10.1.0.2", "b", ""),
+        ),
     );
     assert_eq!(addresses(&catalog, WEB), ["10.1.0.1:8080", "10.1.0.2:8081"]);
-    assert_eq!(addresses(&catalog, "endpoints/shop/web/9000"), ["10.1.0.1:9000"]);
+    assert_eq!(
+        addresses(&catalog, "endpoints/shop/web/9000"),
+        ["10.1.0.1:9000"]
+    );
     assert_eq!(compile(&catalog, "endpoints/shop/web/8080"), None);
 }
 
 #[test]
 fn identities_workloads_and_zones_come_from_pod_and_slice() {
     let mut catalog = web();
-    let both = format!("{}, {}", endpoint("10.1.0.1", "a", ""), endpoint("10.1.0.3", "c", ""));
+    let both = format!(
+        "{}, {}",
+        endpoint("10.1.0.1", "a", ""),
+        endpoint("10.1.0.3", "c", "")
+    );
     apply(&mut catalog, &slice("s", "web", SLICE_PORT, &both));
     let endpoints = endpoints(&catalog, WEB).endpoints;
-    assert_eq!(endpoints[0].identity, "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(
+        endpoints[0].identity,
+        "spiffe://cluster.local/ns/shop/sa/web"
+    );
     assert_eq!(endpoints[0].workload, "pod/a");
     assert_eq!(endpoints[0].zone, "z1");
     assert_eq!(endpoints[1].identity, "", "no sidecar");
@@ -90,15 +138,25 @@ fn a_meshed_pod_is_known_by_its_address_where_a_slice_names_no_pod() {
     let anonymous = "{ addresses: [10.1.0.1] }, { addresses: [192.0.2.1] }";
     apply(&mut catalog, &slice("s", "web", SLICE_PORT, anonymous));
     let endpoints = endpoints(&catalog, WEB).endpoints;
-    assert_eq!(endpoints[0].identity, "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(
+        endpoints[0].identity,
+        "spiffe://cluster.local/ns/shop/sa/web"
+    );
     assert_eq!(endpoints[1].identity, "");
 }
 
 #[test]
 fn a_pod_with_both_families_counts_once_and_one_with_ipv6_only_counts() {
     let mut catalog = web();
-    apply(&mut catalog, &slice("v4", "web", SLICE_PORT, &endpoint("10.1.0.1", "a", "")));
-    let v6 = format!("{}, {}", endpoint("fd00::1", "a", ""), endpoint("fd00::2", "b", ""));
+    apply(
+        &mut catalog,
+        &slice("v4", "web", SLICE_PORT, &endpoint("10.1.0.1", "a", "")),
+    );
+    let v6 = format!(
+        "{}, {}",
+        endpoint("fd00::1", "a", ""),
+        endpoint("fd00::2", "b", "")
+    );
     apply(&mut catalog, &slice("v6", "web", SLICE_PORT, &v6));
     assert_eq!(addresses(&catalog, WEB), ["10.1.0.1:8080", "v6-2:8080"]);
 }
@@ -107,7 +165,10 @@ fn a_pod_with_both_families_counts_once_and_one_with_ipv6_only_counts() {
 fn a_version_depends_on_content_alone() {
     let (a, b) = (endpoint("10.1.0.1", "a", ""), endpoint("10.1.0.2", "b", ""));
     let mut one = web();
-    apply(&mut one, &slice("s1", "web", SLICE_PORT, &format!("{a}, {b}")));
+    apply(
+        &mut one,
+        &slice("s1", "web", SLICE_PORT, &format!("{a}, {b}")),
+    );
     let mut other = web();
     apply(&mut other, &slice("z", "web", SLICE_PORT, &b));
     apply(&mut other, &slice("y", "web", SLICE_PORT, &a));
