@@ -9,7 +9,7 @@ use naru_contract::{Protocol, ResourceName};
 
 use super::{Catalog, Compiled, Viewer};
 use crate::index;
-use crate::source::{EndpointSlice, Pod};
+use crate::source::{EndpointSlice, Pod, SliceEndpoint};
 
 impl Catalog {
     pub(super) fn destination(&self, viewer: &Viewer, address: SocketAddr) -> Compiled {
@@ -39,11 +39,8 @@ impl Catalog {
     fn pod_destination(&self, pod: &Pod, ip: IpAddr, port: u16) -> contract::PodDestination {
         // Of several Services with that port of the pod: one that declares a protocol, else the first by name.
         let (mut service, mut declared, mut zone) = (None, None, "");
-        for slice in self.slices_with(pod) {
-            let of_pod = |e: &&crate::source::SliceEndpoint| e.pod.as_ref() == Some(&pod.name);
-            if let Some(endpoint) = slice.endpoints.iter().find(of_pod) {
-                zone = &endpoint.zone;
-            }
+        for (slice, endpoint) in self.slices_with(pod, ip) {
+            zone = &endpoint.zone;
             let Some((name, protocol)) = self.service_behind(slice, port) else {
                 continue;
             };
@@ -62,8 +59,18 @@ impl Catalog {
         }
     }
 
-    fn slices_with(&self, pod: &Pod) -> impl Iterator<Item = &EndpointSlice> {
-        (self.index.slices_by_pod.get(&pod.name)).filter_map(|name| self.index.slices.get(name))
+    /// The slices that have the pod at that address.
+    fn slices_with<'a>(
+        &'a self,
+        pod: &'a Pod,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = (&'a EndpointSlice, &'a SliceEndpoint)> {
+        (self.index.slices_by_pod.get(&pod.name))
+            .filter_map(|name| self.index.slices.get(name))
+            .filter_map(move |slice| {
+                let is_pod = |e: &&SliceEndpoint| e.ip == ip && e.pod.as_ref() == Some(&pod.name);
+                Some((slice, slice.endpoints.iter().find(is_pod)?))
+            })
     }
 
     /// The Service whose slice has that port, and the protocol that the Service declares for it.

@@ -170,8 +170,8 @@ fn a_version_depends_on_content_alone() {
         &slice("s1", "web", SLICE_PORT, &format!("{a}, {b}")),
     );
     let mut other = web();
-    apply(&mut other, &slice("z", "web", SLICE_PORT, &b));
-    apply(&mut other, &slice("y", "web", SLICE_PORT, &a));
+    apply(&mut other, &slice("t2", "web", SLICE_PORT, &b));
+    apply(&mut other, &slice("t1", "web", SLICE_PORT, &a));
     let version = |catalog: &Catalog| compile(catalog, WEB).unwrap().version;
     assert_eq!(version(&one), version(&other));
     // The same for ever: proxies hold it over restarts of the controller.
