@@ -1,1 +1,31 @@
-fn main() {}
+//! `naru`: what a person types.
+#![forbid(unsafe_code)]
+
+mod sandbox;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "naru", version, about = "Naru, a service mesh.")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a mesh of real sidecars on this machine, from a directory of Kubernetes manifests.
+    Sandbox(Box<sandbox::Args>),
+    /// What the sandbox starts inside its namespaces.
+    #[command(hide = true)]
+    SandboxStage(sandbox::StageArgs),
+}
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Sandbox(args) => sandbox::run(*args),
+        Command::SandboxStage(args) => sandbox::run_stage(args),
+    }
+}

@@ -1,0 +1,181 @@
+//! The controller's process, and where it and the node leave things for each other.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::probe::blocking;
+use super::quiet_http;
+use super::reaper::{Process, Reaper};
+use super::report::Report;
+use super::supervise::{last_lines, open_log};
+use super::{Mtls, Plan, token};
+
+/// What the node tells the controller, beside the manifests.
+pub const OBJECTS: &str = "/run/naru/objects";
+/// A directory for each pod.
+pub const PODS: &str = "/run/naru/pods";
+pub const LOGS: &str = "/run/naru/logs";
+const STATE: &str = "/run/naru/controller";
+const PUBLIC_KEY: &str = "/run/naru/token.pub";
+
+pub const CONTROLLER_PORT: u16 = 15_010;
+const ADMIN_PORT: u16 = 15_014;
+pub const CONTROLLER_IDENTITY: &str = "spiffe://cluster.local/ns/naru-system/sa/naru-controller";
+
+/// How long the controller may take to be ready: a debug build on a busy machine needs seconds.
+const START: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+/// How often the trust anchors are looked at: they change once in months.
+const ANCHORS_PERIOD: Duration = Duration::from_secs(5);
+
+/// Makes the directories. The tmpfs that they are in is the sandbox's own.
+pub fn prepare(public_key: &str) -> io::Result<()> {
+    for directory in [OBJECTS, PODS, LOGS, STATE] {
+        fs::create_dir_all(directory)?;
+    }
+    fs::write(PUBLIC_KEY, public_key)
+}
+
+/// The log file of a process.
+pub fn log(name: &str) -> PathBuf {
+    Path::new(LOGS).join(format!("{name}.log"))
+}
+
+/// Copies logs and objects to where a person can look at them later.
+pub fn keep(directory: &Path) -> anyhow::Result<()> {
+    for (from, to) in [(LOGS, "logs"), (OBJECTS, "objects")] {
+        let to = directory.join(to);
+        fs::create_dir_all(&to).with_context(|| format!("making {}", to.display()))?;
+        for entry in fs::read_dir(from)?.flatten() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts the controller, waits until it is ready, and keeps it running. Its trust anchors are in
+/// `sender` from then on.
+pub async fn start(
+    plan: Arc<Plan>,
+    reaper: Reaper,
+    report: Report,
+    sender: watch::Sender<Arc<Vec<u8>>>,
+) -> anyhow::Result<()> {
+    let mut process = spawn(&plan, &reaper)
+        .await
+        .with_context(|| format!("starting {}", plan.controller.display()))?;
+    let ready = async {
+        loop {
+            if let Some(anchors) = anchors()
+                && is_ready().await
+            {
+                break anchors;
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    };
+    let log = log("naru-controller");
+    let found = tokio::select! {
+        ready = tokio::time::timeout(START, ready) => ready.map_err(|_| {
+            format!("it was not ready within {} s", START.as_secs())
+        }),
+        exit = process.wait() => Err(format!("it ended ({exit})")),
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(problem) => bail!(
+            "naru-controller: {problem}:\n{}",
+            last_lines(&log).join("\n")
+        ),
+    };
+    sender.send_replace(Arc::new(found));
+    tokio::spawn(async move {
+        loop {
+            let exit = process.wait().await;
+            let pause = Duration::from_secs(plan.controller_pause);
+            report.trouble(
+                "naru-controller",
+                &format!("ended ({exit}); again in {} s", pause.as_secs()),
+                &last_lines(&log),
+            );
+            tokio::time::sleep(pause).await;
+            match spawn(&plan, &reaper).await {
+                Ok(again) => process = again,
+                Err(error) => {
+                    report.say(&format!("naru-controller cannot be started: {error}"));
+                    return;
+                }
+            }
+        }
+    });
+    tokio::spawn(async move {
+        while !sender.is_closed() {
+            tokio::time::sleep(ANCHORS_PERIOD).await;
+            if let Some(found) = anchors() {
+                sender.send_if_modified(|held| {
+                    let changed = **held != found;
+                    if changed {
+                        *held = Arc::new(found);
+                    }
+                    changed
+                });
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn spawn(plan: &Plan, reaper: &Reaper) -> io::Result<Process> {
+    let log = open_log(&log("naru-controller"))?;
+    let mut command = Command::new(&plan.controller);
+    command
+        .arg("run")
+        .arg("--manifests")
+        .arg(&plan.manifests)
+        .args(["--manifests", OBJECTS, "--state-dir", STATE])
+        .arg(format!("--listen=0.0.0.0:{CONTROLLER_PORT}"))
+        .arg(format!("--admin={}:{ADMIN_PORT}", Ipv4Addr::LOCALHOST))
+        .args(["--trust-domain", "cluster.local"])
+        .args(["--token-public-key", PUBLIC_KEY])
+        .args(["--token-issuer", token::ISSUER])
+        .args(["--log", &plan.controller_log])
+        .args([
+            "--mtls",
+            match plan.mtls {
+                Mtls::Permissive => "permissive",
+                Mtls::Strict => "strict",
+            },
+        ])
+        .env_clear()
+        .stdin(std::process::Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    // Ctrl-C on the terminal is for the node, which ends everything in order.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let reaper = reaper.clone();
+    blocking(move || reaper.spawn(|| command.spawn())).await
+}
+
+async fn is_ready() -> bool {
+    let Ok(stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, ADMIN_PORT)).await else {
+        return false;
+    };
+    quiet_http::get(stream, "localhost", "/ready", &[], Duration::from_secs(1))
+        .await
+        .is_ok_and(|answer| answer.status == 200)
+}
+
+fn anchors() -> Option<Vec<u8>> {
+    fs::read(Path::new(STATE).join("trust-anchors.pem"))
+        .ok()
+        .filter(|pem| !pem.is_empty())
+}

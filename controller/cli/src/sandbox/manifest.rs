@@ -1,0 +1,396 @@
+//! The directory of manifests: read whole at start and again whenever something in it changes. A
+//! file that does not hold keeps its last good objects in force, and is reported with its line or field.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1 as k8s;
+use notify::{RecursiveMode, Watcher};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use super::container::Template;
+use super::names::template_hash;
+use super::services::Service;
+use super::workload::{Desired, Kind};
+
+/// The largest manifest file, in bytes: etcd takes objects of 1.5 MiB.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
+/// The most files in a directory.
+const MAX_FILES: usize = 2_000;
+/// An editor writes a file in several steps; they are read as one.
+const SETTLE: Duration = Duration::from_millis(30);
+
+/// What the node needs of all manifests. Other kinds are for the controller alone.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// Their labels by name.
+    pub namespaces: BTreeMap<String, Labels>,
+    pub services: BTreeMap<(String, String), Service>,
+    pub workloads: BTreeMap<(String, String), Desired>,
+}
+
+type Labels = BTreeMap<String, String>;
+
+#[derive(Clone, Debug)]
+enum Object {
+    Namespace(String, Labels),
+    Service(Box<Service>),
+    Workload(Box<Desired>),
+}
+
+/// The files and what they held when they were last good.
+#[derive(Debug)]
+pub struct Manifests {
+    directory: PathBuf,
+    replicas: BTreeMap<String, u32>,
+    files: BTreeMap<PathBuf, File>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    content: Vec<u8>,
+    objects: Vec<Object>,
+}
+
+impl Manifests {
+    /// Nothing is read yet. `replicas` is by `namespace/name`.
+    pub fn new(directory: PathBuf, replicas: BTreeMap<String, u32>) -> Self {
+        Self {
+            directory,
+            replicas,
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Reads what has changed. What is wrong with it is returned once for each change.
+    pub fn read(&mut self) -> Vec<String> {
+        let mut errors = Vec::new();
+        let paths = match list(&self.directory) {
+            Ok(paths) => paths,
+            Err(error) => return vec![format!("{error:#}")],
+        };
+        self.files.retain(|path, _| paths.contains(path));
+        for path in paths {
+            let content = match read(&path) {
+                Ok(Some(content)) => content,
+                // Gone since it was listed: a change that is still to come.
+                Ok(None) => continue,
+                Err(error) => {
+                    errors.push(format!("{}: {error:#}", path.display()));
+                    continue;
+                }
+            };
+            let file = self.files.entry(path.clone()).or_default();
+            if file.content == content && !content.is_empty() {
+                continue;
+            }
+            match parse(&content) {
+                Ok(objects) => file.objects = objects,
+                Err(error) => errors.push(format!("{}: {error:#}", path.display())),
+            }
+            file.content = content;
+        }
+        errors
+    }
+
+    /// Everything that is in force. An object that two files hold is the later file's.
+    pub fn objects(&self) -> Objects {
+        let mut all = Objects::default();
+        for object in self.files.values().flat_map(|file| &file.objects) {
+            match object.clone() {
+                Object::Namespace(name, labels) => {
+                    all.namespaces.insert(name, labels);
+                }
+                Object::Service(service) => {
+                    let key = (service.namespace.clone(), service.name.clone());
+                    all.services.insert(key, *service);
+                }
+                Object::Workload(mut workload) => {
+                    let key = (workload.namespace.clone(), workload.name.clone());
+                    if let Some(replicas) = self.replicas.get(&format!("{}/{}", key.0, key.1)) {
+                        workload.replicas = *replicas;
+                    }
+                    all.workloads.insert(key, *workload);
+                }
+            }
+        }
+        all
+    }
+}
+
+/// Says something whenever something may have changed. The watcher must be kept.
+pub fn watch(directory: &Path) -> anyhow::Result<(impl Watcher, mpsc::Receiver<()>)> {
+    let (sender, receiver) = mpsc::channel(1);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading is no change. A full channel says already that there is one.
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            let _told = sender.try_send(());
+        }
+    })
+    .context("watching the manifests (fs.inotify.max_user_instances may be used up)")?;
+    watcher
+        .watch(directory, RecursiveMode::NonRecursive)
+        .with_context(|| format!("watching {}", directory.display()))?;
+    Ok((watcher, receiver))
+}
+
+/// Waits for a change, and until it looks complete.
+pub async fn changed(changes: &mut mpsc::Receiver<()>) {
+    if changes.recv().await.is_none() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(SETTLE).await;
+    while changes.try_recv().is_ok() {}
+}
+
+fn list(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("--manifests {}", directory.display()))?;
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        let manifest = path.extension().is_some_and(|extension| {
+            ["yaml", "yml", "json"]
+                .iter()
+                .any(|known| extension == *known)
+        });
+        if manifest && !hidden && path.is_file() {
+            paths.push(path);
+        }
+    }
+    if paths.len() > MAX_FILES {
+        bail!("{}: more than {MAX_FILES} manifests", directory.display());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    let size = match fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if size > MAX_FILE {
+        bail!("it is larger than {MAX_FILE} bytes");
+    }
+    Ok(Some(fs::read(path)?))
+}
+
+fn parse(content: &[u8]) -> anyhow::Result<Vec<Object>> {
+    let text = std::str::from_utf8(content).context("it is no UTF-8")?;
+    let mut objects = Vec::new();
+    for document in documents(text) {
+        if let Some(object) = object(&document)? {
+            objects.push(object);
+        }
+    }
+    Ok(objects)
+}
+
+/// The documents of a file. Each begins with as many empty lines as stand before it, so that an
+/// error names the line of the file.
+fn documents(text: &str) -> Vec<String> {
+    let mut documents = Vec::new();
+    let mut document = String::new();
+    for (number, line) in text.lines().enumerate() {
+        if line == "---" || line.starts_with("--- ") {
+            documents.push(std::mem::replace(&mut document, "\n".repeat(number + 1)));
+        } else {
+            document.push_str(line);
+            document.push('\n');
+        }
+    }
+    documents.push(document);
+    documents.retain(|document| {
+        document
+            .lines()
+            .map(str::trim)
+            .any(|line| !line.is_empty() && !line.starts_with('#'))
+    });
+    documents
+}
+
+fn typed<T: DeserializeOwned>(document: &str) -> anyhow::Result<T> {
+    serde_saphyr::from_str(document).map_err(|error| {
+        // The first line says where and what; the rest draws it.
+        anyhow!(
+            "{}",
+            error
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or("it does not parse")
+        )
+    })
+}
+
+fn object(document: &str) -> anyhow::Result<Option<Object>> {
+    let value: serde_json::Value = typed(document)?;
+    let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
+    let (version, kind) = (text("apiVersion"), text("kind"));
+    if kind.is_empty() || version.is_empty() {
+        bail!("apiVersion, kind: an object has both");
+    }
+    let name = value["metadata"]["name"].as_str().unwrap_or_default();
+    let namespace = value["metadata"]["namespace"].as_str().unwrap_or("default");
+    if name.is_empty() {
+        bail!("{kind}: metadata.name: there is none");
+    }
+    let key = match kind.as_str() {
+        "Namespace" => format!("{kind} {name}"),
+        _ => format!("{kind} {namespace}/{name}"),
+    };
+    parse_object(document, &value, &version, &kind).with_context(|| key)
+}
+
+fn parse_object(
+    document: &str,
+    value: &serde_json::Value,
+    version: &str,
+    kind: &str,
+) -> anyhow::Result<Option<Object>> {
+    Ok(Some(match (version, kind) {
+        ("v1", "Namespace") => {
+            let namespace: k8s::Namespace = typed(document)?;
+            let metadata = namespace.metadata;
+            Object::Namespace(
+                metadata.name.unwrap_or_default(),
+                metadata.labels.unwrap_or_default(),
+            )
+        }
+        ("v1", "Service") => {
+            let service: k8s::Service = typed(document)?;
+            Object::Service(Box::new(Service::parse(&service, value)?))
+        }
+        ("apps/v1", "Deployment") => {
+            let deployment: Deployment = typed(document)?;
+            let spec = deployment.spec;
+            let recreate = spec
+                .strategy
+                .and_then(|strategy| strategy.type_)
+                .is_some_and(|kind| kind == "Recreate");
+            Object::Workload(Box::new(desired(
+                Kind::Deployment { recreate },
+                &deployment.metadata,
+                spec.replicas,
+                &spec.selector,
+                &spec.template,
+            )?))
+        }
+        ("apps/v1", "StatefulSet") => {
+            let set: StatefulSet = typed(document)?;
+            let spec = set.spec;
+            let template = spec.template;
+            let mut desired = desired(
+                Kind::StatefulSet,
+                &set.metadata,
+                spec.replicas,
+                &spec.selector,
+                &template,
+            )?;
+            desired.template.subdomain = spec.service_name;
+            Object::Workload(Box::new(desired))
+        }
+        _ => return Ok(None),
+    }))
+}
+
+fn desired(
+    kind: Kind,
+    metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    replicas: Option<i32>,
+    selector: &k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
+    template: &k8s::PodTemplateSpec,
+) -> anyhow::Result<Desired> {
+    let parsed = Template::parse(template).context("spec.template")?;
+    let wanted = selector.match_labels.clone().unwrap_or_default();
+    if let Some((label, value)) = wanted
+        .iter()
+        .find(|(label, value)| parsed.labels.get(*label) != Some(*value))
+    {
+        bail!("spec.selector.matchLabels: {label}={value} is no label of spec.template");
+    }
+    let replicas = replicas.unwrap_or(1);
+    Ok(Desired {
+        kind,
+        namespace: metadata
+            .namespace
+            .clone()
+            .unwrap_or_else(|| "default".to_owned()),
+        name: metadata.name.clone().unwrap_or_default(),
+        replicas: u32::try_from(replicas).with_context(|| format!("spec.replicas: {replicas}"))?,
+        template: parsed,
+        hash: template_hash(template),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEPLOYMENT: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata: { name: web, namespace: shop }
+spec:
+  replicas: 2
+  selector: { matchLabels: { app: web } }
+  template:
+    metadata: { labels: { app: web } }
+    spec: { containers: [{ name: web, command: [shop] }] }
+";
+
+    #[test]
+    fn an_error_names_the_line_of_the_file() {
+        let text = format!(
+            "# one\n---\n{}",
+            DEPLOYMENT.replace("replicas: 2", "replicas: two")
+        );
+        let error = format!("{:#}", parse(text.as_bytes()).unwrap_err());
+        assert!(error.starts_with("Deployment shop/web: "), "{error}");
+        assert!(error.contains("line 7"), "{error}");
+    }
+
+    #[test]
+    fn an_error_names_the_field() {
+        let text = DEPLOYMENT.replace("command: [shop]", "image: shop");
+        let error = format!("{:#}", parse(text.as_bytes()).unwrap_err());
+        assert!(
+            error.contains("spec.template: spec.containers[0] (web): command"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn other_kinds_and_empty_documents_are_passed_over() {
+        let text = "---\n# nothing\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: r }\n---\n";
+        assert!(parse(text.as_bytes()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_does_not_parse_keeps_its_last_good_objects() {
+        let directory = std::env::temp_dir().join(format!("naru-manifest-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("web.yaml");
+        fs::write(&file, DEPLOYMENT).unwrap();
+        let replicas = BTreeMap::from([("shop/web".to_owned(), 7)]);
+        let mut manifests = Manifests::new(directory.clone(), replicas);
+        assert_eq!(manifests.read(), Vec::<String>::new());
+        fs::write(&file, "apiVersion: [").unwrap();
+        assert_eq!(manifests.read().len(), 1);
+        assert_eq!(manifests.read().len(), 0, "said once");
+        let objects = manifests.objects();
+        let web = &objects.workloads[&("shop".to_owned(), "web".to_owned())];
+        assert_eq!(web.replicas, 7, "as --replicas says");
+        fs::remove_file(&file).unwrap();
+        manifests.read();
+        assert!(manifests.objects().workloads.is_empty());
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}

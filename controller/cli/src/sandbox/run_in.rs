@@ -1,0 +1,58 @@
+//! The command of `--in`: in a pod's namespaces, with its environment and user, on the caller's
+//! input, output and directory.
+
+use std::io::IsTerminal;
+use std::process::Stdio;
+
+use anyhow::Context;
+
+use super::RunIn;
+use super::cluster::Entry;
+use super::pod::Kubelet;
+use super::probe::blocking;
+use super::reaper::{Exit, Process};
+use super::stage::{self, Stage, Terminal};
+
+/// A command while it runs.
+pub struct Command {
+    process: Process,
+}
+
+impl Command {
+    /// Starts it in a pod that is ready.
+    pub async fn start(kubelet: &Kubelet, entry: &Entry, run_in: &RunIn) -> anyhow::Result<Self> {
+        let namespaces = entry.namespaces().context("the pod is gone")?.clone();
+        let container = entry
+            .pod
+            .template
+            .containers
+            .first()
+            .context("the pod has no containers")?;
+        let mut exec = kubelet.exec(&entry.pod, container);
+        exec.name = format!("{} (--in)", entry.pod.full_name());
+        exec.argv = run_in.command.clone();
+        exec.directory = run_in.directory.clone();
+        if let Ok(terminal) = std::env::var("TERM") {
+            exec.env.push(("TERM".to_owned(), terminal));
+        }
+        exec.terminal = match std::io::stdin().is_terminal() {
+            true => Terminal::Foreground,
+            false => Terminal::Detached,
+        };
+        let mut command = stage::command(&kubelet.plan.naru, &Stage::Exec(exec));
+        command
+            .stdin(Stdio::inherit())
+            .stdout(Stdio::inherit())
+            .stderr(Stdio::inherit());
+        let reaper = kubelet.reaper.clone();
+        let process = blocking(move || reaper.spawn(|| namespaces.spawn(command)))
+            .await
+            .context("starting the command")?;
+        Ok(Self { process })
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self) -> Exit {
+        self.process.wait().await
+    }
+}

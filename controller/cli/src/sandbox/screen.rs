@@ -1,0 +1,285 @@
+//! What a person sees while the mesh runs: what is up, and then figures, on a terminal as a table that
+//! is drawn anew, elsewhere as a few lines now and then.
+
+use std::io::{IsTerminal, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::cluster::Cluster;
+use super::metrics::{Key, Meter, Signals};
+use super::pod::PROXY_ADMIN_PORT;
+use super::quiet_http;
+use super::report::Report;
+
+/// How long a proxy may take to tell its metrics.
+const SCRAPE: Duration = Duration::from_secs(1);
+/// How often figures are written where there is no terminal.
+const LINES: Duration = Duration::from_secs(5);
+/// The most rows of the table.
+const MAX_ROWS: usize = 60;
+/// To the top of the screen, and no lines that go on in the next row.
+const BEGIN: &str = "\x1b[H\x1b[?7l";
+/// The rest of the line, and of the screen, is empty; lines may go on again.
+const END_LINE: &str = "\x1b[K\n";
+const END: &str = "\x1b[J\x1b[?7h";
+
+/// The screen.
+pub struct Screen {
+    report: Report,
+    manifests: PathBuf,
+    terminal: bool,
+    started: bool,
+    meter: Meter,
+    scraping: Option<JoinHandle<Vec<(String, String)>>>,
+    last: Instant,
+    last_lines: Instant,
+}
+
+impl Screen {
+    pub fn new(report: Report, manifests: PathBuf) -> Self {
+        Self {
+            report,
+            manifests,
+            terminal: std::io::stdout().is_terminal(),
+            started: false,
+            meter: Meter::default(),
+            scraping: None,
+            last: Instant::now(),
+            last_lines: Instant::now(),
+        }
+    }
+
+    /// Everything is ready: shows what there is, and from now on how it goes.
+    pub fn start(&mut self, cluster: &Cluster) {
+        self.started = true;
+        self.write(&format!(
+            "\n{}\n{}\n",
+            inventory(cluster),
+            self.hints(cluster)
+        ));
+        if self.terminal {
+            self.report.hold();
+            self.write("\x1b[2J");
+        }
+    }
+
+    /// Takes in what the proxies told, and asks them again.
+    pub async fn refresh(&mut self, cluster: &Cluster) {
+        if !self.started {
+            return;
+        }
+        match self.scraping.take() {
+            Some(scraping) if !scraping.is_finished() => {
+                self.scraping = Some(scraping);
+                return;
+            }
+            Some(scraping) => {
+                let scrapes = scraping.await.unwrap_or_default();
+                let seconds = self.last.elapsed().as_secs_f64();
+                self.last = Instant::now();
+                self.meter.scraped(seconds, &scrapes);
+                self.show(cluster);
+            }
+            None => {}
+        }
+        let targets = cluster
+            .pods()
+            .into_iter()
+            .filter(|entry| entry.pod.meshed && entry.namespaces().is_some())
+            .map(|entry| (entry.pod.uid.clone(), entry.pod.addresses.v4.into()))
+            .collect();
+        self.scraping = Some(tokio::spawn(scrape(targets)));
+    }
+
+    fn show(&mut self, cluster: &Cluster) {
+        let (seconds, figures) = self.meter.figures();
+        if self.terminal {
+            let mut text = format!("{}\n\n{}\n", summary(cluster), HEAD);
+            for row in figures.iter().take(MAX_ROWS) {
+                text.push_str(&table_row(row.0, row.1, seconds));
+                text.push('\n');
+            }
+            text.push_str(&format!("\n{}\n\n", self.hints(cluster)));
+            for line in self.report.last() {
+                text.push_str(&line);
+                text.push('\n');
+            }
+            self.write(&format!("{BEGIN}{}{END}", text.replace('\n', END_LINE)));
+        } else if self.last_lines.elapsed() >= LINES {
+            self.last_lines = Instant::now();
+            let rows = figures.iter().filter(|(key, _)| key.route.is_empty());
+            let parts: Vec<_> = rows
+                .map(|(key, signals)| brief(key, signals, seconds))
+                .collect();
+            self.report.say(&match parts.is_empty() {
+                true => "no requests".to_owned(),
+                false => parts.join("; "),
+            });
+        }
+    }
+
+    fn hints(&self, cluster: &Cluster) -> String {
+        let workload = cluster
+            .workload_names()
+            .into_iter()
+            .next()
+            .unwrap_or_default();
+        format!(
+            "Try next (Ctrl-C ends everything):\n  \
+             edit a manifest in {0}: a weight or a retry of an HTTPRoute holds at once, replicas start and stop pods\n  \
+             naru sandbox --manifests {0} --in {workload} -- bash      a shell in a pod of a sandbox of its own",
+            self.manifests.display()
+        )
+    }
+
+    fn write(&self, text: &str) {
+        let mut output = std::io::stdout().lock();
+        // Nobody looks any more if it fails.
+        let _closed = output
+            .write_all(text.as_bytes())
+            .and_then(|()| output.flush());
+    }
+}
+
+const HEAD: &str = "SERVICE, and its routes                              req/s  success      p50      p95      p99  retries/s   TCP bytes/s";
+
+fn table_row(key: &Key, signals: &Signals, seconds: f64) -> String {
+    let name = match key.route.as_str() {
+        "" => key.service.clone(),
+        route => format!("  {route} → {}", key.backend),
+    };
+    let rate = |count: f64| format!("{:.1}", count / seconds.max(f64::MIN_POSITIVE));
+    let time = |share| signals.quantile(share).map_or("-".to_owned(), duration);
+    format!(
+        "{name:<50} {:>7}  {:>7}  {:>7}  {:>7}  {:>7}  {:>9}  {:>12}",
+        rate(signals.responses),
+        signals
+            .success()
+            .map_or("-".to_owned(), |percent| format!("{percent:.2}%")),
+        time(0.5),
+        time(0.95),
+        time(0.99),
+        rate(signals.retries),
+        rate(signals.tcp_bytes),
+    )
+}
+
+fn brief(key: &Key, signals: &Signals, seconds: f64) -> String {
+    let mut text = format!("{} {:.1} req/s", key.service, signals.responses / seconds);
+    if let (Some(success), Some(p50), Some(p99)) = (
+        signals.success(),
+        signals.quantile(0.5),
+        signals.quantile(0.99),
+    ) {
+        text.push_str(&format!(
+            " {success:.1}% p50 {} p99 {}",
+            duration(p50),
+            duration(p99)
+        ));
+    }
+    if signals.tcp_bytes > 0.0 {
+        text.push_str(&format!(" {:.0} TCP bytes/s", signals.tcp_bytes / seconds));
+    }
+    text
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.001 => format!("{:.0}us", s * 1e6),
+        s if s < 1.0 => format!("{:.1}ms", s * 1e3),
+        s => format!("{s:.2}s"),
+    }
+}
+
+fn summary(cluster: &Cluster) -> String {
+    let progress = cluster.progress();
+    format!(
+        "naru sandbox: {} of {} pods ready, {} Services",
+        progress.ready,
+        progress.wanted,
+        cluster.services().count()
+    )
+}
+
+/// Pods with their identities, Services with their endpoints.
+fn inventory(cluster: &Cluster) -> String {
+    let mut text = "PODS\n".to_owned();
+    for entry in cluster.pods() {
+        let pod = &entry.pod;
+        let identity = match pod.meshed {
+            true => format!(
+                "spiffe://cluster.local/ns/{}/sa/{}",
+                pod.namespace, pod.template.service_account
+            ),
+            false => "(no sidecar)".to_owned(),
+        };
+        text.push_str(&format!(
+            "  {:<44} {:<16} {identity}\n",
+            pod.full_name(),
+            pod.addresses.v4
+        ));
+    }
+    text.push_str("SERVICES\n");
+    for (service, ips, ready) in cluster.services() {
+        let ips: Vec<_> = ips.iter().map(ToString::to_string).collect();
+        let name = format!("{}/{}", service.namespace, service.name);
+        let place = match (&service.external_name, service.headless) {
+            (Some(target), _) => target.clone(),
+            (None, true) => "headless".to_owned(),
+            (None, false) => ips.join(" "),
+        };
+        text.push_str(&format!("  {name:<44} {place:<36} {ready} endpoints\n"));
+    }
+    text
+}
+
+/// The metrics of each pod that tells them, by its uid.
+async fn scrape(targets: Vec<(String, IpAddr)>) -> Vec<(String, String)> {
+    let mut asked = JoinSet::new();
+    for (uid, address) in targets {
+        asked.spawn(async move {
+            let address = SocketAddr::new(address, PROXY_ADMIN_PORT);
+            let connect = tokio::time::timeout(SCRAPE, TcpStream::connect(address));
+            let stream = connect.await.ok()?.ok()?;
+            let host = address.to_string();
+            let answer = quiet_http::get(stream, &host, "/metrics", &[], SCRAPE)
+                .await
+                .ok()?;
+            (answer.status == 200).then_some((uid, answer.body))
+        });
+    }
+    let mut scrapes = Vec::new();
+    while let Some(answer) = asked.join_next().await {
+        scrapes.extend(answer.ok().flatten());
+    }
+    scrapes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit_that_fits() {
+        assert_eq!(duration(0.000_25), "250us");
+        assert_eq!(duration(0.012_34), "12.3ms");
+        assert_eq!(duration(2.5), "2.50s");
+    }
+
+    #[test]
+    fn a_row_has_a_column_under_each_heading() {
+        let key = Key {
+            service: "shop/web".to_owned(),
+            ..Key::default()
+        };
+        let mut signals = Signals::default();
+        (signals.responses, signals.failures) = (20.0, 1.0);
+        let row = table_row(&key, &signals, 2.0);
+        assert_eq!(row.chars().count(), HEAD.chars().count());
+        assert!(row.contains(" 10.0 ") && row.contains("95.00%"), "{row}");
+    }
+}

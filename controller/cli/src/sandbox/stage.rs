@@ -1,0 +1,205 @@
+//! What the sandbox's processes do between `fork` and their real work: this program runs itself
+//! again, with what to do in one argument, enters what is left to enter, and becomes the program.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, bail, ensure};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Gid, Pid, Uid, setgid, setgroups, setpgid, setsid, setuid, tcsetpgrp};
+use serde::{Deserialize, Serialize};
+
+use super::{OWN_FAILURE, Plan, node, pod};
+
+/// A shell's exit code for a program that is there and cannot be run.
+const CANNOT_RUN: u8 = 126;
+/// A shell's exit code for a program that is not there.
+const NOT_FOUND: u8 = 127;
+
+/// Flags of the hidden command.
+#[derive(clap::Args, Clone, Debug)]
+pub struct StageArgs {
+    /// For people who look at the list of processes.
+    name: String,
+    /// The rest, as JSON.
+    stage: String,
+}
+
+/// What a process of the sandbox is.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Stage {
+    /// The node itself: PID 1.
+    Node(Box<Plan>),
+    /// The process that holds a pod's namespaces: PID 1 of the pod.
+    Pod(pod::Mounts),
+    /// A program in a pod.
+    Exec(Exec),
+}
+
+/// A program to become.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Exec {
+    pub name: String,
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub directory: PathBuf,
+    pub user: User,
+    pub no_new_privileges: bool,
+    pub terminal: Terminal,
+}
+
+/// Whom a program runs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum User {
+    /// As the node does.
+    Same,
+    /// Another user of the machine.
+    Switch { uid: u32, gid: u32 },
+    /// The same user, which a user namespace of its own calls by these numbers.
+    Mapped { uid: u32, gid: u32 },
+}
+
+/// How a program stands to the terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Terminal {
+    /// It has none.
+    Detached,
+    /// It is the one that the terminal's signals go to.
+    Foreground,
+}
+
+/// The command that runs a stage. Its environment is empty.
+pub fn command(naru: &Path, stage: &Stage) -> Command {
+    let name = match stage {
+        Stage::Node(_) => "node",
+        Stage::Pod(mounts) => &mounts.name,
+        Stage::Exec(exec) => &exec.name,
+    };
+    let mut command = Command::new(naru);
+    command
+        .arg("sandbox-stage")
+        .arg(name)
+        .arg(serde_json::to_string(stage).unwrap_or_default())
+        .env_clear()
+        .stdin(Stdio::null());
+    // A person's own settings for this program reach the node, and nothing else does.
+    if let Stage::Node(_) = stage {
+        let kept = ["TERM", "RUST_BACKTRACE"].into_iter();
+        command.envs(kept.filter_map(|name| Some((name, std::env::var_os(name)?))));
+    }
+    command
+}
+
+/// Runs a stage.
+pub fn run(args: StageArgs) -> ExitCode {
+    let failed = |error: anyhow::Error| {
+        eprintln!("naru sandbox: {}: {error:#}", args.name);
+        ExitCode::from(OWN_FAILURE)
+    };
+    // The process outside waits for signals, and has them blocked.
+    if let Err(error) = SigSet::all().thread_unblock() {
+        return failed(error.into());
+    }
+    match serde_json::from_str(&args.stage) {
+        Ok(Stage::Node(plan)) => match node::run(*plan) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => failed(error),
+        },
+        Ok(Stage::Pod(mounts)) => match pod(&mounts) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(error),
+        },
+        Ok(Stage::Exec(exec)) => become_program(&exec),
+        Err(error) => failed(error.into()),
+    }
+}
+
+/// Sets a pod's view of the machine up, says so, and then only buries orphans.
+fn pod(mounts: &pod::Mounts) -> anyhow::Result<()> {
+    mounts.apply()?;
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    signals.thread_block()?;
+    std::io::stdout().write_all(b"ready\n")?;
+    loop {
+        // An error says that there is no child: the next one's end is a signal.
+        if waitpid(Pid::from_raw(-1), None).is_err() {
+            signals.wait()?;
+        }
+    }
+}
+
+fn become_program(exec: &Exec) -> ExitCode {
+    let error = match prepare(exec) {
+        Ok(mut command) => command.exec(),
+        Err(error) => {
+            eprintln!("naru sandbox: {}: {error:#}", exec.name);
+            return ExitCode::from(CANNOT_RUN);
+        }
+    };
+    let program = exec.argv.first().map_or("", String::as_str);
+    eprintln!("naru sandbox: {}: cannot run {program}: {error}", exec.name);
+    ExitCode::from(match error.kind() {
+        std::io::ErrorKind::NotFound => NOT_FOUND,
+        _ => CANNOT_RUN,
+    })
+}
+
+fn prepare(exec: &Exec) -> anyhow::Result<Command> {
+    let Some((program, arguments)) = exec.argv.split_first() else {
+        bail!("there is no command");
+    };
+    match exec.terminal {
+        Terminal::Detached => {
+            setsid().context("setsid")?;
+        }
+        Terminal::Foreground => foreground()?,
+    }
+    match exec.user {
+        User::Same => {}
+        User::Switch { uid, gid } => {
+            setgroups(&[]).context("setgroups")?;
+            setgid(Gid::from_raw(gid)).with_context(|| format!("setgid {gid}"))?;
+            setuid(Uid::from_raw(uid)).with_context(|| format!("setuid {uid}"))?;
+        }
+        User::Mapped { uid, gid } => {
+            unshare(CloneFlags::CLONE_NEWUSER).context("making a user namespace")?;
+            fs::write("/proc/self/uid_map", format!("{uid} 0 1\n")).context("uid_map")?;
+            fs::write("/proc/self/gid_map", format!("{gid} 0 1\n")).context("gid_map")?;
+            setgid(Gid::from_raw(gid)).with_context(|| format!("setgid {gid}"))?;
+            setuid(Uid::from_raw(uid)).with_context(|| format!("setuid {uid}"))?;
+        }
+    }
+    if exec.no_new_privileges {
+        nix::sys::prctl::set_no_new_privs().context("no_new_privs")?;
+    }
+    ensure!(
+        std::env::set_current_dir(&exec.directory).is_ok(),
+        "the working directory {} cannot be entered",
+        exec.directory.display()
+    );
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(exec.env.iter().map(|(name, value)| (name, value)));
+    Ok(command)
+}
+
+/// Makes this process the one that Ctrl-C on the terminal of standard input is for.
+fn foreground() -> anyhow::Result<()> {
+    let this = nix::unistd::getpid();
+    setpgid(this, this).context("setpgid")?;
+    // Whoever is not in the foreground is stopped for what it is about to do.
+    let mut stop = SigSet::empty();
+    stop.add(Signal::SIGTTOU);
+    stop.thread_block()?;
+    tcsetpgrp(std::io::stdin(), this).context("taking the terminal")?;
+    stop.thread_unblock()?;
+    Ok(())
+}
