@@ -13,4 +13,5 @@ pub mod index;
 pub mod issuer;
 pub mod logging;
 pub mod metrics;
+pub mod serve;
 pub mod source;

@@ -40,6 +40,8 @@ pub struct Issuer {
 /// A certificate that was issued.
 pub struct Issued {
     pub id: SpiffeId,
+    /// The pod that the token was made for, if it says so.
+    pub pod: Option<String>,
     /// Leaf first.
     pub chain: Vec<CertificateDer<'static>>,
     pub expires: SystemTime,
@@ -123,6 +125,7 @@ impl Issuer {
             .ok_or(Refusal::AuthorityExpired)?;
         Ok(Issued {
             id,
+            pod: bearer.pod,
             chain: vec![leaf],
             expires,
         })
@@ -139,6 +142,7 @@ impl Issuer {
             .ok_or(Refusal::AuthorityExpired)?;
         let issued = Issued {
             id,
+            pod: None,
             chain: vec![leaf],
             expires,
         };

@@ -137,7 +137,7 @@ impl PublicKey {
 /// Claims of a service-account token, as Kubernetes makes them.
 #[derive(Deserialize)]
 struct Claims {
-    sub: String,
+    sub: Option<String>,
     #[serde(rename = "kubernetes.io")]
     kubernetes: Option<KubernetesClaims>,
 }
@@ -156,8 +156,10 @@ struct Named {
 
 impl Claims {
     fn bearer(self) -> Result<Bearer, TokenError> {
-        let (namespace, service_account) = self
+        let subject = self
             .sub
+            .ok_or_else(|| TokenError::Missing("sub".to_owned()))?;
+        let (namespace, service_account) = subject
             .strip_prefix(SUBJECT_PREFIX)
             .and_then(|rest| rest.split_once(':'))
             .filter(|(_, name)| !name.contains(':'))

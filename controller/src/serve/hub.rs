@@ -1,0 +1,341 @@
+//! What all streams share: the catalog, and who is to be woken by which change.
+//!
+//! ```text
+//! source ─ event ─▶ apply ─▶ changed names ─▶ mailboxes of the streams whose closure has them
+//! stream ─▶ view ─▶ compile; register what it needs now
+//! ```
+//!
+//! A stream compiles and registers under one read lock, and a change is applied and told under the write lock: no change
+//! falls in between. Nothing here waits.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::time::Instant;
+
+use naru_contract::resource::Body;
+use naru_contract::{ResourceName, TrustAnchors};
+use prost::Message;
+use tokio::sync::{Notify, watch};
+
+use super::table::{ClosureChange, Source};
+use crate::compile::{Catalog, Changed, Compiled, Viewer};
+use crate::source::Event;
+
+/// Stands for every client namespace in the name of a changed Service.
+const EVERY_NAMESPACE: &str = "*";
+/// Shared resources below which looking for unused ones is not worth it.
+const SWEEP_MIN: usize = 256;
+
+/// Shared by the source and all streams.
+pub struct Hub {
+    catalog: RwLock<Catalog>,
+    interest: Mutex<Interest>,
+    shared: Mutex<Shared>,
+    anchors: Arc<Compiled>,
+    synced: watch::Sender<bool>,
+}
+
+/// Compiled resources that are the same for everybody, for as long as anybody uses them.
+#[derive(Default)]
+struct Shared {
+    compiled: HashMap<ResourceName, Weak<Compiled>>,
+    /// At which size what nobody uses any more is looked for.
+    sweep_at: usize,
+}
+
+/// Which streams care about what.
+#[derive(Default)]
+struct Interest {
+    next: u64,
+    members: HashMap<u64, Registered>,
+    watchers: HashMap<Changed, HashSet<u64>>,
+}
+
+struct Registered {
+    mailbox: Arc<Mailbox>,
+    keys: HashSet<Changed>,
+}
+
+/// Changes that a stream has not looked at yet: at most one entry for each resource in its closure.
+#[derive(Default)]
+pub struct Mailbox {
+    changed: Mutex<HashMap<ResourceName, Instant>>,
+    notify: Notify,
+}
+
+/// A stream's place among the others. Gone when dropped.
+pub struct Member {
+    hub: Arc<Hub>,
+    id: u64,
+    viewer: Viewer,
+    mailbox: Arc<Mailbox>,
+}
+
+/// See [`Member::view`].
+pub struct View<'a> {
+    catalog: RwLockReadGuard<'a, Catalog>,
+    hub: &'a Hub,
+    viewer: &'a Viewer,
+}
+
+impl Hub {
+    pub fn new(catalog: Catalog, trust_anchors: TrustAnchors) -> Self {
+        let synced = watch::Sender::new(catalog.is_synced());
+        Self {
+            catalog: RwLock::new(catalog),
+            interest: Mutex::default(),
+            shared: Mutex::default(),
+            anchors: Arc::new(Compiled {
+                version: version(&trust_anchors.encode_to_vec()),
+                body: Body::TrustAnchors(trust_anchors),
+                needs: Vec::new(),
+            }),
+            synced,
+        }
+    }
+
+    /// Takes in a change from the source.
+    pub fn apply(&self, event: Event) {
+        let seen = Instant::now();
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = catalog.apply(event);
+        if !changed.is_empty() {
+            lock(&self.shared).forget(&changed);
+            lock(&self.interest).tell(&changed, seen);
+        }
+        let is_synced = catalog.is_synced();
+        drop(catalog);
+        self.synced
+            .send_if_modified(|synced| std::mem::replace(synced, is_synced) != is_synced);
+    }
+
+    /// True once the source has been read whole.
+    pub fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.subscribe()
+    }
+
+    pub fn object_counts(&self) -> Vec<(&'static str, usize)> {
+        self.catalog().object_counts()
+    }
+
+    /// A place for a stream.
+    pub fn join(self: &Arc<Self>, namespace: &str, pod: &str) -> Member {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut interest = lock(&self.interest);
+        let id = interest.next;
+        interest.next += 1;
+        let registered = Registered {
+            mailbox: mailbox.clone(),
+            keys: HashSet::new(),
+        };
+        interest.members.insert(id, registered);
+        drop(interest);
+        Member {
+            hub: self.clone(),
+            id,
+            viewer: Viewer {
+                namespace: namespace.to_owned(),
+                pod: pod.to_owned(),
+            },
+            mailbox,
+        }
+    }
+
+    fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Drops what was compiled before a change.
+    fn forget(&mut self, changed: &[Changed]) {
+        for changed in changed {
+            if let Changed::Resource(name) = changed {
+                self.compiled.remove(name);
+            }
+        }
+    }
+
+    fn insert(&mut self, name: &ResourceName, compiled: &Arc<Compiled>) {
+        if self.compiled.len() >= self.sweep_at {
+            self.compiled
+                .retain(|_, compiled| compiled.strong_count() > 0);
+            self.sweep_at = (2 * self.compiled.len()).max(SWEEP_MIN);
+        }
+        self.compiled.insert(name.clone(), Arc::downgrade(compiled));
+    }
+}
+
+impl Interest {
+    fn tell(&mut self, changed: &[Changed], seen: Instant) {
+        for changed in changed {
+            let Some(watchers) = self.watchers.get(changed) else {
+                continue;
+            };
+            for id in watchers {
+                if let Some(member) = self.members.get(id) {
+                    member.mailbox.put(changed, seen);
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, key: &Changed, id: u64) {
+        if let Some(watchers) = self.watchers.get_mut(key) {
+            watchers.remove(&id);
+            if watchers.is_empty() {
+                self.watchers.remove(key);
+            }
+        }
+    }
+}
+
+impl Mailbox {
+    fn put(&self, changed: &Changed, seen: Instant) {
+        let name = match changed {
+            Changed::Resource(name) => name.clone(),
+            Changed::Inbound { .. } => ResourceName::Inbound,
+        };
+        lock(&self.changed).entry(name).or_insert(seen);
+        self.notify.notify_one();
+    }
+}
+
+impl Member {
+    /// The catalog as this stream may see it. While it is held, nothing changes.
+    pub fn view(&self) -> View<'_> {
+        View {
+            catalog: self.hub.catalog(),
+            hub: &self.hub,
+            viewer: &self.viewer,
+        }
+    }
+
+    /// Returns when something has been put in the mailbox.
+    pub async fn changed(&self) {
+        self.mailbox.notify.notified().await;
+    }
+
+    /// Empties the mailbox.
+    pub fn take_changed(&self) -> HashMap<ResourceName, Instant> {
+        let mut changed = std::mem::take(&mut *lock(&self.mailbox.changed));
+        // A change for all client namespaces is one for ours.
+        let wide: Vec<_> = changed
+            .extract_if(|name, _| is_for_every_namespace(name))
+            .collect();
+        for (name, seen) in wide {
+            if let ResourceName::Service {
+                namespace,
+                name,
+                port,
+                ..
+            } = name
+            {
+                let name = ResourceName::Service {
+                    client_namespace: self.viewer.namespace.clone(),
+                    namespace,
+                    name,
+                    port,
+                };
+                changed.entry(name).or_insert(seen);
+            }
+        }
+        changed
+    }
+
+    /// Registers what the stream cares about from now on. The view is the one that the change was worked out with.
+    pub fn watch(&self, _view: &View<'_>, change: &ClosureChange) {
+        let mut interest = lock(&self.hub.interest);
+        for key in change.left.iter().flat_map(|name| self.keys(name)) {
+            interest.forget(&key, self.id);
+            if let Some(member) = interest.members.get_mut(&self.id) {
+                member.keys.remove(&key);
+            }
+        }
+        for key in change.entered.iter().flat_map(|name| self.keys(name)) {
+            if let Some(member) = interest.members.get_mut(&self.id) {
+                member.keys.insert(key.clone());
+            }
+            interest.watchers.entry(key).or_default().insert(self.id);
+        }
+    }
+
+    /// Under which changes to a resource the stream is woken.
+    fn keys(&self, name: &ResourceName) -> Vec<Changed> {
+        match name {
+            ResourceName::TrustAnchors => Vec::new(),
+            ResourceName::Inbound => vec![Changed::Inbound {
+                namespace: self.viewer.namespace.clone(),
+                pod: self.viewer.pod.clone(),
+            }],
+            ResourceName::Service {
+                namespace,
+                name: service,
+                port,
+                ..
+            } => {
+                let wide = ResourceName::Service {
+                    client_namespace: EVERY_NAMESPACE.to_owned(),
+                    namespace: namespace.clone(),
+                    name: service.clone(),
+                    port: *port,
+                };
+                vec![Changed::Resource(name.clone()), Changed::Resource(wide)]
+            }
+            _ => vec![Changed::Resource(name.clone())],
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let mut interest = lock(&self.hub.interest);
+        let member = interest.members.remove(&self.id);
+        for key in member.iter().flat_map(|member| &member.keys) {
+            interest.forget(key, self.id);
+        }
+    }
+}
+
+impl View<'_> {
+    /// The service account of the stream's pod. `None`: no such pod is known (yet).
+    pub fn service_account(&self) -> Option<&str> {
+        let Viewer { namespace, pod } = self.viewer;
+        self.catalog.service_account(namespace, pod)
+    }
+}
+
+impl Source for View<'_> {
+    fn compile(&self, name: &ResourceName) -> Option<Arc<Compiled>> {
+        match name {
+            ResourceName::TrustAnchors => Some(self.hub.anchors.clone()),
+            // The same for every viewer, and the larger ones: compiled once for all streams.
+            ResourceName::Endpoints { .. } | ResourceName::HttpRoute { .. } => {
+                let mut shared = lock(&self.hub.shared);
+                if let Some(compiled) = shared.compiled.get(name).and_then(Weak::upgrade) {
+                    return Some(compiled);
+                }
+                let compiled = Arc::new(self.catalog.compile(self.viewer, name)?);
+                shared.insert(name, &compiled);
+                Some(compiled)
+            }
+            _ => self.catalog.compile(self.viewer, name).map(Arc::new),
+        }
+    }
+}
+
+fn is_for_every_namespace(name: &ResourceName) -> bool {
+    matches!(name, ResourceName::Service { client_namespace, .. } if client_namespace == EVERY_NAMESPACE)
+}
+
+/// FNV-1a: the same in every release and on every replica. Never 0.
+fn version(content: &[u8]) -> u64 {
+    let hash = content.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    std::cmp::max(hash, 1)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

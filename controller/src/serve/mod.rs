@@ -1,0 +1,132 @@
+//! Serving the proxies: TLS, gRPC, and one task for each stream.
+//!
+//! ```text
+//! accept (TCP, TLS) ─▶ grpc ─┬─ Certify ─▶ issuer
+//!                            └─ Sync ─▶ stream ─ table (what this proxy has and should have)
+//!                                         ▲
+//!                       source ─▶ hub ────┘ wakes the streams whose closure has the change
+//! ```
+
+mod accept;
+mod delta;
+mod grpc;
+mod hub;
+mod stream;
+mod table;
+mod tls;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use naru_contract::TrustAnchors;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tracing::warn;
+
+pub use hub::Hub;
+pub use tls::TlsError;
+
+use crate::compile::Catalog;
+use crate::issuer::Issuer;
+use crate::metrics::Metrics;
+
+/// Streams on one connection: a proxy uses one.
+const MAX_CONCURRENT_STREAMS: u32 = 8;
+/// HTTP/2 window of a stream and of a connection, in bytes: what a peer can make us hold before it is read. A hello of
+/// ten thousand destinations takes about this much.
+const WINDOW: u32 = 256 * 1024;
+/// Bytes in a request's headers.
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// How often an HTTP/2 ping asks whether a connection still carries anything, and how long its answer may take.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long connections may take to end when the controller does.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What serves the proxies.
+pub struct Serve {
+    pub issuer: Arc<Issuer>,
+    pub hub: Arc<Hub>,
+    pub metrics: Metrics,
+}
+
+impl Serve {
+    pub fn new(issuer: Issuer, catalog: Catalog, metrics: Metrics) -> Self {
+        let anchors = TrustAnchors {
+            certificates_der: issuer.trust_anchors_der(),
+        };
+        let hub = Arc::new(Hub::new(catalog, anchors));
+        let counted = Arc::downgrade(&hub);
+        metrics.count_objects(move || {
+            counted
+                .upgrade()
+                .map_or(Vec::new(), |hub| hub.object_counts())
+        });
+        metrics.authority_expires(issuer.authority_expires());
+        Self {
+            issuer: Arc::new(issuer),
+            hub,
+            metrics,
+        }
+    }
+
+    /// Serves on `listener` until `stopping` becomes true, and then as long as it takes to say so, bounded.
+    pub async fn run(
+        self,
+        listener: TcpListener,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Result<(), TlsError> {
+        let (config, own) = tls::config(&self.issuer)?;
+        let renewal = tokio::spawn(tls::renew(self.issuer.clone(), own));
+        let connections = accept::start(listener, config, self.issuer.trust_domain());
+        let methods = grpc::Methods {
+            issuer: self.issuer,
+            context: stream::Context {
+                hub: self.hub,
+                metrics: self.metrics,
+                stopping: stopping.clone(),
+            },
+        };
+        let mut stop = stopping.clone();
+        let server = Server::builder()
+            .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            .serve_with_incoming_shutdown(methods, ReceiverStream::new(connections), async move {
+                let _ = stop.wait_for(|stopping| *stopping).await;
+            });
+        let drained = async {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            done = server => if let Err(error) = done {
+                warn!(%error, "serving proxies");
+            },
+            () = drained => warn!("connections were cut off"),
+        }
+        renewal.abort();
+        Ok(())
+    }
+}
+
+/// Listens on `address`. Where there is no IPv6, `[::]` is taken as `0.0.0.0`.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error)
+            if address.is_ipv6()
+                && address.ip().is_unspecified()
+                && error.kind() != io::ErrorKind::AddrInUse =>
+        {
+            TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
+    }
+}

@@ -1,0 +1,355 @@
+//! The life of one Sync stream: hello, subscriptions in, pushes out, answers in, until either side ends it.
+//!
+//! In: messages of a proxy whose certificate has been verified, and changes. Out: messages, and at the end perhaps a
+//! status that says what was wrong. Only this stream ends.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use naru_contract::{
+    Answer, CONTRACT_VERSION, CONTRACT_VERSION_SKEW, FromProxy, HEARTBEAT_INTERVAL, Heartbeat,
+    Hello, MAX_SUBSCRIPTIONS, ResourceName, ToProxy, from_proxy, to_proxy,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tonic::{Status, Streaming};
+use tracing::{debug, error, info, warn};
+
+use super::hub::{Hub, Member};
+use super::table::Table;
+use crate::issuer::SpiffeId;
+use crate::metrics::{Metrics, StreamGuard};
+
+/// How long a proxy may take to say who it is.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a proxy may take to put a push in force: tens of megabytes on a machine that is overloaded. After that it
+/// has to begin anew.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a quiet stream says that it lives: twice as often as the contract asks for.
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(HEARTBEAT_INTERVAL.as_millis() as u64 / 2);
+/// Messages that wait to be sent: one push and one heartbeat.
+pub const MAX_QUEUED: usize = 2;
+/// Streams that are open at once. Each holds a table of its own.
+const MAX_STREAMS: usize = 20_000;
+/// Resources that a proxy may say it holds: ten for each subscription.
+const MAX_HELD: usize = 10 * MAX_SUBSCRIPTIONS;
+/// Longest name of a namespace or a pod (RFC 1123 subdomain).
+const MAX_NAME: usize = 253;
+/// Rejections that are logged one by one.
+const MAX_LOGGED: usize = 10;
+
+type Outgoing = mpsc::Sender<Result<ToProxy, Status>>;
+
+/// What a stream needs from outside.
+#[derive(Clone)]
+pub struct Context {
+    pub hub: Arc<Hub>,
+    pub metrics: Metrics,
+    /// Becomes true when the controller ends.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// Whom the certificate proves the proxy to be, and until when.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub id: SpiffeId,
+    pub expires: SystemTime,
+}
+
+/// Runs until the stream ends.
+pub async fn run(
+    context: Context,
+    peer: Peer,
+    mut messages: Streaming<FromProxy>,
+    outgoing: Outgoing,
+) {
+    let ended = tokio::select! {
+        ended = stream(&context, &peer, &mut messages, &outgoing) => ended,
+        // The connection is gone, or the proxy has reset the stream.
+        () = outgoing.closed() => Ok(()),
+    };
+    match ended {
+        Ok(()) => debug!(proxy = %peer.id, "the stream has ended"),
+        Err(status) => {
+            info!(proxy = %peer.id, code = ?status.code(), reason = status.message(), "the stream is ended");
+            // No room: the proxy does not read, and will see the stream end without a word.
+            let _ = outgoing.try_send(Err(status));
+        }
+    }
+}
+
+async fn stream(
+    context: &Context,
+    peer: &Peer,
+    messages: &mut Streaming<FromProxy>,
+    outgoing: &Outgoing,
+) -> Result<(), Status> {
+    let first = timeout(HELLO_TIMEOUT, messages.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no hello in time"))??;
+    let Some(first) = first else {
+        return Ok(());
+    };
+    let Some(from_proxy::Message::Hello(hello)) = first.message else {
+        return Err(Status::invalid_argument("the first message is not a hello"));
+    };
+    let mut session = Session::begin(context, peer, hello, outgoing.clone())?;
+    let mut synced = context.hub.synced();
+    let mut stopping = context.stopping.clone();
+    let mut heartbeat = interval(HEARTBEAT_EVERY);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let valid = peer.expires.duration_since(SystemTime::now());
+    let expiry = tokio::time::sleep(valid.unwrap_or_default());
+    tokio::pin!(expiry);
+    loop {
+        session.push()?;
+        tokio::select! {
+            message = messages.message() => match message? {
+                None => return Ok(()),
+                Some(message) => session.take(message)?,
+            },
+            () = session.member.changed() => session.refresh()?,
+            Ok(_) = synced.wait_for(|synced| *synced), if !session.started => session.start()?,
+            _ = heartbeat.tick() => session.heartbeat()?,
+            () = &mut expiry => return Err(Status::unauthenticated("the certificate has expired")),
+            _ = stopping.wait_for(|stopping| *stopping) => {
+                return Err(Status::unavailable("the controller is shutting down"));
+            }
+        }
+    }
+}
+
+/// A stream after its hello.
+struct Session {
+    member: Member,
+    table: Table,
+    service_account: String,
+    proxy: String,
+    outgoing: Outgoing,
+    metrics: Metrics,
+    /// The source has been read whole: from then on, what is not there does not exist.
+    started: bool,
+    /// When the push that waits for an answer was sent.
+    pushed_at: Option<Instant>,
+    _counted: StreamGuard,
+}
+
+impl Session {
+    fn begin(
+        context: &Context,
+        peer: &Peer,
+        hello: Hello,
+        outgoing: Outgoing,
+    ) -> Result<Self, Status> {
+        if hello.contract_version.abs_diff(CONTRACT_VERSION) > CONTRACT_VERSION_SKEW {
+            return Err(Status::failed_precondition(format!(
+                "the proxy speaks version {} of the contract and the controller version {CONTRACT_VERSION}; they may be \
+                 {CONTRACT_VERSION_SKEW} apart",
+                hello.contract_version
+            )));
+        }
+        if hello.namespace != peer.id.namespace {
+            return Err(Status::permission_denied(
+                "the namespace is not the one of the certificate",
+            ));
+        }
+        if hello.pod.is_empty() || hello.pod.len() > MAX_NAME {
+            return Err(Status::invalid_argument("pod: no name of a pod"));
+        }
+        if hello.held.len() > MAX_HELD {
+            return Err(Status::resource_exhausted(format!(
+                "held: more than {MAX_HELD} resources"
+            )));
+        }
+        let counted = context.metrics.stream(MAX_STREAMS).ok_or_else(|| {
+            Status::resource_exhausted(format!("there are {MAX_STREAMS} streams"))
+        })?;
+        // A name that this version does not know is none that it ever sends; the proxy keeps it.
+        let held = hello.held.into_iter().filter_map(|held| {
+            let name: ResourceName = held.name.parse().ok()?;
+            Some((name, held.version))
+        });
+        let proxy = format!("{}/{}", hello.namespace, hello.pod);
+        let version: String = hello.proxy_version.chars().take(MAX_NAME).collect();
+        info!(proxy, version, "a proxy is connected");
+        let mut session = Self {
+            member: context.hub.join(&hello.namespace, &hello.pod),
+            table: Table::new(held),
+            service_account: peer.id.service_account.clone(),
+            proxy,
+            outgoing,
+            metrics: context.metrics.clone(),
+            started: false,
+            pushed_at: None,
+            _counted: counted,
+        };
+        session.subscribe(&hello.destinations)?;
+        Ok(session)
+    }
+
+    fn take(&mut self, message: FromProxy) -> Result<(), Status> {
+        match message.message {
+            Some(from_proxy::Message::Hello(_)) => {
+                Err(Status::invalid_argument("a second hello on one stream"))
+            }
+            Some(from_proxy::Message::Subscribe(subscribe)) => {
+                self.subscribe(&subscribe.destinations)?;
+                self.close()
+            }
+            Some(from_proxy::Message::Unsubscribe(unsubscribe)) => {
+                let destinations = addresses(&unsubscribe.destinations)?;
+                self.table.unsubscribe(destinations);
+                self.close()
+            }
+            Some(from_proxy::Message::Answer(answer)) => self.answer(answer),
+            // A newer proxy's; what it means is not known here, and nothing that this version needs.
+            None => Ok(()),
+        }
+    }
+
+    fn subscribe(&mut self, destinations: &[String]) -> Result<(), Status> {
+        // The limit also holds while the message is taken in.
+        if destinations.len() > MAX_SUBSCRIPTIONS {
+            return Err(too_many());
+        }
+        self.table.subscribe(addresses(destinations)?);
+        match self.table.subscriptions() > MAX_SUBSCRIPTIONS {
+            true => Err(too_many()),
+            false => Ok(()),
+        }
+    }
+
+    /// The source is complete.
+    fn start(&mut self) -> Result<(), Status> {
+        self.started = true;
+        self.check_service_account()?;
+        self.close()
+    }
+
+    /// Works out anew what the subscriptions need.
+    fn close(&mut self) -> Result<(), Status> {
+        if self.started {
+            let view = self.member.view();
+            let change = self.table.close(&view);
+            self.member.watch(&view, &change);
+        }
+        Ok(())
+    }
+
+    /// Takes in changes.
+    fn refresh(&mut self) -> Result<(), Status> {
+        let changed: HashMap<ResourceName, Instant> = self.member.take_changed();
+        if changed.contains_key(&ResourceName::Inbound) {
+            self.check_service_account()?;
+        }
+        let view = self.member.view();
+        let change = self.table.refresh(&view, changed);
+        self.member.watch(&view, &change);
+        Ok(())
+    }
+
+    /// A pod can only be spoken for by its own service account. One that is not known yet can't be checked, and gets
+    /// nothing that is its own.
+    fn check_service_account(&self) -> Result<(), Status> {
+        match self.member.view().service_account() {
+            Some(name) if name != self.service_account => Err(Status::permission_denied(
+                "the pod has another service account than the certificate",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends the next push, if there is one and none is under way.
+    fn push(&mut self) -> Result<(), Status> {
+        // Before, what a proxy holds would look like what is no longer needed.
+        if !self.started {
+            return Ok(());
+        }
+        let Some(built) = self.table.next_push() else {
+            return Ok(());
+        };
+        for (name, bytes) in built.too_large {
+            error!(proxy = self.proxy, %name, bytes, "too large to be sent to a proxy");
+        }
+        if !self.table.is_waiting() {
+            return Ok(());
+        }
+        debug!(
+            proxy = self.proxy,
+            sequence = built.push.sequence,
+            updates = built.push.updates.len(),
+            removed = built.push.removed.len(),
+            "push"
+        );
+        self.metrics.push();
+        for (name, form) in &built.forms {
+            self.metrics.pushed_resource(name, *form);
+        }
+        self.pushed_at = Some(Instant::now());
+        self.send(to_proxy::Message::Push(built.push))
+    }
+
+    fn answer(&mut self, answer: Answer) -> Result<(), Status> {
+        let outcome = self
+            .table
+            .answer(answer)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.pushed_at = None;
+        if let Some(changed_at) = outcome.changed_at {
+            self.metrics.push_accepted(changed_at.elapsed());
+        }
+        self.metrics
+            .rejected(outcome.rejected.len() + outcome.deltas_rejected);
+        for rejection in outcome.rejected.iter().take(MAX_LOGGED) {
+            warn!(
+                proxy = self.proxy,
+                name = clipped(&rejection.name),
+                reason = clipped(&rejection.reason),
+                "a proxy rejects a resource; the last good version stays in force there"
+            );
+        }
+        Ok(())
+    }
+
+    fn heartbeat(&mut self) -> Result<(), Status> {
+        if let Some(pushed_at) = self.pushed_at
+            && pushed_at.elapsed() > ANSWER_TIMEOUT
+        {
+            return Err(Status::deadline_exceeded("no answer to a push in time"));
+        }
+        // While anything waits to be sent, a heartbeat behind it would say nothing, and take the next push's place.
+        match self.outgoing.capacity() == MAX_QUEUED {
+            true => self.send(to_proxy::Message::Heartbeat(Heartbeat {})),
+            false => Ok(()),
+        }
+    }
+
+    fn send(&self, message: to_proxy::Message) -> Result<(), Status> {
+        let message = ToProxy {
+            message: Some(message),
+        };
+        // There is room for one push, as there is one at a time, and for one heartbeat.
+        self.outgoing
+            .try_send(Ok(message))
+            .map_err(|_| Status::resource_exhausted("the proxy does not read"))
+    }
+}
+
+fn too_many() -> Status {
+    Status::resource_exhausted(format!("more than {MAX_SUBSCRIPTIONS} subscriptions"))
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<SocketAddr>, Status> {
+    let address = |text: &String| {
+        text.parse()
+            .map_err(|_| Status::invalid_argument(format!("{:?}: no address", clipped(text))))
+    };
+    texts.iter().map(address).collect()
+}
+
+/// What a peer wrote, in a length that suits a log.
+fn clipped(text: &str) -> String {
+    text.chars().take(MAX_NAME).collect()
+}
