@@ -253,3 +253,20 @@ async fn an_answer_to_no_push_ends_the_stream_alone() {
     other.subscribe(WEB).await;
     other.accepted_push().await;
 }
+
+#[tokio::test]
+async fn whoever_calls_a_pod_by_its_address_is_told_when_the_pod_is_known() {
+    let controller = Controller::start();
+    let here = ["10.244.9.9:7000", "10.244.9.9:7001"];
+    let mut proxy = Proxy::connect(&controller, hello("client-1", &here)).await;
+    proxy.accepted_push().await;
+    proxy.unsubscribe(here[0]).await;
+    proxy.accepted_push().await;
+    // A port that no Service has: only the pod's own address says whose it is.
+    let mut late = pod("late-1", "late");
+    late["status"]["podIP"] = json!("10.244.9.9");
+    late["status"]["podIPs"] = json!([{ "ip": "10.244.9.9" }]);
+    controller.write("pod-late-1.json", &late);
+    let push = proxy.accepted_push().await;
+    assert_eq!(names(&push), [format!("destination/{}", here[1])]);
+}

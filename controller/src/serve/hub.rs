@@ -9,6 +9,7 @@
 //! falls in between. Nothing here waits.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Instant;
 
@@ -18,11 +19,9 @@ use prost::Message;
 use tokio::sync::{Notify, watch};
 
 use super::table::{ClosureChange, Source};
-use crate::compile::{Catalog, Changed, Compiled, Viewer};
+use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, Viewer};
 use crate::source::Event;
 
-/// Stands for every client namespace in the name of a changed Service.
-const EVERY_NAMESPACE: &str = "*";
 /// Shared resources below which looking for unused ones is not worth it.
 const SWEEP_MIN: usize = 256;
 
@@ -53,7 +52,8 @@ struct Interest {
 
 struct Registered {
     mailbox: Arc<Mailbox>,
-    keys: HashSet<Changed>,
+    /// With how many resources each has come: the ports of one address have one in common.
+    keys: HashMap<Changed, usize>,
 }
 
 /// Changes that a stream has not looked at yet: at most one entry for each resource in its closure.
@@ -126,7 +126,7 @@ impl Hub {
         interest.next += 1;
         let registered = Registered {
             mailbox: mailbox.clone(),
-            keys: HashSet::new(),
+            keys: HashMap::new(),
         };
         interest.members.insert(id, registered);
         drop(interest);
@@ -180,6 +180,23 @@ impl Interest {
         }
     }
 
+    /// One resource less for which a stream has a key. True: that was the last.
+    fn drop_key(&mut self, key: &Changed, id: u64) -> bool {
+        let Some(member) = self.members.get_mut(&id) else {
+            return true;
+        };
+        match member.keys.get_mut(key) {
+            Some(count) if *count > 1 => {
+                *count -= 1;
+                false
+            }
+            _ => {
+                member.keys.remove(key);
+                true
+            }
+        }
+    }
+
     fn forget(&mut self, key: &Changed, id: u64) {
         if let Some(watchers) = self.watchers.get_mut(key) {
             watchers.remove(&id);
@@ -219,42 +236,59 @@ impl Member {
     /// Empties the mailbox.
     pub fn take_changed(&self) -> HashMap<ResourceName, Instant> {
         let mut changed = std::mem::take(&mut *lock(&self.mailbox.changed));
-        // A change for all client namespaces is one for ours.
-        let wide: Vec<_> = changed
-            .extract_if(|name, _| is_for_every_namespace(name))
-            .collect();
+        let wide: Vec<_> = changed.extract_if(|name, _| is_wide(name)).collect();
         for (name, seen) in wide {
-            if let ResourceName::Service {
-                namespace,
-                name,
-                port,
-                ..
-            } = name
-            {
-                let name = ResourceName::Service {
-                    client_namespace: self.viewer.namespace.clone(),
-                    namespace,
-                    name,
-                    port,
-                };
+            for name in self.narrow(name) {
                 changed.entry(name).or_insert(seen);
             }
         }
         changed
     }
 
+    /// What a name that stands for several stands for here.
+    fn narrow(&self, name: ResourceName) -> Vec<ResourceName> {
+        match name {
+            // A change for all client namespaces is one for ours.
+            ResourceName::Service {
+                namespace,
+                name,
+                port,
+                ..
+            } => vec![ResourceName::Service {
+                client_namespace: self.viewer.namespace.clone(),
+                namespace,
+                name,
+                port,
+            }],
+            ResourceName::Destination(wide) => {
+                let interest = lock(&self.hub.interest);
+                let keys = interest.members.get(&self.id).into_iter();
+                keys.flat_map(|member| member.keys.keys())
+                    .filter_map(|key| match key {
+                        Changed::Resource(name @ ResourceName::Destination(address))
+                            if address.ip() == wide.ip() =>
+                        {
+                            Some(name.clone())
+                        }
+                        _ => None,
+                    })
+                    .collect()
+            }
+            name => vec![name],
+        }
+    }
+
     /// Registers what the stream cares about from now on. The view is the one that the change was worked out with.
     pub fn watch(&self, _view: &View<'_>, change: &ClosureChange) {
         let mut interest = lock(&self.hub.interest);
         for key in change.left.iter().flat_map(|name| self.keys(name)) {
-            interest.forget(&key, self.id);
-            if let Some(member) = interest.members.get_mut(&self.id) {
-                member.keys.remove(&key);
+            if interest.drop_key(&key, self.id) {
+                interest.forget(&key, self.id);
             }
         }
         for key in change.entered.iter().flat_map(|name| self.keys(name)) {
             if let Some(member) = interest.members.get_mut(&self.id) {
-                member.keys.insert(key.clone());
+                *member.keys.entry(key.clone()).or_default() += 1;
             }
             interest.watchers.entry(key).or_default().insert(self.id);
         }
@@ -275,11 +309,15 @@ impl Member {
                 ..
             } => {
                 let wide = ResourceName::Service {
-                    client_namespace: EVERY_NAMESPACE.to_owned(),
+                    client_namespace: ANY_NAMESPACE.to_owned(),
                     namespace: namespace.clone(),
                     name: service.clone(),
                     port: *port,
                 };
+                vec![Changed::Resource(name.clone()), Changed::Resource(wide)]
+            }
+            ResourceName::Destination(address) => {
+                let wide = ResourceName::Destination(SocketAddr::new(address.ip(), ANY_PORT));
                 vec![Changed::Resource(name.clone()), Changed::Resource(wide)]
             }
             _ => vec![Changed::Resource(name.clone())],
@@ -291,7 +329,7 @@ impl Drop for Member {
     fn drop(&mut self) {
         let mut interest = lock(&self.hub.interest);
         let member = interest.members.remove(&self.id);
-        for key in member.iter().flat_map(|member| &member.keys) {
+        for key in member.iter().flat_map(|member| member.keys.keys()) {
             interest.forget(key, self.id);
         }
     }
@@ -324,8 +362,15 @@ impl Source for View<'_> {
     }
 }
 
-fn is_for_every_namespace(name: &ResourceName) -> bool {
-    matches!(name, ResourceName::Service { client_namespace, .. } if client_namespace == EVERY_NAMESPACE)
+/// Whether a name stands for several.
+fn is_wide(name: &ResourceName) -> bool {
+    match name {
+        ResourceName::Service {
+            client_namespace, ..
+        } => client_namespace == ANY_NAMESPACE,
+        ResourceName::Destination(address) => address.port() == ANY_PORT,
+        _ => false,
+    }
 }
 
 /// FNV-1a: the same in every release and on every replica. Never 0.
