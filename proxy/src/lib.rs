@@ -7,6 +7,7 @@ pub mod balance;
 pub mod budget;
 pub mod config;
 pub mod control;
+pub mod deadlines;
 pub mod detect;
 pub mod drain;
 pub mod http1;

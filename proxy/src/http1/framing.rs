@@ -88,13 +88,18 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     let mut hosts = 0;
     let mut connection = Connection::default();
     let mut upgrade_field = false;
+    let mut to_http2 = false;
     let mut expects_continue = false;
     let mut to_drop = false;
     for (name, value) in head.fields.iter() {
         match name.len() {
             4 if is(name, "host") => hosts += 1,
             6 if is(name, "expect") => expects_continue |= value.eq_ignore_ascii_case(b"100-continue"),
-            7 if is(name, "upgrade") => upgrade_field = true,
+            7 if is(name, "upgrade") => {
+                upgrade_field = true;
+                // HTTP/2 has prior knowledge in a mesh; switched to on the way, it would hide requests (RFC 9113 section 3.1).
+                to_http2 |= value.split(|byte| *byte == b',').any(|protocol| is(protocol.trim_ascii(), "h2c"));
+            }
             10 if is(name, "connection") => {
                 to_drop = true;
                 connection.read(value)?;
@@ -129,7 +134,7 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     {
         return Err(FramingError::TargetAndHost);
     }
-    let upgrade = connection.upgrade && upgrade_field && !http10;
+    let upgrade = connection.upgrade && upgrade_field && !to_http2 && !http10;
     if to_drop {
         head.fields
             .retain(|name, _| !connection.drops(name) && !is(name, REASON_HEADER));

@@ -1,8 +1,10 @@
 //! The head of a message as it came: bytes in one block, fields as spans into it. Case and order are
 //! kept because nothing is ever taken apart; changes append to the block and re-point a span.
 
-use std::io::Write as _;
+use std::fmt::Write as _;
 use std::mem::MaybeUninit;
+
+use bytes::BytesMut;
 
 use crate::route::{HeaderFields, RequestHead};
 
@@ -127,9 +129,9 @@ impl Request {
     }
 
     /// Appends request line and fields, without the empty line that ends the head.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub fn write(&self, out: &mut BytesMut) {
         out.extend_from_slice(self.fields.bytes(self.method));
-        out.push(b' ');
+        out.extend_from_slice(b" ");
         out.extend_from_slice(self.fields.bytes(self.target));
         out.extend_from_slice(match self.version() {
             Version::Http10 => b" HTTP/1.0\r\n",
@@ -201,6 +203,18 @@ impl RequestHead for Request {
 }
 
 impl Response {
+    /// A head without fields.
+    pub fn new(status: u16, reason: &str) -> Self {
+        let mut fields = Fields::default();
+        let reason = fields.append(reason.as_bytes());
+        Self {
+            fields,
+            status,
+            reason,
+            minor_version: 1,
+        }
+    }
+
     /// Takes over a whole head, its last empty line included.
     pub fn parse(&mut self, head: &[u8]) -> Result<(), HeadError> {
         let mut headers = [MaybeUninit::uninit(); MAX_FIELDS];
@@ -235,13 +249,14 @@ impl Response {
         version(self.minor_version)
     }
 
-    /// Appends status line and fields, without the empty line that ends the head.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(match self.version() {
+    /// Appends status line and fields, without the empty line that ends the head. The version is that of the proxy that
+    /// sends it (RFC 9110 section 6.2).
+    pub fn write(&self, version: Version, out: &mut BytesMut) {
+        out.extend_from_slice(match version {
             Version::Http10 => b"HTTP/1.0 ",
             Version::Http11 => b"HTTP/1.1 ",
         });
-        // Writing to a Vec can't fail.
+        // Writing to a buffer can't fail.
         let _ = write!(out, "{:03} ", self.status);
         out.extend_from_slice(self.fields.bytes(self.reason));
         out.extend_from_slice(b"\r\n");
@@ -335,7 +350,7 @@ impl Fields {
         std::str::from_utf8(self.bytes(span)).unwrap_or_default()
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, out: &mut BytesMut) {
         for (name, value) in self.iter() {
             out.extend_from_slice(name);
             out.extend_from_slice(b": ");
@@ -434,9 +449,9 @@ mod tests {
     }
 
     fn written(request: &Request) -> String {
-        let mut out = Vec::new();
+        let mut out = BytesMut::new();
         request.write(&mut out);
-        String::from_utf8(out).unwrap()
+        String::from_utf8(out.to_vec()).unwrap()
     }
 
     #[test]
@@ -477,7 +492,7 @@ mod tests {
         for cut in 0..head.len() {
             let first = find_end(&head[..cut], 0, true).unwrap();
             assert_eq!(first.is_some(), cut >= 27, "{cut}");
-            assert_eq!(find_end(head, cut, true).unwrap().is_some(), cut <= 27 + 3);
+            assert_eq!(find_end(head, cut, true).unwrap().is_some(), cut <= 27);
             if first.is_none() {
                 assert_eq!(find_end(head, cut, true).unwrap(), Some(27));
             }
@@ -497,8 +512,8 @@ mod tests {
         let mut response = Response::default();
         let text = "HTTP/1.1 299 Quite Fine\r\nA: b\r\n";
         response.parse(format!("{text}\r\n").as_bytes()).unwrap();
-        let mut out = Vec::new();
-        response.write(&mut out);
-        assert_eq!(String::from_utf8(out).unwrap(), text);
+        let mut out = BytesMut::new();
+        response.write(response.version(), &mut out);
+        assert_eq!(String::from_utf8(out.to_vec()).unwrap(), text);
     }
 }

@@ -1,4 +1,4 @@
-//! Reading and writing of one connection from two futures at once, with the bytes that were read too early.
+//! One side of an exchange: a connection with what has been read too early and what is yet to be written.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -6,93 +6,118 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much is read at once. One TLS record is 16 KiB.
+/// How much is read at once, in bytes. One TLS record is 16 KiB.
 pub const READ_SIZE: usize = 16 * 1024;
 
-/// One connection and what has been read from it and not been used yet.
+/// A connection and the bytes that wait on either way.
 #[derive(Debug)]
 pub struct Buffered<S> {
     pub io: S,
-    pub buffer: BytesMut,
+    /// Read, and not used yet.
+    pub read: BytesMut,
+    /// To be written before anything else is.
+    pub unsent: BytesMut,
+    unflushed: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
-    pub fn new(io: S, buffer: BytesMut) -> Self {
-        Self { io, buffer }
+    pub fn new(io: S) -> Self {
+        Self {
+            io,
+            read: BytesMut::new(),
+            unsent: BytesMut::new(),
+            unflushed: false,
+        }
     }
 
-    /// Reads more into the buffer. 0: the other side has ended its half.
+    /// Reads more into `read`. 0: the other side has ended its half.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        poll_fill(&mut self.io, &mut self.buffer, cx)
+        // Reading straight into the buffer's spare room needs either unsafe code or zeroing: the scratch space is
+        // zeroed once for each thread, and an idle connection holds no room at all.
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut read = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+            self.read.extend_from_slice(read.filled());
+            Poll::Ready(Ok(read.filled().len()))
+        })
     }
 
-    pub async fn fill(&mut self) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_fill(cx)).await
+    /// Writes some of `bytes`. `unsent` must be empty.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
+        self.unflushed = true;
+        match written {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            _ => Poll::Ready(Ok(written)),
+        }
     }
 
-    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let io = RefCell::new(&mut self.io);
-        write_all(&io, bytes).await?;
-        flush(&io).await
+    /// Writes all of `unsent`.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.unsent))?;
+            self.unflushed = true;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes all of `unsent`, through to the socket.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends the way out, in order.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    pub async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_flush(cx)).await
     }
 
     /// Whether an idle connection can still be used: it is open and has said nothing unasked.
     pub fn is_quiet(&mut self) -> bool {
-        if !self.buffer.is_empty() {
+        if !self.read.is_empty() {
             return false;
         }
         let mut cx = Context::from_waker(std::task::Waker::noop());
         self.poll_fill(&mut cx).is_pending()
     }
-}
 
-/// The connection, borrowed for the length of one poll at a time.
-pub type Shared<'a, S> = RefCell<&'a mut S>;
+    /// Ready when the other side is gone. What it sends in the meantime is kept, up to a bound beyond which nobody looks.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.read.len() < READ_SIZE {
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
 
-fn poll_fill<S: AsyncRead + Unpin>(
-    io: &mut S,
-    buffer: &mut BytesMut,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    // Reading straight into the buffer's spare room needs either unsafe code or zeroing: the scratch space is
-    // zeroed once for each thread.
-    SCRATCH.with_borrow_mut(|scratch| {
-        let mut read = ReadBuf::new(scratch);
-        ready!(Pin::new(io).poll_read(cx, &mut read))?;
-        buffer.extend_from_slice(read.filled());
-        Poll::Ready(Ok(read.filled().len()))
-    })
+    /// Gives back the room of empty buffers, where nothing is expected for a while.
+    pub fn shrink(&mut self) {
+        for buffer in [&mut self.read, &mut self.unsent] {
+            if buffer.is_empty() && buffer.capacity() > 0 {
+                *buffer = BytesMut::new();
+            }
+        }
+    }
 }
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_SIZE].into_boxed_slice());
-}
-
-/// Reads more into `buffer`. 0: the other side has ended its half.
-pub async fn fill<S: AsyncRead + Unpin>(
-    io: &Shared<'_, S>,
-    buffer: &mut BytesMut,
-) -> io::Result<usize> {
-    poll_fn(|cx| poll_fill(*io.borrow_mut(), buffer, cx)).await
-}
-
-pub async fn write_all<S: AsyncWrite + Unpin>(
-    io: &Shared<'_, S>,
-    mut bytes: &[u8],
-) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let written = poll_fn(|cx| Pin::new(&mut **io.borrow_mut()).poll_write(cx, bytes)).await?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        bytes = &bytes[written..];
-    }
-    Ok(())
-}
-
-pub async fn flush<S: AsyncWrite + Unpin>(io: &Shared<'_, S>) -> io::Result<()> {
-    poll_fn(|cx| Pin::new(&mut **io.borrow_mut()).poll_flush(cx)).await
 }

@@ -1,18 +1,29 @@
 //! HTTP/1.0 and HTTP/1.1 (RFC 9112).
+//!
+//! In: the bytes of a downstream connection whose protocol and destination are known. Out: its requests, each carried to an
+//! endpoint of its own over an upstream connection that no other request uses meanwhile. One task a connection; a body flows only as
+//! fast as the side that takes it, and goes through as it came.
+//!
+//! ```text
+//!            serve           exchange          forward          pool
+//! downstream ─────▶ head ───────────▶ decide ────────▶ attempt ────▶ upstream
+//!                    │ framing   └─▶ reply     ◀── body, both ways ──▶
+//!                    ▼
+//!               one request, read in one way only          tunnel: after 101 and CONNECT
+//! ```
 
-use tokio::io::{AsyncRead, AsyncWrite};
+mod attempt;
+mod body;
+mod chunked;
+mod exchange;
+mod forward;
+mod framing;
+mod head;
+mod io;
+mod pool;
+mod reply;
+mod serve;
+mod tunnel;
 
-use crate::session::Session;
-
-/// Idle upstream connections of one worker.
-#[derive(Default)]
-pub struct Pool {}
-
-/// Serves the requests of one downstream connection until it ends.
-pub async fn serve<S>(session: Session, downstream: S)
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let _ = (session, downstream);
-    todo!()
-}
+pub use pool::Pool;
+pub use serve::serve;

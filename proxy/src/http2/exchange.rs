@@ -11,10 +11,11 @@ use http::header::HOST;
 use http::{Method, Request, Uri, request};
 use tokio::time::Instant;
 
-use super::forward::{Deadlines, Forward};
+use super::forward::Forward;
 use super::reply;
 use super::serve::Downstream;
 use crate::access_log::Entry;
+use crate::deadlines::Deadlines;
 use crate::metrics::{Direction, HttpVersion, RequestLabels, RequestMetrics};
 use crate::reason::Reason;
 use crate::route::{Decision, Rule, decide};

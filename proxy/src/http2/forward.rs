@@ -2,7 +2,7 @@
 //! nothing left to try.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{Response, request};
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::attempt::{self, Attempt, Failed, Progress};
 use super::body::{Broken, Download, Upload};
@@ -18,6 +18,7 @@ use super::exchange::{Client, End, Told};
 use super::reply;
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
+use crate::deadlines::Deadlines;
 use crate::metrics::RequestMetrics;
 use crate::reason::Reason;
 use crate::retry::{Failure, Next, Retries, says_never_sent};
@@ -417,53 +418,5 @@ fn break_off(
         Some(code) => send.send_reset(code),
         None if client.grpc && send.send_trailers(reply::grpc_trailers(reason)).is_ok() => {}
         None => send.send_reset(h2::Reason::INTERNAL_ERROR),
-    }
-}
-
-/// `timeouts.request` and `timeouts.backendRequest`.
-pub(super) struct Deadlines {
-    request: Option<Instant>,
-    attempt: Option<Instant>,
-    for_each_attempt: Option<Duration>,
-    /// Made when it is first needed.
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Deadlines {
-    pub fn new(started: Instant, rule: &Rule) -> Self {
-        Self {
-            // A time-out beyond what the clock can tell is none.
-            request: rule.request_timeout.and_then(|t| started.checked_add(t)),
-            attempt: None,
-            for_each_attempt: rule.backend_request_timeout,
-            timer: None,
-        }
-    }
-
-    fn begin_attempt(&mut self) {
-        self.attempt = self
-            .for_each_attempt
-            .and_then(|timeout| Instant::now().checked_add(timeout));
-    }
-
-    fn end_attempt(&mut self) {
-        self.attempt = None;
-    }
-
-    /// Ready when the next one has run out, with what it is called.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
-        let (due, reason) = match (self.request, self.attempt) {
-            (Some(request), Some(attempt)) if attempt < request => {
-                (attempt, Reason::BackendRequestTimeout)
-            }
-            (Some(request), _) => (request, Reason::RequestTimeout),
-            (None, Some(attempt)) => (attempt, Reason::BackendRequestTimeout),
-            (None, None) => return Poll::Pending,
-        };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if timer.deadline() != due {
-            timer.as_mut().reset(due);
-        }
-        timer.as_mut().poll(cx).map(|()| reason)
     }
 }

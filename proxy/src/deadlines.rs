@@ -1,0 +1,58 @@
+//! `timeouts.request` and `timeouts.backendRequest` of a rule, while one request is carried.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::reason::Reason;
+use crate::route::Rule;
+
+/// Both time-outs run to the end of the response (GEP-1742).
+pub struct Deadlines {
+    request: Option<Instant>,
+    attempt: Option<Instant>,
+    for_each_attempt: Option<Duration>,
+    /// Made when it is first needed.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadlines {
+    pub fn new(started: Instant, rule: &Rule) -> Self {
+        Self {
+            // A time-out beyond what the clock can tell is none.
+            request: rule.request_timeout.and_then(|t| started.checked_add(t)),
+            attempt: None,
+            for_each_attempt: rule.backend_request_timeout,
+            timer: None,
+        }
+    }
+
+    pub fn begin_attempt(&mut self) {
+        self.attempt = self
+            .for_each_attempt
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+    }
+
+    pub fn end_attempt(&mut self) {
+        self.attempt = None;
+    }
+
+    /// Ready when the next one has run out, with what it is called.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        let (due, reason) = match (self.request, self.attempt) {
+            (Some(request), Some(attempt)) if attempt < request => {
+                (attempt, Reason::BackendRequestTimeout)
+            }
+            (Some(request), _) => (request, Reason::RequestTimeout),
+            (None, Some(attempt)) => (attempt, Reason::BackendRequestTimeout),
+            (None, None) => return Poll::Pending,
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if timer.deadline() != due {
+            timer.as_mut().reset(due);
+        }
+        timer.as_mut().poll(cx).map(|()| reason)
+    }
+}

@@ -1,0 +1,274 @@
+//! One request from its head to the end of its response: decide, try (and try again), answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::body::Body;
+use super::forward::Forward;
+use super::framing::RequestFraming;
+use super::head::{Request, Response, Version};
+use super::io::Buffered;
+use super::pool::Upstream;
+use super::{attempt, reply};
+use crate::access_log::Entry;
+use crate::deadlines::Deadlines;
+use crate::metrics::{Direction, HttpVersion, RequestLabels, RequestMetrics};
+use crate::reason::Reason;
+use crate::route::{Decision, RequestHead as _, Rule, decide};
+use crate::session::Session;
+use crate::table::{Destination, Logical};
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    pub status: Option<u16>,
+    pub reason: Option<Reason>,
+}
+
+/// What becomes of the client's connection.
+pub enum After {
+    /// It may carry another request.
+    Next,
+    /// It is ended, in order.
+    Close,
+    /// It is cut: the client must not take what it got for a whole response.
+    Cut,
+    /// It belongs to the other protocol that both sides have switched to.
+    Tunnel(Box<Upstream>),
+}
+
+/// What has been found out about a request, for its access-log entry.
+#[derive(Default)]
+pub struct Told {
+    logical: Option<Arc<Logical>>,
+    rule: Option<Arc<Rule>>,
+    pub endpoint: Option<std::net::SocketAddr>,
+    pub attempts: u32,
+}
+
+/// The client's side of an exchange.
+pub struct Client<'a, S> {
+    pub session: &'a Session,
+    pub connection: &'a mut Buffered<S>,
+    pub version: Version,
+    pub framing: RequestFraming,
+    started: Instant,
+}
+
+/// What the request said before filters changed it, for its access-log entry.
+struct Asked {
+    method: String,
+    authority: String,
+    path: String,
+}
+
+/// Carries one request, whose head has been read and whose body follows in the connection.
+pub async fn run<S>(
+    session: &Session,
+    connection: &mut Buffered<S>,
+    request: &mut Request,
+    response: &mut Response,
+    framing: RequestFraming,
+) -> After
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let access_log = &session.worker.access_log;
+    let asked = access_log.enabled().then(|| Asked::of(request));
+    let mut client = Client {
+        session,
+        connection,
+        version: request.version(),
+        framing,
+        started: Instant::now(),
+    };
+    let mut told = Told::default();
+    let (metrics, (end, after)) = client.serve(request, response, &mut told).await;
+    let elapsed = client.started.elapsed();
+    metrics.end(end.status, end.reason, elapsed);
+    if let Some(asked) = asked {
+        asked.log(session, &told, end, elapsed);
+    }
+    after
+}
+
+/// Counts something that was no request, and writes a refusal.
+pub fn refuse<S>(session: &Session, connection: &mut Buffered<S>, reason: Reason) {
+    let metrics = match &**session.destination.load() {
+        Destination::Logical(logical) => session.request_metrics(&logical.default_rule, None),
+        Destination::Passthrough | Destination::Unknown => unknown_metrics(session),
+    };
+    metrics.begin(HttpVersion::Http1);
+    metrics.end(Some(reason.status()), Some(reason), Duration::ZERO);
+    reply::refusal(reason, &mut connection.unsent);
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
+    /// Returns where the request is counted, and how it ended.
+    async fn serve(
+        &mut self,
+        request: &mut Request,
+        response: &mut Response,
+        told: &mut Told,
+    ) -> (Arc<RequestMetrics>, (End, After)) {
+        let session = self.session;
+        let destination = session.destination.load();
+        let logical = match &**destination {
+            Destination::Logical(logical) => logical.clone(),
+            Destination::Passthrough | Destination::Unknown => {
+                let metrics = unknown_metrics(session);
+                metrics.begin(HttpVersion::Http1);
+                return (metrics, self.answer(Reason::DestinationUnknown));
+            }
+        };
+        drop(destination);
+        logical.budget.deposit();
+        let decision = decide(&logical, request, &mut session.worker.random.borrow_mut());
+        let logical = &*told.logical.insert(logical);
+        match decision {
+            Decision::Forward { rule, backend } => {
+                let metrics = session.request_metrics(&rule, Some(backend));
+                metrics.begin(HttpVersion::Http1);
+                let logical = logical.clone();
+                told.rule = Some(rule.clone());
+                let mut forward = Forward {
+                    rule: &rule,
+                    backend,
+                    budget: &logical.budget,
+                    metrics: &metrics,
+                    deadlines: Deadlines::new(self.started, &rule),
+                    told,
+                };
+                let ended = forward.run(self, request, response).await;
+                (metrics, ended)
+            }
+            Decision::Redirect {
+                rule,
+                status,
+                location,
+            } => {
+                let metrics = session.request_metrics(&rule, None);
+                metrics.begin(HttpVersion::Http1);
+                let ended = self.redirect(&rule, status, &location);
+                told.rule = Some(rule);
+                (metrics, ended)
+            }
+            Decision::Fail { rule, reason } => {
+                let counted = rule.as_ref().unwrap_or(&logical.default_rule);
+                let metrics = session.request_metrics(counted, None);
+                metrics.begin(HttpVersion::Http1);
+                told.rule = rule;
+                (metrics, self.answer(reason))
+            }
+        }
+    }
+
+    /// Answers with an error of the proxy's own, before anything has been done about the request's body.
+    pub fn answer(&mut self, reason: Reason) -> (End, After) {
+        let mut body = Body::new(self.framing.body);
+        self.answer_after(reason, &mut body)
+    }
+
+    /// Answers with an error of the proxy's own. `body`: what is left of the request's.
+    pub fn answer_after(&mut self, reason: Reason, body: &mut Body) -> (End, After) {
+        self.reply(&reply::error(reason), reason, body)
+    }
+
+    fn redirect(&mut self, rule: &Rule, status: u16, location: &str) -> (End, After) {
+        if !reply::is_field_value(location) {
+            // The path that the client sent can't stand in a header.
+            return self.answer(Reason::BadRequest);
+        }
+        let mut response = reply::redirect(status, location);
+        rule.filter_response(usize::MAX, &mut response);
+        let mut body = Body::new(self.framing.body);
+        self.reply(&response, Reason::Redirect, &mut body)
+    }
+
+    fn reply(&mut self, response: &Response, reason: Reason, body: &mut Body) -> (End, After) {
+        let whole = body.skip(self.connection);
+        let keep_alive = whole && self.keeps_alive();
+        attempt::write_head(self.connection, self.version, response, keep_alive);
+        let end = End {
+            status: Some(response.status),
+            reason: Some(reason),
+        };
+        match keep_alive {
+            true => (end, After::Next),
+            false => (end, After::Close),
+        }
+    }
+
+    pub fn gone() -> (End, After) {
+        let end = End {
+            status: None,
+            reason: Some(Reason::ClientGone),
+        };
+        (end, After::Cut)
+    }
+
+    /// Whether the client's connection may carry another request, as far as client and proxy want.
+    pub fn keeps_alive(&self) -> bool {
+        let leaving = self.session.direction == Direction::Inbound
+            && self.session.worker.drain.is_draining();
+        self.framing.keep_alive && !leaving
+    }
+
+    /// Whether a client that waits for a word before it sends its body may still send it, or not.
+    pub fn is_unsure_of(&self, body: &Body) -> bool {
+        self.framing.expects_continue && !body.is_received()
+    }
+}
+
+/// Where requests are counted for which no destination is known.
+fn unknown_metrics(session: &Session) -> Arc<RequestMetrics> {
+    let empty: Arc<str> = "".into();
+    let namespace = match session.direction {
+        Direction::Inbound => session.worker.config.namespace.as_str().into(),
+        Direction::Outbound => empty.clone(),
+    };
+    session.worker.metrics.request(RequestLabels {
+        direction: session.direction,
+        client: session.client.clone(),
+        namespace,
+        service: empty.clone(),
+        port: session.destination.address.port(),
+        route: empty.clone(),
+        rule: empty.clone(),
+        backend: empty,
+    })
+}
+
+impl Asked {
+    fn of(request: &Request) -> Self {
+        let path = request.path_and_query();
+        Self {
+            method: request.method().to_owned(),
+            authority: request.authority().unwrap_or_default().to_owned(),
+            // The query may carry secrets.
+            path: path.split('?').next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    fn log(&self, session: &Session, told: &Told, end: End, elapsed: Duration) {
+        session.worker.access_log.write(&Entry {
+            direction: session.direction,
+            version: HttpVersion::Http1,
+            client: &session.client,
+            method: &self.method,
+            authority: &self.authority,
+            path: &self.path,
+            service: told.logical.as_ref().map_or("", |l| &l.service),
+            route: told.rule.as_ref().map_or("", |rule| &rule.route),
+            rule: told.rule.as_ref().map_or("", |rule| &rule.name),
+            endpoint: told.endpoint,
+            status: end.status,
+            reason: end.reason,
+            attempts: told.attempts,
+            elapsed,
+        });
+    }
+}

@@ -1,0 +1,448 @@
+//! A request on its way to a backend: attempts on one endpoint after the other until a response is passed on, or there is
+//! nothing left to try.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep};
+
+use super::attempt::{self, Attempt, Failed, Progress, Reusable, write_head};
+use super::body::{Body, Broken};
+use super::exchange::{After, Client, End, Told};
+use super::framing::{Framing, ResponseFraming, is_idempotent};
+use super::head::{Request, Response, Version};
+use super::pool::Upstream;
+use crate::balance::{self, AttemptOutcome, InFlight};
+use crate::budget::RetryBudget;
+use crate::deadlines::Deadlines;
+use crate::metrics::RequestMetrics;
+use crate::reason::{REASON_HEADER, Reason};
+use crate::retry::{Failure, Next, Retries, says_never_sent};
+use crate::route::{RequestHead as _, Rule};
+use crate::table::{Backend, Peer};
+
+/// Forwards a request by a rule that has been decided upon.
+pub struct Forward<'a> {
+    pub rule: &'a Arc<Rule>,
+    /// Index into the rule's backends.
+    pub backend: usize,
+    pub budget: &'a RetryBudget,
+    pub metrics: &'a RequestMetrics,
+    pub deadlines: Deadlines,
+    pub told: &'a mut Told,
+}
+
+/// Why something that was waited for is not waited for any longer.
+enum Interrupt {
+    ClientGone,
+    Timeout(Reason),
+}
+
+/// A response, and what it came by.
+struct Answered {
+    upstream: Upstream,
+    in_flight: InFlight,
+    framing: ResponseFraming,
+}
+
+enum Unanswered {
+    Failed(Failed),
+    Interrupted(Interrupt),
+    BadRequest,
+}
+
+/// How the bodies ended, once the response had begun.
+enum Fate {
+    Complete,
+    Truncated(Reason),
+    Interrupted(Interrupt),
+}
+
+impl Forward<'_> {
+    pub async fn run<S>(
+        &mut self,
+        client: &mut Client<'_, S>,
+        request: &Request,
+        response: &mut Response,
+    ) -> (End, After)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let worker = client.session.worker.clone();
+        let Some(backend) = self.target() else {
+            return client.answer(Reason::BackendInvalid);
+        };
+        let mut upload = Body::replayable(client.framing.body, worker.config.limits.max_replay_bytes);
+        let mut retries = Retries::new(self.rule.retry.as_ref(), self.budget);
+        let mut tried: Vec<u64> = Vec::new();
+        let mut failed_before: Option<Failed> = None;
+        loop {
+            let picked = balance::pick(
+                &backend.endpoints(),
+                &tried,
+                &mut worker.random.borrow_mut(),
+            );
+            let Some(in_flight) = picked else {
+                // After an attempt, what it failed of says more than that nothing is left.
+                let reason = failed_before.map_or(Reason::NoEndpoint, |failed| failed.reason);
+                return client.answer_after(reason, &mut upload);
+            };
+            let id = in_flight.endpoint.id;
+            self.told.attempts += 1;
+            self.told.endpoint = Some(in_flight.endpoint.address);
+            self.deadlines.begin_attempt();
+            let attempted = self
+                .attempt(client, request, response, &mut upload, in_flight)
+                .await;
+            let (failed, wait) = match attempted {
+                Ok(answered) => {
+                    let failure = bad_response(&answered, response, &retries);
+                    let wait = failure.and_then(|f| self.next(&mut retries, f, &upload));
+                    match (failure, wait) {
+                        (Some(failure), Some(wait)) => {
+                            discard(client, answered, &upload);
+                            (Failed::status(failure), wait)
+                        }
+                        _ => return self.pass_on(client, request, response, answered, upload).await,
+                    }
+                }
+                Err(Unanswered::BadRequest) => {
+                    return client.answer_after(Reason::BadRequest, &mut upload);
+                }
+                Err(unanswered) => {
+                    let failed = match unanswered {
+                        Unanswered::Failed(failed) => failed,
+                        Unanswered::Interrupted(Interrupt::ClientGone) => return Client::<S>::gone(),
+                        Unanswered::Interrupted(Interrupt::Timeout(
+                            Reason::BackendRequestTimeout,
+                        )) => Failed::timed_out(),
+                        Unanswered::Interrupted(Interrupt::Timeout(reason)) => {
+                            return client.answer_after(reason, &mut upload);
+                        }
+                        Unanswered::BadRequest => Failed::status(Failure::Status(400)),
+                    };
+                    // Without a certificate of our own there is no point in asking the next endpoint.
+                    let hopeless = failed.reason == Reason::NoCertificate;
+                    let wait = match hopeless {
+                        true => None,
+                        false => self.next(&mut retries, failed.failure, &upload),
+                    };
+                    match wait {
+                        Some(wait) => (failed, wait),
+                        None => return client.answer_after(failed.reason, &mut upload),
+                    }
+                }
+            };
+            failed_before = Some(failed);
+            if !tried.contains(&id) {
+                tried.push(id);
+            }
+            self.deadlines.end_attempt();
+            if !wait.is_zero()
+                && let Err(interrupt) = self.wait_for(client, sleep(wait)).await
+            {
+                return match interrupt {
+                    Interrupt::ClientGone => Client::<S>::gone(),
+                    Interrupt::Timeout(reason) => client.answer_after(reason, &mut upload),
+                };
+            }
+        }
+    }
+
+    fn target(&self) -> Option<Arc<Backend>> {
+        let backend = &self.rule.backends.get(self.backend)?.backend;
+        backend.as_ref().ok().cloned()
+    }
+
+    /// How long to wait for the next attempt. `None`: there is none.
+    fn next(&self, retries: &mut Retries<'_>, failure: Failure, upload: &Body) -> Option<Duration> {
+        let next = retries.next(failure, upload.is_replayable());
+        if let Some(outcome) = retries.outcome() {
+            self.metrics.retry(outcome);
+        }
+        match next {
+            Next::Retry(wait) => Some(wait),
+            Next::GiveUp => None,
+        }
+    }
+
+    /// One attempt, up to the head of a response.
+    async fn attempt<S>(
+        &mut self,
+        client: &mut Client<'_, S>,
+        request: &Request,
+        response: &mut Response,
+        upload: &mut Body,
+        mut in_flight: InFlight,
+    ) -> Result<Answered, Unanswered>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let worker = client.session.worker.clone();
+        let endpoint = in_flight.endpoint.clone();
+        let max_head = worker.config.limits.max_header_bytes;
+        let version = client.version;
+        let idempotent = is_idempotent(request);
+        // Whoever speaks HTTP/1.0 closes after the response.
+        let mut reusable = match version {
+            Version::Http11 => Reusable::Yes { idempotent },
+            Version::Http10 => Reusable::No,
+        };
+        loop {
+            let began = Instant::now();
+            let connecting = attempt::connect(&worker, &endpoint, reusable);
+            let upstream = match self.wait_for(client, connecting).await {
+                Ok(Ok(upstream)) => upstream,
+                Ok(Err(failed)) => {
+                    in_flight.finish(failed.outcome, began.elapsed());
+                    return Err(Unanswered::Failed(failed));
+                }
+                Err(interrupt) => {
+                    in_flight.finish(interrupt.outcome(), began.elapsed());
+                    return Err(Unanswered::Interrupted(interrupt));
+                }
+            };
+            // What the connection took to open is nothing that the next request waits for.
+            let sent = Instant::now();
+            let mut attempt = Attempt::new(
+                upstream,
+                request,
+                client.framing.upgrade,
+                upload,
+                client.connection,
+            );
+            let progress = poll_fn(|cx| {
+                let connection = &mut *client.connection;
+                match attempt.poll(cx, connection, version, upload, response, max_head) {
+                    Poll::Ready(progress) => Poll::Ready(Ok(progress)),
+                    Poll::Pending if upload.is_done() => self.poll_interrupt(cx, client).map(Err),
+                    Poll::Pending => self
+                        .deadlines
+                        .poll(cx)
+                        .map(|reason| Err(Interrupt::Timeout(reason))),
+                }
+            })
+            .await;
+            return match progress {
+                Ok(Progress::Head(framing)) => {
+                    let outcome = AttemptOutcome::Response {
+                        status: response.status,
+                    };
+                    in_flight.answered(outcome, sent.elapsed());
+                    Ok(Answered {
+                        upstream: attempt.upstream,
+                        in_flight,
+                        framing,
+                    })
+                }
+                Ok(Progress::Stale) if idempotent && upload.is_replayable() => {
+                    reusable = Reusable::No;
+                    continue;
+                }
+                Ok(Progress::Stale) => {
+                    in_flight.finish(AttemptOutcome::Reset, sent.elapsed());
+                    Err(Unanswered::Failed(Failed {
+                        failure: Failure::Reset,
+                        reason: Reason::UpstreamReset,
+                        outcome: AttemptOutcome::Reset,
+                    }))
+                }
+                Ok(Progress::Failed(failed)) => {
+                    in_flight.finish(failed.outcome, sent.elapsed());
+                    Err(Unanswered::Failed(failed))
+                }
+                Ok(Progress::ClientGone) => Err(Unanswered::Interrupted(Interrupt::ClientGone)),
+                Ok(Progress::BadRequest) => Err(Unanswered::BadRequest),
+                Err(interrupt) => {
+                    in_flight.finish(interrupt.outcome(), sent.elapsed());
+                    Err(Unanswered::Interrupted(interrupt))
+                }
+            };
+        }
+    }
+
+    /// Passes a response on to its end, and what is left of the request.
+    async fn pass_on<S>(
+        &mut self,
+        client: &mut Client<'_, S>,
+        request: &Request,
+        response: &mut Response,
+        answered: Answered,
+        mut upload: Body,
+    ) -> (End, After)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Answered {
+            mut upstream,
+            in_flight,
+            framing,
+        } = answered;
+        upload.keep_no_more();
+        // Only a proxy speaks of reasons, and only a sidecar is known to be one.
+        if !upstream.is_mesh {
+            response.fields.remove(REASON_HEADER);
+        }
+        self.rule.filter_response(self.backend, response);
+        let status = response.status;
+        if status == 101 && !client.framing.upgrade {
+            return client.answer(Reason::UpstreamProtocolError);
+        }
+        let tunnel = status == 101
+            || request.method() == "CONNECT" && (200..300).contains(&status);
+        let mut download = Body::new(framing.body);
+        let mut until_close = framing.body == Framing::UntilClose;
+        if client.version == Version::Http10 && framing.body == Framing::Chunked {
+            response.fields.remove("transfer-encoding");
+            download = download.content_only();
+            until_close = true;
+        }
+        let keep_alive = client.keeps_alive() && !until_close && !client.is_unsure_of(&upload);
+        write_head(client.connection, client.version, response, keep_alive || tunnel);
+        let complete = |reason| End {
+            status: Some(status),
+            reason,
+        };
+        if tunnel {
+            return (complete(None), After::Tunnel(Box::new(upstream)));
+        }
+        let fate = poll_fn(|cx| self.poll_bodies(cx, client, &mut upload, &mut upstream, &mut download)).await;
+        match fate {
+            Fate::Complete => {
+                let whole = upload.is_done();
+                if whole && framing.keep_alive && client.version == Version::Http11 {
+                    let worker = &client.session.worker;
+                    worker.http1_pool.put(worker, &in_flight.endpoint, upstream);
+                }
+                let after = match keep_alive && whole {
+                    true => After::Next,
+                    false => After::Close,
+                };
+                (complete(None), after)
+            }
+            Fate::Truncated(reason) => (complete(Some(reason)), After::Cut),
+            Fate::Interrupted(Interrupt::ClientGone) => (complete(Some(Reason::ClientGone)), After::Cut),
+            Fate::Interrupted(Interrupt::Timeout(reason)) => (complete(Some(reason)), After::Cut),
+        }
+    }
+
+    fn poll_bodies<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client<'_, S>,
+        upload: &mut Body,
+        upstream: &mut Upstream,
+        download: &mut Body,
+    ) -> Poll<Fate>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let gone = || Poll::Ready(Fate::Interrupted(Interrupt::ClientGone));
+        match download.poll(cx, &mut upstream.connection, client.connection) {
+            Poll::Ready(Ok(())) => return Poll::Ready(Fate::Complete),
+            Poll::Ready(Err(Broken::Sender(error))) => {
+                tracing::debug!(%error, "an upstream broke off a response");
+                return Poll::Ready(Fate::Truncated(Reason::ResponseTruncated));
+            }
+            Poll::Ready(Err(Broken::Coding(error))) => {
+                tracing::debug!(%error, "an upstream's response body is refused");
+                return Poll::Ready(Fate::Truncated(Reason::UpstreamProtocolError));
+            }
+            Poll::Ready(Err(Broken::Taker(_))) => return gone(),
+            Poll::Pending => {}
+        }
+        if upload.is_done() {
+            if client.connection.poll_gone(cx).is_ready() {
+                return gone();
+            }
+        } else {
+            match upload.poll(cx, client.connection, &mut upstream.connection) {
+                Poll::Ready(Err(Broken::Sender(_) | Broken::Coding(_))) => return gone(),
+                // The rest of the response may be on its way all the same.
+                Poll::Ready(Err(Broken::Taker(_)) | Ok(())) | Poll::Pending => {}
+            }
+        }
+        let reason = ready!(self.deadlines.poll(cx));
+        Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))
+    }
+
+    /// Waits for `future`, unless the client goes or time runs out before.
+    async fn wait_for<S, F: Future>(
+        &mut self,
+        client: &mut Client<'_, S>,
+        future: F,
+    ) -> Result<F::Output, Interrupt>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_interrupt(cx, client).map(Err),
+        })
+        .await
+    }
+
+    fn poll_interrupt<S>(&mut self, cx: &mut Context<'_>, client: &mut Client<'_, S>) -> Poll<Interrupt>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if client.connection.poll_gone(cx).is_ready() {
+            return Poll::Ready(Interrupt::ClientGone);
+        }
+        self.deadlines.poll(cx).map(Interrupt::Timeout)
+    }
+}
+
+impl Interrupt {
+    /// What it says about the endpoint.
+    fn outcome(&self) -> AttemptOutcome {
+        match self {
+            Self::ClientGone => AttemptOutcome::Cancelled,
+            Self::Timeout(_) => AttemptOutcome::TimedOut,
+        }
+    }
+}
+
+/// The failure that a response stands for, if another attempt may follow it.
+fn bad_response(answered: &Answered, response: &Response, retries: &Retries<'_>) -> Option<Failure> {
+    let status = response.status;
+    if status < 400 {
+        return None;
+    }
+    let told = response.fields.get(REASON_HEADER);
+    if matches!(answered.in_flight.endpoint.peer, Peer::Mesh(_))
+        && told.is_some_and(says_never_sent)
+    {
+        return Some(Failure::NeverSent);
+    }
+    retries
+        .is_retried(status)
+        .then_some(Failure::Status(status))
+}
+
+/// Keeps the connection of a response that nobody will see, where all of it is there already.
+fn discard<S>(client: &Client<'_, S>, answered: Answered, upload: &Body) {
+    let Answered {
+        mut upstream,
+        in_flight,
+        framing,
+    } = answered;
+    let connection = &mut upstream.connection;
+    let whole = match framing.body {
+        Framing::None => true,
+        Framing::Length(length) if connection.read.len() as u64 == length => {
+            connection.read.clear();
+            true
+        }
+        _ => false,
+    };
+    if whole && upload.is_done() && framing.keep_alive && client.version == Version::Http11 {
+        let worker = &client.session.worker;
+        worker.http1_pool.put(worker, &in_flight.endpoint, upstream);
+    }
+}

@@ -1,0 +1,195 @@
+//! The idle upstream connections of one worker, by endpoint. The one that was used last is used first, so that those which are
+//! not needed grow old and end.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::io::Buffered;
+use crate::identity::Alpn;
+use crate::metrics::{HttpVersion, Metrics, PoolState};
+use crate::table::{Endpoint, Peer};
+use crate::upstream::{self, ConnectError, Stream};
+use crate::worker::Worker;
+
+/// How often idle connections are looked through for those that are over.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long a connection to an app may be idle: below the 5 s that Node.js and others give a client (an app that closes as a
+/// request arrives costs that request).
+const APP_IDLE: Duration = Duration::from_secs(4);
+/// The same for a request that must not be sent twice: no server in use closes so soon.
+const APP_IDLE_UNSAFE: Duration = Duration::from_secs(1);
+
+/// Idle upstream connections of one worker.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    count: Cell<usize>,
+    sweeping: Cell<bool>,
+}
+
+struct Idle {
+    upstream: Upstream,
+    since: Instant,
+}
+
+/// One upstream connection, while it carries an exchange.
+pub struct Upstream {
+    pub connection: Buffered<Stream>,
+    /// It has carried an exchange before.
+    pub reused: bool,
+    /// The other end is a sidecar that has proved who it is.
+    pub is_mesh: bool,
+    opened: Instant,
+    gauge: Gauge,
+}
+
+/// Counts a connection in `naru_pool_connections` for as long as it lives.
+struct Gauge {
+    metrics: Metrics,
+    state: PoolState,
+}
+
+impl Pool {
+    /// An idle connection to `endpoint` that is still open. `idempotent`: a request whose connection turns out to be closed may be
+    /// sent again.
+    pub fn take(&self, worker: &Worker, endpoint: &Endpoint, idempotent: bool) -> Option<Upstream> {
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.get_mut(&endpoint.id)?;
+        let now = Instant::now();
+        let mut found = None;
+        while let Some(mut last) = connections.pop() {
+            self.count.set(self.count.get() - 1);
+            if last.is_over(worker, now) || !last.upstream.connection.is_quiet() {
+                continue;
+            }
+            if !idempotent && !last.upstream.is_mesh && last.idle(now) > APP_IDLE_UNSAFE {
+                // Good enough for others. Those below it have been idle for longer still.
+                self.count.set(self.count.get() + 1);
+                connections.push(last);
+                break;
+            }
+            last.upstream.reused = true;
+            last.upstream.gauge.set(PoolState::Active);
+            found = Some(last.upstream);
+            break;
+        }
+        if connections.is_empty() {
+            idle.remove(&endpoint.id);
+        }
+        found
+    }
+
+    /// Takes back a connection whose exchange is complete in both directions.
+    pub fn put(&self, worker: &Rc<Worker>, endpoint: &Endpoint, mut upstream: Upstream) {
+        let limits = &worker.config.limits;
+        let now = Instant::now();
+        let too_old = now.duration_since(upstream.opened) >= limits.pool_age;
+        if too_old || !upstream.connection.read.is_empty() || self.count.get() >= limits.max_idle {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.entry(endpoint.id).or_default();
+        if connections.len() >= limits.max_idle_per_endpoint {
+            return;
+        }
+        upstream.connection.shrink();
+        upstream.gauge.set(PoolState::Idle);
+        connections.push(Idle {
+            upstream,
+            since: now,
+        });
+        self.count.set(self.count.get() + 1);
+        drop(idle);
+        if !self.sweeping.replace(true) {
+            tokio::task::spawn_local(sweep(Rc::downgrade(worker)));
+        }
+    }
+
+    /// Ends what is over. False: nothing is left.
+    fn sweep(&self, worker: &Worker) -> bool {
+        let now = Instant::now();
+        let mut left = 0;
+        self.idle.borrow_mut().retain(|_, connections| {
+            connections.retain_mut(|idle| {
+                !idle.is_over(worker, now) && idle.upstream.connection.is_quiet()
+            });
+            left += connections.len();
+            !connections.is_empty()
+        });
+        self.count.set(left);
+        self.sweeping.set(left > 0);
+        left > 0
+    }
+}
+
+/// Runs while there is anything to look through.
+async fn sweep(worker: Weak<Worker>) {
+    loop {
+        sleep(SWEEP_EVERY).await;
+        let Some(worker) = worker.upgrade() else {
+            return;
+        };
+        if !worker.http1_pool.sweep(&worker) {
+            return;
+        }
+    }
+}
+
+impl Idle {
+    fn idle(&self, now: Instant) -> Duration {
+        now.duration_since(self.since)
+    }
+
+    fn is_over(&self, worker: &Worker, now: Instant) -> bool {
+        let limits = &worker.config.limits;
+        let longest = match self.upstream.is_mesh {
+            true => limits.pool_idle,
+            false => limits.pool_idle.min(APP_IDLE),
+        };
+        self.idle(now) >= longest
+            || now.duration_since(self.upstream.opened) >= limits.pool_age
+    }
+}
+
+impl Upstream {
+    /// Opens a connection to `endpoint`.
+    pub async fn connect(worker: &Worker, endpoint: &Endpoint) -> Result<Self, ConnectError> {
+        let stream = upstream::connect(worker, endpoint, Alpn::Http1).await?;
+        Ok(Self {
+            connection: Buffered::new(stream),
+            reused: false,
+            is_mesh: matches!(endpoint.peer, Peer::Mesh(_)),
+            opened: Instant::now(),
+            gauge: Gauge::new(&worker.metrics),
+        })
+    }
+}
+
+impl Gauge {
+    fn new(metrics: &Metrics) -> Self {
+        metrics.pool_connections(HttpVersion::Http1, PoolState::Active, 1);
+        Self {
+            metrics: metrics.clone(),
+            state: PoolState::Active,
+        }
+    }
+
+    fn set(&mut self, state: PoolState) {
+        self.metrics
+            .pool_connections(HttpVersion::Http1, self.state, -1);
+        self.metrics
+            .pool_connections(HttpVersion::Http1, state, 1);
+        self.state = state;
+    }
+}
+
+impl Drop for Gauge {
+    fn drop(&mut self) {
+        self.metrics
+            .pool_connections(HttpVersion::Http1, self.state, -1);
+    }
+}

@@ -1,0 +1,226 @@
+//! A downstream connection: one request after the other, until the client goes, the proxy shuts down, or nothing has happened
+//! for too long.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Buf;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+
+use super::exchange::{self, After};
+use super::framing::{self, RequestFraming};
+use super::head::{self, HeadError, Request, Response};
+use super::io::Buffered;
+use super::tunnel;
+use crate::drain::Drain;
+use crate::metrics::Direction;
+use crate::reason::Reason;
+use crate::session::{Session, UNAUTHENTICATED};
+
+/// How long a client that knows nothing of the mesh may still send a request on a connection that would be ended. Whoever has
+/// other endpoints has been told of them by then.
+const LEAVING: Duration = Duration::from_secs(2);
+/// How long, and for how many bytes, a client that is still sending is listened to after the last response, so that the
+/// response is not lost (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(2);
+const MAX_LINGERED: usize = 1024 * 1024;
+
+/// Why there is no other request.
+enum NoRequest {
+    /// The connection is over, or idle and not wanted any more.
+    Over,
+    /// The client is told so.
+    Refused(Reason),
+}
+
+/// What a connection waits for beside bytes.
+struct Patience<'a> {
+    timer: Pin<&'a mut Sleep>,
+    leaving: Pin<&'a mut (dyn Future<Output = ()> + 'a)>,
+    idle: Duration,
+    head: Duration,
+    max_head: usize,
+}
+
+/// Serves the requests of one downstream connection until it ends. Returns the connection if it must be reset, so that the client
+/// does not take what it got for a whole response.
+pub async fn serve<S>(session: Session, downstream: S) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let mut connection = Buffered::new(downstream);
+    let limits = session.worker.config.limits.clone();
+    let mut request = Request::default();
+    let mut response = Response::default();
+    let timer = pin!(sleep(limits.keep_alive_idle));
+    let drain = session.worker.drain.clone();
+    let leaving = pin!(leaving(&session, &drain));
+    let mut patience = Patience {
+        timer,
+        leaving,
+        idle: limits.keep_alive_idle,
+        head: limits.header_timeout,
+        max_head: limits.max_header_bytes,
+    };
+    loop {
+        let framing = match next_request(&mut connection, &mut request, &mut patience).await {
+            Ok(framing) => framing,
+            Err(NoRequest::Over) => break,
+            Err(NoRequest::Refused(reason)) => {
+                exchange::refuse(&session, &mut connection, reason);
+                break;
+            }
+        };
+        let done = exchange::run(
+            &session,
+            &mut connection,
+            &mut request,
+            &mut response,
+            framing,
+        );
+        match done.await {
+            After::Next => {}
+            After::Close => break,
+            After::Cut => return Some(connection.io),
+            After::Tunnel(upstream) => return tunnel::run(connection, *upstream).await,
+        }
+    }
+    close(connection).await;
+    None
+}
+
+/// Ready when an idle connection is to be ended because the proxy shuts down. The connections of the own app are left alone: it
+/// may need them to finish.
+async fn leaving(session: &Session, drain: &Drain) {
+    if session.direction == Direction::Outbound {
+        return std::future::pending().await;
+    }
+    drain.started().await;
+    if &*session.client == UNAUTHENTICATED {
+        sleep(LEAVING).await;
+    }
+}
+
+/// Reads the head of the next request.
+async fn next_request<S>(
+    connection: &mut Buffered<S>,
+    request: &mut Request,
+    patience: &mut Patience<'_>,
+) -> Result<RequestFraming, NoRequest>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // Clients of old sent one too many (RFC 9112 section 2.2).
+    if connection.read.starts_with(b"\r\n") {
+        connection.read.advance(2);
+    }
+    let mut scanned = 0;
+    let mut due = None;
+    let end = loop {
+        match head::find_end(&connection.read, scanned, true) {
+            Ok(Some(end)) if end <= patience.max_head => break end,
+            Ok(None) if connection.read.len() < patience.max_head => {}
+            Ok(_) => return Err(NoRequest::Refused(Reason::HeaderTooLarge)),
+            Err(error) => return Err(refusal(&error)),
+        }
+        scanned = connection.read.len();
+        let begun = !connection.read.is_empty();
+        if !begun {
+            connection.shrink();
+        }
+        let due = match (begun, due) {
+            // The head is given its time from its first byte on.
+            (true, Some((true, due))) => due,
+            _ => {
+                let time = if begun { patience.head } else { patience.idle };
+                due.insert((begun, Instant::now() + time)).1
+            }
+        };
+        poll_fn(|cx| patience.poll_more(cx, connection, begun, due)).await?;
+        if !begun && connection.read.starts_with(b"\r\n") {
+            connection.read.advance(2);
+        }
+    };
+    let parsed = request.parse(&connection.read[..end]);
+    connection.read.advance(end);
+    parsed.map_err(|error| refusal(&error))?;
+    framing::request(request).map_err(|error| {
+        tracing::debug!(%error, "a request is refused");
+        NoRequest::Refused(Reason::BadRequest)
+    })
+}
+
+fn refusal(error: &HeadError) -> NoRequest {
+    tracing::debug!(%error, "a request is refused");
+    NoRequest::Refused(match error {
+        HeadError::Version => Reason::VersionNotSupported,
+        HeadError::TooManyFields => Reason::HeaderTooLarge,
+        HeadError::BareLineFeed | HeadError::Syntax(_) => Reason::BadRequest,
+    })
+}
+
+impl Patience<'_> {
+    /// Ready when more has been read.
+    fn poll_more<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut Buffered<S>,
+        begun: bool,
+        due: Instant,
+    ) -> Poll<Result<(), NoRequest>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        // A response that is still in the buffer goes out before the next request is waited for.
+        if let Poll::Ready(Err(_)) = connection.poll_flush(cx) {
+            return Poll::Ready(Err(NoRequest::Over));
+        }
+        if let Poll::Ready(filled) = connection.poll_fill(cx) {
+            return Poll::Ready(match filled {
+                Ok(0) | Err(_) => Err(NoRequest::Over),
+                Ok(_) => Ok(()),
+            });
+        }
+        if !begun && self.leaving.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(NoRequest::Over));
+        }
+        // The timer is left where it is as long as that is early enough: moving it costs more than looking at it once more.
+        if self.timer.deadline() > due || self.timer.is_elapsed() {
+            self.timer.as_mut().reset(due);
+        }
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            if Instant::now() >= due {
+                return Poll::Ready(Err(match begun {
+                    true => NoRequest::Refused(Reason::HeaderTimeout),
+                    false => NoRequest::Over,
+                }));
+            }
+            self.timer.as_mut().reset(due);
+        }
+    }
+}
+
+/// Ends a connection so that what was written last arrives, even where the client is still sending.
+async fn close<S>(mut connection: Buffered<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let ending = async {
+        poll_fn(|cx| connection.poll_shutdown(cx)).await?;
+        let mut lingered = 0;
+        while lingered < MAX_LINGERED {
+            connection.read.clear();
+            match poll_fn(|cx| connection.poll_fill(cx)).await? {
+                0 => break,
+                length => lingered += length,
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    // Whoever does not listen to the end has lost nothing that could be helped.
+    let _ = timeout(LINGER, ending).await;
+}
