@@ -172,7 +172,7 @@ impl Attempt {
                 return Poll::Ready(Progress::BadRequest);
             }
             // Why is told by the response: a server may have answered without waiting for the body.
-            Poll::Ready(Err(Broken::Taker(_)) | Ok(())) | Poll::Pending => {}
+            Poll::Ready(Err(Broken::Taker) | Ok(())) | Poll::Pending => {}
         }
         loop {
             // One interim response at a time: they pile up nowhere.
@@ -237,7 +237,12 @@ impl Attempt {
 
     /// The connection is over before the head of a response is complete. No `error`: it was ended in order.
     fn ended(&self, error: Option<&io::Error>) -> Progress {
-        tracing::debug!(?error, answered = self.answered, reused = self.upstream.reused, "an upstream ended a connection");
+        tracing::debug!(
+            ?error,
+            answered = self.answered,
+            reused = self.upstream.reused,
+            "an upstream ended a connection"
+        );
         if !self.answered && self.upstream.is_mesh && error.is_none() {
             // A sidecar ends a connection in order, and with no response, only where it has taken no request from it.
             return Progress::Failed(Failed {
@@ -266,7 +271,9 @@ pub fn write_head<S>(
     };
     response.write(version, &mut client.unsent);
     if response.status == 101 {
-        client.unsent.extend_from_slice(b"Connection: upgrade\r\n\r\n");
+        client
+            .unsent
+            .extend_from_slice(b"Connection: upgrade\r\n\r\n");
     } else {
         reply::end_head(&mut client.unsent, client_version, keep_alive);
     }

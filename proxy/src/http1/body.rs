@@ -21,8 +21,8 @@ pub enum Broken {
     Sender(io::Error),
     /// The side that sends it breaks the chunked coding.
     Coding(ChunkError),
-    /// The side that takes it.
-    Taker(io::Error),
+    /// The side that takes it went away. Why is of no interest: it is told nothing more.
+    Taker,
 }
 
 /// What is left of a body.
@@ -137,9 +137,9 @@ impl Body {
     {
         while !self.done {
             if self.checked > 0 {
-                ready!(self.poll_write(cx, from, to)).map_err(Broken::Taker)?;
+                ready!(self.poll_write(cx, from, to)).map_err(|_| Broken::Taker)?;
             } else if self.is_received() {
-                ready!(to.poll_flush(cx)).map_err(Broken::Taker)?;
+                ready!(to.poll_flush(cx)).map_err(|_| Broken::Taker)?;
                 self.done = true;
             } else if !from.read.is_empty() {
                 self.check(from).map_err(Broken::Coding)?;
@@ -156,7 +156,7 @@ impl Body {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
                     Poll::Pending => {
                         // Whatever there is goes out before anything is waited for.
-                        ready!(to.poll_flush(cx)).map_err(Broken::Taker)?;
+                        ready!(to.poll_flush(cx)).map_err(|_| Broken::Taker)?;
                         return Poll::Pending;
                     }
                 }

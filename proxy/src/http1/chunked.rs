@@ -258,7 +258,11 @@ mod tests {
             b"0\r\nno colon\r\n\r\n",
             b"0\r\nA: b\n\r\n",
         ] {
-            assert!(content(body, 1).is_err(), "{:?}", String::from_utf8_lossy(body));
+            assert!(
+                content(body, 1).is_err(),
+                "{:?}",
+                String::from_utf8_lossy(body)
+            );
             assert!(content(body, body.len()).is_err());
         }
     }

@@ -212,8 +212,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
 
     /// Whether the client's connection may carry another request, as far as client and proxy want.
     pub fn keeps_alive(&self) -> bool {
-        let leaving = self.session.direction == Direction::Inbound
-            && self.session.worker.drain.is_draining();
+        let leaving =
+            self.session.direction == Direction::Inbound && self.session.worker.drain.is_draining();
         self.framing.keep_alive && !leaving
     }
 

@@ -76,7 +76,8 @@ impl Forward<'_> {
         let Some(backend) = self.target() else {
             return client.answer(Reason::BackendInvalid);
         };
-        let mut upload = Body::replayable(client.framing.body, worker.config.limits.max_replay_bytes);
+        let mut upload =
+            Body::replayable(client.framing.body, worker.config.limits.max_replay_bytes);
         let mut retries = Retries::new(self.rule.retry.as_ref(), self.budget);
         let mut tried: Vec<u64> = Vec::new();
         let mut failed_before: Option<Failed> = None;
@@ -107,7 +108,11 @@ impl Forward<'_> {
                             discard(client, answered, &upload);
                             (Failed::status(failure), wait)
                         }
-                        _ => return self.pass_on(client, request, response, answered, upload).await,
+                        _ => {
+                            return self
+                                .pass_on(client, request, response, answered, upload)
+                                .await;
+                        }
                     }
                 }
                 Err(Unanswered::BadRequest) => {
@@ -116,7 +121,9 @@ impl Forward<'_> {
                 Err(unanswered) => {
                     let failed = match unanswered {
                         Unanswered::Failed(failed) => failed,
-                        Unanswered::Interrupted(Interrupt::ClientGone) => return Client::<S>::gone(),
+                        Unanswered::Interrupted(Interrupt::ClientGone) => {
+                            return Client::<S>::gone();
+                        }
                         Unanswered::Interrupted(Interrupt::Timeout(
                             Reason::BackendRequestTimeout,
                         )) => Failed::timed_out(),
@@ -292,8 +299,7 @@ impl Forward<'_> {
         if status == 101 && !client.framing.upgrade {
             return client.answer(Reason::UpstreamProtocolError);
         }
-        let tunnel = status == 101
-            || request.method() == "CONNECT" && (200..300).contains(&status);
+        let tunnel = status == 101 || request.method() == "CONNECT" && (200..300).contains(&status);
         let mut download = Body::new(framing.body);
         let mut until_close = framing.body == Framing::UntilClose;
         if client.version == Version::Http10 && framing.body == Framing::Chunked {
@@ -302,7 +308,12 @@ impl Forward<'_> {
             until_close = true;
         }
         let keep_alive = client.keeps_alive() && !until_close && !client.is_unsure_of(&upload);
-        write_head(client.connection, client.version, response, keep_alive || tunnel);
+        write_head(
+            client.connection,
+            client.version,
+            response,
+            keep_alive || tunnel,
+        );
         let complete = |reason| End {
             status: Some(status),
             reason,
@@ -310,7 +321,9 @@ impl Forward<'_> {
         if tunnel {
             return (complete(None), After::Tunnel(Box::new(upstream)));
         }
-        let fate = poll_fn(|cx| self.poll_bodies(cx, client, &mut upload, &mut upstream, &mut download)).await;
+        let fate =
+            poll_fn(|cx| self.poll_bodies(cx, client, &mut upload, &mut upstream, &mut download))
+                .await;
         match fate {
             Fate::Complete => {
                 let whole = upload.is_done();
@@ -324,8 +337,14 @@ impl Forward<'_> {
                 };
                 (complete(None), after)
             }
-            Fate::Truncated(reason) => (complete(Some(reason)), After::Cut),
-            Fate::Interrupted(Interrupt::ClientGone) => (complete(Some(Reason::ClientGone)), After::Cut),
+            Fate::Truncated(reason) => {
+                // As much as there is of it: the client sees what the upstream did.
+                let _ = poll_fn(|cx| Poll::Ready(client.connection.poll_flush(cx))).await;
+                (complete(Some(reason)), After::Cut)
+            }
+            Fate::Interrupted(Interrupt::ClientGone) => {
+                (complete(Some(Reason::ClientGone)), After::Cut)
+            }
             Fate::Interrupted(Interrupt::Timeout(reason)) => (complete(Some(reason)), After::Cut),
         }
     }
@@ -352,7 +371,7 @@ impl Forward<'_> {
                 tracing::debug!(%error, "an upstream's response body is refused");
                 return Poll::Ready(Fate::Truncated(Reason::UpstreamProtocolError));
             }
-            Poll::Ready(Err(Broken::Taker(_))) => return gone(),
+            Poll::Ready(Err(Broken::Taker)) => return gone(),
             Poll::Pending => {}
         }
         if upload.is_done() {
@@ -363,7 +382,7 @@ impl Forward<'_> {
             match upload.poll(cx, client.connection, &mut upstream.connection) {
                 Poll::Ready(Err(Broken::Sender(_) | Broken::Coding(_))) => return gone(),
                 // The rest of the response may be on its way all the same.
-                Poll::Ready(Err(Broken::Taker(_)) | Ok(())) | Poll::Pending => {}
+                Poll::Ready(Err(Broken::Taker) | Ok(())) | Poll::Pending => {}
             }
         }
         let reason = ready!(self.deadlines.poll(cx));
@@ -387,7 +406,11 @@ impl Forward<'_> {
         .await
     }
 
-    fn poll_interrupt<S>(&mut self, cx: &mut Context<'_>, client: &mut Client<'_, S>) -> Poll<Interrupt>
+    fn poll_interrupt<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client<'_, S>,
+    ) -> Poll<Interrupt>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -409,7 +432,11 @@ impl Interrupt {
 }
 
 /// The failure that a response stands for, if another attempt may follow it.
-fn bad_response(answered: &Answered, response: &Response, retries: &Retries<'_>) -> Option<Failure> {
+fn bad_response(
+    answered: &Answered,
+    response: &Response,
+    retries: &Retries<'_>,
+) -> Option<Failure> {
     let status = response.status;
     if status < 400 {
         return None;

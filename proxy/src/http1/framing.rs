@@ -94,11 +94,15 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     for (name, value) in head.fields.iter() {
         match name.len() {
             4 if is(name, "host") => hosts += 1,
-            6 if is(name, "expect") => expects_continue |= value.eq_ignore_ascii_case(b"100-continue"),
+            6 if is(name, "expect") => {
+                expects_continue |= value.eq_ignore_ascii_case(b"100-continue")
+            }
             7 if is(name, "upgrade") => {
                 upgrade_field = true;
                 // HTTP/2 has prior knowledge in a mesh; switched to on the way, it would hide requests (RFC 9113 section 3.1).
-                to_http2 |= value.split(|byte| *byte == b',').any(|protocol| is(protocol.trim_ascii(), "h2c"));
+                to_http2 |= value
+                    .split(|byte| *byte == b',')
+                    .any(|protocol| is(protocol.trim_ascii(), "h2c"));
             }
             10 if is(name, "connection") => {
                 to_drop = true;
@@ -182,7 +186,10 @@ pub fn response(
             }
             17 if is(name, "transfer-encoding") => {
                 encoded = true;
-                let last = value.rsplit(|byte| *byte == b',').next().unwrap_or_default();
+                let last = value
+                    .rsplit(|byte| *byte == b',')
+                    .next()
+                    .unwrap_or_default();
                 chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
             }
             _ => {}
@@ -211,8 +218,10 @@ pub fn response(
             && !(ambiguous && is(name, "content-length"))
     });
     if drop_lengths && !ambiguous {
-        head.fields
-            .set("Content-Length", length.unwrap_or_default().to_string().as_bytes());
+        head.fields.set(
+            "Content-Length",
+            length.unwrap_or_default().to_string().as_bytes(),
+        );
     }
     Ok(ResponseFraming {
         body,
@@ -255,7 +264,10 @@ impl Connection {
 
     fn drops(&self, name: &[u8]) -> bool {
         HOP_BY_HOP.iter().any(|other| is(name, other))
-            || self.named.iter().any(|other| name.eq_ignore_ascii_case(other))
+            || self
+                .named
+                .iter()
+                .any(|other| name.eq_ignore_ascii_case(other))
     }
 }
 
@@ -290,7 +302,10 @@ mod tests {
     fn a_request_that_can_be_read_in_two_ways_is_refused() {
         use FramingError::*;
         for (fields, error) in [
-            ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", LengthAndEncoding),
+            (
+                "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+                LengthAndEncoding,
+            ),
             ("Content-Length: 1\r\nContent-Length: 1\r\n", SeveralLengths),
             ("Content-Length: 1, 1\r\n", Length),
             ("Content-Length: +1\r\n", Length),
@@ -300,11 +315,17 @@ mod tests {
             ("Transfer-Encoding: gzip, chunked\r\n", Encoding),
             ("Transfer-Encoding: chunked, chunked\r\n", Encoding),
             ("Transfer-Encoding: xchunked\r\n", Encoding),
-            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Encoding),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                Encoding,
+            ),
             ("Transfer-Encoding: \r\n", Encoding),
             ("Host: y\r\n", Host),
             ("Connection: close, host\r\n", ConnectionField),
-            ("Connection: content-length\r\nContent-Length: 4\r\n", ConnectionField),
+            (
+                "Connection: content-length\r\nContent-Length: 4\r\n",
+                ConnectionField,
+            ),
         ] {
             let text = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
             assert_eq!(of_request(&text), Err(error), "{fields}");
@@ -336,8 +357,16 @@ mod tests {
     #[test]
     fn http10_keeps_a_connection_only_when_asked() {
         assert!(!of_request("GET / HTTP/1.0\r\n\r\n").unwrap().keep_alive);
-        assert!(of_request("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").unwrap().keep_alive);
-        assert!(of_request("GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap().keep_alive);
+        assert!(
+            of_request("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
+                .unwrap()
+                .keep_alive
+        );
+        assert!(
+            of_request("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                .unwrap()
+                .keep_alive
+        );
     }
 
     fn of_response(text: &str, method: &str) -> Result<ResponseFraming, FramingError> {
@@ -354,18 +383,41 @@ mod tests {
             ("204 No\r\nContent-Length: 5\r\n", "GET", Framing::None),
             ("304 Same\r\nContent-Length: 5\r\n", "GET", Framing::None),
             ("200 OK\r\nContent-Length: 5\r\n", "CONNECT", Framing::None),
-            ("200 OK\r\nTransfer-Encoding: chunked\r\n", "GET", Framing::Chunked),
-            ("200 OK\r\nTransfer-Encoding: gzip, chunked\r\n", "GET", Framing::Chunked),
-            ("200 OK\r\nTransfer-Encoding: gzip\r\n", "GET", Framing::UntilClose),
-            ("200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n", "GET", Framing::Chunked),
+            (
+                "200 OK\r\nTransfer-Encoding: chunked\r\n",
+                "GET",
+                Framing::Chunked,
+            ),
+            (
+                "200 OK\r\nTransfer-Encoding: gzip, chunked\r\n",
+                "GET",
+                Framing::Chunked,
+            ),
+            (
+                "200 OK\r\nTransfer-Encoding: gzip\r\n",
+                "GET",
+                Framing::UntilClose,
+            ),
+            (
+                "200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+                "GET",
+                Framing::Chunked,
+            ),
             ("200 OK\r\n", "GET", Framing::UntilClose),
-            ("200 OK\r\nContent-Length: 5, 5\r\n", "GET", Framing::Length(5)),
+            (
+                "200 OK\r\nContent-Length: 5, 5\r\n",
+                "GET",
+                Framing::Length(5),
+            ),
         ] {
             let framing = of_response(&format!("HTTP/1.1 {head}\r\n"), method).unwrap();
             assert_eq!(framing.body, body, "{method} {head}");
         }
         assert_eq!(
-            of_response("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", "GET"),
+            of_response(
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+                "GET"
+            ),
             Err(FramingError::SeveralLengths)
         );
     }

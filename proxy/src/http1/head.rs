@@ -501,10 +501,16 @@ mod tests {
 
     #[test]
     fn a_request_with_a_bare_line_feed_is_refused_and_a_response_is_not() {
-        for head in [&b"GET / HTTP/1.1\nHost: x\r\n\r\n"[..], b"GET / HTTP/1.1\r\nHost: x\r\n\n"] {
+        for head in [
+            &b"GET / HTTP/1.1\nHost: x\r\n\r\n"[..],
+            b"GET / HTTP/1.1\r\nHost: x\r\n\n",
+        ] {
             assert_eq!(find_end(head, 0, true), Err(HeadError::BareLineFeed));
         }
-        assert_eq!(find_end(b"HTTP/1.1 200 OK\nA: b\n\n", 0, false), Ok(Some(22)));
+        assert_eq!(
+            find_end(b"HTTP/1.1 200 OK\nA: b\n\n", 0, false),
+            Ok(Some(22))
+        );
     }
 
     #[test]

@@ -25,5 +25,8 @@ mod reply;
 mod serve;
 mod tunnel;
 
+#[cfg(test)]
+mod tests;
+
 pub use pool::Pool;
 pub use serve::serve;

@@ -150,8 +150,7 @@ impl Idle {
             true => limits.pool_idle,
             false => limits.pool_idle.min(APP_IDLE),
         };
-        self.idle(now) >= longest
-            || now.duration_since(self.upstream.opened) >= limits.pool_age
+        self.idle(now) >= longest || now.duration_since(self.upstream.opened) >= limits.pool_age
     }
 }
 
@@ -181,8 +180,7 @@ impl Gauge {
     fn set(&mut self, state: PoolState) {
         self.metrics
             .pool_connections(HttpVersion::Http1, self.state, -1);
-        self.metrics
-            .pool_connections(HttpVersion::Http1, state, 1);
+        self.metrics.pool_connections(HttpVersion::Http1, state, 1);
         self.state = state;
     }
 }

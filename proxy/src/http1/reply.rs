@@ -22,7 +22,8 @@ pub fn redirect(status: u16, location: &str) -> Response {
 
 /// Whether `text` can stand in a header field.
 pub fn is_field_value(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..))
+    text.bytes()
+        .all(|byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..))
 }
 
 fn empty(status: u16, reason: Reason) -> Response {

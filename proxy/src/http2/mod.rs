@@ -23,7 +23,7 @@ mod reply;
 mod serve;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! The whole of HTTP/2 serving, between h2's own client and server, over real sockets upstream.
 
-mod fixture;
+pub(crate) mod fixture;
 mod limits;
 mod pooling;
 mod replies;

@@ -1,0 +1,511 @@
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+
+use super::fixture::*;
+
+async fn ask(response: &'static str, request: &str) -> (String, bool) {
+    let app = answering(response).await;
+    let mesh = Setup::new(&[app.address]).start();
+    let mut client = client(&mesh);
+    client.talk.say(request).await;
+    client.talk.io.flush().await.expect("open");
+    let head = client.talk.head().await.unwrap_or_default();
+    drop(client.talk);
+    (head, client.served.await.expect("no panic"))
+}
+
+#[test]
+fn messages_go_through_as_they_came() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            let head = talk.head().await.expect("a request");
+            assert_eq!(
+                head,
+                "POST /a?b=%20c HTTP/1.1\r\nhOST: web\r\nX-B: 1\r\nX-a: 2\r\nx-b: 3\r\nContent-Length: 5\r\n\r\n"
+            );
+            assert_eq!(talk.exactly(5).await.expect("a body"), b"hello");
+            talk.say("HTTP/1.1 201 Quite Made\r\nsERVER: me\r\nSet-Cookie: 1\r\nset-cookie: 2\r\ncontent-length: 2\r\n\r\nok")
+                .await;
+            assert!(talk.head().await.expect("another").starts_with("GET /second"));
+            talk.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+            talk.rest().await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client
+            .talk
+            .say("POST /a?b=%20c HTTP/1.1\r\nhOST: web\r\nX-B: 1\r\nX-a: 2\r\nx-b: 3\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello")
+            .await;
+        assert_eq!(
+            client.talk.until("\r\n\r\nok").await.expect("a response"),
+            "HTTP/1.1 201 Quite Made\r\nsERVER: me\r\nSet-Cookie: 1\r\nset-cookie: 2\r\ncontent-length: 2\r\n\r\nok"
+        );
+        client
+            .talk
+            .say("GET /second HTTP/1.1\r\nHost: web\r\n\r\n")
+            .await;
+        assert_eq!(
+            client.talk.head().await.expect("a response"),
+            "HTTP/1.1 204 No Content\r\n\r\n"
+        );
+        assert_eq!(app.connections.get(), 1);
+        let ended = ["naru_responses_total", "status=\"201\"", "reason=\"\""];
+        assert_eq!(mesh.metric(&ended), 1.0);
+    });
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            while let Some(head) = talk.head().await {
+                let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                let length = path.len();
+                talk.say(&format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{path}"
+                ))
+                .await;
+            }
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        let requests: Vec<_> = (0..50)
+            .map(|n| format!("GET /{n}. HTTP/1.1\r\nHost: web\r\n\r\n"))
+            .collect();
+        client.talk.say(&requests.concat()).await;
+        for n in 0..50 {
+            let head = client.talk.until(&format!("\r\n\r\n/{n}.")).await;
+            assert!(head.is_some(), "{n}");
+        }
+        assert_eq!(app.connections.get(), 1);
+    });
+}
+
+#[test]
+fn chunks_and_trailers_go_through() {
+    run(async {
+        const BODY: &str = "5;x=y\r\nhello\r\n0\r\nX-T: 1\r\n\r\n";
+        let app = app(|_, mut talk| async move {
+            while talk.head().await.is_some() {
+                assert_eq!(talk.until("\r\n\r\n").await.expect("a body"), BODY);
+                talk.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    .await;
+                a_moment().await;
+                for piece in BODY.as_bytes() {
+                    talk.say_bytes(&[*piece]).await;
+                }
+            }
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        for _ in 0..2 {
+            let request = "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n";
+            client.talk.say(&format!("{request}{BODY}")).await;
+            client.talk.head().await.expect("a head");
+            assert_eq!(client.talk.until("\r\n\r\n").await.expect("a body"), BODY);
+        }
+        assert_eq!(app.connections.get(), 1);
+    });
+}
+
+#[test]
+fn responses_without_a_body_keep_their_length() {
+    run(async {
+        for (request, response) in [
+            (
+                "HEAD / HTTP/1.1\r\nHost: web\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n",
+            ),
+            (
+                GET,
+                "HTTP/1.1 304 Not Modified\r\nContent-Length: 100\r\n\r\n",
+            ),
+            (GET, "HTTP/1.1 204 No Content\r\n\r\n"),
+        ] {
+            let app = answering(response).await;
+            let mesh = Setup::new(&[app.address]).start();
+            let mut client = client(&mesh);
+            for _ in 0..2 {
+                client.talk.say(request).await;
+                assert_eq!(client.talk.head().await.expect("a head"), response);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_client_that_expects_a_word_gets_it_before_it_sends() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            while talk.head().await.is_some() {
+                talk.say(
+                    "HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n",
+                )
+                .await;
+                assert_eq!(talk.exactly(2).await.expect("a body"), b"hi");
+                talk.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    .await;
+            }
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        for _ in 0..2 {
+            client
+                .talk
+                .say("POST / HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+                .await;
+            assert!(
+                client
+                    .talk
+                    .head()
+                    .await
+                    .expect("hints")
+                    .starts_with("HTTP/1.1 103 ")
+            );
+            assert!(
+                client
+                    .talk
+                    .head()
+                    .await
+                    .expect("a word")
+                    .starts_with("HTTP/1.1 100 ")
+            );
+            client.talk.say("hi").await;
+            assert!(
+                client
+                    .talk
+                    .head()
+                    .await
+                    .expect("a head")
+                    .starts_with("HTTP/1.1 200 ")
+            );
+        }
+    });
+}
+
+#[test]
+fn a_client_that_is_refused_before_it_sends_is_told_to_go() {
+    run(async {
+        let response = "HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n";
+        let request =
+            "POST / HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
+        let (head, _) = ask(response, request).await;
+        assert!(head.contains("Connection: close\r\n"), "{head}");
+    });
+}
+
+#[test]
+fn a_switch_of_protocols_carries_bytes_both_ways_and_their_ends() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            let head = talk.head().await.expect("a request");
+            assert!(head.contains("Upgrade: websocket\r\n"), "{head}");
+            assert!(head.contains("Connection: upgrade\r\n"), "{head}");
+            talk.say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nfirst")
+                .await;
+            assert_eq!(talk.rest().await, "early late");
+            talk.say("last").await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client
+            .talk
+            .say("GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly")
+            .await;
+        let head = client.talk.head().await.expect("a head");
+        assert!(
+            head.to_lowercase().contains("connection: upgrade\r\n"),
+            "{head}"
+        );
+        client.talk.until("first").await.expect("bytes");
+        client.talk.say(" late").await;
+        client.talk.io.shutdown().await.expect("half a close");
+        assert_eq!(client.talk.rest().await, "last");
+        assert!(!client.served.await.expect("no panic"));
+    });
+}
+
+#[test]
+fn connect_becomes_a_tunnel() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            assert!(
+                talk.head()
+                    .await
+                    .expect("a request")
+                    .starts_with("CONNECT db:5432 HTTP/1.1")
+            );
+            talk.say("HTTP/1.1 200 Connected\r\n\r\n").await;
+            assert_eq!(talk.exactly(4).await.expect("bytes"), b"ping");
+            talk.say("pong").await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client
+            .talk
+            .say("CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n\r\n")
+            .await;
+        assert_eq!(
+            client.talk.head().await.expect("a head"),
+            "HTTP/1.1 200 Connected\r\n\r\n"
+        );
+        client.talk.say("ping").await;
+        assert_eq!(client.talk.exactly(4).await.expect("bytes"), b"pong");
+    });
+}
+
+#[test]
+fn http10_is_spoken_as_it_was_meant() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            assert!(talk.head().await.expect("a request").starts_with("GET / HTTP/1.0\r\n"));
+            talk.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+                .await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client.talk.say("GET / HTTP/1.0\r\n\r\n").await;
+        let all = client.talk.rest().await;
+        assert_eq!(all, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabcde");
+        let (head, _) = ask(
+            "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+            "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        )
+        .await;
+        assert_eq!(
+            head,
+            "HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n"
+        );
+    });
+}
+
+#[test]
+fn a_body_that_ends_with_its_connection_ends_the_clients() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            talk.head().await;
+            talk.say("HTTP/1.0 200 OK\r\n\r\nall").await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client.talk.say(GET).await;
+        assert_eq!(
+            client.talk.rest().await,
+            "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nall"
+        );
+        assert!(!client.served.await.expect("no panic"));
+    });
+}
+
+#[test]
+fn a_response_that_is_cut_is_cut_for_the_client() {
+    run(async {
+        for response in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense",
+        ] {
+            let app = app(move |_, mut talk| async move {
+                talk.head().await;
+                talk.say(response).await;
+            })
+            .await;
+            let mesh = Setup::new(&[app.address]).start();
+            let mut client = client(&mesh);
+            client.talk.say(GET).await;
+            client.talk.head().await.expect("a head");
+            client.talk.rest().await;
+            assert!(client.served.await.expect("no panic"), "{response}");
+        }
+    });
+}
+
+#[test]
+fn what_is_no_request_is_refused_with_a_reason() {
+    run(async {
+        let long = format!(
+            "GET / HTTP/1.1\r\nHost: web\r\nA: {}\r\n\r\n",
+            "x".repeat(70_000)
+        );
+        let endless = format!("GET /{}", "x".repeat(70_000));
+        for (request, status, reason) in [
+            ("GET / HTTP/1.1\nHost: web\n\n", 400, "bad-request"),
+            ("GET / HTTP/1.1\r\n\r\n", 400, "bad-request"),
+            (
+                "GET / HTTP/1.1\r\nHost: web\r\nHost: web\r\n\r\n",
+                400,
+                "bad-request",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: web\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                400,
+                "bad-request",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: web\r\nA : b\r\n\r\n",
+                400,
+                "bad-request",
+            ),
+            (
+                "GET / HTTP/2.0\r\nHost: web\r\n\r\n",
+                505,
+                "version-not-supported",
+            ),
+            (&long, 431, "header-too-large"),
+            (&endless, 431, "header-too-large"),
+            (
+                "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+                400,
+                "bad-request",
+            ),
+        ] {
+            let (head, reset) = ask("HTTP/1.1 200 OK\r\n\r\n", request).await;
+            let start = &request[..request.len().min(60)];
+            assert!(
+                head.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{start}: {head}"
+            );
+            assert!(
+                head.contains(&format!("naru-reason: {reason}\r\n")),
+                "{start}: {head}"
+            );
+            assert!(head.contains("Connection: close\r\n") && !reset);
+        }
+    });
+}
+
+#[test]
+fn a_slow_head_is_waited_for_only_so_long() {
+    run(async {
+        let app = answering("HTTP/1.1 200 OK\r\n\r\n").await;
+        let mut setup = Setup::new(&[app.address]);
+        setup.limits.header_timeout = Duration::from_millis(50);
+        let mesh = setup.start();
+        let mut client = client(&mesh);
+        client.talk.say("GET / HTTP/1.1\r\nHo").await;
+        let head = client.talk.head().await.expect("a head");
+        assert!(head.starts_with("HTTP/1.1 408 "), "{head}");
+    });
+}
+
+#[test]
+fn what_an_app_says_under_the_name_of_a_reason_is_removed() {
+    run(async {
+        let (head, _) = ask(
+            "HTTP/1.1 503 Busy\r\nnaru-reason: no-endpoint\r\nContent-Length: 0\r\n\r\n",
+            GET,
+        )
+        .await;
+        assert_eq!(head, "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n");
+    });
+}
+
+#[test]
+fn large_bodies_flow_both_ways_at_once() {
+    run(async {
+        const LENGTH: usize = 3_000_000;
+        let app = app(|_, mut talk| async move {
+            talk.head().await.expect("a request");
+            talk.say(&format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"
+            ))
+            .await;
+            // An echo: it would stop if either way waited for the other.
+            let mut left = LENGTH;
+            while left > 0 {
+                let piece = talk.exactly(left.min(10_000)).await.expect("more");
+                left -= piece.len();
+                talk.say_bytes(&piece).await;
+            }
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let client = client(&mesh);
+        let (mut read, mut write) = tokio::io::split(client.talk.io);
+        let body: Vec<u8> = (0..LENGTH).map(|n| (n % 251) as u8).collect();
+        let sent = body.clone();
+        let sending = tokio::task::spawn_local(async move {
+            let head = format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {LENGTH}\r\n\r\n");
+            write.write_all(head.as_bytes()).await.expect("sent");
+            write.write_all(&sent).await.expect("sent");
+            write
+        });
+        let mut got = Vec::new();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+        while got.len() < head.len() + LENGTH {
+            use tokio::io::AsyncReadExt;
+            assert!(read.read_buf(&mut got).await.expect("read") > 0);
+        }
+        assert!(got[head.len()..] == body[..]);
+        sending.await.expect("no panic");
+    });
+}
+
+#[test]
+fn a_client_that_goes_ends_what_was_done_for_it() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            talk.head().await.expect("a request");
+            // Nothing comes but the end.
+            assert_eq!(talk.rest().await, "");
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client.talk.say(GET).await;
+        while app.connections.get() == 0 {
+            a_moment().await;
+        }
+        drop(client.talk);
+        client.served.await.expect("no panic");
+        let gone = [
+            "naru_responses_total",
+            "status=\"\"",
+            "reason=\"client-gone\"",
+        ];
+        assert_eq!(mesh.metric(&gone), 1.0);
+    });
+}
+
+#[test]
+fn an_answer_before_the_end_of_the_request_arrives() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            talk.head().await.expect("a request");
+            talk.say(
+                "HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nmuch",
+            )
+            .await;
+            a_moment().await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client
+            .talk
+            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 100000000\r\n\r\nsome")
+            .await;
+        assert!(
+            client
+                .talk
+                .until("\r\n\r\nmuch")
+                .await
+                .expect("a response")
+                .starts_with("HTTP/1.1 413 ")
+        );
+        // Still sending: nothing breaks.
+        client.talk.say("more").await;
+        assert_eq!(client.talk.rest().await, "");
+        drop(client.talk);
+        assert!(!client.served.await.expect("no panic"));
+    });
+}

@@ -1,0 +1,6 @@
+//! The whole of HTTP/1 serving, between clients and apps that are sockets and bytes.
+
+mod fixture;
+mod messages;
+mod retrying;
+mod shutdown;
