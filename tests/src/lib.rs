@@ -1,1 +1,37 @@
+//! What the tests of several layers have in common.
 
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// The directory with the project's programs, built once in a run.
+pub fn programs() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let release = std::env::var_os("NARU_TEST_RELEASE").is_some_and(|value| value != "0");
+        let mut build = Command::new(env!("CARGO"));
+        build
+            .args(["build", "--quiet", "--bins", "--message-format=json"])
+            .args(["-p", "naru-proxy", "-p", "naru-controller"])
+            .args(["-p", "naru-cli", "-p", "naru-shop"])
+            .args(release.then_some("--release"))
+            .current_dir(repository())
+            .stderr(Stdio::inherit());
+        let built = build.output().expect("cargo");
+        assert!(built.status.success(), "building the programs failed");
+        let naru = String::from_utf8_lossy(&built.stdout)
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
+            .find(|program| program.ends_with("naru"))
+            .expect("cargo names the program it built");
+        naru.parent().expect("a directory").to_owned()
+    })
+}
+
+/// The top of the project's files.
+pub fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}

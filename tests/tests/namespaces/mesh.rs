@@ -6,10 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use naru_tests::programs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -25,31 +26,6 @@ const CLEAN_UP: Duration = Duration::from_secs(30);
 /// Whether the figures of the full length are wanted, which take minutes.
 pub fn full() -> bool {
     std::env::var_os("NARU_TEST_FULL").is_some_and(|value| value != "0")
-}
-
-/// The directory with the project's programs, built once in a run.
-pub fn programs() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let release = std::env::var_os("NARU_TEST_RELEASE").is_some_and(|value| value != "0");
-        let mut build = Command::new(env!("CARGO"));
-        build
-            .args(["build", "--quiet", "--bins", "--message-format=json"])
-            .args(["-p", "naru-proxy", "-p", "naru-controller"])
-            .args(["-p", "naru-cli", "-p", "naru-shop"])
-            .args(release.then_some("--release"))
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-            .stderr(Stdio::inherit());
-        let built = build.output().expect("cargo");
-        assert!(built.status.success(), "building the programs failed");
-        let naru = String::from_utf8_lossy(&built.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
-            .find(|program| program.ends_with("naru"))
-            .expect("cargo names the program it built");
-        naru.parent().expect("a directory").to_owned()
-    })
 }
 
 /// The Python that has the public libraries which the tests use.

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, setfsuid};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::mesh::programs;
+use naru_tests::programs;
 
 const PROXY: u32 = 1337;
 const APP: u32 = 1000;

@@ -1,0 +1,243 @@
+//! Holds the README's tables to the programs: reasons, metrics and flags are all there, and nothing else is.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Args;
+use naru_contract::ResourceName;
+use naru_proxy::balance::{self, AttemptOutcome, Load};
+use naru_proxy::budget::RetryBudget;
+use naru_proxy::metrics::{
+    Direction, HttpVersion, PoolState, PushOutcome, RenewalOutcome, RequestLabels, RetryOutcome,
+    TcpLabels,
+};
+use naru_proxy::reason::Reason;
+use naru_proxy::route::ServiceLabels;
+use naru_proxy::table::{Endpoint, EndpointSet, Peer, next_endpoint_id};
+use naru_tests::{programs, repository};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+/// The rows of the one table under a heading, without its head.
+fn table(heading: &str) -> Vec<Vec<String>> {
+    let readme = std::fs::read_to_string(repository().join("README.md")).expect("README.md");
+    let rows: Vec<Vec<String>> = readme
+        .lines()
+        .skip_while(|line| line.trim_start_matches('#').trim() != heading || !line.starts_with('#'))
+        .skip(1)
+        .take_while(|line| !line.starts_with('#'))
+        .filter(|line| line.starts_with('|'))
+        .map(|line| {
+            let cells = line.trim_matches('|').split('|');
+            cells.map(|cell| cell.trim().to_owned()).collect()
+        })
+        .collect();
+    assert!(
+        rows.len() > 2,
+        "README.md has no table under the heading {heading:?}"
+    );
+    rows[2..].to_vec()
+}
+
+/// What stands between backticks.
+fn code(cell: &str) -> &str {
+    cell.split('`').nth(1).unwrap_or("")
+}
+
+#[test]
+fn every_reason_is_in_the_readme_with_its_status() {
+    let written: Vec<(String, u16)> = table("Reasons")
+        .iter()
+        .map(|row| (code(&row[0]).to_owned(), row[1].parse().unwrap_or(0)))
+        .collect();
+    let known: Vec<(String, u16)> = Reason::ALL
+        .iter()
+        .map(|reason| (reason.as_str().to_owned(), reason.status()))
+        .collect();
+    assert_eq!(written, known);
+}
+
+/// Name, type and labels of a metric.
+type Family = (String, String, BTreeSet<String>);
+
+fn families_of_readme(heading: &str) -> BTreeSet<Family> {
+    let family = |row: &Vec<String>| {
+        let (name, labels) = code(&row[0]).split_once('{').unwrap_or((code(&row[0]), ""));
+        let labels = labels.trim_end_matches('}').split(',');
+        let labels = labels.filter(|label| !label.is_empty()).map(str::to_owned);
+        (name.to_owned(), row[1].clone(), labels.collect())
+    };
+    table(heading).iter().map(family).collect()
+}
+
+/// Families of ours in Prometheus' text format.
+fn families_of(exposed: &[u8]) -> BTreeSet<Family> {
+    let text = std::str::from_utf8(exposed).expect("text");
+    let types = text.lines().filter_map(|line| {
+        let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+        name.starts_with("naru_").then_some((name, kind))
+    });
+    let family = |(name, kind): (&str, &str)| {
+        let series = text
+            .lines()
+            .find_map(|line| {
+                let rest = line.strip_prefix(name)?;
+                let rest = rest.strip_prefix("_bucket").unwrap_or(rest);
+                rest.starts_with(['{', ' ']).then_some(rest)
+            })
+            .unwrap_or_else(|| panic!("{name} has no series"));
+        let inside = series.split_once('{').and_then(|(_, s)| s.split_once('}'));
+        let labels = inside.map_or("", |(labels, _)| labels).split(',');
+        let labels = labels.filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
+        let labels = labels.filter(|label| label != "le").collect();
+        (name.to_owned(), kind.to_owned(), labels)
+    };
+    types.map(family).collect()
+}
+
+#[test]
+fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
+    let metrics = naru_proxy::metrics::Metrics::new("shop", "web-1");
+    let service = ServiceLabels {
+        namespace: "shop".into(),
+        service: "web".into(),
+        port: 80,
+    };
+    let request = metrics.request(RequestLabels {
+        direction: Direction::Outbound,
+        client: "".into(),
+        namespace: "shop".into(),
+        service: "web".into(),
+        port: 80,
+        route: "".into(),
+        rule: "".into(),
+        backend: "".into(),
+    });
+    request.begin(HttpVersion::Http1);
+    request.retry(RetryOutcome::Sent);
+    request.end(Some(200), None, Duration::ZERO);
+    let connection = metrics.tcp(TcpLabels {
+        direction: Direction::Inbound,
+        client: "".into(),
+        namespace: "shop".into(),
+        service: "".into(),
+        port: 80,
+    });
+    connection.opened();
+    connection.closed(None);
+    let budget = Arc::new(RetryBudget::new(20, Duration::from_secs(10), 10.0));
+    metrics.watch_budget(&service, &budget);
+    let endpoint = Endpoint {
+        id: next_endpoint_id(),
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
+        peer: Peer::Plain,
+        pod: "".into(),
+        workload: "".into(),
+        zone: "".into(),
+        load: Load::new(metrics.ejections(&service)),
+    };
+    let set = EndpointSet {
+        endpoints: vec![Arc::new(endpoint)],
+    };
+    let picked = balance::pick(&set, &[], &mut SmallRng::seed_from_u64(1)).expect("the endpoint");
+    picked.finish(AttemptOutcome::IdentityMismatch, Duration::ZERO);
+    metrics.upstream_connect(None);
+    metrics.handshake(Direction::Inbound, None);
+    metrics.pool_connections(HttpVersion::Http2, PoolState::Idle, 1);
+    metrics.certificate_renewal(RenewalOutcome::Renewed);
+    metrics.certificate_expiry(1);
+    metrics.controller_heard(Instant::now());
+    metrics.push(PushOutcome::Accepted, 1, 1);
+    let known = families_of(&metrics.render().expect("a rendering"));
+    assert_eq!(families_of_readme("Metrics of a sidecar"), known);
+}
+
+#[test]
+fn every_metric_of_the_controller_is_in_the_readme_with_its_labels() {
+    let metrics = naru_controller::metrics::Metrics::new();
+    metrics.pushed_resource(&ResourceName::Inbound, naru_controller::metrics::Form::Full);
+    metrics.refused("key");
+    metrics.authority_expires(SystemTime::now());
+    metrics.count_objects(|| vec![("Service", 1)]);
+    let known = families_of(&metrics.render().expect("a rendering"));
+    assert_eq!(families_of_readme("Metrics of the controller"), known);
+}
+
+/// Name, environment variable and default of a flag.
+type Flag = (String, String, String);
+
+fn flags_of<A: Args>() -> BTreeSet<Flag> {
+    let command = A::augment_args(clap::Command::new("program"));
+    let flag = |arg: &clap::Arg| {
+        let takes_value = arg.get_action().takes_values();
+        let default = match arg.is_required_set() {
+            true => "required".to_owned(),
+            false if !takes_value => String::new(),
+            false => {
+                let values = arg.get_default_values().iter();
+                let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+                values.join(",")
+            }
+        };
+        let env = arg.get_env().map(|env| env.to_string_lossy().into_owned());
+        (
+            format!("--{}", arg.get_long().expect("a long name")),
+            env.unwrap_or_default(),
+            default,
+        )
+    };
+    command.get_arguments().map(flag).collect()
+}
+
+/// With its variable as well, if the table has a column for it.
+fn flags_of_readme(heading: &str, with_env: bool) -> BTreeSet<Flag> {
+    let flag = |row: &Vec<String>| {
+        let name = code(&row[0]).split(' ').next().unwrap_or_default();
+        let default = &row[if with_env { 2 } else { 1 }];
+        let default = match default.as_str() {
+            "required" => "required",
+            cell => code(cell),
+        };
+        let env = if with_env { code(&row[1]) } else { "" };
+        (name.to_owned(), env.to_owned(), default.to_owned())
+    };
+    table(heading).iter().map(flag).collect()
+}
+
+#[test]
+fn every_flag_of_the_proxy_and_the_controller_is_in_the_readme() {
+    let run = flags_of::<naru_proxy::config::RunArgs>();
+    assert_eq!(flags_of_readme("naru-proxy run", true), run);
+    let init = flags_of::<naru_proxy::init::InitArgs>();
+    assert_eq!(flags_of_readme("naru-proxy init", true), init);
+    let controller = flags_of::<naru_controller::config::Config>();
+    assert_eq!(flags_of_readme("naru-controller run", true), controller);
+}
+
+/// The flags in what clap prints for `--help`: each begins a line, indented as far as a short name would be long.
+fn flags_of_help(help: &str) -> BTreeSet<Flag> {
+    let flags = help.split("\n      --").skip(1);
+    let flag = |text: &str| {
+        let name = text.split([' ', '\n']).next().unwrap_or_default();
+        let default = text
+            .split_once("[default: ")
+            .and_then(|(_, rest)| rest.split_once(']'))
+            .map_or("", |(default, _)| default);
+        let default = default.split_whitespace().collect::<Vec<_>>().join(" ");
+        (format!("--{name}"), String::new(), default)
+    };
+    flags.map(flag).collect()
+}
+
+#[test]
+fn every_flag_of_the_sandbox_is_in_the_readme() {
+    let help = Command::new(programs().join("naru"))
+        .args(["sandbox", "--help"])
+        .output()
+        .expect("naru");
+    let help = String::from_utf8(help.stdout).expect("text");
+    assert_eq!(flags_of_readme("naru sandbox", false), flags_of_help(&help));
+}
