@@ -26,7 +26,7 @@ fn table(heading: &str) -> Vec<Vec<String>> {
     let readme = std::fs::read_to_string(repository().join("README.md")).expect("README.md");
     let rows: Vec<Vec<String>> = readme
         .lines()
-        .skip_while(|line| line.trim_start_matches('#').trim() != heading || !line.starts_with('#'))
+        .skip_while(|line| !line.starts_with('#') || line.trim_matches(['#', ' ', '`']) != heading)
         .skip(1)
         .take_while(|line| !line.starts_with('#'))
         .filter(|line| line.starts_with('|'))
