@@ -1,1 +1,163 @@
-//! detect
+//! Tells a protocol by the first bytes that a client sends.
+//!
+//! In: what has come so far. Out: what it is, or that more is needed. HTTP is claimed only for what is HTTP: a mistake there
+//! breaks the connection, while HTTP that is taken for something else just goes by uncounted.
+
+/// How HTTP/2 begins (RFC 9113 section 3.4).
+pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Longest method that is taken for one, in bytes. The longest registered one has 17.
+const MAX_METHOD: usize = 32;
+/// Bytes without an end of line after which what may be a request line is taken for one. HTTP/1 then says what is wrong with it.
+const MAX_LINE: usize = 8 * 1024;
+
+/// What a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detected {
+    Http1,
+    Http2,
+    /// A TLS ClientHello.
+    Tls,
+    /// Anything else: passed on as it is.
+    Other,
+}
+
+/// What `bytes` are the start of. `None`: they may be the start of several things.
+pub fn detect(bytes: &[u8]) -> Option<Detected> {
+    let Some(&first) = bytes.first() else {
+        return None;
+    };
+    if first == TLS_HANDSHAKE {
+        return tls(bytes);
+    }
+    let length = bytes.len().min(HTTP2_PREFACE.len());
+    if bytes[..length] == HTTP2_PREFACE[..length] {
+        return (length == HTTP2_PREFACE.len()).then_some(Detected::Http2);
+    }
+    http1(bytes)
+}
+
+/// Content type of a TLS record that carries a handshake (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+const CLIENT_HELLO: u8 = 1;
+
+/// What `bytes` are the start of, where all that matters is whether it is TLS.
+pub fn detect_tls(bytes: &[u8]) -> Option<Detected> {
+    match bytes.first() {
+        Some(&TLS_HANDSHAKE) => tls(bytes),
+        Some(_) => Some(Detected::Other),
+        None => None,
+    }
+}
+
+fn tls(bytes: &[u8]) -> Option<Detected> {
+    match bytes {
+        [_] | [_, 3] | [_, 3, _] | [_, 3, _, _] | [_, 3, _, _, _] => None,
+        [_, 3, _, _, _, CLIENT_HELLO, ..] => Some(Detected::Tls),
+        _ => Some(Detected::Other),
+    }
+}
+
+/// `METHOD SP target SP HTTP/1.x` and the end of the line.
+fn http1(bytes: &[u8]) -> Option<Detected> {
+    let is_method = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.!#$%&'*+^`|~".contains(byte);
+    let method = bytes.iter().take_while(|byte| is_method(byte)).count();
+    match bytes.get(method) {
+        None if method <= MAX_METHOD => return None,
+        Some(b' ') if (1..=MAX_METHOD).contains(&method) => {}
+        _ => return Some(Detected::Other),
+    }
+    let line = match memchr::memchr(b'\n', bytes) {
+        Some(end) => &bytes[..end],
+        None => {
+            let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0x80.. | b' ' | b'\r');
+            return match bytes[method..].iter().all(printable) {
+                true if bytes.len() < MAX_LINE => None,
+                true => Some(Detected::Http1),
+                false => Some(Detected::Other),
+            };
+        }
+    };
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    let target = line.len().saturating_sub(method + 1 + version.len() + 1);
+    let is_http = matches!(
+        version,
+        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']
+    );
+    Some(match is_http && target > 0 {
+        true => Detected::Http1,
+        false => Detected::Other,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn protocols_are_told_apart() {
+        for (bytes, expected) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Some(Detected::Http1)),
+            (b"GET / HTTP/1.1\n", Some(Detected::Http1)),
+            (b"GET / HTTP/1.0\r\nHost", Some(Detected::Http1)),
+            (b"GET / HTTP/3.7\r\n", Some(Detected::Http1)),
+            (b"VERSION-CONTROL /a b HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"CONNECT db:5432 HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"GET / HTTP/1.", None),
+            (b"GE", None),
+            (b"P", None),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Detected::Http2)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM", None),
+            (b"PRI * HTTP/2.0\r\n\r\nXX", Some(Detected::Http1)),
+            (b"\x16\x03\x01\x02\x00\x01\x00", Some(Detected::Tls)),
+            (b"\x16\x03\x01\x02\x00", None),
+            (b"\x16\x03\x01\x02\x00\x02", Some(Detected::Other)),
+            (b"\x16\x02", Some(Detected::Other)),
+            // Redis, both ways of asking.
+            (b"*1\r\n$4\r\nPING\r\n", Some(Detected::Other)),
+            (b"GET key\r\n", Some(Detected::Other)),
+            (b"SET a HTTP/1\r\n", Some(Detected::Other)),
+            (b"PING\r\n", Some(Detected::Other)),
+            (b"get key\r\n", Some(Detected::Other)),
+            // SMTP, SSH, PostgreSQL, MongoDB, AMQP.
+            (b"EHLO me.example\r\n", Some(Detected::Other)),
+            (b"SSH-2.0-OpenSSH_9.6\r\n", Some(Detected::Other)),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", Some(Detected::Other)),
+            (b"\x3a\0\0\0\xa7A\0\0", Some(Detected::Other)),
+            (b"AMQP\0\0\x09\x01", Some(Detected::Other)),
+            (b"GET \0", Some(Detected::Other)),
+            (b" GET / HTTP/1.1\r\n", Some(Detected::Other)),
+            (b"", None),
+        ] {
+            assert_eq!(detect(bytes), expected, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn nothing_is_waited_for_without_end() {
+        assert_eq!(detect(&[b'A'; MAX_METHOD + 1]), Some(Detected::Other));
+        let long = [&b"GET /"[..], &[b'x'; MAX_LINE]].concat();
+        assert_eq!(detect(&long), Some(Detected::Http1));
+    }
+
+    proptest! {
+        /// More bytes change no answer that has been given.
+        #[test]
+        fn an_answer_stands(line in "[A-Z]{1,8} [!-~]{0,9} ?HTTP/[12].[01]\r\n.{0,9}", cut in 0usize..40) {
+            let bytes = line.as_bytes();
+            let cut = cut.min(bytes.len());
+            if let Some(early) = detect(&bytes[..cut]) {
+                prop_assert_eq!(Some(early), detect(bytes));
+            }
+        }
+
+        #[test]
+        fn any_bytes_get_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..100), cut in 0usize..100) {
+            let cut = cut.min(bytes.len());
+            if let Some(early) = detect(&bytes[..cut]) {
+                prop_assert_eq!(Some(early), detect(&bytes));
+            }
+        }
+    }
+}

@@ -1,52 +1,118 @@
 //! The shutdown signal, and who is still busy.
+//!
+//! Busy is whatever a shutdown waits for: a connection from outside for as long as it lives, and on the app's side a request or a
+//! connection that is not HTTP. The app's idle connections are not: it may need them to finish, and keeps them to the end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Starts the shutdown and waits for its end.
 #[derive(Debug)]
 pub struct DrainSignal {
-    sender: watch::Sender<bool>,
+    shared: Arc<Shared>,
 }
 
-/// Held by everything that has work which a shutdown waits for. Cheap to clone.
+/// Tells of the shutdown. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Drain {
-    receiver: watch::Receiver<bool>,
-    _alive: Arc<()>,
+    shared: Arc<Shared>,
+}
+
+/// Something that a shutdown waits for, until it is dropped.
+#[derive(Debug)]
+pub struct Busy {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    started: watch::Sender<bool>,
+    busy: AtomicUsize,
+    idle: Notify,
 }
 
 /// A shutdown signal that has not been given yet.
 pub fn drain() -> (DrainSignal, Drain) {
-    let (sender, receiver) = watch::channel(false);
+    let shared = Arc::new(Shared {
+        started: watch::Sender::new(false),
+        busy: AtomicUsize::new(0),
+        idle: Notify::new(),
+    });
     let drain = Drain {
-        receiver,
-        _alive: Arc::new(()),
+        shared: shared.clone(),
     };
-    (DrainSignal { sender }, drain)
+    (DrainSignal { shared }, drain)
 }
 
 impl DrainSignal {
     pub fn start(&self) {
-        self.sender.send_replace(true);
+        self.shared.started.send_replace(true);
     }
 
-    /// Returns when every [`Drain`] has been dropped.
+    /// Returns when nobody is busy.
     pub async fn finished(&self) {
-        self.sender.closed().await;
+        loop {
+            let idle = self.shared.idle.notified();
+            tokio::pin!(idle);
+            // Listen first, look then: an end in between is not missed.
+            idle.as_mut().enable();
+            if self.shared.busy.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
     }
 }
 
 impl Drain {
     pub fn is_draining(&self) -> bool {
-        *self.receiver.borrow()
+        *self.shared.started.borrow()
     }
 
     /// Returns when the shutdown has started.
     pub async fn started(&self) {
-        let mut receiver = self.receiver.clone();
-        // An error means that the signal is gone, which only happens at the process's end.
-        let _ = receiver.wait_for(|draining| *draining).await;
+        let mut started = self.shared.started.subscribe();
+        // An error means that the signal is gone, and its sender lives here.
+        let _ = started.wait_for(|started| *started).await;
+    }
+
+    /// Makes the shutdown wait.
+    pub fn busy(&self) -> Busy {
+        self.shared.busy.fetch_add(1, Ordering::AcqRel);
+        Busy {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.shared.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.idle.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_shutdown_waits_for_everybody_who_is_busy() {
+        let (signal, drain) = drain();
+        let (first, second) = (drain.busy(), drain.clone().busy());
+        signal.start();
+        drain.started().await;
+        assert!(drain.is_draining());
+        let finished = signal.finished();
+        tokio::pin!(finished);
+        drop(first);
+        let early = tokio::time::timeout(Duration::from_millis(20), finished.as_mut()).await;
+        assert!(early.is_err());
+        drop(second);
+        finished.await;
     }
 }

@@ -1,1 +1,200 @@
-//! inbound
+//! A connection that somebody has opened to the app.
+//!
+//! In: the connection, and the address and port that it was made to. A peer's sidecar speaks TLS, says by ALPN what is inside, and
+//! proves who it is. Everybody else is let in as they are, or not at all: as the controller says for this pod.
+
+use std::future::poll_fn;
+use std::io::Cursor;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::server::Acceptor;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::buffered::Buffered;
+use crate::connection::{self, FirstWord, Opening};
+use crate::detect::{Detected, detect};
+use crate::identity::Alpn;
+use crate::metrics::Direction;
+use crate::prefixed::Prefixed;
+use crate::reason::Reason;
+use crate::session::{Session, UNAUTHENTICATED};
+use crate::table::{Destination, Logical, Protocol};
+use crate::worker::Worker;
+use crate::{http1, http2, socket, tcp};
+
+/// A ClientHello, in bytes. With post-quantum keys and every extension there is, it has about 2 KiB.
+const MAX_CLIENT_HELLO: usize = 16 * 1024;
+/// How long a client is silent before the app is connected to, in case it is the one to speak first. Longer than on the app's
+/// side: peers' proxies do speak first, after a way through the network.
+const SILENCE: std::time::Duration = std::time::Duration::from_millis(10);
+
+type PeerStream = TlsStream<Prefixed<TcpStream>>;
+
+/// Carries one connection to its end.
+pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAddr) {
+    let _busy = worker.drain.busy();
+    let app = worker.tables.app(destination);
+    let Destination::Logical(logical) = app.load().as_ref().clone() else {
+        return;
+    };
+    let strict = worker.tables.inbound().strict;
+    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into());
+    let mut client = Buffered::new(client);
+    if strict {
+        let patience = stranger.worker.config.limits.handshake_timeout;
+        return match timeout(patience, is_peer(&mut client)).await {
+            Ok(true) => serve_peer(stranger, &logical, client).await,
+            _ => refuse(&stranger, &logical, &client),
+        };
+    }
+    let mut opening = Opening::new(&stranger, &logical);
+    let silence = match logical.protocol {
+        Protocol::Detect | Protocol::Tcp => Some(SILENCE),
+        Protocol::Http | Protocol::Http2 => None,
+    };
+    let reset = match opening.first_word(&mut client, silence).await {
+        FirstWord::Client(Detected::Tls) if is_peer(&mut client).await => {
+            drop(opening);
+            return serve_peer(stranger, &logical, client).await;
+        }
+        FirstWord::Gone => None,
+        FirstWord::Client(detected) => {
+            let http = match (logical.protocol, detected) {
+                // TLS of the app's own, whatever its port is declared to be.
+                (_, Detected::Tls) => None,
+                (Protocol::Http, Detected::Http2) | (Protocol::Http2, _) => Some(Detected::Http2),
+                (Protocol::Http, _) => Some(Detected::Http1),
+                (Protocol::Detect, Detected::Http1 | Detected::Http2) => Some(detected),
+                (Protocol::Detect | Protocol::Tcp, _) => None,
+            };
+            match http {
+                Some(Detected::Http2) => connection::serve_http2(stranger.clone(), client).await,
+                Some(_) => connection::serve_http1(stranger.clone(), client).await,
+                None => {
+                    let upstream = opening.into_upstream().await;
+                    tcp::serve(&stranger, &logical, client, upstream).await
+                }
+            }
+        }
+        FirstWord::Server => {
+            let upstream = opening.into_upstream().await;
+            tcp::serve(&stranger, &logical, client, upstream).await
+        }
+    };
+    if let Some(client) = reset {
+        socket::reset(&client);
+    }
+}
+
+/// Turns away a client that has no identity.
+fn refuse(stranger: &Session, logical: &Logical, client: &Buffered<TcpStream>) {
+    let metrics = stranger.tcp_metrics(logical);
+    metrics.opened();
+    metrics.closed(Some(Reason::IdentityRequired));
+    tracing::debug!(
+        port = logical.port,
+        "a client without an identity is refused"
+    );
+    socket::reset(&client.io);
+}
+
+/// Whether the client is a peer's sidecar, by the protocols in its ClientHello.
+async fn is_peer(client: &mut Buffered<TcpStream>) -> bool {
+    loop {
+        match detect(&client.read) {
+            Some(Detected::Tls) => match client_hello(&client.read) {
+                Some(is_peer) => return is_peer,
+                None if client.read.len() >= MAX_CLIENT_HELLO => return false,
+                None => {}
+            },
+            Some(_) => return false,
+            None => {}
+        }
+        if !matches!(poll_fn(|cx| client.poll_fill(cx)).await, Ok(1..)) {
+            return false;
+        }
+    }
+}
+
+/// Whether a ClientHello offers a protocol of ours. `None`: it is not all there.
+fn client_hello(bytes: &[u8]) -> Option<bool> {
+    let mut acceptor = Acceptor::default();
+    let mut bytes = Cursor::new(bytes);
+    while acceptor.read_tls(&mut bytes).is_ok_and(|length| length > 0) {
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                let hello = accepted.client_hello();
+                let mut protocols = hello.alpn().into_iter().flatten();
+                return Some(protocols.any(|name| Alpn::from_bytes(name).is_some()));
+            }
+            Ok(None) => {}
+            // Not ours to judge: the app may understand it.
+            Err(_) => return Some(false),
+        }
+    }
+    None
+}
+
+async fn serve_peer(stranger: Session, logical: &Arc<Logical>, client: Buffered<TcpStream>) {
+    let worker = stranger.worker.clone();
+    let handshake = shake_hands(&worker, client);
+    let accepted = timeout(worker.config.limits.handshake_timeout, handshake)
+        .await
+        .unwrap_or(Err(Reason::TlsFailed));
+    worker
+        .metrics
+        .handshake(Direction::Inbound, accepted.as_ref().err().copied());
+    let (client, name, alpn) = match accepted {
+        Ok(accepted) => accepted,
+        Err(reason) => {
+            tracing::debug!(%reason, "a peer's handshake failed");
+            return;
+        }
+    };
+    let session = Session::inbound(worker, stranger.destination, name);
+    let reset = match alpn {
+        Alpn::Http1 => http1::serve(session, client).await,
+        Alpn::Http2 => {
+            http2::serve(session, client).await;
+            None
+        }
+        Alpn::Tcp => tcp::serve(&session, logical, Buffered::new(client), None).await,
+    };
+    if let Some(client) = reset {
+        socket::reset(&client.get_ref().0.io);
+    }
+}
+
+/// TLS with a peer. Returns who it is, and what is inside.
+async fn shake_hands(
+    worker: &Worker,
+    client: Buffered<TcpStream>,
+) -> Result<(PeerStream, Arc<str>, Alpn), Reason> {
+    let config = worker
+        .identity
+        .server_config()
+        .ok_or(Reason::NoCertificate)?;
+    let client = Prefixed::new(client.read, client.io);
+    let client = TlsAcceptor::from(config)
+        .accept(client)
+        .await
+        .map_err(|error| {
+            tracing::debug!(%error, "a TLS handshake failed");
+            Reason::TlsFailed
+        })?;
+    let tls = client.get_ref().1;
+    let alpn = tls.alpn_protocol().and_then(Alpn::from_bytes);
+    let name = tls
+        .peer_certificates()
+        .and_then(|certificates| worker.identity.peer_identity(certificates));
+    match (name, alpn) {
+        (Some(name), Some(alpn)) => Ok((client, name, alpn)),
+        (None, _) => Err(Reason::IdentityRequired),
+        (_, None) => Err(Reason::TlsFailed),
+    }
+}

@@ -1,1 +1,21 @@
-//! outbound
+//! A connection that the app has opened.
+//!
+//! In: the connection, and where it was going before it was redirected. What that is was said by the controller: a Service, a pod, or
+//! nothing of the mesh. Nothing that the app sends has a part in this.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use tokio::net::TcpStream;
+
+use crate::buffered::Buffered;
+use crate::connection;
+use crate::session::Session;
+use crate::worker::Worker;
+
+/// Carries one connection to its end.
+pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAddr) {
+    let destination = worker.tables.destination(destination).await;
+    let session = Session::outbound(worker, destination);
+    connection::serve(session, Buffered::new(client)).await;
+}

@@ -1,17 +1,39 @@
-//! A data worker: one thread, one current-thread runtime, its own pools.
+//! A data worker: one thread, one current-thread runtime, its own pools. The first one also accepts connections, and hands
+//! each to the worker that has the fewest.
 
 use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::LocalSet;
+use tokio::time::sleep;
 
 use crate::access_log::AccessLog;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::identity::Identity;
-use crate::metrics::Metrics;
+use crate::metrics::{Direction, Metrics};
+use crate::socket::{self, Listener, Listeners};
 use crate::table::Tables;
-use crate::{http1, http2};
+use crate::{http1, http2, inbound, outbound};
+
+/// Connections that have been accepted and that their worker has not taken yet.
+const HANDED_OVER: usize = 256;
+/// How long connections from outside are still accepted after the shutdown has started: whoever balances over several pods has been
+/// told by then that this one is going.
+const LATE_ARRIVALS: Duration = Duration::from_secs(1);
+/// Wait after an error of accept, which is one of the machine's: no file descriptors, no memory.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// How often such an error is logged.
+const ACCEPT_ERROR_EVERY: Duration = Duration::from_secs(1);
 
 /// What every worker shares: handed to each of them at start.
 #[derive(Clone)]
@@ -37,19 +59,280 @@ pub struct Worker {
     pub random: RefCell<SmallRng>,
 }
 
+impl Worker {
+    fn new(shared: Shared) -> Self {
+        Self {
+            config: shared.config,
+            tables: shared.tables,
+            identity: shared.identity,
+            metrics: shared.metrics,
+            access_log: shared.access_log,
+            drain: shared.drain,
+            http1_pool: http1::Pool::default(),
+            http2_pool: http2::Pool::default(),
+            random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
+        }
+    }
+}
+
 /// The running workers.
 #[derive(Debug)]
-pub struct Workers {}
+pub struct Workers {
+    /// Closed by the first worker that ends.
+    alive: watch::Receiver<()>,
+}
+
+/// Tells of a worker's end, however it comes.
+struct Alive(Arc<watch::Sender<()>>);
+
+/// An accepted connection on its way to its worker.
+struct Arrival {
+    stream: std::net::TcpStream,
+    connection: Connection,
+}
+
+/// What goes with a connection.
+struct Connection {
+    direction: Direction,
+    destination: SocketAddr,
+    _permit: OwnedSemaphorePermit,
+    _live: Live,
+}
+
+/// Counts a connection for its worker.
+struct Live(Arc<AtomicUsize>);
+
+/// Where to hand connections to.
+struct Target {
+    /// None: this is the thread that accepts.
+    sender: Option<mpsc::Sender<Arrival>>,
+    live: Arc<AtomicUsize>,
+}
 
 /// Starts the data workers.
-pub fn start(shared: Shared, listeners: crate::socket::Listeners) -> std::io::Result<Workers> {
-    let _ = (shared, listeners);
-    todo!()
+pub fn start(shared: Shared, listeners: Listeners) -> io::Result<Workers> {
+    let (sender, alive) = watch::channel(());
+    let sender = Arc::new(sender);
+    let mut targets = vec![Target {
+        sender: None,
+        live: Arc::default(),
+    }];
+    for number in 1..shared.config.workers {
+        let (arrivals, receiver) = mpsc::channel(HANDED_OVER);
+        targets.push(Target {
+            sender: Some(arrivals),
+            live: Arc::default(),
+        });
+        let worker = move |worker| take_over(worker, receiver);
+        spawn(number, shared.clone(), Alive(sender.clone()), worker)?;
+    }
+    let acceptor = move |worker| accept_all(worker, listeners, targets);
+    spawn(0, shared, Alive(sender), acceptor)?;
+    Ok(Workers { alive })
+}
+
+fn spawn<F>(
+    number: usize,
+    shared: Shared,
+    alive: Alive,
+    work: impl FnOnce(Rc<Worker>) -> F + Send + 'static,
+) -> io::Result<()>
+where
+    F: Future<Output = io::Result<()>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(move || {
+            let alive = alive;
+            let worker = Rc::new(Worker::new(shared));
+            if let Err(error) = LocalSet::new().block_on(&runtime, work(worker)) {
+                tracing::error!(%error, number, "a worker has ended");
+            }
+            drop(alive);
+        })?;
+    Ok(())
 }
 
 impl Workers {
     /// Returns when a worker has ended that should not have.
     pub async fn lost(&self) {
-        todo!()
+        let mut alive = self.alive.clone();
+        // Nothing is ever sent but the end.
+        let _ = alive.changed().await;
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.send_replace(());
+    }
+}
+
+/// Carries the connections that the first worker hands over.
+async fn take_over(worker: Rc<Worker>, mut arrivals: mpsc::Receiver<Arrival>) -> io::Result<()> {
+    while let Some(Arrival { stream, connection }) = arrivals.recv().await {
+        match TcpStream::from_std(stream) {
+            Ok(stream) => connection.start(&worker, stream),
+            Err(error) => tracing::warn!(%error, "a connection could not be taken over"),
+        }
+    }
+    // The first worker has ended.
+    Ok(())
+}
+
+/// Accepts connections for all workers.
+async fn accept_all(
+    worker: Rc<Worker>,
+    listeners: Listeners,
+    targets: Vec<Target>,
+) -> io::Result<()> {
+    let limit = worker.config.limits.max_connections;
+    let permits = [Direction::Inbound, Direction::Outbound].map(|direction| {
+        let permits = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
+        (direction, permits)
+    });
+    let targets: Rc<[Target]> = targets.into();
+    for listener in listeners.listeners {
+        let permits = permits
+            .iter()
+            .find(|(direction, _)| *direction == listener.direction)
+            .map(|(_, permits)| permits.clone());
+        if let Some(permits) = permits {
+            tokio::task::spawn_local(accept(worker.clone(), listener, permits, targets.clone()));
+        }
+    }
+    // A worker ends with the process.
+    std::future::pending().await
+}
+
+/// Accepts connections on one listener.
+async fn accept(
+    worker: Rc<Worker>,
+    listener: Listener,
+    permits: Arc<Semaphore>,
+    targets: Rc<[Target]>,
+) {
+    let socket = match TcpListener::from_std(listener.socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(%error, "a listener could not be set up");
+            return;
+        }
+    };
+    let accepting = async {
+        let mut logged: Option<Instant> = None;
+        loop {
+            // Beyond the limit connections wait in the kernel's queue, and then outside.
+            let Ok(permit) = permits.clone().acquire_owned().await else {
+                return;
+            };
+            match socket.accept().await {
+                Ok((stream, _)) => {
+                    let known = listener.destination;
+                    arrived(&worker, stream, known, listener.direction, permit, &targets).await;
+                }
+                Err(error) => {
+                    if logged.is_none_or(|at| at.elapsed() >= ACCEPT_ERROR_EVERY) {
+                        logged = Some(Instant::now());
+                        tracing::warn!(%error, "connections can't be accepted; raise the limit of open files?");
+                    }
+                    sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    };
+    match listener.direction {
+        Direction::Outbound => accepting.await,
+        Direction::Inbound => {
+            // Held from the start: a shutdown is not over before nobody is let in any more.
+            let _busy = worker.drain.busy();
+            tokio::select! {
+                () = accepting => {}
+                () = late_arrivals(&worker.drain) => {}
+            }
+        }
+    }
+}
+
+/// Returns when the shutdown has gone on for long enough that nobody need come any more.
+async fn late_arrivals(drain: &Drain) {
+    drain.started().await;
+    sleep(LATE_ARRIVALS).await;
+}
+
+async fn arrived(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    known: Option<SocketAddr>,
+    direction: Direction,
+    permit: OwnedSemaphorePermit,
+    targets: &[Target],
+) {
+    let destination = match known {
+        Some(destination) => Ok(Some(destination)),
+        None => socket::original_destination(&stream),
+    };
+    let destination = match destination.and_then(|found| socket::prepare(&stream).map(|()| found)) {
+        Ok(Some(destination)) => destination,
+        Ok(None) => {
+            tracing::debug!(
+                direction = direction.as_str(),
+                "a connection to the proxy itself is refused"
+            );
+            return socket::reset(&stream);
+        }
+        // Gone already.
+        Err(error) => return tracing::debug!(%error, "a connection is over before it began"),
+    };
+    let fewest = |target: &&Target| target.live.load(Ordering::Relaxed);
+    let Some(target) = targets.iter().min_by_key(fewest) else {
+        return;
+    };
+    let connection = Connection {
+        direction,
+        destination,
+        _permit: permit,
+        _live: Live::new(&target.live),
+    };
+    match &target.sender {
+        None => connection.start(worker, stream),
+        Some(sender) => match stream.into_std() {
+            Ok(stream) => {
+                // Fails only when the other worker has ended, and with it the process.
+                let _ = sender.send(Arrival { stream, connection }).await;
+            }
+            Err(error) => tracing::debug!(%error, "a connection is over before it began"),
+        },
+    }
+}
+
+impl Connection {
+    /// Carries it, in a task of its own.
+    fn start(self, worker: &Rc<Worker>, stream: TcpStream) {
+        let worker = worker.clone();
+        tokio::task::spawn_local(async move {
+            let destination = self.destination;
+            match self.direction {
+                Direction::Inbound => inbound::serve(worker, stream, destination).await,
+                Direction::Outbound => outbound::serve(worker, stream, destination).await,
+            }
+            drop(self);
+        });
+    }
+}
+
+impl Live {
+    fn new(live: &Arc<AtomicUsize>) -> Self {
+        live.fetch_add(1, Ordering::Relaxed);
+        Self(live.clone())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::chunked::{ChunkError, Chunked, Segment};
 use super::framing::Framing;
-use super::io::{Buffered, READ_SIZE};
+use crate::buffered::{Buffered, READ_SIZE};
 
 /// What is written together with a head or another piece, rather than for itself, in bytes.
 const MAX_COALESCED: usize = 2 * READ_SIZE;

@@ -9,7 +9,7 @@
 //! downstream ─────▶ head ───────────▶ decide ────────▶ attempt ────▶ upstream
 //!                    │ framing   └─▶ reply     ◀── body, both ways ──▶
 //!                    ▼
-//!               one request, read in one way only          tunnel: after 101 and CONNECT
+//!               one request, read in one way only       after 101 and CONNECT: tcp
 //! ```
 
 mod attempt;
@@ -19,11 +19,9 @@ mod exchange;
 mod forward;
 mod framing;
 mod head;
-mod io;
 mod pool;
 mod reply;
 mod serve;
-mod tunnel;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::io::Buffered;
+use crate::buffered::Buffered;
 use crate::identity::Alpn;
 use crate::metrics::{HttpVersion, Metrics, PoolState};
 use crate::table::{Endpoint, Peer};

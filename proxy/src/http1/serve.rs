@@ -13,12 +13,12 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::exchange::{self, After};
 use super::framing::{self, RequestFraming};
 use super::head::{self, HeadError, Request, Response};
-use super::io::Buffered;
-use super::tunnel;
+use crate::buffered::Buffered;
 use crate::drain::Drain;
 use crate::metrics::Direction;
 use crate::reason::Reason;
 use crate::session::{Session, UNAUTHENTICATED};
+use crate::{socket, tcp};
 
 /// How long a client that knows nothing of the mesh may still send a request on a connection that would be ended. Whoever has
 /// other endpoints has been told of them by then.
@@ -74,6 +74,7 @@ where
                 break;
             }
         };
+        let _busy = session.worker.drain.busy();
         let done = exchange::run(
             &session,
             &mut connection,
@@ -85,7 +86,13 @@ where
             After::Next => {}
             After::Close => break,
             After::Cut => return Some(connection.io),
-            After::Tunnel(upstream) => return tunnel::run(connection, *upstream).await,
+            After::Tunnel(mut upstream) => {
+                let _busy = session.worker.drain.busy();
+                let broken = tcp::copy(&mut connection, &mut upstream.connection, None).await?;
+                tracing::debug!(?broken, "a tunnel broke");
+                socket::reset(upstream.connection.io.tcp());
+                return Some(connection.io);
+            }
         }
     }
     close(connection).await;

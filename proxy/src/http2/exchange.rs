@@ -51,6 +51,7 @@ pub(super) async fn run(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
+    let _busy = downstream.session.worker.drain.busy();
     let started = Instant::now();
     let (mut head, body) = request.into_parts();
     let log = downstream

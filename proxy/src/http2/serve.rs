@@ -17,6 +17,7 @@ use super::{
     CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_PENDING_RESETS, MAX_RESET_STREAMS,
     MAX_SEND_BUFFER, RESET_STREAM_MEMORY, STREAM_WINDOW, exchange,
 };
+use crate::metrics::Direction;
 use crate::session::Session;
 
 /// Streams that a client may give up within [`RAPID`] and before their response, in each [`CALM_WINDOW`]. A client that opens
@@ -101,7 +102,13 @@ where
 {
     let worker = downstream.session.worker.clone();
     let keep_alive_idle = worker.config.limits.keep_alive_idle;
-    let mut draining = pin!(worker.drain.started());
+    // The app's own connections are left alone: it may need them to finish.
+    let mut draining = pin!(async {
+        match downstream.session.direction {
+            Direction::Inbound => worker.drain.started().await,
+            Direction::Outbound => std::future::pending().await,
+        }
+    });
     let mut timer = pin!(sleep(keep_alive_idle));
     let mut leaving = false;
     loop {

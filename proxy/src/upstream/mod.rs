@@ -1,13 +1,12 @@
 //! Opening a connection to an endpoint: TCP, then TLS with the endpoint's identity pinned.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -15,6 +14,7 @@ use tokio_rustls::client::TlsStream;
 use crate::identity::{Alpn, is_identity_mismatch};
 use crate::metrics::Direction;
 use crate::reason::Reason;
+use crate::socket::dial;
 use crate::table::{Endpoint, Peer};
 use crate::worker::Worker;
 
@@ -55,12 +55,16 @@ pub async fn connect(
 }
 
 async fn open(worker: &Worker, endpoint: &Endpoint, alpn: Alpn) -> Result<Stream, ConnectError> {
-    let tcp = dial(worker, endpoint.address)
-        .await
-        .map_err(|source| ConnectError {
-            reason: Reason::ConnectFailed,
-            source,
-        })?;
+    let tcp = dial(
+        endpoint.address,
+        Some(&endpoint.peer),
+        worker.config.socket_mark,
+    )
+    .await
+    .map_err(|source| ConnectError {
+        reason: Reason::ConnectFailed,
+        source,
+    })?;
     let Peer::Mesh(expected) = &endpoint.peer else {
         return Ok(Stream::Plain(tcp));
     };
@@ -90,17 +94,13 @@ async fn open(worker: &Worker, endpoint: &Endpoint, alpn: Alpn) -> Result<Stream
     Ok(Stream::Tls(Box::new(tls?)))
 }
 
-async fn dial(worker: &Worker, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    if let Some(mark) = worker.config.socket_mark {
-        socket2::SockRef::from(&socket).set_mark(mark)?;
+impl Stream {
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
     }
-    // Requests are written whole: there is nothing to wait for.
-    socket.set_nodelay(true)?;
-    socket.connect(address).await
 }
 
 impl AsyncRead for Stream {

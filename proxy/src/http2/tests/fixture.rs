@@ -205,12 +205,20 @@ impl Mesh {
         SendRequest<Bytes>,
         tokio::task::JoinHandle<Result<(), h2::Error>>,
     ) {
-        let (ours, theirs) = tokio::io::duplex(1024 * 1024);
         let session = Session::outbound(self.worker.clone(), self.cell.clone());
-        spawn_local(serve(session, theirs));
-        let (send, connection) = builder.handshake(ours).await.expect("a handshake");
-        let ended = spawn_local(connection);
-        (send.ready().await.expect("a connection"), ended)
+        connect(session, builder).await
+    }
+
+    /// A new downstream connection from outside.
+    pub async fn inbound_client(
+        &self,
+    ) -> (
+        SendRequest<Bytes>,
+        tokio::task::JoinHandle<Result<(), h2::Error>>,
+    ) {
+        let (worker, cell) = (self.worker.clone(), self.cell.clone());
+        let session = Session::inbound(worker, cell, CLIENT.into());
+        connect(session, &h2::client::Builder::new()).await
     }
 
     /// The value of the first metric line that contains all of `parts`.
@@ -222,6 +230,20 @@ impl Mesh {
             .and_then(|line| line.rsplit(' ').next()?.parse().ok())
             .unwrap_or(0.0)
     }
+}
+
+async fn connect(
+    session: Session,
+    builder: &h2::client::Builder,
+) -> (
+    SendRequest<Bytes>,
+    tokio::task::JoinHandle<Result<(), h2::Error>>,
+) {
+    let (ours, theirs) = tokio::io::duplex(1024 * 1024);
+    spawn_local(serve(session, theirs));
+    let (send, connection) = builder.handshake(ours).await.expect("a handshake");
+    let ended = spawn_local(connection);
+    (send.ready().await.expect("a connection"), ended)
 }
 
 /// A request that an app has taken.

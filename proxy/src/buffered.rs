@@ -1,4 +1,4 @@
-//! One side of an exchange: a connection with what has been read too early and what is yet to be written.
+//! A connection with what has been read of it too early and what is yet to be written.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -9,8 +9,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much is read at once, in bytes. One TLS record is 16 KiB.
+/// How much is read at once where it is kept, in bytes. One TLS record is 16 KiB.
 pub const READ_SIZE: usize = 16 * 1024;
+/// How much is read at once where it is passed on at once, in bytes.
+const PASS_SIZE: usize = 64 * 1024;
 
 /// A connection and the bytes that wait on either way.
 #[derive(Debug)]
@@ -21,6 +23,13 @@ pub struct Buffered<S> {
     /// To be written before anything else is.
     pub unsent: BytesMut,
     unflushed: bool,
+}
+
+/// Which of two connections broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    From,
+    To,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
@@ -38,10 +47,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         // Reading straight into the buffer's spare room needs either unsafe code or zeroing: the scratch space is
         // zeroed once for each thread, and an idle connection holds no room at all.
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut read = ReadBuf::new(scratch);
+            let mut read = ReadBuf::new(&mut scratch[..READ_SIZE]);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
             self.read.extend_from_slice(read.filled());
             Poll::Ready(Ok(read.filled().len()))
+        })
+    }
+
+    /// Reads once and writes it to `to`, whose `unsent` must be empty and takes what can't be written at once. Returns how much was
+    /// read; 0: this side has ended its half.
+    pub fn poll_pass<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut Buffered<T>,
+    ) -> Poll<Result<usize, Side>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut read = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read)).map_err(|_| Side::From)?;
+            let mut rest = read.filled();
+            let length = rest.len();
+            while !rest.is_empty() {
+                match to.poll_write(cx, rest) {
+                    Poll::Ready(Ok(written)) => rest = &rest[written..],
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Side::To)),
+                    Poll::Pending => {
+                        to.unsent.extend_from_slice(rest);
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(Ok(length))
         })
     }
 
@@ -119,5 +157,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_SIZE].into_boxed_slice());
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; PASS_SIZE].into_boxed_slice());
 }

@@ -1,0 +1,233 @@
+//! A downstream connection whose destination is known: finds out what it carries, and hands it to whoever carries that.
+//!
+//! ```text
+//!                    declared or detected
+//! outbound ─┐                 ┌─▶ http1
+//!           ├─▶ connection ───┼─▶ http2
+//! inbound ──┘                 └─▶ tcp
+//! ```
+//!
+//! Nothing is waited for that may never come: in protocols in which the server speaks first the client is silent. So once a client
+//! has been silent for a moment, an endpoint is connected to as if the connection were opaque; whoever speaks first then decides.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::buffered::Buffered;
+use crate::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
+use crate::prefixed::Prefixed;
+use crate::reason::Reason;
+use crate::session::Session;
+use crate::table::{Destination, Logical, Protocol};
+use crate::tcp::Upstream;
+use crate::{http1, http2, socket, tcp};
+
+/// How long a client is silent before an endpoint is connected to. Clients that speak first do so in the same breath.
+pub const SILENCE: Duration = Duration::from_millis(1);
+/// How long what a client has said may be the start of several things. Requests come in one piece; what stops in the middle of
+/// a line waits for an answer, and is nothing that a proxy could count.
+const AMBIGUITY: Duration = Duration::from_millis(500);
+
+/// Carries a connection of unproven protocol to its end.
+pub async fn serve(session: Session, client: Buffered<TcpStream>) {
+    let destination = session.destination.load().clone();
+    let reset = match &*destination {
+        Destination::Passthrough => {
+            tcp::pass_through(&session.worker, session.destination.address, client).await
+        }
+        Destination::Unknown => serve_unknown(session, client).await,
+        Destination::Logical(logical) => serve_logical(session, logical, client).await,
+    };
+    if let Some(client) = reset {
+        socket::reset(&client);
+    }
+}
+
+async fn serve_logical(
+    session: Session,
+    logical: &Arc<Logical>,
+    mut client: Buffered<TcpStream>,
+) -> Option<TcpStream> {
+    match logical.protocol {
+        Protocol::Tcp => tcp::serve(&session, logical, client, None).await,
+        Protocol::Http2 => serve_http2(session, client).await,
+        Protocol::Http => match speaks_http2(&mut client).await {
+            Ok(true) => serve_http2(session, client).await,
+            Ok(false) => serve_http1(session, client).await,
+            Err(_) => None,
+        },
+        Protocol::Detect => {
+            let mut opening = Opening::new(&session, logical);
+            match opening.first_word(&mut client, Some(SILENCE)).await {
+                FirstWord::Client(Detected::Http1) => serve_http1(session, client).await,
+                FirstWord::Client(Detected::Http2) => serve_http2(session, client).await,
+                FirstWord::Client(Detected::Tls | Detected::Other) | FirstWord::Server => {
+                    let upstream = opening.into_upstream().await;
+                    tcp::serve(&session, logical, client, upstream).await
+                }
+                FirstWord::Gone => None,
+            }
+        }
+    }
+}
+
+/// Says to HTTP clients that nobody knows their destination. For others there is no way to say so.
+async fn serve_unknown(session: Session, mut client: Buffered<TcpStream>) -> Option<TcpStream> {
+    loop {
+        match detect(&client.read) {
+            Some(Detected::Http1) => return serve_http1(session, client).await,
+            Some(Detected::Http2) => return serve_http2(session, client).await,
+            Some(_) => return Some(client.io),
+            None => {}
+        }
+        // A client that waits for the server's word is not kept waiting.
+        let filled = poll_fn(|cx| client.poll_fill(cx));
+        match tokio::time::timeout(UNKNOWN_PATIENCE, filled).await {
+            Ok(Ok(1..)) => {}
+            _ => return Some(client.io),
+        }
+    }
+}
+
+/// How long a client may take to show what it speaks, where all that can be done is to refuse.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(1);
+
+pub async fn serve_http1(session: Session, client: Buffered<TcpStream>) -> Option<TcpStream> {
+    let reset = http1::serve(session, Prefixed::new(client.read, client.io)).await;
+    reset.map(|client| client.io)
+}
+
+pub async fn serve_http2(session: Session, client: Buffered<TcpStream>) -> Option<TcpStream> {
+    http2::serve(session, Prefixed::new(client.read, client.io)).await;
+    None
+}
+
+/// Which HTTP a client speaks, that is known to speak HTTP.
+pub async fn speaks_http2(client: &mut Buffered<TcpStream>) -> std::io::Result<bool> {
+    loop {
+        let length = client.read.len().min(HTTP2_PREFACE.len());
+        if client.read[..length] != HTTP2_PREFACE[..length] {
+            return Ok(false);
+        }
+        if length == HTTP2_PREFACE.len() {
+            return Ok(true);
+        }
+        if poll_fn(|cx| client.poll_fill(cx)).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Who was the first to say something, and what.
+pub enum FirstWord {
+    Client(Detected),
+    /// The server, or the client has ended its half without a word.
+    Server,
+    Gone,
+}
+
+/// A connection of which nobody knows yet what it will carry.
+pub struct Opening<'a> {
+    session: &'a Session,
+    logical: &'a Arc<Logical>,
+    upstream: Speculation,
+    /// The client has said something.
+    begun: bool,
+}
+
+/// A connection to an endpoint that may turn out not to be needed.
+enum Speculation {
+    None,
+    Connecting(Pin<Box<dyn Future<Output = Result<Upstream, Reason>>>>),
+    Done(Result<Upstream, Reason>),
+}
+
+impl<'a> Opening<'a> {
+    pub fn new(session: &'a Session, logical: &'a Arc<Logical>) -> Self {
+        Self {
+            session,
+            logical,
+            upstream: Speculation::None,
+            begun: false,
+        }
+    }
+
+    /// Waits for the first word of either side. `silence`: after how long an endpoint is connected to; none where the client
+    /// is known to be the first to speak.
+    pub async fn first_word(
+        &mut self,
+        client: &mut Buffered<TcpStream>,
+        silence: Option<Duration>,
+    ) -> FirstWord {
+        let mut timer = pin!(sleep(silence.unwrap_or(AMBIGUITY)));
+        let speculates = silence.is_some();
+        poll_fn(|cx| self.poll_first_word(cx, client, timer.as_mut(), speculates)).await
+    }
+
+    fn poll_first_word(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Buffered<TcpStream>,
+        mut timer: Pin<&mut Sleep>,
+        speculates: bool,
+    ) -> Poll<FirstWord> {
+        let detect = match self.logical.protocol {
+            Protocol::Tcp => detect_tls,
+            _ => detect,
+        };
+        loop {
+            if let Some(detected) = detect(&client.read) {
+                return Poll::Ready(FirstWord::Client(detected));
+            }
+            match client.poll_fill(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) if speculates => return Poll::Ready(FirstWord::Server),
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(FirstWord::Gone),
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
+        if !client.read.is_empty() {
+            if !std::mem::replace(&mut self.begun, true) {
+                timer.as_mut().reset(Instant::now() + AMBIGUITY);
+            }
+            return timer.poll(cx).map(|()| FirstWord::Client(Detected::Other));
+        }
+        if !speculates {
+            return Poll::Pending;
+        }
+        if matches!(self.upstream, Speculation::None) && timer.poll(cx).is_ready() {
+            let worker = self.session.worker.clone();
+            let logical = self.logical.clone();
+            let connecting = async move { tcp::connect(&worker, &logical).await };
+            self.upstream = Speculation::Connecting(Box::pin(connecting));
+        }
+        if let Speculation::Connecting(connecting) = &mut self.upstream
+            && let Poll::Ready(connected) = connecting.as_mut().poll(cx)
+        {
+            // That it failed matters only if it is needed.
+            self.upstream = Speculation::Done(connected);
+        }
+        if let Speculation::Done(Ok(upstream)) = &mut self.upstream
+            && upstream.connection.poll_fill(cx).is_ready()
+        {
+            // It has spoken, or ended.
+            return Poll::Ready(FirstWord::Server);
+        }
+        Poll::Pending
+    }
+
+    /// The connection to an endpoint, as far as one was begun.
+    pub async fn into_upstream(self) -> Option<Result<Upstream, Reason>> {
+        match self.upstream {
+            Speculation::None => None,
+            Speculation::Connecting(connecting) => Some(connecting.await),
+            Speculation::Done(connected) => Some(connected),
+        }
+    }
+}
