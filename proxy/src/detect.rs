@@ -23,10 +23,7 @@ pub enum Detected {
 
 /// What `bytes` are the start of. `None`: they may be the start of several things.
 pub fn detect(bytes: &[u8]) -> Option<Detected> {
-    let Some(&first) = bytes.first() else {
-        return None;
-    };
-    if first == TLS_HANDSHAKE {
+    if *bytes.first()? == TLS_HANDSHAKE {
         return tls(bytes);
     }
     let length = bytes.len().min(HTTP2_PREFACE.len());

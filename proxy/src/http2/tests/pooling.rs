@@ -263,7 +263,7 @@ fn a_shutdown_lets_streams_finish_and_takes_no_new_ones() {
     run(async {
         let (app, go) = held(100).await;
         let mesh = Setup::new(&[app.address]).start();
-        let (client, ended) = mesh.client_with(&h2::client::Builder::new()).await;
+        let (client, ended) = mesh.inbound_client().await;
         let first = {
             let client = client.clone();
             spawn_local(async move { call(&client, get("/"), b"").await })
