@@ -1,0 +1,12 @@
+//! The sockets layer: a real controller and real proxies on loopback, with apps and clients of the tests' own.
+//!
+//! Needs nothing but the toolchain. Addresses of 127.0.0.0/8 stand for pods, and mapped listeners for redirect rules.
+
+mod admin;
+mod apps;
+mod control;
+mod identity;
+mod mesh;
+mod process;
+mod shutdown;
+mod traffic;

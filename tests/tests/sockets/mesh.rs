@@ -1,0 +1,353 @@
+//! A mesh on loopback: a controller over a directory of manifests, proxies beside it, and addresses that are this mesh's alone.
+//!
+//! ```text
+//! 127.A.B.N        pod N: what its proxy listens on; :8080 inbound, :8000 and on outbound, :15020 admin
+//! 127.A.B.(100+N)  where the app of pod N really listens, on the same port 8080
+//! 127.A.B.254      the controller, and the claim to all of 127.A.B
+//! ```
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use naru_tests::programs;
+use rcgen::KeyPair;
+use serde_json::{Value, json};
+
+use crate::apps::{self, Answer};
+use crate::process::{Process, eventually};
+
+pub const NAMESPACE: &str = "shop";
+/// The port of every app, and the inbound port of every pod.
+pub const APP_PORT: u16 = 8080;
+/// The first port on which a pod's proxy takes calls of its app.
+const CALLS_PORT: u16 = 8000;
+const ADMIN_PORT: u16 = 15020;
+const TOKEN_ISSUER: &str = "https://tokens.test";
+const CONTROLLER: &str = "spiffe://cluster.local/ns/naru-system/sa/naru-controller";
+
+/// Files, addresses and a controller, gone with the test.
+pub struct Mesh {
+    pub controller: Process,
+    directory: Directory,
+    network: [u8; 2],
+    token_key: KeyPair,
+    _claim: TcpListener,
+}
+
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _only_litter = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Mesh {
+    /// A controller without any object yet.
+    pub async fn start() -> Self {
+        let (network, claim) = claim();
+        let directory = Directory(std::env::temp_dir().join(format!(
+            "naru-sockets-{}-{}-{}",
+            std::process::id(),
+            network[0],
+            network[1]
+        )));
+        std::fs::create_dir_all(directory.0.join("manifests")).expect("a scratch directory");
+        let token_key = KeyPair::generate().expect("a key");
+        let public = directory.0.join("token.pub");
+        std::fs::write(public, token_key.public_key_pem()).expect("write");
+        let mesh = Self {
+            controller: start_controller(&directory, network),
+            directory,
+            network,
+            token_key,
+            _claim: claim,
+        };
+        mesh.controller_is_ready().await;
+        mesh
+    }
+
+    /// Starts the controller again, on the same state and address.
+    pub async fn restart_controller(&mut self) {
+        self.controller = start_controller(&self.directory, self.network);
+        self.controller_is_ready().await;
+    }
+
+    async fn controller_is_ready(&self) {
+        let address = self.controller_admin();
+        eventually("the controller is ready", async || {
+            let answer = apps::try_get(address, "/ready").await;
+            answer.is_ok_and(|answer| answer.status == 200)
+        })
+        .await;
+    }
+
+    pub fn controller_admin(&self) -> SocketAddr {
+        self.address(254, 15014)
+    }
+
+    fn address(&self, last: u8, port: u16) -> SocketAddr {
+        let [a, b] = self.network;
+        SocketAddr::from((Ipv4Addr::new(127, a, b, last), port))
+    }
+
+    /// Where pod `number` is called.
+    pub fn pod(&self, number: u8) -> SocketAddr {
+        self.address(number, APP_PORT)
+    }
+
+    /// Where its app listens.
+    pub fn app(&self, number: u8) -> SocketAddr {
+        self.address(100 + number, APP_PORT)
+    }
+
+    /// Writes an object's manifest, new or in place of its last one.
+    pub fn put(&self, object: &Value) {
+        let part = |value: &Value| value.as_str().expect("a name").to_lowercase();
+        let name = format!(
+            "{}-{}.json",
+            part(&object["kind"]),
+            part(&object["metadata"]["name"])
+        );
+        self.file(&name, &object.to_string());
+    }
+
+    /// Writes a file among the manifests.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.directory.0.join("manifests").join(name);
+        let fresh = self.directory.0.join(name);
+        std::fs::write(&fresh, content).expect("write");
+        std::fs::rename(&fresh, &path).expect("rename");
+        path
+    }
+
+    /// A Service, and what its endpoints are.
+    pub fn service(&self, name: &str, protocol: Option<&str>, pods: &[u8]) {
+        let mut port = json!({ "name": "main", "port": 80, "targetPort": APP_PORT });
+        if let Some(protocol) = protocol {
+            port["appProtocol"] = json!(protocol);
+        }
+        self.put(&json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": name, "namespace": NAMESPACE },
+            "spec": {
+                "clusterIP": cluster_ip(name).to_string(),
+                "selector": { "app": name },
+                "ports": [port],
+            },
+        }));
+        self.endpoints(name, pods);
+    }
+
+    /// The pods behind a Service, as `NAME-NUMBER`.
+    pub fn endpoints(&self, service: &str, pods: &[u8]) {
+        let endpoint = |number: &u8| {
+            json!({
+                "addresses": [self.pod(*number).ip().to_string()],
+                "conditions": { "ready": true, "serving": true, "terminating": false },
+                "targetRef": {
+                    "kind": "Pod", "namespace": NAMESPACE, "name": format!("{service}-{number}"),
+                },
+            })
+        };
+        self.put(&json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("{service}-1"), "namespace": NAMESPACE,
+                "labels": { "kubernetes.io/service-name": service },
+            },
+            "addressType": "IPv4",
+            "ports": [{ "name": "main", "port": APP_PORT, "protocol": "TCP" }],
+            "endpoints": pods.iter().map(endpoint).collect::<Vec<_>>(),
+        }));
+    }
+
+    /// The pod `SERVICE-NUMBER` of the service account SERVICE, with a sidecar.
+    pub fn put_pod(&self, service: &str, number: u8, annotations: Value) {
+        let ip = self.pod(number).ip().to_string();
+        self.put(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": format!("{service}-{number}"), "namespace": NAMESPACE,
+                "labels": { "app": service, "naru.dev/injected": "true" },
+                "annotations": annotations,
+            },
+            "spec": {
+                "serviceAccountName": service,
+                "containers": [{ "name": "app", "ports": [{ "containerPort": APP_PORT }] }],
+            },
+            "status": { "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }] },
+        }));
+    }
+
+    /// A pod with its proxy, which takes calls to `services`, once it is ready.
+    pub async fn sidecar(&self, service: &str, number: u8, services: &[&str]) -> Sidecar {
+        self.put_pod(service, number, json!({}));
+        self.proxy(service, number, services, &[]).await
+    }
+
+    /// The proxy of a pod whose object is there, once it is ready.
+    pub async fn proxy(
+        &self,
+        service: &str,
+        number: u8,
+        services: &[&str],
+        more: &[&str],
+    ) -> Sidecar {
+        let pod = format!("{service}-{number}");
+        let token = self.directory.0.join(format!("{pod}.jwt"));
+        std::fs::write(&token, self.token(service, &pod)).expect("write");
+        let admin = self.address(number, ADMIN_PORT);
+        let mut args = vec![
+            "run".to_owned(),
+            format!("--controller={}", self.address(254, 15010)),
+            format!("--controller-identity={CONTROLLER}"),
+            format!(
+                "--trust-anchors={}",
+                self.directory.0.join("state/trust-anchors.pem").display()
+            ),
+            format!("--token={}", token.display()),
+            format!("--namespace={NAMESPACE}"),
+            format!("--pod={pod}"),
+            format!("--admin={admin}"),
+            "--outbound-port=0".to_owned(),
+            "--inbound-port=0".to_owned(),
+            format!("--map-inbound={}={}", self.pod(number), self.app(number)),
+        ];
+        let mut calls = Vec::new();
+        for (service, port) in services.iter().zip(CALLS_PORT..) {
+            let listen = self.address(number, port);
+            args.push(format!(
+                "--map-outbound={listen}={}:80",
+                cluster_ip(service)
+            ));
+            calls.push(((*service).to_owned(), listen));
+        }
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        let sidecar = Sidecar {
+            process: Process::start(&pod, &programs().join("naru-proxy"), &args),
+            admin,
+            calls,
+        };
+        eventually(&format!("{pod} is ready"), async || {
+            let answer = apps::try_get(admin, "/ready").await;
+            answer.is_ok_and(|answer| answer.status == 200)
+        })
+        .await;
+        sidecar
+    }
+
+    fn token(&self, service_account: &str, pod: &str) -> String {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("a clock")
+            .as_secs();
+        let claims = json!({
+            "iss": TOKEN_ISSUER,
+            "sub": format!("system:serviceaccount:{NAMESPACE}:{service_account}"),
+            "aud": ["naru.dev"],
+            "iat": now,
+            "exp": now + 3600,
+            "kubernetes.io": {
+                "namespace": NAMESPACE,
+                "pod": { "name": pod, "uid": "1" },
+                "serviceaccount": { "name": service_account, "uid": "2" },
+            },
+        });
+        let key = EncodingKey::from_ec_der(self.token_key.serialized_der());
+        jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &key).expect("a token")
+    }
+}
+
+/// A pod's proxy.
+pub struct Sidecar {
+    pub process: Process,
+    pub admin: SocketAddr,
+    calls: Vec<(String, SocketAddr)>,
+}
+
+impl Sidecar {
+    /// Where the pod's app calls a Service.
+    pub fn calls(&self, service: &str) -> SocketAddr {
+        let found = self.calls.iter().find(|(name, _)| name == service);
+        found.expect("a Service that the pod calls").1
+    }
+
+    /// GET of a Service, as the pod's app sees it.
+    pub async fn get(&self, service: &str) -> Answer {
+        apps::get(self.calls(service), "/").await
+    }
+
+    /// Sum of the series of a metric that have all of these labels.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        metric(self.admin, name, labels).await
+    }
+}
+
+/// Sum of the series of a metric that have all of these labels, asked of an admin port.
+pub async fn metric(admin: SocketAddr, name: &str, labels: &[&str]) -> f64 {
+    let answer = apps::get(admin, "/metrics").await;
+    let series = answer.body.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let (found, with) = series.split_once('{').unwrap_or((series, ""));
+        let fits = found == name && labels.iter().all(|label| with.contains(label));
+        fits.then(|| value.parse::<f64>().expect("a number"))
+    });
+    series.sum()
+}
+
+/// An HTTPRoute that splits the requests to a Service.
+pub fn split(service: &str, weights: &[(&str, u32)]) -> Value {
+    let backends = weights
+        .iter()
+        .map(|(name, weight)| json!({ "name": name, "port": 80, "weight": weight }));
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": { "name": service, "namespace": NAMESPACE },
+        "spec": {
+            "parentRefs": [{ "group": "", "kind": "Service", "name": service }],
+            "rules": [{ "name": "split", "backendRefs": backends.collect::<Vec<_>>() }],
+        },
+    })
+}
+
+/// The ClusterIP of a Service: some address that goes by its name.
+fn cluster_ip(service: &str) -> Ipv4Addr {
+    let hash = service.bytes().fold(7_u16, |hash, byte| {
+        hash.wrapping_mul(31).wrapping_add(u16::from(byte))
+    });
+    let [high, low] = hash.to_be_bytes();
+    Ipv4Addr::new(10, 96, high, low)
+}
+
+/// Addresses 127.A.B that no other mesh on this machine has, as long as the socket lives.
+fn claim() -> ([u8; 2], TcpListener) {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let a = u8::try_from(std::process::id() % 250 + 2).expect("a byte");
+    for _ in 0..=u8::MAX {
+        let b = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Whoever has this port has the rest.
+        let socket = TcpListener::bind((Ipv4Addr::new(127, a, b, 254), 15000));
+        if let Ok(socket) = socket {
+            return ([a, b], socket);
+        }
+    }
+    panic!("no addresses of 127.0.0.0/8 are free, or they are none of this machine's");
+}
+
+fn start_controller(directory: &Directory, [a, b]: [u8; 2]) -> Process {
+    let path = |name: &str| directory.0.join(name).display().to_string();
+    let args = [
+        "run".to_owned(),
+        format!("--manifests={}", path("manifests")),
+        format!("--state-dir={}", path("state")),
+        format!("--token-public-key={}", path("token.pub")),
+        format!("--token-issuer={TOKEN_ISSUER}"),
+        format!("--listen=127.{a}.{b}.254:15010"),
+        format!("--admin=127.{a}.{b}.254:15014"),
+    ];
+    Process::start("controller", &programs().join("naru-controller"), &args)
+}

@@ -1,0 +1,108 @@
+//! How a proxy ends.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use nix::sys::signal::Signal;
+use tokio::sync::Semaphore;
+
+use crate::apps::{self, App};
+use crate::mesh::Mesh;
+use crate::process::eventually;
+
+#[tokio::test]
+async fn what_is_in_flight_is_finished_on_both_sides() {
+    let mesh = Mesh::start().await;
+    mesh.service("web", Some("http"), &[1]);
+    // Answers when it is told to.
+    let go = Arc::new(Semaphore::new(0));
+    let waits = go.clone();
+    let app = App::start(mesh.app(1), move |_| {
+        let waits = waits.clone();
+        async move {
+            waits.acquire().await.expect("open").forget();
+            (StatusCode::OK, "finished".to_owned())
+        }
+    })
+    .await;
+    let mut web = mesh.sidecar("web", 1, &[]).await;
+    let mut client = mesh.sidecar("client", 2, &["web"]).await;
+
+    let calls = client.calls("web");
+    let in_flight = tokio::spawn(async move { apps::get(calls, "/").await });
+    eventually("the request has reached the app", async || {
+        app.requests() == 1
+    })
+    .await;
+    for sidecar in [&web, &client] {
+        sidecar.process.signal(Signal::SIGTERM);
+        eventually("it is not ready any more", async || {
+            apps::get(sidecar.admin, "/ready").await.status == 503
+        })
+        .await;
+        let ready = apps::get(sidecar.admin, "/ready").await;
+        assert!(ready.body.contains("shutting down"), "{ready:?}");
+    }
+    assert_eq!(web.process.ended(), None);
+    assert_eq!(client.process.ended(), None);
+
+    go.add_permits(1);
+    let answer = in_flight.await.expect("an answer");
+    assert_eq!((answer.status, &*answer.body), (200, "finished"));
+    for sidecar in [&mut client, &mut web] {
+        let status = sidecar.process.end().await;
+        assert!(status.success(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn what_never_ends_is_broken_off_at_the_limit_or_by_a_second_signal() {
+    let mesh = Mesh::start().await;
+    mesh.service("web", Some("http"), &[1, 2]);
+    let mut apps = Vec::new();
+    for number in [1, 2] {
+        let app = App::start(mesh.app(number), |_| async {
+            std::future::pending::<()>().await;
+            (StatusCode::OK, String::new())
+        });
+        apps.push(app.await);
+        mesh.put_pod("web", number, serde_json::json!({}));
+    }
+    let mut limited = mesh.proxy("web", 1, &[], &["--drain-timeout=100ms"]).await;
+    let mut told_twice = mesh.proxy("web", 2, &[], &["--drain-timeout=1h"]).await;
+    for (sidecar, number) in [(&mut limited, 1), (&mut told_twice, 2)] {
+        let pod = mesh.pod(number);
+        let request = tokio::spawn(async move { apps::try_get(pod, "/").await });
+        let app = &apps[usize::from(number) - 1];
+        eventually("the request has reached the app", async || {
+            app.requests() == 1
+        })
+        .await;
+        sidecar.process.signal(Signal::SIGTERM);
+        if number == 2 {
+            eventually("the first signal is heard", async || {
+                apps::get(sidecar.admin, "/ready").await.status == 503
+            })
+            .await;
+            sidecar.process.signal(Signal::SIGTERM);
+        }
+        let status = sidecar.process.end().await;
+        assert!(status.success(), "{status}");
+        let broken = request.await.expect("no panic");
+        assert!(broken.is_err(), "{broken:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_controller_that_is_told_to_end_does_and_the_mesh_goes_on() {
+    let mut mesh = Mesh::start().await;
+    mesh.service("web", Some("http"), &[1]);
+    let _app = App::named(mesh.app(1), "web").await;
+    let _web = mesh.sidecar("web", 1, &[]).await;
+    let client = mesh.sidecar("client", 2, &["web"]).await;
+    assert_eq!(client.get("web").await.body, "web");
+    mesh.controller.signal(Signal::SIGTERM);
+    let status = mesh.controller.end().await;
+    assert!(status.success(), "{status}");
+    assert_eq!(client.get("web").await.body, "web");
+}

@@ -1,0 +1,263 @@
+//! What an app's requests go through, and where they end up.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::json;
+
+use crate::apps::{App, Echo, Stream};
+use crate::mesh::{Mesh, split};
+use crate::process::eventually;
+
+/// How many requests must all obey before a change counts as made.
+const ENOUGH: usize = 20;
+
+#[tokio::test]
+async fn a_request_goes_over_mutual_tls_and_its_client_is_named() {
+    let mesh = Mesh::start().await;
+    mesh.service("web", Some("http"), &[1]);
+    let app = App::named(mesh.app(1), "web").await;
+    let web = mesh.sidecar("web", 1, &[]).await;
+    let client = mesh.sidecar("client", 2, &["web"]).await;
+
+    let answer = client.get("web").await;
+    assert_eq!((answer.status, &*answer.body), (200, "web"), "{answer:?}");
+    assert_eq!((answer.reason(), app.requests()), ("", 1));
+
+    let inbound = [
+        "direction=\"inbound\"",
+        "client=\"spiffe://cluster.local/ns/shop/sa/client\"",
+        "namespace=\"shop\"",
+        "port=\"8080\"",
+        "protocol=\"http/1.1\"",
+    ];
+    eventually("the inbound side has counted it", async || {
+        web.metric("naru_requests_total", &inbound).await == 1.0
+    })
+    .await;
+    let outbound = [
+        "direction=\"outbound\"",
+        "service=\"web\"",
+        "port=\"80\"",
+        "backend=\"shop/web:80\"",
+        "status=\"200\"",
+        "reason=\"\"",
+    ];
+    eventually("the outbound side has counted it", async || {
+        client.metric("naru_responses_total", &outbound).await == 1.0
+    })
+    .await;
+    for (side, direction) in [(&web, "inbound"), (&client, "outbound")] {
+        let direction = format!("direction=\"{direction}\"");
+        let handshakes = side
+            .metric("naru_tls_handshakes_total", &[&direction, "outcome=\"ok\""])
+            .await;
+        assert_eq!(handshakes, 1.0, "{direction}");
+    }
+}
+
+#[tokio::test]
+async fn undeclared_http_is_told_by_its_first_bytes() {
+    let mesh = Mesh::start().await;
+    mesh.service("web", None, &[1]);
+    let _app = App::named(mesh.app(1), "web").await;
+    let _web = mesh.sidecar("web", 1, &[]).await;
+    let client = mesh.sidecar("client", 2, &["web"]).await;
+    assert_eq!(client.get("web").await.body, "web");
+    let labels = ["direction=\"outbound\"", "service=\"web\""];
+    assert_eq!(client.metric("naru_requests_total", &labels).await, 1.0);
+}
+
+#[tokio::test]
+async fn messages_of_a_stream_go_both_ways_as_they_come() {
+    let mesh = Mesh::start().await;
+    mesh.service("echo", Some("grpc"), &[1]);
+    let _app = Echo::start(mesh.app(1)).await;
+    let echo = mesh.sidecar("echo", 1, &[]).await;
+    let client = mesh.sidecar("client", 2, &["echo"]).await;
+
+    let mut stream = Stream::open(client.calls("echo"), "/chat").await;
+    for message in ["one", "two", "three"] {
+        stream
+            .send
+            .send_data(Bytes::from(message), false)
+            .expect("send");
+        // Only then the next one: nothing may wait for the stream's end.
+        assert_eq!(stream.next().await.as_deref(), Some(message.as_bytes()));
+    }
+    stream.send.send_data(Bytes::new(), true).expect("send");
+    assert_eq!(stream.next().await, None);
+    let trailers = stream.receive.trailers().await.expect("trailers");
+    let trailers = trailers.expect("trailers");
+    assert_eq!(trailers["grpc-status"], "0");
+
+    let inbound = ["direction=\"inbound\"", "protocol=\"http/2\""];
+    assert_eq!(echo.metric("naru_requests_total", &inbound).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_changed_weight_is_obeyed_by_every_request_from_then_on() {
+    let mesh = Mesh::start().await;
+    let mut running = Vec::new();
+    for (name, number) in [("v1", 1), ("v2", 2)] {
+        mesh.service(name, Some("http"), &[number]);
+        let app = App::named(mesh.app(number), name).await;
+        running.push((app, mesh.sidecar(name, number, &[]).await));
+    }
+    mesh.service("both", Some("http"), &[]);
+    mesh.put(&split("both", &[("v1", 1), ("v2", 0)]));
+    let client = mesh.sidecar("client", 3, &["both"]).await;
+    assert_eq!(client.get("both").await.body, "v1");
+
+    for (weights, name) in [([0, 1], "v2"), ([1, 0], "v1"), ([0, 1], "v2")] {
+        mesh.put(&split("both", &[("v1", weights[0]), ("v2", weights[1])]));
+        eventually(&format!("{name} answers"), async || {
+            client.get("both").await.body == name
+        })
+        .await;
+        for _ in 0..ENOUGH {
+            assert_eq!(client.get("both").await.body, name);
+        }
+    }
+    let split = [
+        "route=\"shop/both\"",
+        "rule=\"split\"",
+        "backend=\"shop/v2:80\"",
+    ];
+    assert!(client.metric("naru_requests_total", &split).await > 2.0);
+}
+
+#[tokio::test]
+async fn a_failed_attempt_is_retried_where_the_route_says_so() {
+    let mesh = Mesh::start().await;
+    mesh.service("flaky", Some("http"), &[1]);
+    // Every other request fails.
+    let app = App::start(mesh.app(1), |number| async move {
+        match number % 2 {
+            1 => (StatusCode::SERVICE_UNAVAILABLE, "failed".to_owned()),
+            _ => (StatusCode::OK, "done".to_owned()),
+        }
+    })
+    .await;
+    let _flaky = mesh.sidecar("flaky", 1, &[]).await;
+    let client = mesh.sidecar("client", 2, &["flaky"]).await;
+
+    // An app's own failure is passed on as it is.
+    let failed = client.get("flaky").await;
+    assert_eq!((failed.status, &*failed.body), (503, "failed"));
+    assert_eq!(failed.reason(), "");
+    assert_eq!(client.get("flaky").await.status, 200);
+
+    let mut route = split("flaky", &[("flaky", 1)]);
+    route["spec"]["rules"][0]["retry"] = json!({ "codes": [503], "attempts": 1, "backoff": "1ms" });
+    mesh.put(&route);
+    // Without the route, one request of each two fails.
+    eventually("the route is in force", async || {
+        let both = (client.get("flaky").await, client.get("flaky").await);
+        both.0.status == 200 && both.1.status == 200
+    })
+    .await;
+    let before = app.requests();
+    for _ in 0..ENOUGH {
+        assert_eq!(client.get("flaky").await.body, "done");
+    }
+    assert_eq!(app.requests() - before, 2 * ENOUGH);
+    let sent = [
+        "service=\"flaky\"",
+        "route=\"shop/flaky\"",
+        "outcome=\"sent\"",
+    ];
+    assert!(client.metric("naru_retries_total", &sent).await >= ENOUGH as f64);
+}
+
+#[tokio::test]
+async fn an_endpoint_gets_no_request_once_it_is_removed() {
+    let mesh = Mesh::start().await;
+    let mut running = Vec::new();
+    for number in [1, 2] {
+        let app = App::named(mesh.app(number), &number.to_string()).await;
+        running.push((app, mesh.sidecar("web", number, &[]).await));
+    }
+    mesh.service("web", Some("http"), &[1, 2]);
+    let client = mesh.sidecar("client", 3, &["web"]).await;
+    eventually("both endpoints get requests", async || {
+        client.get("web").await;
+        running.iter().all(|(app, _)| app.requests() > 0)
+    })
+    .await;
+
+    mesh.endpoints("web", &[2]);
+    eventually("the client has heard of it", async || {
+        endpoints(client.admin, "web").await == [mesh.pod(2).to_string()]
+    })
+    .await;
+    let before = running[0].0.requests();
+    for _ in 0..ENOUGH {
+        assert_eq!(client.get("web").await.body, "2");
+    }
+    assert_eq!(running[0].0.requests(), before);
+
+    mesh.endpoints("web", &[]);
+    eventually("nobody is left", async || {
+        client.get("web").await.reason() == "no-endpoint"
+    })
+    .await;
+    mesh.endpoints("web", &[1]);
+    eventually("there is an endpoint again", async || {
+        client.get("web").await.body == "1"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_that_reached_no_app_goes_to_another_endpoint() {
+    let mesh = Mesh::start().await;
+    let _app = App::named(mesh.app(1), "there").await;
+    let _there = mesh.sidecar("web", 1, &[]).await;
+    // Its object says that it runs, and nobody listens there.
+    mesh.put_pod("web", 2, json!({}));
+    mesh.service("web", Some("http"), &[1, 2]);
+    let client = mesh.sidecar("client", 3, &["web"]).await;
+    for _ in 0..ENOUGH {
+        assert_eq!(client.get("web").await.body, "there");
+    }
+    let failed = ["outcome=\"connect-failed\""];
+    let connects = "naru_upstream_connects_total";
+    assert!(client.metric(connects, &failed).await > 0.0);
+}
+
+#[tokio::test]
+async fn a_time_out_of_the_route_has_its_own_reason() {
+    let mesh = Mesh::start().await;
+    mesh.service("slow", Some("http"), &[1]);
+    let _app = App::start(mesh.app(1), |_| async {
+        // For ever, as far as the test goes.
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        (StatusCode::OK, String::new())
+    })
+    .await;
+    let _slow = mesh.sidecar("slow", 1, &[]).await;
+    let mut route = split("slow", &[("slow", 1)]);
+    route["spec"]["rules"][0]["timeouts"] = json!({ "request": "200ms" });
+    mesh.put(&route);
+    let client = mesh.sidecar("client", 2, &["slow"]).await;
+    let answer = client.get("slow").await;
+    assert_eq!((answer.status, answer.reason()), (504, "request-timeout"));
+}
+
+/// The addresses of a Service's endpoints, as a proxy's `/config` tells them.
+async fn endpoints(admin: SocketAddr, service: &str) -> Vec<String> {
+    let config = crate::apps::get(admin, "/config").await.body;
+    let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    let name = format!("endpoints/shop/{service}/80");
+    let resources = config["resources"].as_array().expect("resources");
+    let resource = resources.iter().find(|resource| resource["name"] == *name);
+    let endpoints = resource.map(|resource| &resource["endpoints"]);
+    let endpoints = endpoints.and_then(|endpoints| endpoints.as_array());
+    let addresses = endpoints.into_iter().flatten();
+    addresses
+        .map(|endpoint| endpoint["address"].as_str().expect("text").to_owned())
+        .collect()
+}
