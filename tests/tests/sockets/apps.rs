@@ -102,7 +102,9 @@ pub async fn ask(address: SocketAddr, request: Request<String>) -> anyhow::Resul
         let (mut client, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
-        let response = client.send_request(request.map(Full::<Bytes>::from)).await?;
+        let response = client
+            .send_request(request.map(Full::<Bytes>::from))
+            .await?;
         let (head, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
         connection.abort();
