@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -46,10 +46,9 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
     let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into());
     let mut client = Buffered::new(client);
     if strict {
-        let patience = stranger.worker.config.limits.handshake_timeout;
-        return match timeout(patience, is_peer(&mut client)).await {
-            Ok(true) => serve_peer(stranger, &logical, client).await,
-            _ => refuse(&stranger, &logical, &client),
+        return match is_peer_in_time(&stranger.worker, &mut client).await {
+            true => serve_peer(stranger, &logical, client).await,
+            false => refuse(&stranger, &logical, &client),
         };
     }
     let mut opening = Opening::new(&stranger, &logical);
@@ -57,8 +56,15 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
         Protocol::Detect | Protocol::Tcp => Some(SILENCE),
         Protocol::Http | Protocol::Http2 => None,
     };
-    let reset = match opening.first_word(&mut client, silence).await {
-        FirstWord::Client(Detected::Tls) if is_peer(&mut client).await => {
+    let first_word = opening.first_word(&mut client, silence);
+    let first_word = match silence {
+        Some(_) => first_word.await,
+        None => as_long_as_idle(&stranger.worker, first_word).await,
+    };
+    let reset = match first_word {
+        FirstWord::Client(Detected::Tls)
+            if is_peer_in_time(&stranger.worker, &mut client).await =>
+        {
             drop(opening);
             return serve_peer(stranger, &logical, client).await;
         }
@@ -101,6 +107,29 @@ fn refuse(stranger: &Session, logical: &Logical, client: &Buffered<TcpStream>) {
         "a client without an identity is refused"
     );
     socket::reset(&client.io);
+}
+
+/// Waits for the first word of a client that is the one to speak first, as long as for a request on a connection that is kept.
+async fn as_long_as_idle(
+    worker: &Worker,
+    first_word: impl Future<Output = FirstWord>,
+) -> FirstWord {
+    let leaving = async {
+        worker.drain.started().await;
+        sleep(http1::LEAVING).await;
+    };
+    tokio::select! {
+        biased;
+        first_word = first_word => first_word,
+        () = leaving => FirstWord::Gone,
+        () = sleep(worker.config.limits.keep_alive_idle) => FirstWord::Gone,
+    }
+}
+
+/// Whether the client is a peer's sidecar. One that does not show it in time is none.
+async fn is_peer_in_time(worker: &Worker, client: &mut Buffered<TcpStream>) -> bool {
+    let patience = worker.config.limits.handshake_timeout;
+    matches!(timeout(patience, is_peer(client)).await, Ok(true))
 }
 
 /// Whether the client is a peer's sidecar, by the protocols in its ClientHello.

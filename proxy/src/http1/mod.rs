@@ -27,4 +27,4 @@ mod serve;
 mod tests;
 
 pub use pool::Pool;
-pub use serve::serve;
+pub use serve::{LEAVING, serve};

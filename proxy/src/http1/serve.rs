@@ -22,7 +22,7 @@ use crate::{socket, tcp};
 
 /// How long a client that knows nothing of the mesh may still send a request on a connection that would be ended. Whoever has
 /// other endpoints has been told of them by then.
-const LEAVING: Duration = Duration::from_secs(2);
+pub const LEAVING: Duration = Duration::from_secs(2);
 /// How long, and for how many bytes, a client that is still sending is listened to after the last response, so that the
 /// response is not lost (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(2);

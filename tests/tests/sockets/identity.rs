@@ -17,7 +17,7 @@ async fn strict_refuses_plaintext_and_permissive_lets_it_in_without_a_name() {
     ];
     let open = mesh.sidecar("open", 1, &[]).await;
     mesh.put_pod("closed", 2, json!({ "naru.dev/mtls": "strict" }));
-    let _closed = mesh.proxy("closed", 2, &[], &[]).await;
+    let closed = mesh.proxy("closed", 2, &[], &[]).await;
     let client = mesh.sidecar("client", 3, &["open", "closed"]).await;
 
     // With a sidecar, both are reached.
@@ -34,10 +34,10 @@ async fn strict_refuses_plaintext_and_permissive_lets_it_in_without_a_name() {
     .await;
 
     let refused = try_get(mesh.pod(2), "/").await;
-    if let Ok(answer) = &refused {
-        assert_eq!(answer.reason(), "identity-required", "{answer:?}");
-    }
-    assert_eq!(apps[1].requests(), before, "{refused:?}");
+    assert!(refused.is_err(), "{refused:?}");
+    assert_eq!(apps[1].requests(), before);
+    let labels = ["client=\"unauthenticated\"", "reason=\"identity-required\""];
+    assert_eq!(closed.metric("naru_tcp_closed_total", &labels).await, 1.0);
     assert_eq!(client.get("closed").await.body, "closed");
 }
 

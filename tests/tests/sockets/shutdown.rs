@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use crate::apps::{self, App};
@@ -105,4 +106,28 @@ async fn a_controller_that_is_told_to_end_does_and_the_mesh_goes_on() {
     let status = mesh.controller.end().await;
     assert!(status.success(), "{status}");
     assert_eq!(client.get("web").await.body, "web");
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_was_said_yet_holds_up_nobody() {
+    let mesh = Mesh::start().await;
+    mesh.service("web", Some("http"), &[1]);
+    let _app = App::named(mesh.app(1), "web").await;
+    mesh.put_pod("web", 1, serde_json::json!({}));
+    let mut web = mesh.proxy("web", 1, &[], &["--drain-timeout=1h"]).await;
+    mesh.put_pod("client", 2, serde_json::json!({}));
+    let mut client = mesh
+        .proxy("client", 2, &["web"], &["--drain-timeout=1h"])
+        .await;
+    let _from_a_stranger = TcpStream::connect(mesh.pod(1)).await.expect("connect");
+    let _from_the_app = TcpStream::connect(client.calls("web"))
+        .await
+        .expect("connect");
+    // Both proxies have accepted what came before.
+    assert_eq!(client.get("web").await.body, "web");
+    for sidecar in [&mut web, &mut client] {
+        sidecar.process.signal(Signal::SIGTERM);
+        let status = sidecar.process.end().await;
+        assert!(status.success(), "{status}");
+    }
 }

@@ -6,10 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::apps::{App, Echo, Stream};
 use crate::mesh::{Mesh, split};
-use crate::process::eventually;
+use crate::process::{SOON, eventually};
 
 /// How many requests must all obey before a change counts as made.
 const ENOUGH: usize = 20;
@@ -245,6 +247,64 @@ async fn a_time_out_of_the_route_has_its_own_reason() {
     let client = mesh.sidecar("client", 2, &["slow"]).await;
     let answer = client.get("slow").await;
     assert_eq!((answer.status, answer.reason()), (504, "request-timeout"));
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard_and_each_half_ends_by_itself() {
+    let mesh = Mesh::start().await;
+    mesh.service("db", None, &[1]);
+    let listener = TcpListener::bind(mesh.app(1)).await.expect("bind");
+    let _db = mesh.sidecar("db", 1, &[]).await;
+    let client = mesh.sidecar("client", 2, &["db"]).await;
+
+    let mut stream = TcpStream::connect(client.calls("db"))
+        .await
+        .expect("connect");
+    let (mut app, _) = soon(listener.accept()).await.expect("accept");
+    app.write_all(b"220 hello\r\n").await.expect("write");
+    let mut greeting = [0; 11];
+    soon(stream.read_exact(&mut greeting)).await.expect("read");
+    assert_eq!(&greeting, b"220 hello\r\n");
+    // The client has said all that it has to say, and hears the answer all the same.
+    stream.write_all(b"all of it").await.expect("write");
+    stream.shutdown().await.expect("shutdown");
+    let mut said = Vec::new();
+    soon(app.read_to_end(&mut said)).await.expect("read");
+    assert_eq!(said, b"all of it");
+    app.write_all(b"bye").await.expect("write");
+    drop(app);
+    let mut rest = Vec::new();
+    soon(stream.read_to_end(&mut rest)).await.expect("read");
+    assert_eq!(rest, b"bye");
+
+    for (way, bytes) in [("sent", 9.0), ("received", 14.0)] {
+        let way = format!("way=\"{way}\"");
+        let labels = ["direction=\"outbound\"", "service=\"db\"", &way];
+        let counted = client.metric("naru_tcp_bytes_total", &labels).await;
+        assert_eq!(counted, bytes, "{way}");
+    }
+}
+
+#[tokio::test]
+async fn the_start_of_a_tls_handshake_that_does_not_go_on_is_the_apps_to_judge() {
+    let mesh = Mesh::start().await;
+    mesh.service("web", Some("http"), &[1]);
+    let listener = TcpListener::bind(mesh.app(1)).await.expect("bind");
+    mesh.put_pod("web", 1, json!({}));
+    let _web = mesh
+        .proxy("web", 1, &[], &["--handshake-timeout=50ms"])
+        .await;
+    let mut stream = TcpStream::connect(mesh.pod(1)).await.expect("connect");
+    let start = b"\x16\x03\x01\x02\x00\x01";
+    stream.write_all(start).await.expect("write");
+    let (mut app, _) = soon(listener.accept()).await.expect("accept");
+    let mut said = [0; 6];
+    soon(app.read_exact(&mut said)).await.expect("read");
+    assert_eq!(&said, start);
+}
+
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(SOON, future).await.expect("in time")
 }
 
 /// The addresses of a Service's endpoints, as a proxy's `/config` tells them.
