@@ -6,6 +6,9 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
+/// Every feature that a layer needs.
+const FEATURES: &str = "naru-tests/namespaces";
+
 /// The directory with the project's programs, built once in a run.
 pub fn programs() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -13,10 +16,12 @@ pub fn programs() -> &'static Path {
         let release = std::env::var_os("NARU_TEST_RELEASE").is_some_and(|value| value != "0");
         let mut build = Command::new(env!("CARGO"));
         build
-            .args(["build", "--quiet", "--bins", "--message-format=json"])
-            .args(["-p", "naru-proxy", "-p", "naru-controller"])
-            .args(["-p", "naru-cli", "-p", "naru-shop"])
-            .args(release.then_some("--release"))
+            .args(["build", "--quiet", "--message-format=json"])
+            // The same selection as everywhere in `tests/run`: another one would compile every dependency once more.
+            .args(match release {
+                true => &["--release", "--workspace", "--bins"][..],
+                false => &["--workspace", "--all-targets", "--features", FEATURES],
+            })
             .current_dir(repository())
             .stderr(Stdio::inherit());
         let built = build.output().expect("cargo");
