@@ -13,7 +13,8 @@ const FEATURES: &str = "naru-tests/namespaces";
 pub fn programs() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let release = std::env::var_os("NARU_TEST_RELEASE").is_some_and(|value| value != "0");
+        let release = std::env::var_os("NARU_TEST_RELEASE")
+            .is_some_and(|value| !value.is_empty() && value != "0");
         let mut build = Command::new(env!("CARGO"));
         build
             .args(["build", "--quiet", "--message-format=json"])

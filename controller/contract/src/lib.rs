@@ -41,6 +41,8 @@ pub const SYNC_PATH: &str = "/naru.v1.Controller/Sync";
 pub const CONTRACT_VERSION: u32 = 1;
 /// How many contract versions apart a proxy and a controller may be.
 pub const CONTRACT_VERSION_SKEW: u32 = 2;
+/// Port of a sidecar for metrics and probes. It is spoken to in plaintext, and never redirected.
+pub const PROXY_ADMIN_PORT: u16 = 15020;
 /// Audience of the service-account token that a proxy shows for a certificate.
 pub const TOKEN_AUDIENCE: &str = "naru.dev";
 /// The largest message that either side sends or takes, in bytes.

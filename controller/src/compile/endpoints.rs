@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use naru_contract as contract;
-use naru_contract::Protocol;
 use naru_contract::resource::Body;
+use naru_contract::{PROXY_ADMIN_PORT, Protocol};
 
 use super::{Catalog, Compiled};
 use crate::source::{EndpointSlice, Name, Pod, Service, ServicePort, SliceEndpoint};
@@ -98,7 +98,9 @@ impl Catalog {
         port: u16,
         zone: &str,
     ) -> contract::Endpoint {
-        let identity = match pod.meshed {
+        // Where the sidecar is passed by, there is nobody to prove an identity.
+        let sidecar = pod.meshed && port != PROXY_ADMIN_PORT && !pod.bare_ports.contains(&port);
+        let identity = match sidecar {
             true => format!(
                 "spiffe://{}/ns/{}/sa/{}",
                 self.options.trust_domain, pod.name.namespace, pod.service_account

@@ -22,6 +22,7 @@ const POD_TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
 const INJECTED_LABEL: &str = "naru.dev/injected";
 const MTLS_ANNOTATION: &str = "naru.dev/mtls";
 const OPAQUE_PORTS_ANNOTATION: &str = "naru.dev/opaque-ports";
+const SKIP_INBOUND_PORTS_ANNOTATION: &str = "naru.dev/skip-inbound-ports";
 
 pub fn namespace(object: core::Namespace) -> Result<Namespace, Invalid> {
     Ok(Namespace {
@@ -89,6 +90,7 @@ pub fn pod(object: core::Pod) -> Result<Pod, Invalid> {
     let name = name(&object.metadata)?;
     let annotations = annotations(&object.metadata)?;
     let workload = workload(&object.metadata);
+    let bare_ports = ports(&object.metadata, SKIP_INBOUND_PORTS_ANNOTATION)?.unwrap_or_default();
     let labels: BTreeMap<String, String> = object.metadata.labels.unwrap_or_default();
     let spec = object.spec.unwrap_or_default();
     let status = object.status.unwrap_or_default();
@@ -134,6 +136,7 @@ pub fn pod(object: core::Pod) -> Result<Pod, Invalid> {
             .unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned()),
         workload,
         named_ports,
+        bare_ports,
         annotations,
     })
 }
@@ -260,22 +263,25 @@ fn annotations(metadata: &ObjectMeta) -> Result<Annotations, Invalid> {
             ));
         }
     };
-    let opaque_ports = match get(OPAQUE_PORTS_ANNOTATION) {
-        None => None,
-        Some(text) => {
-            let parts = text.split(',').map(str::trim).filter(|p| !p.is_empty());
-            let ports: Option<Vec<u16>> = parts
-                .map(|part| part.parse().ok().filter(|port| *port > 0))
-                .collect();
-            Some(ports.ok_or_else(|| {
-                Invalid::new(
-                    field(OPAQUE_PORTS_ANNOTATION),
-                    format!("{text:?} is not a list of ports, as \"3306,5432\""),
-                )
-            })?)
-        }
-    };
+    let opaque_ports = ports(metadata, OPAQUE_PORTS_ANNOTATION)?;
     Ok(Annotations { mtls, opaque_ports })
+}
+
+/// The ports that an annotation lists.
+fn ports(metadata: &ObjectMeta, key: &str) -> Result<Option<Vec<u16>>, Invalid> {
+    let Some(text) = metadata.annotations.as_ref().and_then(|all| all.get(key)) else {
+        return Ok(None);
+    };
+    let parts = text.split(',').map(str::trim).filter(|p| !p.is_empty());
+    let ports: Option<Vec<u16>> = parts
+        .map(|part| part.parse().ok().filter(|port| *port > 0))
+        .collect();
+    ports.map(Some).ok_or_else(|| {
+        Invalid::new(
+            format!("metadata.annotations[{key:?}]"),
+            format!("{text:?} is not a list of ports, as \"3306,5432\""),
+        )
+    })
 }
 
 /// What owns the pod, as `deployment/web`.

@@ -161,6 +161,8 @@ pub struct Pod {
     pub workload: String,
     /// Container ports that have a name (TCP).
     pub named_ports: Vec<(String, u16)>,
+    /// Connections to these reach the pod's containers and not its sidecar (`naru.dev/skip-inbound-ports`).
+    pub bare_ports: Vec<u16>,
     pub annotations: Annotations,
 }
 

@@ -111,7 +111,7 @@ fn nothing_fails_while_the_controller_is_gone_and_nothing_unchanged_is_sent_agai
         "client",
         &format!(
             "metrics() {{ curl -sS -m 10 http://127.0.0.1:15020/metrics | grep '^naru_' > $1; }}\n\
-             curl -sS -m 10 http://nginx/; metrics before\n\
+             for family in -4 -6; do curl $family -sS -m 10 http://nginx/; done; metrics before\n\
              hey -c 20 -q 15 -n {requests} http://nginx/ & load=$!\n\
              wait $load\n\
              for attempt in $(seq 200); do\n\

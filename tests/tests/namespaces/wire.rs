@@ -24,7 +24,7 @@ fn between_pods_there_is_tls_1_3_and_no_readable_byte() {
     );
     let capture = mesh.path("wire.pcap").display().to_string();
     mesh.run(&format!(
-        "tcpdump -i eth0 -U -s 0 -w {capture} tcp 2> {capture}.log & dump=$!\n\
+        "tcpdump -i eth0 --immediate-mode -U -s 0 -w {capture} tcp 2> {capture}.log & dump=$!\n\
          until grep -q 'listening on' {capture}.log; do sleep 0.1; done\n\
          for family in -4 -6; do curl $family -sS -m 10 http://nginx/marked?{MARKER} | grep -q {MARKER}; done\n\
          curl -sS -m 10 -H 'secret: {MARKER}' -d {MARKER} -o /dev/null http://nginx/marked\n\
@@ -52,7 +52,7 @@ fn between_pods_there_is_tls_1_3_and_no_readable_byte() {
     }
     let fields = |filter: &str, field: &str| -> Vec<String> {
         host(&format!(
-            "tshark -r {capture} -Y '{filter}' -T fields -e {field} 2> /dev/null"
+            "tshark -r {capture} -d tcp.port==8080,tls -d tcp.port==2525,tls -d tcp.port==6379,tls -Y '{filter}' -T fields -e {field} 2> /dev/null"
         ))
         .split_whitespace()
         .map(str::to_owned)

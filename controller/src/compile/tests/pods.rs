@@ -265,3 +265,24 @@ fn the_narrowest_word_on_mtls_holds() {
     );
     assert_eq!(inbound(&catalog).mtls(), MtlsMode::Permissive);
 }
+
+#[test]
+fn ports_that_pass_the_sidecar_by_are_spoken_to_in_plaintext() {
+    let bare = annotated(
+        &pod("shop", "a", "10.1.0.1", true),
+        "naru.dev/skip-inbound-ports: \"9090, 9091\"",
+    );
+    let mut catalog = catalog(&[&bare]);
+    let identity = |catalog: &Catalog, port: u16| {
+        let endpoint = pod_target(catalog, &format!("10.1.0.1:{port}")).endpoint;
+        endpoint.expect("an endpoint").identity
+    };
+    for port in [9090, 9091, naru_contract::PROXY_ADMIN_PORT] {
+        assert_eq!(identity(&catalog, port), "");
+    }
+    assert_ne!(identity(&catalog, 8080), "");
+    // Whoever calls the pod is told of a change.
+    let changed = apply(&mut catalog, &pod("shop", "a", "10.1.0.1", true));
+    assert!(!changed.is_empty());
+    assert_ne!(identity(&catalog, 9090), "");
+}
