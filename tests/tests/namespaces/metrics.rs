@@ -29,12 +29,13 @@ fn prometheus_scrapes_the_proxies_and_promtool_approves() {
         ask() {{ curl -sS -m 10 -G http://127.0.0.1:9090/api/v1/query --data-urlencode "query=$1"; echo; }}
         for attempt in $(seq 100); do
           answer=$(ask 'sum(naru_responses_total{{direction="inbound",class="2xx"}})' || true)
-          if [[ "$answer" == *'"500"]'* ]]; then break; fi
+          sent=$(ask 'sum(naru_requests_total{{direction="outbound",service="nginx"}})' || true)
+          if [[ "$answer" == *'"500"]'* && "$sent" == *'"500"]'* ]]; then break; fi
           sleep 0.2
         done
         echo "answered: $answer"
         echo "up: $(ask 'sum(up)')"
-        echo "sent: $(ask 'sum(naru_requests_total{{direction="outbound",service="nginx"}})')"
+        echo "sent: $sent"
         echo "fast: $(ask 'histogram_quantile(0.99, sum by (le) (naru_response_duration_seconds_bucket))')"
         kill $prometheus; wait $prometheus || true
         "#,
