@@ -13,14 +13,14 @@ const FEATURES: &str = "naru-tests/namespaces";
 pub fn programs() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let release = std::env::var_os("NARU_TEST_RELEASE")
+        let optimized = std::env::var_os("NARU_TEST_OPTIMIZED")
             .is_some_and(|value| !value.is_empty() && value != "0");
         let mut build = Command::new(env!("CARGO"));
         build
             .args(["build", "--quiet", "--message-format=json"])
             // The same selection as everywhere in `tests/run`: another one would compile every dependency once more.
-            .args(match release {
-                true => &["--release", "--workspace", "--bins"][..],
+            .args(match optimized {
+                true => &["--profile", "sandbox", "--workspace", "--bins"][..],
                 false => &["--workspace", "--all-targets", "--features", FEATURES],
             })
             .current_dir(repository())
