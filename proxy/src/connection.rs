@@ -225,9 +225,10 @@ impl<'a> Opening<'a> {
     /// The connection to an endpoint, as far as one was begun.
     pub async fn into_upstream(self) -> Option<Result<Upstream, Reason>> {
         match self.upstream {
-            Speculation::None => None,
             Speculation::Connecting(connecting) => Some(connecting.await),
-            Speculation::Done(connected) => Some(connected),
+            Speculation::Done(Ok(upstream)) => Some(Ok(upstream)),
+            // What failed some time ago says nothing about now.
+            Speculation::None | Speculation::Done(Err(_)) => None,
         }
     }
 }

@@ -19,6 +19,9 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 /// … this often …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// … and given up after this many questions without an answer: a pod that vanished is noticed within a minute.
+///
+/// There is no TCP_USER_TIMEOUT beside it. It would end the wait for acknowledgements as soon, but Linux also ends by it whoever
+/// is alive and has not read for that long, which apps may do for as long as they like.
 const KEEPALIVE_PROBES: u32 = 3;
 
 /// The listeners of the data path.

@@ -225,12 +225,13 @@ async fn accept(
     let accepting = async {
         let mut logged: Option<Instant> = None;
         loop {
-            // Beyond the limit connections wait in the kernel's queue, and then outside.
-            let Ok(permit) = permits.clone().acquire_owned().await else {
-                return;
-            };
             match socket.accept().await {
                 Ok((stream, _)) => {
+                    // Beyond the limit this one waits, and the others in the kernel's queue. Asked for only now: a listener
+                    // to which nobody comes must not keep from another what it would need.
+                    let Ok(permit) = permits.clone().acquire_owned().await else {
+                        return;
+                    };
                     let known = listener.destination;
                     arrived(&worker, stream, known, listener.direction, permit, &targets).await;
                 }
@@ -273,7 +274,8 @@ async fn arrived(
 ) {
     let destination = match known {
         Some(destination) => Ok(Some(destination)),
-        None => socket::original_destination(&stream),
+        None => socket::original_destination(&stream)
+            .map(|found| found.filter(|found| !is_own(&worker.config, direction, *found))),
     };
     let destination = match destination.and_then(|found| socket::prepare(&stream).map(|()| found)) {
         Ok(Some(destination)) => destination,
@@ -307,6 +309,16 @@ async fn arrived(
             Err(error) => tracing::debug!(%error, "a connection is over before it began"),
         },
     }
+}
+
+/// Whether a connection from outside was going to the proxy itself: to carry it there would give the proxy itself as a client.
+fn is_own(config: &Config, direction: Direction, destination: SocketAddr) -> bool {
+    let own = [
+        config.inbound_port,
+        config.outbound_port,
+        config.admin.port(),
+    ];
+    direction == Direction::Inbound && own.contains(&destination.port())
 }
 
 impl Connection {
