@@ -188,3 +188,91 @@ pub fn reset(stream: &TcpStream) {
     // Fails only for a socket that is over anyway.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_named_with_its_flag() {
+        let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let mut config = Config::for_tests();
+        (config.outbound_port, config.inbound_port) = (0, port);
+        let error = Listeners::bind(&config).unwrap_err().to_string();
+        assert!(
+            error.contains("--inbound-port") && error.contains(&format!(":{port}")),
+            "{error}"
+        );
+        let map = format!("127.0.0.1:{port}=10.0.0.1:80");
+        config.inbound_port = 0;
+        config.map_outbound = vec![map.parse().unwrap()];
+        let error = Listeners::bind(&config).unwrap_err().to_string();
+        assert!(error.contains("--map-outbound"), "{error}");
+    }
+
+    #[test]
+    fn port_0_is_no_listener_and_a_mapped_one_has_its_destination() {
+        let mut config = Config::for_tests();
+        (config.outbound_port, config.inbound_port) = (0, 0);
+        assert!(Listeners::bind(&config).unwrap().listeners.is_empty());
+        config.map_inbound = vec!["127.0.0.1:0=127.0.0.1:8080".parse().unwrap()];
+        let listeners = Listeners::bind(&config).unwrap().listeners;
+        assert_eq!(listeners.len(), 1);
+        assert_eq!(listeners[0].direction, Direction::Inbound);
+        let destination = "127.0.0.1:8080".parse().unwrap();
+        assert_eq!(listeners[0].destination, Some(destination));
+    }
+
+    #[test]
+    fn a_connection_to_the_listener_itself_was_going_nowhere_else() {
+        runtime().block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+            let found = original_destination(&accepted.unwrap().0);
+            assert!(!matches!(found, Ok(Some(_))), "{found:?}");
+        });
+    }
+
+    #[test]
+    fn only_connections_to_the_own_app_are_marked_as_such() {
+        runtime().block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let mesh = Peer::Mesh("spiffe://cluster.local/ns/a/sa/b".into());
+            for (peer, expected) in [
+                (Some(Peer::App), APP_SOCKET_PRIORITY),
+                (Some(Peer::Plain), 0),
+                (Some(mesh), 0),
+                (None, 0),
+            ] {
+                let stream = dial(address, peer.as_ref(), None).await.unwrap();
+                assert_eq!(SockRef::from(&stream).priority().unwrap(), expected);
+            }
+        });
+    }
+
+    #[test]
+    fn every_connection_is_without_delay_and_asks_whether_its_peer_is_there() {
+        runtime().block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let stream = dial(address, None, None).await.unwrap();
+            assert!(stream.nodelay().unwrap());
+            let socket = SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap());
+            let noticed_after = socket.tcp_keepalive_time().unwrap()
+                + socket.tcp_keepalive_interval().unwrap()
+                    * socket.tcp_keepalive_retries().unwrap();
+            assert!(noticed_after <= Duration::from_secs(60));
+        });
+    }
+}

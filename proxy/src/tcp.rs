@@ -24,6 +24,9 @@ use crate::table::Logical;
 use crate::upstream::{self, Stream};
 use crate::worker::Worker;
 
+#[cfg(test)]
+mod tests;
+
 /// Endpoints that are tried before the client is refused.
 const MAX_ATTEMPTS: usize = 3;
 /// What a connection that came about counts as for the endpoint.

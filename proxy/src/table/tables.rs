@@ -158,6 +158,11 @@ impl Tables {
     pub(super) fn app_count(&self) -> usize {
         self.shared.apps.load().len()
     }
+
+    /// What the controller would have said about the own pod.
+    pub(crate) fn set_inbound(&self, inbound: Inbound) {
+        self.shared.set_inbound(inbound);
+    }
 }
 
 /// Whether somebody beside the map that was just copied, and its copy, holds the cell.

@@ -61,6 +61,7 @@ pub struct Mesh {
 pub struct Setup {
     pub limits: Limits,
     pub identity: Identity,
+    pub protocol: Protocol,
     pub endpoints: Vec<(SocketAddr, Peer)>,
     pub retry: Option<RetryPolicy>,
     pub request_timeout: Option<Duration>,
@@ -78,6 +79,7 @@ impl Setup {
         Self {
             limits: Limits::default(),
             identity,
+            protocol: Protocol::Http2,
             endpoints: endpoints.iter().map(plain).collect(),
             retry: None,
             request_timeout: None,
@@ -143,7 +145,7 @@ impl Setup {
             namespace: labels.namespace.clone(),
             service: labels.service.clone(),
             port: 80,
-            protocol: Protocol::Http2,
+            protocol: self.protocol,
             routes: self.routes.map(|routes| routes(rule())),
             default_rule: Arc::new(rule()),
             budget: Arc::new(self.budget),
