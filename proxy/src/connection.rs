@@ -28,6 +28,9 @@ use crate::table::{Destination, Logical, Protocol};
 use crate::tcp::Upstream;
 use crate::{http1, http2, socket, tcp};
 
+#[cfg(test)]
+mod tests;
+
 /// How long a client is silent before an endpoint is connected to. Clients that speak first do so in the same breath.
 pub const SILENCE: Duration = Duration::from_millis(1);
 /// How long what a client has said may be the start of several things. Requests come in one piece; what stops in the middle of
@@ -65,8 +68,14 @@ async fn serve_logical(
         Protocol::Detect => {
             let mut opening = Opening::new(&session, logical);
             match opening.first_word(&mut client, Some(SILENCE)).await {
-                FirstWord::Client(Detected::Http1) => serve_http1(session, client).await,
-                FirstWord::Client(Detected::Http2) => serve_http2(session, client).await,
+                FirstWord::Client(Detected::Http1) => {
+                    opening.abandon();
+                    serve_http1(session, client).await
+                }
+                FirstWord::Client(Detected::Http2) => {
+                    opening.abandon();
+                    serve_http2(session, client).await
+                }
                 FirstWord::Client(Detected::Tls | Detected::Other) | FirstWord::Server => {
                     let upstream = opening.into_upstream().await;
                     tcp::serve(&session, logical, client, upstream).await
@@ -221,6 +230,10 @@ impl<'a> Opening<'a> {
         }
         Poll::Pending
     }
+
+    /// Ends the connection to an endpoint, where one was begun: before requests are carried, since an app may take one connection
+    /// at a time.
+    pub fn abandon(self) {}
 
     /// The connection to an endpoint, as far as one was begun.
     pub async fn into_upstream(self) -> Option<Result<Upstream, Reason>> {

@@ -27,6 +27,9 @@ use crate::table::{Destination, Logical, Protocol};
 use crate::worker::Worker;
 use crate::{http1, http2, socket, tcp};
 
+#[cfg(test)]
+mod tests;
+
 /// A ClientHello, in bytes. With post-quantum keys and every extension there is, it has about 2 KiB.
 const MAX_CLIENT_HELLO: usize = 16 * 1024;
 /// How long a client is silent before the app is connected to, in case it is the one to speak first. Longer than on the app's
@@ -65,7 +68,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
         FirstWord::Client(Detected::Tls)
             if is_peer_in_time(&stranger.worker, &mut client).await =>
         {
-            drop(opening);
+            opening.abandon();
             return serve_peer(stranger, &logical, client).await;
         }
         FirstWord::Gone => None,
@@ -79,8 +82,14 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
                 (Protocol::Detect | Protocol::Tcp, _) => None,
             };
             match http {
-                Some(Detected::Http2) => connection::serve_http2(stranger.clone(), client).await,
-                Some(_) => connection::serve_http1(stranger.clone(), client).await,
+                Some(Detected::Http2) => {
+                    opening.abandon();
+                    connection::serve_http2(stranger.clone(), client).await
+                }
+                Some(_) => {
+                    opening.abandon();
+                    connection::serve_http1(stranger.clone(), client).await
+                }
                 None => {
                     let upstream = opening.into_upstream().await;
                     tcp::serve(&stranger, &logical, client, upstream).await

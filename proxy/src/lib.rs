@@ -30,3 +30,6 @@ pub mod table;
 pub mod tcp;
 pub mod upstream;
 pub mod worker;
+
+#[cfg(test)]
+mod testing;

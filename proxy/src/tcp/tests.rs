@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
@@ -15,13 +15,10 @@ use crate::identity::testing::Authority;
 use crate::session::Session;
 use crate::socket;
 use crate::table::{Peer, Protocol};
+use crate::testing::{accept, greet, heard, is_reset, listener, pair};
 
 /// Long enough for everything that is already under way.
 const MOMENT: Duration = Duration::from_millis(50);
-
-async fn listener() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").await.expect("a socket")
-}
 
 /// A Service that is opaque, with these endpoints.
 fn opaque(endpoints: &[std::net::SocketAddr]) -> Setup {
@@ -32,35 +29,10 @@ fn opaque(endpoints: &[std::net::SocketAddr]) -> Setup {
 
 /// A connection of the app, which the worker carries.
 async fn client(mesh: &Mesh) -> TcpStream {
-    let listener = listener().await;
-    let address = listener.local_addr().expect("an address");
-    let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (client, accepted) = pair().await;
     let session = Session::outbound(mesh.worker.clone(), mesh.cell.clone());
-    let (accepted, _) = accepted.expect("a connection");
     spawn_local(connection::serve(session, Buffered::new(accepted)));
-    client.expect("a connection")
-}
-
-async fn accept(listener: &TcpListener) -> TcpStream {
-    listener.accept().await.expect("a connection").0
-}
-
-/// Something goes all the way: both connections stand.
-async fn greet(client: &mut TcpStream, app: &mut TcpStream) {
-    client.write_all(b"!").await.expect("a connection");
-    app.read_exact(&mut [0]).await.expect("a connection");
-}
-
-async fn heard(stream: &mut TcpStream) -> String {
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.expect("an end");
-    text
-}
-
-async fn is_reset(stream: &mut TcpStream) -> bool {
-    let mut rest = Vec::new();
-    let ended = stream.read_to_end(&mut rest).await;
-    ended.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+    client
 }
 
 fn closed(mesh: &Mesh, reason: &str) -> f64 {

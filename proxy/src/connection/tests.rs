@@ -1,0 +1,297 @@
+//! What connections of the app turn out to carry.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
+use tokio::time::sleep;
+
+use super::serve;
+use crate::buffered::Buffered;
+use crate::http2::tests::fixture::{Mesh, Setup, answering, call, get, nobody, run, until};
+use crate::session::Session;
+use crate::table::{Destination, DestinationCell, Protocol};
+use crate::testing::{accept, heard, is_reset, listener, pair};
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
+const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// Long enough for a client to count as silent, and for what follows from that.
+const SILENT: Duration = Duration::from_millis(50);
+
+fn service(protocol: Protocol, endpoints: &[SocketAddr]) -> Mesh {
+    let mut setup = Setup::new(endpoints);
+    setup.protocol = protocol;
+    setup.start()
+}
+
+async fn app(protocol: Protocol) -> (Mesh, TcpListener) {
+    let listener = listener().await;
+    let mesh = service(protocol, &[listener.local_addr().unwrap()]);
+    (mesh, listener)
+}
+
+async fn client(mesh: &Mesh) -> TcpStream {
+    client_of(mesh, mesh.cell.clone()).await
+}
+
+async fn client_of(mesh: &Mesh, cell: Arc<DestinationCell>) -> TcpStream {
+    let (client, accepted) = pair().await;
+    let session = Session::outbound(mesh.worker.clone(), cell);
+    spawn_local(serve(session, Buffered::new(accepted)));
+    client
+}
+
+/// Answers one request on the next connection on which there is one.
+async fn answer_one(listener: &TcpListener) {
+    loop {
+        let mut app = accept(listener).await;
+        let mut head = vec![0; 1024];
+        if app.read(&mut head).await.is_ok_and(|length| length > 0) {
+            app.write_all(RESPONSE).await.unwrap();
+            return;
+        }
+    }
+}
+
+fn requests(mesh: &Mesh, protocol: &str) -> f64 {
+    let protocol = format!("protocol=\"{protocol}\"");
+    mesh.metric(&["naru_requests_total{", &protocol])
+}
+
+fn opaque(mesh: &Mesh) -> f64 {
+    mesh.metric(&["naru_tcp_connections_total{", "service=\"web\""])
+}
+
+#[test]
+fn a_server_that_speaks_first_is_heard() {
+    run(async {
+        let (mesh, listener) = app(Protocol::Detect).await;
+        let mut client = client(&mesh).await;
+        let mut app = accept(&listener).await;
+        app.write_all(b"220 ready\r\n").await.unwrap();
+        let mut greeting = [0; 11];
+        client.read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"220 ready\r\n");
+        // What looks like HTTP now is part of what the server has begun.
+        client.write_all(REQUEST).await.unwrap();
+        drop(client);
+        assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
+        assert_eq!((opaque(&mesh), requests(&mesh, "http/1.1")), (1.0, 0.0));
+    });
+}
+
+#[test]
+fn what_only_looks_like_http_arrives_as_it_was() {
+    let tls: &[u8] = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00";
+    for said in [&b"GET key\r\n"[..], b"*1\r\n$4\r\nPING\r\n", tls] {
+        run(async {
+            let (mesh, listener) = app(Protocol::Detect).await;
+            let mut client = client(&mesh).await;
+            for piece in said.chunks(4) {
+                client.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            let mut app = accept(&listener).await;
+            let mut arrived = vec![0; said.len()];
+            app.read_exact(&mut arrived).await.unwrap();
+            assert_eq!(arrived, said);
+            app.write_all(b"answer").await.unwrap();
+            drop(app);
+            assert_eq!(heard(&mut client).await, "answer");
+            assert_eq!(opaque(&mesh), 1.0);
+        });
+    }
+}
+
+#[test]
+fn http1_is_told_at_once_and_after_a_silence() {
+    run(async {
+        for silence in [Duration::ZERO, SILENT] {
+            let (mesh, listener) = app(Protocol::Detect).await;
+            let mut client = client(&mesh).await;
+            let answering = spawn_local(async move { answer_one(&listener).await });
+            sleep(silence).await;
+            client.write_all(REQUEST).await.unwrap();
+            assert!(heard(&mut client).await.ends_with("\r\n\r\nok"));
+            answering.await.unwrap();
+            assert_eq!((opaque(&mesh), requests(&mesh, "http/1.1")), (0.0, 1.0));
+        }
+    });
+}
+
+#[test]
+fn http2_is_told_by_its_preface_in_pieces_too() {
+    run(async {
+        for protocol in [Protocol::Detect, Protocol::Http] {
+            let app = answering(200, "two").await;
+            let mesh = service(protocol, &[app.address]);
+            let client = client(&mesh).await;
+            let (send, connection) = h2::client::handshake(client).await.unwrap();
+            spawn_local(connection);
+            let got = call(&send, get("/"), b"").await.unwrap();
+            assert_eq!((got.status, got.body.as_slice()), (200, &b"two"[..]));
+            assert_eq!(requests(&mesh, "http/2"), 1.0);
+        }
+        let mesh = service(Protocol::Detect, &[nobody().await]);
+        let mut client = client(&mesh).await;
+        client.write_all(b"PRI * HTT").await.unwrap();
+        sleep(SILENT).await;
+        client
+            .write_all(b"P/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await
+            .unwrap();
+        let mut settings = [0; 9];
+        client.read_exact(&mut settings).await.unwrap();
+        assert_eq!(settings[3], 4, "a SETTINGS frame");
+    });
+}
+
+#[test]
+fn a_port_that_is_declared_http_takes_both_of_its_versions_alone() {
+    run(async {
+        let (mesh, listener) = app(Protocol::Http).await;
+        let mut client = client(&mesh).await;
+        sleep(SILENT).await;
+        client.write_all(b"nonsense\r\n\r\n").await.unwrap();
+        assert!(heard(&mut client).await.starts_with("HTTP/1.1 400"));
+        let accepting = tokio::time::timeout(SILENT, listener.accept()).await;
+        assert!(accepting.is_err(), "the app was connected to for nothing");
+    });
+}
+
+#[test]
+fn a_client_that_ends_without_a_word_gets_the_servers() {
+    run(async {
+        let (mesh, listener) = app(Protocol::Detect).await;
+        let mut client = client(&mesh).await;
+        client.shutdown().await.unwrap();
+        let mut app = accept(&listener).await;
+        assert_eq!(heard(&mut app).await, "");
+        app.write_all(b"the time is ten").await.unwrap();
+        drop(app);
+        assert_eq!(heard(&mut client).await, "the time is ten");
+    });
+}
+
+#[test]
+fn a_word_without_its_end_is_passed_on_after_a_while() {
+    run(async {
+        let (mesh, listener) = app(Protocol::Detect).await;
+        let mut client = client(&mesh).await;
+        client.write_all(b"QUIT").await.unwrap();
+        let mut app = accept(&listener).await;
+        let mut word = [0; 4];
+        app.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"QUIT");
+    });
+}
+
+#[test]
+fn an_endpoint_that_refuses_a_silent_client_is_told_to_http_in_http() {
+    run(async {
+        let mesh = service(Protocol::Detect, &[nobody().await]);
+        let mut http = client(&mesh).await;
+        sleep(SILENT).await;
+        http.write_all(REQUEST).await.unwrap();
+        let response = heard(&mut http).await;
+        assert!(response.starts_with("HTTP/1.1 503"), "{response}");
+        assert!(
+            response.contains("naru-reason: connect-failed"),
+            "{response}"
+        );
+
+        let mut other = client(&mesh).await;
+        sleep(SILENT).await;
+        other.write_all(b"*1\r\n").await.unwrap();
+        assert!(is_reset(&mut other).await);
+    });
+}
+
+#[test]
+fn an_app_that_came_up_while_its_client_was_silent_is_reached() {
+    run(async {
+        let address = nobody().await;
+        let mesh = service(Protocol::Detect, &[address]);
+        let mut client = client(&mesh).await;
+        sleep(SILENT).await;
+        let listener = TcpListener::bind(address).await.unwrap();
+        client.write_all(b"*1\r\n").await.unwrap();
+        let mut app = accept(&listener).await;
+        let mut arrived = [0; 4];
+        app.read_exact(&mut arrived).await.unwrap();
+        assert_eq!(&arrived, b"*1\r\n");
+    });
+}
+
+#[test]
+fn a_client_that_breaks_off_before_a_word_leaves_nothing_open() {
+    run(async {
+        let (mesh, listener) = app(Protocol::Detect).await;
+        let client = client(&mesh).await;
+        let mut app = accept(&listener).await;
+        crate::socket::reset(&client);
+        drop(client);
+        // An end or a break: either way it is over.
+        let _ = app.read_to_end(&mut Vec::new()).await;
+    });
+}
+
+#[test]
+fn a_destination_that_nobody_knows_is_refused_in_http_or_by_a_break() {
+    run(async {
+        let mesh = service(Protocol::Detect, &[]);
+        let cell = DestinationCell::new(([10, 0, 0, 1], 80).into(), Destination::Unknown);
+        let cell = Arc::new(cell);
+        let mut http = client_of(&mesh, cell.clone()).await;
+        http.write_all(REQUEST).await.unwrap();
+        let response = heard(&mut http).await;
+        assert!(response.starts_with("HTTP/1.1 503"), "{response}");
+        assert!(response.contains("destination-unknown"), "{response}");
+
+        let http2 = client_of(&mesh, cell.clone()).await;
+        let (send, connection) = h2::client::handshake(http2).await.unwrap();
+        spawn_local(connection);
+        let got = call(&send, get("/"), b"").await.unwrap();
+        assert_eq!(got.header("naru-reason"), "destination-unknown");
+
+        let mut other = client_of(&mesh, cell).await;
+        other.write_all(b"*1\r\n").await.unwrap();
+        assert!(is_reset(&mut other).await);
+    });
+}
+
+#[test]
+fn what_is_not_of_the_mesh_is_passed_through_untouched() {
+    run(async {
+        let listener = listener().await;
+        let address = listener.local_addr().unwrap();
+        let mesh = service(Protocol::Detect, &[]);
+        let cell = Arc::new(DestinationCell::new(address, Destination::Passthrough));
+        let mut client = client_of(&mesh, cell).await;
+        // Nothing is waited for: the server may be the one to speak.
+        let mut app = accept(&listener).await;
+        client.write_all(REQUEST).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
+        app.write_all(b"as you like").await.unwrap();
+        drop(app);
+        assert_eq!(heard(&mut client).await, "as you like");
+        let port = format!("port=\"{}\"", address.port());
+        let closed = || {
+            let labels = [
+                "naru_tcp_closed_total{",
+                "service=\"\"",
+                "reason=\"\"",
+                &port,
+            ];
+            mesh.metric(&labels)
+        };
+        until(|| closed() == 1.0).await;
+
+        let cell = DestinationCell::new(nobody().await, Destination::Passthrough);
+        assert!(is_reset(&mut client_of(&mesh, Arc::new(cell)).await).await);
+    });
+}

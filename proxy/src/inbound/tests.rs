@@ -1,0 +1,1 @@
+//! Who is let in, how, and what the app gets to see of it.
