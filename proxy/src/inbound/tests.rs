@@ -1,1 +1,369 @@
 //! Who is let in, how, and what the app gets to see of it.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::serve;
+use crate::config::Limits;
+use crate::http2::tests::fixture::{Mesh, Setup, answering, call, get, run, until};
+use crate::identity::testing::{Authority, TRUST_DOMAIN};
+use crate::identity::{Alpn, Identity};
+use crate::table::{Inbound, Protocol};
+use crate::testing::{accept, heard, is_reset, listener, pair};
+
+const POD: &str = "spiffe://cluster.local/ns/shop/sa/pod";
+const CALLER: &str = "spiffe://cluster.local/ns/shop/sa/caller";
+const BY_CALLER: &str = "client=\"spiffe://cluster.local/ns/shop/sa/caller\"";
+const BY_STRANGER: &str = "client=\"unauthenticated\"";
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
+const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// Longer than a client is waited for before the app is connected to.
+const SILENT: Duration = Duration::from_millis(60);
+
+/// A pod: its proxy, its app, and who may call it.
+struct Pod {
+    mesh: Mesh,
+    app: TcpListener,
+    authority: Authority,
+}
+
+impl Pod {
+    async fn strict() -> Self {
+        Self::new(true, Protocol::Detect).await
+    }
+
+    async fn permissive(protocol: Protocol) -> Self {
+        Self::new(false, protocol).await
+    }
+
+    async fn new(strict: bool, protocol: Protocol) -> Self {
+        let authority = Authority::new("mesh");
+        let app = listener().await;
+        let mut setup = Setup::new(&[]);
+        setup.identity = authority.identity(POD);
+        setup.limits = Limits {
+            handshake_timeout: Duration::from_millis(300),
+            ..Limits::default()
+        };
+        let mesh = setup.start();
+        let port = app.local_addr().unwrap().port();
+        mesh.worker.tables.set_inbound(Inbound {
+            workload: "pod".into(),
+            strict,
+            ports: HashMap::from([(port, protocol)]),
+        });
+        Self {
+            mesh,
+            app,
+            authority,
+        }
+    }
+
+    /// A connection from outside.
+    async fn caller(&self) -> TcpStream {
+        let (caller, accepted) = pair().await;
+        let destination = self.app.local_addr().unwrap();
+        spawn_local(serve(self.mesh.worker.clone(), accepted, destination));
+        caller
+    }
+
+    /// A connection of a peer's sidecar.
+    async fn peer(&self, alpn: Alpn) -> TlsStream<TcpStream> {
+        let identity = self.authority.identity(CALLER);
+        handshake(self.caller().await, &identity, alpn)
+            .await
+            .unwrap()
+    }
+
+    /// Answers one request of HTTP/1.
+    async fn answer(&self) -> String {
+        let mut app = accept(&self.app).await;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            app.read_buf(&mut head).await.unwrap();
+        }
+        app.write_all(RESPONSE).await.unwrap();
+        String::from_utf8(head).unwrap()
+    }
+
+    async fn is_app_left_alone(&self) -> bool {
+        timeout(SILENT, self.app.accept()).await.is_err()
+    }
+
+    fn refused(&self) -> f64 {
+        let reason = "reason=\"identity-required\"";
+        let labels = ["naru_tcp_closed_total{", BY_STRANGER, reason];
+        self.mesh.metric(&labels)
+    }
+
+    fn handshakes(&self, outcome: &str) -> f64 {
+        let outcome = format!("outcome=\"{outcome}\"");
+        let labels = [
+            "naru_tls_handshakes_total{",
+            "direction=\"inbound\"",
+            &outcome,
+        ];
+        self.mesh.metric(&labels)
+    }
+}
+
+async fn handshake(
+    caller: TcpStream,
+    identity: &Identity,
+    alpn: Alpn,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let config = identity.client_config(&POD.into(), alpn).unwrap();
+    let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+    TlsConnector::from(config).connect(name, caller).await
+}
+
+/// What a client of the app's own TLS says first.
+fn client_hello() -> Vec<u8> {
+    let identity = Authority::new("the app's own").identity(CALLER);
+    let config = identity.client_config(&POD.into(), Alpn::Tcp).unwrap();
+    let mut config = Arc::unwrap_or_clone(config);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut said = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut said).unwrap();
+    }
+    said
+}
+
+#[test]
+fn a_peers_opaque_connection_is_carried_under_its_name() {
+    run(async {
+        let pod = Pod::strict().await;
+        let mut peer = pod.peer(Alpn::Tcp).await;
+        let mut app = accept(&pod.app).await;
+        // Whoever is the first to speak.
+        app.write_all(b"welcome").await.unwrap();
+        let mut welcome = [0; 7];
+        peer.read_exact(&mut welcome).await.unwrap();
+        peer.write_all(REQUEST).await.unwrap();
+        peer.shutdown().await.unwrap();
+        assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
+        app.write_all(b"goodbye").await.unwrap();
+        drop(app);
+        assert_eq!(heard(&mut peer).await, "goodbye");
+        let labels = ["naru_tcp_closed_total{", BY_CALLER, "reason=\"\""];
+        until(|| pod.mesh.metric(&labels) == 1.0).await;
+        assert_eq!(pod.handshakes("ok"), 1.0);
+    });
+}
+
+#[test]
+fn a_peers_requests_are_carried_under_its_name() {
+    run(async {
+        let pod = Pod::strict().await;
+        let mut peer = pod.peer(Alpn::Http1).await;
+        peer.write_all(REQUEST).await.unwrap();
+        let (_, response) = tokio::join!(pod.answer(), heard(&mut peer));
+        assert!(response.ends_with("\r\n\r\nok"), "{response}");
+        let labels = ["naru_requests_total{", BY_CALLER, "protocol=\"http/1.1\""];
+        assert_eq!(pod.mesh.metric(&labels), 1.0);
+    });
+    run(async {
+        let mut pod = Pod::strict().await;
+        let app = answering(200, "two").await;
+        // Another app, behind the same proxy.
+        drop(std::mem::replace(&mut pod.app, listener().await));
+        let (caller, accepted) = pair().await;
+        spawn_local(serve(pod.mesh.worker.clone(), accepted, app.address));
+        let identity = pod.authority.identity(CALLER);
+        let peer = handshake(caller, &identity, Alpn::Http2).await.unwrap();
+        let (send, connection) = h2::client::handshake(peer).await.unwrap();
+        spawn_local(connection);
+        let got = call(&send, get("/"), b"").await.unwrap();
+        assert_eq!(got.body, b"two");
+        let labels = ["naru_requests_total{", BY_CALLER, "protocol=\"http/2\""];
+        assert_eq!(pod.mesh.metric(&labels), 1.0);
+    });
+}
+
+#[test]
+fn strict_refuses_whoever_proves_no_identity() {
+    run(async {
+        let pod = Pod::strict().await;
+        let hello = client_hello();
+        for (number, said) in [REQUEST, b"*1\r\n", &hello].into_iter().enumerate() {
+            let mut stranger = pod.caller().await;
+            stranger.write_all(said).await.unwrap();
+            assert!(is_reset(&mut stranger).await);
+            assert_eq!(pod.refused(), number as f64 + 1.0);
+        }
+        // One that says nothing at all is not waited for without end.
+        assert!(is_reset(&mut pod.caller().await).await);
+        assert!(pod.is_app_left_alone().await);
+    });
+}
+
+#[test]
+fn a_certificate_of_another_authority_proves_nothing() {
+    run(async {
+        for pod in [Pod::strict().await, Pod::permissive(Protocol::Detect).await] {
+            let (chain, key) =
+                Authority::new("forged").issue(&crate::identity::testing::Leaf::new(CALLER));
+            let anchors = vec![pod.authority.anchor()];
+            let forged = Identity::from_parts(TRUST_DOMAIN, anchors, chain, key).unwrap();
+            // In TLS 1.3 a client is done before the server has looked at its certificate.
+            if let Ok(mut peer) = handshake(pod.caller().await, &forged, Alpn::Tcp).await {
+                let _ = peer.write_all(b"let me in").await;
+                let read = peer.read(&mut [0; 16]).await;
+                assert!(!matches!(read, Ok(1..)), "{read:?}");
+            }
+            until(|| pod.handshakes("tls-failed") == 1.0).await;
+            assert!(pod.is_app_left_alone().await);
+        }
+    });
+}
+
+#[test]
+fn without_a_certificate_of_its_own_the_proxy_lets_no_peer_in() {
+    run(async {
+        let mut pod = Pod::strict().await;
+        let anchors = vec![pod.authority.anchor()];
+        let worker = Rc::get_mut(&mut pod.mesh.worker).unwrap();
+        worker.identity = Identity::new(TRUST_DOMAIN, anchors).unwrap();
+        let identity = pod.authority.identity(CALLER);
+        let refused = handshake(pod.caller().await, &identity, Alpn::Tcp).await;
+        assert!(refused.is_err());
+        assert_eq!(pod.handshakes("no-certificate"), 1.0);
+        assert!(pod.is_app_left_alone().await);
+    });
+}
+
+#[test]
+fn a_handshake_that_does_not_go_on_is_given_up() {
+    run(async {
+        let pod = Pod::strict().await;
+        let identity = pod.authority.identity(CALLER);
+        let config = identity.client_config(&POD.into(), Alpn::Tcp).unwrap();
+        let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+        let mut client = rustls::ClientConnection::new(config, name).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        let mut peer = pod.caller().await;
+        peer.write_all(&hello).await.unwrap();
+        let _ = peer.read_to_end(&mut Vec::new()).await;
+        assert_eq!(pod.handshakes("tls-failed"), 1.0);
+    });
+}
+
+#[test]
+fn permissive_leaves_tls_of_the_apps_own_to_the_app() {
+    let hello = client_hello();
+    for protocol in [Protocol::Detect, Protocol::Tcp, Protocol::Http] {
+        run(async {
+            let pod = Pod::permissive(protocol).await;
+            let mut stranger = pod.caller().await;
+            stranger.set_nodelay(true).unwrap();
+            for piece in hello.chunks(100) {
+                stranger.write_all(piece).await.unwrap();
+                sleep(Duration::from_millis(1)).await;
+            }
+            let mut app = accept(&pod.app).await;
+            let mut arrived = vec![0; hello.len()];
+            app.read_exact(&mut arrived).await.unwrap();
+            assert_eq!(arrived, hello);
+            app.write_all(b"alert").await.unwrap();
+            drop(app);
+            assert_eq!(heard(&mut stranger).await, "alert");
+        });
+    }
+}
+
+#[test]
+fn permissive_takes_a_peers_tls_for_a_peers() {
+    run(async {
+        for protocol in [Protocol::Detect, Protocol::Tcp, Protocol::Http] {
+            let pod = Pod::permissive(protocol).await;
+            let mut peer = pod.peer(Alpn::Tcp).await;
+            let mut app = accept(&pod.app).await;
+            peer.write_all(b"!").await.unwrap();
+            app.read_exact(&mut [0]).await.unwrap();
+            let labels = ["naru_tcp_connections_total{", BY_CALLER];
+            assert_eq!(pod.mesh.metric(&labels), 1.0);
+        }
+    });
+}
+
+#[test]
+fn permissive_lets_plaintext_in_without_a_name() {
+    run(async {
+        for protocol in [Protocol::Detect, Protocol::Http] {
+            for silence in [Duration::ZERO, SILENT] {
+                let pod = Pod::permissive(protocol).await;
+                let mut stranger = pod.caller().await;
+                sleep(silence).await;
+                stranger.write_all(REQUEST).await.unwrap();
+                let answering = async {
+                    // The connection that was opened while the client was silent is over by now.
+                    if protocol == Protocol::Detect && !silence.is_zero() {
+                        assert_eq!(heard(&mut accept(&pod.app).await).await, "");
+                    }
+                    pod.answer().await
+                };
+                let (_, response) = tokio::join!(answering, heard(&mut stranger));
+                assert!(response.ends_with("\r\n\r\nok"), "{response}");
+                let labels = ["naru_requests_total{", BY_STRANGER];
+                assert_eq!(pod.mesh.metric(&labels), 1.0);
+            }
+        }
+    });
+}
+
+#[test]
+fn an_app_that_speaks_first_is_heard_by_strangers() {
+    run(async {
+        for protocol in [Protocol::Detect, Protocol::Tcp] {
+            let pod = Pod::permissive(protocol).await;
+            let mut stranger = pod.caller().await;
+            let mut app = accept(&pod.app).await;
+            app.write_all(b"220 ready\r\n").await.unwrap();
+            drop(app);
+            assert_eq!(heard(&mut stranger).await, "220 ready\r\n");
+            let labels = ["naru_tcp_connections_total{", BY_STRANGER];
+            assert_eq!(pod.mesh.metric(&labels), 1.0);
+        }
+    });
+}
+
+#[test]
+fn a_port_that_is_declared_opaque_is_not_looked_into() {
+    run(async {
+        let pod = Pod::permissive(Protocol::Tcp).await;
+        let mut stranger = pod.caller().await;
+        stranger.write_all(REQUEST).await.unwrap();
+        stranger.shutdown().await.unwrap();
+        let mut app = accept(&pod.app).await;
+        assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
+        assert_eq!(pod.mesh.metric(&["naru_requests_total{", BY_STRANGER]), 0.0);
+    });
+}
+
+#[test]
+fn a_connection_from_outside_holds_up_a_shutdown() {
+    run(async {
+        let mut pod = Pod::permissive(Protocol::Tcp).await;
+        let stranger = pod.caller().await;
+        let app = accept(&pod.app).await;
+        let signal = pod.mesh.signal.take().unwrap();
+        signal.start();
+        assert!(timeout(SILENT, signal.finished()).await.is_err());
+        drop((stranger, app));
+        signal.finished().await;
+    });
+}
