@@ -26,5 +26,13 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
+/// What the fuzz targets reach: the parsers alone.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::chunked::{ChunkError, Chunked, Segment};
+    pub use super::framing::{Framing, request as request_framing, response as response_framing};
+    pub use super::head::{HeadError, Request, Response, Version, find_end};
+}
+
 pub use pool::Pool;
 pub use serve::{LEAVING, serve};

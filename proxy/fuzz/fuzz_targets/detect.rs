@@ -1,0 +1,35 @@
+//! Any bytes as the start of a connection: what has been said of them stands whatever follows, and whatever the HTTP/1 parser takes
+//! for a request was taken for HTTP/1.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use naru_proxy::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
+use naru_proxy::http1::fuzzing::{Request, find_end};
+use naru_proxy::route::RequestHead;
+
+/// A word of more letters is taken for no method.
+const MAX_METHOD: usize = 32;
+/// Prefixes that are looked at: what they are is decided long before.
+const MAX_PREFIX: usize = 256;
+
+fuzz_target!(|bytes: &[u8]| {
+    for classify in [detect, detect_tls] {
+        let mut said = None;
+        for length in 0..=bytes.len().min(MAX_PREFIX) {
+            let now = classify(&bytes[..length]);
+            assert!(said.is_none() || said == now, "{said:?}, then {now:?}");
+            said = now;
+        }
+        assert!(said.is_none() || said == classify(bytes));
+    }
+    let Ok(Some(end)) = find_end(bytes, 0, true) else {
+        return;
+    };
+    let mut head = Request::default();
+    if head.parse(&bytes[..end]).is_ok()
+        && head.method().len() <= MAX_METHOD
+        && !bytes.starts_with(HTTP2_PREFACE)
+    {
+        assert_eq!(detect(bytes), Some(Detected::Http1));
+    }
+});
