@@ -63,17 +63,17 @@ fn http1(bytes: &[u8]) -> Option<Detected> {
         Some(b' ') if (1..=MAX_METHOD).contains(&method) => {}
         _ => return Some(Detected::Other),
     }
-    let line = match memchr::memchr(b'\n', bytes) {
-        Some(end) => &bytes[..end],
-        None => {
-            let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0x80.. | b' ' | b'\r');
-            return match bytes[method..].iter().all(printable) {
-                true if bytes.len() < MAX_LINE => None,
-                true => Some(Detected::Http1),
-                false => Some(Detected::Other),
-            };
-        }
-    };
+    // What comes later changes no answer.
+    let looked_at = &bytes[..bytes.len().min(MAX_LINE)];
+    let end = memchr::memchr(b'\n', looked_at);
+    let line = &looked_at[..end.unwrap_or(looked_at.len())];
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0x80.. | b' ' | b'\r');
+    if !line[method..].iter().all(printable) {
+        return Some(Detected::Other);
+    }
+    if end.is_none() {
+        return (bytes.len() >= MAX_LINE).then_some(Detected::Http1);
+    }
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
     let target = line.len().saturating_sub(method + 1 + version.len() + 1);
@@ -124,6 +124,7 @@ mod tests {
             (b"\x3a\0\0\0\xa7A\0\0", Some(Detected::Other)),
             (b"AMQP\0\0\x09\x01", Some(Detected::Other)),
             (b"GET \0", Some(Detected::Other)),
+            (b"GET \0 HTTP/1.1\r\n", Some(Detected::Other)),
             (b" GET / HTTP/1.1\r\n", Some(Detected::Other)),
             (b"", None),
         ] {
@@ -141,7 +142,7 @@ mod tests {
     proptest! {
         /// More bytes change no answer that has been given.
         #[test]
-        fn an_answer_stands(line in "[A-Z]{1,8} [!-~]{0,9} ?HTTP/[12].[01]\r\n.{0,9}", cut in 0usize..40) {
+        fn an_answer_stands(line in "[A-Z]{1,8} [ -~\\x01]{0,9} ?HTTP/[12].[01]\r\n.{0,9}", cut in 0usize..40) {
             let bytes = line.as_bytes();
             let cut = cut.min(bytes.len());
             if let Some(early) = detect(&bytes[..cut]) {

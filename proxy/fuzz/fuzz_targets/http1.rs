@@ -80,6 +80,7 @@ fn request(bytes: &[u8], step: usize) {
     }
     let mut out = BytesMut::new();
     head.write(&mut out);
+    out.extend_from_slice(b"\r\n");
     // Nothing can be hidden in a head that would be a second one for somebody else.
     assert_eq!(find_end(&out, 0, true), Ok(Some(out.len())));
     let mut again = Request::default();
@@ -104,6 +105,7 @@ fn response(bytes: &[u8], step: usize, to_head: bool, to_connect: bool) {
     };
     let mut out = BytesMut::new();
     head.write(Version::Http11, &mut out);
+    out.extend_from_slice(b"\r\n");
     assert_eq!(find_end(&out, 0, true), Ok(Some(out.len())));
     let mut again = Response::default();
     again.parse(&out).expect("what is sent is a head");
