@@ -8,6 +8,7 @@ mod http;
 mod mesh;
 mod metrics;
 mod postgres;
+mod push;
 mod redirect;
 mod sandbox;
 mod shown;

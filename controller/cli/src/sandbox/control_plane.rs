@@ -143,7 +143,7 @@ async fn spawn(plan: &Plan, reaper: &Reaper) -> io::Result<Process> {
         .arg(&plan.manifests)
         .args(["--manifests", OBJECTS, "--state-dir", STATE])
         .arg(format!("--listen=0.0.0.0:{CONTROLLER_PORT}"))
-        .arg(format!("--admin={}:{ADMIN_PORT}", Ipv4Addr::LOCALHOST))
+        .arg(format!("--admin=0.0.0.0:{ADMIN_PORT}"))
         .args(["--trust-domain", "cluster.local"])
         .args(["--token-public-key", PUBLIC_KEY])
         .args(["--token-issuer", token::ISSUER])
