@@ -25,6 +25,9 @@ use crate::socket::{self, Listener, Listeners};
 use crate::table::Tables;
 use crate::{http1, http2, inbound, outbound};
 
+#[cfg(test)]
+mod tests;
+
 /// Connections that have been accepted and that their worker has not taken yet.
 const HANDED_OVER: usize = 256;
 /// How long connections from outside are still accepted after the shutdown has started: whoever balances over several pods has been
