@@ -1,0 +1,20 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# Where `build` puts things: each folder carries a hash of what it is made from. Sourced after common.sh.
+
+kubernetes_version=v1.37.2
+kubernetes_minor=37
+kubernetes_flags="-s -w -X k8s.io/component-base/version.gitVersion=$kubernetes_version"
+kubernetes_flags+=" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$kubernetes_minor"
+kubernetes_programs=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl helm coredns)
+gateway_api_version=v1.7.0
+gateway_api_sum=h1:duVnm7nO6oXfMMUWfcDoBph47CYR/ME3NGxccOVglaY= # as go.sum would have it
+
+# hash_of TEXT FILE…: of the text and of the files' content.
+hash_of() {
+  local text=$1
+  shift
+  { printf '%s\n' "$text"; cat "$@"; } | sha256sum | cut -c1-12
+}
+kubernetes=$cache/kubernetes-$(hash_of "$kubernetes_flags ${kubernetes_programs[*]} $(go version 2> /dev/null)" "$here"/kubernetes/*)
+images=$cache/images-$(hash_of "$(basename "$kubernetes")" "$here/pause.c" "$here/build" "$repository/deploy/images/image.py")
+gateway_api=$cache/gateway-api-$gateway_api_version
