@@ -80,12 +80,8 @@ reasons! {
     ClientGone = "client-gone", 0;
     /// The client has no mesh identity and the workload is strict.
     IdentityRequired = "identity-required", 0;
-    /// The request came back to the proxy that sent it.
-    Loop = "loop", 508;
     /// The proxy is shutting down.
     ShuttingDown = "shutting-down", 503;
-    /// The connection was idle for longer than the limit.
-    IdleTimeout = "idle-timeout", 0;
 }
 
 impl fmt::Display for Reason {

@@ -97,13 +97,24 @@ where
 
 /// Counts something that was no request, and writes a refusal.
 pub fn refuse<S>(session: &Session, connection: &mut Buffered<S>, reason: Reason) {
-    let metrics = match &**session.destination.load() {
-        Destination::Logical(logical) => session.request_metrics(&logical.default_rule, None),
-        Destination::Passthrough | Destination::Unknown => unknown_metrics(session),
-    };
+    let metrics = metrics_of(session);
     metrics.begin(HttpVersion::Http1);
     metrics.end(Some(reason.status()), Some(reason), Duration::ZERO);
     reply::refusal(reason, &mut connection.unsent);
+}
+
+/// Counts a request of a client that must have an identity by now. It gets no answer.
+pub fn turn_away(session: &Session) {
+    let metrics = metrics_of(session);
+    metrics.begin(HttpVersion::Http1);
+    metrics.end(None, Some(Reason::IdentityRequired), Duration::ZERO);
+}
+
+fn metrics_of(session: &Session) -> Arc<RequestMetrics> {
+    match &**session.destination.load() {
+        Destination::Logical(logical) => session.request_metrics(&logical.default_rule, None),
+        Destination::Passthrough | Destination::Unknown => unknown_metrics(session),
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {

@@ -74,6 +74,10 @@ where
                 break;
             }
         };
+        if session.is_unwelcome() {
+            exchange::turn_away(&session);
+            return Some(connection.io);
+        }
         let _busy = session.worker.drain.busy();
         let done = exchange::run(
             &session,

@@ -84,7 +84,7 @@ const fn grpc_status(reason: Reason) -> u16 {
         Reason::IdentityRequired => 7, // PERMISSION_DENIED
         Reason::HeaderTooLarge => 8,   // RESOURCE_EXHAUSTED
         Reason::NoRoute | Reason::Redirect | Reason::VersionNotSupported => 12, // UNIMPLEMENTED
-        Reason::BadRequest | Reason::UpstreamProtocolError | Reason::Loop => INTERNAL,
+        Reason::BadRequest | Reason::UpstreamProtocolError => INTERNAL,
         Reason::ClientGone => 1, // CANCELLED
         Reason::BackendInvalid
         | Reason::NoBackend
@@ -98,8 +98,7 @@ const fn grpc_status(reason: Reason) -> u16 {
         | Reason::UpstreamReset
         | Reason::ResponseTruncated
         | Reason::Overload
-        | Reason::ShuttingDown
-        | Reason::IdleTimeout => UNAVAILABLE,
+        | Reason::ShuttingDown => UNAVAILABLE,
     }
 }
 

@@ -119,6 +119,9 @@ where
                         if downstream.is_rapid_reset() {
                             tracing::debug!("a client opens streams only to reset them");
                             connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                        } else if downstream.session.is_unwelcome() {
+                            tracing::debug!("a client without an identity is refused");
+                            connection.abrupt_shutdown(h2::Reason::INADEQUATE_SECURITY);
                         } else {
                             downstream.begin(request, respond);
                         }

@@ -57,16 +57,22 @@ impl Pod {
         };
         let mesh = setup.start();
         let port = app.local_addr().unwrap().port();
-        mesh.worker.tables.set_inbound(Inbound {
+        let pod = Self {
+            mesh,
+            app,
+            authority,
+        };
+        pod.told(strict, port, protocol);
+        pod
+    }
+
+    /// The controller's word.
+    fn told(&self, strict: bool, port: u16, protocol: Protocol) {
+        self.mesh.worker.tables.set_inbound(Inbound {
             workload: "pod".into(),
             strict,
             ports: HashMap::from([(port, protocol)]),
         });
-        Self {
-            mesh,
-            app,
-            authority,
-        }
     }
 
     /// A connection from outside.
@@ -365,5 +371,27 @@ fn a_connection_from_outside_holds_up_a_shutdown() {
         assert!(timeout(SILENT, signal.finished()).await.is_err());
         drop((stranger, app));
         signal.finished().await;
+    });
+}
+
+#[test]
+fn strictness_holds_for_the_next_request_on_a_connection_that_is_open() {
+    run(async {
+        let pod = Pod::permissive(Protocol::Detect).await;
+        let mut caller = pod.caller().await;
+        let request = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n";
+        caller.write_all(request).await.unwrap();
+        let mut app = accept(&pod.app).await;
+        app.read_exact(&mut vec![0; request.len()]).await.unwrap();
+        app.write_all(RESPONSE).await.unwrap();
+        caller
+            .read_exact(&mut vec![0; RESPONSE.len()])
+            .await
+            .unwrap();
+        pod.told(true, pod.app.local_addr().unwrap().port(), Protocol::Detect);
+        caller.write_all(request).await.unwrap();
+        assert!(is_reset(&mut caller).await);
+        let refused = ["naru_responses_total", BY_STRANGER, "identity-required"];
+        assert_eq!(pod.mesh.metric(&refused), 1.0);
     });
 }

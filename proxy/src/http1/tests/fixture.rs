@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use crate::http1::serve;
 pub use crate::http2::tests::fixture::{Mesh, Setup, nobody, run};
 use crate::session::Session;
+use crate::table::Inbound;
 
 /// An app that listens.
 pub struct App {
@@ -131,6 +132,11 @@ pub fn client(mesh: &Mesh) -> Downstream {
 }
 
 pub fn inbound_client(mesh: &Mesh, client: &str) -> Downstream {
+    mesh.worker.tables.set_inbound(Inbound {
+        workload: "".into(),
+        strict: false,
+        ports: Default::default(),
+    });
     let session = Session::inbound(mesh.worker.clone(), mesh.cell.clone(), client.into());
     downstream(session)
 }
