@@ -297,7 +297,7 @@ impl Forward<'_> {
         self.rule.filter_response(self.backend, response);
         let status = response.status;
         if status == 101 && !client.framing.upgrade {
-            return client.answer(Reason::UpstreamProtocolError);
+            return client.answer_after(Reason::UpstreamProtocolError, &mut upload);
         }
         let tunnel = status == 101 || request.method() == "CONNECT" && (200..300).contains(&status);
         let mut download = Body::new(framing.body);

@@ -509,3 +509,31 @@ fn an_answer_before_the_end_of_the_request_arrives() {
         assert!(!client.served.await.expect("no panic"));
     });
 }
+
+#[test]
+fn a_switch_that_nobody_asked_for_takes_nothing_from_the_next_request() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            let head = talk.head().await.expect("a request");
+            if head.starts_with("POST ") {
+                talk.exactly(5).await.expect("a body");
+                talk.say("HTTP/1.1 101 Switching Protocols\r\n\r\n").await;
+            } else {
+                assert!(head.starts_with("GET /next HTTP/1.1\r\n"), "{head}");
+                talk.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+            }
+            talk.rest().await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client
+            .talk
+            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhelloGET /next HTTP/1.1\r\nHost: web\r\n\r\n")
+            .await;
+        let head = client.talk.head().await.expect("a head");
+        assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
+        let head = client.talk.head().await.expect("another");
+        assert_eq!(head, "HTTP/1.1 204 No Content\r\n\r\n");
+    });
+}
