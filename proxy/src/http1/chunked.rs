@@ -31,6 +31,8 @@ enum State {
     Trailer,
     TrailerLineFeed,
     Done,
+    /// Nothing that follows can be made sense of, not even where it looks like the end of the body.
+    Broken(ChunkError),
 }
 
 /// What the next bytes are.
@@ -90,7 +92,10 @@ impl Chunked {
         }
         let mut taken = 0;
         while taken < bytes.len() && self.state != State::Data && !self.is_done() {
-            self.step(bytes[taken])?;
+            if let Err(error) = self.step(bytes[taken]) {
+                self.state = State::Broken(error);
+                return Err(error);
+            }
             taken += 1;
         }
         Ok(Some(Segment::Coding(taken)))
@@ -148,6 +153,7 @@ impl Chunked {
                 };
             }
             State::Data | State::Done => {}
+            State::Broken(error) => return Err(error),
             State::DataReturn => {
                 if byte != b'\r' {
                     return Err(ChunkError::LineEnd);
@@ -275,6 +281,15 @@ mod tests {
             assert_eq!(content, b"hello");
             assert_eq!(&body[taken..], b"NEXT");
         }
+    }
+
+    #[test]
+    fn what_is_broken_stays_broken() {
+        let mut chunked = Chunked::default();
+        assert_eq!(chunked.advance(b"7\r\n"), Ok(3));
+        assert_eq!(chunked.advance(b"\r\n0\r\n\r\nX"), Err(ChunkError::LineEnd));
+        assert_eq!(chunked.advance(b"\r\n0\r\n\r\n"), Err(ChunkError::LineEnd));
+        assert!(!chunked.is_done());
     }
 
     proptest! {

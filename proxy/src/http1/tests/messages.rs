@@ -537,3 +537,29 @@ fn a_switch_that_nobody_asked_for_takes_nothing_from_the_next_request() {
         assert_eq!(head, "HTTP/1.1 204 No Content\r\n\r\n");
     });
 }
+
+#[test]
+fn nothing_is_read_after_a_body_that_breaks_its_coding() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            talk.until("7\r\n").await.expect("a chunk's size");
+            talk.rest().await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client
+            .talk
+            .say("POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n")
+            .await;
+        while app.connections.get() == 0 {
+            a_moment().await;
+        }
+        // Seven bytes of content, and no end of line after them. Taken for coding, they would be the end of the body.
+        client.talk.say(&format!("\r\n0\r\n\r\nX{GET}")).await;
+        let head = client.talk.head().await.expect("a head");
+        assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
+        assert!(head.contains("Connection: close\r\n"), "{head}");
+        assert_eq!(client.talk.rest().await, "");
+    });
+}
