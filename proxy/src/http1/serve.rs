@@ -27,6 +27,8 @@ pub const LEAVING: Duration = Duration::from_secs(2);
 /// response is not lost (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGERED: usize = 1024 * 1024;
+/// Responses of the proxy's own that a client has not taken yet, in bytes, beyond which it gets no others.
+const MAX_UNSENT: usize = 16 * 1024;
 
 /// Why there is no other request.
 enum NoRequest {
@@ -124,6 +126,13 @@ async fn next_request<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    // The responses of others are flushed to their end. Those of the proxy itself are not, and must not pile up.
+    if connection.unsent.len() > MAX_UNSENT {
+        let flushed = timeout(patience.head, connection.flush()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            return Err(NoRequest::Over);
+        }
+    }
     // Clients of old sent one too many (RFC 9112 section 2.2).
     if connection.read.starts_with(b"\r\n") {
         connection.read.advance(2);

@@ -563,3 +563,27 @@ fn nothing_is_read_after_a_body_that_breaks_its_coding() {
         assert_eq!(client.talk.rest().await, "");
     });
 }
+
+#[test]
+fn replies_that_nobody_reads_do_not_pile_up() {
+    run(async {
+        let mesh = Setup::new(&[]).start();
+        let mut client = client(&mesh);
+        let requests = GET.repeat(100);
+        let mut sent = 0;
+        loop {
+            let sending = client.talk.io.write_all(requests.as_bytes());
+            match tokio::time::timeout(Duration::from_millis(500), sending).await {
+                Ok(written) => written.expect("open"),
+                // No more is taken.
+                Err(_) => break,
+            }
+            sent += requests.len();
+            assert!(sent < 1_000_000);
+        }
+        // Whoever reads after all gets every answer.
+        for _ in 0..1_000 {
+            client.talk.head().await.expect("a head");
+        }
+    });
+}
