@@ -374,16 +374,15 @@ impl Forward<'_> {
             Poll::Ready(Err(Broken::Taker)) => return gone(),
             Poll::Pending => {}
         }
-        if upload.is_done() {
-            if client.connection.poll_gone(cx).is_ready() {
-                return gone();
-            }
-        } else {
-            match upload.poll(cx, client.connection, &mut upstream.connection) {
+        let sending = !upload.is_done()
+            && match upload.poll(cx, client.connection, &mut upstream.connection) {
                 Poll::Ready(Err(Broken::Sender(_) | Broken::Coding(_))) => return gone(),
                 // The rest of the response may be on its way all the same.
-                Poll::Ready(Err(Broken::Taker) | Ok(())) | Poll::Pending => {}
-            }
+                Poll::Ready(Err(Broken::Taker) | Ok(())) => false,
+                Poll::Pending => true,
+            };
+        if !sending && client.connection.poll_gone(cx).is_ready() {
+            return gone();
         }
         let reason = ready!(self.deadlines.poll(cx));
         Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))

@@ -587,3 +587,28 @@ fn replies_that_nobody_reads_do_not_pile_up() {
         }
     });
 }
+
+#[test]
+fn a_client_that_goes_after_its_body_and_before_the_response_is_noticed() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            talk.head().await.expect("a request");
+            talk.say("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+                .await;
+            talk.exactly(5).await.expect("a body");
+            assert_eq!(talk.rest().await, "");
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client
+            .talk
+            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhe")
+            .await;
+        client.talk.head().await.expect("a head");
+        client.talk.say("llo").await;
+        a_moment().await;
+        drop(client.talk);
+        assert!(client.served.await.expect("no panic"));
+    });
+}
