@@ -14,7 +14,7 @@ use super::pool::Upstream;
 use super::reply;
 use crate::balance::AttemptOutcome;
 use crate::buffered::Buffered;
-use crate::reason::Reason;
+use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::Failure;
 use crate::route::RequestHead as _;
 use crate::table::Endpoint;
@@ -188,6 +188,9 @@ impl Attempt {
             };
             if response.status < 200 && response.status != 101 {
                 if client_version == Version::Http11 {
+                    if !self.upstream.is_mesh {
+                        response.fields.remove(REASON_HEADER);
+                    }
                     response.write(Version::Http11, &mut client.unsent);
                     client.unsent.extend_from_slice(b"\r\n");
                 }

@@ -197,7 +197,10 @@ impl Forward<'_> {
             })
             .await;
             let interrupt = match progress {
-                Ok(Progress::Interim(interim)) => {
+                Ok(Progress::Interim(mut interim)) => {
+                    if !matches!(endpoint.peer, Peer::Mesh(_)) {
+                        interim.headers_mut().remove(reply::REASON);
+                    }
                     // That a client is gone is noticed in the next turn.
                     let _ = client.respond.send_informational(interim);
                     continue;

@@ -406,6 +406,12 @@ fn what_an_app_says_under_the_name_of_a_reason_is_removed() {
         )
         .await;
         assert_eq!(head, "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n");
+        let (hints, _) = ask(
+            "HTTP/1.1 103 Early Hints\r\nNaru-Reason: no-endpoint\r\nLink: <a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            GET,
+        )
+        .await;
+        assert_eq!(hints, "HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n");
     });
 }
 

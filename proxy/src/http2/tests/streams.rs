@@ -287,7 +287,10 @@ fn an_answer_without_waiting_for_the_body_is_passed_on() {
 fn interim_responses_are_passed_on() {
     run(async {
         let app = app(|mut call| async move {
-            let interim = Response::builder().status(103).header("link", "</a>");
+            let interim = Response::builder()
+                .status(103)
+                .header("link", "</a>")
+                .header("naru-reason", "no-endpoint");
             call.respond
                 .send_informational(interim.body(()).expect("a head"))
                 .expect("an interim response");
@@ -304,6 +307,7 @@ fn interim_responses_are_passed_on() {
             (interim.status().as_u16(), &interim.headers()["link"]),
             (103, &HeaderValue::from_static("</a>"))
         );
+        assert!(!interim.headers().contains_key("naru-reason"));
         let got = collect(response.await.expect("a response"))
             .await
             .expect("a body");
