@@ -13,7 +13,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -33,6 +33,9 @@ mod tests;
 
 /// How long a client is silent before an endpoint is connected to. Clients that speak first do so in the same breath.
 pub const SILENCE: Duration = Duration::from_millis(1);
+/// How long a client may be silent once no endpoint could be connected to. One that would have been the first to speak can be told
+/// in its own protocol; one that waits for the server's word learns it from the end of its connection.
+const HOPELESS: Duration = Duration::from_secs(1);
 /// How long what a client has said may be the start of several things. Requests come in one piece; what stops in the middle of
 /// a line waits for an answer, and is nothing that a proxy could count.
 const AMBIGUITY: Duration = Duration::from_millis(500);
@@ -136,7 +139,7 @@ pub async fn speaks_http2(client: &mut Buffered<TcpStream>) -> std::io::Result<b
 /// Who was the first to say something, and what.
 pub enum FirstWord {
     Client(Detected),
-    /// The server, or the client has ended its half without a word.
+    /// The server, or the client has ended its half without a word, or there is no server to wait for.
     Server,
     Gone,
 }
@@ -155,6 +158,8 @@ enum Speculation {
     None,
     Connecting(Pin<Box<dyn Future<Output = Result<Upstream, Reason>>>>),
     Done(Result<Upstream, Reason>),
+    /// It could not be opened, and the client has waited for the server's word long enough.
+    Hopeless(Reason),
 }
 
 impl<'a> Opening<'a> {
@@ -210,7 +215,7 @@ impl<'a> Opening<'a> {
         if !speculates {
             return Poll::Pending;
         }
-        if matches!(self.upstream, Speculation::None) && timer.poll(cx).is_ready() {
+        if matches!(self.upstream, Speculation::None) && timer.as_mut().poll(cx).is_ready() {
             let worker = self.session.worker.clone();
             let logical = self.logical.clone();
             let connecting = async move { tcp::connect(&worker, &logical).await };
@@ -219,16 +224,22 @@ impl<'a> Opening<'a> {
         if let Speculation::Connecting(connecting) = &mut self.upstream
             && let Poll::Ready(connected) = connecting.as_mut().poll(cx)
         {
-            // That it failed matters only if it is needed.
+            timer.as_mut().reset(Instant::now() + HOPELESS);
             self.upstream = Speculation::Done(connected);
         }
-        if let Speculation::Done(Ok(upstream)) = &mut self.upstream
-            && upstream.connection.poll_fill(cx).is_ready()
-        {
-            // It has spoken, or ended.
-            return Poll::Ready(FirstWord::Server);
+        match &mut self.upstream {
+            // It speaks, or ends.
+            Speculation::Done(Ok(upstream)) => {
+                upstream.connection.poll_fill(cx).map(|_| FirstWord::Server)
+            }
+            Speculation::Done(Err(reason)) => {
+                let reason = *reason;
+                ready!(timer.poll(cx));
+                self.upstream = Speculation::Hopeless(reason);
+                Poll::Ready(FirstWord::Server)
+            }
+            _ => Poll::Pending,
         }
-        Poll::Pending
     }
 
     /// Ends the connection to an endpoint, where one was begun: before requests are carried, since an app may take one connection
@@ -240,6 +251,7 @@ impl<'a> Opening<'a> {
         match self.upstream {
             Speculation::Connecting(connecting) => Some(connecting.await),
             Speculation::Done(Ok(upstream)) => Some(Ok(upstream)),
+            Speculation::Hopeless(reason) => Some(Err(reason)),
             // What failed some time ago says nothing about now.
             Speculation::None | Speculation::Done(Err(_)) => None,
         }

@@ -227,6 +227,17 @@ fn an_app_that_came_up_while_its_client_was_silent_is_reached() {
 }
 
 #[test]
+fn a_client_that_waits_for_a_server_that_is_not_there_is_not_kept_waiting() {
+    run(async {
+        let mesh = service(Protocol::Detect, &[nobody().await]);
+        let mut client = client(&mesh).await;
+        assert!(is_reset(&mut client).await);
+        let failed = ["naru_tcp_closed_total", "connect-failed"];
+        assert_eq!(mesh.metric(&failed), 1.0);
+    });
+}
+
+#[test]
 fn a_client_that_breaks_off_before_a_word_leaves_nothing_open() {
     run(async {
         let (mesh, listener) = app(Protocol::Detect).await;
