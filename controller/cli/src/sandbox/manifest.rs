@@ -1,5 +1,6 @@
-//! The directory of manifests: read whole at start and again whenever something in it changes. A
-//! file that does not hold keeps its last good objects in force, and is reported with its line or field.
+//! The directory of manifests and those below: read whole at start, again whenever something in it
+//! changes, and from time to time. A file that does not hold keeps its last good objects in force, and
+//! is reported with its line or field. Which files count is as the controller has it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,10 +21,14 @@ use super::workload::{Desired, Kind};
 
 /// The largest manifest file, in bytes: etcd takes objects of 1.5 MiB.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
-/// The most files in a directory.
+/// The most files.
 const MAX_FILES: usize = 2_000;
+/// How deep directories may lie in each other. A link that leads upwards ends here.
+const MAX_DEPTH: usize = 8;
 /// An editor writes a file in several steps; they are read as one.
 const SETTLE: Duration = Duration::from_millis(30);
+/// How long a file that has become empty is taken for one that is being written.
+const BEING_WRITTEN: Duration = Duration::from_millis(500);
 
 /// What the node needs of all manifests. Other kinds are for the controller alone.
 #[derive(Clone, Debug, Default)]
@@ -49,12 +54,27 @@ pub struct Manifests {
     directory: PathBuf,
     replicas: BTreeMap<String, u32>,
     files: BTreeMap<PathBuf, File>,
+    /// Why the directory cannot be listed.
+    unlisted: Option<String>,
 }
 
 #[derive(Debug, Default)]
 struct File {
-    content: Vec<u8>,
+    /// `None` before it was read for the first time.
+    content: Option<Vec<u8>>,
+    /// Of its last version that was right.
     objects: Vec<Object>,
+    /// What is wrong with it now.
+    problem: Option<String>,
+}
+
+/// What a reading found.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// Something is different.
+    pub changed: bool,
+    /// What is wrong that was not so before.
+    pub problems: Vec<String>,
 }
 
 impl Manifests {
@@ -64,38 +84,69 @@ impl Manifests {
             directory,
             replicas,
             files: BTreeMap::new(),
+            unlisted: None,
         }
     }
 
-    /// Reads what has changed. What is wrong with it is returned once for each change.
-    pub fn read(&mut self) -> Vec<String> {
-        let mut errors = Vec::new();
+    /// Reads what has changed. A directory that cannot be listed keeps what it had.
+    pub fn read(&mut self) -> Reading {
+        let mut reading = Reading::default();
         let paths = match list(&self.directory) {
-            Ok(paths) => paths,
-            Err(error) => return vec![format!("{error:#}")],
+            Ok(paths) => {
+                self.unlisted = None;
+                paths
+            }
+            Err(error) => {
+                let problem = format!("{error:#}");
+                if self.unlisted.as_ref() != Some(&problem) {
+                    reading.problems.push(problem.clone());
+                }
+                self.unlisted = Some(problem);
+                return reading;
+            }
         };
+        let known = self.files.len();
         self.files.retain(|path, _| paths.contains(path));
+        reading.changed = self.files.len() < known;
         for path in paths {
-            let content = match read(&path) {
-                Ok(Some(content)) => content,
+            let parsed = match read(&path) {
                 // Gone since it was listed: a change that is still to come.
                 Ok(None) => continue,
-                Err(error) => {
-                    errors.push(format!("{}: {error:#}", path.display()));
-                    continue;
+                Ok(Some(content)) => {
+                    let file = self.files.entry(path.clone()).or_default();
+                    let emptied = content.is_empty() && !file.objects.is_empty();
+                    if file.content.as_ref() == Some(&content) || emptied && is_young(&path) {
+                        continue;
+                    }
+                    let parsed = parse(&content);
+                    file.content = Some(content);
+                    parsed
                 }
+                Err(error) => Err(error),
             };
             let file = self.files.entry(path.clone()).or_default();
-            if file.content == content && !content.is_empty() {
-                continue;
+            match parsed {
+                Ok(objects) => {
+                    reading.changed = true;
+                    file.objects = objects;
+                    file.problem = None;
+                }
+                Err(error) => {
+                    let problem = format!("{}: {error:#}", path.display());
+                    if file.problem.as_ref() != Some(&problem) {
+                        reading.problems.push(problem.clone());
+                    }
+                    file.problem = Some(problem);
+                }
             }
-            match parse(&content) {
-                Ok(objects) => file.objects = objects,
-                Err(error) => errors.push(format!("{}: {error:#}", path.display())),
-            }
-            file.content = content;
         }
-        errors
+        reading
+    }
+
+    /// Files that something is wrong with.
+    pub fn wrong(&self) -> impl Iterator<Item = &Path> {
+        let wrong = self.files.iter().filter(|(_, file)| file.problem.is_some());
+        wrong.map(|(path, _)| path.as_path())
     }
 
     /// Everything that is in force. An object that two files hold is the later file's.
@@ -134,7 +185,7 @@ pub fn watch(directory: &Path) -> anyhow::Result<(impl Watcher, mpsc::Receiver<(
     })
     .context("watching the manifests (fs.inotify.max_user_instances may be used up)")?;
     watcher
-        .watch(directory, RecursiveMode::NonRecursive)
+        .watch(directory, RecursiveMode::Recursive)
         .with_context(|| format!("watching {}", directory.display()))?;
     Ok((watcher, receiver))
 }
@@ -150,25 +201,34 @@ pub async fn changed(changes: &mut mpsc::Receiver<()>) {
 
 fn list(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
-    let entries =
-        fs::read_dir(directory).with_context(|| format!("--manifests {}", directory.display()))?;
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        let manifest = path.extension().is_some_and(|extension| {
-            ["yaml", "yml", "json"]
-                .iter()
-                .any(|known| extension == *known)
-        });
-        if manifest && !hidden && path.is_file() {
-            paths.push(path);
-        }
-    }
+    walk(directory, MAX_DEPTH, &mut paths)
+        .with_context(|| format!("--manifests {}", directory.display()))?;
     if paths.len() > MAX_FILES {
         bail!("{}: more than {MAX_FILES} manifests", directory.display());
     }
     paths.sort();
     Ok(paths)
+}
+
+fn walk(directory: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_name().as_encoded_bytes().starts_with(b".") || paths.len() > MAX_FILES {
+            continue;
+        }
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if path.is_dir() && depth > 0 {
+            match walk(&path, depth - 1, paths) {
+                // Gone since it was listed.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        } else if matches!(extension, Some("yaml" | "yml" | "json")) && path.is_file() {
+            paths.push(path);
+        }
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
@@ -183,13 +243,16 @@ fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
     Ok(Some(fs::read(path)?))
 }
 
+fn is_young(path: &Path) -> bool {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|at| at.elapsed().unwrap_or_default() < BEING_WRITTEN)
+}
+
 fn parse(content: &[u8]) -> anyhow::Result<Vec<Object>> {
     let text = std::str::from_utf8(content).context("it is no UTF-8")?;
     let mut objects = Vec::new();
     for document in documents(text) {
-        if let Some(object) = object(&document)? {
-            objects.push(object);
-        }
+        add(&document, &mut objects)?;
     }
     Ok(objects)
 }
@@ -220,23 +283,25 @@ fn documents(text: &str) -> Vec<String> {
 fn typed<T: DeserializeOwned>(document: &str) -> anyhow::Result<T> {
     serde_saphyr::from_str(document).map_err(|error| {
         // The first line says where and what; the rest draws it.
-        anyhow!(
-            "{}",
-            error
-                .to_string()
-                .lines()
-                .next()
-                .unwrap_or("it does not parse")
-        )
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or("it does not parse");
+        anyhow!("{}", first.strip_prefix("error: ").unwrap_or(first))
     })
 }
 
-fn object(document: &str) -> anyhow::Result<Option<Object>> {
+/// Adds what a document holds: an object, or a List of them.
+fn add(document: &str, objects: &mut Vec<Object>) -> anyhow::Result<()> {
     let value: serde_json::Value = typed(document)?;
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let (version, kind) = (text("apiVersion"), text("kind"));
     if kind.is_empty() || version.is_empty() {
         bail!("apiVersion, kind: an object has both");
+    }
+    if (version.as_str(), kind.as_str()) == ("v1", "List") {
+        for (index, item) in value["items"].as_array().into_iter().flatten().enumerate() {
+            add(&item.to_string(), objects).with_context(|| format!("items[{index}]"))?;
+        }
+        return Ok(());
     }
     let name = value["metadata"]["name"].as_str().unwrap_or_default();
     let namespace = value["metadata"]["namespace"].as_str().unwrap_or("default");
@@ -247,7 +312,8 @@ fn object(document: &str) -> anyhow::Result<Option<Object>> {
         "Namespace" => format!("{kind} {name}"),
         _ => format!("{kind} {namespace}/{name}"),
     };
-    parse_object(document, &value, &version, &kind).with_context(|| key)
+    objects.extend(parse_object(document, &value, &version, &kind).with_context(|| key)?);
+    Ok(())
 }
 
 fn parse_object(
@@ -374,6 +440,35 @@ spec:
     }
 
     #[test]
+    fn a_list_holds_objects() {
+        let deployment: serde_json::Value = typed(DEPLOYMENT).unwrap();
+        let namespace = serde_json::json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" },
+        });
+        let mut list = serde_json::json!({
+            "apiVersion": "v1", "kind": "List", "items": [namespace, deployment],
+        });
+        assert_eq!(parse(list.to_string().as_bytes()).unwrap().len(), 2);
+        list["items"][1]["spec"]["replicas"] = "two".into();
+        let error = format!("{:#}", parse(list.to_string().as_bytes()).unwrap_err());
+        assert!(
+            error.starts_with("items[1]: Deployment shop/web: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn manifests_lie_in_directories_below_as_well() {
+        let directory = std::env::temp_dir().join(format!("naru-below-{}", std::process::id()));
+        fs::create_dir_all(directory.join("base/.git")).unwrap();
+        for name in ["base/web.yaml", "base/.git/old.yaml", "README.md"] {
+            fs::write(directory.join(name), "").unwrap();
+        }
+        assert_eq!(list(&directory).unwrap(), [directory.join("base/web.yaml")]);
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
     fn a_file_that_does_not_parse_keeps_its_last_good_objects() {
         let directory = std::env::temp_dir().join(format!("naru-manifest-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
@@ -381,15 +476,23 @@ spec:
         fs::write(&file, DEPLOYMENT).unwrap();
         let replicas = BTreeMap::from([("shop/web".to_owned(), 7)]);
         let mut manifests = Manifests::new(directory.clone(), replicas);
-        assert_eq!(manifests.read(), Vec::<String>::new());
+        let reading = manifests.read();
+        assert!(
+            reading.changed && reading.problems.is_empty(),
+            "{reading:?}"
+        );
         fs::write(&file, "apiVersion: [").unwrap();
-        assert_eq!(manifests.read().len(), 1);
-        assert_eq!(manifests.read().len(), 0, "said once");
+        assert_eq!(manifests.read().problems.len(), 1);
+        assert_eq!(manifests.wrong().collect::<Vec<_>>(), [file.as_path()]);
+        let again = manifests.read();
+        assert!(!again.changed && again.problems.is_empty(), "said once");
         let objects = manifests.objects();
         let web = &objects.workloads[&("shop".to_owned(), "web".to_owned())];
         assert_eq!(web.replicas, 7, "as --replicas says");
+        fs::write(&file, "").unwrap();
+        assert!(!manifests.read().changed, "it is being written");
         fs::remove_file(&file).unwrap();
-        manifests.read();
+        assert!(manifests.read().changed);
         assert!(manifests.objects().workloads.is_empty());
         fs::remove_dir_all(&directory).unwrap();
     }

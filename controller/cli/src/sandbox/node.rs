@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::cluster::{Cluster, Progress};
+use super::controller_log::ControllerLog;
 use super::manifest::{self, Manifests};
 use super::network::{self, Addressing};
 use super::pod::{Event, Kubelet, Status};
@@ -31,6 +32,10 @@ const RUN_SIZE: &str = "mode=0755,size=512m";
 const MAX_LOG: u64 = 2 * 1024 * 1024;
 /// How often logs are looked at, and pods that do not come up.
 const TICK: Duration = Duration::from_secs(1);
+/// How often manifests are read although nothing was heard of a change: some file systems tell none.
+const RESCAN: Duration = Duration::from_secs(2);
+/// As a shell says it of a program that SIGPIPE has ended.
+const NOBODY_READS: u8 = 128 + Signal::SIGPIPE as u8;
 /// With --in: how long nothing may get ready before that counts as a failure.
 const STALLED: Duration = Duration::from_secs(60);
 /// With --in: how often a container may fail before it counts as one that will not run.
@@ -82,6 +87,9 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
     let report = Report::new();
     let reaper = Reaper::default();
     let mut ends = Ends::new()?;
+    SigSet::all()
+        .thread_unblock()
+        .context("listening for signals")?;
     tokio::spawn(reaper.clone().run());
 
     let ipv6 = network::has_ipv6();
@@ -101,7 +109,7 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
     control_plane::prepare(tokens.public_key()).context("preparing /run")?;
     let (_watcher, mut changes) = manifest::watch(&plan.manifests)?;
     let mut manifests = Manifests::new(plan.manifests.clone(), plan.replicas.clone());
-    let mut errors = manifests.read();
+    let mut errors = manifests.read().problems;
     let anchors = watch::Sender::new(Arc::default());
     let (sender, mut events) = mpsc::channel(MAX_EVENTS);
     let kubelet = Kubelet {
@@ -136,18 +144,19 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
         cluster.progress().wanted
     ));
     cluster.reconcile()?;
+    let mut controller_log = ControllerLog::new(&control_plane::log("naru-controller"));
     let mut tick = tokio::time::interval(TICK);
+    let mut rescan = tokio::time::interval(RESCAN);
     loop {
         tokio::select! {
             code = ends.next() => return Ok(code),
             exit = run.command_ended() => return exit,
-            () = manifest::changed(&mut changes) => {
-                let mut errors = manifests.read();
-                errors.extend(cluster.want(manifests.objects()));
-                for error in errors {
-                    run.report.say(&format!("what was in force before stays: {error}"));
+            () = manifest::changed(&mut changes) => run.read(&mut manifests, &mut cluster)?,
+            _ = rescan.tick() => {
+                run.read(&mut manifests, &mut cluster)?;
+                for line in controller_log.news(manifests.wrong()) {
+                    run.report.say(&format!("naru-controller: {line}"));
                 }
-                cluster.reconcile()?;
             }
             Some(event) = events.recv() => {
                 run.note(&cluster, &event);
@@ -160,6 +169,9 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
                 cluster.reconcile()?;
             }
             _ = tick.tick() => {
+                if plan.run_in.is_none() && run.report.closed() {
+                    return Ok(NOBODY_READS);
+                }
                 cut_logs();
                 run.screen.refresh(&cluster).await;
             }
@@ -245,6 +257,23 @@ struct Run {
 }
 
 impl Run {
+    /// Reads the manifests, and brings the cluster in line with them.
+    fn read(&self, manifests: &mut Manifests, cluster: &mut Cluster) -> anyhow::Result<()> {
+        let reading = manifests.read();
+        let mut problems = reading.problems;
+        if reading.changed {
+            problems.extend(cluster.want(manifests.objects()));
+        }
+        for problem in problems {
+            self.report
+                .say(&format!("what was in force before stays: {problem}"));
+        }
+        match reading.changed {
+            true => cluster.reconcile(),
+            false => Ok(()),
+        }
+    }
+
     /// Says what a person wants to know of an event.
     fn note(&self, cluster: &Cluster, event: &Event) {
         let Some(entry) = cluster

@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, watch};
 
 use super::backoff::Backoff;
-use super::container::{Action, Container, Facts, PROXY_UID, Probe, Template};
+use super::container::{Container, Facts, PROXY_UID, Template};
 use super::namespaces::Namespaces;
 use super::network::{self, Addresses, NODE_V4};
 use super::probe::{Prober, Probes, blocking};
@@ -34,12 +34,8 @@ use super::{Plan, control_plane, mounts};
 
 pub use super::mounts::Mounts;
 
-/// Marks the sockets of a sidecar that has no user of its own.
-const PROXY_MARK: u32 = 0x6e61;
 /// Between the withdrawal of a pod from its Services and its SIGTERM: as long as every proxy needs to hear of it.
 const WITHDRAWAL: Duration = Duration::from_secs(1);
-/// How long a sidecar may take to finish what is in flight after its pod's containers have ended.
-const PROXY_GRACE: Duration = Duration::from_secs(5);
 /// Where a pod finds its token and the trust anchors.
 pub const SECRETS: &str = "/run/secrets/naru";
 /// The port on which a sidecar says how it is.
@@ -206,9 +202,9 @@ impl Kubelet {
 }
 
 /// A pod while it lives.
-struct Life<'a> {
-    kubelet: &'a Kubelet,
-    pod: &'a Pod,
+pub(super) struct Life<'a> {
+    pub(super) kubelet: &'a Kubelet,
+    pub(super) pod: &'a Pod,
     /// The process that holds the namespaces.
     holder: Option<Process>,
     sidecar: Option<Supervised>,
@@ -432,7 +428,7 @@ impl Life<'_> {
         Ok(())
     }
 
-    fn log(&self, container: &str) -> PathBuf {
+    pub(super) fn log(&self, container: &str) -> PathBuf {
         control_plane::log(&format!(
             "{}_{}_{container}",
             self.pod.namespace, self.pod.name
@@ -454,114 +450,6 @@ impl Life<'_> {
                 ..prober.clone()
             },
             exec,
-            report: self.kubelet.report.clone(),
-        }
-    }
-
-    fn proxy_exec(&self, name: &str, arguments: Vec<String>) -> Exec {
-        let mut argv = vec![self.kubelet.plan.proxy.display().to_string()];
-        argv.extend(arguments);
-        Exec {
-            name: format!("{}/{name}", self.pod.full_name()),
-            argv,
-            env: Vec::new(),
-            directory: PathBuf::from("/"),
-            user: User::Same,
-            no_new_privileges: false,
-            terminal: Terminal::Detached,
-        }
-    }
-
-    fn annotation(&self, name: &str) -> Option<&str> {
-        self.pod.template.annotations.get(name).map(String::as_str)
-    }
-
-    async fn redirect(&self, prober: &Prober) -> anyhow::Result<()> {
-        let mut arguments = vec!["init".to_owned()];
-        if self.kubelet.plan.root {
-            arguments.push(format!("--proxy-uid={PROXY_UID}"));
-        } else {
-            arguments.push(format!("--proxy-mark={PROXY_MARK}"));
-        }
-        for list in [
-            "skip-inbound-ports",
-            "skip-outbound-ports",
-            "skip-outbound-cidrs",
-        ] {
-            if let Some(value) = self.annotation(&format!("naru.dev/{list}")) {
-                arguments.push(format!("--{list}={value}"));
-            }
-        }
-        let init = Runnable {
-            exec: self.proxy_exec("naru-init", arguments),
-            probes: Probes::default(),
-            grace: Duration::ZERO,
-            log: self.log("naru-init"),
-            prober: prober.clone(),
-            report: self.kubelet.report.clone(),
-        };
-        let exit = init.run_once().await.context("starting naru-proxy init")?;
-        if !exit.success() {
-            bail!(
-                "naru-proxy init: {exit}: {}",
-                last_lines(&init.log).join("\n")
-            );
-        }
-        Ok(())
-    }
-
-    fn sidecar(&self, prober: &Prober) -> Runnable {
-        let plan = &self.kubelet.plan;
-        let log = self
-            .annotation("naru.dev/log-level")
-            .unwrap_or(&plan.proxy_log);
-        let mut arguments: Vec<String> = vec![
-            "run".to_owned(),
-            format!("--controller={NODE_V4}:{}", control_plane::CONTROLLER_PORT),
-            format!(
-                "--controller-identity={}",
-                control_plane::CONTROLLER_IDENTITY
-            ),
-            format!("--trust-anchors={SECRETS}/trust-anchors.pem"),
-            format!("--token={SECRETS}/token"),
-            format!("--namespace={}", self.pod.namespace),
-            format!("--pod={}", self.pod.name),
-            format!("--log={log}"),
-        ];
-        if !plan.root {
-            arguments.push(format!("--socket-mark={PROXY_MARK}"));
-        }
-        if plan.access_log {
-            arguments.push("--access-log".to_owned());
-        }
-        let mut exec = self.proxy_exec("naru-proxy", arguments);
-        if plan.root {
-            exec.user = User::Switch {
-                uid: PROXY_UID,
-                gid: PROXY_UID,
-            };
-        }
-        let ready = Probe {
-            action: Action::Http {
-                port: PROXY_ADMIN_PORT,
-                path: "/ready".to_owned(),
-                headers: Vec::new(),
-            },
-            delay: Duration::ZERO,
-            period: Duration::from_secs(2),
-            timeout: Duration::from_secs(1),
-            failures: 3,
-            successes: 1,
-        };
-        Runnable {
-            exec,
-            probes: Probes {
-                readiness: Some(ready),
-                ..Probes::default()
-            },
-            grace: PROXY_GRACE,
-            log: self.log("naru-proxy"),
-            prober: prober.clone(),
             report: self.kubelet.report.clone(),
         }
     }

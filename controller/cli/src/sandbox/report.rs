@@ -20,6 +20,8 @@ struct Inner {
     /// A table is on the screen: messages are shown in it.
     held: bool,
     last: VecDeque<String>,
+    /// Nobody reads any more.
+    closed: bool,
 }
 
 impl Report {
@@ -29,6 +31,7 @@ impl Report {
                 started: Instant::now(),
                 held: false,
                 last: VecDeque::new(),
+                closed: false,
             })),
         }
     }
@@ -38,8 +41,8 @@ impl Report {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let line = format!("{:7.1}s  {text}", inner.started.elapsed().as_secs_f64());
         if !inner.held {
-            // Nobody is left to tell if standard error is closed.
-            let _closed = writeln!(std::io::stderr().lock(), "{line}");
+            let written = writeln!(std::io::stderr().lock(), "{line}");
+            inner.closed |= is_broken(&written);
         }
         if inner.last.len() == KEPT {
             inner.last.pop_front();
@@ -55,6 +58,21 @@ impl Report {
         }
     }
 
+    /// Writes to standard output.
+    pub fn show(&self, text: &str) {
+        let mut output = std::io::stdout().lock();
+        let written = output.write_all(text.as_bytes());
+        let written = written.and_then(|()| output.flush());
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.closed |= is_broken(&written);
+    }
+
+    /// What was said or shown went to a pipe that nobody reads any more.
+    pub fn closed(&self) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.closed
+    }
+
     /// From now on messages wait for [`Report::last`].
     pub fn hold(&self) {
         self.inner
@@ -68,4 +86,8 @@ impl Report {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.last.iter().cloned().collect()
     }
+}
+
+fn is_broken(written: &std::io::Result<()>) -> bool {
+    matches!(written, Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -1,7 +1,7 @@
 //! What a person sees while the mesh runs: what is up, and then figures, on a terminal as a table that
 //! is drawn anew, elsewhere as a few lines now and then.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -56,14 +56,14 @@ impl Screen {
     /// Everything is ready: shows what there is, and from now on how it goes.
     pub fn start(&mut self, cluster: &Cluster) {
         self.started = true;
-        self.write(&format!(
+        self.report.show(&format!(
             "\n{}\n{}\n",
             inventory(cluster),
             self.hints(cluster)
         ));
         if self.terminal {
             self.report.hold();
-            self.write("\x1b[2J");
+            self.report.show("\x1b[2J");
         }
     }
 
@@ -108,7 +108,8 @@ impl Screen {
                 text.push_str(&line);
                 text.push('\n');
             }
-            self.write(&format!("{BEGIN}{}{END}", text.replace('\n', END_LINE)));
+            self.report
+                .show(&format!("{BEGIN}{}{END}", text.replace('\n', END_LINE)));
         } else if self.last_lines.elapsed() >= LINES {
             self.last_lines = Instant::now();
             let rows = figures.iter().filter(|(key, _)| key.route.is_empty());
@@ -134,14 +135,6 @@ impl Screen {
              naru sandbox --manifests {0} --in {workload} -- bash      a shell in a pod of a sandbox of its own",
             self.manifests.display()
         )
-    }
-
-    fn write(&self, text: &str) {
-        let mut output = std::io::stdout().lock();
-        // Nobody looks any more if it fails.
-        let _closed = output
-            .write_all(text.as_bytes())
-            .and_then(|()| output.flush());
     }
 }
 

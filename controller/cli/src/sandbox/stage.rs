@@ -101,21 +101,27 @@ pub fn run(args: StageArgs) -> ExitCode {
         eprintln!("naru sandbox: {}: {error:#}", args.name);
         ExitCode::from(OWN_FAILURE)
     };
-    // The process outside waits for signals, and has them blocked.
-    if let Err(error) = SigSet::all().thread_unblock() {
+    let stage = match serde_json::from_str(&args.stage) {
+        Ok(stage) => stage,
+        Err(error) => return failed(anyhow::Error::from(error)),
+    };
+    // The process outside waits for signals, and has them blocked. The node leaves them so until it
+    // listens: one that came before would be lost, for PID 1 dies of none that it does not handle.
+    if !matches!(stage, Stage::Node(_))
+        && let Err(error) = SigSet::all().thread_unblock()
+    {
         return failed(error.into());
     }
-    match serde_json::from_str(&args.stage) {
-        Ok(Stage::Node(plan)) => match node::run(*plan) {
+    match stage {
+        Stage::Node(plan) => match node::run(*plan) {
             Ok(code) => ExitCode::from(code),
             Err(error) => failed(error),
         },
-        Ok(Stage::Pod(mounts)) => match pod(&mounts) {
+        Stage::Pod(mounts) => match pod(&mounts) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(error),
         },
-        Ok(Stage::Exec(exec)) => become_program(&exec),
-        Err(error) => failed(error.into()),
+        Stage::Exec(exec) => become_program(&exec),
     }
 }
 
