@@ -1,5 +1,5 @@
 //! What the controller is told at start: flags and environment, parsed once into one struct. Nothing reads the environment
-//! later.
+//! later, but for where a Kubernetes API server is: that is looked up as every program of Kubernetes does it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,14 +12,22 @@ use crate::issuer::is_trust_domain;
 /// Flags of `naru-controller run`.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
-    /// Directory of manifests (YAML or JSON). Repeatable; objects of a later directory replace those of an earlier one. In the
-    /// environment, separated by colons.
+    /// Take objects from the Kubernetes API server and have it check tokens. It is found as kubectl finds it: by the pod's
+    /// service account or a kubeconfig.
+    #[arg(
+        long,
+        env = "NARU_KUBERNETES",
+        conflicts_with_all = ["manifests", "token_public_key", "token_issuer"]
+    )]
+    pub kubernetes: bool,
+    /// Directory of manifests (YAML or JSON), if not --kubernetes. Repeatable; objects of a later directory replace those of
+    /// an earlier one. In the environment, separated by colons.
     #[arg(
         long,
         env = "NARU_MANIFESTS",
         value_name = "DIR",
         value_delimiter = ':',
-        required = true
+        required_unless_present = "kubernetes"
     )]
     pub manifests: Vec<PathBuf>,
     /// Directory for the mesh's certificate authority. The public trust-anchors.pem is written there as well.
@@ -50,12 +58,22 @@ pub struct Config {
         value_parser = trust_domain
     )]
     pub trust_domain: String,
-    /// PEM file with the public key (ECDSA P-256) of whoever signs service-account tokens.
-    #[arg(long, env = "NARU_TOKEN_PUBLIC_KEY", value_name = "FILE")]
-    pub token_public_key: PathBuf,
-    /// Issuer of service-account tokens (their `iss`).
-    #[arg(long, env = "NARU_TOKEN_ISSUER", value_name = "TEXT")]
-    pub token_issuer: String,
+    /// PEM file with the public key (ECDSA P-256) of whoever signs service-account tokens, if not --kubernetes.
+    #[arg(
+        long,
+        env = "NARU_TOKEN_PUBLIC_KEY",
+        value_name = "FILE",
+        required_unless_present = "kubernetes"
+    )]
+    pub token_public_key: Option<PathBuf>,
+    /// Issuer of service-account tokens (their `iss`), if not --kubernetes.
+    #[arg(
+        long,
+        env = "NARU_TOKEN_ISSUER",
+        value_name = "TEXT",
+        required_unless_present = "kubernetes"
+    )]
+    pub token_issuer: Option<String>,
     /// Whether clients without a mesh identity are let in, where neither namespace nor workload says otherwise.
     #[arg(long, env = "NARU_MTLS", value_enum, default_value_t = Mtls::Permissive)]
     pub mtls: Mtls,
@@ -65,6 +83,31 @@ pub struct Config {
     /// Form of the log, on standard error.
     #[arg(long, env = "NARU_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// Where objects come from, and by what tokens are checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Kubernetes,
+    Manifests {
+        directories: Vec<PathBuf>,
+        token_public_key: PathBuf,
+        token_issuer: String,
+    },
+}
+
+impl Config {
+    /// `None`: neither is named whole, as when the environment says that it is not to be Kubernetes, and nothing else.
+    pub fn source(&self) -> Option<Source> {
+        if self.kubernetes {
+            return Some(Source::Kubernetes);
+        }
+        Some(Source::Manifests {
+            directories: Some(self.manifests.clone()).filter(|dirs| !dirs.is_empty())?,
+            token_public_key: self.token_public_key.clone()?,
+            token_issuer: self.token_issuer.clone()?,
+        })
+    }
 }
 
 /// The mesh's own stance towards clients without an identity.
@@ -128,6 +171,28 @@ mod tests {
         assert_eq!(config.listen.port(), 15010);
         assert_eq!(config.mtls, Mtls::Permissive);
         assert_eq!(config.trust_domain, "cluster.local");
+    }
+
+    #[test]
+    fn objects_come_from_manifests_or_from_kubernetes() {
+        let parse = |args: &[&str]| {
+            let parsed = Program::try_parse_from(args).map_err(|error| error.to_string());
+            parsed.map(|program| program.config.source())
+        };
+        let kubernetes = ["naru-controller", "--state-dir", "s", "--kubernetes"];
+        assert_eq!(parse(&kubernetes), Ok(Some(Source::Kubernetes)));
+        let manifests = Source::Manifests {
+            directories: vec!["a".into()],
+            token_public_key: "k".into(),
+            token_issuer: "naru".into(),
+        };
+        assert_eq!(parse(&LEAST), Ok(Some(manifests)));
+        let both = [&LEAST[..], &["--kubernetes"]].concat();
+        assert!(parse(&both).unwrap_err().contains("cannot be used with"));
+        let neither = parse(&["naru-controller", "--state-dir", "s"]).unwrap_err();
+        for flag in ["--manifests", "--token-public-key", "--token-issuer"] {
+            assert!(neither.contains(flag), "{flag} in {neither}");
+        }
     }
 
     #[test]

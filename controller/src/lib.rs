@@ -9,8 +9,11 @@
 pub mod admin;
 pub mod compile;
 pub mod config;
+#[cfg(test)]
+mod fake_api;
 pub mod index;
 pub mod issuer;
+pub mod kubernetes;
 pub mod logging;
 pub mod metrics;
 pub mod serve;

@@ -1,19 +1,21 @@
 //! `naru-controller run`: reads objects, compiles routing tables, and pushes them to the proxies.
 #![forbid(unsafe_code)]
 
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use naru_controller::admin::{self, Admin};
 use naru_controller::compile::{Catalog, CatalogOptions};
-use naru_controller::config::Config;
-use naru_controller::issuer::{Ca, Issuer, PublicKey, TokenCheck};
+use naru_controller::config::{Config, Source};
+use naru_controller::issuer::{Ca, Issuer, PublicKey, TokenCheck, TokenReviewer};
+use naru_controller::kubernetes;
 use naru_controller::logging::{self, LogFilter};
 use naru_controller::metrics::Metrics;
 use naru_controller::serve::{self, Serve};
-use naru_controller::source;
+use naru_controller::source::{self, Event};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
@@ -64,9 +66,9 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let ca = Ca::open(&config.state_dir, &config.trust_domain, SystemTime::now())
         .with_context(|| format!("--state-dir {}", config.state_dir.display()))?;
-    let key = PublicKey::read(&config.token_public_key, &config.token_issuer)
-        .context("--token-public-key")?;
-    let issuer = Issuer::new(ca, &config.trust_domain, TokenCheck::PublicKey(key));
+    let (events, mut received) = mpsc::channel(MAX_EVENTS);
+    let (tokens, watching) = source(&config, events, &metrics).await?;
+    let issuer = Issuer::new(ca, &config.trust_domain, tokens);
     let catalog = Catalog::new(CatalogOptions {
         trust_domain: config.trust_domain.clone(),
         mtls: config.mtls.into(),
@@ -91,10 +93,6 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
         stopping: stopping.clone(),
     };
     tokio::spawn(admin::serve(admin_listener, admin));
-    let (events, mut received) = mpsc::channel(MAX_EVENTS);
-    let watching = source::manifests(config.manifests, events, move |count| {
-        metrics.manifest_errors(count);
-    });
     let watching = tokio::spawn(watching);
     tokio::spawn(async move {
         while let Some(event) = received.recv().await {
@@ -108,11 +106,50 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
         done = &mut serving => return done?.context("serving proxies"),
         done = watching => {
-            done?.context("--manifests")?;
-            anyhow::bail!("--manifests: the watch has ended");
+            done??;
+            bail!("the watch of the source of objects has ended");
         }
     }
     info!("shutting down");
     stop.send_replace(true);
     serving.await?.context("serving proxies")
+}
+
+type Watching = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// How tokens are checked, and what sends the events of the source of objects.
+async fn source(
+    config: &Config,
+    events: mpsc::Sender<Event>,
+    metrics: &Metrics,
+) -> anyhow::Result<(TokenCheck, Watching)> {
+    let metrics = metrics.clone();
+    match config.source() {
+        None => bail!(
+            "objects come from --kubernetes or from --manifests, and the latter takes --token-public-key and --token-issuer as well"
+        ),
+        Some(Source::Kubernetes) => {
+            let client = kubernetes::client().await.context("--kubernetes")?;
+            let tokens = TokenCheck::Review(TokenReviewer::new(client.clone()));
+            let watching = async move {
+                source::cluster(client, events, metrics).await;
+                Ok(())
+            };
+            Ok((tokens, Box::pin(watching)))
+        }
+        Some(Source::Manifests {
+            directories,
+            token_public_key,
+            token_issuer,
+        }) => {
+            let key =
+                PublicKey::read(&token_public_key, &token_issuer).context("--token-public-key")?;
+            let watching = async move {
+                let report = move |count| metrics.manifest_errors(count);
+                let watching = source::manifests(directories, events, report);
+                watching.await.context("--manifests")
+            };
+            Ok((TokenCheck::PublicKey(key), Box::pin(watching)))
+        }
+    }
 }

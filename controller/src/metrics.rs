@@ -39,6 +39,8 @@ struct Inner {
     issued: IntCounter,
     refused: IntCounterVec,
     manifest_errors: IntGauge,
+    invalid_objects: IntGaugeVec,
+    watch_failures: IntCounterVec,
     authority_expiry: Gauge,
     objects: OnceLock<ObjectCounts>,
     streams: AtomicUsize,
@@ -118,6 +120,26 @@ impl Metrics {
                     "Manifests that do not parse now.",
                 ),
             ),
+            invalid_objects: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "naru_controller_invalid_objects",
+                        "Objects of the API server that can't be used as they are.",
+                    ),
+                    &["kind"],
+                ),
+            ),
+            watch_failures: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "naru_controller_watch_failures_total",
+                        "Requests to list or watch objects that failed.",
+                    ),
+                    &["kind"],
+                ),
+            ),
             authority_expiry: register(
                 &registry,
                 Gauge::new(
@@ -186,6 +208,17 @@ impl Metrics {
         self.0
             .manifest_errors
             .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How many objects of a kind can't be used as they are.
+    pub fn invalid_objects(&self, kind: &'static str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        (self.0.invalid_objects.with_label_values(&[kind])).set(count);
+    }
+
+    /// Objects of a kind could not be listed or watched.
+    pub fn watch_failed(&self, kind: &'static str) {
+        self.0.watch_failures.with_label_values(&[kind]).inc();
     }
 
     pub fn authority_expires(&self, at: SystemTime) {

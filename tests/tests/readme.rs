@@ -160,6 +160,8 @@ fn every_metric_of_the_controller_is_in_the_readme_with_its_labels() {
     let metrics = naru_controller::metrics::Metrics::new();
     metrics.pushed_resource(&ResourceName::Inbound, naru_controller::metrics::Form::Full);
     metrics.refused("key");
+    metrics.invalid_objects("Service", 1);
+    metrics.watch_failed("Service");
     metrics.authority_expires(SystemTime::now());
     metrics.count_objects(|| vec![("Service", 1)]);
     let known = families_of(&metrics.render().expect("a rendering"));

@@ -9,6 +9,7 @@
 
 mod ca;
 mod identity;
+mod review;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -23,6 +24,7 @@ use rustls::pki_types::{
 
 pub use ca::{Ca, CaError, LEAF_LIFETIME};
 pub use identity::{SpiffeId, is_trust_domain};
+pub use review::TokenReviewer;
 pub use token::{Bearer, KeyError, PublicKey, TokenCheck, TokenError};
 
 /// Namespace and service account of the controller itself.
@@ -74,6 +76,9 @@ impl Refusal {
             Self::Token(TokenError::Signature) => "token_signature",
             Self::Token(TokenError::Issuer) => "token_issuer",
             Self::Token(TokenError::Audience) => "token_audience",
+            Self::Token(TokenError::NotAccepted(_)) => "token_not_accepted",
+            Self::Token(TokenError::Unbound) => "token_unbound",
+            Self::Token(TokenError::Review(_) | TokenError::ReviewTime) => "token_review",
             Self::Token(_) => "token_malformed",
             Self::Name => "name",
             Self::Reserved => "reserved",
@@ -96,8 +101,13 @@ impl Issuer {
 
     /// A certificate for the service account that `token` proves, on the key of the request. Nothing else in the
     /// request counts.
-    pub fn certify(&self, request: &[u8], token: &str, now: SystemTime) -> Result<Issued, Refusal> {
-        let bearer = self.tokens.check(token)?;
+    pub async fn certify(
+        &self,
+        request: &[u8],
+        token: &str,
+        now: SystemTime,
+    ) -> Result<Issued, Refusal> {
+        let bearer = self.tokens.check(token).await?;
         if (&*bearer.namespace, &*bearer.service_account) == CONTROLLER {
             return Err(Refusal::Reserved);
         }

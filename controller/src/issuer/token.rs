@@ -1,4 +1,5 @@
-//! Who a token proves its bearer to be. How tokens are checked is a seam: by the public key of whoever signs them here.
+//! Who a token proves its bearer to be. How tokens are checked is a seam: by the public key of whoever signs them, here, or by
+//! the Kubernetes API server.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,8 @@ use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use super::review::TokenReviewer;
+
 /// Longest token, in bytes. Kubernetes' are about 1,000.
 const MAX_TOKEN: usize = 16 * 1024;
 /// How far the clocks of the issuer of tokens and the controller may be apart, in seconds.
@@ -22,6 +25,8 @@ const SUBJECT_PREFIX: &str = "system:serviceaccount:";
 pub enum TokenCheck {
     /// ES256 by a fixed public key.
     PublicKey(PublicKey),
+    /// By asking the Kubernetes API server.
+    Review(TokenReviewer),
 }
 
 /// The service account that a token is of.
@@ -56,16 +61,25 @@ pub enum TokenError {
     Subject,
     #[error("the token's claim kubernetes.io.{0} contradicts its subject")]
     Contradiction(&'static str),
+    #[error("the API server does not accept the token: {0}")]
+    NotAccepted(String),
+    #[error("the token is not bound to a pod: it has to be a projected one")]
+    Unbound,
+    #[error("the API server could not be asked about the token: {0}")]
+    Review(String),
+    #[error("the API server did not answer in time about the token")]
+    ReviewTime,
 }
 
 impl TokenCheck {
     /// The bearer, if the token is good now.
-    pub fn check(&self, token: &str) -> Result<Bearer, TokenError> {
+    pub async fn check(&self, token: &str) -> Result<Bearer, TokenError> {
         if token.len() > MAX_TOKEN {
             return Err(TokenError::TooLong);
         }
         match self {
             Self::PublicKey(key) => key.check(token),
+            Self::Review(reviewer) => reviewer.check(token).await,
         }
     }
 }
@@ -134,6 +148,15 @@ impl PublicKey {
     }
 }
 
+/// Namespace and name of the service account that a subject (or a user's name) stands for.
+pub(super) fn service_account(subject: &str) -> Result<(&str, &str), TokenError> {
+    subject
+        .strip_prefix(SUBJECT_PREFIX)
+        .and_then(|rest| rest.split_once(':'))
+        .filter(|(_, name)| !name.contains(':'))
+        .ok_or(TokenError::Subject)
+}
+
 /// Claims of a service-account token, as Kubernetes makes them.
 #[derive(Deserialize)]
 struct Claims {
@@ -159,11 +182,7 @@ impl Claims {
         let subject = self
             .sub
             .ok_or_else(|| TokenError::Missing("sub".to_owned()))?;
-        let (namespace, service_account) = subject
-            .strip_prefix(SUBJECT_PREFIX)
-            .and_then(|rest| rest.split_once(':'))
-            .filter(|(_, name)| !name.contains(':'))
-            .ok_or(TokenError::Subject)?;
+        let (namespace, service_account) = service_account(&subject)?;
         let kubernetes = self
             .kubernetes
             .ok_or_else(|| TokenError::Missing("kubernetes.io".to_owned()))?;

@@ -21,7 +21,7 @@ use tracing::{debug, error, info};
 
 use super::accept::Client;
 use super::stream::{self, Context, MAX_QUEUED};
-use crate::issuer::{Issuer, Refusal};
+use crate::issuer::{Issuer, Refusal, TokenError};
 use crate::metrics::Metrics;
 
 /// The largest request for a certificate, in bytes: a signing request and a token.
@@ -51,8 +51,7 @@ impl Service<http::Request<Body>> for Methods {
             Ok(match request.uri().path() {
                 CERTIFY_PATH => {
                     let codec = ProstCodec::<CertifyResponse, CertifyRequest>::default();
-                    let certify =
-                        service_fn(move |request| std::future::ready(methods.certify(request)));
+                    let certify = service_fn(move |request| methods.clone().certify(request));
                     Grpc::new(codec)
                         .max_decoding_message_size(MAX_CERTIFY_BYTES)
                         .unary(certify, request)
@@ -74,8 +73,8 @@ impl Service<http::Request<Body>> for Methods {
 }
 
 impl Methods {
-    fn certify(
-        &self,
+    async fn certify(
+        self,
         request: Request<CertifyRequest>,
     ) -> Result<Response<CertifyResponse>, Status> {
         let client = client(&request)?;
@@ -84,6 +83,7 @@ impl Methods {
         let issued = self
             .issuer
             .certify(&request.csr_der, &request.token, now)
+            .await
             .map_err(|refusal| refused(&self.context.metrics, &client, &refusal))?;
         self.context.metrics.issued();
         let pod = issued.pod.as_deref().unwrap_or_default();
@@ -131,6 +131,8 @@ fn refused(metrics: &Metrics, client: &Client, refusal: &Refusal) -> Status {
     let text = refusal.to_string();
     info!(client = %client.address, reason = text, "a certificate is refused");
     match refusal {
+        // Not the proxy's fault: it asks again.
+        Refusal::Token(TokenError::Review(_) | TokenError::ReviewTime) => Status::unavailable(text),
         Refusal::Token(_) => Status::unauthenticated(text),
         Refusal::Name | Refusal::Reserved => Status::permission_denied(text),
         Refusal::Request | Refusal::Key => Status::invalid_argument(text),

@@ -1,6 +1,7 @@
-//! Where objects come from. In: a directory of manifests. Out: one [`Event`] for each object that changed, reduced to what
+//! Where objects come from. In: directories of manifests, or a Kubernetes API server. Out: one [`Event`] for each object that changed, reduced to what
 //! routing tables are made from. Nothing behind this module knows Kubernetes' own types.
 
+mod cluster;
 mod duration;
 mod files;
 mod gateway;
@@ -14,6 +15,7 @@ mod policy;
 mod problem;
 mod watch;
 
+pub use cluster::cluster;
 pub use objects::*;
 pub use watch::manifests;
 

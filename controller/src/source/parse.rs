@@ -1,5 +1,5 @@
-//! A manifest's text becomes objects. In: YAML with any number of documents, or JSON. Out: every object of a kind that we
-//! use, or everything that is wrong with the file.
+//! What somebody wrote becomes objects. In: YAML with any number of documents, or JSON, or one object of the API server. Out:
+//! every object of a kind that we use, or everything that is wrong.
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -162,8 +162,8 @@ impl Place<'_> {
     }
 }
 
-/// `None`: a kind that we have no use for.
-fn object(version: &str, kind: &str, value: Value) -> Result<Option<Object>, Invalid> {
+/// One object. `None`: of a kind that we have no use for.
+pub(super) fn object(version: &str, kind: &str, value: Value) -> Result<Option<Object>, Invalid> {
     let (group, version) = version.split_once('/').unwrap_or(("", version));
     Ok(Some(match (group, version, kind) {
         ("", "v1", "Namespace") => {

@@ -1,0 +1,63 @@
+//! Which kinds are watched, and where the API server has them.
+
+use kube::api::{ApiResource, GroupVersionKind};
+
+use crate::source::Kind;
+
+/// Where a kind is served.
+pub struct Served {
+    pub kind: Kind,
+    group: &'static str,
+    /// The one that is preferred first.
+    pub versions: &'static [&'static str],
+    plural: &'static str,
+    /// Installed with a CRD, or not.
+    pub optional: bool,
+}
+
+/// Pods before the slices that refer to them, where it is for us to say.
+pub const SERVED: [Served; 7] = [
+    built_in(Kind::Namespace, "", "namespaces"),
+    built_in(Kind::Pod, "", "pods"),
+    built_in(Kind::Service, "", "services"),
+    built_in(Kind::EndpointSlice, "discovery.k8s.io", "endpointslices"),
+    Served {
+        kind: Kind::HttpRoute,
+        group: "gateway.networking.k8s.io",
+        versions: &["v1"],
+        plural: "httproutes",
+        optional: true,
+    },
+    Served {
+        kind: Kind::ReferenceGrant,
+        group: "gateway.networking.k8s.io",
+        versions: &["v1", "v1beta1"],
+        plural: "referencegrants",
+        optional: true,
+    },
+    Served {
+        kind: Kind::BackendTrafficPolicy,
+        group: "gateway.networking.x-k8s.io",
+        versions: &["v1alpha1"],
+        plural: "xbackendtrafficpolicies",
+        optional: true,
+    },
+];
+
+const fn built_in(kind: Kind, group: &'static str, plural: &'static str) -> Served {
+    Served {
+        kind,
+        group,
+        versions: &["v1"],
+        plural,
+        optional: false,
+    }
+}
+
+impl Served {
+    /// For requests, in one of the kind's versions.
+    pub fn resource(&self, version: usize) -> ApiResource {
+        let kind = GroupVersionKind::gvk(self.group, self.versions[version], self.kind.as_str());
+        ApiResource::from_gvk_with_plural(&kind, self.plural)
+    }
+}
