@@ -32,7 +32,7 @@ const ADMIN_PORT: u16 = 15_014;
 pub const CONTROLLER_IDENTITY: &str = "spiffe://cluster.local/ns/naru-system/sa/naru-controller";
 
 /// How long the controller may take to be ready: a debug build on a busy machine needs seconds.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How often the trust anchors are looked at: they change once in months.
 const ANCHORS_PERIOD: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -81,13 +81,14 @@ fn user_namespace() -> anyhow::Result<()> {
     match unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID) {
         Ok(()) => {}
         Err(Errno::EPERM | Errno::ENOSPC | Errno::EUSERS | Errno::ENOSYS | Errno::EINVAL) => {
-            bail!("this machine lets you make no user namespace: {HELP}");
+            bail!("this machine lets you make no user namespace; {HELP}");
         }
         Err(error) => return Err(error).context("making a user namespace"),
     }
     let map = |file: &str, content: String| {
-        fs::write(format!("/proc/self/{file}"), content)
-            .with_context(|| format!("writing /proc/self/{file} in a new user namespace: {HELP}"))
+        fs::write(format!("/proc/self/{file}"), content).map_err(|error| {
+            anyhow!("writing /proc/self/{file} in a new user namespace: {error}; {HELP}")
+        })
     };
     // The kernel wants it before a group is mapped without privilege.
     map("setgroups", "deny".to_owned())?;

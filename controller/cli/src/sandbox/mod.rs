@@ -20,6 +20,7 @@ mod control_plane;
 mod controller_log;
 mod dns;
 mod forward;
+mod frame;
 mod isolate;
 mod manifest;
 mod metrics;
@@ -44,7 +45,7 @@ mod token;
 mod workload;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -187,6 +188,13 @@ pub struct Plan {
     /// How long a controller that ended stays away, in seconds.
     pub controller_pause: u64,
     pub run_in: Option<RunIn>,
+}
+
+impl Plan {
+    /// The directory that this program is in.
+    pub fn programs(&self) -> &Path {
+        self.naru.parent().unwrap_or(Path::new("/"))
+    }
 }
 
 /// A command to run in a pod.

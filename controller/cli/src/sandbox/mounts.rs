@@ -22,6 +22,11 @@ const RUN_SIZE: &str = "mode=0755,size=64m";
 /// The files that name resolution reads, and that are the pod's own.
 const ETC: [&str; 3] = ["resolv.conf", "hosts", "nsswitch.conf"];
 
+/// Where a pod finds the programs that lie beside this one, and its sidecar: a pod's users can enter
+/// these directories, and not always those that the programs were built in (in /root, mostly).
+pub const PROGRAMS: &str = "/run/naru/bin";
+pub const PROXY: &str = "/run/naru/naru-proxy";
+
 /// What the first process of a pod puts in place.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Mounts {
@@ -29,6 +34,9 @@ pub struct Mounts {
     pub hostname: String,
     /// What [`write`] has filled.
     pub directory: PathBuf,
+    /// The directory of this program, and the sidecar's program.
+    pub programs: PathBuf,
+    pub proxy: PathBuf,
 }
 
 /// Writes what a pod will see.
@@ -69,15 +77,15 @@ impl Mounts {
         private()?;
         proc()?;
         // Held open, because a new /run hides the directory that they are in.
-        let held = |name: &str| {
+        let held = |path: &Path| {
             OpenOptions::new()
                 .read(true)
                 .custom_flags(OFlag::O_PATH.bits())
-                .open(self.directory.join(name))
-                .with_context(|| format!("opening {name}"))
+                .open(path)
+                .with_context(|| format!("opening {}", path.display()))
         };
-        let etc = ETC.map(|name| (name, held(name)));
-        let secrets = held("secrets")?;
+        let etc = ETC.map(|name| (name, held(&self.directory.join(name))));
+        let secrets = held(&self.directory.join("secrets"))?;
         run(RUN_SIZE)?;
         for (name, source) in etc {
             let target = Path::new("/etc").join(name);
@@ -97,6 +105,10 @@ impl Mounts {
         }
         fs::create_dir_all(super::pod::SECRETS)?;
         bind(&secrets, Path::new(super::pod::SECRETS))?;
+        fs::create_dir_all(PROGRAMS)?;
+        bind(&held(&self.programs)?, Path::new(PROGRAMS))?;
+        File::create(PROXY)?;
+        bind(&held(&self.proxy)?, Path::new(PROXY))?;
         sethostname(&self.hostname).context("setting the host name")?;
         // As container runtimes have it: programs without privilege may listen on port 80.
         let _as_before = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");

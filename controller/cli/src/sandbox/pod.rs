@@ -14,7 +14,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, watch};
 
@@ -32,7 +32,7 @@ use super::token::{self, TokenIssuer};
 use super::workload::Kind;
 use super::{Plan, control_plane, mounts};
 
-pub use super::mounts::Mounts;
+pub use super::mounts::{Mounts, PROGRAMS};
 
 /// Between the withdrawal of a pod from its Services and its SIGTERM: as long as every proxy needs to hear of it.
 const WITHDRAWAL: Duration = Duration::from_secs(1);
@@ -154,12 +154,8 @@ impl Kubelet {
 
     /// The variables that every container has.
     pub fn base_environment(&self, pod: &Pod) -> Vec<(String, String)> {
-        let beside = self.plan.naru.parent().unwrap_or(Path::new("/"));
         vec![
-            (
-                "PATH".to_owned(),
-                format!("{}:{}", beside.display(), self.plan.path),
-            ),
+            ("PATH".to_owned(), format!("{PROGRAMS}:{}", self.plan.path)),
             ("HOSTNAME".to_owned(), pod.name.clone()),
             ("HOME".to_owned(), self.plan.home.clone()),
         ]
@@ -189,6 +185,7 @@ impl Kubelet {
                 .directory
                 .clone()
                 .unwrap_or_else(|| PathBuf::from("/")),
+            or_root: false,
             user: match container.user {
                 None => User::Same,
                 Some((uid, gid)) if self.plan.root => User::Switch { uid, gid },
@@ -230,7 +227,8 @@ impl Life<'_> {
         let mut refresh = tokio::time::interval(token::REFRESH);
         refresh.tick().await;
         let mut shown = None;
-        loop {
+        let mut holder = self.holder.take().context("it has no namespaces")?;
+        let lived = loop {
             let ready = health.iter().all(|health| health.ready);
             if shown != Some((ready, restarts)) {
                 shown = Some((ready, restarts));
@@ -249,11 +247,16 @@ impl Life<'_> {
                     }
                     restarts = health.iter().map(|health| health.restarts).sum();
                 }
-                Ok(()) = anchors.changed() => self.write_secrets()?,
-                _ = refresh.tick() => self.write_secrets()?,
-                () = asked(stop) => break,
+                Ok(()) = anchors.changed() => self.refresh_secrets(),
+                _ = refresh.tick() => self.refresh_secrets(),
+                exit = holder.wait() => {
+                    break Err(anyhow!("its first process is gone ({exit}), and all others with it"));
+                }
+                () = asked(stop) => break Ok(()),
             }
-        }
+        };
+        self.holder = Some(holder);
+        lived?;
         tokio::time::sleep(WITHDRAWAL).await;
         // Nobody reads what they tell from here on.
         drop(told);
@@ -363,6 +366,8 @@ impl Life<'_> {
             name: self.pod.full_name(),
             hostname: self.pod.name.clone(),
             directory,
+            programs: self.kubelet.plan.programs().to_owned(),
+            proxy: self.kubelet.plan.proxy.clone(),
         };
         let mut command = stage::command(&self.kubelet.plan.naru, &Stage::Pod(mounts));
         let log = self.log("pod");
@@ -398,6 +403,16 @@ impl Life<'_> {
             bail!("{}", last_lines(&log).join("\n"));
         }
         Ok(namespaces)
+    }
+
+    /// Those there are stay valid for a while if it fails.
+    fn refresh_secrets(&self) {
+        if let Err(error) = self.write_secrets() {
+            self.kubelet.report.say(&format!(
+                "{}: writing its token: {error:#}",
+                self.pod.full_name()
+            ));
+        }
     }
 
     /// Writes the token and the trust anchors, each in one step.

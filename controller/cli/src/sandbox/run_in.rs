@@ -32,6 +32,7 @@ impl Command {
         exec.name = format!("{} (--in)", entry.pod.full_name());
         exec.argv = run_in.command.clone();
         exec.directory = run_in.directory.clone();
+        exec.or_root = true;
         if let Ok(terminal) = std::env::var("TERM") {
             exec.env.push(("TERM".to_owned(), terminal));
         }

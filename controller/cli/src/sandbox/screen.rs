@@ -9,23 +9,25 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Entry};
+use super::frame::{Frame, USUAL};
 use super::metrics::{Key, Meter, Signals};
-use super::pod::PROXY_ADMIN_PORT;
+use super::pod::{PROXY_ADMIN_PORT, Status};
 use super::quiet_http;
 use super::report::Report;
+use super::services::Service;
 
 /// How long a proxy may take to tell its metrics.
 const SCRAPE: Duration = Duration::from_secs(1);
 /// How often figures are written where there is no terminal.
 const LINES: Duration = Duration::from_secs(5);
-/// The most rows of the table.
-const MAX_ROWS: usize = 60;
-/// To the top of the screen, and no lines that go on in the next row.
-const BEGIN: &str = "\x1b[H\x1b[?7l";
-/// The rest of the line, and of the screen, is empty; lines may go on again.
+/// To the top of the screen.
+const BEGIN: &str = "\x1b[H";
+/// The rest of the line, and of the screen, is empty.
 const END_LINE: &str = "\x1b[K\n";
-const END: &str = "\x1b[J\x1b[?7h";
+const END: &str = "\x1b[J";
+/// To the last row, wherever it is.
+const LAST_ROW: &str = "\x1b[9999B";
 
 /// The screen.
 pub struct Screen {
@@ -56,14 +58,22 @@ impl Screen {
     /// Everything is ready: shows what there is, and from now on how it goes.
     pub fn start(&mut self, cluster: &Cluster) {
         self.started = true;
-        self.report.show(&format!(
-            "\n{}\n{}\n",
-            inventory(cluster),
-            self.hints(cluster)
-        ));
+        let lines = [
+            vec![String::new(), "PODS".to_owned()],
+            pods(cluster),
+            vec!["SERVICES".to_owned()],
+            services(cluster),
+            vec![String::new()],
+            self.hints(cluster),
+            vec![String::new()],
+        ];
+        self.report.show(&(lines.concat().join("\n") + "\n"));
         if self.terminal {
             self.report.hold();
-            self.report.show("\x1b[2J");
+            // What is there goes up and out of sight, and not away.
+            let (_, rows) = size();
+            self.report
+                .show(&format!("{LAST_ROW}{}", "\n".repeat(rows)));
         }
     }
 
@@ -98,18 +108,25 @@ impl Screen {
     fn show(&mut self, cluster: &Cluster) {
         let (seconds, figures) = self.meter.figures();
         if self.terminal {
-            let mut text = format!("{}\n\n{}\n", summary(cluster), HEAD);
-            for row in figures.iter().take(MAX_ROWS) {
-                text.push_str(&table_row(row.0, row.1, seconds));
-                text.push('\n');
-            }
-            text.push_str(&format!("\n{}\n\n", self.hints(cluster)));
-            for line in self.report.last() {
-                text.push_str(&line);
-                text.push('\n');
-            }
+            let mut pods = pods(cluster);
+            pods.insert(0, "PODS".to_owned());
+            let frame = Frame {
+                head: vec![summary(cluster), String::new(), HEAD.to_owned()],
+                rows: figures
+                    .iter()
+                    .map(|(key, signals)| table_row(key, signals, seconds))
+                    .collect(),
+                pods,
+                hints: self.hints(cluster),
+                messages: self.report.last(),
+            };
+            let (columns, rows) = size();
+            let lines = frame.fit(rows).into_iter();
+            let lines: Vec<String> = lines
+                .map(|line| line.chars().take(columns).collect())
+                .collect();
             self.report
-                .show(&format!("{BEGIN}{}{END}", text.replace('\n', END_LINE)));
+                .show(&format!("{BEGIN}{}{END}", lines.join(END_LINE)));
         } else if self.last_lines.elapsed() >= LINES {
             self.last_lines = Instant::now();
             let rows = figures.iter().filter(|(key, _)| key.route.is_empty());
@@ -123,18 +140,27 @@ impl Screen {
         }
     }
 
-    fn hints(&self, cluster: &Cluster) -> String {
-        let workload = cluster
-            .workload_names()
-            .into_iter()
-            .next()
-            .unwrap_or_default();
-        format!(
-            "Try next (Ctrl-C ends everything):\n  \
-             edit a manifest in {0}: a weight or a retry of an HTTPRoute holds at once, replicas start and stop pods\n  \
-             naru sandbox --manifests {0} --in {workload} -- bash      a shell in a pod of a sandbox of its own",
-            self.manifests.display()
-        )
+    fn hints(&self, cluster: &Cluster) -> Vec<String> {
+        let workload = cluster.workload_names().into_iter().next();
+        let workload = workload.unwrap_or_default();
+        let manifests = self.manifests.display();
+        vec![
+            "Try next (Ctrl-C ends everything):".to_owned(),
+            format!(
+                "  edit a manifest in {manifests}: a weight or a retry of an HTTPRoute holds at once, replicas start and stop pods"
+            ),
+            format!(
+                "  naru sandbox --manifests {manifests} --in {workload} -- bash      a shell in a pod of a sandbox of its own"
+            ),
+        ]
+    }
+}
+
+/// Columns and rows of the terminal.
+fn size() -> (usize, usize) {
+    match rustix::termios::tcgetwinsize(std::io::stdout()) {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_col.into(), size.ws_row.into()),
+        _ => USUAL,
     }
 }
 
@@ -147,9 +173,12 @@ fn table_row(key: &Key, signals: &Signals, seconds: f64) -> String {
     };
     let rate = |count: f64| format!("{:.1}", count / seconds.max(f64::MIN_POSITIVE));
     let time = |share| signals.quantile(share).map_or("-".to_owned(), duration);
+    let requests = match signals.responses == 0.0 && signals.tcp_bytes > 0.0 {
+        true => "-".to_owned(),
+        false => rate(signals.responses),
+    };
     format!(
-        "{name:<50} {:>7}  {:>7}  {:>7}  {:>7}  {:>7}  {:>9}  {:>12}",
-        rate(signals.responses),
+        "{name:<50} {requests:>7}  {:>7}  {:>7}  {:>7}  {:>7}  {:>9}  {:>12}",
         signals
             .success()
             .map_or("-".to_owned(), |percent| format!("{percent:.2}%")),
@@ -162,7 +191,10 @@ fn table_row(key: &Key, signals: &Signals, seconds: f64) -> String {
 }
 
 fn brief(key: &Key, signals: &Signals, seconds: f64) -> String {
-    let mut text = format!("{} {:.1} req/s", key.service, signals.responses / seconds);
+    let mut text = key.service.clone();
+    if signals.responses > 0.0 || signals.tcp_bytes == 0.0 {
+        text.push_str(&format!(" {:.1} req/s", signals.responses / seconds));
+    }
     if let (Some(success), Some(p50), Some(p99)) = (
         signals.success(),
         signals.quantile(0.5),
@@ -198,10 +230,9 @@ fn summary(cluster: &Cluster) -> String {
     )
 }
 
-/// Pods with their identities, Services with their endpoints.
-fn inventory(cluster: &Cluster) -> String {
-    let mut text = "PODS\n".to_owned();
-    for entry in cluster.pods() {
+/// Pods with their identities.
+fn pods(cluster: &Cluster) -> Vec<String> {
+    let line = |entry: &Entry| {
         let pod = &entry.pod;
         let identity = match pod.meshed {
             true => format!(
@@ -210,14 +241,24 @@ fn inventory(cluster: &Cluster) -> String {
             ),
             false => "(no sidecar)".to_owned(),
         };
-        text.push_str(&format!(
-            "  {:<44} {:<16} {identity}\n",
+        let state = match &entry.status {
+            _ if entry.ending() => "ending",
+            _ if entry.ready() => "ready",
+            Status::Starting(what) => what,
+            _ => "not ready",
+        };
+        format!(
+            "  {:<44} {:<16} {state:<10} {identity}",
             pod.full_name(),
             pod.addresses.v4
-        ));
-    }
-    text.push_str("SERVICES\n");
-    for (service, ips, ready) in cluster.services() {
+        )
+    };
+    cluster.pods().into_iter().map(line).collect()
+}
+
+/// Services with their endpoints.
+fn services(cluster: &Cluster) -> Vec<String> {
+    let line = |(service, ips, ready): (&Service, &[IpAddr], usize)| {
         let ips: Vec<_> = ips.iter().map(ToString::to_string).collect();
         let name = format!("{}/{}", service.namespace, service.name);
         let place = match (&service.external_name, service.headless) {
@@ -225,9 +266,10 @@ fn inventory(cluster: &Cluster) -> String {
             (None, true) => "headless".to_owned(),
             (None, false) => ips.join(" "),
         };
-        text.push_str(&format!("  {name:<44} {place:<36} {ready} endpoints\n"));
-    }
-    text
+        let endpoints = if ready == 1 { "endpoint" } else { "endpoints" };
+        format!("  {name:<44} {place:<36} {ready} {endpoints}")
+    };
+    cluster.services().map(line).collect()
 }
 
 /// The metrics of each pod that tells them, by its uid.

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 
 use super::container::{Action, PROXY_UID, Probe};
 use super::control_plane;
+use super::mounts::PROXY;
 use super::network::NODE_V4;
 use super::pod::{Life, PROXY_ADMIN_PORT, SECRETS};
 use super::probe::{Prober, Probes};
@@ -22,13 +23,14 @@ const PROXY_GRACE: Duration = Duration::from_secs(5);
 impl Life<'_> {
     /// The sidecar's program, as the node's own user, with arguments.
     pub(super) fn proxy_exec(&self, name: &str, arguments: Vec<String>) -> Exec {
-        let mut argv = vec![self.kubelet.plan.proxy.display().to_string()];
+        let mut argv = vec![PROXY.to_owned()];
         argv.extend(arguments);
         Exec {
             name: format!("{}/{name}", self.pod.full_name()),
             argv,
             env: Vec::new(),
             directory: PathBuf::from("/"),
+            or_root: false,
             user: User::Same,
             no_new_privileges: false,
             terminal: Terminal::Detached,

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::waitpid;
@@ -48,6 +48,8 @@ pub struct Exec {
     pub argv: Vec<String>,
     pub env: Vec<(String, String)>,
     pub directory: PathBuf,
+    /// The root directory will do if the user cannot enter this one.
+    pub or_root: bool,
     pub user: User,
     pub no_new_privileges: bool,
     pub terminal: Terminal,
@@ -184,11 +186,12 @@ fn prepare(exec: &Exec) -> anyhow::Result<Command> {
     if exec.no_new_privileges {
         nix::sys::prctl::set_no_new_privs().context("no_new_privs")?;
     }
-    ensure!(
-        std::env::set_current_dir(&exec.directory).is_ok(),
-        "the working directory {} cannot be entered",
-        exec.directory.display()
-    );
+    let entered = std::env::set_current_dir(&exec.directory);
+    let entered = match exec.or_root && entered.is_err() {
+        true => std::env::set_current_dir("/"),
+        false => entered,
+    };
+    entered.with_context(|| format!("the working directory {}", exec.directory.display()))?;
     let mut command = Command::new(program);
     command
         .args(arguments)
