@@ -8,6 +8,10 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
+/// What the client of the Kubernetes API server says of itself: a line for every request that fails. Who makes the requests
+/// says it once. Appended to every filter that does not name these crates.
+const QUIET: &str = "kube_client=off,kube_runtime=off";
+
 /// Changes what is logged. Cheap to clone.
 #[derive(Clone)]
 pub struct LogFilter {
@@ -40,13 +44,20 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<LogFilter> {
 }
 
 fn layer(filter: &str) -> Result<(reload::Layer<EnvFilter, Registry>, LogFilter), FilterError> {
-    let (layer, handle) =
-        reload::Layer::new(EnvFilter::try_new(filter).map_err(FilterError::Parse)?);
+    let (layer, handle) = reload::Layer::new(parse(filter)?);
     let log = LogFilter {
         handle,
         current: Arc::new(Mutex::new(filter.to_owned())),
     };
     Ok((layer, log))
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, FilterError> {
+    let parsed = match filter.is_empty() || filter.contains("kube_") {
+        true => EnvFilter::try_new(filter),
+        false => EnvFilter::try_new(format!("{filter},{QUIET}")),
+    };
+    parsed.map_err(FilterError::Parse)
 }
 
 impl LogFilter {
@@ -60,8 +71,7 @@ impl LogFilter {
 
     /// Puts another filter in force.
     pub fn set(&self, filter: &str) -> Result<(), FilterError> {
-        self.handle
-            .reload(EnvFilter::try_new(filter).map_err(FilterError::Parse)?)?;
+        self.handle.reload(parse(filter)?)?;
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = filter.to_owned();
         Ok(())
     }
