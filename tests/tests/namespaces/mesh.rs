@@ -49,6 +49,7 @@ pub fn program(name: &str) -> String {
 pub struct Mesh {
     directory: PathBuf,
     timeout: Duration,
+    programs: PathBuf,
 }
 
 impl Mesh {
@@ -93,7 +94,14 @@ impl Mesh {
         Self {
             directory,
             timeout: TIMEOUT,
+            programs: programs().to_owned(),
         }
+    }
+
+    /// Runs the programs of another directory.
+    pub fn programs(mut self, directory: &Path) -> Self {
+        self.programs = directory.to_owned();
+        self
     }
 
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -161,7 +169,7 @@ impl Mesh {
             true => deployment.to_owned(),
             false => format!("{NAMESPACE}/{deployment}"),
         };
-        let naru = programs().join("naru");
+        let naru = self.programs.join("naru");
         let scratch = self.directory.display();
         let script = format!("set -euo pipefail\ncd {scratch}\n{script}");
         let mut child = Command::new(&naru)
@@ -248,6 +256,11 @@ impl Running {
         self.stdout.text()
     }
 
+    /// What the sandbox has said so far.
+    pub fn said(&self) -> String {
+        self.stderr.text()
+    }
+
     /// Waits until the command has written `text`.
     pub fn wait_for(&mut self, text: &str) {
         while !self.written().contains(text) {
@@ -331,14 +344,19 @@ impl Running {
         named.into_iter().filter(ours).collect()
     }
 
+    /// Interrupts the sandbox as a person would.
+    pub fn interrupt(&self) {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        // It may have ended by itself in this moment.
+        let _ended = kill(pid, Signal::SIGINT);
+    }
+
     /// Interrupts the sandbox as a person would, and gives it time to clean up.
     pub fn stop(&mut self) {
         if self.ended().is_some() {
             return;
         }
-        let pid = Pid::from_raw(self.child.id().cast_signed());
-        // It may have ended by itself in this moment.
-        let _ended = kill(pid, Signal::SIGINT);
+        self.interrupt();
         let deadline = Instant::now() + CLEAN_UP;
         while self.ended().is_none() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));

@@ -1,8 +1,11 @@
 //! `naru sandbox` itself: what it passes on, what it does while manifests change, what it leaves.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
+use naru_tests::programs;
 use serde_json::json;
 
 use crate::http::nginx;
@@ -48,6 +51,47 @@ fn it_leaves_nothing_behind_when_it_ends_and_when_it_is_interrupted() {
     assert_ne!(traces(), before, "there is something to clean up");
     running.stop();
     assert_eq!(traces(), before, "after an interrupt");
+}
+
+#[test]
+fn an_interrupt_at_any_moment_of_the_start_ends_it() {
+    let mesh = Mesh::new().timeout(Duration::from_secs(20));
+    for milliseconds in [20, 60, 100, 150, 200, 300, 400, 600] {
+        let mut running = mesh.start_in("client", "sleep 600");
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        running.interrupt();
+        // Before it listens the signal itself ends it.
+        let status = running.wait();
+        let by_signal = status.signal() == Some(2);
+        assert!(by_signal || status.code() == Some(130), "{status}");
+    }
+}
+
+#[test]
+fn programs_in_a_directory_that_only_root_can_enter_run_all_the_same() {
+    let mesh = Mesh::new();
+    let private = mesh.path("private");
+    std::fs::create_dir_all(private.join("bin")).expect("create");
+    for program in ["naru", "naru-proxy", "naru-controller", "shop"] {
+        let copy = private.join("bin").join(program);
+        std::fs::copy(programs().join(program), copy).expect("copy");
+    }
+    let only_root = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(&private, only_root).expect("chmod");
+    let mesh = mesh.programs(&private.join("bin"));
+    let mut store = Workload::new("store", "exec shop store --listen [::]:6379")
+        .port(6379, 6379, Some("redis"))
+        .deployment();
+    store["spec"]["template"]["spec"]["securityContext"] =
+        json!({ "runAsUser": 65_532, "runAsGroup": 65_532 });
+    mesh.put(&store);
+    mesh.put(
+        &Workload::new("store", "")
+            .port(6379, 6379, Some("redis"))
+            .service(),
+    );
+    let answer = mesh.run("redis-cli -h store ping");
+    assert_eq!(answer, "PONG\n");
 }
 
 #[test]
@@ -125,6 +169,17 @@ fn a_manifest_that_does_not_parse_leaves_the_last_good_state_in_force() {
         "apiVersion: v1\nkind: Service\nmetadata: { name: [1] }\n",
     );
     std::thread::sleep(Duration::from_millis(500));
+    mesh.put(&json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": { "name": "wrong", "namespace": NAMESPACE },
+        "spec": { "rules": [{ "timeouts": { "request": "soon" } }] },
+    }));
+    let wrong = "spec.rules[0].timeouts.request";
+    let since = Instant::now();
+    while !running.said().contains(wrong) {
+        assert!(since.elapsed() < Duration::from_secs(10), "{}", running.said());
+        std::thread::sleep(Duration::from_millis(50));
+    }
     mesh.file("go", "");
     let written = running.succeed();
     assert_eq!(written.matches("this is nginx").count(), 21, "{written}");
