@@ -177,7 +177,11 @@ fn a_manifest_that_does_not_parse_leaves_the_last_good_state_in_force() {
     let wrong = "spec.rules[0].timeouts.request";
     let since = Instant::now();
     while !running.said().contains(wrong) {
-        assert!(since.elapsed() < Duration::from_secs(10), "{}", running.said());
+        assert!(
+            since.elapsed() < Duration::from_secs(10),
+            "{}",
+            running.said()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     mesh.file("go", "");

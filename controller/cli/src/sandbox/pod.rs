@@ -175,7 +175,10 @@ impl Kubelet {
         let own = container.environment(&facts);
         let argv = container.command(&own);
         let mut env = self.base_environment(pod);
-        env.retain(|(name, _)| own.iter().all(|(other, _)| other != name));
+        if container.user.is_some() {
+            // The caller's home is another user's. Container runtimes say this of one that they do not know.
+            env.push(("HOME".to_owned(), "/".to_owned()));
+        }
         env.extend(own);
         Exec {
             name: format!("{}/{}", pod.full_name(), container.name),
