@@ -28,7 +28,7 @@ fn the_command_has_its_exit_code_its_output_and_its_place() {
 
 /// What a sandbox makes on a machine, as far as the machine can be asked.
 fn traces() -> BTreeSet<String> {
-    let list = "ls -d /tmp/naru* /run/naru* /var/lib/naru* /run/netns/* 2> /dev/null | grep -v naru-test; \
+    let list = "ls -d /tmp/naru-sandbox* /run/naru* /var/lib/naru* /run/netns/* 2> /dev/null; \
                 ip -o link | cut -d: -f2; ip netns; nft list ruleset; ip route; ip -6 route; \
                 cut -d' ' -f2 /proc/mounts; \
                 ps -eo comm | grep -E '^(naru|shop|nginx)'";
