@@ -178,8 +178,8 @@ fn count(sample: &Sample<'_>, change: f64, changes: &mut BTreeMap<Key, Signals>)
         service: service.clone(),
         ..Key::default()
     }];
-    // Without a route there is nothing to tell apart.
-    if !route.is_empty() {
+    // Without a route there is nothing to tell apart, and retries are not told apart by backend.
+    if !route.is_empty() && sample.name != "naru_retries_total" {
         keys.push(Key {
             service,
             route,
@@ -265,6 +265,7 @@ mod tests {
              naru_response_duration_seconds_bucket{{{LABELS},le=\"0.01\"}} {good}\n\
              naru_response_duration_seconds_bucket{{{LABELS},le=\"0.1\"}} {0}\n\
              naru_response_duration_seconds_bucket{{{LABELS},le=\"+Inf\"}} {0}\n\
+             naru_retries_total{{namespace=\"shop\",service=\"catalog\",port=\"80\",route=\"shop/catalog\",outcome=\"sent\"}} {bad}\n\
              naru_responses_total{{direction=\"inbound\",service=\"\",namespace=\"shop\"}} 99\n",
             good + bad
         );

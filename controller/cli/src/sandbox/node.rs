@@ -134,7 +134,7 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
     }
     let mut run = Run {
         start: Start::new(&cluster),
-        screen: Screen::new(report.clone(), plan.manifests.clone()),
+        screen: Screen::new(report.clone(), plan.naru.clone(), plan.manifests.clone()),
         report,
         kubelet,
         command: None,

@@ -3,7 +3,7 @@
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
@@ -32,6 +32,7 @@ const LAST_ROW: &str = "\x1b[9999B";
 /// The screen.
 pub struct Screen {
     report: Report,
+    naru: PathBuf,
     manifests: PathBuf,
     terminal: bool,
     started: bool,
@@ -42,9 +43,10 @@ pub struct Screen {
 }
 
 impl Screen {
-    pub fn new(report: Report, manifests: PathBuf) -> Self {
+    pub fn new(report: Report, naru: PathBuf, manifests: PathBuf) -> Self {
         Self {
             report,
+            naru,
             manifests,
             terminal: std::io::stdout().is_terminal(),
             started: false,
@@ -143,17 +145,27 @@ impl Screen {
     fn hints(&self, cluster: &Cluster) -> Vec<String> {
         let workload = cluster.workload_names().into_iter().next();
         let workload = workload.unwrap_or_default();
-        let manifests = self.manifests.display();
+        let manifests = near(&self.manifests);
+        let naru = near(&self.naru);
         vec![
             "Try next (Ctrl-C ends everything):".to_owned(),
             format!(
                 "  edit a manifest in {manifests}: a weight or a retry of an HTTPRoute holds at once, replicas start and stop pods"
             ),
             format!(
-                "  naru sandbox --manifests {manifests} --in {workload} -- bash      a shell in a pod of a sandbox of its own"
+                "  {naru} sandbox --manifests {manifests} --in {workload} -- bash      a shell in a pod of a sandbox of its own"
             ),
         ]
     }
+}
+
+/// A path as short as the caller would type it.
+fn near(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here)
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }
 
 /// Columns and rows of the terminal.
@@ -185,7 +197,11 @@ fn table_row(key: &Key, signals: &Signals, seconds: f64) -> String {
         time(0.5),
         time(0.95),
         time(0.99),
-        rate(signals.retries),
+        // They are not counted by backend.
+        match key.route.is_empty() {
+            true => rate(signals.retries),
+            false => "-".to_owned(),
+        },
         rate(signals.tcp_bytes),
     )
 }
