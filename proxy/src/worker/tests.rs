@@ -132,9 +132,10 @@ async fn beyond_the_limit_a_connection_waits_and_gets_the_place_of_one_that_ends
     let [outbound, first, second] = proxy.addresses[..] else {
         panic!("{:?}", proxy.addresses);
     };
-    // Whichever listener it comes by: one to which nobody comes keeps nothing from the other.
-    drop(through(first, &app).await);
-    drop(through(second, &app).await);
+    // One after the other by the same listener as well: those to which nobody comes keep nothing from it.
+    for address in [first, first, second, second] {
+        drop(through(address, &app).await);
+    }
     let held = through(first, &app).await;
     let mut waiting = connect(second).await;
     waiting.write_all(b"?").await.unwrap();
