@@ -78,6 +78,7 @@ pub mod control;
 pub mod deadlines;
 pub mod detect;
 pub mod drain;
+pub mod exchange;
 pub mod http1;
 pub mod http2;
 pub mod identity;

@@ -9,9 +9,10 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 
 use crate::budget::RetryBudget;
-use crate::metrics::RetryOutcome;
+use crate::metrics::{RequestMetrics, RetryOutcome};
 use crate::reason::Reason;
 use crate::route::RetryPolicy;
+use crate::table::Peer;
 
 /// Before the first retry where the rule names no backoff.
 pub const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
@@ -72,17 +73,45 @@ impl<'a> Retries<'a> {
     }
 
     /// `replayable`: the request can be sent again from its start.
-    pub fn next(&mut self, failure: Failure, replayable: bool) -> Next {
+    fn next(&mut self, failure: Failure, replayable: bool) -> Next {
         self.next_with(failure, replayable, &mut rand::rng())
     }
 
+    /// [`Self::next`], counted: how long to wait for the next attempt. `None`: there is none.
+    pub fn wait(
+        &mut self,
+        failure: Failure,
+        replayable: bool,
+        metrics: &RequestMetrics,
+    ) -> Option<Duration> {
+        let next = self.next(failure, replayable);
+        if let Some(outcome) = self.outcome() {
+            metrics.retry(outcome);
+        }
+        match next {
+            Next::Retry(wait) => Some(wait),
+            Next::GiveUp => None,
+        }
+    }
+
+    /// The failure that a response stands for, if another attempt may follow it. `told`: what it says as its reason.
+    pub fn failure_of(&self, status: u16, told: Option<&[u8]>, peer: &Peer) -> Option<Failure> {
+        if status < 400 {
+            return None;
+        }
+        if matches!(peer, Peer::Mesh(_)) && told.is_some_and(says_never_sent) {
+            return Some(Failure::NeverSent);
+        }
+        self.is_retried(status).then_some(Failure::Status(status))
+    }
+
     /// How the last decision is to be counted. `None`: a retry was never at issue.
-    pub fn outcome(&self) -> Option<RetryOutcome> {
+    fn outcome(&self) -> Option<RetryOutcome> {
         self.outcome
     }
 
     /// Whether a response with this status would be retried if that is still possible.
-    pub fn is_retried(&self, status: u16) -> bool {
+    fn is_retried(&self, status: u16) -> bool {
         self.policy
             .is_some_and(|policy| policy.attempts > 0 && policy.codes.contains(&status))
     }
@@ -149,7 +178,7 @@ impl<'a> Retries<'a> {
 
 /// Whether a peer's proxy says with this [`crate::reason::REASON_HEADER`] that the request got no further than to itself. Only
 /// to be believed of a peer that has proved its identity.
-pub fn says_never_sent(reason: &[u8]) -> bool {
+fn says_never_sent(reason: &[u8]) -> bool {
     const NEVER_SENT: [Reason; 5] = [
         Reason::ConnectFailed,
         Reason::ConnectTimeout,

@@ -88,6 +88,25 @@ impl Session {
         }
     }
 
+    /// Where requests are counted for which no destination is known.
+    pub fn unknown_metrics(&self) -> Arc<RequestMetrics> {
+        let empty: Arc<str> = "".into();
+        let namespace = match self.direction {
+            Direction::Inbound => self.worker.config.namespace.as_str().into(),
+            Direction::Outbound => empty.clone(),
+        };
+        self.worker.metrics.request(RequestLabels {
+            direction: self.direction,
+            client: self.client.clone(),
+            namespace,
+            service: empty.clone(),
+            port: self.destination.address.port(),
+            route: empty.clone(),
+            rule: empty.clone(),
+            backend: empty,
+        })
+    }
+
     /// Where a connection that is not HTTP is counted.
     pub fn tcp_metrics(&self, logical: &Logical) -> Arc<TcpMetrics> {
         match &self.inbound {

@@ -74,11 +74,7 @@ pub async fn connect(worker: &Worker, logical: &Logical) -> Result<Upstream, Rea
             Err(error) => {
                 tracing::debug!(address = %in_flight.endpoint.address, %error, "connecting failed");
                 failed = error.reason;
-                let outcome = match error.reason {
-                    Reason::IdentityMismatch => AttemptOutcome::IdentityMismatch,
-                    Reason::NoCertificate => AttemptOutcome::Cancelled,
-                    _ => AttemptOutcome::ConnectFailed,
-                };
+                let outcome = AttemptOutcome::no_connection(error.reason);
                 in_flight.finish(outcome, began.elapsed());
             }
         }

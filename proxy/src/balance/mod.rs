@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
+use crate::reason::Reason;
 use crate::table::{Endpoint, EndpointSet};
 pub use load::Load;
 use load::Standing;
@@ -46,6 +47,18 @@ pub enum AttemptOutcome {
     TimedOut,
     /// The client gave up: says nothing about the endpoint.
     Cancelled,
+}
+
+impl AttemptOutcome {
+    /// What it says about an endpoint that no connection to it came about, for this reason.
+    pub const fn no_connection(reason: Reason) -> Self {
+        match reason {
+            Reason::IdentityMismatch => Self::IdentityMismatch,
+            // Ours to answer for, not the endpoint's.
+            Reason::NoCertificate | Reason::Overload | Reason::ShuttingDown => Self::Cancelled,
+            _ => Self::ConnectFailed,
+        }
+    }
 }
 
 /// Why an endpoint was ejected.

@@ -73,22 +73,14 @@ impl Failed {
     }
 
     pub fn no_connection(error: &ConnectError) -> Self {
-        let outcome = match error.reason {
-            Reason::IdentityMismatch => AttemptOutcome::IdentityMismatch,
-            // Ours to answer for, not the endpoint's.
-            Reason::NoCertificate | Reason::Overload | Reason::ShuttingDown => {
-                AttemptOutcome::Cancelled
-            }
-            _ => AttemptOutcome::ConnectFailed,
-        };
         Self {
             failure: Failure::NeverSent,
             reason: error.reason,
-            outcome,
+            outcome: AttemptOutcome::no_connection(error.reason),
         }
     }
 
-    fn reset(reason: Reason) -> Self {
+    pub fn reset(reason: Reason) -> Self {
         Self {
             failure: Failure::Reset,
             reason,

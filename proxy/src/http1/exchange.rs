@@ -12,21 +12,14 @@ use super::framing::RequestFraming;
 use super::head::{Request, Response, Version};
 use super::pool::Upstream;
 use super::{attempt, reply};
-use crate::access_log::Entry;
 use crate::buffered::Buffered;
 use crate::deadlines::Deadlines;
-use crate::metrics::{Direction, HttpVersion, RequestLabels, RequestMetrics};
+use crate::exchange::{Asked, End, Told};
+use crate::metrics::{Direction, HttpVersion, RequestMetrics};
 use crate::reason::Reason;
 use crate::route::{Decision, RequestHead as _, Rule, decide};
 use crate::session::Session;
-use crate::table::{Destination, Logical};
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug)]
-pub struct End {
-    pub status: Option<u16>,
-    pub reason: Option<Reason>,
-}
+use crate::table::Destination;
 
 /// What becomes of the client's connection.
 pub enum After {
@@ -40,15 +33,6 @@ pub enum After {
     Tunnel(Box<Upstream>),
 }
 
-/// What has been found out about a request, for its access-log entry.
-#[derive(Default)]
-pub struct Told {
-    logical: Option<Arc<Logical>>,
-    rule: Option<Arc<Rule>>,
-    pub endpoint: Option<std::net::SocketAddr>,
-    pub attempts: u32,
-}
-
 /// The client's side of an exchange.
 pub struct Client<'a, S> {
     pub session: &'a Session,
@@ -56,13 +40,6 @@ pub struct Client<'a, S> {
     pub version: Version,
     pub framing: RequestFraming,
     started: Instant,
-}
-
-/// What the request said before filters changed it, for its access-log entry.
-struct Asked {
-    method: String,
-    authority: String,
-    path: String,
 }
 
 /// Carries one request, whose head has been read and whose body follows in the connection.
@@ -77,7 +54,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let access_log = &session.worker.access_log;
-    let asked = access_log.enabled().then(|| Asked::of(request));
+    let asked = access_log.enabled().then(|| {
+        let authority = request.authority().unwrap_or_default().to_owned();
+        let path = request.path_and_query().split('?').next();
+        let path = path.unwrap_or_default().to_owned();
+        (request.method().to_owned(), authority, path)
+    });
     let mut client = Client {
         session,
         connection,
@@ -89,8 +71,14 @@ where
     let (metrics, (end, after)) = client.serve(request, response, &mut told).await;
     let elapsed = client.started.elapsed();
     metrics.end(end.status, end.reason, elapsed);
-    if let Some(asked) = asked {
-        asked.log(session, &told, end, elapsed);
+    if let Some((method, authority, path)) = &asked {
+        let asked = Asked {
+            version: HttpVersion::Http1,
+            method,
+            authority,
+            path,
+        };
+        told.log(session, &asked, end, elapsed);
     }
     after
 }
@@ -113,7 +101,7 @@ pub fn turn_away(session: &Session) {
 fn metrics_of(session: &Session) -> Arc<RequestMetrics> {
     match &**session.destination.load() {
         Destination::Logical(logical) => session.request_metrics(&logical.default_rule, None),
-        Destination::Passthrough | Destination::Unknown => unknown_metrics(session),
+        Destination::Passthrough | Destination::Unknown => session.unknown_metrics(),
     }
 }
 
@@ -130,7 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         let logical = match &**destination {
             Destination::Logical(logical) => logical.clone(),
             Destination::Passthrough | Destination::Unknown => {
-                let metrics = unknown_metrics(session);
+                let metrics = session.unknown_metrics();
                 metrics.begin(HttpVersion::Http1);
                 return (metrics, self.answer(Reason::DestinationUnknown));
             }
@@ -231,55 +219,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
     /// Whether a client that waits for a word before it sends its body may still send it, or not.
     pub fn is_unsure_of(&self, body: &Body) -> bool {
         self.framing.expects_continue && !body.is_received()
-    }
-}
-
-/// Where requests are counted for which no destination is known.
-fn unknown_metrics(session: &Session) -> Arc<RequestMetrics> {
-    let empty: Arc<str> = "".into();
-    let namespace = match session.direction {
-        Direction::Inbound => session.worker.config.namespace.as_str().into(),
-        Direction::Outbound => empty.clone(),
-    };
-    session.worker.metrics.request(RequestLabels {
-        direction: session.direction,
-        client: session.client.clone(),
-        namespace,
-        service: empty.clone(),
-        port: session.destination.address.port(),
-        route: empty.clone(),
-        rule: empty.clone(),
-        backend: empty,
-    })
-}
-
-impl Asked {
-    fn of(request: &Request) -> Self {
-        let path = request.path_and_query();
-        Self {
-            method: request.method().to_owned(),
-            authority: request.authority().unwrap_or_default().to_owned(),
-            // The query may carry secrets.
-            path: path.split('?').next().unwrap_or_default().to_owned(),
-        }
-    }
-
-    fn log(&self, session: &Session, told: &Told, end: End, elapsed: Duration) {
-        session.worker.access_log.write(&Entry {
-            direction: session.direction,
-            version: HttpVersion::Http1,
-            client: &session.client,
-            method: &self.method,
-            authority: &self.authority,
-            path: &self.path,
-            service: told.logical.as_ref().map_or("", |l| &l.service),
-            route: told.rule.as_ref().map_or("", |rule| &rule.route),
-            rule: told.rule.as_ref().map_or("", |rule| &rule.name),
-            endpoint: told.endpoint,
-            status: end.status,
-            reason: end.reason,
-            attempts: told.attempts,
-            elapsed,
-        });
     }
 }

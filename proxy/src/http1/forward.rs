@@ -5,25 +5,24 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
 use super::attempt::{self, Attempt, Failed, Progress, Reusable, write_head};
 use super::body::{Body, Broken};
-use super::exchange::{After, Client, End, Told};
+use super::exchange::{After, Client};
 use super::framing::{Framing, ResponseFraming, is_idempotent};
 use super::head::{Request, Response, Version};
 use super::pool::Upstream;
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
 use crate::deadlines::Deadlines;
+use crate::exchange::{End, Told};
 use crate::metrics::RequestMetrics;
 use crate::reason::{REASON_HEADER, Reason};
-use crate::retry::{Failure, Next, Retries, says_never_sent};
+use crate::retry::Retries;
 use crate::route::{RequestHead as _, Rule};
-use crate::table::{Backend, Peer};
 
 /// Forwards a request by a rule that has been decided upon.
 pub struct Forward<'a> {
@@ -73,7 +72,7 @@ impl Forward<'_> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let worker = client.session.worker.clone();
-        let Some(backend) = self.target() else {
+        let Some(backend) = self.rule.target(self.backend) else {
             return client.answer(Reason::BackendInvalid);
         };
         let mut upload =
@@ -101,8 +100,11 @@ impl Forward<'_> {
                 .await;
             let (failed, wait) = match attempted {
                 Ok(answered) => {
-                    let failure = bad_response(&answered, response, &retries);
-                    let wait = failure.and_then(|f| self.next(&mut retries, f, &upload));
+                    let told = response.fields.get(REASON_HEADER);
+                    let peer = &answered.in_flight.endpoint.peer;
+                    let failure = retries.failure_of(response.status, told, peer);
+                    let wait =
+                        failure.and_then(|f| retries.wait(f, upload.is_replayable(), self.metrics));
                     match (failure, wait) {
                         (Some(failure), Some(wait)) => {
                             discard(client, answered, &upload);
@@ -114,9 +116,6 @@ impl Forward<'_> {
                                 .await;
                         }
                     }
-                }
-                Err(Unanswered::BadRequest) => {
-                    return client.answer_after(Reason::BadRequest, &mut upload);
                 }
                 Err(unanswered) => {
                     let failed = match unanswered {
@@ -130,13 +129,15 @@ impl Forward<'_> {
                         Unanswered::Interrupted(Interrupt::Timeout(reason)) => {
                             return client.answer_after(reason, &mut upload);
                         }
-                        Unanswered::BadRequest => Failed::status(Failure::Status(400)),
+                        Unanswered::BadRequest => {
+                            return client.answer_after(Reason::BadRequest, &mut upload);
+                        }
                     };
                     // Without a certificate of our own there is no point in asking the next endpoint.
                     let hopeless = failed.reason == Reason::NoCertificate;
                     let wait = match hopeless {
                         true => None,
-                        false => self.next(&mut retries, failed.failure, &upload),
+                        false => retries.wait(failed.failure, upload.is_replayable(), self.metrics),
                     };
                     match wait {
                         Some(wait) => (failed, wait),
@@ -157,23 +158,6 @@ impl Forward<'_> {
                     Interrupt::Timeout(reason) => client.answer_after(reason, &mut upload),
                 };
             }
-        }
-    }
-
-    fn target(&self) -> Option<Arc<Backend>> {
-        let backend = &self.rule.backends.get(self.backend)?.backend;
-        backend.as_ref().ok().cloned()
-    }
-
-    /// How long to wait for the next attempt. `None`: there is none.
-    fn next(&self, retries: &mut Retries<'_>, failure: Failure, upload: &Body) -> Option<Duration> {
-        let next = retries.next(failure, upload.is_replayable());
-        if let Some(outcome) = retries.outcome() {
-            self.metrics.retry(outcome);
-        }
-        match next {
-            Next::Retry(wait) => Some(wait),
-            Next::GiveUp => None,
         }
     }
 
@@ -251,12 +235,9 @@ impl Forward<'_> {
                     continue;
                 }
                 Ok(Progress::Stale) => {
-                    in_flight.finish(AttemptOutcome::Reset, sent.elapsed());
-                    Err(Unanswered::Failed(Failed {
-                        failure: Failure::Reset,
-                        reason: Reason::UpstreamReset,
-                        outcome: AttemptOutcome::Reset,
-                    }))
+                    let failed = Failed::reset(Reason::UpstreamReset);
+                    in_flight.finish(failed.outcome, sent.elapsed());
+                    Err(Unanswered::Failed(failed))
                 }
                 Ok(Progress::Failed(failed)) => {
                     in_flight.finish(failed.outcome, sent.elapsed());
@@ -428,27 +409,6 @@ impl Interrupt {
             Self::Timeout(_) => AttemptOutcome::TimedOut,
         }
     }
-}
-
-/// The failure that a response stands for, if another attempt may follow it.
-fn bad_response(
-    answered: &Answered,
-    response: &Response,
-    retries: &Retries<'_>,
-) -> Option<Failure> {
-    let status = response.status;
-    if status < 400 {
-        return None;
-    }
-    let told = response.fields.get(REASON_HEADER);
-    if matches!(answered.in_flight.endpoint.peer, Peer::Mesh(_))
-        && told.is_some_and(says_never_sent)
-    {
-        return Some(Failure::NeverSent);
-    }
-    retries
-        .is_retried(status)
-        .then_some(Failure::Status(status))
 }
 
 /// Keeps the connection of a response that nobody will see, where all of it is there already.

@@ -93,7 +93,6 @@ where
             After::Close => break,
             After::Cut => return Some(connection.io),
             After::Tunnel(mut upstream) => {
-                let _busy = session.worker.drain.busy();
                 let broken = tcp::copy(&mut connection, &mut upstream.connection, None).await?;
                 tracing::debug!(?broken, "a tunnel broke");
                 socket::reset(upstream.connection.io.tcp());

@@ -77,14 +77,9 @@ impl Failed {
     }
 
     fn no_connection(refusal: Refusal) -> Self {
-        let outcome = match refusal.reason {
-            Reason::IdentityMismatch => AttemptOutcome::IdentityMismatch,
-            // Ours to answer for, not the endpoint's.
-            Reason::NoCertificate | Reason::Overload | Reason::ShuttingDown => {
-                AttemptOutcome::Cancelled
-            }
-            _ if refusal.reported => AttemptOutcome::Cancelled,
-            _ => AttemptOutcome::ConnectFailed,
+        let outcome = match AttemptOutcome::no_connection(refusal.reason) {
+            AttemptOutcome::ConnectFailed if refusal.reported => AttemptOutcome::Cancelled,
+            outcome => outcome,
         };
         Self::never_sent(refusal.reason, outcome)
     }

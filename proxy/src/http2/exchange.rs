@@ -2,40 +2,23 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::header::HOST;
-use http::{Method, Request, Uri, request};
+use http::{Request, request};
 use tokio::time::Instant;
 
 use super::forward::Forward;
 use super::reply;
 use super::serve::Downstream;
-use crate::access_log::Entry;
 use crate::deadlines::Deadlines;
-use crate::metrics::{Direction, HttpVersion, RequestLabels, RequestMetrics};
+use crate::exchange::{Asked, End, Told};
+use crate::metrics::{HttpVersion, RequestMetrics};
 use crate::reason::Reason;
 use crate::route::{Decision, Rule, decide};
-use crate::table::{Destination, Logical};
-
-/// How a stream ended.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct End {
-    pub status: Option<u16>,
-    pub reason: Option<Reason>,
-}
-
-/// What has been found out about a request, for its access-log entry.
-#[derive(Default)]
-pub(super) struct Told {
-    logical: Option<Arc<Logical>>,
-    rule: Option<Arc<Rule>>,
-    pub endpoint: Option<std::net::SocketAddr>,
-    pub attempts: u32,
-}
+use crate::table::Destination;
 
 /// The client's side of a stream.
 pub(super) struct Client<'a> {
@@ -72,7 +55,15 @@ pub(super) async fn run(
     let elapsed = started.elapsed();
     metrics.end(end.status, end.reason, elapsed);
     if let Some((method, uri)) = log {
-        write_log(downstream, (&method, &uri), &head, &told, end, elapsed);
+        let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let authority = uri.authority().map(|authority| authority.as_str());
+        let asked = Asked {
+            version: HttpVersion::Http2,
+            method: method.as_str(),
+            authority: authority.or(host).unwrap_or(""),
+            path: uri.path(),
+        };
+        told.log(&downstream.session, &asked, end, elapsed);
     }
 }
 
@@ -89,7 +80,7 @@ impl Client<'_> {
         let logical = match &**destination {
             Destination::Logical(logical) => logical.clone(),
             Destination::Passthrough | Destination::Unknown => {
-                let metrics = self.unknown_metrics();
+                let metrics = session.unknown_metrics();
                 metrics.begin(HttpVersion::Http2);
                 return (metrics, self.answer(Reason::DestinationUnknown));
             }
@@ -139,26 +130,6 @@ impl Client<'_> {
                 (metrics, self.answer(reason))
             }
         }
-    }
-
-    /// Where requests are counted for which no destination is known.
-    fn unknown_metrics(&self) -> Arc<RequestMetrics> {
-        let session = &self.downstream.session;
-        let empty: Arc<str> = "".into();
-        let namespace = match session.direction {
-            Direction::Inbound => session.worker.config.namespace.as_str().into(),
-            Direction::Outbound => empty.clone(),
-        };
-        session.worker.metrics.request(RequestLabels {
-            direction: session.direction,
-            client: session.client.clone(),
-            namespace,
-            service: empty.clone(),
-            port: session.destination.address.port(),
-            route: empty.clone(),
-            rule: empty.clone(),
-            backend: empty,
-        })
     }
 
     /// Answers with an error of the proxy's own.
@@ -216,33 +187,4 @@ fn is_ambiguous(head: &request::Parts) -> bool {
             .eq_ignore_ascii_case(host.as_bytes())
     });
     differs || hosts.next().is_some()
-}
-
-fn write_log(
-    downstream: &Downstream,
-    (method, uri): (&Method, &Uri),
-    head: &request::Parts,
-    told: &Told,
-    end: End,
-    elapsed: Duration,
-) {
-    let session = &downstream.session;
-    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
-    let authority = uri.authority().map(|authority| authority.as_str());
-    session.worker.access_log.write(&Entry {
-        direction: session.direction,
-        version: HttpVersion::Http2,
-        client: &session.client,
-        method: method.as_str(),
-        authority: authority.or(host).unwrap_or(""),
-        path: uri.path(),
-        service: told.logical.as_ref().map_or("", |l| &l.service),
-        route: told.rule.as_ref().map_or("", |rule| &rule.route),
-        rule: told.rule.as_ref().map_or("", |rule| &rule.name),
-        endpoint: told.endpoint,
-        status: end.status,
-        reason: end.reason,
-        attempts: told.attempts,
-        elapsed,
-    });
 }

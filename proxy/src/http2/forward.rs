@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
@@ -14,16 +13,17 @@ use tokio::time::{Instant, sleep};
 
 use super::attempt::{self, Attempt, Failed, Progress};
 use super::body::{Broken, Download, Upload};
-use super::exchange::{Client, End, Told};
+use super::exchange::Client;
 use super::reply;
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
 use crate::deadlines::Deadlines;
+use crate::exchange::{End, Told};
 use crate::metrics::RequestMetrics;
 use crate::reason::Reason;
-use crate::retry::{Failure, Next, Retries, says_never_sent};
+use crate::retry::Retries;
 use crate::route::Rule;
-use crate::table::{Backend, Peer};
+use crate::table::Peer;
 
 /// Forwards a request by a rule that has been decided upon.
 pub(super) struct Forward<'a> {
@@ -73,7 +73,7 @@ impl Forward<'_> {
         body: RecvStream,
     ) -> End {
         let worker = client.downstream.session.worker.clone();
-        let Some(backend) = self.target() else {
+        let Some(backend) = self.rule.target(self.backend) else {
             return client.answer(Reason::BackendInvalid);
         };
         let mut upload = Upload::new(body, worker.config.limits.max_replay_bytes);
@@ -99,8 +99,14 @@ impl Forward<'_> {
             self.deadlines.begin_attempt();
             let (failed, wait) = match self.attempt(client, head, &mut upload, in_flight).await {
                 Ok(answered) => {
-                    let failure = bad_response(&answered, &retries);
-                    let wait = failure.and_then(|f| self.next(&mut retries, f, &upload));
+                    let told = answered.response.headers().get(reply::REASON);
+                    let failure = retries.failure_of(
+                        answered.response.status().as_u16(),
+                        told.map(|reason| reason.as_bytes()),
+                        &answered.in_flight.endpoint.peer,
+                    );
+                    let wait =
+                        failure.and_then(|f| retries.wait(f, upload.is_replayable(), self.metrics));
                     match (failure, wait) {
                         (Some(failure), Some(wait)) => (Failed::status(failure), wait),
                         _ => return self.pass_on(client, answered, upload).await,
@@ -118,7 +124,7 @@ impl Forward<'_> {
                     let hopeless = failed.reason == Reason::NoCertificate;
                     let wait = match hopeless {
                         true => None,
-                        false => self.next(&mut retries, failed.failure, &upload),
+                        false => retries.wait(failed.failure, upload.is_replayable(), self.metrics),
                     };
                     match wait {
                         Some(wait) => (failed, wait),
@@ -137,28 +143,6 @@ impl Forward<'_> {
             {
                 return give_up(client, interrupt);
             }
-        }
-    }
-
-    fn target(&self) -> Option<Arc<Backend>> {
-        let backend = &self.rule.backends.get(self.backend)?.backend;
-        backend.as_ref().ok().cloned()
-    }
-
-    /// How long to wait for the next attempt. `None`: there is none.
-    fn next(
-        &self,
-        retries: &mut Retries<'_>,
-        failure: Failure,
-        upload: &Upload,
-    ) -> Option<Duration> {
-        let next = retries.next(failure, upload.is_replayable());
-        if let Some(outcome) = retries.outcome() {
-            self.metrics.retry(outcome);
-        }
-        match next {
-            Next::Retry(wait) => Some(wait),
-            Next::GiveUp => None,
         }
     }
 
@@ -370,23 +354,6 @@ impl Interrupt {
             Self::Timeout(_) => AttemptOutcome::TimedOut,
         }
     }
-}
-
-/// The failure that a response stands for, if another attempt may follow it.
-fn bad_response(answered: &Answered, retries: &Retries<'_>) -> Option<Failure> {
-    let status = answered.response.status().as_u16();
-    if status < 400 {
-        return None;
-    }
-    let told = answered.response.headers().get(reply::REASON);
-    if matches!(answered.in_flight.endpoint.peer, Peer::Mesh(_))
-        && told.is_some_and(|reason| says_never_sent(reason.as_bytes()))
-    {
-        return Some(Failure::NeverSent);
-    }
-    retries
-        .is_retried(status)
-        .then_some(Failure::Status(status))
 }
 
 fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {

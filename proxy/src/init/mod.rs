@@ -38,6 +38,7 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use clap::Args;
+use naru_contract::PROXY_ADMIN_PORT;
 
 pub use kernel::{InitError, check, install, remove};
 
@@ -136,7 +137,7 @@ pub struct InitArgs {
     #[arg(long, env = "NARU_INBOUND_PORT", default_value_t = 15006)]
     inbound_port: u16,
     /// Port of the proxy's metrics and probes: never redirected.
-    #[arg(long, env = "NARU_ADMIN_PORT", default_value_t = 15020)]
+    #[arg(long, env = "NARU_ADMIN_PORT", default_value_t = PROXY_ADMIN_PORT)]
     admin_port: u16,
     /// Ports of this pod that are reached without the proxy: `8081,9000`.
     #[arg(long, env = "NARU_SKIP_INBOUND_PORTS", default_value = "", value_parser = parse_list::<u16>)]

@@ -122,6 +122,12 @@ impl Rule {
         }
     }
 
+    /// The backend of that index. `None`: it can't be used.
+    pub fn target(&self, backend: usize) -> Option<Arc<Backend>> {
+        let backend = &self.backends.get(backend)?.backend;
+        backend.as_ref().ok().cloned()
+    }
+
     /// By weight. `None`: no backend has any.
     fn pick_backend(&self, random: &mut SmallRng) -> Option<usize> {
         if let [only] = self.backends.as_slice() {

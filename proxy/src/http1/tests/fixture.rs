@@ -157,3 +157,15 @@ pub const GET: &str = "GET / HTTP/1.1\r\nHost: web\r\n\r\n";
 pub async fn a_moment() {
     tokio::time::sleep(Duration::from_millis(30)).await;
 }
+
+/// The head of the answer to one request, of a proxy before an app that says `response`; and whether the connection is to be reset.
+pub async fn ask(response: &'static str, request: &str) -> (String, bool) {
+    let app = answering(response).await;
+    let mesh = Setup::new(&[app.address]).start();
+    let mut client = client(&mesh);
+    client.talk.say(request).await;
+    client.talk.io.flush().await.expect("open");
+    let head = client.talk.head().await.unwrap_or_default();
+    drop(client.talk);
+    (head, client.served.await.expect("no panic"))
+}

@@ -1,6 +1,7 @@
 //! The whole of HTTP/1 serving, between clients and apps that are sockets and bytes.
 
 mod fixture;
+mod hostile;
 mod messages;
 mod retrying;
 mod shutdown;
