@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use naru_contract::MtlsMode;
 
+use crate::inject::InjectArgs;
 use crate::issuer::is_trust_domain;
 
 /// Flags of `naru-controller run`.
@@ -33,6 +34,22 @@ pub struct Config {
     /// Directory for the mesh's certificate authority. The public trust-anchors.pem is written there as well.
     #[arg(long, env = "NARU_STATE_DIR", value_name = "DIR")]
     pub state_dir: PathBuf,
+    /// Name of a Secret (kubernetes.io/tls) with the mesh's certificate authority, made if there is none. Needs --kubernetes.
+    #[arg(
+        long,
+        env = "NARU_CA_SECRET",
+        value_name = "NAME",
+        requires = "kubernetes"
+    )]
+    pub ca_secret: Option<String>,
+    /// Namespace of that Secret: the controller's own.
+    #[arg(
+        long,
+        env = "NARU_NAMESPACE",
+        value_name = "NAME",
+        default_value = "naru-system"
+    )]
+    pub namespace: String,
     /// Address for proxies: gRPC over TLS.
     #[arg(
         long,
@@ -83,6 +100,8 @@ pub struct Config {
     /// Form of the log, on standard error.
     #[arg(long, env = "NARU_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    #[command(flatten)]
+    pub inject: InjectArgs,
 }
 
 /// Where objects come from, and by what tokens are checked.

@@ -103,6 +103,12 @@ impl FakeApi {
         assert!(object.is_some());
     }
 
+    pub fn get(&self, path: &str, namespace: &str, name: &str) -> Option<Value> {
+        let state = self.state();
+        let objects = &state.collections.get(path)?.objects;
+        objects.get(&format!("{namespace}/{name}")).cloned()
+    }
+
     /// Ends every connection, and takes none until it is up again.
     pub fn down(&self, down: bool) {
         let mut state = self.state();
@@ -204,7 +210,10 @@ impl State {
                 return Answer::Now(*status, body.clone());
             }
         }
-        let (path, name) = collection_of(path);
+        let (path, name) = match self.collections.contains_key(path) {
+            true => (path.to_owned(), None),
+            false => collection_of(path),
+        };
         let version = self.version;
         let Some(collection) = self.collections.get_mut(&path) else {
             return failure(404, "NotFound");
@@ -214,6 +223,10 @@ impl State {
             pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
         };
         if let Some(name) = name {
+            let applied = method == Method::PATCH && !name.ends_with("/status");
+            if applied && !collection.objects.contains_key(&name) {
+                return self.make(&path, &name, body);
+            }
             return self.one(method, &path, &name, body);
         }
         match method {
@@ -257,6 +270,15 @@ impl State {
         }
     }
 
+    /// What is applied and is not there yet.
+    fn make(&mut self, path: &str, name: &str, mut object: Value) -> Answer {
+        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+        object["metadata"]["namespace"] = json!(namespace);
+        object["metadata"]["name"] = json!(name);
+        self.put(path, object.clone());
+        Answer::Now(201, object)
+    }
+
     /// A request about one object, with `/status` at the end of its name or not.
     fn one(&mut self, method: Method, path: &str, name: &str, body: Value) -> Answer {
         let (name, status) = match name.strip_suffix("/status") {
@@ -279,6 +301,7 @@ impl State {
                 after["status"] = body["status"].clone();
                 after
             }
+            Method::PATCH => merged(before, body),
             _ => return failure(405, "MethodNotAllowed"),
         };
         self.put(path, after);
@@ -317,6 +340,20 @@ impl Collection {
     }
 }
 
+/// Maps key by key, and everything else as a whole.
+fn merged(before: Value, patch: Value) -> Value {
+    match (before, patch) {
+        (Value::Object(mut before), Value::Object(patch)) => {
+            for (key, value) in patch {
+                let old = before.remove(&key).unwrap_or_default();
+                before.insert(key, merged(old, value));
+            }
+            Value::Object(before)
+        }
+        (_, patch) => patch,
+    }
+}
+
 fn key(object: &Value) -> String {
     let text = |field| object["metadata"][field].as_str().unwrap_or_default();
     format!("{}/{}", text("namespace"), text("name"))
@@ -325,7 +362,10 @@ fn key(object: &Value) -> String {
 /// The path of a kind, and the key of the object in it (with what follows), if the path is that of one.
 fn collection_of(path: &str) -> (String, Option<String>) {
     match path.split_once("/namespaces/") {
-        None => (path.to_owned(), None),
+        None => match path.rsplit_once('/') {
+            Some((collection, name)) => (collection.to_owned(), Some(format!("/{name}"))),
+            None => (path.to_owned(), None),
+        },
         Some((prefix, rest)) => {
             let mut parts = rest.splitn(3, '/');
             let (namespace, plural) = (parts.next(), parts.next().unwrap_or_default());

@@ -3,6 +3,7 @@
 //! ```text
 //! source ─▶ index ─▶ compile ─▶ serve ═══ one stream per proxy ═══▶
 //!                               issuer ── certificates ───────────▶
+//! inject ── sidecars for new pods ──▶ API server
 //! ```
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,8 @@ pub mod config;
 #[cfg(test)]
 mod fake_api;
 pub mod index;
+pub mod inject;
+pub mod install;
 pub mod issuer;
 pub mod kubernetes;
 pub mod logging;

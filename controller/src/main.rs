@@ -3,14 +3,17 @@
 
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+use kube::Client;
 use naru_controller::admin::{self, Admin};
 use naru_controller::compile::{Catalog, CatalogOptions};
 use naru_controller::config::{Config, Source};
-use naru_controller::issuer::{Ca, Issuer, PublicKey, TokenCheck, TokenReviewer};
+use naru_controller::inject::{self, Injected};
+use naru_controller::install::{self, Authority, AuthorityError, Install};
+use naru_controller::issuer::{ANCHORS_FILE, Ca, Issuer, PublicKey, TokenCheck, TokenReviewer};
 use naru_controller::kubernetes;
 use naru_controller::logging::{self, LogFilter};
 use naru_controller::metrics::Metrics;
@@ -18,10 +21,12 @@ use naru_controller::serve::{self, Serve};
 use naru_controller::source::{self, Event};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 /// Events of the source that wait to be applied. Enough to never hold it up for long.
 const MAX_EVENTS: usize = 1_024;
+/// How long to wait before the API server is asked again for what nothing works without.
+const API_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Parser)]
 #[command(name = "naru-controller", version, about = "Naru's controller.")]
@@ -64,10 +69,17 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for signals")?;
     let metrics = Metrics::new();
-    let ca = Ca::open(&config.state_dir, &config.trust_domain, SystemTime::now())
-        .with_context(|| format!("--state-dir {}", config.state_dir.display()))?;
+    let client = match config.kubernetes {
+        true => Some(kubernetes::client().await.context("--kubernetes")?),
+        false => None,
+    };
+    let ca = tokio::select! {
+        ca = authority(&config, client.as_ref()) => ca?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let (events, mut received) = mpsc::channel(MAX_EVENTS);
-    let (tokens, watching) = source(&config, events, &metrics).await?;
+    let (tokens, watching) = source(&config, client.clone(), events, &metrics)?;
     let issuer = Issuer::new(ca, &config.trust_domain, tokens);
     let catalog = Catalog::new(CatalogOptions {
         trust_domain: config.trust_domain.clone(),
@@ -75,6 +87,18 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     });
     let serve = Serve::new(issuer, catalog, metrics.clone());
     let hub = serve.hub.clone();
+    if let Some((address, options)) = config.inject.webhook(serve.issuer.controller().to_string()) {
+        let certificate = config.inject.certificate(&serve.issuer);
+        let (tls, refresh) = certificate.serve().context("the webhook's certificate")?;
+        let listener = serve::bind(address)
+            .await
+            .with_context(|| format!("--webhook {address}"))?;
+        info!("webhook on {}", listener.local_addr()?);
+        tokio::spawn(refresh);
+        let injected = install(&config, client)?;
+        let webhook = inject::serve(listener, tls, options, metrics.clone(), injected);
+        tokio::spawn(webhook);
+    }
 
     let admin_listener = serve::bind(config.admin)
         .await
@@ -115,11 +139,65 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     serving.await?.context("serving proxies")
 }
 
+/// The mesh's certificate authority. An API server that is away is waited for.
+async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<Ca> {
+    let (Some(client), Some(name)) = (client, &config.ca_secret) else {
+        return Ca::open(&config.state_dir, &config.trust_domain, SystemTime::now())
+            .with_context(|| format!("--state-dir {}", config.state_dir.display()));
+    };
+    loop {
+        let owner = match &config.inject.webhook_configuration {
+            Some(name) => install::owner(client.clone(), name).await.map(Some),
+            None => Ok(None),
+        };
+        let opened = match owner {
+            Ok(owner) => {
+                let authority = Authority {
+                    namespace: &config.namespace,
+                    name,
+                    state_dir: &config.state_dir,
+                    trust_domain: &config.trust_domain,
+                    owner,
+                };
+                authority.open(client.clone(), SystemTime::now()).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        match opened {
+            Ok(ca) => return Ok(ca),
+            Err(AuthorityError::Api(error)) => {
+                warn!(%error, "--ca-secret {name}: trying again");
+                tokio::time::sleep(API_PAUSE).await;
+            }
+            Err(error) => return Err(error).with_context(|| format!("--ca-secret {name}")),
+        }
+    }
+}
+
+/// Keeps in the cluster what injected pods need. Returns what is told of namespaces that have some.
+fn install(config: &Config, client: Option<Client>) -> anyhow::Result<Injected> {
+    let (Some(client), Some(name)) = (client, config.inject.webhook_configuration.clone()) else {
+        return Ok(Box::new(|_| ()));
+    };
+    let anchors = config.state_dir.join(ANCHORS_FILE);
+    let install = Install {
+        client,
+        webhook_configuration: name,
+        ca_bundle: config.inject.webhook_certificate.is_none(),
+        anchors_pem: std::fs::read_to_string(&anchors)
+            .with_context(|| anchors.display().to_string())?,
+    };
+    let (needed, keeping) = install.start();
+    tokio::spawn(keeping);
+    Ok(Box::new(move |namespace| needed.in_namespace(namespace)))
+}
+
 type Watching = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
 /// How tokens are checked, and what sends the events of the source of objects.
-async fn source(
+fn source(
     config: &Config,
+    client: Option<Client>,
     events: mpsc::Sender<Event>,
     metrics: &Metrics,
 ) -> anyhow::Result<(TokenCheck, Watching)> {
@@ -129,7 +207,7 @@ async fn source(
             "objects come from --kubernetes or from --manifests, and the latter takes --token-public-key and --token-issuer as well"
         ),
         Some(Source::Kubernetes) => {
-            let client = kubernetes::client().await.context("--kubernetes")?;
+            let client = client.context("--kubernetes")?;
             let tokens = TokenCheck::Review(TokenReviewer::new(client.clone()));
             let watching = async move {
                 source::cluster(client, events, metrics).await;

@@ -12,6 +12,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use crate::inject::Outcome;
+
 /// Upper bounds of the push latency's buckets, in seconds. A push over loopback takes about a millisecond, one to a
 /// proxy whose machine is overloaded some seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
@@ -42,6 +44,7 @@ struct Inner {
     invalid_objects: IntGaugeVec,
     watch_failures: IntCounterVec,
     authority_expiry: Gauge,
+    injections: IntCounterVec,
     objects: OnceLock<ObjectCounts>,
     streams: AtomicUsize,
 }
@@ -147,6 +150,16 @@ impl Metrics {
                     "When the mesh's certificate authority expires, in Unix seconds.",
                 ),
             ),
+            injections: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "naru_controller_injections_total",
+                        "Pods that the webhook was asked about.",
+                    ),
+                    &["outcome"],
+                ),
+            ),
             objects: OnceLock::new(),
             streams: AtomicUsize::new(0),
             registry: registry.clone(),
@@ -226,6 +239,11 @@ impl Metrics {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         self.0.authority_expiry.set(since.as_secs_f64());
+    }
+
+    pub fn injection(&self, outcome: Outcome) {
+        let outcome = outcome.as_str();
+        self.0.injections.with_label_values(&[outcome]).inc();
     }
 
     /// Where the numbers of objects are taken from when somebody looks. Only the first call counts.

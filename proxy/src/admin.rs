@@ -3,6 +3,7 @@
 //! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. It runs on the control thread; the number of
 //! connections and the time that each may take are bounded.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,22 +14,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Body;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tracing::{debug, info};
 
 use crate::identity::Identity;
 use crate::logging::LogFilter;
 use crate::metrics::Metrics;
+use crate::probe::{Asked, Failure, Probes};
 use crate::table::Store;
 
-/// Connections at once: a few scrapers and probes. More wait to be accepted.
+/// Connections at once: a few scrapers and probes. With one more, the oldest is closed: whoever holds connections for nothing does
+/// not keep the kubelet from its probes, which would end the app.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a connection may last: longer than the interval of any scraper that keeps it open.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
@@ -44,7 +47,8 @@ const PATHS: &str = "/metrics  what Prometheus scrapes\n\
     /ready    200 when the proxy carries traffic, 503 with the reasons when it does not\n\
     /live     200 as long as the control thread runs\n\
     /config   the tables in force (from this machine only)\n\
-    /log      GET the log's filter, PUT another (from this machine only)\n";
+    /log      GET the log's filter, PUT another (from this machine only)\n\
+    /probe/…  what the kubelet asks the app\n";
 
 /// What the admin port shows and changes. Cheap to clone.
 #[derive(Clone)]
@@ -54,6 +58,18 @@ pub struct Admin {
     pub store: Arc<Mutex<Store>>,
     pub health: Arc<Health>,
     pub log: LogFilter,
+    pub probes: Arc<Probes>,
+    /// Mark of the sockets of probes.
+    pub socket_mark: Option<u32>,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+struct Caller {
+    /// From this machine.
+    local: bool,
+    /// The address that was called.
+    here: IpAddr,
 }
 
 /// Whether the data path is up.
@@ -104,8 +120,8 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, admin: Admin) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    while let Ok(place) = places.clone().acquire_owned().await {
+    let mut connections: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -114,19 +130,30 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
                 continue;
             }
         };
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
         let admin = admin.clone();
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             let served = tokio::time::timeout(CONNECTION_TIMEOUT, connection(stream, peer, admin));
             if let Ok(Err(error)) = served.await {
                 debug!(%peer, %error, "admin connection");
             }
-            drop(place);
         });
+        connections.push_back(connection.abort_handle());
     }
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, admin: Admin) -> hyper::Result<()> {
-    let local = is_loopback(peer.ip());
+    // A connection that has no address any more is over.
+    let here = stream.local_addr().map_or(peer.ip(), |here| here.ip());
+    let caller = Caller {
+        local: is_loopback(peer.ip()),
+        here: here.to_canonical(),
+    };
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -135,27 +162,21 @@ async fn connection(stream: TcpStream, peer: SocketAddr, admin: Admin) -> hyper:
             TokioIo::new(stream),
             service_fn(move |request| {
                 let admin = admin.clone();
-                async move { Ok::<_, Infallible>(admin.answer(request, local).await) }
+                async move { Ok::<_, Infallible>(admin.answer(request, caller).await) }
             }),
         )
         .await
 }
 
 fn is_loopback(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V6(v6) => v6
-            .to_ipv4_mapped()
-            .map_or(v6.is_loopback(), |v4| v4.is_loopback()),
-        IpAddr::V4(v4) => v4.is_loopback(),
-    }
+    ip.to_canonical().is_loopback()
 }
 
 type Answer = Response<Full<Bytes>>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Admin {
-    /// `local`: the request comes from this machine.
-    async fn answer<B>(&self, request: Request<B>, local: bool) -> Answer
+    async fn answer<B>(&self, request: Request<B>, caller: Caller) -> Answer
     where
         B: Body<Error: Into<BoxError>>,
     {
@@ -166,7 +187,7 @@ impl Admin {
             "/metrics" if reads => self.metrics().await,
             "/ready" if reads => self.ready(),
             "/live" if reads => text(StatusCode::OK, "live\n"),
-            "/config" | "/log" if !local => text(
+            "/config" | "/log" if !caller.local => text(
                 StatusCode::FORBIDDEN,
                 "only from this machine: use kubectl port-forward or exec\n",
             ),
@@ -175,7 +196,38 @@ impl Admin {
             "/log" if method == Method::PUT => self.set_log(request.into_body()).await,
             "/log" => not_allowed("GET, HEAD, PUT"),
             "/metrics" | "/ready" | "/live" | "/config" => not_allowed("GET, HEAD"),
-            _ => text(StatusCode::NOT_FOUND, format!("There is:\n{PATHS}")),
+            _ => match path.strip_prefix("/probe/") {
+                Some(name) if reads => self.probe(name, &request, caller).await,
+                _ => text(StatusCode::NOT_FOUND, format!("There is:\n{PATHS}")),
+            },
+        }
+    }
+
+    /// Asks the app. Its status is passed on; what it says is for nobody else.
+    async fn probe<B>(&self, name: &str, request: &Request<B>, caller: Caller) -> Answer {
+        let user_agent = request.headers().get(USER_AGENT);
+        let asked = Asked {
+            here: caller.here,
+            user_agent: user_agent
+                .and_then(|agent| agent.to_str().ok())
+                .unwrap_or("kube-probe"),
+            socket_mark: self.socket_mark,
+        };
+        match self.probes.run(name, asked).await {
+            None => text(StatusCode::NOT_FOUND, "there is no such probe\n"),
+            Some(Ok(status)) => text(
+                StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
+                format!("the app's status is {status}\n"),
+            ),
+            Some(Err(failure)) => {
+                debug!(probe = name, %failure, "the app did not pass");
+                let status = match failure {
+                    Failure::Slow(_) => StatusCode::GATEWAY_TIMEOUT,
+                    Failure::NotServing(_) => StatusCode::SERVICE_UNAVAILABLE,
+                    _ => StatusCode::BAD_GATEWAY,
+                };
+                text(status, format!("{failure}\n"))
+            }
         }
     }
 
@@ -324,6 +376,8 @@ mod tests {
                 store: Arc::new(Mutex::new(store)),
                 health: Arc::default(),
                 log,
+                probes: Arc::default(),
+                socket_mark: None,
             };
             Self {
                 admin,
@@ -337,7 +391,8 @@ mod tests {
             let request = request
                 .body(Full::new(Bytes::from(body.to_owned())))
                 .unwrap();
-            let answer = self.admin.answer(request, local).await;
+            let here = Ipv4Addr::LOCALHOST.into();
+            let answer = self.admin.answer(request, Caller { local, here }).await;
             let status = answer.status().as_u16();
             let body = answer.into_body().collect().await.unwrap().to_bytes();
             (status, String::from_utf8(body.to_vec()).unwrap())

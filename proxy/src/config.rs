@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::identity::SpiffeId;
+use crate::probe::Probes;
 
 /// Most data workers. More threads than that are no sidecar any more, and each has pools of its own.
 const MAX_WORKERS: i64 = 64;
@@ -35,6 +36,8 @@ pub struct Config {
     pub map_outbound: Vec<MappedListener>,
     pub map_inbound: Vec<MappedListener>,
     pub admin: SocketAddr,
+    /// What the probes on the admin port ask the app.
+    pub probes: Probes,
     /// Data worker threads.
     pub workers: usize,
     /// Mark on every socket that the proxy opens, where rules tell its traffic by a mark.
@@ -166,6 +169,15 @@ pub struct RunArgs {
         value_name = "ADDRESS:PORT"
     )]
     admin: SocketAddr,
+    /// What each /probe/… on the admin port asks the app. Injection sets it.
+    #[arg(
+        long,
+        env = "NARU_PROBES",
+        default_value = "{}",
+        value_name = "JSON",
+        hide_default_value = true
+    )]
+    probes: Probes,
     /// Threads that carry traffic.
     #[arg(long, env = "NARU_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_WORKERS))]
     workers: u16,
@@ -249,6 +261,7 @@ impl From<RunArgs> for Config {
             map_outbound: args.map_outbound,
             map_inbound: args.map_inbound,
             admin: args.admin,
+            probes: args.probes,
             workers: usize::from(args.workers),
             socket_mark: args.socket_mark,
             access_log: args.access_log,
@@ -274,7 +287,7 @@ impl FromStr for MappedListener {
 
 /// A duration as people write it: `500ms`, `30s`, `5m`, `1h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-struct Span(Duration);
+pub struct Span(Duration);
 
 impl From<Duration> for Span {
     fn from(duration: Duration) -> Self {

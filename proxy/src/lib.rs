@@ -88,6 +88,7 @@ pub mod logging;
 pub mod metrics;
 pub mod outbound;
 pub mod prefixed;
+pub mod probe;
 pub mod reason;
 pub mod retry;
 pub mod route;

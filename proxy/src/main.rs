@@ -1,4 +1,5 @@
-//! `naru-proxy run`: the sidecar. `naru-proxy init`: the redirect rules that bring it its connections.
+//! `naru-proxy run`: the sidecar. `naru-proxy init`: the redirect rules that bring it its connections. `naru-proxy wait`: until it
+//! is ready.
 //!
 //! ```text
 //! main thread: certificate, stream of tables, admin port, signals
@@ -21,6 +22,7 @@ use naru_proxy::identity::{Identity, Renewal, read_anchors};
 use naru_proxy::init::{self, InitArgs};
 use naru_proxy::logging::{self, LogFilter};
 use naru_proxy::metrics::Metrics;
+use naru_proxy::probe::wait::{self, WaitArgs};
 use naru_proxy::socket::Listeners;
 use naru_proxy::table::{Store, tables};
 use naru_proxy::worker::{self, Shared};
@@ -45,12 +47,15 @@ enum Command {
     Run(Box<RunArgs>),
     /// Set the redirect rules of a pod.
     Init(InitArgs),
+    /// Wait until the sidecar beside this carries traffic.
+    Wait(WaitArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Run(args) => run(Config::from(*args)),
         Command::Init(args) => init::run(args),
+        Command::Wait(args) => wait::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -126,6 +131,8 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
         store,
         health: health.clone(),
         log,
+        probes: Arc::new(config.probes.clone()),
+        socket_mark: config.socket_mark,
     };
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(renewal.run());

@@ -162,6 +162,7 @@ fn every_metric_of_the_controller_is_in_the_readme_with_its_labels() {
     metrics.refused("key");
     metrics.invalid_objects("Service", 1);
     metrics.watch_failed("Service");
+    metrics.injection(naru_controller::inject::Outcome::Injected);
     metrics.authority_expires(SystemTime::now());
     metrics.count_objects(|| vec![("Service", 1)]);
     let known = families_of(&metrics.render().expect("a rendering"));
@@ -215,6 +216,8 @@ fn every_flag_of_the_proxy_and_the_controller_is_in_the_readme() {
     assert_eq!(flags_of_readme("naru-proxy run", true), run);
     let init = flags_of::<naru_proxy::init::InitArgs>();
     assert_eq!(flags_of_readme("naru-proxy init", true), init);
+    let wait = flags_of::<naru_proxy::probe::wait::WaitArgs>();
+    assert_eq!(flags_of_readme("naru-proxy wait", false), wait);
     let controller = flags_of::<naru_controller::config::Config>();
     assert_eq!(flags_of_readme("naru-controller run", true), controller);
 }

@@ -30,7 +30,8 @@ const SERIAL_BYTES: usize = 16;
 
 const KEY_FILE: &str = "ca.key";
 const CERTIFICATE_FILE: &str = "ca.crt";
-const ANCHORS_FILE: &str = "trust-anchors.pem";
+/// The certificate for others, in PEM.
+pub const ANCHORS_FILE: &str = "trust-anchors.pem";
 
 /// Why there is no authority to issue with.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +115,26 @@ impl Ca {
         })
     }
 
+    /// A new authority: its certificate and its key, in PEM.
+    pub fn make(trust_domain: &str, now: SystemTime) -> Result<(String, String), CaError> {
+        let key = KeyPair::generate()?;
+        let certificate = root(trust_domain, now)?.self_signed(&key)?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+
+    /// Puts an authority that comes from elsewhere in `directory`, in place of the one that is there.
+    pub fn write(directory: &Path, certificate: &[u8], key: &[u8]) -> Result<(), CaError> {
+        let files = [
+            (KEY_FILE, key, 0o600),
+            (CERTIFICATE_FILE, certificate, 0o644),
+        ];
+        for (name, content, mode) in files {
+            let path = directory.join(name);
+            write(&path, content, mode).map_err(|source| CaError::File { path, source })?;
+        }
+        Ok(())
+    }
+
     /// The certificate that everybody in the mesh trusts.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
@@ -131,24 +152,44 @@ impl Ca {
         key: &impl PublicKeyData,
         now: SystemTime,
     ) -> Result<Option<(CertificateDer<'static>, SystemTime)>, rcgen::Error> {
+        let both = [
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        self.leaf(SanType::URI(id.to_string().try_into()?), &both, key, now)
+    }
+
+    /// A certificate for a server with a DNS name. It is no identity of the mesh.
+    pub fn issue_server(
+        &self,
+        name: &str,
+        key: &impl PublicKeyData,
+        now: SystemTime,
+    ) -> Result<Option<(CertificateDer<'static>, SystemTime)>, rcgen::Error> {
+        let name = SanType::DnsName(name.try_into()?);
+        self.leaf(name, &[ExtendedKeyUsagePurpose::ServerAuth], key, now)
+    }
+
+    fn leaf(
+        &self,
+        name: SanType,
+        usages: &[ExtendedKeyUsagePurpose],
+        key: &impl PublicKeyData,
+        now: SystemTime,
+    ) -> Result<Option<(CertificateDer<'static>, SystemTime)>, rcgen::Error> {
         if now >= self.expires {
             return Ok(None);
         }
         let expires = (now + LEAF_LIFETIME).min(self.expires);
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params
-            .subject_alt_names
-            .push(SanType::URI(id.to_string().try_into()?));
+        params.subject_alt_names.push(name);
         params.not_before = (now - BACKDATING).into();
         params.not_after = expires.into();
         params.serial_number = Some(serial());
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = usages.to_vec();
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(key, &self.issuer)?;
         Ok(Some((certificate.der().clone(), expires)))

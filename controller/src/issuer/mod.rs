@@ -22,7 +22,7 @@ use rustls::pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
 
-pub use ca::{Ca, CaError, LEAF_LIFETIME};
+pub use ca::{ANCHORS_FILE, Ca, CaError, LEAF_LIFETIME};
 pub use identity::{SpiffeId, is_trust_domain};
 pub use review::TokenReviewer;
 pub use token::{Bearer, KeyError, PublicKey, TokenCheck, TokenError};
@@ -48,6 +48,9 @@ pub struct Issued {
     pub chain: Vec<CertificateDer<'static>>,
     pub expires: SystemTime,
 }
+
+/// A chain, leaf first, and its key.
+pub type ServerCertificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// Why a certificate is refused.
 #[derive(Debug, thiserror::Error)]
@@ -141,10 +144,18 @@ impl Issuer {
         })
     }
 
+    /// Whom the controller proves to be.
+    pub fn controller(&self) -> SpiffeId {
+        SpiffeId {
+            trust_domain: self.trust_domain.clone(),
+            namespace: CONTROLLER.0.to_owned(),
+            service_account: CONTROLLER.1.to_owned(),
+        }
+    }
+
     /// The controller's own certificate, on a new key.
     pub fn own(&self, now: SystemTime) -> Result<(Issued, PrivateKeyDer<'static>), Refusal> {
-        let id =
-            SpiffeId::new(&self.trust_domain, CONTROLLER.0, CONTROLLER.1).ok_or(Refusal::Name)?;
+        let id = self.controller();
         let key = KeyPair::generate()?;
         let (leaf, expires) = self
             .ca
@@ -158,6 +169,17 @@ impl Issuer {
         };
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         Ok((issued, PrivateKeyDer::Pkcs8(key)))
+    }
+
+    /// A certificate for a server of the controller's that is called by a DNS name, on a new key.
+    pub fn server(&self, name: &str, now: SystemTime) -> Result<ServerCertificate, Refusal> {
+        let key = KeyPair::generate()?;
+        let (leaf, _) = self
+            .ca
+            .issue_server(name, &key, now)?
+            .ok_or(Refusal::AuthorityExpired)?;
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        Ok((vec![leaf], PrivateKeyDer::Pkcs8(key)))
     }
 
     pub fn trust_domain(&self) -> &str {

@@ -6,6 +6,7 @@ mod admin;
 mod apps;
 mod control;
 mod identity;
+mod injection;
 mod mesh;
 mod process;
 mod shutdown;

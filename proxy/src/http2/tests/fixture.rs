@@ -184,6 +184,7 @@ fn config(limits: Limits) -> Config {
         map_outbound: Vec::new(),
         map_inbound: Vec::new(),
         admin: ([127, 0, 0, 1], 0).into(),
+        probes: crate::probe::Probes::default(),
         workers: 1,
         socket_mark: None,
         access_log: false,

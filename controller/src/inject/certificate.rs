@@ -1,0 +1,163 @@
+//! The webhook's certificate, kept fresh while it serves: issued by the mesh's own authority, or read from files that somebody
+//! else renews.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tracing::{error, info};
+
+use crate::issuer::{Issuer, LEAF_LIFETIME, Refusal};
+
+/// How often files are looked at. Whoever renews them does so hours before they expire.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// How old an issued certificate gets.
+const RENEW_AFTER: Duration = LEAF_LIFETIME.checked_div(2).expect("2 is not 0");
+/// Bytes of a file that is read: a chain of a dozen certificates.
+const MAX_FILE: u64 = 256 * 1024;
+
+/// Where the certificate comes from.
+#[derive(Clone)]
+pub enum Certificate {
+    Issued { issuer: Arc<Issuer>, name: String },
+    Files { chain: PathBuf, key: PathBuf },
+}
+
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("{path}: {problem}")]
+    Content { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Issue(#[from] Refusal),
+    #[error(transparent)]
+    Rustls(#[from] rustls::Error),
+}
+
+#[derive(Debug)]
+struct Shown(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl Certificate {
+    /// How connections are taken, and the task that keeps the certificate fresh.
+    pub fn serve(
+        self,
+    ) -> Result<(Arc<ServerConfig>, impl Future<Output = ()> + Send), CertificateError> {
+        self.serve_looking(LOOK_INTERVAL)
+    }
+
+    /// With how often is looked whether there is another certificate.
+    pub(super) fn serve_looking(
+        self,
+        interval: Duration,
+    ) -> Result<(Arc<ServerConfig>, impl Future<Output = ()> + Send), CertificateError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut seen = self.version();
+        let shown = Arc::new(Shown(ArcSwap::from_pointee(self.get(&provider)?)));
+        // Every API server that calls webhooks speaks TLS 1.3.
+        let mut config = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_cert_resolver(shown.clone());
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let refresh = async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                let version = self.version();
+                if version == seen {
+                    continue;
+                }
+                match self.get(&provider) {
+                    Ok(key) => {
+                        shown.0.store(Arc::new(key));
+                        info!("the webhook's certificate is renewed");
+                        seen = version;
+                    }
+                    // The old one stays.
+                    Err(error) => error!(%error, "the webhook's certificate cannot be renewed"),
+                }
+            }
+        };
+        Ok((Arc::new(config), refresh))
+    }
+
+    /// Changes when there is another certificate to get.
+    fn version(&self) -> Vec<u64> {
+        match self {
+            Self::Issued { .. } => {
+                vec![since_epoch(SystemTime::now()).as_secs() / RENEW_AFTER.as_secs()]
+            }
+            Self::Files { chain, key } => [chain, key]
+                .into_iter()
+                .map(|path| {
+                    let modified = fs::metadata(path).and_then(|file| file.modified());
+                    // Files of nanoseconds in one second differ.
+                    modified.map_or(0, |at| since_epoch(at).as_nanos() as u64)
+                })
+                .collect(),
+        }
+    }
+
+    fn get(&self, provider: &CryptoProvider) -> Result<CertifiedKey, CertificateError> {
+        let (chain, key) = match self {
+            Self::Issued { issuer, name } => issuer.server(name, SystemTime::now())?,
+            Self::Files { chain, key } => (read_chain(chain)?, read_key(key)?),
+        };
+        Ok(CertifiedKey::from_der(chain, key, provider)?)
+    }
+}
+
+fn since_epoch(time: SystemTime) -> Duration {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let pem = read(path)?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| content(path, error))?;
+    match chain.is_empty() {
+        true => Err(content(path, "holds no certificate in PEM")),
+        false => Ok(chain),
+    }
+}
+
+fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| content(path, error))
+}
+
+fn content(path: &Path, problem: impl ToString) -> CertificateError {
+    CertificateError::Content {
+        path: path.to_owned(),
+        problem: problem.to_string(),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes))
+        .map(|_| bytes)
+        .map_err(|source| CertificateError::File {
+            path: path.to_owned(),
+            source,
+        })
+}

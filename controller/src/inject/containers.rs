@@ -1,0 +1,188 @@
+//! The containers and the volume that a pod is given. Each has the least rights with which it works.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::PodSpec;
+use serde_json::{Map, Value, json};
+
+use super::probes::Target;
+use super::settings::Settings;
+use super::{ADMIN_PORT, INIT_CONTAINER, Options, PROGRAM, PROXY_UID, Resources, SIDECAR};
+
+/// Holds the pod's token and the trust anchors.
+pub const VOLUME: &str = "naru-identity";
+const MOUNTED: &str = "/var/run/naru";
+/// Where the API server mounts its own token into every container that has nothing there. Neither of ours calls it.
+const API_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// The ConfigMap with the trust anchors, and its key. The controller keeps one in each namespace.
+pub const ANCHORS_CONFIG_MAP: &str = "naru-trust-anchors";
+pub const ANCHORS_KEY: &str = "trust-anchors.pem";
+const TOKEN: &str = "token";
+/// Whom the token is for.
+const AUDIENCE: &str = "naru.dev";
+/// How long a token holds, in seconds. The kubelet makes a new one in time.
+const TOKEN_SECONDS: u32 = 3_600;
+/// How long a sidecar may take until it is ready before it is started again, in seconds: as long as a controller on a new node
+/// takes to be pulled and started.
+const START_SECONDS: u32 = 120;
+/// How long a pod may take to end where it says nothing itself, in seconds (Kubernetes' own default).
+const GRACE_SECONDS: i64 = 30;
+
+pub fn volume() -> Value {
+    json!({
+        "name": VOLUME,
+        "projected": {
+            "sources": [
+                { "serviceAccountToken": { "audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN } },
+                { "configMap": { "name": ANCHORS_CONFIG_MAP, "items": [{ "key": ANCHORS_KEY, "path": ANCHORS_KEY }] } },
+            ],
+        },
+    })
+}
+
+/// Sets the redirect rules. Only root can use a capability without a mark on the file, which would need privilege escalation.
+pub fn init(settings: &Settings, options: &Options) -> Value {
+    let environment = [
+        ("NARU_PROXY_UID", PROXY_UID.to_string()),
+        (
+            "NARU_SKIP_INBOUND_PORTS",
+            settings.skip_inbound_ports.clone(),
+        ),
+        (
+            "NARU_SKIP_OUTBOUND_PORTS",
+            settings.skip_outbound_ports.clone(),
+        ),
+        (
+            "NARU_SKIP_OUTBOUND_CIDRS",
+            settings.skip_outbound_cidrs.clone(),
+        ),
+    ];
+    let environment = environment
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty());
+    json!({
+        "name": INIT_CONTAINER,
+        "image": options.image,
+        "imagePullPolicy": options.pull_policy.as_str(),
+        "command": [PROGRAM, "init"],
+        "env": environment.map(variable).collect::<Vec<_>>(),
+        "resources": resources(&settings.resources),
+        "securityContext": {
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        // What went wrong is seen in the pod's status.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [mounted(API_TOKEN)],
+    })
+}
+
+pub fn sidecar(
+    spec: &PodSpec,
+    settings: &Settings,
+    probes: &BTreeMap<String, Target>,
+    options: &Options,
+) -> Value {
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let mut environment = vec![
+        field("NARU_NAMESPACE", "metadata.namespace"),
+        field("NARU_POD", "metadata.name"),
+    ];
+    let grace = spec.termination_grace_period_seconds;
+    let texts = [
+        ("NARU_CONTROLLER", options.controller.clone()),
+        (
+            "NARU_CONTROLLER_IDENTITY",
+            options.controller_identity.clone(),
+        ),
+        ("NARU_TRUST_ANCHORS", format!("{MOUNTED}/{ANCHORS_KEY}")),
+        ("NARU_TOKEN", format!("{MOUNTED}/{TOKEN}")),
+        ("NARU_LOG", settings.log.clone()),
+        // As long as the pod has, and no longer: what is over then is ended by the kubelet.
+        (
+            "NARU_DRAIN_TIMEOUT",
+            format!("{}s", grace.unwrap_or(GRACE_SECONDS).max(0)),
+        ),
+    ];
+    environment.extend(texts.into_iter().map(variable));
+    if settings.access_log {
+        environment.push(variable(("NARU_ACCESS_LOG", "true".to_owned())));
+    }
+    if !probes.is_empty() {
+        environment.push(variable(("NARU_PROBES", json!(probes).to_string())));
+    }
+    let asked = |path: &str, more: Value| {
+        let mut probe = json!({ "httpGet": { "path": path, "port": ADMIN_PORT } });
+        merge(&mut probe, more);
+        probe
+    };
+    let mut container = json!({
+        "name": SIDECAR,
+        "image": options.image,
+        "imagePullPolicy": options.pull_policy.as_str(),
+        "command": [PROGRAM, "run"],
+        "env": environment,
+        "ports": [{ "name": "naru-admin", "containerPort": ADMIN_PORT, "protocol": "TCP" }],
+        "startupProbe": asked("/ready", json!({ "periodSeconds": 1, "failureThreshold": START_SECONDS })),
+        "readinessProbe": asked("/ready", json!({ "periodSeconds": 5, "timeoutSeconds": 2 })),
+        "livenessProbe": asked("/live", json!({ "periodSeconds": 10, "timeoutSeconds": 5 })),
+        "resources": resources(&settings.resources),
+        "securityContext": {
+            "runAsUser": PROXY_UID,
+            "runAsGroup": PROXY_UID,
+            "runAsNonRoot": true,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [mounted(MOUNTED), mounted(API_TOKEN)],
+    });
+    let lifecycle = match options.native_sidecars {
+        // The kubelet waits for the startup probe before it starts what comes after.
+        true => json!({ "restartPolicy": "Always" }),
+        // The kubelet starts the next container once this hook has ended.
+        false => json!({ "lifecycle": { "postStart": { "exec": {
+            "command": [PROGRAM, "wait", "--timeout", format!("{START_SECONDS}s")],
+        } } } }),
+    };
+    merge(&mut container, lifecycle);
+    container
+}
+
+fn mounted(at: &str) -> Value {
+    json!({ "name": VOLUME, "mountPath": at, "readOnly": true })
+}
+
+fn merge(into: &mut Value, from: Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        into.extend(from);
+    }
+}
+
+/// `$` begins a reference in a variable's value, and `$$` is one.
+fn variable((name, value): (&str, String)) -> Value {
+    json!({ "name": name, "value": value.replace('$', "$$") })
+}
+
+fn resources(resources: &Resources) -> Value {
+    let both = |cpu: &str, memory: &str| -> Map<String, Value> {
+        [("cpu", cpu), ("memory", memory)]
+            .into_iter()
+            .filter(|(_, quantity)| !quantity.is_empty())
+            .map(|(name, quantity)| (name.to_owned(), quantity.into()))
+            .collect()
+    };
+    json!({
+        "requests": both(&resources.cpu_request, &resources.memory_request),
+        "limits": both(&resources.cpu_limit, &resources.memory_limit),
+    })
+}

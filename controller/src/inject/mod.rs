@@ -1,0 +1,296 @@
+//! Injection: a pod is given its sidecar when it is created.
+//!
+//! ```text
+//! API server ─▶ serve (TLS, HTTP) ─▶ review ─▶ patch (pure) ─┬─ settings   what the pod's annotations ask for
+//!                    ▲                                      ├─ containers the init container, the sidecar, its volume
+//!               certificate                                 └─ probes     from the node to the sidecar's admin port
+//! ```
+//!
+//! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it is left as it is, with the
+//! reason; or a refusal. All operations of one pod are applied together or not at all, so that no pod is half injected.
+
+mod certificate;
+mod containers;
+mod operations;
+mod options;
+mod probes;
+mod review;
+mod serve;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use serde_json::json;
+
+pub use certificate::{Certificate, CertificateError};
+pub use containers::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
+pub use operations::Operation;
+pub use options::{InjectArgs, PullPolicy, Resources};
+pub use review::{Answer, Outcome, answer};
+pub use serve::{Injected, serve};
+
+use operations::{Path, add, remove, set_key};
+use settings::Settings;
+
+/// The label by which everybody knows that a pod has a sidecar.
+const INJECTED_LABEL: &str = "naru.dev/injected";
+/// Whether this pod is to have a sidecar, whatever its namespace says.
+const INJECT_ANNOTATION: &str = "naru.dev/inject";
+/// Why a pod has none although it was to have one.
+const SKIPPED_ANNOTATION: &str = "naru.dev/skipped";
+const INIT_CONTAINER: &str = "naru-init";
+const SIDECAR: &str = "naru-proxy";
+/// The sidecar's program in its image.
+const PROGRAM: &str = "/usr/local/bin/naru-proxy";
+/// The user that the sidecar runs as. Its connections are not redirected.
+const PROXY_UID: i64 = 1337;
+const OUTBOUND_PORT: i32 = 15001;
+const INBOUND_PORT: i32 = 15006;
+const ADMIN_PORT: i32 = 15020;
+/// The container that `kubectl logs` and `kubectl exec` take when none is named.
+const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
+/// By these Prometheus is told, in many clusters, what to scrape.
+const SCRAPE_ANNOTATIONS: &str = "prometheus.io/";
+/// A pod that the kubelet runs by itself, of which the API server has only a picture.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// What all pods have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    pub image: String,
+    pub pull_policy: PullPolicy,
+    /// The controller's gRPC address, as HOST:PORT.
+    pub controller: String,
+    pub controller_identity: String,
+    /// The sidecar is an init container that goes on running. Without: a plain container, the first one.
+    pub native_sidecars: bool,
+    pub log: String,
+    pub resources: Resources,
+}
+
+/// What becomes of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// It gets a sidecar.
+    Inject(Vec<Operation>),
+    /// It has one already, or is to have none.
+    Leave(Vec<Operation>),
+    /// It was to have one, and cannot.
+    Skip {
+        reason: &'static str,
+        operations: Vec<Operation>,
+    },
+}
+
+/// Why a pod is not admitted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("naru: the annotation {name}: {value:?}: {problem}")]
+    Annotation {
+        name: &'static str,
+        value: String,
+        problem: String,
+    },
+    #[error(
+        "naru: the pod has a container named {0} that is none of naru's: rename it, or set the annotation naru.dev/inject: \
+         disabled"
+    )]
+    ContainerName(&'static str),
+    #[error(
+        "naru: the pod has a volume named {0}, which the sidecar needs: rename it, or set the annotation naru.dev/inject: disabled"
+    )]
+    VolumeName(&'static str),
+    #[error(
+        "naru: the container {container} listens on port {port}, which the sidecar needs: choose another port, or set the \
+         annotation naru.dev/inject: disabled"
+    )]
+    Port { container: String, port: i32 },
+    #[error(
+        "naru: the container {0} runs as user {PROXY_UID}, which is the sidecar's: its traffic would pass the mesh by. Choose \
+         another runAsUser, or set the annotation naru.dev/inject: disabled"
+    )]
+    User(String),
+    #[error("naru: the object in the review is no pod: {0}")]
+    NoPod(String),
+}
+
+/// What to do with `pod`. `by_namespace`: the namespace's pods are to have sidecars; otherwise only those that say so.
+pub fn decide(pod: &Pod, by_namespace: bool, options: &Options) -> Result<Decision, Refusal> {
+    let asked = match annotation(pod, INJECT_ANNOTATION) {
+        None => by_namespace,
+        Some("enabled") => true,
+        Some("disabled") => false,
+        Some(other) => {
+            return Err(Refusal::Annotation {
+                name: INJECT_ANNOTATION,
+                value: other.to_owned(),
+                problem: "expected enabled or disabled".to_owned(),
+            });
+        }
+    };
+    let spec = pod.spec.clone().unwrap_or_default();
+    match (has_sidecar(&spec)?, asked) {
+        (true, _) => Ok(Decision::Leave(Vec::new())),
+        (false, false) => Ok(Decision::Leave(without_label(pod))),
+        (false, true) => match cannot(pod, &spec, options) {
+            Some(reason) => {
+                let mut operations = without_label(pod);
+                operations.extend(set_key(
+                    Path::root().key("metadata").key("annotations"),
+                    pod.metadata.annotations.is_some(),
+                    [(SKIPPED_ANNOTATION, reason.to_owned())],
+                ));
+                Ok(Decision::Skip { reason, operations })
+            }
+            None => inject(pod, &spec, options).map(Decision::Inject),
+        },
+    }
+}
+
+fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let annotations = pod.metadata.annotations.as_ref()?;
+    annotations.get(name).map(String::as_str)
+}
+
+/// Both containers of ours are there. One of them, or another container of that name, is somebody else's.
+fn has_sidecar(spec: &PodSpec) -> Result<bool, Refusal> {
+    let init = spec.init_containers.iter().flatten();
+    let all = || init.clone().chain(&spec.containers);
+    let ours = |name: &str| {
+        all().find(|container| container.name == name).map(|found| {
+            let command = found.command.iter().flatten().next();
+            command.map(String::as_str) == Some(PROGRAM)
+        })
+    };
+    match (ours(INIT_CONTAINER), ours(SIDECAR)) {
+        (None, None) => Ok(false),
+        (Some(true), Some(true)) => Ok(true),
+        (Some(_), None) => Err(Refusal::ContainerName(INIT_CONTAINER)),
+        (Some(false), _) => Err(Refusal::ContainerName(INIT_CONTAINER)),
+        (None, Some(_)) | (_, Some(false)) => Err(Refusal::ContainerName(SIDECAR)),
+    }
+}
+
+/// What keeps a pod from having a sidecar, where that is the nature of the pod and no mistake in it.
+fn cannot(pod: &Pod, spec: &PodSpec, options: &Options) -> Option<&'static str> {
+    let of_job = || {
+        let mut owners = pod.metadata.owner_references.iter().flatten();
+        owners.any(|owner| owner.kind == "Job")
+    };
+    if annotation(pod, MIRROR_ANNOTATION).is_some() {
+        Some("a static pod cannot be changed by its API server")
+    } else if spec.host_network == Some(true) {
+        Some("a pod in the host's network has no network of its own to redirect")
+    } else if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
+        Some("sidecars run on Linux only")
+    } else if !options.native_sidecars && of_job() {
+        Some("a Job would never complete: this cluster has no native sidecars")
+    } else {
+        None
+    }
+}
+
+/// Nobody may be told that a pod has a sidecar if it has none.
+fn without_label(pod: &Pod) -> Vec<Operation> {
+    let labels = pod.metadata.labels.iter().flatten();
+    let path = Path::root().key("metadata").key("labels");
+    labels
+        .filter(|(name, _)| *name == INJECTED_LABEL)
+        .map(|(name, _)| remove(path.key(name)))
+        .collect()
+}
+
+fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>, Refusal> {
+    check(spec)?;
+    let settings = Settings::of(pod, options)?;
+    let metadata = Path::root().key("metadata");
+    let mut operations = set_key(
+        metadata.key("labels"),
+        pod.metadata.labels.is_some(),
+        [(INJECTED_LABEL, "true".to_owned())],
+    );
+    operations.extend(set_key(
+        metadata.key("annotations"),
+        pod.metadata.annotations.is_some(),
+        annotations(pod, spec),
+    ));
+    // Paths of probes are those of the pod as it came: they go before containers are inserted.
+    let probes = probes::redirect(spec, &mut operations);
+    let at = Path::root().key("spec");
+    operations.push(match spec.volumes {
+        Some(_) => add(at.key("volumes").key("-"), containers::volume()),
+        None => add(at.key("volumes"), json!([containers::volume()])),
+    });
+    let init = containers::init(&settings, options);
+    let sidecar = containers::sidecar(spec, &settings, &probes, options);
+    let inits = at.key("initContainers");
+    if options.native_sidecars {
+        // Before the pod's own: they have the network that its containers have.
+        match spec.init_containers {
+            Some(_) => operations.extend([add(inits.index(0), sidecar), add(inits.index(0), init)]),
+            None => operations.push(add(inits, json!([init, sidecar]))),
+        }
+    } else {
+        // After the pod's own, which would find connections redirected to a sidecar that does not run yet.
+        operations.push(match spec.init_containers {
+            Some(_) => add(inits.key("-"), init),
+            None => add(inits, json!([init])),
+        });
+        operations.push(add(at.key("containers").index(0), sidecar));
+    }
+    Ok(operations)
+}
+
+/// What a pod may not have beside a sidecar.
+fn check(spec: &PodSpec) -> Result<(), Refusal> {
+    let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
+    for container in spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+    {
+        let own = container.security_context.as_ref();
+        if own.and_then(|context| context.run_as_user).or(of_pod) == Some(PROXY_UID) {
+            return Err(Refusal::User(container.name.clone()));
+        }
+        let ours = |port: &i32| [OUTBOUND_PORT, INBOUND_PORT, ADMIN_PORT].contains(port);
+        let ports = container.ports.iter().flatten();
+        let tcp = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
+        if let Some(port) = tcp.map(|port| port.container_port).find(ours) {
+            let container = container.name.clone();
+            return Err(Refusal::Port { container, port });
+        }
+    }
+    let mut volumes = spec.volumes.iter().flatten();
+    match volumes.any(|volume| volume.name == containers::VOLUME) {
+        true => Err(Refusal::VolumeName(containers::VOLUME)),
+        false => Ok(()),
+    }
+}
+
+/// Annotations for others, unless the pod has its own.
+fn annotations(pod: &Pod, spec: &PodSpec) -> Vec<(&'static str, String)> {
+    let given = || {
+        pod.metadata
+            .annotations
+            .iter()
+            .flatten()
+            .map(|(name, _)| name)
+    };
+    let mut annotations = Vec::new();
+    if let Some(Container { name, .. }) = spec.containers.first()
+        && !given().any(|given| given == DEFAULT_CONTAINER_ANNOTATION)
+    {
+        annotations.push((DEFAULT_CONTAINER_ANNOTATION, name.clone()));
+    }
+    if !given().any(|given| given.starts_with(SCRAPE_ANNOTATIONS)) {
+        annotations.extend([
+            ("prometheus.io/scrape", "true".to_owned()),
+            ("prometheus.io/port", ADMIN_PORT.to_string()),
+            ("prometheus.io/path", "/metrics".to_owned()),
+        ]);
+    }
+    annotations
+}

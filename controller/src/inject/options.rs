@@ -1,0 +1,197 @@
+//! Flags for injection, and what becomes of them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+
+use super::{Certificate, Options};
+use crate::issuer::Issuer;
+
+/// Flags of `naru-controller run` for injection.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Injection")]
+pub struct InjectArgs {
+    /// Address of the admission webhook that gives pods their sidecars: HTTPS. Without: there is none.
+    #[arg(
+        long,
+        env = "NARU_WEBHOOK",
+        value_name = "ADDRESS",
+        requires = "proxy_image"
+    )]
+    pub webhook: Option<SocketAddr>,
+    /// DNS name by which the API server calls the webhook.
+    #[arg(
+        long,
+        env = "NARU_WEBHOOK_NAME",
+        value_name = "NAME",
+        default_value = "naru-controller.naru-system.svc"
+    )]
+    pub webhook_name: String,
+    /// PEM file with the webhook's certificate chain, read anew when it changes. Without: the mesh's authority issues one.
+    #[arg(
+        long,
+        env = "NARU_WEBHOOK_CERTIFICATE",
+        value_name = "FILE",
+        requires = "webhook_key"
+    )]
+    pub webhook_certificate: Option<PathBuf>,
+    /// PEM file with the private key of --webhook-certificate.
+    #[arg(
+        long,
+        env = "NARU_WEBHOOK_KEY",
+        value_name = "FILE",
+        requires = "webhook_certificate"
+    )]
+    pub webhook_key: Option<PathBuf>,
+    /// Name of the MutatingWebhookConfiguration whose caBundle is kept up to date. What the controller makes in the cluster belongs
+    /// to it. Needs --kubernetes.
+    #[arg(
+        long,
+        env = "NARU_WEBHOOK_CONFIGURATION",
+        value_name = "NAME",
+        requires = "kubernetes"
+    )]
+    pub webhook_configuration: Option<String>,
+    /// Image of the sidecar, with the program /usr/local/bin/naru-proxy. Needed with --webhook.
+    #[arg(long, env = "NARU_PROXY_IMAGE", value_name = "IMAGE")]
+    pub proxy_image: Option<String>,
+    /// When the node pulls that image.
+    #[arg(long, env = "NARU_PROXY_PULL_POLICY", value_name = "POLICY", value_enum, default_value_t = PullPolicy::IfNotPresent)]
+    pub proxy_pull_policy: PullPolicy,
+    /// The controller's gRPC address, as sidecars are told it.
+    #[arg(
+        long,
+        env = "NARU_PROXY_CONTROLLER",
+        value_name = "HOST:PORT",
+        default_value = "naru-controller.naru-system.svc:15010"
+    )]
+    pub proxy_controller: String,
+    /// What sidecars log, where a pod says nothing else.
+    #[arg(
+        long,
+        env = "NARU_PROXY_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub proxy_log: String,
+    /// CPU that a sidecar requests; empty: none.
+    #[arg(long, env = "NARU_PROXY_CPU_REQUEST", value_name = "QUANTITY", default_value = "20m", value_parser = quantity)]
+    pub proxy_cpu_request: String,
+    /// CPU that a sidecar is limited to; empty: none.
+    #[arg(long, env = "NARU_PROXY_CPU_LIMIT", value_name = "QUANTITY", default_value = "", value_parser = quantity)]
+    pub proxy_cpu_limit: String,
+    /// Memory that a sidecar requests; empty: none.
+    #[arg(long, env = "NARU_PROXY_MEMORY_REQUEST", value_name = "QUANTITY", default_value = "32Mi", value_parser = quantity)]
+    pub proxy_memory_request: String,
+    /// Memory that a sidecar is limited to; empty: none.
+    #[arg(long, env = "NARU_PROXY_MEMORY_LIMIT", value_name = "QUANTITY", default_value = "256Mi", value_parser = quantity)]
+    pub proxy_memory_limit: String,
+    /// Sidecars are init containers that go on running (Kubernetes 1.29 or later); `false`: plain containers.
+    #[arg(
+        long,
+        env = "NARU_NATIVE_SIDECARS",
+        value_name = "BOOL",
+        default_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub native_sidecars: bool,
+}
+
+/// `imagePullPolicy` of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+impl PullPolicy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
+/// Quantities as Kubernetes writes them; empty: not said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resources {
+    pub cpu_request: String,
+    pub cpu_limit: String,
+    pub memory_request: String,
+    pub memory_limit: String,
+}
+
+impl InjectArgs {
+    /// Where to listen and what to inject. `None`: there is to be no webhook.
+    pub fn webhook(&self, controller_identity: String) -> Option<(SocketAddr, Options)> {
+        let options = Options {
+            image: self.proxy_image.clone()?,
+            pull_policy: self.proxy_pull_policy,
+            controller: self.proxy_controller.clone(),
+            controller_identity,
+            native_sidecars: self.native_sidecars,
+            log: self.proxy_log.clone(),
+            resources: Resources {
+                cpu_request: self.proxy_cpu_request.clone(),
+                cpu_limit: self.proxy_cpu_limit.clone(),
+                memory_request: self.proxy_memory_request.clone(),
+                memory_limit: self.proxy_memory_limit.clone(),
+            },
+        };
+        Some((self.webhook?, options))
+    }
+
+    /// Where the webhook's certificate comes from.
+    pub fn certificate(&self, issuer: &Arc<Issuer>) -> Certificate {
+        match (&self.webhook_certificate, &self.webhook_key) {
+            (Some(chain), Some(key)) => Certificate::Files {
+                chain: chain.clone(),
+                key: key.clone(),
+            },
+            _ => Certificate::Issued {
+                issuer: issuer.clone(),
+                name: self.webhook_name.clone(),
+            },
+        }
+    }
+}
+
+/// A quantity of Kubernetes that is not negative: digits, perhaps with a point, and a unit or an exponent.
+pub fn quantity(text: &str) -> Result<String, String> {
+    const UNITS: [&str; 14] = [
+        "", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei",
+    ];
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let is_number = number.parse::<f64>().is_ok();
+    let is_exponent = unit
+        .strip_prefix(['e', 'E'])
+        .is_some_and(|exponent| exponent.parse::<i8>().is_ok());
+    match text.is_empty() || is_number && (is_exponent || UNITS.contains(&unit)) {
+        true => Ok(text.to_owned()),
+        false => Err("expected a quantity, as 100m, 0.5, 64Mi or 1Gi".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantity_is_what_kubernetes_takes_for_one() {
+        for right in ["", "1", "100m", "0.5", "64Mi", "1e3", "1E", "2.5Gi", ".5"] {
+            assert_eq!(quantity(right).as_deref(), Ok(right));
+        }
+        for wrong in ["x", "1 Gi", "-1", "1.2.3", "10mb", "Mi", "1e", "1ee2"] {
+            assert!(quantity(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The kubelet's probes, which come from a node without an identity and would be refused in strict mode.
+//!
+//! In: the pod's containers. Out: operations that send each probe to the sidecar's admin port, and what the sidecar is to ask
+//! the app when it gets one (`NARU_PROBES`). Everything else in a probe stays as it is. Probes that run a program in the
+//! container, or go to another host, are left alone.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Container, GRPCAction, HTTPGetAction, PodSpec, Probe, TCPSocketAction,
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::ADMIN_PORT;
+use super::operations::{Operation, Path, add, remove, replace};
+
+/// How long the sidecar waits for the app where nothing is said, in seconds: for a probe, Kubernetes' own default, …
+const PROBE_SECONDS: i32 = 1;
+/// … and for a hook, for which the kubelet waits this long.
+const HOOK_SECONDS: i32 = 30;
+
+/// What the sidecar asks the app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Target {
+    seconds: i32,
+    #[serde(flatten)]
+    action: Action,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Action {
+    Http(Http),
+    Tcp {
+        port: u16,
+    },
+    Grpc {
+        port: u16,
+        service: String,
+        tls: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Http {
+    port: u16,
+    path: String,
+    tls: bool,
+    http2: bool,
+    headers: Vec<(String, String)>,
+}
+
+/// Sends every probe of `spec` to the sidecar. The names of the targets are the paths after `/probe/`.
+pub fn redirect(spec: &PodSpec, operations: &mut Vec<Operation>) -> BTreeMap<String, Target> {
+    let mut targets = BTreeMap::new();
+    let lists = [
+        (
+            "initContainers",
+            spec.init_containers.as_deref().unwrap_or_default(),
+        ),
+        ("containers", &spec.containers),
+    ];
+    for (list, containers) in lists {
+        for (index, container) in containers.iter().enumerate() {
+            let at = Path::root().key("spec").key(list).index(index);
+            of_container(container, at, &mut targets, operations);
+        }
+    }
+    targets
+}
+
+fn of_container(
+    container: &Container,
+    at: Path,
+    targets: &mut BTreeMap<String, Target>,
+    operations: &mut Vec<Operation>,
+) {
+    let probes = [
+        ("livenessProbe", "liveness", &container.liveness_probe),
+        ("readinessProbe", "readiness", &container.readiness_probe),
+        ("startupProbe", "startup", &container.startup_probe),
+    ];
+    for (key, kind, probe) in probes {
+        let Some(probe) = probe else { continue };
+        let Some((handler, action)) = action(probe, container) else {
+            continue;
+        };
+        let seconds = probe.timeout_seconds.unwrap_or(PROBE_SECONDS).max(1);
+        let name = format!("{}/{kind}", container.name);
+        let at = at.key(key);
+        if handler == "httpGet" {
+            operations.push(replace(at.key(handler), to_sidecar(&name)));
+        } else {
+            operations.push(remove(at.key(handler)));
+            operations.push(add(at.key("httpGet"), to_sidecar(&name)));
+        }
+        targets.insert(name, Target { seconds, action });
+    }
+    let lifecycle = container.lifecycle.as_ref();
+    let hooks = [
+        (
+            "postStart",
+            "post-start",
+            lifecycle.and_then(|l| l.post_start.as_ref()),
+        ),
+        (
+            "preStop",
+            "pre-stop",
+            lifecycle.and_then(|l| l.pre_stop.as_ref()),
+        ),
+    ];
+    for (key, kind, hook) in hooks {
+        let Some(action) = hook.and_then(|hook| http(hook.http_get.as_ref()?, container)) else {
+            continue;
+        };
+        let name = format!("{}/{kind}", container.name);
+        let at = at.key("lifecycle").key(key).key("httpGet");
+        operations.push(replace(at, to_sidecar(&name)));
+        let seconds = HOOK_SECONDS;
+        targets.insert(name, Target { seconds, action });
+    }
+}
+
+fn to_sidecar(name: &str) -> Value {
+    json!({ "path": format!("/probe/{name}"), "port": ADMIN_PORT, "scheme": "HTTP" })
+}
+
+/// The field that says how a probe is made, and what the sidecar has to do in its place.
+fn action(probe: &Probe, container: &Container) -> Option<(&'static str, Action)> {
+    if let Some(get) = &probe.http_get {
+        Some(("httpGet", http(get, container)?))
+    } else if let Some(TCPSocketAction { host, port, .. }) = &probe.tcp_socket {
+        let port = here(host).then(|| number(port, container))??;
+        Some(("tcpSocket", Action::Tcp { port }))
+    } else if let Some(GRPCAction {
+        port,
+        service,
+        mode,
+    }) = &probe.grpc
+    {
+        let port = u16::try_from(*port).ok()?;
+        let service = service.clone().unwrap_or_default();
+        let tls = mode.as_deref() == Some("TLS");
+        Some(("grpc", Action::Grpc { port, service, tls }))
+    } else {
+        None
+    }
+}
+
+fn http(get: &HTTPGetAction, container: &Container) -> Option<Action> {
+    let port = here(&get.host).then(|| number(&get.port, container))??;
+    let headers = get.http_headers.iter().flatten();
+    Some(Action::Http(Http {
+        port,
+        path: get.path.clone().unwrap_or_default(),
+        tls: get.scheme.as_deref() == Some("HTTPS"),
+        http2: get.protocol.as_deref() == Some("HTTP2"),
+        headers: headers
+            .map(|header| (header.name.clone(), header.value.clone()))
+            .collect(),
+    }))
+}
+
+/// The probe goes to the pod.
+fn here(host: &Option<String>) -> bool {
+    host.as_deref().unwrap_or_default().is_empty()
+}
+
+/// A port's number. A name that the container does not have is left for the kubelet to complain about.
+fn number(port: &IntOrString, container: &Container) -> Option<u16> {
+    let named = |name: &str| {
+        let mut ports = container.ports.iter().flatten();
+        ports.find(|port| port.name.as_deref() == Some(name))
+    };
+    match port {
+        IntOrString::Int(number) => u16::try_from(*number).ok(),
+        IntOrString::String(name) => match name.parse() {
+            Ok(number) => Some(number),
+            Err(_) => u16::try_from(named(name)?.container_port).ok(),
+        },
+    }
+}

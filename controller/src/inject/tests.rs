@@ -1,0 +1,548 @@
+use super::*;
+
+use json_patch::Patch;
+use serde_json::{Value, from_value};
+
+fn options() -> Options {
+    Options {
+        image: "naru-proxy:1".to_owned(),
+        pull_policy: PullPolicy::IfNotPresent,
+        controller: "naru-controller.naru-system.svc:15010".to_owned(),
+        controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller".to_owned(),
+        native_sidecars: true,
+        log: "info".to_owned(),
+        resources: Resources {
+            cpu_request: "20m".to_owned(),
+            cpu_limit: String::new(),
+            memory_request: "32Mi".to_owned(),
+            memory_limit: "256Mi".to_owned(),
+        },
+    }
+}
+
+fn pod(spec: Value) -> Value {
+    json!({ "metadata": { "generateName": "web-" }, "spec": spec })
+}
+
+fn simple() -> Value {
+    pod(json!({ "containers": [{ "name": "web", "image": "web:1" }] }))
+}
+
+fn annotated(pod: &Value, annotations: Value) -> Value {
+    let mut pod = pod.clone();
+    pod["metadata"]["annotations"] = annotations;
+    pod
+}
+
+fn decided(pod: &Value, by_namespace: bool, options: &Options) -> Result<Decision, Refusal> {
+    decide(
+        &from_value(pod.clone()).expect("a pod"),
+        by_namespace,
+        options,
+    )
+}
+
+fn applied(pod: &Value, operations: &[Operation]) -> Value {
+    let patch: Patch =
+        from_value(serde_json::to_value(operations).expect("JSON")).expect("a patch");
+    let mut pod = pod.clone();
+    json_patch::patch(&mut pod, &patch).expect("a patch that fits");
+    // What came out is a pod, with nothing misspelled in what was put in.
+    let typed: Pod = from_value(pod.clone()).expect("a pod");
+    let again = serde_json::to_value(typed).expect("JSON");
+    assert_eq!(again["spec"], pod["spec"]);
+    pod
+}
+
+fn injected_with(pod: &Value, options: &Options) -> Value {
+    match decided(pod, true, options) {
+        Ok(Decision::Inject(operations)) => applied(pod, &operations),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn injected(pod: &Value) -> Value {
+    injected_with(pod, &options())
+}
+
+fn names(containers: &Value) -> Vec<&str> {
+    let containers = containers.as_array().expect("containers");
+    containers
+        .iter()
+        .filter_map(|c| c["name"].as_str())
+        .collect()
+}
+
+fn variable(container: &Value, name: &str) -> Option<String> {
+    let env = container["env"].as_array().expect("variables");
+    let found = env.iter().find(|variable| variable["name"] == name)?;
+    Some(found["value"].as_str().expect("a value").to_owned())
+}
+
+#[test]
+fn the_pod_decides_and_then_its_namespace() {
+    let cases = [
+        (None, true, true),
+        (None, false, false),
+        (Some("enabled"), false, true),
+        (Some("disabled"), true, false),
+    ];
+    for (annotation, by_namespace, expected) in cases {
+        let pod = match annotation {
+            Some(value) => annotated(&simple(), json!({ "naru.dev/inject": value })),
+            None => simple(),
+        };
+        let decision = decided(&pod, by_namespace, &options()).expect("a decision");
+        let is_injected = matches!(decision, Decision::Inject(_));
+        assert_eq!(is_injected, expected, "{annotation:?} {by_namespace}");
+    }
+    let pod = annotated(&simple(), json!({ "naru.dev/inject": "true" }));
+    let refusal = decided(&pod, true, &options())
+        .expect_err("a refusal")
+        .to_string();
+    assert!(
+        refusal.contains("naru.dev/inject") && refusal.contains("enabled or disabled"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn a_sidecar_comes_first_and_the_apps_containers_keep_their_order() {
+    let spec = json!({
+        "serviceAccountName": "web",
+        "initContainers": [{ "name": "migrate" }, { "name": "warm" }],
+        "containers": [{ "name": "web" }, { "name": "log" }],
+        "volumes": [{ "name": "data", "emptyDir": {} }],
+    });
+    let pod = pod(spec.clone());
+    let native = injected(&pod);
+    assert_eq!(
+        names(&native["spec"]["initContainers"]),
+        ["naru-init", "naru-proxy", "migrate", "warm"]
+    );
+    assert_eq!(names(&native["spec"]["containers"]), ["web", "log"]);
+    assert_eq!(names(&native["spec"]["volumes"]), ["data", "naru-identity"]);
+    assert_eq!(
+        native["spec"]["initContainers"][1]["restartPolicy"],
+        "Always"
+    );
+    assert_eq!(native["spec"]["containers"], spec["containers"]);
+    assert_eq!(native["spec"]["serviceAccountName"], "web");
+    assert_eq!(native["metadata"]["labels"]["naru.dev/injected"], "true");
+    let annotations = &native["metadata"]["annotations"];
+    assert_eq!(
+        annotations["kubectl.kubernetes.io/default-container"],
+        "web"
+    );
+    assert_eq!(annotations["prometheus.io/port"], "15020");
+
+    let plain = injected_with(
+        &pod,
+        &Options {
+            native_sidecars: false,
+            ..options()
+        },
+    );
+    assert_eq!(
+        names(&plain["spec"]["initContainers"]),
+        ["migrate", "warm", "naru-init"]
+    );
+    assert_eq!(
+        names(&plain["spec"]["containers"]),
+        ["naru-proxy", "web", "log"]
+    );
+    let sidecar = &plain["spec"]["containers"][0];
+    assert_eq!(sidecar["restartPolicy"], Value::Null);
+    assert_eq!(
+        sidecar["lifecycle"]["postStart"]["exec"]["command"][1],
+        "wait"
+    );
+}
+
+#[test]
+fn a_pod_that_has_its_sidecar_is_left_as_it_is() {
+    for native_sidecars in [true, false] {
+        let options = Options {
+            native_sidecars,
+            ..options()
+        };
+        let once = injected_with(&simple(), &options);
+        assert_eq!(
+            decided(&once, true, &options),
+            Ok(Decision::Leave(Vec::new()))
+        );
+    }
+}
+
+#[test]
+fn a_label_without_a_sidecar_is_no_sidecar() {
+    let mut pod = simple();
+    pod["metadata"]["labels"] = json!({ "app": "web", "naru.dev/injected": "true" });
+    assert_eq!(
+        names(&injected(&pod)["spec"]["initContainers"]),
+        ["naru-init", "naru-proxy"]
+    );
+    let pod = annotated(&pod, json!({ "naru.dev/inject": "disabled" }));
+    match decided(&pod, true, &options()) {
+        Ok(Decision::Leave(operations)) => {
+            assert_eq!(
+                applied(&pod, &operations)["metadata"]["labels"],
+                json!({ "app": "web" })
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn only_the_init_container_may_do_anything() {
+    let pod = injected(&simple());
+    let init = &pod["spec"]["initContainers"][0]["securityContext"];
+    assert_eq!(
+        init["capabilities"],
+        json!({ "drop": ["ALL"], "add": ["NET_ADMIN"] })
+    );
+    let sidecar = &pod["spec"]["initContainers"][1]["securityContext"];
+    assert_eq!(sidecar["capabilities"], json!({ "drop": ["ALL"] }));
+    assert_eq!(sidecar["runAsUser"], 1337);
+    assert_eq!(sidecar["runAsNonRoot"], true);
+    for context in [init, sidecar] {
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+        assert_eq!(context["readOnlyRootFilesystem"], true);
+        assert_eq!(context["seccompProfile"]["type"], "RuntimeDefault");
+    }
+}
+
+#[test]
+fn a_sidecar_has_a_token_of_its_own_and_the_anchors() {
+    let pod = injected(&simple());
+    let sources = &pod["spec"]["volumes"][0]["projected"]["sources"];
+    assert_eq!(sources[0]["serviceAccountToken"]["audience"], "naru.dev");
+    assert_eq!(sources[1]["configMap"]["name"], "naru-trust-anchors");
+    let sidecar = &pod["spec"]["initContainers"][1];
+    assert_eq!(sidecar["volumeMounts"][0]["readOnly"], true);
+    // Something is where the API server would put a token for itself.
+    for container in &pod["spec"]["initContainers"].as_array().expect("a list")[..2] {
+        let mounts = container["volumeMounts"].as_array().expect("mounts");
+        let at = "/var/run/secrets/kubernetes.io/serviceaccount";
+        assert!(mounts.iter().any(|mount| mount["mountPath"] == at));
+    }
+    assert_eq!(
+        variable(sidecar, "NARU_TOKEN").as_deref(),
+        Some("/var/run/naru/token")
+    );
+    assert_eq!(
+        variable(sidecar, "NARU_DRAIN_TIMEOUT").as_deref(),
+        Some("30s")
+    );
+    let mut patient = simple();
+    patient["spec"]["terminationGracePeriodSeconds"] = json!(300);
+    let sidecar = &injected(&patient)["spec"]["initContainers"][1];
+    assert_eq!(
+        variable(sidecar, "NARU_DRAIN_TIMEOUT").as_deref(),
+        Some("300s")
+    );
+}
+
+#[test]
+fn annotations_change_the_sidecar() {
+    let pod = annotated(
+        &simple(),
+        json!({
+            "naru.dev/log-level": "debug",
+            "naru.dev/access-log": "true",
+            "naru.dev/proxy-cpu-request": "1",
+            "naru.dev/proxy-cpu-limit": "2",
+            "naru.dev/proxy-memory-limit": "1Gi",
+            "naru.dev/skip-inbound-ports": "9100, 9101",
+            "naru.dev/skip-outbound-ports": "25",
+            "naru.dev/skip-outbound-cidrs": "169.254.169.254/32,fd00:ec2::/32",
+            "prometheus.io/scrape": "false",
+        }),
+    );
+    let pod = injected(&pod);
+    let containers = &pod["spec"]["initContainers"];
+    let (init, sidecar) = (&containers[0], &containers[1]);
+    assert_eq!(variable(sidecar, "NARU_LOG").as_deref(), Some("debug"));
+    assert_eq!(
+        variable(sidecar, "NARU_ACCESS_LOG").as_deref(),
+        Some("true")
+    );
+    assert_eq!(
+        sidecar["resources"],
+        json!({ "requests": { "cpu": "1", "memory": "32Mi" }, "limits": { "cpu": "2", "memory": "1Gi" } })
+    );
+    assert_eq!(
+        variable(init, "NARU_SKIP_INBOUND_PORTS").as_deref(),
+        Some("9100,9101")
+    );
+    assert_eq!(
+        variable(init, "NARU_SKIP_OUTBOUND_PORTS").as_deref(),
+        Some("25")
+    );
+    let networks = variable(init, "NARU_SKIP_OUTBOUND_CIDRS");
+    assert_eq!(
+        networks.as_deref(),
+        Some("169.254.169.254/32,fd00:ec2::/32")
+    );
+    assert_eq!(
+        pod["metadata"]["annotations"]["prometheus.io/port"],
+        Value::Null
+    );
+}
+
+#[test]
+fn an_annotation_that_is_wrong_is_told_with_its_name() {
+    let wrong = [
+        ("naru.dev/log-level", "naru=loud"),
+        ("naru.dev/access-log", "yes"),
+        ("naru.dev/proxy-cpu-request", "lots"),
+        ("naru.dev/proxy-memory-limit", "1GB"),
+        ("naru.dev/skip-inbound-ports", "http"),
+        ("naru.dev/skip-inbound-ports", "0"),
+        ("naru.dev/skip-outbound-ports", "65536"),
+        ("naru.dev/skip-outbound-cidrs", "10.0.0.0/33"),
+        ("naru.dev/skip-outbound-cidrs", "example.org"),
+    ];
+    for (name, value) in wrong {
+        let refusal = decided(
+            &annotated(&simple(), json!({ name: value })),
+            true,
+            &options(),
+        );
+        let refusal = refusal.expect_err("a refusal").to_string();
+        assert!(
+            refusal.contains(name) && refusal.contains(value),
+            "{refusal}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_have_a_sidecar_is_left_alone_with_the_reason() {
+    let mut host_network = simple();
+    host_network["spec"]["hostNetwork"] = json!(true);
+    let mut windows = simple();
+    windows["spec"]["os"] = json!({ "name": "windows" });
+    let mirror = annotated(&simple(), json!({ "kubernetes.io/config.mirror": "x" }));
+    for pod in [host_network, windows, mirror] {
+        match decided(&pod, true, &options()) {
+            Ok(Decision::Skip { reason, operations }) => {
+                let after = applied(&pod, &operations);
+                assert_eq!(after["metadata"]["annotations"]["naru.dev/skipped"], reason);
+                assert_eq!(after["spec"], pod["spec"]);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut job = simple();
+    job["metadata"]["ownerReferences"] =
+        json!([{ "apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "1" }]);
+    let plain = Options {
+        native_sidecars: false,
+        ..options()
+    };
+    assert!(matches!(
+        decided(&job, true, &plain),
+        Ok(Decision::Skip { .. })
+    ));
+    assert!(matches!(
+        decided(&job, true, &options()),
+        Ok(Decision::Inject(_))
+    ));
+}
+
+#[test]
+fn what_is_in_a_sidecars_way_is_refused() {
+    let with = |key: &str, value: Value| {
+        let mut pod = simple();
+        pod["spec"]["containers"][0][key] = value;
+        decided(&pod, true, &options()).expect_err("a refusal")
+    };
+    let port = |port: i32| json!([{ "containerPort": port }]);
+    assert!(matches!(
+        with("ports", port(15001)),
+        Refusal::Port { port: 15001, .. }
+    ));
+    assert!(matches!(
+        with("ports", port(15020)),
+        Refusal::Port { port: 15020, .. }
+    ));
+    let user = json!({ "runAsUser": 1337 });
+    assert_eq!(
+        with("securityContext", user.clone()),
+        Refusal::User("web".to_owned())
+    );
+    assert_eq!(
+        with("name", json!("naru-proxy")),
+        Refusal::ContainerName("naru-proxy")
+    );
+    assert_eq!(
+        with("name", json!("naru-init")),
+        Refusal::ContainerName("naru-init")
+    );
+    let mut pod = simple();
+    pod["spec"]["securityContext"] = user;
+    let refusal = decided(&pod, true, &options());
+    assert_eq!(refusal, Err(Refusal::User("web".to_owned())));
+    let mut pod = simple();
+    pod["spec"]["volumes"] = json!([{ "name": "naru-identity", "emptyDir": {} }]);
+    let refusal = decided(&pod, true, &options());
+    assert_eq!(refusal, Err(Refusal::VolumeName("naru-identity")));
+}
+
+#[test]
+fn probes_go_to_the_sidecar_and_keep_everything_else() {
+    let spec = json!({
+        "initContainers": [{ "name": "own", "restartPolicy": "Always", "startupProbe": { "tcpSocket": { "port": 7000 } } }],
+        "containers": [{
+            "name": "web",
+            "ports": [{ "name": "http", "containerPort": 8080 }],
+            "livenessProbe": { "httpGet": { "path": "/live?x=$(HOME)", "port": "http", "scheme": "HTTPS",
+                "httpHeaders": [{ "name": "x-a", "value": "1" }] }, "periodSeconds": 3, "timeoutSeconds": 4 },
+            "readinessProbe": { "grpc": { "port": 9000, "service": "shop", "mode": "TLS" }, "failureThreshold": 7 },
+            "startupProbe": { "exec": { "command": ["true"] } },
+            "lifecycle": { "preStop": { "httpGet": { "path": "/bye", "port": 8080, "protocol": "HTTP2" } }, "postStart": { "sleep": { "seconds": 1 } } },
+        }, {
+            "name": "other",
+            "livenessProbe": { "httpGet": { "host": "192.0.2.1", "port": 80 } },
+            "readinessProbe": { "httpGet": { "port": "no-such-port" } },
+        }],
+    });
+    let before = pod(spec);
+    let after = injected(&before);
+    let web = &after["spec"]["containers"][0];
+    let to = |path: &str| json!({ "path": path, "port": 15020, "scheme": "HTTP" });
+    assert_eq!(
+        web["livenessProbe"],
+        json!({ "httpGet": to("/probe/web/liveness"), "periodSeconds": 3, "timeoutSeconds": 4 })
+    );
+    assert_eq!(
+        web["readinessProbe"],
+        json!({ "httpGet": to("/probe/web/readiness"), "failureThreshold": 7 })
+    );
+    assert_eq!(
+        web["startupProbe"],
+        before["spec"]["containers"][0]["startupProbe"]
+    );
+    assert_eq!(
+        web["lifecycle"]["preStop"]["httpGet"],
+        to("/probe/web/pre-stop")
+    );
+    assert_eq!(
+        web["lifecycle"]["postStart"],
+        json!({ "sleep": { "seconds": 1 } })
+    );
+    assert_eq!(
+        after["spec"]["containers"][1],
+        before["spec"]["containers"][1]
+    );
+    let own = &after["spec"]["initContainers"][2];
+    assert_eq!(
+        own["startupProbe"],
+        json!({ "httpGet": to("/probe/own/startup") })
+    );
+
+    let sidecar = &after["spec"]["initContainers"][1];
+    let probes = variable(sidecar, "NARU_PROBES").expect("probes");
+    // As Kubernetes reads a variable's value.
+    let probes: Value = serde_json::from_str(&probes.replace("$$", "$")).expect("JSON");
+    assert_eq!(
+        probes,
+        json!({
+            "own/startup": { "seconds": 1, "tcp": { "port": 7000 } },
+            "web/liveness": { "seconds": 4, "http":
+                { "port": 8080, "path": "/live?x=$(HOME)", "tls": true, "http2": false, "headers": [["x-a", "1"]] } },
+            "web/pre-stop": { "seconds": 30, "http": { "port": 8080, "path": "/bye", "tls": false, "http2": true, "headers": [] } },
+            "web/readiness": { "seconds": 1, "grpc": { "port": 9000, "service": "shop", "tls": true } },
+        })
+    );
+}
+
+fn review(pod: &Value) -> Value {
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "42",
+            "kind": { "group": "", "version": "v1", "kind": "Pod" },
+            "operation": "CREATE",
+            "namespace": "shop",
+            "object": pod,
+        },
+    })
+}
+
+fn answered(review: &Value) -> (Outcome, Value) {
+    let answer = answer(review.to_string().as_bytes(), true, &options()).expect("an answer");
+    let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    assert_eq!(body["kind"], "AdmissionReview");
+    assert_eq!(body["response"]["uid"], "42");
+    (answer.outcome, body["response"].clone())
+}
+
+#[test]
+fn a_review_is_answered_with_a_patch_a_warning_or_a_refusal() {
+    let (outcome, response) = answered(&review(&simple()));
+    assert_eq!(
+        (outcome, &response["allowed"]),
+        (Outcome::Injected, &json!(true))
+    );
+    assert_eq!(response["patchType"], "JSONPatch");
+    let patch: k8s_openapi::ByteString = from_value(response["patch"].clone()).expect("base64");
+    let patch: Patch = serde_json::from_slice(&patch.0).expect("a patch");
+    let mut pod = simple();
+    json_patch::patch(&mut pod, &patch).expect("a patch that fits");
+    assert_eq!(pod, injected(&simple()));
+
+    let (outcome, response) = answered(&review(&pod));
+    assert_eq!(outcome, Outcome::Unchanged);
+    assert_eq!(response, json!({ "uid": "42", "allowed": true }));
+
+    let mut host_network = simple();
+    host_network["spec"]["hostNetwork"] = json!(true);
+    let (outcome, response) = answered(&review(&host_network));
+    assert_eq!(
+        (outcome, &response["allowed"]),
+        (Outcome::Skipped, &json!(true))
+    );
+    assert!(
+        response["warnings"][0]
+            .as_str()
+            .is_some_and(|text| text.contains("host's network"))
+    );
+
+    let wrong = annotated(&simple(), json!({ "naru.dev/inject": "maybe" }));
+    let (outcome, response) = answered(&review(&wrong));
+    assert_eq!(
+        (outcome, &response["allowed"]),
+        (Outcome::Refused, &json!(false))
+    );
+    assert!(
+        response["status"]["message"]
+            .as_str()
+            .is_some_and(|text| text.starts_with("naru: "))
+    );
+    assert_eq!(response.get("patch"), None);
+
+    let (outcome, _) = answered(&review(&json!({ "spec": { "containers": "none" } })));
+    assert_eq!(outcome, Outcome::Refused);
+}
+
+#[test]
+fn what_is_no_review_of_a_new_pod_is_an_error() {
+    let mut update = review(&simple());
+    update["request"]["operation"] = json!("UPDATE");
+    let mut service = review(&simple());
+    service["request"]["kind"]["kind"] = json!("Service");
+    let mut old = review(&simple());
+    old["apiVersion"] = json!("admission.k8s.io/v1beta1");
+    let mut empty = review(&simple());
+    empty["request"] = Value::Null;
+    for wrong in [update, service, old, empty, json!({}), json!([])] {
+        assert!(
+            answer(wrong.to_string().as_bytes(), true, &options()).is_err(),
+            "{wrong}"
+        );
+    }
+}

@@ -1,0 +1,108 @@
+//! A ConfigMap with the trust anchors in every namespace that has sidecars: a pod can mount none of another namespace.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, Client};
+use tracing::{info, warn};
+
+use super::MANAGER;
+use crate::inject::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
+
+/// How long a ConfigMap that has just been written is taken to be there: a namespace cannot be deleted and made anew in less.
+const FRESH: Duration = Duration::from_secs(5);
+
+pub struct Anchors {
+    client: Client,
+    pem: String,
+    written: HashMap<String, Instant>,
+    /// Where writing has failed.
+    waiting: BTreeSet<String>,
+}
+
+impl Anchors {
+    pub fn new(client: Client, pem: String) -> Self {
+        Self {
+            client,
+            pem,
+            written: HashMap::new(),
+            waiting: BTreeSet::new(),
+        }
+    }
+
+    /// Makes sure that `namespace` has the anchors.
+    pub async fn need(&mut self, namespace: String, owner: Option<&OwnerReference>) {
+        let now = Instant::now();
+        self.written.retain(|_, at| now.duration_since(*at) < FRESH);
+        if self.written.contains_key(&namespace) {
+            return;
+        }
+        match self.write(&namespace, owner).await {
+            Ok(()) => {
+                self.written.insert(namespace, now);
+            }
+            // The namespace is being deleted, or is gone.
+            Err(kube::Error::Api(status)) if [403, 404].contains(&status.code) => {
+                warn!(namespace, error = %status, "the ConfigMap {ANCHORS_CONFIG_MAP} is refused");
+            }
+            Err(error) => {
+                warn!(
+                    namespace, %error,
+                    "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written: new pods of this namespace wait for it"
+                );
+                self.waiting.insert(namespace);
+            }
+        }
+    }
+
+    /// Brings the anchors up to date where there are some.
+    pub async fn look(&mut self, owner: Option<&OwnerReference>) {
+        for namespace in std::mem::take(&mut self.waiting) {
+            self.need(namespace, owner).await;
+        }
+        let named = ListParams::default().fields(&format!("metadata.name={ANCHORS_CONFIG_MAP}"));
+        let api = Api::<ConfigMap>::all(self.client.clone());
+        let found = match api.list(&named).await {
+            Ok(found) => found,
+            Err(error) => {
+                return warn!(%error, "the ConfigMaps {ANCHORS_CONFIG_MAP} cannot be listed");
+            }
+        };
+        for found in found {
+            let data = found.data.as_ref().and_then(|data| data.get(ANCHORS_KEY));
+            let namespace = found.metadata.namespace.unwrap_or_default();
+            if data == Some(&self.pem) {
+                continue;
+            }
+            if let Err(error) = self.write(&namespace, owner).await {
+                warn!(namespace, %error, "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written");
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        namespace: &str,
+        owner: Option<&OwnerReference>,
+    ) -> Result<(), kube::Error> {
+        let object = ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(ANCHORS_CONFIG_MAP.to_owned()),
+                owner_references: owner.map(|owner| vec![owner.clone()]),
+                ..ObjectMeta::default()
+            },
+            data: Some(BTreeMap::from([(ANCHORS_KEY.to_owned(), self.pem.clone())])),
+            ..ConfigMap::default()
+        };
+        let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
+        // Whoever wrote it before.
+        let params = PatchParams::apply(MANAGER).force();
+        api.patch(ANCHORS_CONFIG_MAP, &params, &Patch::Apply(&object))
+            .await?;
+        info!(namespace, "the trust anchors are in place");
+        Ok(())
+    }
+}

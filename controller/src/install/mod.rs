@@ -1,0 +1,89 @@
+//! What the controller keeps in the cluster, so that an installation is complete without anybody's hands.
+//!
+//! ```text
+//! Secret of the authority ◀─ made on first start, or given ─▶ --state-dir
+//! caBundle of the webhook ◀─┐
+//! ConfigMap in a namespace ◀┴─ trust anchors
+//! ```
+//!
+//! In: the API server, and namespaces that were injected into. Out: those objects, put right again when they differ. What is made
+//! here belongs to the webhook's configuration, which belongs to whoever installed it: when that goes, the rest goes.
+
+mod anchors;
+mod authority;
+#[cfg(test)]
+mod tests;
+mod webhook;
+
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
+
+pub use authority::{Authority, AuthorityError};
+pub use webhook::owner;
+
+/// In whose name fields are written.
+const MANAGER: &str = "naru-controller";
+/// How often what there is is compared with what there should be.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// Namespaces that wait to be given anchors. One that finds no place is named again with its next pod.
+const MAX_WAITING: usize = 1_024;
+
+/// Namespaces that need trust anchors. Cheap to clone.
+#[derive(Clone)]
+pub struct Needed(mpsc::Sender<String>);
+
+impl Needed {
+    /// A pod of this namespace has been given a sidecar.
+    pub fn in_namespace(&self, namespace: &str) {
+        // Full: the next pod asks again, and the kubelet waits.
+        let _ = self.0.try_send(namespace.to_owned());
+    }
+}
+
+/// What is kept right.
+pub struct Install {
+    pub client: Client,
+    /// Name of the MutatingWebhookConfiguration.
+    pub webhook_configuration: String,
+    /// Whether its caBundle is ours to fill.
+    pub ca_bundle: bool,
+    /// The trust anchors in force.
+    pub anchors_pem: String,
+}
+
+impl Install {
+    /// What tells of namespaces, and the task that keeps everything right for as long as it runs.
+    pub fn start(self) -> (Needed, impl Future<Output = ()> + Send) {
+        let (sender, needed) = mpsc::channel(MAX_WAITING);
+        (Needed(sender), self.run(needed))
+    }
+
+    async fn run(self, mut needed: mpsc::Receiver<String>) {
+        let mut look = interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut owner = None;
+        let mut anchors = anchors::Anchors::new(self.client.clone(), self.anchors_pem.clone());
+        loop {
+            tokio::select! {
+                _ = look.tick() => {
+                    match webhook::look(&self).await {
+                        Ok(found) => owner = Some(found),
+                        Err(error) => warn!(
+                            name = self.webhook_configuration, %error,
+                            "the webhook's configuration cannot be brought up to date"
+                        ),
+                    }
+                    anchors.look(owner.as_ref()).await;
+                }
+                namespace = needed.recv() => match namespace {
+                    Some(namespace) => anchors.need(namespace, owner.as_ref()).await,
+                    None => return,
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The webhook's configuration: by its caBundle the API server knows the controller.
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tracing::info;
+
+use super::{Install, MANAGER};
+
+/// What things of ours belong to.
+pub async fn owner(client: Client, name: &str) -> Result<OwnerReference, kube::Error> {
+    let api = Api::<MutatingWebhookConfiguration>::all(client);
+    Ok(reference(&api.get(name).await?))
+}
+
+/// Brings the caBundle up to date. Returns what things of ours belong to.
+pub async fn look(install: &Install) -> Result<OwnerReference, kube::Error> {
+    let name = &install.webhook_configuration;
+    let api = Api::<MutatingWebhookConfiguration>::all(install.client.clone());
+    let found = api.get(name).await?;
+    let bundle = ByteString(install.anchors_pem.clone().into_bytes());
+    let webhooks = found.webhooks.iter().flatten();
+    let outdated: Vec<_> = webhooks
+        .filter(|webhook| {
+            install.ca_bundle && webhook.client_config.ca_bundle.as_ref() != Some(&bundle)
+        })
+        .map(|webhook| json!({ "name": webhook.name, "clientConfig": { "caBundle": bundle } }))
+        .collect();
+    if !outdated.is_empty() {
+        // Webhooks are told by their names; everything else of them stays.
+        let patch = Patch::Strategic(json!({ "webhooks": outdated }));
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        api.patch(name, &params, &patch).await?;
+        info!(name, "the webhook's caBundle is up to date");
+    }
+    Ok(reference(&found))
+}
+
+fn reference(found: &MutatingWebhookConfiguration) -> OwnerReference {
+    OwnerReference {
+        api_version: "admissionregistration.k8s.io/v1".to_owned(),
+        kind: "MutatingWebhookConfiguration".to_owned(),
+        name: found.metadata.name.clone().unwrap_or_default(),
+        uid: found.metadata.uid.clone().unwrap_or_default(),
+        ..OwnerReference::default()
+    }
+}

@@ -1,0 +1,135 @@
+//! Probes of the app, made for the kubelet.
+//!
+//! ```text
+//! kubelet ─ GET /probe/app/readiness ─▶ admin port ─▶ here ─▶ the app's own port, as the probe was meant
+//! ```
+//!
+//! The kubelet has no identity of the mesh, so what it would ask the app in strict mode is refused. Injection sends its probes to
+//! the admin port instead, and says in `--probes` what each stands for. In: the name of a probe, and the address that it came to.
+//! Out: an HTTP status that the kubelet takes as it would take the app's. Whoever reaches the admin port can do what
+//! the kubelet does and no more: nothing in a request chooses what is asked, and nothing of the app's answer but its status is told.
+
+mod grpc;
+mod http;
+mod tls;
+pub mod wait;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::socket;
+use crate::table::Peer;
+
+/// What every probe stands for, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Probes(HashMap<String, Target>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+struct Target {
+    /// How long the app may take.
+    seconds: u32,
+    #[serde(flatten)]
+    action: Action,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Action {
+    Http(http::Get),
+    Tcp {
+        port: u16,
+    },
+    Grpc {
+        port: u16,
+        service: String,
+        #[serde(default)]
+        tls: bool,
+    },
+}
+
+/// Where a probe comes from, and whom it calls itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The pod's address that it was sent to.
+    pub here: IpAddr,
+    pub user_agent: &'a str,
+    pub socket_mark: Option<u32>,
+}
+
+/// Why the app did not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("connecting to the app: {0}")]
+    Connect(#[source] io::Error),
+    #[error("TLS with the app: {0}")]
+    Tls(#[source] io::Error),
+    #[error("talking with the app: {0}")]
+    Talk(#[source] io::Error),
+    #[error("the app's answer is no HTTP/1: {0}")]
+    Answer(#[from] httparse::Error),
+    #[error("the probe's {0} cannot be sent")]
+    Request(&'static str),
+    #[error("talking HTTP/2 with the app: {0}")]
+    Http2(#[from] h2::Error),
+    #[error("the app says that it does not serve: {0}")]
+    NotServing(String),
+    #[error("the app took longer than {0} s")]
+    Slow(u32),
+}
+
+impl FromStr for Probes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        serde_json::from_str(text)
+            .map(Self)
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl Probes {
+    /// The HTTP status of the app's answer, or of what else it did. `None`: there is no probe of this name.
+    pub async fn run(&self, name: &str, asked: Asked<'_>) -> Option<Result<u16, Failure>> {
+        let target = self.0.get(name)?;
+        let limit = Duration::from_secs(target.seconds.into());
+        let made = tokio::time::timeout(limit, target.action.run(asked)).await;
+        Some(made.unwrap_or(Err(Failure::Slow(target.seconds))))
+    }
+}
+
+impl Action {
+    async fn run(&self, asked: Asked<'_>) -> Result<u16, Failure> {
+        /// What tells the kubelet that all is well.
+        const WELL: u16 = 200;
+        match self {
+            Self::Http(get) => get.status(asked).await,
+            Self::Tcp { port } => connect(asked, *port).await.map(|_| WELL),
+            Self::Grpc { port, service, tls } => {
+                let app = connect(asked, *port).await?;
+                if *tls {
+                    let app = tls::connect(app, asked.here, Some("h2")).await?;
+                    grpc::check(app, service, asked.user_agent).await?;
+                } else {
+                    grpc::check(app, service, asked.user_agent).await?;
+                }
+                Ok(WELL)
+            }
+        }
+    }
+}
+
+/// To the address that the kubelet would have called, past the redirect rules.
+async fn connect(asked: Asked<'_>, port: u16) -> Result<tokio::net::TcpStream, Failure> {
+    let address = SocketAddr::new(asked.here, port);
+    socket::dial(address, Some(&Peer::App), asked.socket_mark)
+        .await
+        .map_err(Failure::Connect)
+}
+
+#[cfg(test)]
+mod tests;
