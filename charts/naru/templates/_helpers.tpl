@@ -1,0 +1,32 @@
+{{/* The controller proves to be of this namespace, and is called by its name. */}}
+{{- define "naru.namespace" -}}
+{{- if ne .Release.Namespace "naru-system" -}}
+{{- fail "install this chart in the namespace naru-system: helm install naru … --namespace naru-system --create-namespace" -}}
+{{- end -}}
+naru-system
+{{- end }}
+
+{{- define "naru.selector" -}}
+app.kubernetes.io/name: naru
+app.kubernetes.io/component: controller
+{{- end }}
+
+{{- define "naru.labels" -}}
+{{ include "naru.selector" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "naru.image" -}}
+{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- end }}
+
+{{- define "naru.nativeSidecars" -}}
+{{- if eq (toString .Values.proxy.nativeSidecars) "auto" -}}
+{{ semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version }}
+{{- else -}}
+{{ .Values.proxy.nativeSidecars }}
+{{- end -}}
+{{- end }}

