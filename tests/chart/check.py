@@ -127,7 +127,7 @@ def main():
 
     flags = flags_of_controller()
     check("README.md", flags, "lists no flags of naru-controller run")
-    cases = {"default": ({}, ()), "ha": ({}, [CHART / "values-ha.yaml"]), "everything": (EVERYTHING, ()), "off": (OFF, ())}
+    cases = {"default": ({}, ()), "cluster": ({}, [ROOT / "tests/cluster/values.yaml"]), "ha": ({}, [CHART / "values-ha.yaml"]), "everything": (EVERYTHING, ()), "off": (OFF, ())}
     count = 0
     for version in HELM:
         well, said = helm.call("helm_lint", paths=[str(CHART)], strict=True, helm_version=version)
