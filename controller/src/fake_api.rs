@@ -139,6 +139,11 @@ impl FakeApi {
         (self.state().answers).insert(path.to_owned(), (status, body));
     }
 
+    /// Writes to that path are taken again.
+    pub fn answer_no_more(&self, path: &str) {
+        self.state().answers.remove(path);
+    }
+
     /// Method, path and query of every request since the last call.
     pub fn take_requests(&self) -> Vec<String> {
         std::mem::take(&mut self.state().requests)
@@ -259,11 +264,16 @@ impl State {
                 Answer::Now(200, json!({"metadata": metadata, "items": page}))
             }
             Method::POST => {
-                let (key, mut body) = (key(&body), body);
+                let mut body = body;
+                // As the real one, which takes the namespace from the path.
+                if let Some((_, rest)) = target.split_once("/namespaces/") {
+                    body["metadata"]["namespace"] = json!(rest.split('/').next());
+                }
+                let key = key(&body);
                 if collection.objects.contains_key(&key) {
                     return failure(409, "AlreadyExists");
                 }
-                self.put(&path, std::mem::take(&mut body));
+                self.put(&path, body);
                 Answer::Now(201, self.collections[&path].objects[&key].clone())
             }
             _ => failure(405, "MethodNotAllowed"),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! source ─▶ index ─▶ compile ─▶ serve ═══ one stream per proxy ═══▶
-//!                               issuer ── certificates ───────────▶
+//!                    │          issuer ── certificates ───────────▶
+//!                    └─▶ status ─▶ conditions of routes
 //! inject ── sidecars for new pods ──▶ API server
 //! ```
 #![forbid(unsafe_code)]
@@ -21,3 +22,4 @@ pub mod logging;
 pub mod metrics;
 pub mod serve;
 pub mod source;
+pub mod status;

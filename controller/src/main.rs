@@ -19,6 +19,7 @@ use naru_controller::logging::{self, LogFilter};
 use naru_controller::metrics::Metrics;
 use naru_controller::serve::{self, Serve};
 use naru_controller::source::{self, Event};
+use naru_controller::status;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -95,7 +96,7 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
             .with_context(|| format!("--webhook {address}"))?;
         info!("webhook on {}", listener.local_addr()?);
         tokio::spawn(refresh);
-        let injected = install(&config, client)?;
+        let injected = install(&config, client.clone())?;
         let webhook = inject::serve(listener, tls, options, metrics.clone(), injected);
         tokio::spawn(webhook);
     }
@@ -118,6 +119,10 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     };
     tokio::spawn(admin::serve(admin_listener, admin));
     let watching = tokio::spawn(watching);
+    let status = client.map(|client| {
+        let (hub, stopping) = (hub.clone(), stopping.clone());
+        tokio::spawn(status::run(client, hub, metrics, stopping))
+    });
     tokio::spawn(async move {
         while let Some(event) = received.recv().await {
             hub.apply(event);
@@ -136,7 +141,11 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     }
     info!("shutting down");
     stop.send_replace(true);
-    serving.await?.context("serving proxies")
+    let served = serving.await?.context("serving proxies");
+    if let Some(status) = status {
+        status.await?;
+    }
+    served
 }
 
 /// The mesh's certificate authority. An API server that is away is waited for.

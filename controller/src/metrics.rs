@@ -27,6 +27,13 @@ pub enum Form {
     Delta,
 }
 
+/// How writing the status of a route ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusOutcome {
+    Written,
+    Failed,
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -43,6 +50,7 @@ struct Inner {
     manifest_errors: IntGauge,
     invalid_objects: IntGaugeVec,
     watch_failures: IntCounterVec,
+    status_writes: IntCounterVec,
     authority_expiry: Gauge,
     injections: IntCounterVec,
     objects: OnceLock<ObjectCounts>,
@@ -143,6 +151,16 @@ impl Metrics {
                     &["kind"],
                 ),
             ),
+            status_writes: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "naru_controller_status_writes_total",
+                        "Writes of the status of routes.",
+                    ),
+                    &["outcome"],
+                ),
+            ),
             authority_expiry: register(
                 &registry,
                 Gauge::new(
@@ -234,6 +252,14 @@ impl Metrics {
         self.0.watch_failures.with_label_values(&[kind]).inc();
     }
 
+    pub fn status_written(&self, outcome: StatusOutcome) {
+        let outcome = match outcome {
+            StatusOutcome::Written => "written",
+            StatusOutcome::Failed => "failed",
+        };
+        self.0.status_writes.with_label_values(&[outcome]).inc();
+    }
+
     pub fn authority_expires(&self, at: SystemTime) {
         let since = at
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -320,6 +346,7 @@ fn kind(name: &ResourceName) -> &'static str {
         ResourceName::Destination(_) => "destination",
         ResourceName::Service { .. } => "service",
         ResourceName::HttpRoute { .. } => "http-route",
+        ResourceName::GrpcRoute { .. } => "grpc-route",
         ResourceName::Endpoints { .. } => "endpoints",
     }
 }

@@ -163,6 +163,7 @@ fn every_metric_of_the_controller_is_in_the_readme_with_its_labels() {
     metrics.invalid_objects("Service", 1);
     metrics.watch_failed("Service");
     metrics.injection(naru_controller::inject::Outcome::Injected);
+    metrics.status_written(naru_controller::metrics::StatusOutcome::Written);
     metrics.authority_expires(SystemTime::now());
     metrics.count_objects(|| vec![("Service", 1)]);
     let known = families_of(&metrics.render().expect("a rendering"));

@@ -22,6 +22,8 @@ pub enum ResourceName {
     },
     /// `http-route/<namespace>/<name>`
     HttpRoute { namespace: String, name: String },
+    /// `grpc-route/<namespace>/<name>`: the same as an HTTPRoute, but for where it comes from.
+    GrpcRoute { namespace: String, name: String },
     /// `endpoints/<namespace>/<service>/<port>`
     Endpoints {
         namespace: String,
@@ -55,6 +57,7 @@ impl fmt::Display for ResourceName {
                 port,
             } => write!(f, "service/{client_namespace}/{namespace}/{name}/{port}"),
             Self::HttpRoute { namespace, name } => write!(f, "http-route/{namespace}/{name}"),
+            Self::GrpcRoute { namespace, name } => write!(f, "grpc-route/{namespace}/{name}"),
             Self::Endpoints {
                 namespace,
                 service,
@@ -88,6 +91,10 @@ impl FromStr for ResourceName {
                 port: port.parse().map_err(|_| error())?,
             }),
             ("http-route", [namespace, name]) => Ok(Self::HttpRoute {
+                namespace: namespace.to_string(),
+                name: name.to_string(),
+            }),
+            ("grpc-route", [namespace, name]) => Ok(Self::GrpcRoute {
                 namespace: namespace.to_string(),
                 name: name.to_string(),
             }),
@@ -131,6 +138,8 @@ mod tests {
             ),
             (label(), label())
                 .prop_map(|(namespace, name)| ResourceName::HttpRoute { namespace, name }),
+            (label(), label())
+                .prop_map(|(namespace, name)| ResourceName::GrpcRoute { namespace, name }),
             (label(), label(), any::<u16>()).prop_map(|(namespace, service, port)| {
                 ResourceName::Endpoints {
                     namespace,

@@ -133,7 +133,7 @@ pub struct Service {
     pub port: u32,
     #[prost(enumeration = "Protocol", tag = "4")]
     pub protocol: i32,
-    /// Names of `http-route/…` resources, first the one that wins where matches are equal (Gateway API:
+    /// Names of `http-route/…` or `grpc-route/…` resources, first the one that wins where matches are equal (Gateway API:
     /// the oldest, then by namespace and name). Empty: every request goes to `endpoints`.
     #[prost(string, repeated, tag = "5")]
     pub http_routes: Vec<String>,
@@ -159,7 +159,7 @@ pub struct RetryBudget {
     pub min_retries_per_1000_s: u64,
 }
 
-/// `http-route/<namespace>/<name>`: an HTTPRoute (Gateway API v1.7).
+/// `http-route/<namespace>/<name>`: an HTTPRoute (Gateway API v1.7); `grpc-route/<namespace>/<name>`: a GRPCRoute, in the same words.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpRoute {
     #[prost(string, tag = "1")]

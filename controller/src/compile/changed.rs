@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use naru_contract::ResourceName;
 
+use super::http_route;
 use super::inbound::selects;
 use crate::index::{self, Index};
 use crate::source::{
     BackendTrafficPolicy, EndpointSlice, HttpRoute, Name, Namespace, Object, Pod, ReferenceGrant,
-    Service,
+    RouteName, Service,
 };
 
 /// As `client_namespace` in a [`Changed`]: for the clients of every namespace.
@@ -184,10 +185,11 @@ impl Changes<'_> {
 
     fn route(&mut self, before: Option<&HttpRoute>, after: Option<&HttpRoute>) {
         let index = self.index;
-        let Some(name) = after.or(before).map(|route| &route.name) else {
+        let Some(id) = after.or(before).map(HttpRoute::id) else {
             return;
         };
-        self.http_route(name);
+        let name = &id.name;
+        self.http_route(&id);
         let attachment = |route: &HttpRoute| {
             (
                 route.parents.clone(),
@@ -229,7 +231,11 @@ impl Changes<'_> {
         let index = self.index;
         for grant in before.into_iter().chain(after) {
             let routes = (index.routes_by_backend_namespace).get(&grant.name.namespace);
-            for route in routes.filter(|route| grant.from.contains(&route.namespace)) {
+            let may = |route: &&RouteName| {
+                let from = (route.kind, route.name.namespace.clone());
+                grant.from.contains(&from)
+            };
+            for route in routes.filter(may) {
                 self.http_route(route);
             }
         }
@@ -297,11 +303,8 @@ impl Changes<'_> {
         self.resource(ResourceName::Destination(SocketAddr::new(ip, ANY_PORT)));
     }
 
-    fn http_route(&mut self, route: &Name) {
-        self.resource(ResourceName::HttpRoute {
-            namespace: route.namespace.clone(),
-            name: route.name.clone(),
-        });
+    fn http_route(&mut self, route: &RouteName) {
+        self.resource(http_route::resource(route));
     }
 
     fn resource(&mut self, name: ResourceName) {

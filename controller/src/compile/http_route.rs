@@ -1,15 +1,33 @@
-//! `http-route/…`: an HTTPRoute with its backends resolved.
+//! `http-route/…` and `grpc-route/…`: a route with its backends resolved.
 
 use naru_contract as contract;
 use naru_contract::ResourceName;
 use naru_contract::resource::Body;
 
 use super::{Catalog, Compiled};
-use crate::source::{BackendRef, HttpRoute, Name};
+use crate::source::{BackendRef, HttpRoute, Name, RouteKind, RouteName};
+
+/// Why a backend can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub(super) struct Unresolved {
+    /// Of the ResolvedRefs condition.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// The resource that stands for a route.
+pub(super) fn resource(route: &RouteName) -> ResourceName {
+    let Name { namespace, name } = route.name.clone();
+    match route.kind {
+        RouteKind::Http => ResourceName::HttpRoute { namespace, name },
+        RouteKind::Grpc => ResourceName::GrpcRoute { namespace, name },
+    }
+}
 
 impl Catalog {
-    pub(super) fn http_route(&self, name: &Name) -> Option<Compiled> {
-        let route = self.index.routes.get(name)?;
+    pub(super) fn http_route(&self, kind: RouteKind, name: Name) -> Option<Compiled> {
+        let route = self.index.routes.get(&RouteName { kind, name })?;
         if route.refused.is_some() {
             return None;
         }
@@ -30,8 +48,8 @@ impl Catalog {
         needs.sort();
         needs.dedup();
         let body = Body::HttpRoute(contract::HttpRoute {
-            namespace: name.namespace.clone(),
-            name: name.name.clone(),
+            namespace: route.name.namespace.clone(),
+            name: route.name.name.clone(),
             rules,
         });
         Some(Compiled::new(body, needs))
@@ -49,7 +67,7 @@ impl Catalog {
                 needs.push(name);
                 (text, String::new())
             }
-            Err(reason) => (String::new(), reason),
+            Err(unresolved) => (String::new(), unresolved.to_string()),
         };
         contract::HttpBackend {
             weight: backend.weight,
@@ -59,39 +77,46 @@ impl Catalog {
         }
     }
 
-    /// The endpoints that a backend stands for, or a reason of the ResolvedRefs condition with what it is about.
-    fn resolve(&self, route: &HttpRoute, backend: &BackendRef) -> Result<ResourceName, String> {
+    /// The endpoints that a backend stands for.
+    pub(super) fn resolve(
+        &self,
+        route: &HttpRoute,
+        backend: &BackendRef,
+    ) -> Result<ResourceName, Unresolved> {
         let name = &backend.name;
+        let no = |reason, message| Err(Unresolved { reason, message });
         if !backend.is_service() {
             let group = match backend.group.as_str() {
                 "" => "core",
                 group => group,
             };
-            return Err(format!(
-                "InvalidKind: {} of group {group} can't be a backend of {}, only a Service can",
+            let message = format!(
+                "{} of group {group} can't be a backend of {}, only a Service can",
                 backend.kind, route.name
-            ));
+            );
+            return no("InvalidKind", message);
         }
         if !self.may_refer(route, name) {
-            return Err(format!(
-                "RefNotPermitted: no ReferenceGrant in {} lets HTTPRoutes of {} refer to Service {name}",
-                name.namespace, route.name.namespace
-            ));
+            let message = format!(
+                "no ReferenceGrant in {} lets {}s of {} refer to Service {name}",
+                name.namespace,
+                route.kind.kind().as_str(),
+                route.name.namespace
+            );
+            return no("RefNotPermitted", message);
         }
         let Some(service) = self.index.services.get(name) else {
-            return Err(format!("BackendNotFound: there is no Service {name}"));
+            return no("BackendNotFound", format!("there is no Service {name}"));
         };
         // The CRD demands a port for a Service.
         let port = backend.port.unwrap_or_default();
         if service.external_name {
-            return Err(format!(
-                "BackendNotFound: Service {name} is an ExternalName, which has no endpoints"
-            ));
+            let message = format!("Service {name} is an ExternalName, which has no endpoints");
+            return no("BackendNotFound", message);
         }
         if self.service_port(name, port).is_none() {
-            return Err(format!(
-                "BackendNotFound: Service {name} has no TCP port {port}"
-            ));
+            let message = format!("Service {name} has no TCP port {port}");
+            return no("BackendNotFound", message);
         }
         Ok(ResourceName::Endpoints {
             namespace: name.namespace.clone(),
@@ -106,6 +131,6 @@ impl Catalog {
         let own = &route.name.namespace;
         service.namespace == *own
             || (route.parents.iter()).any(|p| p.service.namespace == service.namespace)
-            || self.index.is_granted(own, service)
+            || self.index.is_granted(route.kind, own, service)
     }
 }

@@ -7,6 +7,7 @@ mod destination;
 mod endpoints;
 mod http_route;
 mod inbound;
+mod route_status;
 mod service;
 mod version;
 
@@ -17,9 +18,10 @@ use naru_contract::resource::Body;
 use naru_contract::{MtlsMode, ResourceName};
 
 use crate::index::Index;
-use crate::source::{Event, HttpRoute, Name, Object};
+use crate::source::{Event, HttpRoute, Name, Object, RouteKind};
 
 pub use changed::{ANY_NAMESPACE, ANY_PORT, Changed};
+pub use route_status::{ParentStatus, RouteStatus, Verdict};
 
 /// The mesh's own settings.
 #[derive(Clone, Debug)]
@@ -98,7 +100,10 @@ impl Catalog {
                 port,
             } => self.service(client_namespace, &Name::new(namespace, name), *port),
             ResourceName::HttpRoute { namespace, name } => {
-                self.http_route(&Name::new(namespace, name))
+                self.http_route(RouteKind::Http, Name::new(namespace, name))
+            }
+            ResourceName::GrpcRoute { namespace, name } => {
+                self.http_route(RouteKind::Grpc, Name::new(namespace, name))
             }
             ResourceName::Endpoints {
                 namespace,
@@ -121,12 +126,17 @@ impl Catalog {
 
     /// How many objects there are of each kind.
     pub fn object_counts(&self) -> Vec<(&'static str, usize)> {
+        let routes = |kind| {
+            let routes = self.index.routes.keys();
+            routes.filter(|route| route.kind == kind).count()
+        };
         vec![
             ("Namespace", self.index.namespaces.len()),
             ("Service", self.index.services.len()),
             ("Pod", self.index.pods.len()),
             ("EndpointSlice", self.index.slices.len()),
-            ("HTTPRoute", self.index.routes.len()),
+            ("HTTPRoute", routes(RouteKind::Http)),
+            ("GRPCRoute", routes(RouteKind::Grpc)),
             ("XBackendTrafficPolicy", self.index.policies.len()),
             ("ReferenceGrant", self.index.grants.len()),
         ]

@@ -4,8 +4,8 @@ use naru_contract as contract;
 use naru_contract::resource::Body;
 use naru_contract::{Protocol, ResourceName, RetryBudget};
 
-use super::{Catalog, Compiled};
-use crate::source::{HttpRoute, Name, ParentRef, ServicePort};
+use super::{Catalog, Compiled, http_route};
+use crate::source::{HttpRoute, Name, ParentRef, RouteKind, ServicePort};
 
 impl Catalog {
     pub(super) fn service(
@@ -26,10 +26,7 @@ impl Catalog {
             needs.extend(
                 self.attached(client_namespace, name, port)
                     .into_iter()
-                    .map(|route| ResourceName::HttpRoute {
-                        namespace: route.name.namespace.clone(),
-                        name: route.name.name.clone(),
-                    }),
+                    .map(|route| http_route::resource(&route.id())),
             );
         }
         let body = Body::Service(contract::Service {
@@ -62,6 +59,10 @@ impl Catalog {
         } else {
             consumer
         };
+        // The more specific kind wins.
+        if attached.iter().any(|route| route.kind == RouteKind::Grpc) {
+            attached.retain(|route| route.kind == RouteKind::Grpc);
+        }
         attached.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
         attached
     }
@@ -76,7 +77,7 @@ impl Catalog {
     }
 }
 
-fn is_parent(parent: &ParentRef, service: &Name, port: &ServicePort) -> bool {
+pub(super) fn is_parent(parent: &ParentRef, service: &Name, port: &ServicePort) -> bool {
     parent.service == *service
         && parent.port.is_none_or(|number| number == port.port)
         && (parent.port_name.as_ref()).is_none_or(|name| *name == port.name)

@@ -4,6 +4,7 @@ mod attachment;
 mod changes;
 mod endpoints;
 mod pods;
+mod status;
 
 use naru_contract::resource::Body;
 use naru_contract::{MtlsMode, ResourceName, destination};

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 
 use crate::source::{
     BackendTrafficPolicy, EndpointSlice, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
-    ReferenceGrant, Service,
+    ReferenceGrant, RouteKind, RouteName, Service,
 };
 use relation::Relation;
 
@@ -26,7 +26,7 @@ pub struct Index {
     pub services: HashMap<Name, Service>,
     pub pods: HashMap<Name, Pod>,
     pub slices: HashMap<Name, EndpointSlice>,
-    pub routes: HashMap<Name, HttpRoute>,
+    pub routes: HashMap<RouteName, HttpRoute>,
     pub policies: HashMap<Name, BackendTrafficPolicy>,
     pub grants: HashMap<Name, ReferenceGrant>,
 
@@ -40,9 +40,9 @@ pub struct Index {
     pub slices_by_pod: Relation<Name, Name>,
     /// Only of endpoints that refer to no pod.
     pub slices_by_ip: Relation<IpAddr, Name>,
-    pub routes_by_parent: Relation<Name, Name>,
-    pub routes_by_backend: Relation<Name, Name>,
-    pub routes_by_backend_namespace: Relation<String, Name>,
+    pub routes_by_parent: Relation<Name, RouteName>,
+    pub routes_by_backend: Relation<Name, RouteName>,
+    pub routes_by_backend_namespace: Relation<String, RouteName>,
     pub policies_by_target: Relation<Name, Name>,
 }
 
@@ -65,7 +65,7 @@ impl Index {
                 self.slices.insert(o.name.clone(), o);
             }
             Object::HttpRoute(o) => {
-                self.routes.insert(o.name.clone(), o);
+                self.routes.insert(o.id(), o);
             }
             Object::BackendTrafficPolicy(o) => {
                 self.policies.insert(o.name.clone(), o);
@@ -85,7 +85,8 @@ impl Index {
             Kind::Service => self.services.remove(name).map(Object::Service),
             Kind::Pod => self.pods.remove(name).map(Object::Pod),
             Kind::EndpointSlice => self.slices.remove(name).map(Object::EndpointSlice),
-            Kind::HttpRoute => self.routes.remove(name).map(Object::HttpRoute),
+            Kind::HttpRoute => self.delete_route(RouteKind::Http, name),
+            Kind::GrpcRoute => self.delete_route(RouteKind::Grpc, name),
             Kind::BackendTrafficPolicy => {
                 (self.policies.remove(name)).map(Object::BackendTrafficPolicy)
             }
@@ -93,6 +94,11 @@ impl Index {
         }?;
         self.relate(&before, false);
         Some(before)
+    }
+
+    fn delete_route(&mut self, kind: RouteKind, name: &Name) -> Option<Object> {
+        let name = name.clone();
+        (self.routes.remove(&RouteName { kind, name })).map(Object::HttpRoute)
     }
 
     /// Notes or forgets what an object refers to.
@@ -123,17 +129,14 @@ impl Index {
                 }
             }
             Object::HttpRoute(o) => {
+                let id = o.id();
                 for parent in &o.parents {
-                    (self.routes_by_parent).set(parent.service.clone(), &o.name, there);
+                    (self.routes_by_parent).set(parent.service.clone(), &id, there);
                 }
                 for backend in o.rules.iter().flat_map(|rule| &rule.backends) {
                     let service = &backend.name;
-                    self.routes_by_backend.set(service.clone(), &o.name, there);
-                    (self.routes_by_backend_namespace).set(
-                        service.namespace.clone(),
-                        &o.name,
-                        there,
-                    );
+                    self.routes_by_backend.set(service.clone(), &id, there);
+                    (self.routes_by_backend_namespace).set(service.namespace.clone(), &id, there);
                 }
             }
             Object::BackendTrafficPolicy(o) => {
@@ -161,13 +164,14 @@ impl Index {
         (self.slices_by_service.get(service)).filter_map(|name| self.slices.get(name))
     }
 
-    /// Whether HTTPRoutes of a namespace may refer to a Service of another.
-    pub fn is_granted(&self, from: &str, service: &Name) -> bool {
+    /// Whether routes of a kind and a namespace may refer to a Service of another.
+    pub fn is_granted(&self, kind: RouteKind, from: &str, service: &Name) -> bool {
         (self.grants_by_namespace.get(&service.namespace))
             .filter_map(|name| self.grants.get(name))
             .any(|grant| {
                 let to = |to: &Option<String>| to.as_ref().is_none_or(|to| *to == service.name);
-                grant.from.iter().any(|namespace| namespace == from) && grant.to.iter().any(to)
+                let from = |(of, namespace): &(_, String)| *of == kind && namespace == from;
+                grant.from.iter().any(from) && grant.to.iter().any(to)
             })
     }
 }

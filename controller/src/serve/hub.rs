@@ -19,8 +19,8 @@ use prost::Message;
 use tokio::sync::{Notify, watch};
 
 use super::table::{ClosureChange, Source};
-use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, Viewer};
-use crate::source::Event;
+use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, RouteStatus, Viewer};
+use crate::source::{Event, Kind};
 
 /// Shared resources below which looking for unused ones is not worth it.
 const SWEEP_MIN: usize = 256;
@@ -32,6 +32,8 @@ pub struct Hub {
     shared: Mutex<Shared>,
     anchors: Arc<Compiled>,
     synced: watch::Sender<bool>,
+    /// Told when something changes that the status of a route may depend on.
+    route_changes: watch::Sender<()>,
 }
 
 /// Compiled resources that are the same for everybody, for as long as anybody uses them.
@@ -91,12 +93,18 @@ impl Hub {
                 needs: Vec::new(),
             }),
             synced,
+            route_changes: watch::Sender::new(()),
         }
     }
 
     /// Takes in a change from the source.
     pub fn apply(&self, event: Event) {
         let seen = Instant::now();
+        let about_routes = match &event {
+            Event::Apply(object) => concerns_routes(object.key().kind),
+            Event::Delete(key) => concerns_routes(key.kind),
+            Event::Synced => false,
+        };
         let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         let changed = catalog.apply(event);
         if !changed.is_empty() {
@@ -105,6 +113,9 @@ impl Hub {
         }
         let is_synced = catalog.is_synced();
         drop(catalog);
+        if about_routes {
+            self.route_changes.send_replace(());
+        }
         self.synced
             .send_if_modified(|synced| std::mem::replace(synced, is_synced) != is_synced);
     }
@@ -112,6 +123,16 @@ impl Hub {
     /// True once the source has been read whole.
     pub fn synced(&self) -> watch::Receiver<bool> {
         self.synced.subscribe()
+    }
+
+    /// Told when the status of some route may have changed.
+    pub fn route_changes(&self) -> watch::Receiver<()> {
+        self.route_changes.subscribe()
+    }
+
+    /// What is thought of every route.
+    pub fn route_statuses(&self) -> Vec<RouteStatus> {
+        self.catalog().route_statuses()
     }
 
     pub fn object_counts(&self) -> Vec<(&'static str, usize)> {
@@ -348,7 +369,9 @@ impl Source for View<'_> {
         match name {
             ResourceName::TrustAnchors => Some(self.hub.anchors.clone()),
             // The same for every viewer, and the larger ones: compiled once for all streams.
-            ResourceName::Endpoints { .. } | ResourceName::HttpRoute { .. } => {
+            ResourceName::Endpoints { .. }
+            | ResourceName::HttpRoute { .. }
+            | ResourceName::GrpcRoute { .. } => {
                 let mut shared = lock(&self.hub.shared);
                 if let Some(compiled) = shared.compiled.get(name).and_then(Weak::upgrade) {
                     return Some(compiled);
@@ -359,6 +382,14 @@ impl Source for View<'_> {
             }
             _ => self.catalog.compile(self.viewer, name).map(Arc::new),
         }
+    }
+}
+
+/// Whether the status of a route may depend on objects of a kind.
+fn concerns_routes(kind: Kind) -> bool {
+    match kind {
+        Kind::Service | Kind::HttpRoute | Kind::GrpcRoute | Kind::ReferenceGrant => true,
+        Kind::Namespace | Kind::Pod | Kind::EndpointSlice | Kind::BackendTrafficPolicy => false,
     }
 }
 

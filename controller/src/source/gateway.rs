@@ -21,6 +21,45 @@ pub struct HttpRouteSpec {
 }
 
 #[derive(Debug, Deserialize)]
+pub struct GrpcRoute {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: GrpcRouteSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GrpcRouteSpec {
+    pub parent_refs: Vec<ParentRef>,
+    pub rules: Vec<GrpcRule>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GrpcRule {
+    pub name: Option<String>,
+    pub matches: Vec<GrpcMatch>,
+    pub filters: Vec<HttpFilter>,
+    pub backend_refs: Vec<BackendRef>,
+    pub session_persistence: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct GrpcMatch {
+    pub method: Option<MethodMatch>,
+    pub headers: Vec<NamedMatch>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct MethodMatch {
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub service: Option<String>,
+    pub method: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ParentRef {
     pub group: Option<String>,

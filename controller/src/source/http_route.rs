@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use naru_contract as contract;
 use naru_contract::{PathMatchKind, http_filter};
 use regex::Regex;
@@ -50,12 +51,28 @@ impl From<Invalid> for Failure {
 }
 
 pub fn http_route(object: gateway::HttpRoute) -> Result<HttpRoute, Invalid> {
-    let name = kubernetes::name(&object.metadata)?;
-    let created = kubernetes::created(&object.metadata);
     // Hostnames mean nothing for a route that is attached to a Service (GEP-1294).
     let gateway::HttpRouteSpec {
         parent_refs, rules, ..
     } = object.spec;
+    let rules = rules.unwrap_or_else(|| vec![gateway::HttpRule::default()]);
+    if rules.is_empty() {
+        return Err(Invalid::new("spec.rules", "there has to be at least one"));
+    }
+    let rules = rules.into_iter().map(Ok).collect();
+    reduce(RouteKind::Http, &object.metadata, parent_refs, rules)
+}
+
+/// A route of either kind. `rules`: or why one of them is not taken over.
+pub fn reduce(
+    kind: RouteKind,
+    metadata: &ObjectMeta,
+    parent_refs: Vec<gateway::ParentRef>,
+    rules: Vec<Result<gateway::HttpRule, Failure>>,
+) -> Result<HttpRoute, Invalid> {
+    let name = kubernetes::name(metadata)?;
+    let created = kubernetes::created(metadata);
+    let generation = metadata.generation.unwrap_or_default();
     at_most("spec.parentRefs", parent_refs.len(), MAX_PARENTS)?;
     let mut parents = Vec::new();
     for (i, parent) in parent_refs.into_iter().enumerate() {
@@ -65,20 +82,18 @@ pub fn http_route(object: gateway::HttpRoute) -> Result<HttpRoute, Invalid> {
         if parent.group.as_deref().unwrap_or(GATEWAY_GROUP).is_empty()
             && parent.kind.as_deref() == Some("Service")
         {
+            let names_namespace = parent.namespace.is_some();
             let namespace = parent.namespace.unwrap_or_else(|| name.namespace.clone());
             parents.push(ParentRef {
+                names_namespace,
                 service: Name::new(namespace, parent.name),
                 port,
                 port_name: parent.section_name.filter(|name| !name.is_empty()),
             });
         }
     }
-    let rules = rules.unwrap_or_else(|| vec![gateway::HttpRule::default()]);
-    if rules.is_empty() {
-        return Err(Invalid::new("spec.rules", "there has to be at least one"));
-    }
     at_most("spec.rules", rules.len(), MAX_RULES)?;
-    let matches: usize = (rules.iter())
+    let matches: usize = (rules.iter().flatten())
         .map(|rule| rule.matches.as_ref().map_or(0, Vec::len))
         .sum();
     at_most(
@@ -89,7 +104,8 @@ pub fn http_route(object: gateway::HttpRoute) -> Result<HttpRoute, Invalid> {
     let mut reduced = Vec::with_capacity(rules.len());
     let mut refused = None;
     for (i, given) in rules.into_iter().enumerate() {
-        match rule(&format!("spec.rules[{i}]"), &name.namespace, given) {
+        let field = format!("spec.rules[{i}]");
+        match given.and_then(|given| rule(&field, &name.namespace, given)) {
             Ok(rule) => reduced.push(rule),
             // What follows is checked all the same, so that an error in it is still seen.
             Err(Failure::Unsupported(reason)) => refused = refused.or(Some(reason)),
@@ -100,8 +116,10 @@ pub fn http_route(object: gateway::HttpRoute) -> Result<HttpRoute, Invalid> {
         reduced.clear();
     }
     Ok(HttpRoute {
+        kind,
         name,
         created,
+        generation,
         parents,
         rules: reduced,
         refused,

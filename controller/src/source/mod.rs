@@ -5,6 +5,7 @@ mod cluster;
 mod duration;
 mod files;
 mod gateway;
+mod grpc_route;
 mod http_filter;
 mod http_route;
 mod kubernetes;

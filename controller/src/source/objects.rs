@@ -36,6 +36,7 @@ pub enum Kind {
     Pod,
     EndpointSlice,
     HttpRoute,
+    GrpcRoute,
     BackendTrafficPolicy,
     ReferenceGrant,
 }
@@ -48,6 +49,7 @@ impl Kind {
             Self::Pod => "Pod",
             Self::EndpointSlice => "EndpointSlice",
             Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
             Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
             Self::ReferenceGrant => "ReferenceGrant",
         }
@@ -79,6 +81,7 @@ pub enum Object {
     Service(Service),
     Pod(Pod),
     EndpointSlice(EndpointSlice),
+    /// A GRPCRoute as well.
     HttpRoute(HttpRoute),
     BackendTrafficPolicy(BackendTrafficPolicy),
     ReferenceGrant(ReferenceGrant),
@@ -91,7 +94,7 @@ impl Object {
             Self::Service(o) => (Kind::Service, o.name.clone()),
             Self::Pod(o) => (Kind::Pod, o.name.clone()),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, o.name.clone()),
-            Self::HttpRoute(o) => (Kind::HttpRoute, o.name.clone()),
+            Self::HttpRoute(o) => (o.kind.kind(), o.name.clone()),
             Self::BackendTrafficPolicy(o) => (Kind::BackendTrafficPolicy, o.name.clone()),
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, o.name.clone()),
         };
@@ -202,10 +205,43 @@ impl Created {
     pub const UNKNOWN: Self = Self(i64::MAX);
 }
 
+/// What a route was written as. Where routes of both kinds are attached to a port, those of gRPC win (Gateway API).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RouteKind {
+    Http,
+    Grpc,
+}
+
+impl RouteKind {
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Http => Kind::HttpRoute,
+            Self::Grpc => Kind::GrpcRoute,
+        }
+    }
+}
+
+/// Which route is meant: two of different kinds may have one name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteName {
+    pub kind: RouteKind,
+    pub name: Name,
+}
+
+impl fmt::Display for RouteName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.kind().as_str(), self.name)
+    }
+}
+
+/// An HTTPRoute, or a GRPCRoute in the same words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpRoute {
+    pub kind: RouteKind,
     pub name: Name,
     pub created: Created,
+    /// Counts changes of what was asked for; 0 outside of a cluster.
+    pub generation: i64,
     /// Those that are Services.
     pub parents: Vec<ParentRef>,
     pub rules: Vec<HttpRule>,
@@ -213,9 +249,20 @@ pub struct HttpRoute {
     pub refused: Option<String>,
 }
 
+impl HttpRoute {
+    pub fn id(&self) -> RouteName {
+        RouteName {
+            kind: self.kind,
+            name: self.name.clone(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentRef {
     pub service: Name,
+    /// The namespace was named, and is not just the route's own.
+    pub names_namespace: bool,
     /// `None`: every port.
     pub port: Option<u16>,
     /// Name of a port; `None`: every port.
@@ -261,8 +308,8 @@ pub struct BackendTrafficPolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReferenceGrant {
     pub name: Name,
-    /// Namespaces whose HTTPRoutes may refer to this one's Services.
-    pub from: Vec<String>,
+    /// Namespaces whose routes of a kind may refer to this one's Services.
+    pub from: Vec<(RouteKind, String)>,
     /// `None` among them: every Service.
     pub to: Vec<Option<String>>,
 }

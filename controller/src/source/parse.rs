@@ -9,7 +9,7 @@ use serde_path_to_error::Segment;
 
 use super::objects::Object;
 use super::problem::{Invalid, Problem};
-use super::{gateway, http_route, kubernetes, locate, policy};
+use super::{gateway, grpc_route, http_route, kubernetes, locate, policy};
 
 /// Longest message of a parser that we pass on, in bytes.
 const MAX_MESSAGE_BYTES: usize = 300;
@@ -180,6 +180,10 @@ pub(super) fn object(version: &str, kind: &str, value: Value) -> Result<Option<O
         ("gateway.networking.k8s.io", "v1" | "v1beta1", "HTTPRoute") => {
             let route = typed::<gateway::HttpRoute>(value)?;
             Object::HttpRoute(http_route::http_route(route)?)
+        }
+        ("gateway.networking.k8s.io", "v1", "GRPCRoute") => {
+            let route = typed::<gateway::GrpcRoute>(value)?;
+            Object::HttpRoute(grpc_route::grpc_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1" | "v1beta1", "ReferenceGrant") => {
             let grant = typed::<gateway::ReferenceGrant>(value)?;

@@ -20,8 +20,12 @@ pub fn reference_grant(object: gateway::ReferenceGrant) -> Result<ReferenceGrant
     Ok(ReferenceGrant {
         name: kubernetes::name(&object.metadata)?,
         from: from
-            .filter(|from| from.group == GATEWAY_GROUP && from.kind == "HTTPRoute")
-            .map(|from| from.namespace)
+            .filter(|from| from.group == GATEWAY_GROUP)
+            .filter_map(|from| match from.kind.as_str() {
+                "HTTPRoute" => Some((RouteKind::Http, from.namespace)),
+                "GRPCRoute" => Some((RouteKind::Grpc, from.namespace)),
+                _ => None,
+            })
             .collect(),
         to: to
             .filter(|to| to.group.is_empty() && to.kind == "Service")

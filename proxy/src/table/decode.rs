@@ -115,7 +115,11 @@ pub(super) fn decode(name: &ResourceName, body: Option<Body>) -> Result<Decoded,
             },
             Body::Service(service),
         ) => Content::Service(decode_service(service, (namespace, name, *port))?),
-        (ResourceName::HttpRoute { namespace, name }, Body::HttpRoute(route)) => {
+        (
+            ResourceName::HttpRoute { namespace, name }
+            | ResourceName::GrpcRoute { namespace, name },
+            Body::HttpRoute(route),
+        ) => {
             same("namespace", &route.namespace, namespace)?;
             same("name", &route.name, name)?;
             Content::HttpRoute(Arc::new(route))
@@ -216,7 +220,9 @@ fn decode_service(
     let mut http_routes = Vec::with_capacity(service.http_routes.len());
     for (index, route) in service.http_routes.iter().enumerate() {
         match route.parse() {
-            Ok(name @ ResourceName::HttpRoute { .. }) => http_routes.push(name),
+            Ok(name @ (ResourceName::HttpRoute { .. } | ResourceName::GrpcRoute { .. })) => {
+                http_routes.push(name);
+            }
             _ => {
                 return Err(format!(
                     "http_routes[{index}]: {route:?} names no HTTPRoute"

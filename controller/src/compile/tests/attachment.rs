@@ -209,3 +209,38 @@ fn a_retry_budget_is_that_of_the_policy_for_the_service() {
     delete(&mut catalog, policy);
     assert_eq!(budget(&catalog), None);
 }
+
+fn grpc_route(namespace: &str, name: &str) -> String {
+    route_to(namespace, name, "name: web-v2, port: 80")
+        .replace("kind: HTTPRoute", "kind: GRPCRoute")
+}
+
+#[test]
+fn a_grpc_route_wins_over_an_http_route_of_the_same_port_and_neither_is_taken_for_the_other() {
+    let mut catalog = shop();
+    apply(
+        &mut catalog,
+        &route_to("shop", "one", "name: web-v2, port: 80"),
+    );
+    let changed = apply(&mut catalog, &grpc_route("shop", "one"));
+    assert!(changed.contains(&Changed::Resource("grpc-route/shop/one".parse().unwrap())));
+    assert!(!changed.contains(&Changed::Resource("http-route/shop/one".parse().unwrap())));
+    assert_eq!(routes(&catalog, "shop", 80), ["grpc-route/shop/one"]);
+    let compiled = route_of(compile(&catalog, "grpc-route/shop/one"));
+    assert_eq!(
+        compiled.rules[0].backends[0].endpoints,
+        "endpoints/shop/web-v2/80"
+    );
+    let reasons: Vec<_> = (catalog.route_statuses().iter())
+        .map(|status| (status.route.to_string(), status.parents[0].accepted.reason))
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            ("HTTPRoute shop/one".to_owned(), "Conflicted"),
+            ("GRPCRoute shop/one".to_owned(), "Accepted"),
+        ]
+    );
+    delete(&mut catalog, &grpc_route("shop", "one"));
+    assert_eq!(routes(&catalog, "shop", 80), ["http-route/shop/one"]);
+}

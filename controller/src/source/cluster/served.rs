@@ -16,7 +16,7 @@ pub struct Served {
 }
 
 /// Pods before the slices that refer to them, where it is for us to say.
-pub const SERVED: [Served; 7] = [
+pub const SERVED: [Served; 8] = [
     built_in(Kind::Namespace, "", "namespaces"),
     built_in(Kind::Pod, "", "pods"),
     built_in(Kind::Service, "", "services"),
@@ -26,6 +26,13 @@ pub const SERVED: [Served; 7] = [
         group: "gateway.networking.k8s.io",
         versions: &["v1"],
         plural: "httproutes",
+        optional: true,
+    },
+    Served {
+        kind: Kind::GrpcRoute,
+        group: "gateway.networking.k8s.io",
+        versions: &["v1"],
+        plural: "grpcroutes",
         optional: true,
     },
     Served {

@@ -1,0 +1,71 @@
+//! The `status.parents` of a route. In: the route as it is in the cluster, and what we think of it. Out: all parents as they
+//! should be, if they are not. Entries of other controllers stay as they are: the list has to be written as a whole.
+
+use serde_json::{Map, Value, json};
+
+use super::CONTROLLER_NAME;
+use crate::compile::{ParentStatus, RouteStatus, Verdict};
+use crate::source::ParentRef;
+
+/// `None`: they are as they should be. `now` as RFC 3339 has it.
+pub fn parents(route: &Value, status: &RouteStatus, now: &str) -> Option<Vec<Value>> {
+    let before = route.pointer("/status/parents").and_then(Value::as_array);
+    let before = before.map_or(&[][..], Vec::as_slice);
+    let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER_NAME;
+    let ours: Vec<&Value> = before.iter().filter(is_ours).collect();
+    let wanted: Vec<Value> = (status.parents.iter())
+        .map(|parent| entry(parent, status.generation, &ours, now))
+        .collect();
+    if ours.iter().copied().eq(&wanted) {
+        return None;
+    }
+    let others = before.iter().filter(|entry| !is_ours(entry)).cloned();
+    Some(others.chain(wanted).collect())
+}
+
+fn entry(status: &ParentStatus, generation: i64, ours: &[&Value], now: &str) -> Value {
+    let parent = parent_ref(&status.parent);
+    let before = ours.iter().find(|entry| entry["parentRef"] == parent);
+    let condition = |kind: &str, verdict: &Verdict| {
+        let holds = if verdict.holds { "True" } else { "False" };
+        let conditions = before.and_then(|entry| entry["conditions"].as_array());
+        let since = conditions.into_iter().flatten().find_map(|condition| {
+            (condition["type"] == kind && condition["status"] == holds)
+                .then(|| condition["lastTransitionTime"].as_str())?
+        });
+        json!({
+            "type": kind,
+            "status": holds,
+            "reason": verdict.reason,
+            "message": verdict.message,
+            "observedGeneration": generation,
+            "lastTransitionTime": since.unwrap_or(now),
+        })
+    };
+    json!({
+        "parentRef": parent,
+        "controllerName": CONTROLLER_NAME,
+        "conditions": [
+            condition("Accepted", &status.accepted),
+            condition("ResolvedRefs", &status.resolved_refs),
+        ],
+    })
+}
+
+/// As the route itself has it.
+fn parent_ref(parent: &ParentRef) -> Value {
+    let mut fields = Map::new();
+    fields.insert("group".to_owned(), json!(""));
+    fields.insert("kind".to_owned(), json!("Service"));
+    fields.insert("name".to_owned(), json!(parent.service.name));
+    if parent.names_namespace {
+        fields.insert("namespace".to_owned(), json!(parent.service.namespace));
+    }
+    if let Some(section) = &parent.port_name {
+        fields.insert("sectionName".to_owned(), json!(section));
+    }
+    if let Some(port) = parent.port {
+        fields.insert("port".to_owned(), json!(port));
+    }
+    Value::Object(fields)
+}

@@ -1,0 +1,300 @@
+//! Status written to an API server in memory.
+
+use std::time::Duration;
+
+use naru_contract::{MtlsMode, TrustAnchors};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use super::lease::{Lease, Terms};
+use super::*;
+use crate::compile::{Catalog, CatalogOptions};
+use crate::fake_api::FakeApi;
+use crate::source::{Event, Kind, Name, ObjectKey, parse};
+
+const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/httproutes";
+const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Long enough for whatever would come to have come.
+const QUIET: Duration = Duration::from_millis(400);
+const TERMS: Terms = Terms {
+    lifetime: Duration::from_millis(600),
+    give_up: Duration::from_millis(300),
+    every: Duration::from_millis(50),
+};
+
+struct Fixture {
+    api: FakeApi,
+    hub: Arc<Hub>,
+    held: watch::Sender<bool>,
+}
+
+impl Fixture {
+    fn start() -> Self {
+        let catalog = Catalog::new(CatalogOptions {
+            trust_domain: "cluster.local".into(),
+            mtls: MtlsMode::Permissive,
+        });
+        let fixture = Self {
+            api: FakeApi::new(&[ROUTES]),
+            hub: Arc::new(Hub::new(catalog, TrustAnchors::default())),
+            held: watch::Sender::new(false),
+        };
+        let (client, hub) = (fixture.api.client(), fixture.hub.clone());
+        tokio::spawn(writer::run(
+            client,
+            hub,
+            Metrics::new(),
+            fixture.held.subscribe(),
+        ));
+        fixture
+    }
+
+    fn service(&self, name: &str, port: u16) {
+        self.tell(&json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"namespace": "shop", "name": name},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": port}]},
+        }));
+    }
+
+    /// In the cluster, and seen there.
+    fn route(&self, generation: i64, backend: &str, status: Value) {
+        let route = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"namespace": "shop", "name": "web", "generation": generation},
+            "spec": {
+                "parentRefs": [
+                    {"group": "", "kind": "Service", "name": "web", "port": 80},
+                    {"name": "edge"},
+                ],
+                "rules": [{"backendRefs": [{"name": backend, "port": 80}]}],
+            },
+            "status": status,
+        });
+        self.tell(&route);
+        self.api.apply(ROUTES, route);
+    }
+
+    fn tell(&self, object: &Value) {
+        for object in parse::objects(&object.to_string(), true).unwrap() {
+            self.hub.apply(Event::Apply(object));
+        }
+    }
+
+    fn parents(&self) -> Value {
+        self.api.get(ROUTES, "shop", "web").unwrap()["status"]["parents"].clone()
+    }
+
+    /// Waits for a condition of our entry to have a status and a reason, at a generation.
+    async fn condition(&self, kind: &str, expected: (&str, &str, i64)) -> Value {
+        let seen = timeout(PATIENCE, async {
+            loop {
+                let parents = self.parents();
+                let ours = parents.as_array().into_iter().flatten();
+                let mut conditions = ours
+                    .filter(|entry| entry["controllerName"] == CONTROLLER_NAME)
+                    .flat_map(|entry| entry["conditions"].as_array().unwrap().clone());
+                let found = conditions.find(|c| {
+                    c["type"] == kind
+                        && (
+                            c["status"].as_str().unwrap(),
+                            c["reason"].as_str().unwrap(),
+                            c["observedGeneration"].as_i64().unwrap(),
+                        ) == expected
+                });
+                match found {
+                    Some(condition) => return condition,
+                    None => sleep(Duration::from_millis(10)).await,
+                }
+            }
+        });
+        seen.await
+            .unwrap_or_else(|_| panic!("{kind} {expected:?} in {}", self.parents()))
+    }
+}
+
+fn foreign() -> Value {
+    json!({"parents": [{
+        "parentRef": {"name": "edge"},
+        "controllerName": "example.com/gateway",
+        "conditions": [],
+    }]})
+}
+
+#[tokio::test]
+async fn what_is_thought_of_a_route_is_written_by_the_holder_alone_and_only_when_it_changes() {
+    let fixture = Fixture::start();
+    fixture.service("web", 80);
+    fixture.route(1, "web", foreign());
+    fixture.hub.apply(Event::Synced);
+    sleep(QUIET).await;
+    assert!(
+        fixture.api.take_requests().is_empty(),
+        "somebody else writes"
+    );
+
+    fixture.held.send_replace(true);
+    fixture.condition("Accepted", ("True", "Accepted", 1)).await;
+    fixture
+        .condition("ResolvedRefs", ("True", "ResolvedRefs", 1))
+        .await;
+    let parents = fixture.parents();
+    assert_eq!(parents[0], foreign()["parents"][0]);
+    let parent = json!({"group": "", "kind": "Service", "name": "web", "port": 80});
+    assert_eq!(parents[1]["parentRef"], parent);
+    assert_eq!(parents.as_array().unwrap().len(), 2);
+    let written = fixture.api.take_written();
+    assert_eq!(written.len(), 1);
+    let (_, path, patch) = &written[0];
+    for part in [
+        "/namespaces/shop/httproutes/web/status?",
+        "force=true",
+        "fieldManager=naru-controller",
+    ] {
+        assert!(path.contains(part), "{part} in {path}");
+    }
+    assert_eq!(patch.get("spec"), None);
+
+    // Nothing that concerns it, and what does but changes nothing.
+    fixture.service("other", 80);
+    fixture.route(1, "web", json!({"parents": fixture.parents()}));
+    sleep(QUIET).await;
+    assert_eq!(fixture.api.take_written().len(), 0);
+
+    fixture.route(2, "gone", json!({"parents": fixture.parents()}));
+    let accepted = fixture.condition("Accepted", ("True", "Accepted", 2)).await;
+    assert_eq!(
+        accepted["lastTransitionTime"],
+        parents[1]["conditions"][0]["lastTransitionTime"]
+    );
+    let refs = fixture
+        .condition("ResolvedRefs", ("False", "BackendNotFound", 2))
+        .await;
+    assert_eq!(refs["message"], "there is no Service shop/gone");
+    fixture.service("gone", 80);
+    fixture
+        .condition("ResolvedRefs", ("True", "ResolvedRefs", 2))
+        .await;
+    let key = ObjectKey {
+        kind: Kind::Service,
+        name: Name::new("shop", "web"),
+    };
+    fixture.hub.apply(Event::Delete(key));
+    fixture
+        .condition("Accepted", ("False", "NoMatchingParent", 2))
+        .await;
+    assert_eq!(fixture.parents()[0], foreign()["parents"][0]);
+}
+
+#[tokio::test]
+async fn a_write_on_an_old_version_is_made_again_on_the_new_one() {
+    let fixture = Fixture::start();
+    fixture.service("web", 80);
+    fixture.route(1, "web", json!({}));
+    fixture.hub.apply(Event::Synced);
+    let path = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/web/status";
+    fixture
+        .api
+        .answer(path, 409, crate::fake_api::status(409, "Conflict"));
+    fixture.held.send_replace(true);
+    sleep(QUIET).await;
+    assert!(fixture.parents().is_null());
+    assert_eq!(fixture.api.take_written().len(), 1);
+    fixture.api.answer_no_more(path);
+    fixture.route(1, "web", foreign());
+    fixture.condition("Accepted", ("True", "Accepted", 1)).await;
+    assert_eq!(fixture.parents()[0], foreign()["parents"][0]);
+}
+
+#[tokio::test]
+async fn what_we_wrote_goes_when_the_route_names_no_service_any_more() {
+    let fixture = Fixture::start();
+    fixture.service("web", 80);
+    fixture.route(1, "web", foreign());
+    fixture.hub.apply(Event::Synced);
+    fixture.held.send_replace(true);
+    fixture.condition("Accepted", ("True", "Accepted", 1)).await;
+    let mut route = fixture.api.get(ROUTES, "shop", "web").unwrap();
+    route["spec"]["parentRefs"] = json!([{"name": "edge"}]);
+    route["metadata"]["generation"] = json!(2);
+    route["apiVersion"] = json!("gateway.networking.k8s.io/v1");
+    fixture.tell(&route);
+    let gone = async {
+        while fixture.parents() != foreign()["parents"] {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.unwrap();
+}
+
+struct Replica {
+    held: watch::Receiver<bool>,
+    stop: watch::Sender<bool>,
+}
+
+impl Replica {
+    fn start(api: &FakeApi, identity: &str) -> Self {
+        let (held, stop) = (watch::Sender::new(false), watch::Sender::new(false));
+        let replica = Self {
+            held: held.subscribe(),
+            stop: stop.clone(),
+        };
+        let lease = Lease::new(api.client(), identity.to_owned(), TERMS);
+        tokio::spawn(lease.hold(held, stop.subscribe()));
+        replica
+    }
+
+    async fn holds(&mut self, holds: bool) {
+        let waited = timeout(PATIENCE, self.held.wait_for(|held| *held == holds)).await;
+        waited.expect("in time").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn one_replica_holds_the_lease_and_another_follows_when_it_goes() {
+    let api = FakeApi::new(&[LEASES]);
+    let mut first = Replica::start(&api, "first");
+    first.holds(true).await;
+    let mut second = Replica::start(&api, "second");
+    sleep(2 * TERMS.lifetime).await;
+    assert!(*first.held.borrow(), "it is renewed");
+    assert!(!*second.held.borrow());
+    first.stop.send_replace(true);
+    first.holds(false).await;
+    second.holds(true).await;
+    let lease = api
+        .get(LEASES, "default", "naru-controller-status")
+        .unwrap();
+    assert_eq!(lease["spec"]["holderIdentity"], "second");
+    assert!(lease["spec"]["leaseTransitions"].as_i64() > Some(0));
+}
+
+#[tokio::test]
+async fn a_lease_whose_holder_is_gone_is_taken_once_it_has_run_out() {
+    let api = FakeApi::new(&[LEASES]);
+    let lease = json!({
+        "metadata": {"namespace": "default", "name": "naru-controller-status"},
+        "spec": {"holderIdentity": "gone", "leaseTransitions": 4},
+    });
+    api.apply(LEASES, lease);
+    let mut replica = Replica::start(&api, "first");
+    sleep(TERMS.lifetime / 2).await;
+    assert!(!*replica.held.borrow());
+    replica.holds(true).await;
+    let lease = api
+        .get(LEASES, "default", "naru-controller-status")
+        .unwrap();
+    assert_eq!(lease["spec"]["leaseTransitions"], 5);
+}
+
+#[tokio::test]
+async fn a_holder_that_can_not_renew_gives_up_and_comes_back() {
+    let api = FakeApi::new(&[LEASES]);
+    let mut replica = Replica::start(&api, "first");
+    replica.holds(true).await;
+    api.down(true);
+    replica.holds(false).await;
+    api.down(false);
+    replica.holds(true).await;
+}
