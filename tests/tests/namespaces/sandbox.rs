@@ -131,7 +131,7 @@ fn a_changed_weight_changes_routing_at_once() {
         let changed = Instant::now();
         while !running.written()[seen..].contains(answer) {
             assert!(
-                changed.elapsed() < Duration::from_secs(2),
+                changed.elapsed() < Duration::from_secs(30),
                 "{}",
                 running.written()
             );
@@ -178,7 +178,7 @@ fn a_manifest_that_does_not_parse_leaves_the_last_good_state_in_force() {
     let since = Instant::now();
     while !running.said().contains(wrong) {
         assert!(
-            since.elapsed() < Duration::from_secs(10),
+            since.elapsed() < Duration::from_secs(30),
             "{}",
             running.said()
         );
