@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 /// Every feature that a layer needs.
-const FEATURES: &str = "naru-tests/namespaces";
+const FEATURES: &str = "naru-tests/namespaces,naru-tests/cluster";
 
 /// The directory with the project's programs, built once in a run.
 pub fn programs() -> &'static Path {

@@ -1,15 +1,15 @@
 //! Says, at every `cargo test`, which layers of tests it does not run and what they need.
 
 fn main() {
-    let namespaces = if cfg!(feature = "namespaces") {
-        "built"
-    } else {
-        "NOT run here"
-    };
+    let said = |built| if built { "built" } else { "NOT run here" };
+    let namespaces = said(cfg!(feature = "namespaces"));
+    let cluster = said(cfg!(feature = "cluster"));
     println!(
         "layers of tests:\n\
          \x20 unit, sockets  need nothing but the toolchain\n\
          \x20 namespaces     needs root and real programs; {namespaces}\n\
+         \x20 chart          needs Python; NOT run here\n\
+         \x20 cluster        needs root, Go and containerd: a Kubernetes of its own; {cluster}\n\
          `tests/run` installs what is missing and runs all of them, `tests/run LAYER…` some."
     );
 }

@@ -1,0 +1,211 @@
+//! The test cluster, as its scripts give it, and namespaces of a test's own in it.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use naru_tests::repository;
+use serde_json::{Value, json};
+
+/// How long pods may take to be ready. Images are on the nodes; the machine may be busy.
+pub const READY: Duration = Duration::from_secs(120);
+
+/// Whether the figures of the full length are wanted, which take minutes.
+pub fn full() -> bool {
+    std::env::var_os("NARU_TEST_FULL").is_some_and(|value| value != "0")
+}
+
+/// Runs one of the scripts of `tests/cluster`, or a command, and gives what it wrote.
+pub fn run(command: &mut Command) -> Result<String, String> {
+    ran(command.stdin(Stdio::null()).output())
+}
+
+fn ran(output: std::io::Result<Output>) -> Result<String, String> {
+    let output = output.map_err(|error| error.to_string())?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(format!(
+            "{}: {}{}",
+            output.status,
+            text(&output.stderr),
+            text(&output.stdout)
+        )),
+    }
+}
+
+/// A script of `tests/cluster`, at most three minutes long.
+pub fn script(name: &str) -> Command {
+    let path = repository().join("tests/cluster").join(name);
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", "180"]).arg(path);
+    command
+}
+
+/// kubectl, which may fail.
+pub fn try_kubectl(arguments: &[&str]) -> Result<String, String> {
+    run(script("kubectl").args(arguments))
+}
+
+/// kubectl, which must succeed.
+pub fn kubectl(arguments: &[&str]) -> String {
+    try_kubectl(arguments).unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
+}
+
+/// What kubectl gives as JSON.
+pub fn get(arguments: &[&str]) -> Value {
+    let text = kubectl(&[&["get", "-o", "json"], arguments].concat());
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+}
+
+/// Makes objects, or makes them what they are to be.
+pub fn try_apply(manifest: &str) -> Result<String, String> {
+    let child = script("kubectl")
+        .args(["apply", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.map_err(|error| error.to_string())?;
+    let mut input = child.stdin.take().expect("piped");
+    input
+        .write_all(manifest.as_bytes())
+        .map_err(|error| error.to_string())?;
+    drop(input);
+    ran(child.wait_with_output())
+}
+
+/// [`try_apply`], which must succeed.
+pub fn apply(objects: &[Value]) {
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+    try_apply(&list.to_string()).unwrap_or_else(|error| panic!("{error}\n{list}"));
+}
+
+/// Waits until `check` has no objection left.
+pub fn eventually<T>(
+    what: &str,
+    within: Duration,
+    mut check: impl FnMut() -> Result<T, String>,
+) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        match check() {
+            Ok(found) => return found,
+            Err(why) if Instant::now() > deadline => {
+                panic!("{what}: not within {within:?}: {why}")
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
+/// A namespace of the test's own, gone with it.
+pub struct Namespace(pub String);
+
+impl Namespace {
+    /// One in which every pod gets a sidecar.
+    pub fn meshed(name: &str) -> Self {
+        Self::with_labels(name, json!({ "naru.dev/inject": "enabled" }))
+    }
+
+    pub fn with_labels(name: &str, labels: Value) -> Self {
+        // One of an earlier run that was cut short.
+        kubectl(&["delete", "namespace", name, "--ignore-not-found"]);
+        apply(&[json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels },
+        })]);
+        Self(name.to_owned())
+    }
+
+    /// kubectl in this namespace; it must succeed.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        kubectl(&[&["-n", &self.0], arguments].concat())
+    }
+
+    pub fn get(&self, arguments: &[&str]) -> Value {
+        get(&[&["-n", &self.0], arguments].concat())
+    }
+
+    /// Applies objects, all of which are put into this namespace.
+    pub fn apply(&self, objects: &[Value]) {
+        let mut objects = objects.to_vec();
+        for object in &mut objects {
+            object["metadata"]["namespace"] = self.0.clone().into();
+        }
+        apply(&objects);
+    }
+
+    /// Waits until a rollout is complete: `deployment/web`.
+    pub fn rolled_out(&self, what: &str) {
+        let timeout = format!("--timeout={}s", READY.as_secs());
+        self.kubectl(&["rollout", "status", what, &timeout]);
+    }
+
+    /// The pods that have these labels and are not about to end.
+    pub fn pods(&self, selector: &str) -> Vec<Value> {
+        let pods = self.get(&["pods", "-l", selector]);
+        let pods = pods["items"].as_array().expect("a list").iter();
+        let alive = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        alive.cloned().collect()
+    }
+
+    /// The names of [`Self::pods`].
+    pub fn pod_names(&self, selector: &str) -> Vec<String> {
+        let pods = self.pods(selector);
+        let names = pods
+            .iter()
+            .filter_map(|pod| pod["metadata"]["name"].as_str());
+        names.map(str::to_owned).collect()
+    }
+
+    /// What a pod's sidecar (port 15020) or a controller (15014) says of itself.
+    pub fn metrics(&self, pod: &str, port: u16) -> String {
+        let path = format!(
+            "/api/v1/namespaces/{}/pods/{pod}:{port}/proxy/metrics",
+            self.0
+        );
+        kubectl(&["get", "--raw", &path])
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _gone_with_the_cluster =
+                try_kubectl(&["delete", "namespace", &self.0, "--wait=false"]);
+            return;
+        }
+        // What is there to be seen, for whoever reads the report.
+        for what in [
+            &["get", "pods", "-o", "wide"][..],
+            &["events", "--types=Warning"],
+            &["describe", "pods"],
+            &[
+                "logs",
+                "-l",
+                "naru.dev/injected=true",
+                "-c",
+                "naru-proxy",
+                "--prefix",
+                "--tail=20",
+            ],
+        ] {
+            let shown = try_kubectl(&[&["-n", &self.0], what].concat());
+            let shown = shown.unwrap_or_else(|error| error);
+            let end: Vec<&str> = shown.lines().rev().take(150).collect();
+            eprintln!("== kubectl -n {} {}", self.0, what.join(" "));
+            end.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// The sum of a metric's samples whose labels contain every one of `labels`.
+pub fn sum(metrics: &str, name: &str, labels: &[&str]) -> f64 {
+    metrics
+        .lines()
+        .filter(|line| line.starts_with(name))
+        .filter(|line| matches!(line.as_bytes().get(name.len()), Some(b'{' | b' ')))
+        .filter(|line| labels.iter().all(|label| line.contains(label)))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}

@@ -1,0 +1,79 @@
+//! Requests at a steady rate from a pod, and what became of them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::kubernetes::{Namespace, READY, eventually};
+use crate::objects::{pod_spec, shop};
+
+/// Requests at a fixed rate, from a pod of its own, for as long as the namespace lasts.
+pub struct Load<'a> {
+    namespace: &'a Namespace,
+    name: String,
+}
+
+/// What became of the requests so far.
+#[derive(Clone, Debug)]
+pub struct Totals {
+    pub ok: u64,
+    pub failed: u64,
+    /// How often each way to fail was seen.
+    pub failures: Value,
+}
+
+impl<'a> Load<'a> {
+    /// Asks `url`'s `/healthz`, `rate` times a second. Returns once the first second's requests are answered.
+    pub fn start(namespace: &'a Namespace, name: &str, url: &str, rate: u32) -> Self {
+        let rate = rate.to_string();
+        let arguments = [
+            "load", "--json", "--url", url, "--paths", "/healthz", "--rate", &rate,
+        ];
+        let mut spec = pod_spec(shop(&arguments));
+        spec["restartPolicy"] = "Never".into();
+        namespace.apply(&[json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "app": name } }, "spec": spec,
+        })]);
+        let load = Self {
+            namespace,
+            name: name.to_owned(),
+        };
+        eventually("the load answers", READY, || match load.try_totals() {
+            Some(totals) if totals.ok > 0 => Ok(()),
+            totals => Err(format!("{totals:?}")),
+        });
+        load
+    }
+
+    fn try_totals(&self) -> Option<Totals> {
+        let logs = crate::kubernetes::try_kubectl(&[
+            "-n",
+            &self.namespace.0,
+            "logs",
+            &self.name,
+            "-c",
+            "shop",
+            "--tail=1",
+        ]);
+        let line: Value = serde_json::from_str(logs.ok()?.trim()).ok()?;
+        Some(Totals {
+            ok: line["ok"].as_u64()?,
+            failed: line["failed"].as_u64()?,
+            failures: line["failures"].clone(),
+        })
+    }
+
+    /// As of the last second.
+    pub fn totals(&self) -> Totals {
+        self.try_totals().expect("a line of the load")
+    }
+
+    /// After what is under way has had its time: none may have failed, and there must have been some since `before`.
+    pub fn assert_none_failed(&self, before: &Totals) -> Totals {
+        std::thread::sleep(Duration::from_secs(6));
+        let totals = self.totals();
+        assert_eq!(totals.failed, 0, "{totals:?}");
+        assert!(totals.ok > before.ok, "{totals:?}, before {before:?}");
+        totals
+    }
+}
