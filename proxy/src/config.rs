@@ -85,6 +85,8 @@ pub struct Limits {
     pub pool_age: Duration,
     /// How long opening an upstream connection may take, TLS included.
     pub connect_timeout: Duration,
+    /// How long a sidecar may leave what it was sent without any sign of life, before its connection is given up.
+    pub peer_timeout: Duration,
     /// How long a downstream client may take to send a request's head once it has begun.
     pub header_timeout: Duration,
     /// How long a downstream HTTP connection may be kept with no request on it.
@@ -109,6 +111,7 @@ impl Default for Limits {
             pool_idle: Duration::from_secs(60),
             pool_age: Duration::from_secs(3_600),
             connect_timeout: Duration::from_secs(1),
+            peer_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(30),
             keep_alive_idle: Duration::from_secs(3_600),
             handshake_timeout: Duration::from_secs(5),
@@ -235,6 +238,9 @@ limit_args! {
     pool_age: Span, "NARU_POOL_AGE", "1ms";
     /// How long opening an upstream connection may take, TLS included.
     connect_timeout: Span, "NARU_CONNECT_TIMEOUT", "1ms";
+    /// How long another pod's sidecar may leave a request without any sign of life before its connection is given up: a node that is
+    /// cut off. Over HTTP/2, where it is asked at intervals of half of it, up to half as long again.
+    peer_timeout: Span, "NARU_PEER_TIMEOUT", "1s";
     /// How long a client may take to send a request's head once it has begun.
     header_timeout: Span, "NARU_HEADER_TIMEOUT", "1ms";
     /// How long a downstream HTTP connection is kept with no request on it.

@@ -20,8 +20,8 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// … and given up after this many questions without an answer: a pod that vanished is noticed within a minute.
 ///
-/// There is no TCP_USER_TIMEOUT beside it. It would end the wait for acknowledgements as soon, but Linux also ends by it whoever
-/// is alive and has not read for that long, which apps may do for as long as they like.
+/// TCP_USER_TIMEOUT is not for all of them. It ends the wait for acknowledgements as soon, but Linux also ends by it whoever is
+/// alive and has not read for that long, which apps may do for as long as they like: see [`await_acknowledgements`].
 const KEEPALIVE_PROBES: u32 = 3;
 
 /// The listeners of the data path.
@@ -181,6 +181,13 @@ pub async fn dial(
     let stream = socket.connect(address).await?;
     prepare(&stream)?;
     Ok(stream)
+}
+
+/// Bounds how long what was sent may stay unacknowledged; `None`: by the kernel's own limits, some 15 minutes. Only where no more is
+/// sent than any receiver takes at once.
+pub fn await_acknowledgements(stream: &TcpStream, bound: Option<Duration>) {
+    // Fails only for a socket that is over anyway.
+    let _ = SockRef::from(stream).set_tcp_user_timeout(bound);
 }
 
 /// Makes the other end see a reset in place of an orderly end, once the stream is dropped.

@@ -80,6 +80,14 @@ impl Failed {
         }
     }
 
+    /// What was sent has not been acknowledged.
+    pub fn out_of_reach() -> Self {
+        Self {
+            outcome: AttemptOutcome::TimedOut,
+            ..Self::reset(Reason::UpstreamReset)
+        }
+    }
+
     pub fn reset(reason: Reason) -> Self {
         Self {
             failure: Failure::Reset,
@@ -103,6 +111,9 @@ pub async fn connect(
         Some(upstream) => Ok(upstream),
         None => Upstream::connect(worker, endpoint).await.map_err(|error| {
             tracing::debug!(address = %endpoint.address, %error, "connecting failed");
+            if error.reason == Reason::ConnectTimeout {
+                worker.http1_pool.forget(endpoint.id);
+            }
             Failed::no_connection(&error)
         }),
     }
@@ -249,7 +260,10 @@ impl Attempt {
         if !self.answered && self.upstream.reused && !self.upstream.is_mesh {
             return Progress::Stale;
         }
-        Progress::Failed(Failed::reset(Reason::UpstreamReset))
+        Progress::Failed(match error.map(io::Error::kind) {
+            Some(io::ErrorKind::TimedOut) => Failed::out_of_reach(),
+            _ => Failed::reset(Reason::UpstreamReset),
+        })
     }
 }
 

@@ -186,7 +186,7 @@ impl Forward<'_> {
         loop {
             let began = Instant::now();
             let connecting = attempt::connect(&worker, &endpoint, reusable);
-            let upstream = match self.wait_for(client, connecting).await {
+            let mut upstream = match self.wait_for(client, connecting).await {
                 Ok(Ok(upstream)) => upstream,
                 Ok(Err(failed)) => {
                     in_flight.finish(failed.outcome, began.elapsed());
@@ -197,6 +197,10 @@ impl Forward<'_> {
                     return Err(Unanswered::Interrupted(interrupt));
                 }
             };
+            upstream.expect_acknowledgement(
+                &worker,
+                client.framing.is_head_alone() && request.method() != "CONNECT",
+            );
             // What the connection took to open is nothing that the next request waits for.
             let sent = Instant::now();
             let mut attempt = Attempt::new(
@@ -240,6 +244,9 @@ impl Forward<'_> {
                     Err(Unanswered::Failed(failed))
                 }
                 Ok(Progress::Failed(failed)) => {
+                    if failed.outcome == AttemptOutcome::TimedOut {
+                        worker.http1_pool.forget(endpoint.id);
+                    }
                     in_flight.finish(failed.outcome, sent.elapsed());
                     Err(Unanswered::Failed(failed))
                 }

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::buffered::Buffered;
 use crate::identity::Alpn;
 use crate::metrics::{HttpVersion, Metrics, PoolState};
+use crate::socket;
 use crate::table::{Endpoint, Peer};
 use crate::upstream::{self, ConnectError, Stream};
 use crate::worker::Worker;
@@ -44,6 +45,8 @@ pub struct Upstream {
     /// The other end is a sidecar that has proved who it is.
     pub is_mesh: bool,
     opened: Instant,
+    /// What is sent has to be acknowledged in time.
+    bounded: bool,
     gauge: Gauge,
 }
 
@@ -109,6 +112,13 @@ impl Pool {
         }
     }
 
+    /// Ends what is idle to an endpoint that is out of reach.
+    pub fn forget(&self, endpoint: u64) {
+        if let Some(connections) = self.idle.borrow_mut().remove(&endpoint) {
+            self.count.set(self.count.get() - connections.len());
+        }
+    }
+
     /// Ends what is over. False: nothing is left.
     fn sweep(&self, worker: &Worker) -> bool {
         let now = Instant::now();
@@ -163,8 +173,20 @@ impl Upstream {
             reused: false,
             is_mesh: matches!(endpoint.peer, Peer::Mesh(_)),
             opened: Instant::now(),
+            bounded: false,
             gauge: Gauge::new(&worker.metrics),
         })
+    }
+
+    /// Before each request. One that is a head alone fits into any receiver's buffer: if a sidecar's kernel does not acknowledge it,
+    /// the pod is out of reach. A body, or what follows an upgrade, may wait for its reader.
+    pub fn expect_acknowledgement(&mut self, worker: &Worker, head_alone: bool) {
+        let bounded = self.is_mesh && head_alone;
+        if bounded != self.bounded {
+            let bound = bounded.then_some(worker.config.limits.peer_timeout);
+            socket::await_acknowledgements(self.connection.io.tcp(), bound);
+            self.bounded = bounded;
+        }
     }
 }
 

@@ -23,19 +23,6 @@ use crate::table::{Endpoint, Peer};
 use crate::upstream::{self, Stream};
 use crate::worker::Worker;
 
-/// How often a peer is asked whether it is still there. Only sidecars are: servers of others (gRPC's among them) end connections
-/// whose clients ask more often than every five minutes.
-const PING_EVERY: Duration = if cfg!(test) {
-    Duration::from_millis(200)
-} else {
-    Duration::from_secs(10)
-};
-/// How long it may take to answer, however much it is sending.
-const PING_PATIENCE: Duration = if cfg!(test) {
-    Duration::from_millis(300)
-} else {
-    Duration::from_secs(10)
-};
 /// How often the clock is looked at, at most.
 const MIN_TICK: Duration = Duration::from_millis(50);
 
@@ -58,6 +45,10 @@ pub(super) struct Driver {
     /// How many streams the peer takes, as last seen.
     limit: usize,
     tick: Interval,
+    /// How often a peer is asked whether it is still there.
+    ping_every: Duration,
+    /// How long it may take to answer, however much it is sending.
+    ping_patience: Duration,
     pool_idle: Duration,
     pool_age: Duration,
 }
@@ -98,7 +89,10 @@ pub(super) async fn open(
         .then(|| frames.ping_pong())
         .flatten();
     let now = Instant::now();
-    let tick = PING_EVERY
+    // Only sidecars are asked whether they are there: servers of others (gRPC's among them) end connections whose clients ask more
+    // often than every five minutes.
+    let ping_every = limits.peer_timeout / 2;
+    let tick = ping_every
         .min(limits.pool_idle / 2)
         .min(limits.pool_age / 2)
         .max(MIN_TICK);
@@ -117,6 +111,8 @@ pub(super) async fn open(
         opened: now,
         limit: 0,
         tick,
+        ping_every,
+        ping_patience: limits.peer_timeout,
         pool_idle: limits.pool_idle,
         pool_age: limits.pool_age,
     };
@@ -245,10 +241,10 @@ impl Driver {
     /// Whether the last question has gone unanswered for too long. Asks the next one when it is due.
     fn is_mute(&mut self, now: Instant) -> bool {
         if let Some(asked) = self.asked {
-            return now.duration_since(asked) >= PING_PATIENCE;
+            return now.duration_since(asked) >= self.ping_patience;
         }
         if let Some(ping) = &mut self.ping
-            && now.duration_since(self.last_asked) >= PING_EVERY
+            && now.duration_since(self.last_asked) >= self.ping_every
             && ping.send_ping(Ping::opaque()).is_ok()
         {
             self.asked = Some(now);

@@ -77,7 +77,10 @@ impl Setup {
         let identity = Authority::new("any").identity(CLIENT);
         let plain = |address: &SocketAddr| (*address, Peer::Plain);
         Self {
-            limits: Limits::default(),
+            limits: Limits {
+                peer_timeout: Duration::from_millis(400),
+                ..Limits::default()
+            },
             identity,
             protocol: Protocol::Http2,
             endpoints: endpoints.iter().map(plain).collect(),
