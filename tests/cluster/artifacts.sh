@@ -16,5 +16,8 @@ hash_of() {
   { printf '%s\n' "$text"; cat "$@"; } | sha256sum | cut -c1-12
 }
 kubernetes=$cache/kubernetes-$(hash_of "$kubernetes_flags ${kubernetes_programs[*]} $(go version 2> /dev/null)" "$here"/kubernetes/*)
+prometheus_flags="-s -w"
+prometheus_tags=remove_all_sd,enable_kubernetes_sd,netgo # of all kinds of service discovery, one
+prometheus=$cache/prometheus-$(hash_of "$prometheus_flags $prometheus_tags $(go version 2> /dev/null)" "$here"/prometheus/*)
 images=$cache/images-$(hash_of "$(basename "$kubernetes")" "$here/pause.c" "$here/build" "$repository/deploy/images/image.py")
 gateway_api=$cache/gateway-api-$gateway_api_version

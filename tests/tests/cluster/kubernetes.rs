@@ -108,6 +108,11 @@ impl Namespace {
         Self::with_labels(name, json!({ "naru.dev/inject": "enabled" }))
     }
 
+    /// One that is not the test's own, and stays.
+    pub fn existing(name: &str) -> std::mem::ManuallyDrop<Self> {
+        std::mem::ManuallyDrop::new(Self(name.to_owned()))
+    }
+
     pub fn with_labels(name: &str, labels: Value) -> Self {
         // One of an earlier run that was cut short.
         kubectl(&["delete", "namespace", name, "--ignore-not-found"]);
@@ -199,6 +204,13 @@ impl Drop for Namespace {
     }
 }
 
+/// Whether a pod is ready.
+pub fn pod_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
 /// The sum of a metric's samples whose labels contain every one of `labels`.
 pub fn sum(metrics: &str, name: &str, labels: &[&str]) -> f64 {
     metrics
@@ -208,4 +220,25 @@ pub fn sum(metrics: &str, name: &str, labels: &[&str]) -> f64 {
         .filter(|line| labels.iter().all(|label| line.contains(label)))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()
+}
+
+/// The name of the cluster that the scripts speak of.
+pub fn name() -> String {
+    std::env::var("NARU_CLUSTER").unwrap_or_else(|_| "naru".to_owned())
+}
+
+/// A program in the network namespace of the control plane, from where all pods are reached.
+pub fn control(program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net=/run/netns/{}-cp", name()))
+        .arg(program);
+    command
+}
+
+/// A path for a scratch file.
+pub fn scratch(file: &str) -> String {
+    let path =
+        std::env::temp_dir().join(format!("naru-cluster-test-{}-{file}", std::process::id()));
+    path.display().to_string()
 }

@@ -25,12 +25,26 @@ pub struct Totals {
 impl<'a> Load<'a> {
     /// Asks `url`'s `/healthz`, `rate` times a second. Returns once the first second's requests are answered.
     pub fn start(namespace: &'a Namespace, name: &str, url: &str, rate: u32) -> Self {
+        Self::start_on(namespace, name, url, rate, None)
+    }
+
+    /// [`Self::start`], on a node.
+    pub fn start_on(
+        namespace: &'a Namespace,
+        name: &str,
+        url: &str,
+        rate: u32,
+        node: Option<&str>,
+    ) -> Self {
         let rate = rate.to_string();
         let arguments = [
             "load", "--json", "--url", url, "--paths", "/healthz", "--rate", &rate,
         ];
         let mut spec = pod_spec(shop(&arguments));
         spec["restartPolicy"] = "Never".into();
+        if let Some(node) = node {
+            spec["nodeSelector"] = json!({ "kubernetes.io/hostname": node });
+        }
         namespace.apply(&[json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "app": name } }, "spec": spec,
         })]);

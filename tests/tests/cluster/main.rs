@@ -1,7 +1,12 @@
 //! What only a real Kubernetes can show. `tests/run cluster` brings one up with Naru installed, runs these one after the
 //! other, and takes it down; on one that is up already (`tests/cluster/up --naru`), `cargo test` runs any of them.
 
+mod control;
+mod install;
+mod jobs;
 mod kubernetes;
 mod load;
+mod nodes;
 mod objects;
+mod push;
 mod restarts;

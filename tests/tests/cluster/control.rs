@@ -1,0 +1,168 @@
+//! Traffic goes on without those who give orders: without controllers, and without an API server.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::kubernetes::{Namespace, READY, eventually, full, kubectl, name, run, sum, try_kubectl};
+use crate::load::Load;
+use crate::objects::{deployment, pod_spec, server, service};
+
+const CONTROLLERS: [&str; 3] = ["-n", "naru-system", "deployment/naru-controller"];
+
+/// The controllers, away until this is dropped.
+struct Away {
+    replicas: String,
+}
+
+impl Away {
+    fn take() -> Self {
+        let replicas = kubectl(
+            &[
+                &["get", "-o", "jsonpath={.spec.replicas}"],
+                &CONTROLLERS[..],
+            ]
+            .concat(),
+        );
+        kubectl(&[&["scale", "--replicas=0"], &CONTROLLERS[..]].concat());
+        eventually("the controllers are gone", READY, || {
+            let pods = kubectl(&[
+                "-n",
+                "naru-system",
+                "get",
+                "pods",
+                "-l",
+                "app.kubernetes.io/component=controller",
+                "-o",
+                "name",
+            ]);
+            match pods.trim().is_empty() {
+                true => Ok(()),
+                false => Err(pods),
+            }
+        });
+        Self { replicas }
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        let replicas = format!("--replicas={}", self.replicas);
+        kubectl(&[&["scale", &replicas], &CONTROLLERS[..]].concat());
+        kubectl(&[&["rollout", "status", "--timeout=120s"], &CONTROLLERS[..]].concat());
+    }
+}
+
+/// How many messages about what it uses a sidecar has been sent.
+fn received(namespace: &Namespace, app: &str) -> f64 {
+    let pods = namespace.pod_names(&format!("app={app}"));
+    let metrics = pods.iter().map(|pod| namespace.metrics(pod, 15020));
+    metrics
+        .map(|metrics| sum(&metrics, "naru_table_received_resources_total", &[]))
+        .sum()
+}
+
+#[test]
+fn nothing_fails_while_every_controller_is_gone_and_new_pods_are_injected_when_they_are_back() {
+    let namespace = Namespace::meshed("headless");
+    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
+    namespace.rolled_out("deployment/web");
+    let load = Load::start(&namespace, "load", "http://web", 200);
+    let before = load.totals();
+    let away = Away::take();
+    // Admitted without a sidecar would be worse than not admitted.
+    namespace.kubectl(&["scale", "deployment/web", "--replicas=3"]);
+    std::thread::sleep(Duration::from_secs(if full() { 300 } else { 20 }));
+    assert_eq!(
+        namespace.pods("app=web").len(),
+        2,
+        "a pod came in without a sidecar"
+    );
+    let gone = load.assert_none_failed(&before);
+    drop(away);
+    // The Deployment's controller tries again by itself, at longer and longer intervals.
+    namespace.kubectl(&["annotate", "deployment/web", "tried=again"]);
+    eventually(
+        "the third pod has its sidecar, and is ready",
+        Duration::from_secs(180),
+        || {
+            let pods = namespace.pods("app=web");
+            let ready = pods.iter().filter(|pod| {
+                let statuses = pod["status"]["initContainerStatuses"].as_array();
+                statuses
+                    .into_iter()
+                    .flatten()
+                    .any(|status| status["name"] == "naru-proxy" && status["ready"] == true)
+            });
+            match ready.count() {
+                3 => Ok(()),
+                other => Err(format!("{other} of {}", pods.len())),
+            }
+        },
+    );
+    println!("without controllers: {:?}", load.assert_none_failed(&gone));
+}
+
+/// The API server, stopped until this is dropped.
+struct Stopped;
+
+impl Stopped {
+    fn file(of: &str) -> String {
+        format!("/tmp/naru-cluster-{}/run/kube-apiserver{of}", name())
+    }
+
+    fn take() -> Self {
+        let pid = std::fs::read_to_string(Self::file(".pid")).expect("the API server's process id");
+        run(Command::new("kill").arg(pid.trim())).expect("kill");
+        eventually("it is gone", READY, || {
+            match try_kubectl(&["get", "--raw", "/readyz", "--request-timeout=2s"]) {
+                Ok(_) => Err("it answers".to_owned()),
+                Err(_) => Ok(()),
+            }
+        });
+        Self
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // In a session of its own, as `up` starts it.
+        let mut again = Command::new("setsid");
+        again.arg("--fork").arg(Self::file(""));
+        run(&mut again).expect("setsid");
+        eventually("the API server answers", READY, || {
+            try_kubectl(&["get", "--raw", "/readyz", "--request-timeout=2s"])
+        });
+    }
+}
+
+#[test]
+fn nothing_fails_while_the_api_server_is_gone_and_nobody_is_woken_without_a_change() {
+    let namespace = Namespace::meshed("leaderless");
+    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
+    namespace.rolled_out("deployment/web");
+    let load = Load::start(&namespace, "load", "http://web", 200);
+    // What comes late of the start is past.
+    std::thread::sleep(Duration::from_secs(3));
+    let before = load.totals();
+    let told = || ["load", "web"].map(|app| received(&namespace, app));
+    let told_before = told();
+    assert!(told_before[0] > 0.0);
+    let stopped = Stopped::take();
+    std::thread::sleep(Duration::from_secs(if full() { 120 } else { 20 }));
+    drop(stopped);
+    // Watches are made again, and everything is listed.
+    std::thread::sleep(Duration::from_secs(15));
+    let back = load.assert_none_failed(&before);
+    println!("without an API server: {back:?}");
+    assert_eq!(told(), told_before, "somebody was told something");
+    // And a change arrives again.
+    namespace.kubectl(&["scale", "deployment/web", "--replicas=3"]);
+    namespace.rolled_out("deployment/web");
+    eventually("the change arrives", READY, || {
+        match received(&namespace, "load") > told_before[0] {
+            true => Ok(()),
+            false => Err("nothing came".to_owned()),
+        }
+    });
+    load.assert_none_failed(&back);
+}

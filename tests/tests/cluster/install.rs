@@ -1,0 +1,321 @@
+//! The three commands of an install, on manifests that know of no mesh, and what one has then: sidecars, TLS between the nodes,
+//! metrics that Prometheus finds by itself.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use naru_tests::repository;
+use serde_json::Value;
+
+use crate::kubernetes::{Namespace, READY, control, eventually, full, kubectl, run, scratch};
+
+/// The shop as it stands in the repository, and more, in a namespace without a label.
+fn shop() -> Namespace {
+    let namespace = Namespace::with_labels("shop", serde_json::json!({}));
+    let shop = repository().join("deploy/sandbox");
+    let more = repository().join("tests/tests/cluster/workloads.yaml");
+    for file in ["web", "catalog", "cart", "store", "load", "routes"] {
+        let file = shop.join(file).with_extension("yaml");
+        kubectl(&["apply", "-f", &file.display().to_string()]);
+    }
+    kubectl(&["apply", "-f", &more.display().to_string()]);
+    namespace
+}
+
+const ROLLOUTS: [&str; 7] = [
+    "deployment/web",
+    "deployment/catalog-v1",
+    "deployment/catalog-v2",
+    "deployment/cart",
+    "deployment/store",
+    "deployment/load",
+    "statefulset/peers",
+];
+
+fn sidecars(pods: &[Value]) -> usize {
+    let injected = pods.iter().filter(|pod| {
+        let mut inits = pod["spec"]["initContainers"]
+            .as_array()
+            .into_iter()
+            .flatten();
+        inits.any(|container| container["name"] == "naru-proxy")
+    });
+    injected.count()
+}
+
+fn visit(namespace: &Namespace, name: &str) {
+    namespace.kubectl(&["create", "job", name, "--from=cronjob/visit"]);
+    eventually("the job completes", READY, || {
+        let job = namespace.get(&["job", name]);
+        match &job["status"]["succeeded"] {
+            Value::Number(_) => Ok(()),
+            _ => Err(job["status"].to_string()),
+        }
+    });
+}
+
+/// How many requests of the shop's own load went well so far, and how many did not.
+fn load(namespace: &Namespace) -> (u64, u64) {
+    let line = namespace.kubectl(&["logs", "deployment/load", "-c", "load", "--tail=1"]);
+    let number = |after: &str| -> Option<u64> {
+        let rest = line.split(after).nth(1)?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        rest[..digits].parse().ok()
+    };
+    let numbers = number("ok ").zip(number("failed "));
+    numbers.unwrap_or_else(|| panic!("a line of the load: {line}"))
+}
+
+/// What goes from pod to pod between the two nodes.
+struct Capture {
+    tcpdump: Child,
+    file: String,
+}
+
+impl Capture {
+    fn start() -> Self {
+        let file = scratch("wire.pcap");
+        let tcpdump = control("tcpdump")
+            .args(["-i", "v1", "--immediate-mode", "-U", "-s", "0", "-w", &file])
+            .arg("tcp and src net 10.244.0.0/16 and dst net 10.244.0.0/16")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("tcpdump");
+        eventually("tcpdump writes", Duration::from_secs(10), || {
+            let written = std::fs::metadata(&file).map_err(|error| error.to_string())?;
+            match written.len() {
+                0 => Err("nothing yet".to_owned()),
+                _ => Ok(()),
+            }
+        });
+        Self { tcpdump, file }
+    }
+
+    fn stop(&mut self) {
+        // It has written each packet as it came.
+        let _ended = self.tcpdump.kill();
+        let _reaped = self.tcpdump.wait();
+    }
+
+    /// One field of the packets that match, as tshark sees them.
+    fn fields(&self, filter: &str, field: &str) -> Vec<String> {
+        let mut tshark = Command::new("tshark");
+        tshark.args(["-r", &self.file]);
+        // By their ports it would take some for other protocols.
+        for port in [80, 6379, 8080, 9000, 15010] {
+            tshark.args(["-d", &format!("tcp.port=={port},tls")]);
+        }
+        let text = run(tshark.args(["-Y", filter, "-T", "fields", "-e", field])).expect("tshark");
+        let mut found: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.stop();
+        if std::thread::panicking() {
+            return eprintln!("the capture is kept: {}", self.file);
+        }
+        let _only_litter = std::fs::remove_file(&self.file);
+    }
+}
+
+#[test]
+fn three_commands_put_the_shop_into_the_mesh() {
+    // The first, helm install, was made with the cluster.
+    let namespace = shop();
+    for rollout in ROLLOUTS {
+        namespace.rolled_out(rollout);
+    }
+    assert_eq!(sidecars(&namespace.pods("app")), 0, "before the label");
+    visit(&namespace, "outside");
+
+    kubectl(&["label", "namespace", "shop", "naru.dev/inject=enabled"]);
+    namespace.kubectl(&["rollout", "restart", "deployment,statefulset"]);
+    for rollout in ROLLOUTS {
+        namespace.rolled_out(rollout);
+    }
+    let pods = eventually("old pods are gone, those that end as well", READY, || {
+        let all = namespace.get(&["pods", "-l", "app"])["items"].clone();
+        let pods = all.as_array().cloned().unwrap_or_default();
+        match sidecars(&pods) == pods.len() && pods.len() == 11 {
+            true => Ok(pods),
+            false => Err(format!("{} of {}", sidecars(&pods), pods.len())),
+        }
+    });
+
+    // While the only database was replaced, calls to it failed as they would anywhere.
+    let before = load(&namespace);
+    let mut capture = Capture::start();
+    visit(&namespace, "inside");
+    // New pods, and with them new connections between all of them.
+    for deployment in ["deployment/web", "deployment/cart"] {
+        namespace.kubectl(&["rollout", "restart", deployment]);
+        namespace.rolled_out(deployment);
+    }
+    std::thread::sleep(Duration::from_secs(if full() { 20 } else { 5 }));
+    capture.stop();
+    let after = load(&namespace);
+    println!("the shop's own load: {before:?} to {after:?} (ok, failed)");
+    assert!(after.0 > before.0 + 50 && after.1 == before.1);
+
+    let versions = capture.fields(
+        "tls.handshake.type == 2",
+        "tls.handshake.extensions.supported_version",
+    );
+    assert_eq!(versions, ["0x0304"], "versions of TLS in server hellos");
+    // Of the connections that began while it was looked: each that carried a byte began with a TLS handshake.
+    let begun = capture.fields("tcp.flags.syn == 1 && tcp.flags.ack == 0", "tcp.stream");
+    let talked: Vec<String> = capture.fields("tcp.len > 0", "tcp.stream");
+    let shaken = capture.fields("tls.handshake.type == 1", "tcp.stream");
+    let in_plain: Vec<&String> = talked
+        .iter()
+        .filter(|stream| begun.contains(stream) && !shaken.contains(stream))
+        .collect();
+    assert!(shaken.len() > 3, "too few handshakes: {shaken:?}");
+    assert!(in_plain.is_empty(), "connections without TLS: {in_plain:?}");
+    let bytes = std::fs::read(&capture.file).expect("the capture");
+    for word in ["HTTP/1.", "healthz", "product", "spiffe:"] {
+        let seen = bytes
+            .windows(word.len())
+            .any(|window| window == word.as_bytes());
+        assert!(!seen, "{word:?} can be read between the nodes");
+    }
+
+    prometheus(pods.len());
+}
+
+/// A Prometheus with nothing but Kubernetes' service discovery finds all of them, and the README's queries answer.
+fn prometheus(sidecars: usize) {
+    let prometheus = Prometheus::start();
+    let controllers = kubectl(&[
+        "-n",
+        "naru-system",
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/component=controller",
+        "-o",
+        "name",
+    ]);
+    let controllers = controllers.lines().count();
+    eventually("every target is up", READY, || {
+        let up = |job: &str| prometheus.ask(&format!("sum(up{{job=\"naru-{job}\"}})"));
+        let found = (up("proxy")?, up("controller")?);
+        match found == (vec![sidecars as f64], vec![controllers as f64]) {
+            true => Ok(()),
+            false => Err(format!("{found:?}, and not {sidecars} and {controllers}")),
+        }
+    });
+    let readme = std::fs::read_to_string(repository().join("README.md")).expect("README.md");
+    let section = readme
+        .split("| question | query |")
+        .nth(1)
+        .expect("the table of queries");
+    let queries: Vec<&str> = section
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .filter_map(|line| line.split('`').nth(1))
+        .collect();
+    assert!(queries.len() > 5, "{queries:?}");
+    for query in queries {
+        // What did not happen, as a retry, has no samples. A sum over nothing is an answer as well.
+        let happens = !["reason", "retries", "unauthenticated", "connected =="]
+            .iter()
+            .any(|word| query.contains(word));
+        eventually(query, Duration::from_secs(60), || {
+            // Rates of minutes, where there have been seconds.
+            let query = query
+                .replace("[5m]", "[30s]")
+                .replace("[1m]", "[30s]")
+                .replace("[1h]", "[30s]");
+            let values = prometheus.ask(&query.replace("\\|", "|"))?;
+            match !happens || values.iter().any(|value| !value.is_nan()) {
+                true => Ok(()),
+                false => Err(format!("{values:?}")),
+            }
+        });
+    }
+}
+
+struct Prometheus {
+    child: Child,
+    directory: String,
+}
+
+impl Prometheus {
+    fn start() -> Self {
+        let directory = scratch("prometheus");
+        std::fs::create_dir_all(&directory).expect("a scratch directory");
+        let configuration = format!("{directory}/prometheus.yml");
+        let kubeconfig = format!(
+            "/tmp/naru-cluster-{}/pki/admin.kubeconfig",
+            crate::kubernetes::name()
+        );
+        // As the README has it, but often, and from outside of the cluster.
+        let readme = std::fs::read_to_string(repository().join("README.md")).expect("README.md");
+        let scraping = readme
+            .split("```yaml\n")
+            .map(|rest| rest.split("```").next().unwrap_or_default())
+            .find(|block| block.contains("kubernetes_sd_configs"))
+            .expect("the README's configuration")
+            .replace(
+                "role: pod",
+                &format!("role: pod, kubeconfig_file: {kubeconfig}"),
+            );
+        let often = "global: { scrape_interval: 2s, scrape_timeout: 2s }\n";
+        std::fs::write(&configuration, format!("{often}{scraping}")).expect("write");
+        let child = control(&format!(
+            "/tmp/naru-cluster-{}/bin/prometheus",
+            crate::kubernetes::name()
+        ))
+        .arg(format!("--config.file={configuration}"))
+        .arg(format!("--storage.tsdb.path={directory}/data"))
+        .arg("--web.listen-address=127.0.0.1:9090")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(format!("{directory}/log")).expect("a log"))
+        .spawn()
+        .expect("prometheus");
+        Self { child, directory }
+    }
+
+    /// The values of a query's answer.
+    fn ask(&self, query: &str) -> Result<Vec<f64>, String> {
+        let answer = run(control("curl")
+            .args([
+                "-sS",
+                "-m",
+                "10",
+                "-G",
+                "http://127.0.0.1:9090/api/v1/query",
+            ])
+            .arg("--data-urlencode")
+            .arg(format!("query={query}")))?;
+        let answer: Value =
+            serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))?;
+        let results = answer["data"]["result"].as_array();
+        let results = results.ok_or_else(|| answer.to_string())?.iter();
+        Ok(results
+            .filter_map(|result| result["value"][1].as_str()?.parse().ok())
+            .collect())
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(format!("{}/log", self.directory));
+            eprintln!("== prometheus\n{}", log.unwrap_or_default());
+        }
+        let _only_litter = std::fs::remove_dir_all(&self.directory);
+    }
+}
