@@ -3,12 +3,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use naru_contract::MtlsMode;
 
 use crate::inject::InjectArgs;
 use crate::issuer::is_trust_domain;
+use crate::source;
 
 /// Flags of `naru-controller run`.
 #[derive(Args, Clone, Debug)]
@@ -31,9 +33,14 @@ pub struct Config {
         required_unless_present = "kubernetes"
     )]
     pub manifests: Vec<PathBuf>,
-    /// Directory for the mesh's certificate authority. The public trust-anchors.pem is written there as well.
-    #[arg(long, env = "NARU_STATE_DIR", value_name = "DIR")]
-    pub state_dir: PathBuf,
+    /// Directory for the mesh's certificate authority, if not --ca-secret. The public trust-anchors.pem is written there as well.
+    #[arg(
+        long,
+        env = "NARU_STATE_DIR",
+        value_name = "DIR",
+        required_unless_present = "ca_secret"
+    )]
+    pub state_dir: Option<PathBuf>,
     /// Name of a Secret (kubernetes.io/tls) with the mesh's certificate authority, made if there is none. Needs --kubernetes.
     #[arg(
         long,
@@ -42,6 +49,16 @@ pub struct Config {
         requires = "kubernetes"
     )]
     pub ca_secret: Option<String>,
+    /// How long another certificate authority is trusted before certificates are issued with it. Longer than a minute, and than the
+    /// kubelet takes to bring a ConfigMap into pods.
+    #[arg(long, env = "NARU_CA_TRUST_FOR", value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub ca_trust_for: Duration,
+    /// In what time proxies renew their certificates, each at a random point, when another authority issues them.
+    #[arg(long, env = "NARU_CA_RENEW_WITHIN", value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub ca_renew_within: Duration,
+    /// How long the root of an authority that was replaced is trusted. Certificates live for 24 hours.
+    #[arg(long, env = "NARU_CA_RETIRE_FOR", value_name = "DURATION", default_value = "25h", value_parser = duration)]
+    pub ca_retire_for: Duration,
     /// Namespace of that Secret: the controller's own.
     #[arg(
         long,
@@ -150,6 +167,12 @@ impl From<Mtls> for MtlsMode {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    source::milliseconds(text)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "expected a duration, as 30s, 10m or 25h".to_owned())
 }
 
 fn trust_domain(text: &str) -> Result<String, String> {

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod authority;
 pub mod compile;
 pub mod config;
 #[cfg(test)]

@@ -3,17 +3,18 @@
 
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use kube::Client;
 use naru_controller::admin::{self, Admin};
+use naru_controller::authority::{AuthorityError, Keeper, SecretStore, Store, StoreError, Terms};
 use naru_controller::compile::{Catalog, CatalogOptions};
 use naru_controller::config::{Config, Source};
 use naru_controller::inject::{self, Injected};
-use naru_controller::install::{self, Authority, AuthorityError, Install};
-use naru_controller::issuer::{ANCHORS_FILE, Ca, Issuer, PublicKey, TokenCheck, TokenReviewer};
+use naru_controller::install::{self, Install};
+use naru_controller::issuer::{Issuer, PublicKey, TokenCheck, TokenReviewer};
 use naru_controller::kubernetes;
 use naru_controller::logging::{self, LogFilter};
 use naru_controller::metrics::Metrics;
@@ -74,20 +75,23 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
         true => Some(kubernetes::client().await.context("--kubernetes")?),
         false => None,
     };
-    let ca = tokio::select! {
-        ca = authority(&config, client.as_ref()) => ca?,
+    let keeper = tokio::select! {
+        keeper = authority(&config, client.as_ref()) => keeper?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let (events, mut received) = mpsc::channel(MAX_EVENTS);
     let (tokens, watching) = source(&config, client.clone(), events, &metrics)?;
-    let issuer = Issuer::new(ca, &config.trust_domain, tokens);
+    let issuer = Issuer::new(keeper.in_force(), &config.trust_domain, tokens);
     let catalog = Catalog::new(CatalogOptions {
         trust_domain: config.trust_domain.clone(),
         mtls: config.mtls.into(),
     });
-    let serve = Serve::new(issuer, catalog, metrics.clone());
+    let serve = Serve::new(issuer, catalog, metrics.clone(), config.ca_renew_within);
     let hub = serve.hub.clone();
+    let counted = hub.clone();
+    let behind = move || counted.behind();
+    tokio::spawn(keeper.run(serve.issuer.clone(), behind, metrics.clone()));
     if let Some((address, options)) = config.inject.webhook(serve.issuer.controller().to_string()) {
         let certificate = config.inject.certificate(&serve.issuer);
         let (tls, refresh) = certificate.serve().context("the webhook's certificate")?;
@@ -96,7 +100,7 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
             .with_context(|| format!("--webhook {address}"))?;
         info!("webhook on {}", listener.local_addr()?);
         tokio::spawn(refresh);
-        let injected = install(&config, client.clone())?;
+        let injected = install(&config, client.clone(), &serve.issuer);
         let webhook = inject::serve(listener, tls, options, metrics.clone(), injected);
         tokio::spawn(webhook);
     }
@@ -149,10 +153,23 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
 }
 
 /// The mesh's certificate authority. An API server that is away is waited for.
-async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<Ca> {
-    let (Some(client), Some(name)) = (client, &config.ca_secret) else {
-        return Ca::open(&config.state_dir, &config.trust_domain, SystemTime::now())
-            .with_context(|| format!("--state-dir {}", config.state_dir.display()));
+async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<Keeper> {
+    let terms = Terms {
+        trust_for: config.ca_trust_for,
+        retire_for: config.ca_retire_for,
+    };
+    if config.ca_retire_for <= config.ca_renew_within {
+        bail!("--ca-retire-for has to be longer than --ca-renew-within");
+    }
+    let open = async |store| Keeper::open(store, terms, &config.trust_domain).await;
+    let (client, name) = match (client, &config.ca_secret, &config.state_dir) {
+        (Some(client), Some(name), _) => (client, name),
+        (_, _, Some(directory)) => {
+            return open(Store::Directory(directory.clone()))
+                .await
+                .with_context(|| format!("--state-dir {}", directory.display()));
+        }
+        _ => bail!("a certificate authority is kept in --ca-secret or in --state-dir"),
     };
     loop {
         let owner = match &config.inject.webhook_configuration {
@@ -161,20 +178,19 @@ async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<C
         };
         let opened = match owner {
             Ok(owner) => {
-                let authority = Authority {
-                    namespace: &config.namespace,
-                    name,
-                    state_dir: &config.state_dir,
-                    trust_domain: &config.trust_domain,
+                open(Store::Secret(SecretStore {
+                    client: client.clone(),
+                    namespace: config.namespace.clone(),
+                    name: name.clone(),
                     owner,
-                };
-                authority.open(client.clone(), SystemTime::now()).await
+                }))
+                .await
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(StoreError::from(error).into()),
         };
         match opened {
-            Ok(ca) => return Ok(ca),
-            Err(AuthorityError::Api(error)) => {
+            Ok(keeper) => return Ok(keeper),
+            Err(AuthorityError::Store(StoreError::Api(error))) => {
                 warn!(%error, "--ca-secret {name}: trying again");
                 tokio::time::sleep(API_PAUSE).await;
             }
@@ -184,21 +200,19 @@ async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<C
 }
 
 /// Keeps in the cluster what injected pods need. Returns what is told of namespaces that have some.
-fn install(config: &Config, client: Option<Client>) -> anyhow::Result<Injected> {
+fn install(config: &Config, client: Option<Client>, issuer: &Issuer) -> Injected {
     let (Some(client), Some(name)) = (client, config.inject.webhook_configuration.clone()) else {
-        return Ok(Box::new(|_| ()));
+        return Box::new(|_| ());
     };
-    let anchors = config.state_dir.join(ANCHORS_FILE);
     let install = Install {
         client,
         webhook_configuration: name,
         ca_bundle: config.inject.webhook_certificate.is_none(),
-        anchors_pem: std::fs::read_to_string(&anchors)
-            .with_context(|| anchors.display().to_string())?,
+        trust: issuer.changes(),
     };
     let (needed, keeping) = install.start();
     tokio::spawn(keeping);
-    Ok(Box::new(move |namespace| needed.in_namespace(namespace)))
+    Box::new(move |namespace| needed.in_namespace(namespace))
 }
 
 type Watching = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;

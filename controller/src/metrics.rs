@@ -13,6 +13,7 @@ use prometheus::{
 };
 
 use crate::inject::Outcome;
+use crate::issuer::InForce;
 
 /// Upper bounds of the push latency's buckets, in seconds. A push over loopback takes about a millisecond, one to a
 /// proxy whose machine is overloaded some seconds.
@@ -34,6 +35,41 @@ pub enum StatusOutcome {
     Failed,
 }
 
+/// How it stands with the mesh's certificate authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthorityState {
+    /// There is one.
+    Steady,
+    /// The next one is trusted, and not issued with yet.
+    Trusting,
+    /// The last one is trusted still.
+    Retiring,
+    /// What is given cannot be used.
+    Invalid,
+    /// It is gone from where it was kept.
+    Missing,
+}
+
+impl AuthorityState {
+    const ALL: [Self; 5] = [
+        Self::Steady,
+        Self::Trusting,
+        Self::Retiring,
+        Self::Invalid,
+        Self::Missing,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Steady => "steady",
+            Self::Trusting => "trusting",
+            Self::Retiring => "retiring",
+            Self::Invalid => "invalid",
+            Self::Missing => "missing",
+        }
+    }
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -52,6 +88,10 @@ struct Inner {
     watch_failures: IntCounterVec,
     status_writes: IntCounterVec,
     authority_expiry: Gauge,
+    authority_info: IntGaugeVec,
+    authority_state: IntGaugeVec,
+    trust_anchors: IntGauge,
+    proxies_behind: IntGauge,
     injections: IntCounterVec,
     objects: OnceLock<ObjectCounts>,
     streams: AtomicUsize,
@@ -168,6 +208,37 @@ impl Metrics {
                     "When the mesh's certificate authority expires, in Unix seconds.",
                 ),
             ),
+            authority_info: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "naru_controller_authority_info",
+                        "1, with the name of the authority that certificates are issued with.",
+                    ),
+                    &["issuer"],
+                ),
+            ),
+            authority_state: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "naru_controller_authority_state",
+                        "1 for the state that the mesh's certificate authority is in, 0 for the others.",
+                    ),
+                    &["state"],
+                ),
+            ),
+            trust_anchors: register(
+                &registry,
+                IntGauge::new("naru_controller_trust_anchors", "Trust anchors in force."),
+            ),
+            proxies_behind: register(
+                &registry,
+                IntGauge::new(
+                    "naru_controller_proxies_without_trust_anchors",
+                    "Connected proxies that have not taken the trust anchors in force.",
+                ),
+            ),
             injections: register(
                 &registry,
                 IntCounterVec::new(
@@ -260,11 +331,20 @@ impl Metrics {
         self.0.status_writes.with_label_values(&[outcome]).inc();
     }
 
-    pub fn authority_expires(&self, at: SystemTime) {
-        let since = at
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        self.0.authority_expiry.set(since.as_secs_f64());
+    /// `behind`: proxies that have not taken the anchors in force.
+    pub fn authority(&self, state: AuthorityState, in_force: &InForce, behind: usize) {
+        for other in AuthorityState::ALL {
+            let gauge = (self.0.authority_state).with_label_values(&[other.as_str()]);
+            gauge.set(i64::from(other == state));
+        }
+        let since = (in_force.ca.expires()).duration_since(SystemTime::UNIX_EPOCH);
+        (self.0.authority_expiry).set(since.unwrap_or_default().as_secs_f64());
+        self.0.authority_info.reset();
+        let info = (self.0.authority_info).with_label_values(&[in_force.ca.id()]);
+        info.set(1);
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.0.trust_anchors.set(count(in_force.anchors.len()));
+        self.0.proxies_behind.set(count(behind));
     }
 
     pub fn injection(&self, outcome: Outcome) {

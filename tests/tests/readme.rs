@@ -148,7 +148,7 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
     metrics.handshake(Direction::Inbound, None);
     metrics.pool_connections(HttpVersion::Http2, PoolState::Idle, 1);
     metrics.certificate_renewal(RenewalOutcome::Renewed);
-    metrics.certificate_expiry(1);
+    metrics.certificate(1, "0123456789abcdef");
     metrics.controller_heard(Instant::now());
     metrics.push(PushOutcome::Accepted, 1, 1);
     let known = families_of(&metrics.render().expect("a rendering"));

@@ -41,6 +41,12 @@ pub mod resource {
 pub struct TrustAnchors {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub certificates_der: Vec<Bytes>,
+    /// A name for the authority that certificates are issued with now. A proxy whose own certificate is of another one asks for a new
+    /// one, at a random point within [`Self::renew_within_seconds`]. Empty from a controller that says nothing.
+    #[prost(string, tag = "2")]
+    pub issuer: String,
+    #[prost(uint32, tag = "3")]
+    pub renew_within_seconds: u32,
 }
 
 /// `inbound`: how the proxy's own pod is to be reached.

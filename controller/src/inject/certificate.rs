@@ -14,9 +14,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
 use tracing::{error, info};
 
-use crate::issuer::{Issuer, LEAF_LIFETIME, Refusal};
+use crate::issuer::{InForce, Issuer, LEAF_LIFETIME, Refusal};
 
 /// How often files are looked at. Whoever renews them does so hours before they expire.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
@@ -68,6 +69,10 @@ impl Certificate {
         interval: Duration,
     ) -> Result<(Arc<ServerConfig>, impl Future<Output = ()> + Send), CertificateError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut changes = match &self {
+            Self::Issued { issuer, .. } => Some(issuer.changes()),
+            Self::Files { .. } => None,
+        };
         let mut seen = self.version();
         let shown = Arc::new(Shown(ArcSwap::from_pointee(self.get(&provider)?)));
         // Every API server that calls webhooks speaks TLS 1.3.
@@ -78,7 +83,10 @@ impl Certificate {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let refresh = async move {
             loop {
-                tokio::time::sleep(interval).await;
+                tokio::select! {
+                    () = tokio::time::sleep(interval) => {}
+                    () = changed(&mut changes) => {}
+                }
                 let version = self.version();
                 if version == seen {
                     continue;
@@ -98,10 +106,11 @@ impl Certificate {
     }
 
     /// Changes when there is another certificate to get.
-    fn version(&self) -> Vec<u64> {
-        match self {
-            Self::Issued { .. } => {
-                vec![since_epoch(SystemTime::now()).as_secs() / RENEW_AFTER.as_secs()]
+    fn version(&self) -> (Vec<u64>, String) {
+        let times = match self {
+            Self::Issued { issuer, .. } => {
+                let age = since_epoch(SystemTime::now()).as_secs() / RENEW_AFTER.as_secs();
+                return (vec![age], issuer.in_force().ca.id().to_owned());
             }
             Self::Files { chain, key } => [chain, key]
                 .into_iter()
@@ -111,7 +120,8 @@ impl Certificate {
                     modified.map_or(0, |at| since_epoch(at).as_nanos() as u64)
                 })
                 .collect(),
-        }
+        };
+        (times, String::new())
     }
 
     fn get(&self, provider: &CryptoProvider) -> Result<CertifiedKey, CertificateError> {
@@ -120,6 +130,17 @@ impl Certificate {
             Self::Files { chain, key } => (read_chain(chain)?, read_key(key)?),
         };
         Ok(CertifiedKey::from_der(chain, key, provider)?)
+    }
+}
+
+/// Returns when another authority issues certificates, if that is told.
+async fn changed(changes: &mut Option<watch::Receiver<Arc<InForce>>>) {
+    let told = match changes {
+        Some(changes) => changes.changed().await.is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending().await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::inject::{Certificate, PullPolicy, Resources};
-use crate::issuer::{Ca, Issuer, PublicKey, TokenCheck};
+use crate::issuer::{Ca, InForce, Issuer, PublicKey, TokenCheck};
 use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -30,11 +30,22 @@ struct Fixture {
     directory: Directory,
 }
 
-fn issuer(directory: &Directory) -> Arc<Issuer> {
-    let ca = Ca::open(&directory.0, "cluster.local", SystemTime::now()).expect("an authority");
+fn in_force() -> InForce {
+    let now = SystemTime::now();
+    let pair = Ca::make("cluster.local", now).expect("an authority");
+    let (certificates, key) = (pair.certificates.as_bytes(), pair.key.as_bytes());
+    let ca = Ca::from_pem(certificates, &[], key, "cluster.local", now).expect("an authority");
+    InForce::new(Arc::new(ca), [])
+}
+
+fn issuer() -> Arc<Issuer> {
     let key = KeyPair::generate().expect("a key").public_key_pem();
     let key = PublicKey::from_pem(key.as_bytes(), "issuer").expect("a key");
-    Arc::new(Issuer::new(ca, "cluster.local", TokenCheck::PublicKey(key)))
+    Arc::new(Issuer::new(
+        in_force(),
+        "cluster.local",
+        TokenCheck::PublicKey(key),
+    ))
 }
 
 fn options() -> Options {
@@ -62,12 +73,14 @@ impl Fixture {
             rand::random::<u64>()
         );
         let directory = Directory(std::env::temp_dir().join(name));
-        let issuer = issuer(&directory);
+        std::fs::create_dir_all(&directory.0).expect("a directory");
+        let issuer = issuer();
         let certificate = Certificate::Issued {
             issuer: issuer.clone(),
             name: NAME.to_owned(),
         };
-        let (tls, _refresh) = certificate.serve().expect("a certificate");
+        let (tls, refresh) = certificate.serve().expect("a certificate");
+        tokio::spawn(refresh);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("an address");
         let metrics = Metrics::new();
@@ -89,7 +102,7 @@ impl Fixture {
     /// Status and body.
     async fn ask(&self, request: &str) -> (u16, String) {
         let stream = TcpStream::connect(self.address).await.expect("connect");
-        let connector = connector(self.issuer.anchor());
+        let connector = connector(self.issuer.in_force().ca.root());
         let name = ServerName::try_from(NAME).expect("a name");
         let mut stream = connector.connect(name, stream).await.expect("TLS");
         stream.write_all(request.as_bytes()).await.expect("write");
@@ -153,6 +166,22 @@ async fn an_api_server_that_trusts_the_meshs_authority_is_answered() {
         "{metrics}"
     );
     assert!(metrics.contains("naru_controller_injections_total{outcome=\"unchanged\"} 1"));
+}
+
+#[tokio::test]
+async fn when_another_authority_issues_the_certificate_is_of_that_one() {
+    let webhook = Fixture::new().await;
+    webhook.issuer.take_over(in_force());
+    // What answers is trusted by the new root alone.
+    let connector = connector(webhook.issuer.in_force().ca.root());
+    loop {
+        let stream = TcpStream::connect(webhook.address).await.expect("connect");
+        let name = ServerName::try_from(NAME).expect("a name");
+        match connector.connect(name, stream).await {
+            Ok(_) => break,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
 }
 
 #[tokio::test]

@@ -33,6 +33,16 @@ impl Anchors {
         }
     }
 
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Others are in force.
+    pub fn change(&mut self, pem: String) {
+        self.pem = pem;
+        self.written.clear();
+    }
+
     /// Makes sure that `namespace` has the anchors.
     pub async fn need(&mut self, namespace: String, owner: Option<&OwnerReference>) {
         let now = Instant::now();

@@ -1,29 +1,29 @@
 //! What the controller keeps in the cluster, so that an installation is complete without anybody's hands.
 //!
 //! ```text
-//! Secret of the authority ◀─ made on first start, or given ─▶ --state-dir
 //! caBundle of the webhook ◀─┐
-//! ConfigMap in a namespace ◀┴─ trust anchors
+//! ConfigMap in a namespace ◀┴─ trust anchors, whenever they change
 //! ```
 //!
 //! In: the API server, and namespaces that were injected into. Out: those objects, put right again when they differ. What is made
 //! here belongs to the webhook's configuration, which belongs to whoever installed it: when that goes, the rest goes.
 
 mod anchors;
-mod authority;
 #[cfg(test)]
 mod tests;
 mod webhook;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
-pub use authority::{Authority, AuthorityError};
 pub use webhook::owner;
+
+use crate::issuer::InForce;
 
 /// In whose name fields are written.
 const MANAGER: &str = "naru-controller";
@@ -52,7 +52,7 @@ pub struct Install {
     /// Whether its caBundle is ours to fill.
     pub ca_bundle: bool,
     /// The trust anchors in force.
-    pub anchors_pem: String,
+    pub trust: watch::Receiver<Arc<InForce>>,
 }
 
 impl Install {
@@ -66,24 +66,32 @@ impl Install {
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut owner = None;
-        let mut anchors = anchors::Anchors::new(self.client.clone(), self.anchors_pem.clone());
+        let mut trust = self.trust.clone();
+        let mut anchors = anchors::Anchors::new(self.client.clone(), pem(&mut trust));
         loop {
             tokio::select! {
-                _ = look.tick() => {
-                    match webhook::look(&self).await {
-                        Ok(found) => owner = Some(found),
-                        Err(error) => warn!(
-                            name = self.webhook_configuration, %error,
-                            "the webhook's configuration cannot be brought up to date"
-                        ),
-                    }
-                    anchors.look(owner.as_ref()).await;
-                }
+                _ = look.tick() => {}
+                Ok(()) = trust.changed() => anchors.change(pem(&mut trust)),
                 namespace = needed.recv() => match namespace {
-                    Some(namespace) => anchors.need(namespace, owner.as_ref()).await,
+                    Some(namespace) => {
+                        anchors.need(namespace, owner.as_ref()).await;
+                        continue;
+                    }
                     None => return,
                 },
             }
+            match webhook::look(&self, anchors.pem()).await {
+                Ok(found) => owner = Some(found),
+                Err(error) => warn!(
+                    name = self.webhook_configuration, %error,
+                    "the webhook's configuration cannot be brought up to date"
+                ),
+            }
+            anchors.look(owner.as_ref()).await;
         }
     }
+}
+
+fn pem(trust: &mut watch::Receiver<Arc<InForce>>) -> String {
+    trust.borrow_and_update().anchors_pem()
 }

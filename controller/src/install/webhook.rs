@@ -17,11 +17,11 @@ pub async fn owner(client: Client, name: &str) -> Result<OwnerReference, kube::E
 }
 
 /// Brings the caBundle up to date. Returns what things of ours belong to.
-pub async fn look(install: &Install) -> Result<OwnerReference, kube::Error> {
+pub async fn look(install: &Install, anchors_pem: &str) -> Result<OwnerReference, kube::Error> {
     let name = &install.webhook_configuration;
     let api = Api::<MutatingWebhookConfiguration>::all(install.client.clone());
     let found = api.get(name).await?;
-    let bundle = ByteString(install.anchors_pem.clone().into_bytes());
+    let bundle = ByteString(anchors_pem.as_bytes().to_vec());
     let webhooks = found.webhooks.iter().flatten();
     let outdated: Vec<_> = webhooks
         .filter(|webhook| {

@@ -1,25 +1,28 @@
-//! The mesh's certificate authority: its key and its certificate, made on first start and kept in the state directory.
+//! A certificate authority: its key, its certificate, and what lies between that and the root that everybody trusts.
 //!
-//! In: a public key and whom it belongs to. Out: a certificate. Who may have which identity is decided elsewhere.
+//! In: PEM, or a public key and whom it belongs to. Out: an authority that others will take for one, or a certificate. Who may
+//! have which identity is decided elsewhere, and so is where an authority is kept.
 
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use ::aws_lc_rs::digest;
+use pem::{EncodeConfig, LineEnding};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
-use rustls::pki_types::CertificateDer;
+use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::ParsedCertificate;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::identity::SpiffeId;
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// How long the root holds. Renewing it means that every proxy has to learn another anchor first.
+/// How long a root of our own holds.
 const ROOT_LIFETIME: Duration = DAY.saturating_mul(3_652);
 /// How long a leaf holds: a stolen key is of use for no longer.
 pub const LEAF_LIFETIME: Duration = DAY;
@@ -27,33 +30,32 @@ pub const LEAF_LIFETIME: Duration = DAY;
 const BACKDATING: Duration = Duration::from_secs(60);
 /// Bytes of a serial number (RFC 5280 allows 20).
 const SERIAL_BYTES: usize = 16;
-
-const KEY_FILE: &str = "ca.key";
-const CERTIFICATE_FILE: &str = "ca.crt";
-/// The certificate for others, in PEM.
-pub const ANCHORS_FILE: &str = "trust-anchors.pem";
+/// Certificates that are read from one PEM: proxies take 64 anchors, and those of a rotation need room beside them.
+const MAX_CERTIFICATES: usize = 32;
+/// Bytes of a digest that make an authority's name: enough that no two ever have the same.
+const ID_BYTES: usize = 8;
 
 /// Why there is no authority to issue with.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    #[error("{path}: {source}")]
-    File { path: PathBuf, source: io::Error },
-    #[error(
-        "{CERTIFICATE_FILE} is there and {KEY_FILE} is not: put the key back, or remove the certificate to begin a new mesh"
-    )]
-    KeyIsMissing,
-    #[error("{0}: holds no private key in PEM (PKCS #8, ECDSA P-256)")]
-    Key(PathBuf),
-    #[error("{0}: holds no certificate in PEM")]
-    Certificate(PathBuf),
-    #[error("{CERTIFICATE_FILE} was made for another key than {KEY_FILE}")]
+    #[error("there is no private key of an authority (ECDSA P-256 in PEM, PKCS #8 or SEC 1)")]
+    Key,
+    #[error("there is no certificate in PEM where one is expected")]
+    Certificate,
+    #[error("there are more than {MAX_CERTIFICATES} certificates in one place")]
+    TooMany,
+    #[error("the authority's certificate was made for another key than the one beside it")]
     Mismatch,
-    #[error("{CERTIFICATE_FILE} is for {found}, and the trust domain is {expected}")]
+    #[error(
+        "the authority's certificate is for {found}, and the trust domain is {expected}: it needs the name URI:spiffe://{expected}"
+    )]
     TrustDomain { expected: String, found: String },
-    #[error("{CERTIFICATE_FILE} may not issue certificates")]
+    #[error("the authority's certificate may not issue certificates (basicConstraints CA:TRUE)")]
     NotAnIssuer,
-    #[error("{CERTIFICATE_FILE} has expired (or the clock is off)")]
+    #[error("the authority's certificate has expired (or the clock is off)")]
     Expired,
+    #[error("nobody would take what the authority issues: {0}")]
+    NotTaken(rustls::Error),
     #[error("making a certificate: {0}")]
     Make(#[from] rcgen::Error),
 }
@@ -61,97 +63,112 @@ pub enum CaError {
 /// Issues certificates.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
-    certificate: CertificateDer<'static>,
+    /// From the one that issues up to the one below the root. Empty: the root issues itself.
+    below_root: Vec<CertificateDer<'static>>,
+    root: CertificateDer<'static>,
+    begins: SystemTime,
     expires: SystemTime,
+    pems: Pair,
+    id: String,
+}
+
+/// An authority's certificates, the issuing one first and the root last, and its key, in PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pair {
+    pub certificates: String,
+    pub key: String,
 }
 
 impl Ca {
-    /// Takes the authority from `directory`, or makes one there. Writes the trust anchors beside it.
-    pub fn open(directory: &Path, trust_domain: &str, now: SystemTime) -> Result<Self, CaError> {
-        let file = |path: &Path| {
-            let path = path.to_owned();
-            move |source| CaError::File { path, source }
+    /// Takes an authority as it is given: its certificate first, those above it behind. Where the root is not among them it is
+    /// looked for in `further`, and without one, the uppermost is trusted like a root.
+    pub fn from_pem(
+        certificates: &[u8],
+        further: &[CertificateDer<'static>],
+        key: &[u8],
+        trust_domain: &str,
+        now: SystemTime,
+    ) -> Result<Self, CaError> {
+        let mut chain = read_certificates(certificates)?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .ok()
+            .and_then(|der| KeyPair::try_from(&der).ok())
+            .filter(|key| key.algorithm() == &rcgen::PKCS_ECDSA_P256_SHA256)
+            .ok_or(CaError::Key)?;
+        let issuing = chain.first().ok_or(CaError::Certificate)?;
+        check(issuing, &key, trust_domain)?;
+        if let Some(root) = missing_root(&chain, further)? {
+            chain.push(root);
+        }
+        let (mut begins, mut expires) = validity(&chain[0])?;
+        for above in &chain[1..] {
+            let (from, to) = validity(above)?;
+            (begins, expires) = (begins.max(from), expires.min(to));
+        }
+        if now >= expires {
+            return Err(CaError::Expired);
+        }
+        let pems = Pair {
+            certificates: to_pem(&chain),
+            key: key.serialize_pem(),
         };
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o755);
-        builder.create(directory).map_err(file(directory))?;
-        let key_path = directory.join(KEY_FILE);
-        let certificate_path = directory.join(CERTIFICATE_FILE);
-        let certificate = read(&certificate_path)?;
-        let key = match (read(&key_path)?, &certificate) {
-            (Some(pem), _) => {
-                let pem = String::from_utf8(pem).map_err(|_| CaError::Key(key_path.clone()))?;
-                KeyPair::from_pem(&pem)
-                    .ok()
-                    .filter(|key| key.algorithm() == &rcgen::PKCS_ECDSA_P256_SHA256)
-                    .ok_or_else(|| CaError::Key(key_path.clone()))?
-            }
-            (None, Some(_)) => return Err(CaError::KeyIsMissing),
-            (None, None) => {
-                let key = KeyPair::generate()?;
-                let pem = key.serialize_pem();
-                write(&key_path, pem.as_bytes(), 0o600).map_err(file(&key_path))?;
-                key
-            }
-        };
-        // A key without a certificate is a first start that was cut short: nobody trusts it yet.
-        let pem = match certificate {
-            Some(pem) => pem,
-            None => {
-                let pem = root(trust_domain, now)?.self_signed(&key)?.pem();
-                write(&certificate_path, pem.as_bytes(), 0o644).map_err(file(&certificate_path))?;
-                pem.into_bytes()
-            }
-        };
-        let certificate = CertificateDer::from_pem_slice(&pem)
-            .map_err(|_| CaError::Certificate(certificate_path.clone()))?;
-        let expires = check(&certificate, &certificate_path, &key, trust_domain, now)?;
-        let anchors_path = directory.join(ANCHORS_FILE);
-        write(&anchors_path, &pem, 0o644).map_err(file(&anchors_path))?;
-        Ok(Self {
-            issuer: Issuer::from_ca_cert_der(&certificate, key)?,
-            certificate,
+        let issuer = Issuer::from_ca_cert_der(&chain[0], key)?;
+        let id = id(&chain);
+        let root = chain.pop().ok_or(CaError::Certificate)?;
+        let ca = Self {
+            issuer,
+            below_root: chain,
+            root,
+            begins,
             expires,
+            pems,
+            id,
+        };
+        ca.prove(now)?;
+        Ok(ca)
+    }
+
+    /// A new authority, self-signed.
+    pub fn make(trust_domain: &str, now: SystemTime) -> Result<Pair, CaError> {
+        let key = KeyPair::generate()?;
+        let certificate = root(trust_domain, now)?.self_signed(&key)?;
+        Ok(Pair {
+            certificates: certificate.pem(),
+            key: key.serialize_pem(),
         })
     }
 
-    /// A new authority: its certificate and its key, in PEM.
-    pub fn make(trust_domain: &str, now: SystemTime) -> Result<(String, String), CaError> {
-        let key = KeyPair::generate()?;
-        let certificate = root(trust_domain, now)?.self_signed(&key)?;
-        Ok((certificate.pem(), key.serialize_pem()))
+    /// What everybody in the mesh has to trust.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
     }
 
-    /// Puts an authority that comes from elsewhere in `directory`, in place of the one that is there.
-    pub fn write(directory: &Path, certificate: &[u8], key: &[u8]) -> Result<(), CaError> {
-        let files = [
-            (KEY_FILE, key, 0o600),
-            (CERTIFICATE_FILE, certificate, 0o644),
-        ];
-        for (name, content, mode) in files {
-            let path = directory.join(name);
-            write(&path, content, mode).map_err(|source| CaError::File { path, source })?;
-        }
-        Ok(())
+    /// From when it holds.
+    pub fn begins(&self) -> SystemTime {
+        self.begins
     }
 
-    /// The certificate that everybody in the mesh trusts.
-    pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
-    }
-
-    /// When the authority's own certificate ends.
+    /// When the first of its certificates ends.
     pub fn expires(&self) -> SystemTime {
         self.expires
     }
 
-    /// A certificate for `id`, and when it ends. `None`: the authority has expired itself.
+    pub fn pems(&self) -> &Pair {
+        &self.pems
+    }
+
+    /// A name for it, made of its certificates: another authority has another one.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// A certificate for `id` with those that lead to the root, and when it ends. `None`: the authority has expired itself.
     pub fn issue(
         &self,
         id: &SpiffeId,
         key: &impl PublicKeyData,
         now: SystemTime,
-    ) -> Result<Option<(CertificateDer<'static>, SystemTime)>, rcgen::Error> {
+    ) -> Result<Option<(Vec<CertificateDer<'static>>, SystemTime)>, rcgen::Error> {
         let both = [
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
@@ -165,7 +182,7 @@ impl Ca {
         name: &str,
         key: &impl PublicKeyData,
         now: SystemTime,
-    ) -> Result<Option<(CertificateDer<'static>, SystemTime)>, rcgen::Error> {
+    ) -> Result<Option<(Vec<CertificateDer<'static>>, SystemTime)>, rcgen::Error> {
         let name = SanType::DnsName(name.try_into()?);
         self.leaf(name, &[ExtendedKeyUsagePurpose::ServerAuth], key, now)
     }
@@ -176,7 +193,7 @@ impl Ca {
         usages: &[ExtendedKeyUsagePurpose],
         key: &impl PublicKeyData,
         now: SystemTime,
-    ) -> Result<Option<(CertificateDer<'static>, SystemTime)>, rcgen::Error> {
+    ) -> Result<Option<(Vec<CertificateDer<'static>>, SystemTime)>, rcgen::Error> {
         if now >= self.expires {
             return Ok(None);
         }
@@ -192,39 +209,101 @@ impl Ca {
         params.extended_key_usages = usages.to_vec();
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(key, &self.issuer)?;
-        Ok(Some((certificate.der().clone(), expires)))
+        let mut chain = vec![certificate.der().clone()];
+        chain.extend_from_slice(&self.below_root);
+        Ok(Some((chain, expires)))
+    }
+
+    /// Issues a certificate and looks at it as a proxy would: a chain with a gap, or one that is not allowed to be as long, is
+    /// found before anybody depends on it.
+    fn prove(&self, now: SystemTime) -> Result<(), CaError> {
+        let key = KeyPair::generate()?;
+        let chain = self.issue_server("proof.naru.dev", &key, now)?;
+        let (chain, _) = chain.ok_or(CaError::Expired)?;
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(self.root.clone())
+            .and_then(|()| {
+                let since = now.duration_since(SystemTime::UNIX_EPOCH);
+                verify_server_cert_signed_by_trust_anchor(
+                    &ParsedCertificate::try_from(&chain[0])?,
+                    &roots,
+                    &chain[1..],
+                    UnixTime::since_unix_epoch(since.unwrap_or_default()),
+                    aws_lc_rs::default_provider()
+                        .signature_verification_algorithms
+                        .all,
+                )
+            })
+            .map_err(CaError::NotTaken)
     }
 }
 
-/// What a new root says.
-fn root(trust_domain: &str, now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("Naru root of {trust_domain}"));
-    params
-        .subject_alt_names
-        .push(SanType::URI(format!("spiffe://{trust_domain}").try_into()?));
-    params.not_before = (now - BACKDATING).into();
-    params.not_after = (now + ROOT_LIFETIME).into();
-    params.serial_number = Some(serial());
-    // It signs leaves and no further authorities.
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params)
+/// The certificates in a PEM.
+pub fn read_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .take(MAX_CERTIFICATES + 1)
+        .collect::<Result<_, _>>()
+        .map_err(|_| CaError::Certificate)?;
+    match certificates.len() {
+        0 => Err(CaError::Certificate),
+        1..=MAX_CERTIFICATES => Ok(certificates),
+        _ => Err(CaError::TooMany),
+    }
 }
 
-/// Whether a certificate read from a file can be issued with, and until when.
+/// Certificates as PEM, one behind the other.
+pub fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
+    let form = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    let pem = |der: &CertificateDer<'_>| {
+        pem::encode_config(&pem::Pem::new("CERTIFICATE", der.as_ref()), form)
+    };
+    certificates.iter().map(pem).collect()
+}
+
+/// From when to when a certificate holds.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), CaError> {
+    let parsed = parse(certificate)?;
+    let time = |seconds: i64| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    };
+    let validity = parsed.validity();
+    let (from, to) = (validity.not_before, validity.not_after);
+    Ok((time(from.timestamp()), time(to.timestamp())))
+}
+
+/// The root above a chain that ends below it. `None`: the chain has it, or nobody does.
+fn missing_root(
+    chain: &[CertificateDer<'static>],
+    further: &[CertificateDer<'static>],
+) -> Result<Option<CertificateDer<'static>>, CaError> {
+    let Some(last) = chain.last() else {
+        return Ok(None);
+    };
+    let last = parse(last)?;
+    let issuer = last.issuer().as_raw();
+    if issuer == last.subject().as_raw() {
+        return Ok(None);
+    }
+    let is_above = |certificate: &&CertificateDer<'static>| {
+        parse(certificate).is_ok_and(|above| above.subject().as_raw() == issuer)
+    };
+    Ok(further.iter().find(is_above).cloned())
+}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CaError> {
+    X509Certificate::from_der(certificate)
+        .map(|(_, parsed)| parsed)
+        .map_err(|_| CaError::Certificate)
+}
+
+/// Whether an authority's own certificate can be issued with.
 fn check(
     certificate: &CertificateDer<'_>,
-    path: &Path,
     key: &KeyPair,
     trust_domain: &str,
-    now: SystemTime,
-) -> Result<SystemTime, CaError> {
-    let (_, parsed) = X509Certificate::from_der(certificate)
-        .map_err(|_| CaError::Certificate(path.to_owned()))?;
+) -> Result<(), CaError> {
+    let parsed = parse(certificate)?;
     if parsed.public_key().raw != key.subject_public_key_info() {
         return Err(CaError::Mismatch);
     }
@@ -246,12 +325,36 @@ fn check(
             found: found.to_owned(),
         });
     }
-    let expires = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-    let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(expires);
-    if now >= expires {
-        return Err(CaError::Expired);
+    Ok(())
+}
+
+/// What a new root says.
+fn root(trust_domain: &str, now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Naru root of {trust_domain}"));
+    params
+        .subject_alt_names
+        .push(SanType::URI(format!("spiffe://{trust_domain}").try_into()?));
+    params.not_before = (now - BACKDATING).into();
+    params.not_after = (now + ROOT_LIFETIME).into();
+    params.serial_number = Some(serial());
+    // It signs leaves and no further authorities.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn id(chain: &[CertificateDer<'_>]) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for certificate in chain {
+        context.update(certificate);
     }
-    Ok(expires)
+    let digest = context.finish();
+    let bytes = digest.as_ref().iter().take(ID_BYTES);
+    bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn serial() -> SerialNumber {
@@ -259,38 +362,4 @@ fn serial() -> SerialNumber {
     // Positive, and with no leading zeros.
     bytes[0] = bytes[0] & 0x7f | 0x40;
     SerialNumber::from_slice(&bytes)
-}
-
-/// `None`: there is no such file.
-fn read(path: &Path) -> Result<Option<Vec<u8>>, CaError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(CaError::File {
-            path: path.to_owned(),
-            source,
-        }),
-    }
-}
-
-/// Writes a file as a whole or not at all, also where the machine stops in between.
-fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    // One that was left over could have another mode.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(directory) => fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }

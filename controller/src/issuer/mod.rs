@@ -14,6 +14,7 @@ mod review;
 mod tests;
 mod token;
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -21,8 +22,9 @@ use rcgen::{CertificateSigningRequestParams, KeyPair, PublicKeyData};
 use rustls::pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
+use tokio::sync::watch;
 
-pub use ca::{ANCHORS_FILE, Ca, CaError, LEAF_LIFETIME};
+pub use ca::{Ca, CaError, LEAF_LIFETIME, Pair, read_certificates, to_pem, validity};
 pub use identity::{SpiffeId, is_trust_domain};
 pub use review::TokenReviewer;
 pub use token::{Bearer, KeyError, PublicKey, TokenCheck, TokenError};
@@ -34,9 +36,40 @@ const MAX_CSR: usize = 16 * 1024;
 
 /// Gives certificates to those whose tokens are good.
 pub struct Issuer {
-    ca: Ca,
+    in_force: watch::Sender<Arc<InForce>>,
     trust_domain: String,
     tokens: TokenCheck,
+}
+
+/// With what is issued and whom to trust. Immutable, and swapped whole.
+pub struct InForce {
+    pub ca: Arc<Ca>,
+    /// Sorted, each once, the root of `ca` among them.
+    pub anchors: Vec<CertificateDer<'static>>,
+}
+
+impl InForce {
+    /// `further`: to be trusted beside the root of `ca`.
+    pub fn new(ca: Arc<Ca>, further: impl IntoIterator<Item = CertificateDer<'static>>) -> Self {
+        let mut anchors = vec![ca.root().clone()];
+        anchors.extend(further);
+        anchors.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        anchors.dedup();
+        Self { ca, anchors }
+    }
+
+    pub fn anchors_pem(&self) -> String {
+        to_pem(&self.anchors)
+    }
+
+    pub fn anchors_der(&self) -> Vec<Bytes> {
+        let anchors = self.anchors.iter();
+        anchors.map(|der| Bytes::copy_from_slice(der)).collect()
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.ca.id() == other.ca.id() && self.anchors == other.anchors
+    }
 }
 
 /// A certificate that was issued.
@@ -47,6 +80,8 @@ pub struct Issued {
     /// Leaf first.
     pub chain: Vec<CertificateDer<'static>>,
     pub expires: SystemTime,
+    /// The authority that has issued it, and whom to trust.
+    pub by: Arc<InForce>,
 }
 
 /// A chain, leaf first, and its key.
@@ -94,9 +129,9 @@ impl Refusal {
 }
 
 impl Issuer {
-    pub fn new(ca: Ca, trust_domain: &str, tokens: TokenCheck) -> Self {
+    pub fn new(in_force: InForce, trust_domain: &str, tokens: TokenCheck) -> Self {
         Self {
-            ca,
+            in_force: watch::Sender::new(Arc::new(in_force)),
             trust_domain: trust_domain.to_owned(),
             tokens,
         }
@@ -132,15 +167,15 @@ impl Issuer {
         if key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != 65 {
             return Err(Refusal::Key);
         }
-        let (leaf, expires) = self
-            .ca
-            .issue(&id, key, now)?
-            .ok_or(Refusal::AuthorityExpired)?;
+        let by = self.in_force();
+        let issued = by.ca.issue(&id, key, now)?;
+        let (chain, expires) = issued.ok_or(Refusal::AuthorityExpired)?;
         Ok(Issued {
             id,
             pod: bearer.pod,
-            chain: vec![leaf],
+            chain,
             expires,
+            by,
         })
     }
 
@@ -157,15 +192,15 @@ impl Issuer {
     pub fn own(&self, now: SystemTime) -> Result<(Issued, PrivateKeyDer<'static>), Refusal> {
         let id = self.controller();
         let key = KeyPair::generate()?;
-        let (leaf, expires) = self
-            .ca
-            .issue(&id, &key, now)?
-            .ok_or(Refusal::AuthorityExpired)?;
+        let by = self.in_force();
+        let issued = by.ca.issue(&id, &key, now)?;
+        let (chain, expires) = issued.ok_or(Refusal::AuthorityExpired)?;
         let issued = Issued {
             id,
             pod: None,
-            chain: vec![leaf],
+            chain,
             expires,
+            by,
         };
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         Ok((issued, PrivateKeyDer::Pkcs8(key)))
@@ -174,29 +209,34 @@ impl Issuer {
     /// A certificate for a server of the controller's that is called by a DNS name, on a new key.
     pub fn server(&self, name: &str, now: SystemTime) -> Result<ServerCertificate, Refusal> {
         let key = KeyPair::generate()?;
-        let (leaf, _) = self
-            .ca
-            .issue_server(name, &key, now)?
-            .ok_or(Refusal::AuthorityExpired)?;
+        let issued = self.in_force().ca.issue_server(name, &key, now)?;
+        let (chain, _) = issued.ok_or(Refusal::AuthorityExpired)?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-        Ok((vec![leaf], PrivateKeyDer::Pkcs8(key)))
+        Ok((chain, PrivateKeyDer::Pkcs8(key)))
     }
 
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain
     }
 
-    pub fn anchor(&self) -> &CertificateDer<'static> {
-        self.ca.certificate()
+    /// The authority and the anchors as they are now.
+    pub fn in_force(&self) -> Arc<InForce> {
+        self.in_force.borrow().clone()
     }
 
-    /// Every trust anchor in force, DER.
-    pub fn trust_anchors_der(&self) -> Vec<Bytes> {
-        vec![Bytes::copy_from_slice(self.ca.certificate())]
+    /// Puts others in force, unless these are.
+    pub fn take_over(&self, in_force: InForce) {
+        self.in_force.send_if_modified(|current| {
+            let differs = !current.is(&in_force);
+            if differs {
+                *current = Arc::new(in_force);
+            }
+            differs
+        });
     }
 
-    /// When the authority's own certificate ends.
-    pub fn authority_expires(&self) -> SystemTime {
-        self.ca.expires()
+    /// Tells when another authority or other anchors are in force.
+    pub fn changes(&self) -> watch::Receiver<Arc<InForce>> {
+        self.in_force.subscribe()
     }
 }

@@ -1,7 +1,5 @@
 //! Who gets a certificate, and who does not.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
@@ -16,42 +14,18 @@ const TRUST_DOMAIN: &str = "cluster.local";
 const TOKEN_ISSUER: &str = "https://tokens.test";
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A directory of its own, gone at the end.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Self {
-        let name = format!(
-            "naru-issuer-{}-{:x}",
-            std::process::id(),
-            rand::random::<u64>()
-        );
-        Self(std::env::temp_dir().join(name))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 struct Fixture {
     issuer: Issuer,
     token_key: KeyPair,
-    directory: Directory,
 }
 
 impl Fixture {
     fn new() -> Self {
-        let directory = Directory::new();
         let token_key = KeyPair::generate().unwrap();
-        let ca = Ca::open(&directory.0, TRUST_DOMAIN, SystemTime::now()).unwrap();
         let key = PublicKey::from_pem(token_key.public_key_pem().as_bytes(), TOKEN_ISSUER).unwrap();
         Self {
-            issuer: Issuer::new(ca, TRUST_DOMAIN, TokenCheck::PublicKey(key)),
+            issuer: Issuer::new(in_force(), TRUST_DOMAIN, TokenCheck::PublicKey(key)),
             token_key,
-            directory,
         }
     }
 
@@ -149,7 +123,8 @@ fn a_certificate_says_what_the_token_proves_and_nothing_of_the_request() {
     let lifetime = expires.duration_since(now).unwrap();
     assert!(lifetime <= DAY && lifetime > DAY - Duration::from_secs(5));
     assert!(leaf.validity().not_before.timestamp() < in_seconds(0));
-    let (_, root) = X509Certificate::from_der(fixture.issuer.anchor()).unwrap();
+    let in_force = fixture.issuer.in_force();
+    let (_, root) = X509Certificate::from_der(in_force.ca.root()).unwrap();
     leaf.verify_signature(Some(root.public_key())).unwrap();
 }
 
@@ -273,68 +248,64 @@ fn a_request_that_was_tampered_with_or_has_another_kind_of_key_is_refused() {
     }
 }
 
-#[test]
-fn the_authority_is_made_once_and_kept() {
-    let fixture = Fixture::new();
-    let directory = &fixture.directory.0;
-    let again = Ca::open(directory, TRUST_DOMAIN, SystemTime::now()).unwrap();
-    assert_eq!(again.certificate(), fixture.issuer.anchor());
-    let mode = |file: &str| {
-        let metadata = std::fs::metadata(directory.join(file)).unwrap();
-        metadata.permissions().mode() & 0o777
-    };
-    assert_eq!(mode("ca.key"), 0o600);
-    let anchors = std::fs::read(directory.join("trust-anchors.pem")).unwrap();
-    assert_eq!(anchors, std::fs::read(directory.join("ca.crt")).unwrap());
-    assert!(!String::from_utf8(anchors).unwrap().contains("PRIVATE"));
+/// A new authority, trusted alone.
+pub fn in_force() -> InForce {
+    let pair = Ca::make(TRUST_DOMAIN, SystemTime::now()).unwrap();
+    InForce::new(
+        Arc::new(taken(&pair, TRUST_DOMAIN, SystemTime::now()).unwrap()),
+        [],
+    )
+}
 
-    let (_, root) = X509Certificate::from_der(fixture.issuer.anchor()).unwrap();
+fn taken(pair: &Pair, trust_domain: &str, now: SystemTime) -> Result<Ca, CaError> {
+    let (certificates, key) = (pair.certificates.as_bytes(), pair.key.as_bytes());
+    Ca::from_pem(certificates, &[], key, trust_domain, now)
+}
+
+#[test]
+fn a_root_of_our_own_lives_for_ten_years_and_signs_leaves_alone() {
+    let in_force = in_force();
+    let (_, root) = X509Certificate::from_der(in_force.ca.root()).unwrap();
     let years = root.validity().not_after.timestamp() - in_seconds(0);
     assert!(years > 3_650 * 86_400);
-    assert_eq!(
-        root.basic_constraints()
-            .unwrap()
-            .unwrap()
-            .value
-            .path_len_constraint,
-        Some(0)
-    );
+    let constraints = root.basic_constraints().unwrap().unwrap().value;
+    assert_eq!(constraints.path_len_constraint, Some(0));
 }
 
 #[test]
 fn an_authority_that_does_not_fit_is_not_used() {
-    let fixture = Fixture::new();
-    let directory = &fixture.directory.0;
-    let open = |trust_domain: &str, now| Ca::open(directory, trust_domain, now).err().unwrap();
     let now = SystemTime::now();
-    assert!(matches!(open("other", now), CaError::TrustDomain { .. }));
-    let later = now + DAY * 4_000;
-    assert!(matches!(open(TRUST_DOMAIN, later), CaError::Expired));
-    let other = KeyPair::generate().unwrap().serialize_pem();
-    std::fs::write(directory.join("ca.key"), other).unwrap();
-    assert!(matches!(open(TRUST_DOMAIN, now), CaError::Mismatch));
-    std::fs::write(directory.join("ca.key"), "nothing").unwrap();
-    assert!(matches!(open(TRUST_DOMAIN, now), CaError::Key(_)));
-    std::fs::remove_file(directory.join("ca.key")).unwrap();
-    assert!(matches!(open(TRUST_DOMAIN, now), CaError::KeyIsMissing));
-}
-
-#[test]
-fn a_first_start_that_was_cut_short_is_completed() {
-    let fixture = Fixture::new();
-    let directory = &fixture.directory.0;
-    let key = std::fs::read(directory.join("ca.key")).unwrap();
-    std::fs::remove_file(directory.join("ca.crt")).unwrap();
-    std::fs::write(directory.join("ca.new"), "half a file").unwrap();
-    Ca::open(directory, TRUST_DOMAIN, SystemTime::now()).unwrap();
-    assert_eq!(std::fs::read(directory.join("ca.key")).unwrap(), key);
+    let pair = Ca::make(TRUST_DOMAIN, now).unwrap();
+    let refused = |pair: &Pair, trust_domain: &str, now| taken(pair, trust_domain, now).err();
+    let with_key = |key: String| Pair {
+        key,
+        ..pair.clone()
+    };
+    let other = refused(&pair, "other", now);
+    assert!(matches!(other, Some(CaError::TrustDomain { .. })));
+    let later = refused(&pair, TRUST_DOMAIN, now + DAY * 4_000);
+    assert!(matches!(later, Some(CaError::Expired)));
+    let key = with_key(KeyPair::generate().unwrap().serialize_pem());
+    let mismatch = refused(&key, TRUST_DOMAIN, now);
+    assert!(matches!(mismatch, Some(CaError::Mismatch)));
+    let key = refused(&with_key("nothing".to_owned()), TRUST_DOMAIN, now);
+    assert!(matches!(key, Some(CaError::Key)));
+    let rsa_sized = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    let key = refused(&with_key(rsa_sized.serialize_pem()), TRUST_DOMAIN, now);
+    assert!(matches!(key, Some(CaError::Key)));
+    let none = Pair {
+        certificates: "nothing".to_owned(),
+        ..pair.clone()
+    };
+    let none = refused(&none, TRUST_DOMAIN, now);
+    assert!(matches!(none, Some(CaError::Certificate)));
 }
 
 #[test]
 fn a_leaf_never_outlives_the_authority() {
     let fixture = Fixture::new();
     let (request, _) = request();
-    let end = fixture.issuer.authority_expires();
+    let end = fixture.issuer.in_force().ca.expires();
     let token = fixture.sign(&claims());
     let hour = Duration::from_secs(3_600);
     let late = fixture.certify(&request, &token, end - hour);

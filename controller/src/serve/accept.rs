@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -56,12 +57,12 @@ pub struct Connection {
 /// Accepts for as long as the receiver lives.
 pub fn start(
     listener: TcpListener,
-    config: Arc<ServerConfig>,
+    config: Arc<ArcSwap<ServerConfig>>,
     trust_domain: &str,
 ) -> mpsc::Receiver<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(MAX_READY);
     let acceptor = Acceptor {
-        tls: TlsAcceptor::from(config),
+        config,
         trust_domain: trust_domain.into(),
         sender,
     };
@@ -71,7 +72,7 @@ pub fn start(
 
 #[derive(Clone)]
 struct Acceptor {
-    tls: TlsAcceptor,
+    config: Arc<ArcSwap<ServerConfig>>,
     trust_domain: Arc<str>,
     sender: mpsc::Sender<io::Result<Connection>>,
 }
@@ -114,7 +115,8 @@ impl Acceptor {
         if let Err(error) = stream.set_nodelay(true) {
             return debug!(%address, %error, "a new connection");
         }
-        let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(stream)).await {
+        let tls = TlsAcceptor::from(self.config.load_full());
+        let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return debug!(%address, %error, "TLS handshake"),
             Err(_) => return debug!(%address, "no TLS handshake in time"),

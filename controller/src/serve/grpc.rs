@@ -91,7 +91,8 @@ impl Methods {
         let chain = issued.chain.iter();
         Ok(Response::new(CertifyResponse {
             chain_der: chain.map(|der| Bytes::copy_from_slice(der)).collect(),
-            trust_anchors_der: self.issuer.trust_anchors_der(),
+            trust_anchors_der: issued.by.anchors_der(),
+            issuer: issued.by.ca.id().to_owned(),
             now_unix_seconds: now
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs() as i64),

@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use naru_contract::resource::Body;
 use naru_contract::{ResourceName, TrustAnchors};
@@ -22,6 +22,8 @@ use super::table::{ClosureChange, Source};
 use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, RouteStatus, Viewer};
 use crate::source::{Event, Kind};
 
+/// How long a proxy may take to say that it has the trust anchors before it counts as behind.
+const ANCHORS_TIME: Duration = Duration::from_secs(10);
 /// Shared resources below which looking for unused ones is not worth it.
 const SWEEP_MIN: usize = 256;
 
@@ -30,10 +32,16 @@ pub struct Hub {
     catalog: RwLock<Catalog>,
     interest: Mutex<Interest>,
     shared: Mutex<Shared>,
-    anchors: Arc<Compiled>,
+    anchors: RwLock<Anchors>,
     synced: watch::Sender<bool>,
     /// Told when something changes that the status of a route may depend on.
     route_changes: watch::Sender<()>,
+}
+
+/// The trust anchors in force, and since when.
+struct Anchors {
+    compiled: Arc<Compiled>,
+    since: Instant,
 }
 
 /// Compiled resources that are the same for everybody, for as long as anybody uses them.
@@ -54,6 +62,9 @@ struct Interest {
 
 struct Registered {
     mailbox: Arc<Mailbox>,
+    joined: Instant,
+    /// The version of the trust anchors that the proxy has taken.
+    anchors: Option<u64>,
     /// With how many resources each has come: the ports of one address have one in common.
     keys: HashMap<Changed, usize>,
 }
@@ -87,11 +98,7 @@ impl Hub {
             catalog: RwLock::new(catalog),
             interest: Mutex::default(),
             shared: Mutex::default(),
-            anchors: Arc::new(Compiled {
-                version: version(&trust_anchors.encode_to_vec()),
-                body: Body::TrustAnchors(trust_anchors),
-                needs: Vec::new(),
-            }),
+            anchors: RwLock::new(Anchors::new(trust_anchors)),
             synced,
             route_changes: watch::Sender::new(()),
         }
@@ -118,6 +125,33 @@ impl Hub {
         }
         self.synced
             .send_if_modified(|synced| std::mem::replace(synced, is_synced) != is_synced);
+    }
+
+    /// Puts trust anchors in force, and wakes everybody if they are others.
+    pub fn set_trust_anchors(&self, trust_anchors: TrustAnchors) {
+        let new = Anchors::new(trust_anchors);
+        let seen = new.since;
+        // Under this lock nobody is between compiling and registering.
+        let _catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let mut anchors = self.anchors.write().unwrap_or_else(PoisonError::into_inner);
+        if anchors.compiled.version == new.compiled.version {
+            return;
+        }
+        *anchors = new;
+        drop(anchors);
+        lock(&self.interest).tell(&[Changed::Resource(ResourceName::TrustAnchors)], seen);
+    }
+
+    /// How many proxies have had time to take the trust anchors in force, and have not.
+    pub fn behind(&self) -> usize {
+        let anchors = self.anchors.read().unwrap_or_else(PoisonError::into_inner);
+        let (version, since) = (anchors.compiled.version, anchors.since);
+        drop(anchors);
+        let interest = lock(&self.interest);
+        let is_behind = |member: &&Registered| {
+            member.anchors != Some(version) && since.max(member.joined).elapsed() >= ANCHORS_TIME
+        };
+        interest.members.values().filter(is_behind).count()
     }
 
     /// True once the source has been read whole.
@@ -147,6 +181,8 @@ impl Hub {
         interest.next += 1;
         let registered = Registered {
             mailbox: mailbox.clone(),
+            joined: Instant::now(),
+            anchors: None,
             keys: HashMap::new(),
         };
         interest.members.insert(id, registered);
@@ -164,6 +200,19 @@ impl Hub {
 
     fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Anchors {
+    fn new(trust_anchors: TrustAnchors) -> Self {
+        Self {
+            compiled: Arc::new(Compiled {
+                version: version(&trust_anchors.encode_to_vec()),
+                body: Body::TrustAnchors(trust_anchors),
+                needs: Vec::new(),
+            }),
+            since: Instant::now(),
+        }
     }
 }
 
@@ -254,6 +303,13 @@ impl Member {
         self.mailbox.notify.notified().await;
     }
 
+    /// Takes note of which trust anchors the proxy has.
+    pub fn has_anchors(&self, version: Option<u64>) {
+        if let Some(member) = lock(&self.hub.interest).members.get_mut(&self.id) {
+            member.anchors = version;
+        }
+    }
+
     /// Empties the mailbox.
     pub fn take_changed(&self) -> HashMap<ResourceName, Instant> {
         let mut changed = std::mem::take(&mut *lock(&self.mailbox.changed));
@@ -318,7 +374,6 @@ impl Member {
     /// Under which changes to a resource the stream is woken.
     fn keys(&self, name: &ResourceName) -> Vec<Changed> {
         match name {
-            ResourceName::TrustAnchors => Vec::new(),
             ResourceName::Inbound => vec![Changed::Inbound {
                 namespace: self.viewer.namespace.clone(),
                 pod: self.viewer.pod.clone(),
@@ -367,7 +422,11 @@ impl View<'_> {
 impl Source for View<'_> {
     fn compile(&self, name: &ResourceName) -> Option<Arc<Compiled>> {
         match name {
-            ResourceName::TrustAnchors => Some(self.hub.anchors.clone()),
+            ResourceName::TrustAnchors => {
+                let anchors = self.hub.anchors.read();
+                let anchors = anchors.unwrap_or_else(PoisonError::into_inner);
+                Some(anchors.compiled.clone())
+            }
             // The same for every viewer, and the larger ones: compiled once for all streams.
             ResourceName::Endpoints { .. }
             | ResourceName::HttpRoute { .. }

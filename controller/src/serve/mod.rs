@@ -31,7 +31,7 @@ pub use hub::Hub;
 pub use tls::TlsError;
 
 use crate::compile::Catalog;
-use crate::issuer::Issuer;
+use crate::issuer::{InForce, Issuer};
 use crate::metrics::Metrics;
 
 /// Streams on one connection: a proxy uses one.
@@ -52,13 +52,13 @@ pub struct Serve {
     pub issuer: Arc<Issuer>,
     pub hub: Arc<Hub>,
     pub metrics: Metrics,
+    renew_within: Duration,
 }
 
 impl Serve {
-    pub fn new(issuer: Issuer, catalog: Catalog, metrics: Metrics) -> Self {
-        let anchors = TrustAnchors {
-            certificates_der: issuer.trust_anchors_der(),
-        };
+    /// `renew_within`: in what time proxies renew their certificates when another authority issues them.
+    pub fn new(issuer: Issuer, catalog: Catalog, metrics: Metrics, renew_within: Duration) -> Self {
+        let anchors = trust_anchors(&issuer.in_force(), renew_within);
         let hub = Arc::new(Hub::new(catalog, anchors));
         let counted = Arc::downgrade(&hub);
         metrics.count_objects(move || {
@@ -66,11 +66,11 @@ impl Serve {
                 .upgrade()
                 .map_or(Vec::new(), |hub| hub.object_counts())
         });
-        metrics.authority_expires(issuer.authority_expires());
         Self {
             issuer: Arc::new(issuer),
             hub,
             metrics,
+            renew_within,
         }
     }
 
@@ -80,8 +80,13 @@ impl Serve {
         listener: TcpListener,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), TlsError> {
-        let (config, own) = tls::config(&self.issuer)?;
-        let renewal = tokio::spawn(tls::renew(self.issuer.clone(), own));
+        let config = tls::config(&self.issuer)?;
+        let renewal = tokio::spawn(tls::renew(self.issuer.clone(), config.clone()));
+        let telling = tokio::spawn(tell(
+            self.issuer.clone(),
+            self.hub.clone(),
+            self.renew_within,
+        ));
         let connections = accept::start(listener, config, self.issuer.trust_domain());
         let methods = grpc::Methods {
             issuer: self.issuer,
@@ -113,7 +118,28 @@ impl Serve {
             () = drained => warn!("connections were cut off"),
         }
         renewal.abort();
+        telling.abort();
         Ok(())
+    }
+}
+
+/// Tells all proxies whom to trust, whenever that changes.
+async fn tell(issuer: Arc<Issuer>, hub: Arc<Hub>, renew_within: Duration) {
+    let mut changes = issuer.changes();
+    loop {
+        let in_force = changes.borrow_and_update().clone();
+        hub.set_trust_anchors(trust_anchors(&in_force, renew_within));
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn trust_anchors(in_force: &InForce, renew_within: Duration) -> TrustAnchors {
+    TrustAnchors {
+        certificates_der: in_force.anchors_der(),
+        issuer: in_force.ca.id().to_owned(),
+        renew_within_seconds: u32::try_from(renew_within.as_secs()).unwrap_or(u32::MAX),
     }
 }
 

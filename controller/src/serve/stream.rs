@@ -185,6 +185,7 @@ impl Session {
             pushed_at: None,
             _counted: counted,
         };
+        session.member.has_anchors(session.table.anchors());
         session.subscribe(&hello.destinations)?;
         Ok(session)
     }
@@ -297,6 +298,7 @@ impl Session {
             .answer(answer)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.pushed_at = None;
+        self.member.has_anchors(self.table.anchors());
         if let Some(changed_at) = outcome.changed_at {
             self.metrics.push_accepted(changed_at.elapsed());
         }

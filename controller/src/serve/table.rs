@@ -293,6 +293,12 @@ impl Table {
         Some(built)
     }
 
+    /// In which version the proxy has the trust anchors.
+    pub fn anchors(&self) -> Option<u64> {
+        let held = self.held.get(&ResourceName::TrustAnchors);
+        held.map(|held| held.version)
+    }
+
     /// Whether a push waits for its answer.
     pub fn is_waiting(&self) -> bool {
         self.outstanding.is_some()

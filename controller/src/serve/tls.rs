@@ -1,17 +1,14 @@
-//! TLS towards proxies: the controller's own certificate, renewed while it serves, and whom a client's certificate proves
-//! it to be.
+//! TLS towards proxies: the controller's own certificate and the trust anchors, brought up to date while it serves, and whom a
+//! client's certificate proves it to be.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use rand::RngExt;
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
-use rustls::server::{
-    ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
-};
-use rustls::sign::CertifiedKey;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig};
 use tracing::{error, info};
 
@@ -32,34 +29,19 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// The certificate that the controller shows.
-#[derive(Debug)]
-pub struct OwnCertificate(ArcSwap<CertifiedKey>);
-
-impl OwnCertificate {
-    fn new(issuer: &Issuer, provider: &CryptoProvider) -> Result<Self, TlsError> {
-        let key = certified(issuer, provider)?;
-        Ok(Self(ArcSwap::from_pointee(key)))
-    }
+/// How connections are taken. It has to be kept fresh.
+pub fn config(issuer: &Issuer) -> Result<Arc<ArcSwap<ServerConfig>>, TlsError> {
+    Ok(Arc::new(ArcSwap::from_pointee(fresh(issuer)?)))
 }
 
-impl ResolvesServerCert for OwnCertificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
-    }
-}
-
-fn certified(issuer: &Issuer, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
-    let (issued, key) = issuer.own(SystemTime::now())?;
-    Ok(CertifiedKey::from_der(issued.chain, key, provider)?)
-}
-
-/// How connections are taken, and the certificate in it that has to be kept fresh.
-pub fn config(issuer: &Issuer) -> Result<(Arc<ServerConfig>, Arc<OwnCertificate>), TlsError> {
+fn fresh(issuer: &Issuer) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let own = Arc::new(OwnCertificate::new(issuer, &provider)?);
+    let (issued, key) = issuer.own(SystemTime::now())?;
     let mut roots = RootCertStore::empty();
-    roots.add(issuer.anchor().clone())?;
+    for anchor in &issued.by.anchors {
+        roots.add(anchor.clone())?;
+    }
+    let own = CertifiedKey::from_der(issued.chain, key, &provider)?;
     // A proxy has no certificate before its first one.
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
@@ -67,25 +49,29 @@ pub fn config(issuer: &Issuer) -> Result<(Arc<ServerConfig>, Arc<OwnCertificate>
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(own.clone());
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would skip the look at the client's certificate, which may have expired since.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok((Arc::new(config), own))
+    Ok(config)
 }
 
-/// Renews the controller's own certificate for ever, at a random point after half of its life.
-pub async fn renew(issuer: Arc<Issuer>, own: Arc<OwnCertificate>) {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let mut wait = LEAF_LIFETIME.mul_f64(rand::rng().random_range(0.5..0.7));
+/// Keeps it fresh for ever: anew at a random point after half of the own certificate's life, and at once when another authority or
+/// other anchors are in force. Open connections stay as they are.
+pub async fn renew(issuer: Arc<Issuer>, config: Arc<ArcSwap<ServerConfig>>) {
+    let mut changes = issuer.changes();
+    let mut wait = life();
     loop {
-        tokio::time::sleep(wait).await;
-        wait = match certified(&issuer, &provider) {
-            Ok(key) => {
-                own.0.store(Arc::new(key));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        wait = match fresh(&issuer) {
+            Ok(fresh) => {
+                config.store(Arc::new(fresh));
                 info!("the controller's own certificate is renewed");
-                LEAF_LIFETIME.mul_f64(rand::rng().random_range(0.5..0.7))
+                life()
             }
             Err(error) => {
                 error!(%error, "the controller's own certificate cannot be renewed");
@@ -93,6 +79,10 @@ pub async fn renew(issuer: Arc<Issuer>, own: Arc<OwnCertificate>) {
             }
         };
     }
+}
+
+fn life() -> Duration {
+    LEAF_LIFETIME.mul_f64(rand::rng().random_range(0.5..0.7))
 }
 
 /// Whom a verified chain proves a client to be. `None`: nobody in this trust domain.

@@ -17,6 +17,7 @@ mod problem;
 mod watch;
 
 pub use cluster::cluster;
+pub use duration::milliseconds;
 pub use objects::*;
 pub use watch::manifests;
 

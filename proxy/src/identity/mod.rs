@@ -56,6 +56,8 @@ const MAX_PEERS: usize = 4_096;
 const MAX_TICKETS: usize = 512;
 /// Tickets given in a handshake. Each resumed connection uses one up and brings one, so one keeps the level.
 const TICKETS_PER_HANDSHAKE: usize = 1;
+/// Longest name of an authority, in bytes.
+const MAX_AUTHORITY: usize = 64;
 /// Interned identities of peers. When there are more, those that nobody holds are forgotten.
 const MAX_NAMES: usize = 16_384;
 
@@ -99,6 +101,7 @@ struct Inner {
     /// Held while a generation is made, so that two changes at once do not lose one.
     changing: Mutex<()>,
     changed: watch::Sender<u64>,
+    issuing: watch::Sender<Issuing>,
     names: Mutex<HashSet<Arc<str>>>,
 }
 
@@ -119,6 +122,21 @@ struct Certificate {
     id: SpiffeId,
     validity: Validity,
     resolver: Arc<SingleCertAndKey>,
+}
+
+/// The name of an authority, as the controller says it. It becomes a label. `None`: it is not one.
+pub fn authority_name(name: &str) -> Option<Arc<str>> {
+    let right = name.len() <= MAX_AUTHORITY && name.bytes().all(|b| b.is_ascii_alphanumeric());
+    right.then(|| name.into())
+}
+
+/// Which authority certificates are to be of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Issuing {
+    /// A name for it. Empty: nobody says.
+    pub issuer: Arc<str>,
+    /// In what time those who have a certificate of another get one of this.
+    pub renew_within: Duration,
 }
 
 /// From when to when a certificate holds.
@@ -180,6 +198,7 @@ impl Identity {
                 current: ArcSwapOption::empty(),
                 changing: Mutex::new(()),
                 changed: watch::Sender::new(0),
+                issuing: watch::Sender::new(Issuing::default()),
                 names: Mutex::default(),
             }),
         })
@@ -293,6 +312,39 @@ impl Identity {
         }
         self.inner.trust.store(trust);
         Ok(true)
+    }
+
+    /// Puts anchors in force beside those that are. What the controller's stream says replaces all of them.
+    pub fn add_trust_anchors(
+        &self,
+        anchors: Vec<CertificateDer<'static>>,
+    ) -> Result<bool, TrustError> {
+        let mut all = self.inner.trust.load().anchors().to_vec();
+        all.extend(anchors.iter().cloned());
+        match self.set_trust_anchors(all) {
+            // So many that one kind has to go: the controller knows best.
+            Err(TrustError::TooMany(_)) => self.set_trust_anchors(anchors),
+            result => result,
+        }
+    }
+
+    /// Whether exactly these anchors are in force.
+    pub fn trusts(&self, anchors: &[CertificateDer<'_>]) -> bool {
+        self.inner.trust.load().is(anchors)
+    }
+
+    /// Says which authority certificates are to be of.
+    pub fn set_issuing(&self, issuing: Issuing) {
+        self.inner.issuing.send_if_modified(|current| {
+            let differs = *current != issuing;
+            *current = issuing;
+            differs
+        });
+    }
+
+    /// Tells which authority certificates are to be of.
+    pub fn issuing(&self) -> watch::Receiver<Issuing> {
+        self.inner.issuing.subscribe()
     }
 
     /// Whether [`Self::set_trust_anchors`] would take `anchors`.

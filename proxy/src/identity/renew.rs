@@ -1,19 +1,22 @@
 //! Getting a certificate and keeping it fresh.
 //!
 //! In: something that asks the controller ([`Certify`]). Out: a certificate in the [`Identity`], renewed at a random point after
-//! half of its life, so that a mesh which was started at once does not renew at once. A renewal that fails leaves the
+//! half of its life, so that a mesh which was started at once does not renew at once; and sooner, when another authority issues
+//! certificates. A renewal that fails leaves the
 //! old certificate in force and is tried again, ever more slowly, for as long as it takes. Keys are made here, used in
 //! memory only, and never logged.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use naru_contract::{CertifyRequest, CertifyResponse};
 use rand::RngExt;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{CertificateError, Identity, TrustError, Validity, unix_now};
+use super::{CertificateError, Identity, Issuing, TrustError, Validity, authority_name, unix_now};
 use crate::control::Backoff;
 use crate::metrics::{Metrics, RenewalOutcome};
 
@@ -68,30 +71,45 @@ pub struct Renewal<C> {
 impl<C: Certify> Renewal<C> {
     /// Never returns.
     pub async fn run(mut self) {
+        let mut issuing = self.identity.issuing();
         loop {
-            let validity = self.renew_until_done().await;
-            let at = renew_at(validity.not_after, unix_now(), rand::rng().random());
+            let (validity, issuer) = self.renew_until_done().await;
+            let mut at = renew_at(validity.not_after, unix_now(), rand::rng().random());
             loop {
-                let left = u64::try_from(at - unix_now()).unwrap_or(0);
-                if left == 0 {
+                let wanted = issuing.borrow_and_update().clone();
+                if !wanted.issuer.is_empty() && wanted.issuer != issuer {
+                    let random = rand::rng().random();
+                    at = at.min(renew_soon(wanted.renew_within, unix_now(), random));
+                    info!(
+                        renew_at = at,
+                        issuer = %wanted.issuer,
+                        "another authority issues certificates"
+                    );
+                }
+                if !sleep_until(at, &mut issuing).await {
                     break;
                 }
-                tokio::time::sleep(Duration::from_secs(left).min(LONGEST_SLEEP)).await;
             }
         }
     }
 
-    async fn renew_until_done(&mut self) -> Validity {
+    /// When the certificate holds, and which authority it is of.
+    async fn renew_until_done(&mut self) -> (Validity, Arc<str>) {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             match self.renew().await {
-                Ok(validity) => {
+                Ok((validity, issuer)) => {
                     self.metrics.certificate_renewal(RenewalOutcome::Renewed);
-                    self.metrics.certificate_expiry(validity.not_after);
+                    self.metrics.certificate(validity.not_after, &issuer);
                     let id = self.identity.id();
                     let id = id.as_ref().map_or("", |id| id.as_str());
-                    info!(id, not_after = validity.not_after, "got a certificate");
-                    return validity;
+                    info!(
+                        id,
+                        %issuer,
+                        not_after = validity.not_after,
+                        "got a certificate"
+                    );
+                    return (validity, issuer);
                 }
                 Err(error) => {
                     self.metrics.certificate_renewal(RenewalOutcome::Failed);
@@ -110,7 +128,7 @@ impl<C: Certify> Renewal<C> {
         }
     }
 
-    async fn renew(&mut self) -> Result<Validity, RenewError> {
+    async fn renew(&mut self) -> Result<(Validity, Arc<str>), RenewError> {
         // A new key each time: what one certificate's key could give away ends with that certificate.
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let csr = CertificateParams::default().serialize_request(&key)?;
@@ -123,13 +141,37 @@ impl<C: Certify> Renewal<C> {
         let certificates = |der: Vec<prost::bytes::Bytes>| -> Vec<CertificateDer<'static>> {
             der.into_iter().map(|der| der.to_vec().into()).collect()
         };
-        // First the anchors: the certificate may have been issued under a new one.
+        // First the anchors: the certificate may have been issued under a new one. Those that the stream has brought stay: it may
+        // be ahead of whichever controller has answered here.
         self.identity
-            .set_trust_anchors(certificates(response.trust_anchors_der))?;
+            .add_trust_anchors(certificates(response.trust_anchors_der))?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let chain = certificates(response.chain_der);
-        Ok(self.identity.set_certificate(chain, key)?)
+        let validity = self.identity.set_certificate(chain, key)?;
+        Ok((
+            validity,
+            authority_name(&response.issuer).unwrap_or_default(),
+        ))
     }
+}
+
+/// True: before that time, something was said about which authority certificates are to be of.
+async fn sleep_until(at: i64, issuing: &mut watch::Receiver<Issuing>) -> bool {
+    loop {
+        let left = u64::try_from(at - unix_now()).unwrap_or(0);
+        if left == 0 {
+            return false;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(left).min(LONGEST_SLEEP)) => {}
+            Ok(()) = issuing.changed() => return true,
+        }
+    }
+}
+
+/// When to renew for the sake of another authority, in Unix seconds. `random` is from 0 to 1.
+fn renew_soon(within: Duration, now: i64, random: f64) -> i64 {
+    now.saturating_add((within.as_secs_f64() * random) as i64 + 1)
 }
 
 /// When to renew, in Unix seconds. `random` is from 0 to 1. Counted from now and not from when the certificate was dated, so that

@@ -63,6 +63,10 @@ impl Trust {
         })
     }
 
+    pub fn anchors(&self) -> &[CertificateDer<'static>] {
+        &self.anchors
+    }
+
     /// Whether `anchors`, in whatever order, are these.
     pub fn is(&self, anchors: &[CertificateDer<'_>]) -> bool {
         anchors.iter().all(|anchor| self.anchors.contains(anchor))

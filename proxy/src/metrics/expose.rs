@@ -283,6 +283,15 @@ impl Exposed {
                 totals.access_log_lines_dropped() as f64,
             ),
         ]);
+        let issuer = totals.certificate_issuer();
+        if !issuer.is_empty() {
+            let mut certificate = Family::gauge(
+                "naru_certificate_info",
+                "Which authority the certificate in force is of. Always 1.",
+            );
+            certificate.add(&[label("issuer", &issuer)], &[], 1.0);
+            families.push(certificate.finish());
+        }
         // What has not happened yet has no value, rather than one that is wrong by decades.
         let since = [
             (

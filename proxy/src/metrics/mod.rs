@@ -273,9 +273,9 @@ impl Metrics {
         self.inner.totals.certificate_renewal(outcome);
     }
 
-    /// When the certificate in force expires, in Unix seconds.
-    pub fn certificate_expiry(&self, unix_seconds: i64) {
-        self.inner.totals.certificate_expiry(unix_seconds);
+    /// A certificate is in force: when it expires, in Unix seconds, and the name of the authority that it is of.
+    pub fn certificate(&self, expires: i64, issuer: &str) {
+        self.inner.totals.certificate(expires, issuer);
     }
 
     /// The stream from the controller has begun or ended.

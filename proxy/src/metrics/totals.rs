@@ -72,6 +72,7 @@ pub(super) struct Totals {
     access_log_dropped: AtomicU64,
     renewals: [AtomicU64; RenewalOutcome::ALL.len()],
     certificate_expiry: AtomicI64,
+    certificate_issuer: Mutex<String>,
     connected: AtomicI64,
     heard: Mutex<Option<Instant>>,
     pushes: [AtomicU64; PushOutcome::ALL.len()],
@@ -124,8 +125,16 @@ impl Totals {
         self.renewals[outcome as usize].load(Relaxed)
     }
 
-    pub fn certificate_expiry(&self, unix_seconds: i64) {
-        self.certificate_expiry.store(unix_seconds, Relaxed);
+    pub fn certificate(&self, expires: i64, issuer: &str) {
+        self.certificate_expiry.store(expires, Relaxed);
+        let mut name = (self.certificate_issuer.lock()).unwrap_or_else(PoisonError::into_inner);
+        issuer.clone_into(&mut name);
+    }
+
+    /// Empty: there is no certificate yet, or nobody has said.
+    pub fn certificate_issuer(&self) -> String {
+        let name = self.certificate_issuer.lock();
+        name.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// `None`: there is no certificate yet.

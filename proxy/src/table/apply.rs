@@ -130,7 +130,7 @@ impl Store {
             Decoded::Whole(content) => {
                 if let Content::TrustAnchors(anchors) = &content {
                     self.identity
-                        .check_trust_anchors(anchors.clone())
+                        .check_trust_anchors(anchors.certificates.clone())
                         .map_err(|error| error.to_string())?;
                 }
                 Ok(content)
@@ -274,9 +274,15 @@ impl Store {
         if let Some((_, Content::TrustAnchors(anchors))) =
             resources.get(&ResourceName::TrustAnchors)
         {
-            match self.identity.set_trust_anchors(anchors.clone()) {
-                Ok(true) => info!(anchors = anchors.len(), "new trust anchors are in force"),
-                Ok(false) => {}
+            let certificates = anchors.certificates.clone();
+            let count = certificates.len();
+            match self.identity.set_trust_anchors(certificates) {
+                Ok(changed) => {
+                    if changed {
+                        info!(anchors = count, "new trust anchors are in force");
+                    }
+                    self.identity.set_issuing(anchors.issuing.clone());
+                }
                 Err(error) => {
                     let name = ResourceName::TrustAnchors;
                     rejected.insert(name.to_string(), error.to_string());

@@ -14,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 use super::tables::canonical;
 use super::{Inbound, Peer, Protocol};
 use crate::budget::RetryBudget;
-use crate::identity::SpiffeId;
+use crate::identity::{Issuing, SpiffeId, authority_name};
 
 /// Longest text in any field of an endpoint, in bytes: Kubernetes allows 253 for a name.
 const MAX_TEXT: usize = 512;
@@ -24,12 +24,19 @@ const MAX_BUDGET_INTERVAL: Duration = Duration::from_secs(3_600);
 /// A resource's content, checked.
 #[derive(Clone, Debug)]
 pub(super) enum Content {
-    TrustAnchors(Vec<CertificateDer<'static>>),
+    TrustAnchors(Anchors),
     Inbound(Inbound),
     Destination(Target),
     Service(ServiceContent),
     HttpRoute(Arc<contract::HttpRoute>),
     Endpoints(EndpointsContent),
+}
+
+/// Whom to trust, and which authority the own certificate is to be of.
+#[derive(Clone, Debug)]
+pub(super) struct Anchors {
+    pub certificates: Vec<CertificateDer<'static>>,
+    pub issuing: Issuing,
 }
 
 /// What an address stands for.
@@ -98,7 +105,14 @@ pub(super) fn decode(name: &ResourceName, body: Option<Body>) -> Result<Decoded,
     let content = match (name, body) {
         (ResourceName::TrustAnchors, Body::TrustAnchors(anchors)) => {
             let der = anchors.certificates_der.into_iter();
-            Content::TrustAnchors(der.map(|der| der.to_vec().into()).collect())
+            Content::TrustAnchors(Anchors {
+                certificates: der.map(|der| der.to_vec().into()).collect(),
+                issuing: Issuing {
+                    issuer: authority_name(&anchors.issuer)
+                        .ok_or("issuer: not a name of letters and digits")?,
+                    renew_within: Duration::from_secs(anchors.renew_within_seconds.into()),
+                },
+            })
         }
         (ResourceName::Inbound, Body::Inbound(inbound)) => {
             Content::Inbound(decode_inbound(inbound)?)

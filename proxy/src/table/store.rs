@@ -143,7 +143,13 @@ impl Store {
         self.outbox = Outbox::default();
         self.connected = true;
         let destinations = self.cells.keys().map(SocketAddr::to_string).collect();
-        let held = self.held.iter().map(|(name, held)| contract::Held {
+        // Others may have come with a certificate: then the controller is to say it again.
+        let others = |held: &Held| match &held.content {
+            Content::TrustAnchors(anchors) => !self.identity.trusts(&anchors.certificates),
+            _ => false,
+        };
+        let held = self.held.iter().filter(|(_, held)| !others(held));
+        let held = held.map(|(name, held)| contract::Held {
             name: name.to_string(),
             version: held.version,
         });

@@ -504,6 +504,7 @@ async fn anchors_are_put_in_force_and_cannot_be_taken_away() {
     let anchor = Authority::new("b").anchor();
     let body = contract::TrustAnchors {
         certificates_der: vec![anchor.to_vec().into()],
+        ..contract::TrustAnchors::default()
     };
     assert_eq!(
         fixture.push([resource("trust-anchors", 1, Body::TrustAnchors(body))]),

@@ -146,7 +146,7 @@ impl Store {
     fn content_view(&self, name: &naru_contract::ResourceName, held: &Held) -> ContentView {
         match &held.content {
             Content::TrustAnchors(anchors) => ContentView::TrustAnchors {
-                count: anchors.len(),
+                count: anchors.certificates.len(),
             },
             Content::Inbound(inbound) => ContentView::Inbound {
                 workload: inbound.workload.to_string(),

@@ -35,6 +35,8 @@ pub struct Fake {
 
 /// How certificates are asked for and given.
 pub struct Settings {
+    /// The name of the authority that the next certificate is said to be of.
+    pub issuer: String,
     /// What the next certificate says.
     pub leaf: Leaf,
     /// Beside the authority's own.
@@ -69,6 +71,7 @@ impl Fake {
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let settings = Arc::new(Mutex::new(Settings {
+            issuer: String::new(),
             leaf: Leaf::new(WEB),
             more_anchors: Vec::new(),
             refuse: false,
@@ -179,6 +182,7 @@ impl Server {
                     chain_der: vec![leaf.to_vec().into()],
                     trust_anchors_der: anchors.iter().map(|a| a.to_vec().into()).collect(),
                     now_unix_seconds: in_seconds(0),
+                    issuer: settings.issuer.clone(),
                 })
             }
         };

@@ -10,6 +10,7 @@ use std::time::Duration;
 use naru_contract as contract;
 use naru_contract::Resource;
 use naru_contract::resource::Body;
+use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -334,15 +335,78 @@ async fn destinations_that_nobody_uses_are_taken_back() {
     assert_eq!(endpoints, ["10.0.0.1:8080"]);
 }
 
+fn trust_anchors(anchors: &[CertificateDer<'_>], issuer: &str) -> contract::TrustAnchors {
+    contract::TrustAnchors {
+        certificates_der: anchors.iter().map(|a| a.to_vec().into()).collect(),
+        issuer: issuer.to_owned(),
+        renew_within_seconds: 1,
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_is_renewed_at_once_and_then_left() {
+    let mut fake = Fake::start().await;
+    fake.settings.lock().unwrap().issuer = "old".to_owned();
+    let (proxy, mut stream) = synced(&mut fake).await;
+    let of = |issuer: &str| format!("naru_certificate_info{{issuer=\"{issuer}\"}} ");
+    let renewed = "naru_certificate_renewals_total{outcome=\"renewed\"} ";
+    assert_eq!(proxy.metric(&of("old")), 1.0);
+    fake.settings.lock().unwrap().issuer = "new".to_owned();
+    let anchors = [fake.authority.anchor()];
+    let push = |version, issuer: &str| {
+        let body = Body::TrustAnchors(trust_anchors(&anchors, issuer));
+        vec![resource("trust-anchors", version, body)]
+    };
+    // Of this one it is already.
+    assert_eq!(soon(stream.push(push(1, "old"))).await.rejected, []);
+    assert_eq!(proxy.metric(renewed), 1.0);
+    assert_eq!(soon(stream.push(push(2, "new"))).await.rejected, []);
+    until(|| proxy.metric(renewed) == 2.0).await;
+    assert_eq!(proxy.metric(&of("new")), 1.0);
+    // What is no name of an authority is not taken for one.
+    let rejected = soon(stream.push(push(3, "a\"b"))).await.rejected;
+    assert_eq!(rejected.len(), 1);
+}
+
+#[tokio::test]
+async fn anchors_that_come_with_a_certificate_do_not_displace_streamed_ones() {
+    let mut fake = Fake::start().await;
+    fake.settings.lock().unwrap().issuer = "old".to_owned();
+    let (proxy, mut stream) = synced(&mut fake).await;
+    let (ours, next) = (fake.authority.anchor(), Authority::new("next").anchor());
+    let lagging = Authority::new("lagging").anchor();
+    fake.settings.lock().unwrap().more_anchors = vec![lagging.clone()];
+    let streamed = [ours.clone(), next.clone()];
+    // The certificate comes from a controller that knows less and more than the stream's.
+    fake.settings.lock().unwrap().issuer = "new".to_owned();
+    let body = Body::TrustAnchors(trust_anchors(&streamed, "new"));
+    soon(stream.push(vec![resource("trust-anchors", 7, body)])).await;
+    until(|| {
+        proxy
+            .identity
+            .trusts(&[ours.clone(), next.clone(), lagging.clone()])
+    })
+    .await;
+    // So the next stream is asked for all of them again.
+    drop(stream);
+    let mut stream = soon(fake.stream()).await;
+    let held = soon(stream.hello()).await.held;
+    assert!(
+        held.iter().all(|held| held.name != "trust-anchors"),
+        "{held:?}"
+    );
+    let body = Body::TrustAnchors(trust_anchors(&streamed, "new"));
+    soon(stream.push(vec![resource("trust-anchors", 7, body)])).await;
+    assert!(proxy.identity.trusts(&streamed));
+}
+
 #[tokio::test]
 async fn anchors_are_streamed() {
     let mut fake = Fake::start().await;
     let (proxy, mut stream) = synced(&mut fake).await;
     let new = Authority::new("new");
     let anchors = [fake.authority.anchor(), new.anchor()];
-    let body = contract::TrustAnchors {
-        certificates_der: anchors.iter().map(|a| a.to_vec().into()).collect(),
-    };
+    let body = trust_anchors(&anchors, "");
     let changes = proxy.identity.changes();
     let push = vec![resource("trust-anchors", 1, Body::TrustAnchors(body))];
     assert_eq!(soon(stream.push(push)).await.rejected, []);

@@ -1,0 +1,266 @@
+//! The mesh's certificate authority: where it is kept, and how another takes its place while everybody goes on.
+//!
+//! ```text
+//! store (Secret or directory) ─▶ plan ─┬─▶ in force (issuer, anchors)
+//!           ▲                          └─▶ change ─┐
+//!           └──────── on what was read ────────────┘
+//! ```
+//!
+//! In: what is kept, whoever has written it. Out: with what is issued and whom to trust, and what is to be remembered. What is
+//! kept is the only truth; every replica does what follows from it, and whoever is first writes the next step. What cannot be used
+//! changes nothing: the last good one stays in force.
+
+mod files;
+mod plan;
+mod record;
+mod store;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use crate::issuer::{Ca, CaError, InForce, Issuer};
+use crate::metrics::{AuthorityState, Metrics};
+use plan::{Change, Phase, Read, View};
+use record::Record;
+pub use store::{Kept, SecretStore, Store, StoreError};
+
+/// How long what has vanished stays away before it is put back. Whoever replaces it by deleting it first, or takes the whole
+/// installation away, is done by then.
+const RESTORE_AFTER: Duration = Duration::from_secs(30);
+/// How often a look is begun again because another has written in between.
+const MAX_TRIES: usize = 10;
+/// Looks within the shortest of the terms, so that none is missed by much.
+const LOOKS_PER_TERM: u32 = 4;
+/// No more looks than this.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the steps of a rotation take.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How long an authority is trusted before it is issued with.
+    pub trust_for: Duration,
+    /// How long the root of one that was replaced is trusted.
+    pub retire_for: Duration,
+}
+
+/// Why there is no authority.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    #[error("what is remembered of a rotation does not parse: {0}")]
+    Record(#[from] serde_json::Error),
+}
+
+/// Keeps the authority in force.
+pub struct Keeper {
+    store: Store,
+    terms: Terms,
+    trust_domain: String,
+    /// As it was last good.
+    kept: Kept,
+    read: Read,
+    record: Option<Record>,
+    phase: Phase,
+    missing_since: Option<Instant>,
+    /// The last problem that was told.
+    told: Option<String>,
+}
+
+impl Keeper {
+    /// Takes the authority from where it is kept, or makes one there.
+    pub async fn open(
+        store: Store,
+        terms: Terms,
+        trust_domain: &str,
+    ) -> Result<Self, AuthorityError> {
+        let now = SystemTime::now();
+        let kept = match store.read().await? {
+            Some(kept) => kept,
+            None => make(&store, trust_domain, now).await?,
+        };
+        let record = kept.record.as_deref().map(Record::parse).transpose();
+        let read = match (Read::new(&kept, trust_domain, now), &record) {
+            (Ok(read), _) => read,
+            // What is given now cannot be used; what was issued with before can.
+            (Err(_), Ok(Some(record))) => Read::of(record, trust_domain, now)?,
+            (Err(error), _) => return Err(error.into()),
+        };
+        let mut keeper = Self {
+            store,
+            terms,
+            trust_domain: trust_domain.to_owned(),
+            kept,
+            read,
+            record: record.unwrap_or_default(),
+            phase: Phase::Steady,
+            missing_since: None,
+            told: None,
+        };
+        keeper.look(now, false).await;
+        Ok(keeper)
+    }
+
+    /// With what is issued and whom to trust now.
+    pub fn in_force(&self) -> InForce {
+        self.view(SystemTime::now(), false).in_force()
+    }
+
+    /// Puts in force what follows from what is kept, for ever. `behind`: how many proxies do not have the anchors in force.
+    pub async fn run(
+        mut self,
+        issuer: Arc<Issuer>,
+        behind: impl Fn() -> usize + Send,
+        metrics: Metrics,
+    ) {
+        let mut changes = self.store.changes();
+        let shortest = self.terms.trust_for.min(self.terms.retire_for) / LOOKS_PER_TERM;
+        let interval = (self.store.interval()).min(shortest.max(SHORTEST_INTERVAL));
+        loop {
+            let behind = behind();
+            let state = self.look(SystemTime::now(), behind > 0).await;
+            issuer.take_over(self.in_force());
+            metrics.authority(state, &issuer.in_force(), behind);
+            tokio::select! {
+                _ = changes.recv() => {}
+                () = sleep(interval) => {}
+            }
+        }
+    }
+
+    /// Reads what is kept and takes the steps that are due.
+    async fn look(&mut self, now: SystemTime, behind: bool) -> AuthorityState {
+        for _ in 0..MAX_TRIES {
+            match self.step(now, behind).await {
+                Ok(true) | Err(AuthorityError::Store(StoreError::Conflict)) => {}
+                Ok(false) => {
+                    if let Some(problem) = self.told.take() {
+                        info!(problem, "the authority's problem is gone");
+                    }
+                    break;
+                }
+                Err(error) => {
+                    self.tell(error.to_string());
+                    return match error {
+                        // Nothing is wrong with the authority itself.
+                        AuthorityError::Store(StoreError::Api(_)) => self.phase.into(),
+                        _ => AuthorityState::Invalid,
+                    };
+                }
+            }
+        }
+        match self.missing_since {
+            Some(_) => AuthorityState::Missing,
+            None => self.phase.into(),
+        }
+    }
+
+    /// True: something was written, and it is to be read again.
+    async fn step(&mut self, now: SystemTime, behind: bool) -> Result<bool, AuthorityError> {
+        let Some(kept) = self.store.read().await? else {
+            return self.restore().await;
+        };
+        self.missing_since = None;
+        let stored = kept.record.as_deref().map(Record::parse).transpose();
+        // Whoever has replaced everything has replaced what is remembered as well: here it is known still.
+        let record = match &stored {
+            Ok(Some(record)) => Some(record.clone()),
+            _ => self.record.clone(),
+        };
+        self.record = record;
+        self.read = Read::new(&kept, &self.trust_domain, now)?;
+        self.kept = kept;
+        let view = self.view(now, behind);
+        let (phase, anchors, next) = (view.phase(), view.in_force().anchors_pem(), view.next()?);
+        self.phase = phase;
+        // Whoever looks there must find what is trusted before anything is issued with it.
+        self.store.publish(&anchors)?;
+        let change = match (next, &self.record) {
+            (Some(change), _) => change,
+            (None, Some(record)) if !matches!(stored, Ok(Some(_))) => Change {
+                record: record.clone(),
+                made: None,
+                why: "what was remembered is put back",
+            },
+            (None, _) => return Ok(false),
+        };
+        self.store.write(&self.kept, &change).await?;
+        info!(authority = self.read.given.id(), "{}", change.why);
+        stored?;
+        Ok(true)
+    }
+
+    /// There is nothing where the authority was.
+    async fn restore(&mut self) -> Result<bool, AuthorityError> {
+        let since = *self.missing_since.get_or_insert_with(|| {
+            warn!("the authority is gone from where it is kept; the last one stays in force");
+            Instant::now()
+        });
+        if since.elapsed() < RESTORE_AFTER {
+            return Ok(false);
+        }
+        let mut kept = self.kept.clone();
+        kept.record = self.record.as_ref().map(Record::to_json);
+        self.store.create(&kept).await?;
+        info!("the authority is put back where it is kept");
+        Ok(true)
+    }
+
+    fn view(&self, now: SystemTime, behind: bool) -> View<'_> {
+        View {
+            read: &self.read,
+            record: self.record.as_ref(),
+            wish: self.kept.wish.as_deref(),
+            terms: &self.terms,
+            trust_domain: &self.trust_domain,
+            now,
+            behind,
+        }
+    }
+
+    /// Once for each problem, and not at each look.
+    fn tell(&mut self, problem: String) {
+        if self.told.as_ref() != Some(&problem) {
+            warn!(
+                problem,
+                "the authority cannot be brought up to date; the last good one stays in force"
+            );
+            self.told = Some(problem);
+        }
+    }
+}
+
+impl From<Phase> for AuthorityState {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Steady => Self::Steady,
+            Phase::Trusting => Self::Trusting,
+            Phase::Retiring => Self::Retiring,
+        }
+    }
+}
+
+/// Makes an authority, unless another is first.
+async fn make(store: &Store, trust_domain: &str, now: SystemTime) -> Result<Kept, AuthorityError> {
+    let pair = Ca::make(trust_domain, now)?;
+    let (certificates, key) = (pair.certificates.as_bytes(), pair.key.as_bytes());
+    let ca = Ca::from_pem(certificates, &[], key, trust_domain, now)?;
+    let mut record = Record::new(&pair);
+    record.made = Some(ca.id().to_owned());
+    match store.create(&Kept::new(&pair, record.to_json())).await {
+        Ok(()) => info!(authority = ca.id(), "a new certificate authority is made"),
+        Err(StoreError::Conflict) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let kept = store.read().await?;
+    // Gone again: whoever starts this controller anew starts anew.
+    Ok(kept.ok_or(StoreError::Conflict)?)
+}

@@ -1,0 +1,227 @@
+//! What follows from what is kept: what is in force, and what is to be written next. Pure: no clock, no store.
+//!
+//! ```text
+//! kept ─▶ in force  = issue with `issuing`; trust its root, the root of what is given, further ones, retired ones
+//!      └▶ next      = given ≠ issuing: trust it, wait, issue with it, retire the old root, wait, forget that
+//! ```
+//!
+//! Nothing is in force by a decision that has not been written: what two replicas read is the same, and so is what they do.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::CertificateDer;
+
+use super::record::{Issuing, Next, Record, unix};
+use super::{Kept, Terms};
+use crate::issuer::{Ca, CaError, InForce, LEAF_LIFETIME, Pair, read_certificates, validity};
+
+/// Roots that may be retired at once. Proxies take 64 anchors in all; one who rotates more often waits until one has gone.
+const MAX_RETIRED: usize = 16;
+/// The part of its life after which an authority that a controller has made is replaced.
+const RENEW_AFTER: f64 = 2.0 / 3.0;
+/// For how long a replica with proxies that are behind puts off the next step, each time.
+const HOLD: u64 = 60;
+
+/// What is kept, read and found good.
+pub struct Read {
+    /// What is given, as it should be issued with.
+    pub given: Arc<Ca>,
+    /// To be trusted beside it.
+    pub further: Vec<CertificateDer<'static>>,
+}
+
+/// What is known, and what is meant.
+pub struct View<'a> {
+    pub read: &'a Read,
+    /// As it is kept. `None`: nothing is remembered.
+    pub record: Option<&'a Record>,
+    /// The wish to rotate, if there is one.
+    pub wish: Option<&'a str>,
+    pub terms: &'a Terms,
+    pub trust_domain: &'a str,
+    pub now: SystemTime,
+    /// Some of the proxies of this replica do not have the anchors in force.
+    pub behind: bool,
+}
+
+/// What is to be written.
+pub struct Change {
+    pub record: Record,
+    /// Another authority in place of the given one.
+    pub made: Option<Pair>,
+    /// For the log.
+    pub why: &'static str,
+}
+
+/// Where a rotation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// One authority.
+    Steady,
+    /// The next one is trusted, and not issued with yet.
+    Trusting,
+    /// The last one is trusted still.
+    Retiring,
+}
+
+impl Read {
+    /// As far as what is remembered tells.
+    pub fn of(record: &Record, trust_domain: &str, now: SystemTime) -> Result<Self, CaError> {
+        let (certificates, key) = (&record.issuing.certificates, &record.issuing.key);
+        let (certificates, key) = (certificates.as_bytes(), key.as_bytes());
+        Ok(Self {
+            given: Arc::new(Ca::from_pem(certificates, &[], key, trust_domain, now)?),
+            further: Vec::new(),
+        })
+    }
+
+    pub fn new(kept: &Kept, trust_domain: &str, now: SystemTime) -> Result<Self, CaError> {
+        let further = match &kept.further {
+            Some(pem) => read_certificates(pem)?,
+            None => Vec::new(),
+        };
+        let (certificates, key) = (&kept.certificates, &kept.key);
+        let given = Ca::from_pem(certificates, &further, key, trust_domain, now)?;
+        Ok(Self {
+            given: Arc::new(given),
+            further,
+        })
+    }
+}
+
+impl View<'_> {
+    /// With what is issued and whom to trust now.
+    pub fn in_force(&self) -> InForce {
+        let holds = |certificate: &CertificateDer<'static>| {
+            validity(certificate).is_ok_and(|(_, expires)| self.now < expires)
+        };
+        let further = self.read.further.iter().cloned().filter(holds);
+        let mut anchors: Vec<_> = further.collect();
+        anchors.push(self.read.given.root().clone());
+        if let Some(record) = self.record {
+            anchors.extend(record.retired_roots(unix(self.now)));
+        }
+        InForce::new(self.issuing(), anchors)
+    }
+
+    pub fn phase(&self) -> Phase {
+        match self.record {
+            Some(record) if record.next.is_some() => Phase::Trusting,
+            Some(record) if !record.retired.is_empty() => Phase::Retiring,
+            _ => Phase::Steady,
+        }
+    }
+
+    /// What is issued with. What cannot be issued with any more gives way to what is given.
+    fn issuing(&self) -> Arc<Ca> {
+        let given = &self.read.given;
+        let Some(record) = self.record else {
+            return given.clone();
+        };
+        let Issuing { certificates, key } = &record.issuing;
+        if *certificates == given.pems().certificates {
+            return given.clone();
+        }
+        let (certificates, key) = (certificates.as_bytes(), key.as_bytes());
+        match Ca::from_pem(certificates, &[], key, self.trust_domain, self.now) {
+            Ok(ca) => Arc::new(ca),
+            Err(_) => given.clone(),
+        }
+    }
+
+    /// What is to be written now, if anything.
+    pub fn next(&self) -> Result<Option<Change>, CaError> {
+        let given = &self.read.given;
+        let now = unix(self.now);
+        let Some(before) = self.record else {
+            let mut record = Record::new(given.pems());
+            record.wish = self.wish.map(str::to_owned);
+            let why = "with what certificates are issued is remembered from now on";
+            return Ok(Some(Change::of(record, why)));
+        };
+        let mut record = before.clone();
+        record.retired.retain(|retired| now < retired.until);
+        let issuing = self.issuing();
+        let why = if issuing.id() == given.id() {
+            if let Some(change) = self.renewal(&record)? {
+                return Ok(Some(change));
+            }
+            record.issuing = given.pems().into();
+            record.next = None;
+            "an authority that was replaced is trusted no more"
+        } else {
+            self.step(&mut record, &issuing, now)
+        };
+        Ok((record != *before).then(|| Change::of(record, why)))
+    }
+
+    /// The next step from the authority that is issued with to the given one.
+    fn step(&self, record: &mut Record, issuing: &Ca, now: u64) -> &'static str {
+        let given = &self.read.given;
+        let trusted = record.next.as_ref().filter(|next| next.id == given.id());
+        let Some(next) = trusted else {
+            record.next = Some(Next::new(given, now));
+            return "another authority is trusted, and will be issued with";
+        };
+        let due = next.since.saturating_add(self.terms.trust_for.as_secs());
+        let due = due.max(next.held_until.unwrap_or(0));
+        let ends = unix(issuing.expires()).saturating_sub(now) < LEAF_LIFETIME.as_secs();
+        if self.behind && !ends && now + HOLD / 2 >= due {
+            record.next = Some(Next {
+                held_until: Some(now + HOLD),
+                ..next.clone()
+            });
+            return "the new authority is not issued with yet: some proxies do not trust it";
+        }
+        if now >= due && record.retired.len() < MAX_RETIRED {
+            if issuing.root() != given.root() {
+                let until = unix(self.now + self.terms.retire_for);
+                record.retire(issuing.root(), until);
+            }
+            record.issuing = given.pems().into();
+            record.next = None;
+            return "certificates are issued with the new authority from now on";
+        }
+        "an authority that was replaced is trusted no more"
+    }
+
+    /// Replaces an authority that a controller has made, when that is due or wished for.
+    fn renewal(&self, record: &Record) -> Result<Option<Change>, CaError> {
+        let given = &self.read.given;
+        let mut record = record.clone();
+        let wished = self.wish.is_some() && self.wish != record.wish.as_deref();
+        if wished {
+            record.wish = self.wish.map(str::to_owned);
+        }
+        if record.made.as_deref() != Some(given.id()) {
+            let why = "a wish to rotate is not for the controller: the authority is renewed where it comes from";
+            return Ok(wished.then(|| Change::of(record, why)));
+        }
+        let life = given.expires().duration_since(given.begins());
+        let life = life.unwrap_or(Duration::ZERO);
+        if !wished && self.now < given.begins() + life.mul_f64(RENEW_AFTER) {
+            return Ok(None);
+        }
+        let made = Ca::make(self.trust_domain, self.now)?;
+        let (certificates, key) = (made.certificates.as_bytes(), made.key.as_bytes());
+        let next = Ca::from_pem(certificates, &[], key, self.trust_domain, self.now)?;
+        record.made = Some(next.id().to_owned());
+        record.next = Some(Next::new(&next, unix(self.now)));
+        Ok(Some(Change {
+            record,
+            made: Some(made),
+            why: "a new authority is made and trusted, and will be issued with",
+        }))
+    }
+}
+
+impl Change {
+    fn of(record: Record, why: &'static str) -> Self {
+        Self {
+            record,
+            made: None,
+            why,
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Where an authority is kept: a Secret that all replicas share, or a directory of one controller's own.
+//!
+//! ```text
+//! Secret                directory        what
+//! tls.crt, tls.key      ca.crt, ca.key   the authority that is given
+//! ca.crt                                 more to be trusted
+//! naru-rotation.json    rotation.json    what is remembered
+//! naru.dev/rotate       rotate           any new text: a wish to rotate
+//! ```
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::files;
+use super::plan::Change;
+use crate::issuer::Pair;
+
+const CERTIFICATES: &str = "tls.crt";
+const KEY: &str = "tls.key";
+/// cert-manager's name for the root above an authority.
+const FURTHER: &str = "ca.crt";
+const RECORD: &str = "naru-rotation.json";
+const WISH: &str = "naru.dev/rotate";
+const TYPE: &str = "kubernetes.io/tls";
+/// In whose name fields are written.
+const MANAGER: &str = "naru-controller";
+/// How long one watch lasts before it is begun again where it ended, in seconds.
+const WATCH_SECONDS: u32 = 60;
+/// How often a Secret that is watched is looked at all the same.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// How often a directory is looked at.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// An authority and what belongs to it, as it is kept.
+#[derive(Clone)]
+pub struct Kept {
+    pub certificates: Vec<u8>,
+    pub key: Vec<u8>,
+    pub further: Option<Vec<u8>>,
+    pub record: Option<Vec<u8>>,
+    pub wish: Option<String>,
+    /// Of the Secret.
+    pub(super) version: Option<String>,
+}
+
+/// Where an authority is kept.
+pub enum Store {
+    Secret(SecretStore),
+    Directory(PathBuf),
+}
+
+/// A Secret.
+pub struct SecretStore {
+    pub client: Client,
+    pub namespace: String,
+    pub name: String,
+    /// Whom one that is made belongs to.
+    pub owner: Option<OwnerReference>,
+}
+
+/// Why it cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("there is no {0} in it")]
+    Incomplete(&'static str),
+    /// Somebody else was first.
+    #[error("it has been written by another at the same time")]
+    Conflict,
+}
+
+impl Kept {
+    pub fn new(pair: &Pair, record: Vec<u8>) -> Self {
+        Self {
+            certificates: pair.certificates.clone().into_bytes(),
+            key: pair.key.clone().into_bytes(),
+            further: None,
+            record: Some(record),
+            wish: None,
+            version: None,
+        }
+    }
+}
+
+impl Store {
+    /// `None`: there is nothing.
+    pub async fn read(&self) -> Result<Option<Kept>, StoreError> {
+        match self {
+            Self::Secret(store) => store.read().await,
+            Self::Directory(directory) => files::read(directory),
+        }
+    }
+
+    /// Writes where there is nothing.
+    pub async fn create(&self, kept: &Kept) -> Result<(), StoreError> {
+        match self {
+            Self::Secret(store) => store.create(kept).await,
+            Self::Directory(directory) => files::create(directory, kept),
+        }
+    }
+
+    /// Writes a change of what was read, unless that has changed since.
+    pub async fn write(&self, read: &Kept, change: &Change) -> Result<(), StoreError> {
+        match self {
+            Self::Secret(store) => store.write(read, change).await,
+            Self::Directory(directory) => files::write(directory, change),
+        }
+    }
+
+    /// Shows the trust anchors to whoever has no other way to them.
+    pub fn publish(&self, anchors_pem: &str) -> Result<(), StoreError> {
+        match self {
+            Self::Secret(_) => Ok(()),
+            Self::Directory(directory) => files::publish(directory, anchors_pem),
+        }
+    }
+
+    /// How often it is to be looked at.
+    pub fn interval(&self) -> Duration {
+        match self {
+            Self::Secret(_) => LOOK_INTERVAL,
+            Self::Directory(_) => POLL_INTERVAL,
+        }
+    }
+
+    /// Tells when something may have changed. Never ends.
+    pub fn changes(&self) -> mpsc::Receiver<()> {
+        let (sender, receiver) = mpsc::channel(1);
+        match self {
+            Self::Secret(store) => {
+                tokio::spawn(store.watch(sender));
+            }
+            // Nobody tells. The sender must not go, or that would be told.
+            Self::Directory(_) => {
+                tokio::spawn(async move { sender.closed().await });
+            }
+        }
+        receiver
+    }
+}
+
+impl SecretStore {
+    fn api(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    async fn read(&self) -> Result<Option<Kept>, StoreError> {
+        let Some(secret) = self.api().get_opt(&self.name).await? else {
+            return Ok(None);
+        };
+        let mut data = secret.data.unwrap_or_default();
+        let mut take = |key: &str| data.remove(key).map(|value| value.0);
+        let annotations = secret.metadata.annotations.unwrap_or_default();
+        Ok(Some(Kept {
+            certificates: take(CERTIFICATES).ok_or(StoreError::Incomplete(CERTIFICATES))?,
+            key: take(KEY).ok_or(StoreError::Incomplete(KEY))?,
+            // cert-manager leaves it empty where it knows of no root.
+            further: take(FURTHER).filter(|pem| !pem.is_empty()),
+            record: take(RECORD),
+            wish: annotations.get(WISH).cloned(),
+            version: secret.metadata.resource_version,
+        }))
+    }
+
+    async fn create(&self, kept: &Kept) -> Result<(), StoreError> {
+        let given = [
+            (CERTIFICATES, Some(&kept.certificates)),
+            (KEY, Some(&kept.key)),
+            (FURTHER, kept.further.as_ref()),
+            (RECORD, kept.record.as_ref()),
+        ];
+        let data: BTreeMap<_, _> = given
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), ByteString(value?.clone()))))
+            .collect();
+        let annotations = kept.wish.clone().map(|wish| (WISH.to_owned(), wish));
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(self.name.clone()),
+                namespace: Some(self.namespace.clone()),
+                annotations: annotations.map(|wish| BTreeMap::from([wish])),
+                owner_references: self.owner.clone().map(|owner| vec![owner]),
+                ..ObjectMeta::default()
+            },
+            type_: Some(TYPE.to_owned()),
+            data: Some(data),
+            ..Secret::default()
+        };
+        let params = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        taken(self.api().create(&params, &secret).await)
+    }
+
+    async fn write(&self, read: &Kept, change: &Change) -> Result<(), StoreError> {
+        let mut data = BTreeMap::from([(RECORD, bytes(&change.record.to_json()))]);
+        if let Some(made) = &change.made {
+            data.insert(CERTIFICATES, bytes(made.certificates.as_bytes()));
+            data.insert(KEY, bytes(made.key.as_bytes()));
+        }
+        // The version makes the API server refuse a write on what is no longer there.
+        let patch = json!({ "metadata": { "resourceVersion": read.version }, "data": data });
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let api = self.api();
+        taken(api.patch(&self.name, &params, &Patch::Merge(patch)).await)
+    }
+
+    fn watch(&self, changed: mpsc::Sender<()>) -> impl Future<Output = ()> + Send + use<> {
+        let config = watcher::Config::default()
+            .fields(&format!("metadata.name={}", self.name))
+            .timeout(WATCH_SECONDS);
+        let mut events = Box::pin(watcher(self.api(), config).default_backoff());
+        async move {
+            while let Some(event) = events.next().await {
+                match event {
+                    // One that waits is as good as many.
+                    Ok(_) => drop(changed.try_send(())),
+                    Err(error) => tracing::debug!(%error, "watching the authority's Secret"),
+                }
+                if changed.is_closed() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// What the API server says to a write.
+fn taken(answer: Result<Secret, kube::Error>) -> Result<(), StoreError> {
+    match answer {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Err(StoreError::Conflict),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn bytes(bytes: &[u8]) -> Value {
+    json!(ByteString(bytes.to_vec()))
+}
