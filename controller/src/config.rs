@@ -51,13 +51,13 @@ pub struct Config {
     pub ca_secret: Option<String>,
     /// How long another certificate authority is trusted before certificates are issued with it. Longer than a minute, and than the
     /// kubelet takes to bring a ConfigMap into pods.
-    #[arg(long, env = "NARU_CA_TRUST_FOR", value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    #[arg(long, env = "NARU_CA_TRUST_FOR", value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub ca_trust_for: Duration,
     /// In what time proxies renew their certificates, each at a random point, when another authority issues them.
-    #[arg(long, env = "NARU_CA_RENEW_WITHIN", value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    #[arg(long, env = "NARU_CA_RENEW_WITHIN", value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub ca_renew_within: Duration,
     /// How long the root of an authority that was replaced is trusted. Certificates live for 24 hours.
-    #[arg(long, env = "NARU_CA_RETIRE_FOR", value_name = "DURATION", default_value = "25h", value_parser = duration)]
+    #[arg(long, env = "NARU_CA_RETIRE_FOR", value_name = "TIME", default_value = "25h", value_parser = duration)]
     pub ca_retire_for: Duration,
     /// Namespace of that Secret: the controller's own.
     #[arg(

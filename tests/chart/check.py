@@ -34,7 +34,7 @@ EVERYTHING = {
         "priorityClassName": "system-cluster-critical",
     },
     "proxy": {"nativeSidecars": False, "resources": {"cpuLimit": "1"}},
-    "identity": {"secretName": "own-ca", "create": False},
+    "identity": {"secretName": "own-ca", "create": False, "rotation": {"trustFor": "1h30m", "retireFor": "48h"}},
     "webhook": {"failurePolicy": "Ignore", "certificate": {"secretName": "tls", "caBundle": "PEM"}, "annotations": {"a/b": "c"}},
     "monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}, "labels": {"release": "prometheus"}},
 }
@@ -49,6 +49,7 @@ WRONG = [
     {"proxy": {"resources": {"memoryLimit": "lots"}}},
     {"proxy": {"nativeSidecars": "yes"}},
     {"identity": {"certificate": "PEM"}},
+    {"identity": {"rotation": {"trustFor": "10 minutes"}}},
     {"webhook": {"failurePolicy": "Perhaps"}},
     {"webhook": {"timeoutSeconds": 31}},
     {"monitoring": {"interval": "often"}},

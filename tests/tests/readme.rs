@@ -8,6 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use naru_contract::ResourceName;
+use naru_controller::issuer::{Ca, InForce};
+use naru_controller::metrics::AuthorityState;
 use naru_proxy::balance::{self, AttemptOutcome, Load};
 use naru_proxy::budget::RetryBudget;
 use naru_proxy::metrics::{
@@ -164,7 +166,11 @@ fn every_metric_of_the_controller_is_in_the_readme_with_its_labels() {
     metrics.watch_failed("Service");
     metrics.injection(naru_controller::inject::Outcome::Injected);
     metrics.status_written(naru_controller::metrics::StatusOutcome::Written);
-    metrics.authority_expires(SystemTime::now());
+    let pair = Ca::make("cluster.local", SystemTime::now()).expect("an authority");
+    let (certificates, key) = (pair.certificates.as_bytes(), pair.key.as_bytes());
+    let ca = Ca::from_pem(certificates, &[], key, "cluster.local", SystemTime::now());
+    let in_force = InForce::new(Arc::new(ca.expect("an authority")), []);
+    metrics.authority(AuthorityState::Steady, &in_force, 0);
     metrics.count_objects(|| vec![("Service", 1)]);
     let known = families_of(&metrics.render().expect("a rendering"));
     assert_eq!(families_of_readme("Metrics of the controller"), known);

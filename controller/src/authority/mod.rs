@@ -149,11 +149,11 @@ impl Keeper {
                 }
                 Err(error) => {
                     self.tell(error.to_string());
-                    return match error {
-                        // Nothing is wrong with the authority itself.
-                        AuthorityError::Store(StoreError::Api(_)) => self.phase.into(),
-                        _ => AuthorityState::Invalid,
-                    };
+                    // Nothing is wrong with the authority itself if it cannot be asked for.
+                    if !matches!(error, AuthorityError::Store(StoreError::Api(_))) {
+                        return AuthorityState::Invalid;
+                    }
+                    break;
                 }
             }
         }

@@ -10,3 +10,4 @@ mod nodes;
 mod objects;
 mod push;
 mod restarts;
+mod rotation;

@@ -9,5 +9,6 @@ mod identity;
 mod injection;
 mod mesh;
 mod process;
+mod rotation;
 mod shutdown;
 mod traffic;

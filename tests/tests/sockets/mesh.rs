@@ -33,6 +33,8 @@ pub struct Mesh {
     pub controller: Process,
     directory: Directory,
     network: [u8; 2],
+    /// More arguments of the controller.
+    more: Vec<String>,
     token_key: KeyPair,
     _claim: TcpListener,
 }
@@ -48,6 +50,12 @@ impl Drop for Directory {
 impl Mesh {
     /// A controller without any object yet.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// One with more arguments.
+    pub async fn start_with(more: &[&str]) -> Self {
+        let more: Vec<String> = more.iter().map(|arg| (*arg).to_owned()).collect();
         let (network, claim) = claim();
         let directory = Directory(std::env::temp_dir().join(format!(
             "naru-sockets-{}-{}-{}",
@@ -60,9 +68,10 @@ impl Mesh {
         let public = directory.0.join("token.pub");
         std::fs::write(public, token_key.public_key_pem()).expect("write");
         let mesh = Self {
-            controller: start_controller(&directory, network),
+            controller: start_controller(&directory, network, &more),
             directory,
             network,
+            more,
             token_key,
             _claim: claim,
         };
@@ -72,7 +81,7 @@ impl Mesh {
 
     /// Starts the controller again, on the same state and address.
     pub async fn restart_controller(&mut self) {
-        self.controller = start_controller(&self.directory, self.network);
+        self.controller = start_controller(&self.directory, self.network, &self.more);
         self.controller_is_ready().await;
     }
 
@@ -113,6 +122,11 @@ impl Mesh {
             part(&object["metadata"]["name"])
         );
         self.file(&name, &object.to_string());
+    }
+
+    /// A file in the controller's state directory.
+    pub fn state(&self, name: &str) -> PathBuf {
+        self.directory.0.join("state").join(name)
     }
 
     /// Writes a file among the manifests.
@@ -299,6 +313,15 @@ pub async fn metric(admin: SocketAddr, name: &str, labels: &[&str]) -> f64 {
     series.sum()
 }
 
+/// The value of a label of the one series of a metric, asked of an admin port. `None`: there is no such series.
+pub async fn label(admin: SocketAddr, name: &str, label: &str) -> Option<String> {
+    let answer = apps::get(admin, "/metrics").await;
+    let prefix = format!("{name}{{");
+    let series = answer.body.lines().find(|line| line.starts_with(&prefix))?;
+    let (_, value) = series.split_once(&format!("{label}=\""))?;
+    Some(value.split('"').next()?.to_owned())
+}
+
 /// An HTTPRoute that splits the requests to a Service.
 pub fn split(service: &str, weights: &[(&str, u32)]) -> Value {
     let backends = weights
@@ -338,9 +361,9 @@ fn claim() -> ([u8; 2], TcpListener) {
     panic!("no addresses of 127.0.0.0/8 are free, or they are none of this machine's");
 }
 
-fn start_controller(directory: &Directory, [a, b]: [u8; 2]) -> Process {
+fn start_controller(directory: &Directory, [a, b]: [u8; 2], more: &[String]) -> Process {
     let path = |name: &str| directory.0.join(name).display().to_string();
-    let args = [
+    let mut args = vec![
         "run".to_owned(),
         format!("--manifests={}", path("manifests")),
         format!("--state-dir={}", path("state")),
@@ -349,5 +372,6 @@ fn start_controller(directory: &Directory, [a, b]: [u8; 2]) -> Process {
         format!("--listen=127.{a}.{b}.254:15010"),
         format!("--admin=127.{a}.{b}.254:15014"),
     ];
+    args.extend_from_slice(more);
     Process::start("controller", &programs().join("naru-controller"), &args)
 }

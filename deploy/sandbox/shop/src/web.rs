@@ -21,8 +21,8 @@ use crate::serve::{self, Faults, Listen};
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer of the catalog.
 const MAX_ANSWER: usize = 1024 * 1024;
-/// How often `/cart/watch` looks, and how many milliseconds apart.
-const WATCHED: (u32, u32) = (5, 100);
+/// How many milliseconds apart `/cart/watch` looks.
+const WATCH_INTERVAL: u32 = 100;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -36,6 +36,9 @@ pub struct Args {
     /// Where the carts are.
     #[arg(long, env = "SHOP_CART", default_value = "http://cart")]
     cart: String,
+    /// How often `/cart/watch` looks before it answers, ten times a second.
+    #[arg(long, env = "SHOP_WATCHED", default_value_t = 5)]
+    watched: u32,
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
@@ -43,6 +46,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         catalog: args.catalog,
         http: Client::builder(TokioExecutor::new()).build_http(),
         cart: cart::Client::new(args.cart)?,
+        watched: args.watched,
     });
     serve::serve("web", args.listen, args.faults, move |request| {
         let web = web.clone();
@@ -55,6 +59,7 @@ struct Web {
     catalog: String,
     http: Client<HttpConnector, Empty<Bytes>>,
     cart: cart::Client,
+    watched: u32,
 }
 
 impl Web {
@@ -121,7 +126,7 @@ impl Web {
 
     async fn watch(&self, headers: HeaderMap) -> anyhow::Result<(StatusCode, Value)> {
         let mut carts = Vec::new();
-        let watched = self.cart.clone().watch(query(WATCHED.0), headers).await;
+        let watched = self.cart.clone().watch(query(self.watched), headers).await;
         let mut watched = watched.context("cart")?;
         while let Some(cart) = watched.message().await.context("cart")? {
             carts.push(shown(&cart));
@@ -134,7 +139,7 @@ fn query(times: u32) -> Query {
     Query {
         user: "guest".to_owned(),
         times,
-        interval_milliseconds: WATCHED.1,
+        interval_milliseconds: WATCH_INTERVAL,
     }
 }
 
