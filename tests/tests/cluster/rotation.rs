@@ -67,6 +67,36 @@ fn until_state(state: &str) {
     });
 }
 
+/// Two controllers, for as long as this lives.
+struct TwoControllers(String);
+
+impl TwoControllers {
+    fn new() -> Self {
+        let controller = get(&["-n", SYSTEM, "deployment", "naru-controller"]);
+        scale("2");
+        let rollout = ["rollout", "status", "deployment/naru-controller"];
+        kubectl(&[&["-n", SYSTEM], &rollout[..], &["--timeout=120s"]].concat());
+        Self(controller["spec"]["replicas"].to_string())
+    }
+}
+
+impl Drop for TwoControllers {
+    fn drop(&mut self) {
+        scale(&self.0);
+    }
+}
+
+fn scale(replicas: &str) {
+    let replicas = format!("--replicas={replicas}");
+    kubectl(&[
+        "-n",
+        SYSTEM,
+        "scale",
+        "deployment/naru-controller",
+        &replicas,
+    ]);
+}
+
 /// How often each container of a list of pods has started.
 fn starts(pods: &Value) -> Vec<(String, u64)> {
     let pods = pods["items"].as_array().expect("a list").iter();
@@ -139,6 +169,8 @@ fn another_certificate_authority_takes_over_and_nobody_who_talks_notices() {
     for name in ["front", "cart", "store", "web"] {
         namespace.rolled_out(&format!("deployment/{name}"));
     }
+    // Two controllers have to agree at each step.
+    let _replicas = TwoControllers::new();
     let old = eventually("there is one authority", STEP, authority);
     until_state("steady");
     let load = Load::start(&namespace, "load", "http://web", 200);
@@ -150,6 +182,14 @@ fn another_certificate_authority_takes_over_and_nobody_who_talks_notices() {
         let logs = namespace.kubectl(&["logs", "connection", "-c", "client"]);
         logs.matches("+PONG").count()
     };
+    let ready = [
+        "wait",
+        "--for=condition=Ready",
+        "pod/connection",
+        "pod/stream",
+    ];
+    let timeout = format!("--timeout={}s", READY.as_secs());
+    namespace.kubectl(&[&ready[..], &[&timeout]].concat());
     eventually("the database answers", READY, || match pongs() {
         0 => Err("nothing".to_owned()),
         _ => Ok(()),
