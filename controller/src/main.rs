@@ -178,12 +178,12 @@ async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<K
         };
         let opened = match owner {
             Ok(owner) => {
-                open(Store::Secret(SecretStore {
+                open(Store::Secret(Box::new(SecretStore {
                     client: client.clone(),
                     namespace: config.namespace.clone(),
                     name: name.clone(),
                     owner,
-                }))
+                })))
                 .await
             }
             Err(error) => Err(StoreError::from(error).into()),

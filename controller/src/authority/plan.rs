@@ -93,11 +93,11 @@ impl Read {
 impl View<'_> {
     /// With what is issued and whom to trust now.
     pub fn in_force(&self) -> InForce {
-        let holds = |certificate: &CertificateDer<'static>| {
+        let holds = |certificate: &&CertificateDer<'static>| {
             validity(certificate).is_ok_and(|(_, expires)| self.now < expires)
         };
-        let further = self.read.further.iter().cloned().filter(holds);
-        let mut anchors: Vec<_> = further.collect();
+        let further = self.read.further.iter().filter(holds);
+        let mut anchors: Vec<_> = further.cloned().collect();
         anchors.push(self.read.given.root().clone());
         if let Some(record) = self.record {
             anchors.extend(record.retired_roots(unix(self.now)));

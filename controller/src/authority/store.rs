@@ -57,7 +57,7 @@ pub struct Kept {
 
 /// Where an authority is kept.
 pub enum Store {
-    Secret(SecretStore),
+    Secret(Box<SecretStore>),
     Directory(PathBuf),
 }
 

@@ -26,12 +26,12 @@ fn api() -> FakeApi {
 }
 
 async fn opened(api: &FakeApi) -> Result<Keeper, AuthorityError> {
-    let store = Store::Secret(SecretStore {
+    let store = Store::Secret(Box::new(SecretStore {
         client: api.client(),
         namespace: "naru-system".to_owned(),
         name: "naru-ca".to_owned(),
         owner: None,
-    });
+    }));
     Keeper::open(store, TERMS, TRUST_DOMAIN).await
 }
 
