@@ -86,7 +86,7 @@ impl<'a> Load<'a> {
     pub fn assert_none_failed(&self, before: &Totals) -> Totals {
         std::thread::sleep(Duration::from_secs(6));
         let totals = self.totals();
-        assert_eq!(totals.failed, 0, "{totals:?}");
+        assert_eq!(totals.failed, 0, "{}", totals.failures);
         assert!(totals.ok > before.ok, "{totals:?}, before {before:?}");
         totals
     }
