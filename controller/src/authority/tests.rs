@@ -387,7 +387,7 @@ async fn an_authority_below_a_root_issues_with_its_chain_and_is_renewed_with_its
     let mut keeper = keeper(&api).await;
     let root: CertificateDer<'static> = company.root.der().clone();
     let in_force = keeper.in_force();
-    assert_eq!(in_force.anchors, [root.clone()]);
+    assert_eq!(in_force.anchors, [root]);
     let id = SpiffeId::new(TRUST_DOMAIN, "shop", "web").expect("an id");
     let leaf = KeyPair::generate().expect("a key");
     let issued = in_force.ca.issue(&id, &leaf, start);
