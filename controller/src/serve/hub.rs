@@ -144,12 +144,16 @@ impl Hub {
 
     /// How many proxies have had time to take the trust anchors in force, and have not.
     pub fn behind(&self) -> usize {
+        self.behind_after(ANCHORS_TIME)
+    }
+
+    fn behind_after(&self, time: Duration) -> usize {
         let anchors = self.anchors.read().unwrap_or_else(PoisonError::into_inner);
         let (version, since) = (anchors.compiled.version, anchors.since);
         drop(anchors);
         let interest = lock(&self.interest);
         let is_behind = |member: &&Registered| {
-            member.anchors != Some(version) && since.max(member.joined).elapsed() >= ANCHORS_TIME
+            member.anchors != Some(version) && since.max(member.joined).elapsed() >= time
         };
         interest.members.values().filter(is_behind).count()
     }
@@ -473,4 +477,53 @@ fn version(content: &[u8]) -> u64 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use naru_contract::MtlsMode;
+
+    use super::*;
+    use crate::compile::CatalogOptions;
+
+    fn anchors(issuer: &str) -> TrustAnchors {
+        TrustAnchors {
+            issuer: issuer.to_owned(),
+            ..TrustAnchors::default()
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_behind_until_it_has_the_anchors_in_force_and_is_woken_by_others() {
+        let catalog = Catalog::new(CatalogOptions {
+            trust_domain: "cluster.local".to_owned(),
+            mtls: MtlsMode::Permissive,
+        });
+        let hub = Arc::new(Hub::new(catalog, anchors("old")));
+        let member = hub.join("shop", "web-1");
+        let name = ResourceName::TrustAnchors;
+        let change = ClosureChange {
+            entered: vec![name.clone()],
+            left: Vec::new(),
+        };
+        member.watch(&member.view(), &change);
+        let in_force = || member.view().compile(&name).map(|anchors| anchors.version);
+        // One that has just come has its time.
+        assert_eq!((hub.behind(), hub.behind_after(Duration::ZERO)), (0, 1));
+        member.has_anchors(in_force());
+        assert_eq!(hub.behind_after(Duration::ZERO), 0);
+        // The same again is no change.
+        hub.set_trust_anchors(anchors("old"));
+        assert_eq!(member.changed().now_or_never(), None);
+        assert_eq!(hub.behind_after(Duration::ZERO), 0);
+        hub.set_trust_anchors(anchors("new"));
+        assert_eq!(member.changed().now_or_never(), Some(()));
+        assert!(member.take_changed().contains_key(&name));
+        assert_eq!(hub.behind_after(Duration::ZERO), 1);
+        member.has_anchors(in_force());
+        assert_eq!(hub.behind_after(Duration::ZERO), 0);
+        drop(member);
+        assert_eq!(hub.behind_after(Duration::ZERO), 0);
+    }
 }

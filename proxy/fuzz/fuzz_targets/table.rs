@@ -165,6 +165,8 @@ impl Content {
                     true => ANCHOR.as_slice().to_vec().into(),
                     false => number.to_be_bytes().to_vec().into(),
                 }],
+                issuer: format!("{number:x}{}", if *route { "" } else { "\"" }),
+                renew_within_seconds: u32::from(*number),
             }),
             Name::Inbound => Body::Inbound(contract::Inbound {
                 workload: "deployment/web".to_owned(),

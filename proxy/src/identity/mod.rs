@@ -5,7 +5,8 @@
 //! control ── anchors ────▶ ┴─▶ generation: server config, client config for each peer identity
 //! ```
 //!
-//! A generation is immutable and swapped whole. TLS 1.3 only; X25519MLKEM768 comes first, so what is recorded today stays
+//! A generation is immutable and swapped whole. Anchors come with the name of the authority that issues certificates now: where
+//! the own certificate is of another, `renew` asks for a new one soon. TLS 1.3 only; X25519MLKEM768 comes first, so what is recorded today stays
 //! secret from tomorrow's quantum computers.
 //!
 //! # Session resumption
