@@ -166,7 +166,7 @@ impl Content {
                     false => number.to_be_bytes().to_vec().into(),
                 }],
                 issuer: format!("{number:x}{}", if *route { "" } else { "\"" }),
-                renew_within_seconds: u32::from(*number),
+                renew_within_seconds: *number,
             }),
             Name::Inbound => Body::Inbound(contract::Inbound {
                 workload: "deployment/web".to_owned(),
