@@ -1,5 +1,7 @@
 //! A Kubernetes API server in memory, for tests: it lists (by pages or as a stream), watches, reviews tokens, takes writes
-//! with optimistic concurrency, and fails in the ways that a real one does.
+//! with optimistic concurrency, and fails in the ways that a real one does. The command's tests use it as well.
+
+#![allow(dead_code)] // No crate uses all of it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -33,6 +35,8 @@ struct State {
     requests: Vec<String>,
     /// What was written: method, path with query, body.
     written: Vec<(Method, String, Value)>,
+    /// What is read at paths that are no kind's, as `/version`.
+    documents: HashMap<String, Value>,
     /// Answers to writes of a path, instead of taking them: status and body.
     answers: HashMap<String, (u16, Value)>,
 }
@@ -134,6 +138,11 @@ impl FakeApi {
         self.state().lists_by_page_only = true;
     }
 
+    /// Puts a document at a path that is no kind's.
+    pub fn document(&self, path: &str, document: Value) {
+        (self.state().documents).insert(path.to_owned(), document);
+    }
+
     /// From now on, writes to that path are answered so.
     pub fn answer(&self, path: &str, status: u16, body: Value) {
         (self.state().answers).insert(path.to_owned(), (status, body));
@@ -215,6 +224,9 @@ impl State {
                 return Answer::Now(*status, body.clone());
             }
         }
+        if let Some(document) = self.documents.get(path) {
+            return Answer::Now(200, document.clone());
+        }
         let (path, name) = match self.collections.contains_key(path) {
             true => (path.to_owned(), None),
             false => collection_of(path),
@@ -247,7 +259,13 @@ impl State {
                 let number = |name: &str| param(name).and_then(|v| v.parse::<usize>().ok());
                 let from = number("continue").unwrap_or(0);
                 let limit = number("limit").unwrap_or(usize::MAX);
-                let mut items = collection.objects.values().skip(from);
+                // As the path says, if it names one.
+                let namespace = target.split_once("/namespaces/");
+                let namespace = namespace.and_then(|(_, rest)| Some(rest.split_once('/')?.0));
+                let objects = collection.objects.values().filter(|object| {
+                    namespace.is_none_or(|name| object["metadata"]["namespace"] == name)
+                });
+                let mut items = objects.skip(from);
                 // As the real one, whose lists leave out what is the same for all.
                 let page: Vec<Value> = (items.by_ref().take(limit).cloned())
                     .map(|mut object| {

@@ -1,6 +1,7 @@
 //! `naru`: what a person types.
 #![forbid(unsafe_code)]
 
+mod check;
 mod sandbox;
 
 use std::process::ExitCode;
@@ -16,6 +17,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Check whether Naru can be installed in a cluster, or whether it works there. Everything that is wrong comes with its fix.
+    Check(check::Args),
     /// Run a mesh of real sidecars on this machine, from a directory of Kubernetes manifests.
     Sandbox(Box<sandbox::Args>),
     /// What the sandbox starts inside its namespaces.
@@ -25,6 +28,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match Args::parse().command {
+        Command::Check(args) => check::run(args),
         Command::Sandbox(args) => sandbox::run(*args),
         Command::SandboxStage(args) => sandbox::run_stage(args),
     }

@@ -1,0 +1,144 @@
+//! What a check finds, and the time that it has for it.
+
+use std::time::Duration;
+
+use kube::Error;
+use serde::Serialize;
+
+/// How long one check may take: longer than the API server waits for an admission webhook (10 s by default, 30 s at most).
+const LIMIT: Duration = Duration::from_secs(35);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Ok,
+    /// Nothing is to be done.
+    Info,
+    /// The mesh works, and not as somebody may expect.
+    Warning,
+    /// The installation does not work, or will not.
+    Failure,
+}
+
+impl Level {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Failure => "FAILURE",
+        }
+    }
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was checked, in the same words every time.
+    pub check: &'static str,
+    pub level: Level,
+    pub text: String,
+    /// What to do about it. Every warning and failure has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// What one check finds, without its name.
+pub struct Found(Level, String, Option<String>);
+
+impl Found {
+    pub fn level(&self) -> Level {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub fn text(&self) -> &str {
+        &self.1
+    }
+}
+
+pub fn ok(text: impl Into<String>) -> Found {
+    Found(Level::Ok, text.into(), None)
+}
+
+pub fn info(text: impl Into<String>) -> Found {
+    Found(Level::Info, text.into(), None)
+}
+
+pub fn warning(text: impl Into<String>, fix: impl Into<String>) -> Found {
+    Found(Level::Warning, text.into(), Some(fix.into()))
+}
+
+pub fn failure(text: impl Into<String>, fix: impl Into<String>) -> Found {
+    Found(Level::Failure, text.into(), Some(fix.into()))
+}
+
+/// Findings of one group.
+#[derive(Serialize)]
+pub struct Group {
+    pub group: &'static str,
+    pub findings: Vec<Finding>,
+}
+
+impl Group {
+    pub fn new(group: &'static str) -> Self {
+        Self {
+            group,
+            findings: Vec::new(),
+        }
+    }
+
+    /// Makes a check within its time. Whether it found no failure.
+    pub async fn check(
+        &mut self,
+        check: &'static str,
+        found: impl Future<Output = Result<Vec<Found>, Error>>,
+    ) -> bool {
+        let found = match tokio::time::timeout(LIMIT, found).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => vec![not_checked(&error)],
+            Err(_) => vec![failure(
+                format!("no answer within {} s", LIMIT.as_secs()),
+                "see whether the API server is overloaded: kubectl get --raw /readyz?verbose",
+            )],
+        };
+        let good = found.iter().all(|Found(level, ..)| *level < Level::Failure);
+        let named = found.into_iter().map(|Found(level, text, fix)| Finding {
+            check,
+            level,
+            text,
+            fix,
+        });
+        self.findings.extend(named);
+        good
+    }
+}
+
+fn not_checked(error: &Error) -> Found {
+    let text = format!("this can't be checked: {}", problem(error));
+    match error {
+        Error::Api(status) if status.code == 403 => warning(
+            text,
+            "run naru check as somebody who may, or have it permitted to you",
+        ),
+        _ => failure(
+            text,
+            "see whether the API server is well: kubectl get --raw /readyz?verbose",
+        ),
+    }
+}
+
+/// An error in one line, from its root.
+pub fn problem(error: &Error) -> String {
+    if let Error::Api(status) = error {
+        return match status.message.is_empty() {
+            true => format!("{} {}", status.code, status.reason),
+            false => status.message.clone(),
+        };
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,116 @@
+//! Whether whoever asks may install: create, change and remove each kind of object that the chart has.
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::PostParams;
+use kube::{Api, Client, Error};
+
+use super::cluster::some;
+use super::finding::{Found, Group, failure, info, ok};
+use super::rights::{RIGHTS, Where};
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+/// Group and plural of what the chart has in its namespace, Helm's own Secrets among them.
+const NAMESPACED: [(&str, &str); 8] = [
+    ("", "secrets"),
+    ("", "serviceaccounts"),
+    ("", "services"),
+    ("apps", "deployments"),
+    ("networking.k8s.io", "networkpolicies"),
+    ("policy", "poddisruptionbudgets"),
+    (RBAC, "rolebindings"),
+    (RBAC, "roles"),
+];
+/// … and beside all namespaces.
+const OF_CLUSTER: [(&str, &str); 3] = [
+    (
+        "admissionregistration.k8s.io",
+        "mutatingwebhookconfigurations",
+    ),
+    (RBAC, "clusterrolebindings"),
+    (RBAC, "clusterroles"),
+];
+/// What `helm install`, `upgrade` and `uninstall` do with each.
+const VERBS: [&str; 4] = ["create", "delete", "get", "patch"];
+
+pub async fn check(client: &Client, namespace: &str) -> Group {
+    let mut group = Group::new("rights to install");
+    group.check("rights", rights(client, namespace)).await;
+    group
+}
+
+async fn rights(client: &Client, namespace: &str) -> Result<Vec<Found>, Error> {
+    let mut missing = Vec::new();
+    let namespaces = Api::<Namespace>::all(client.clone());
+    let there = matches!(namespaces.get_opt(namespace).await, Ok(Some(_)));
+    if !there && !may(client, "", "namespaces", None, "create").await? {
+        missing.push("create namespaces".to_owned());
+    }
+    let in_namespace = NAMESPACED
+        .iter()
+        .map(|&(group, plural)| (group, plural, Some(namespace)));
+    let of_cluster = OF_CLUSTER
+        .iter()
+        .map(|&(group, plural)| (group, plural, None));
+    for (group, plural, namespace) in in_namespace.chain(of_cluster) {
+        for verb in VERBS {
+            if !may(client, group, plural, namespace, verb).await? {
+                missing.push(format!("{verb} {plural}"));
+            }
+        }
+    }
+    // Nobody may give a right that he has not, unless by this one.
+    if !may(client, RBAC, "clusterroles", None, "escalate").await? {
+        for (place, group, resource, _, verbs) in RIGHTS {
+            let namespace = (place == Where::OwnNamespace).then_some(namespace);
+            for verb in verbs {
+                if !may(client, group, resource, namespace, verb).await? {
+                    missing.push(format!(
+                        "{verb} {resource}, which the controller is to have"
+                    ));
+                }
+            }
+        }
+    }
+    let mut found = vec![match missing.is_empty() {
+        true => ok("you may create, change and remove what the chart has"),
+        false => failure(
+            format!("you may not: {}", some(&missing)),
+            "install as a cluster administrator (cluster-admin), or have one give you these rights",
+        ),
+    }];
+    if there {
+        found.push(info(format!("the namespace {namespace} is there")));
+    }
+    Ok(found)
+}
+
+async fn may(
+    client: &Client,
+    group: &str,
+    plural: &str,
+    namespace: Option<&str>,
+    verb: &str,
+) -> Result<bool, Error> {
+    let (plural, subresource) = plural.split_once('/').unwrap_or((plural, ""));
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                group: Some(group.to_owned()),
+                resource: Some(plural.to_owned()),
+                subresource: Some(subresource.to_owned()),
+                namespace: namespace.map(str::to_owned),
+                verb: Some(verb.to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    let api = Api::<SelfSubjectAccessReview>::all(client.clone());
+    let answer = api.create(&PostParams::default(), &review).await?;
+    Ok(answer.status.is_some_and(|status| status.allowed))
+}

@@ -1,0 +1,145 @@
+//! `naru check`: whether Naru can be installed in a cluster, or whether it works there.
+//!
+//! ```text
+//! kubeconfig ─▶ is there a controller? ─┬─ no ─▶ cluster, rights, surroundings
+//!                                       └─ yes ▶ cluster, controller, webhook, trust, pods, routes
+//! ```
+//!
+//! In: an API server. Out: a report in which everything that is wrong comes with its fix. It changes nothing in the cluster:
+//! what it creates are reviews of rights and, as dry runs, pods.
+
+mod api;
+mod cluster;
+mod controller;
+mod finding;
+mod install_rights;
+mod names;
+mod pods;
+mod report;
+mod rights;
+mod routes;
+mod surroundings;
+#[cfg(test)]
+mod tests;
+mod trust;
+mod webhook;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use kube::Client;
+use serde::Serialize;
+use tokio::time::timeout;
+
+use api::Installation;
+use finding::{Group, failure, problem};
+use report::{Output, Report};
+
+/// How long the API server may take to answer at all.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
+
+/// Flags of `naru check`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Check what an installation needs, whether there is one or not. Without: if no controller is found.
+    #[arg(long)]
+    pre: bool,
+    /// The kubeconfig. Without: as kubectl finds it.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig. Without: its current one.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// The controller's namespace.
+    #[arg(long, short, value_name = "NAME", default_value = "naru-system")]
+    namespace: String,
+    /// How the report is written.
+    #[arg(long, short, value_name = "FORM", value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+/// Which of the two questions is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    Before,
+    After,
+}
+
+/// Checks, and writes the report. The exit code says whether there is no failure.
+pub fn run(args: Args) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let report = match runtime {
+        Ok(runtime) => runtime.block_on(report(&args)),
+        Err(error) => Err(error.into()),
+    };
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("naru check: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut out = std::io::stdout().lock();
+    let written = report
+        .write(args.output, &mut out)
+        .and_then(|()| out.flush());
+    match report.ok && written.is_ok() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+async fn report(args: &Args) -> anyhow::Result<Report> {
+    let (client, address) =
+        api::client(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
+    Ok(check(&client, &address, &args.namespace, args.pre).await)
+}
+
+async fn check(client: &Client, address: &str, namespace: &str, pre: bool) -> Report {
+    let mut cluster = Group::new("cluster");
+    let installation = match timeout(FIRST_ANSWER, Installation::find(client, namespace)).await {
+        Ok(Ok(installation)) => installation.filter(|_| !pre),
+        // Nothing else can be known.
+        Ok(Err(error)) => return no_answer(cluster, address, &problem(&error), pre).await,
+        Err(_) => return no_answer(cluster, address, "no answer in time", pre).await,
+    };
+    cluster::check(&mut cluster, client).await;
+    match installation {
+        None => {
+            let (rights, surroundings) = tokio::join!(
+                install_rights::check(client, namespace),
+                surroundings::check(client, namespace),
+            );
+            Report::new(Stage::Before, vec![cluster, rights, surroundings])
+        }
+        Some(installed) => {
+            let (controller, webhook, trust, pods, routes) = tokio::join!(
+                controller::check(client, &installed),
+                webhook::check(client, &installed),
+                trust::check(client, &installed),
+                pods::check(client, &installed),
+                routes::check(client),
+            );
+            let groups = vec![cluster, controller, webhook, trust, pods, routes];
+            Report::new(Stage::After, groups)
+        }
+    }
+}
+
+async fn no_answer(mut cluster: Group, address: &str, problem: &str, pre: bool) -> Report {
+    let found = failure(
+        format!("the API server at {address} gives no answer to work with: {problem}"),
+        "see `kubectl cluster-info`; --kubeconfig and --context choose another cluster or user",
+    );
+    cluster.check("api-server", async { Ok(vec![found]) }).await;
+    let stage = match pre {
+        true => Stage::Before,
+        false => Stage::After,
+    };
+    Report::new(stage, vec![cluster])
+}

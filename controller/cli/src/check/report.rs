@@ -1,0 +1,71 @@
+//! The report, for people and for programs.
+
+use std::io::{self, Write};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::Stage;
+use super::finding::{Finding, Group, Level};
+
+/// How the report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Serialize)]
+pub struct Report {
+    /// `before` or `after` the installation.
+    pub stage: Stage,
+    /// Whether there is no failure.
+    pub ok: bool,
+    pub groups: Vec<Group>,
+}
+
+impl Report {
+    pub fn new(stage: Stage, groups: Vec<Group>) -> Self {
+        let findings = groups.iter().flat_map(|group| &group.findings);
+        let ok = findings.map(|finding| finding.level).max() < Some(Level::Failure);
+        Self { stage, ok, groups }
+    }
+
+    pub fn write(&self, output: Output, to: &mut impl Write) -> io::Result<()> {
+        match output {
+            Output::Json => {
+                serde_json::to_writer_pretty(&mut *to, self)?;
+                writeln!(to)
+            }
+            Output::Text => self.text(to),
+        }
+    }
+
+    fn text(&self, to: &mut impl Write) -> io::Result<()> {
+        for group in &self.groups {
+            writeln!(to, "{}", group.group)?;
+            for Finding {
+                level, text, fix, ..
+            } in &group.findings
+            {
+                writeln!(to, "  {:<8} {text}", level.as_str())?;
+                if let Some(fix) = fix {
+                    writeln!(to, "  {:<8} → {fix}", "")?;
+                }
+            }
+            writeln!(to)?;
+        }
+        let count = |level| {
+            let findings = self.groups.iter().flat_map(|group| &group.findings);
+            findings.filter(|finding| finding.level == level).count()
+        };
+        let (failures, warnings) = (count(Level::Failure), count(Level::Warning));
+        match (self.ok, self.stage) {
+            (false, _) => writeln!(to, "{failures} failures, {warnings} warnings"),
+            (true, Stage::Before) => {
+                writeln!(to, "{warnings} warnings; Naru can be installed")
+            }
+            (true, Stage::After) => writeln!(to, "{warnings} warnings; Naru works"),
+        }
+    }
+}

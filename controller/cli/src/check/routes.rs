@@ -1,0 +1,122 @@
+//! Routes to Services, as the controller says that it thinks of them.
+
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
+use kube::{Api, Client, Error};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::api::all;
+use super::finding::{Found, Group, ok, warning};
+use super::names::CONTROLLER_NAME;
+
+const KINDS: [(&str, &str); 2] = [("HTTPRoute", "httproutes"), ("GRPCRoute", "grpcroutes")];
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Parent {
+    controller_name: String,
+    parent_ref: Value,
+    #[serde(default)]
+    conditions: Vec<Condition>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    observed_generation: i64,
+}
+
+pub async fn check(client: &Client) -> Group {
+    let mut group = Group::new("routes");
+    group.check("accepted", accepted(client)).await;
+    group
+}
+
+async fn accepted(client: &Client) -> Result<Vec<Found>, Error> {
+    let (mut found, mut count) = (Vec::new(), 0);
+    for (kind, plural) in KINDS {
+        let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", kind);
+        let resource = ApiResource::from_gvk_with_plural(&kind, plural);
+        let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
+        let routes = match all(&api, ListParams::default()).await {
+            Ok(routes) => routes,
+            // The kind is not installed.
+            Err(Error::Api(status)) if status.code == 404 => continue,
+            Err(error) => return Err(error),
+        };
+        for route in routes.iter().filter(|route| is_of_mesh(route)) {
+            count += 1;
+            found.extend(thought_of(&kind.kind, route));
+        }
+    }
+    if found.is_empty() {
+        found.push(ok(match count {
+            0 => "there are no routes to Services".to_owned(),
+            _ => format!("all {count} routes to Services are in force"),
+        }));
+    }
+    Ok(found)
+}
+
+/// Whether a Service is a parent.
+fn is_of_mesh(route: &DynamicObject) -> bool {
+    let parents = route.data["spec"]["parentRefs"].as_array();
+    parents
+        .into_iter()
+        .flatten()
+        .any(|parent| parent["kind"] == "Service")
+}
+
+fn thought_of(kind: &str, route: &DynamicObject) -> Vec<Found> {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    let name = format!(
+        "{kind} {}/{}",
+        text(&route.metadata.namespace),
+        text(&route.metadata.name)
+    );
+    let parents = serde_json::from_value::<Vec<Parent>>(route.data["status"]["parents"].clone());
+    let mut ours = parents.unwrap_or_default();
+    ours.retain(|parent| parent.controller_name == CONTROLLER_NAME);
+    let generation = route.metadata.generation.unwrap_or_default();
+    let conditions = ours.iter().flat_map(|parent| &parent.conditions);
+    let seen = conditions
+        .map(|condition| condition.observed_generation)
+        .min();
+    if seen.is_none_or(|seen| seen < generation) {
+        return vec![warning(
+            format!("{name} has no status of Naru's for what it says now"),
+            "it is written within a second: see naru_controller_status_writes_total, and the controller's log",
+        )];
+    }
+    let mut found = Vec::new();
+    for parent in &ours {
+        for condition in &parent.conditions {
+            let Condition {
+                kind,
+                status,
+                reason,
+                message,
+                ..
+            } = condition;
+            if status != "True" && ["Accepted", "ResolvedRefs"].contains(&&**kind) {
+                let service = parent.parent_ref["name"].as_str().unwrap_or_default();
+                found.push(warning(
+                    format!("{name} for the Service {service} is not {kind} ({reason}): {message}"),
+                    match &**kind {
+                        "Accepted" => "it does nothing: change it as the message says",
+                        _ => "requests to that backend are answered with 500: make it, or change the route",
+                    },
+                ));
+            }
+        }
+    }
+    found
+}
