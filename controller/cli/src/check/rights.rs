@@ -32,7 +32,7 @@ use Where::{Everywhere, OwnNamespace};
 const GATEWAY: &str = "gateway.networking.k8s.io";
 const READ: &[&str] = &["list", "watch"];
 
-pub const RIGHTS: [Right; 19] = [
+pub const RIGHTS: [Right; 18] = [
     (Everywhere, "", "namespaces", "", READ),
     (Everywhere, "", "pods", "", READ),
     (Everywhere, "", "services", "", READ),
@@ -79,13 +79,6 @@ pub const RIGHTS: [Right; 19] = [
         "configmaps",
         ANCHORS_CONFIG_MAP,
         &["list", "patch"],
-    ),
-    (
-        OwnNamespace,
-        "coordination.k8s.io",
-        "leases",
-        "",
-        &["create"],
     ),
     (
         OwnNamespace,
