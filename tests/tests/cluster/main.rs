@@ -1,6 +1,8 @@
 //! What only a real Kubernetes can show. `tests/run cluster` brings one up with Naru installed, runs these one after the
 //! other, and takes it down; on one that is up already (`tests/cluster/up --naru`), `cargo test` runs any of them.
 
+mod chart;
+mod check;
 mod control;
 mod install;
 mod jobs;
@@ -10,4 +12,5 @@ mod nodes;
 mod objects;
 mod push;
 mod restarts;
+mod rights;
 mod rotation;

@@ -102,8 +102,14 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
 
 async fn check(client: &Client, address: &str, namespace: &str, pre: bool) -> Report {
     let mut cluster = Group::new("cluster");
-    let installation = match timeout(FIRST_ANSWER, Installation::find(client, namespace)).await {
-        Ok(Ok(installation)) => installation.filter(|_| !pre),
+    let first = async {
+        match pre {
+            true => client.apiserver_version().await.map(|_| None),
+            false => Installation::find(client, namespace).await,
+        }
+    };
+    let installation = match timeout(FIRST_ANSWER, first).await {
+        Ok(Ok(installation)) => installation,
         // Nothing else can be known.
         Ok(Err(error)) => return no_answer(cluster, address, &problem(&error), pre).await,
         Err(_) => return no_answer(cluster, address, "no answer in time", pre).await,

@@ -1,0 +1,199 @@
+//! `naru check` on a real cluster: one that is well, and ones that are not.
+
+use serde_json::{Value, json};
+
+use crate::kubernetes::{Namespace, READY, apply, eventually, kubectl, script};
+use crate::objects::{deployment, pod_spec, server, service};
+
+/// Whether all is well, and the report.
+fn check(arguments: &[&str]) -> (bool, Value) {
+    let mut command = script("naru");
+    command.args(["check", "--output=json"]).args(arguments);
+    let output = command.output().expect("tests/cluster/naru");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| {
+        panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
+    });
+    assert_eq!(report["ok"], output.status.success(), "{report}");
+    (output.status.success(), report)
+}
+
+/// What is found at one of the levels, about `about`.
+fn found(report: &Value, level: &str, about: &str) -> Vec<String> {
+    let groups = report["groups"].as_array().into_iter().flatten();
+    let findings = groups.flat_map(|group| group["findings"].as_array().into_iter().flatten());
+    let findings = findings.filter(|finding| finding["level"] == level);
+    let texts = findings.filter_map(|finding| finding["text"].as_str());
+    let texts = texts.filter(|text| text.contains(about));
+    texts.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_good_installation_is_well_and_what_is_wrong_is_named() {
+    // Before the label: these pods have no sidecar.
+    let namespace = Namespace::with_labels("check", json!({}));
+    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
+    namespace.rolled_out("deployment/web");
+    kubectl(&["label", "namespace", "check", "naru.dev/inject=enabled"]);
+    let (ok, report) = check(&[]);
+    assert!(ok, "{report:#}");
+    assert_eq!(
+        found(&report, "warning", "check/deployment/web: no sidecar").len(),
+        1,
+        "{report:#}"
+    );
+    assert_eq!(
+        found(&report, "ok", "a new pod in check would get a sidecar").len(),
+        1,
+        "{report:#}"
+    );
+
+    namespace.kubectl(&["rollout", "restart", "deployment/web"]);
+    namespace.rolled_out("deployment/web");
+    eventually("the old pods are gone", READY, || {
+        let (ok, report) = check(&[]);
+        assert!(ok, "{report:#}");
+        let warnings = found(&report, "warning", "check");
+        match warnings.is_empty() {
+            true => Ok(()),
+            false => Err(format!("{warnings:?}")),
+        }
+    });
+    let (ok, report) = check(&["--pre"]);
+    assert!(ok, "{report:#}");
+    assert_eq!(report["stage"], "before");
+
+    // A backend that is not there.
+    namespace.apply(&[json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": { "name": "web" },
+        "spec": {
+            "parentRefs": [{ "group": "", "kind": "Service", "name": "web" }],
+            "rules": [{ "backendRefs": [{ "name": "nobody", "port": 80 }] }],
+        },
+    })]);
+    eventually("the route's status is told", READY, || {
+        let (ok, report) = check(&[]);
+        assert!(ok, "{report:#}");
+        let told = found(&report, "warning", "HTTPRoute check/web");
+        match told.iter().any(|text| text.contains("not ResolvedRefs")) {
+            true => Ok(()),
+            false => Err(format!("{told:?}")),
+        }
+    });
+
+    // PodSecurity that refuses the init container.
+    let enforce = "pod-security.kubernetes.io/enforce";
+    kubectl(&[
+        "label",
+        "namespace",
+        "check",
+        &format!("{enforce}=baseline"),
+    ]);
+    let (ok, report) = check(&[]);
+    assert!(!ok);
+    assert_eq!(
+        found(&report, "failure", "violates PodSecurity").len(),
+        1,
+        "{report:#}"
+    );
+    kubectl(&["label", "namespace", "check", &format!("{enforce}-")]);
+}
+
+#[test]
+fn a_controller_that_is_away_is_told_by_every_check_that_needs_it() {
+    let _namespace = Namespace::meshed("away");
+    let scale = |replicas: &str| {
+        kubectl(&[
+            "-n",
+            "naru-system",
+            "scale",
+            "deployment/naru-controller",
+            replicas,
+        ]);
+    };
+    scale("--replicas=0");
+    eventually("nobody answers", READY, || {
+        let (ok, report) = check(&[]);
+        let told = [
+            found(&report, "failure", "0 of 0 controllers are ready"),
+            found(&report, "failure", "has no endpoint"),
+            found(&report, "failure", "a new pod in away would be refused"),
+        ];
+        match !ok && told.iter().all(|told| told.len() == 1) {
+            true => Ok(()),
+            false => Err(format!("{told:?}")),
+        }
+    });
+    scale("--replicas=1");
+    kubectl(&[
+        "-n",
+        "naru-system",
+        "rollout",
+        "status",
+        "deployment/naru-controller",
+        "--timeout=120s",
+    ]);
+    eventually("all is well again", READY, || match check(&[]) {
+        (true, _) => Ok(()),
+        (false, report) => Err(format!("{report:#}")),
+    });
+}
+
+#[test]
+fn somebody_with_no_rights_is_told_what_he_may_not() {
+    // As a user whom nothing is granted: the kubeconfig is the administrator's, with another name to act under.
+    let kubeconfig =
+        std::env::temp_dir().join(format!("naru-check-{}.kubeconfig", std::process::id()));
+    let view = kubectl(&["config", "view", "--raw", "--flatten", "-o", "json"]);
+    let mut config: Value = serde_json::from_str(&view).expect("JSON");
+    config["users"][0]["user"]["as"] = "jane".into();
+    std::fs::write(&kubeconfig, config.to_string()).expect("a file");
+    let path = format!("--kubeconfig={}", kubeconfig.display());
+    let output = script("naru")
+        .args(["check", &path])
+        .output()
+        .expect("tests/cluster/naru");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("jane"), "{text}");
+    // Reading is enough for most of it.
+    apply(&[json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": "check-jane" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view" },
+        "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane" }],
+    })]);
+    let (_, report) = check(&[&path]);
+    kubectl(&["delete", "clusterrolebinding", "check-jane"]);
+    assert_eq!(report["stage"], "after", "{report:#}");
+    assert!(!found(&report, "warning", "jane").is_empty(), "{report:#}");
+    assert!(
+        !found(&report, "ok", "controllers are ready").is_empty(),
+        "{report:#}"
+    );
+    let (ok, report) = check(&["--pre", &path]);
+    assert!(!ok);
+    assert_eq!(
+        found(&report, "failure", "you may not: ").len(),
+        1,
+        "{report:#}"
+    );
+    let _of_this_test = std::fs::remove_file(kubeconfig);
+}
+
+#[test]
+fn an_api_server_that_is_not_there_is_one_line_within_seconds() {
+    let kubeconfig =
+        std::env::temp_dir().join(format!("naru-nobody-{}.kubeconfig", std::process::id()));
+    let nobody = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "x", "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
+        "clusters": [{ "name": "c", "cluster": { "server": "https://10.200.0.253:6443", "insecure-skip-tls-verify": true } }],
+        "users": [{ "name": "u", "user": {} }],
+    });
+    std::fs::write(&kubeconfig, nobody.to_string()).expect("a file");
+    let path = format!("--kubeconfig={}", kubeconfig.display());
+    let (ok, report) = check(&[&path]);
+    assert!(!ok);
+    let told = found(&report, "failure", "https://10.200.0.253:6443");
+    assert_eq!(told.len(), 1, "{report:#}");
+    let _of_this_test = std::fs::remove_file(kubeconfig);
+}

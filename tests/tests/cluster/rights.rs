@@ -1,0 +1,310 @@
+//! That the controller may do what it has to and nothing else, and that sidecars and their pods may do nothing: by the API
+//! server's audit log, from the installation on, and by what it says of their rights.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, run, script, try_kubectl};
+use crate::objects::{deployment, pod_spec, server, service};
+
+const CONTROLLER: &str = "system:serviceaccount:naru-system:naru-controller";
+/// What every user may do: ask about himself.
+const OF_ALL: [&str; 3] = [
+    "selfsubjectaccessreviews",
+    "selfsubjectreviews",
+    "selfsubjectrulesreviews",
+];
+
+/// One verb on one kind of object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Right {
+    verb: String,
+    group: String,
+    /// With the subresource, as `pods/log`.
+    resource: String,
+    /// Empty: any.
+    name: String,
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    let items = value.as_array().into_iter().flatten();
+    items
+        .filter_map(|item| item.as_str().map(str::to_owned))
+        .collect()
+}
+
+/// What rules of a role, or of a review, give.
+fn rights(rules: &Value) -> BTreeSet<Right> {
+    let mut rights = BTreeSet::new();
+    for rule in rules.as_array().into_iter().flatten() {
+        let mut names = texts(&rule["resourceNames"]);
+        if names.is_empty() {
+            names.push(String::new());
+        }
+        for group in texts(&rule["apiGroups"]) {
+            for resource in texts(&rule["resources"]) {
+                for name in &names {
+                    for verb in texts(&rule["verbs"]) {
+                        rights.insert(Right {
+                            verb,
+                            group: group.clone(),
+                            resource: resource.clone(),
+                            name: name.clone(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+    rights
+}
+
+/// What the API server says that `user` may do in a namespace, beside what everybody may.
+fn granted(user: &str, namespace: &str) -> BTreeSet<Right> {
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": { "namespace": namespace },
+    });
+    let groups = ["system:serviceaccounts", "system:authenticated"];
+    let mut command = script("kubectl");
+    command.args(["create", "-o", "json", "-f", "-", "--as", user]);
+    command.args(groups.map(|group| format!("--as-group={group}")));
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl");
+    let mut input = child.stdin.take().expect("piped");
+    input
+        .write_all(review.to_string().as_bytes())
+        .expect("kubectl reads");
+    drop(input);
+    let output = child.wait_with_output().expect("kubectl");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(answer["status"]["incomplete"], false, "{answer}");
+    let mut granted = rights(&answer["status"]["resourceRules"]);
+    granted.retain(|right| !OF_ALL.contains(&&*right.resource));
+    granted
+}
+
+fn role(arguments: &[&str]) -> BTreeSet<Right> {
+    rights(&get(arguments)["rules"])
+}
+
+/// What the running cluster has on disk.
+fn state() -> PathBuf {
+    let name = std::env::var("NARU_CLUSTER").unwrap_or_else(|_| "naru".to_owned());
+    PathBuf::from(format!("/tmp/naru-cluster-{name}"))
+}
+
+/// What was asked by service accounts of pods since the cluster is up.
+fn audited() -> Vec<Value> {
+    let path = state().join("log/audit.log");
+    let log = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    // The last line may be half written.
+    log.lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
+}
+
+/// The rights that requests of `user` have used.
+fn used(log: &[Value], user: &str) -> BTreeSet<Right> {
+    let mut used = BTreeSet::new();
+    let of_user = log.iter().filter(|event| event["user"]["username"] == user);
+    for event in of_user {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let object = &event["objectRef"];
+        let resource = match object["subresource"].as_str() {
+            Some(subresource) => format!("{}/{subresource}", text(&object["resource"])),
+            None => text(&object["resource"]),
+        };
+        let uri = text(&event["requestURI"]);
+        let chosen = uri
+            .split(['?', '&'])
+            .find_map(|parameter| parameter.strip_prefix("fieldSelector=metadata.name%3D"));
+        let name = chosen.map_or(text(&object["name"]), str::to_owned);
+        let right = |verb: &str, name: &str| Right {
+            verb: verb.to_owned(),
+            group: text(&object["apiGroup"]),
+            resource: resource.clone(),
+            name: name.to_owned(),
+        };
+        let verb = text(&event["verb"]);
+        // What is applied and was not there yet is created, which takes that right as well.
+        let created = verb == "patch" && event["responseStatus"]["code"] == 201;
+        for verb in [Some(&*verb), created.then_some("create")]
+            .into_iter()
+            .flatten()
+        {
+            used.insert(right(verb, &name));
+            used.insert(right(verb, ""));
+        }
+    }
+    used
+}
+
+/// Starts the API server again, with more flags than `up` gives it; without, as it was.
+fn restart_api_server(flags: &str) {
+    let restart = format!(
+        "cd {state} && kill $(cat run/kube-apiserver.pid) && while kill -0 $(cat run/kube-apiserver.pid) 2> /dev/null; do sleep 0.1; done
+         sed 's/--authorization-mode/{flags} &/' run/kube-apiserver > run/kube-apiserver-again && chmod +x run/kube-apiserver-again
+         setsid run/kube-apiserver-again > /dev/null 2>&1 < /dev/null &",
+        state = state().display(),
+    );
+    run(Command::new("bash").args(["-c", &restart])).expect("the API server's script");
+    eventually("the API server is ready", READY, || {
+        try_kubectl(&["get", "--raw", "/readyz"])
+    });
+}
+
+fn restart_controller() {
+    let system = ["-n", "naru-system", "rollout"];
+    kubectl(&[&system[..], &["restart", "deployment/naru-controller"]].concat());
+    kubectl(
+        &[
+            &system[..],
+            &["status", "deployment/naru-controller", "--timeout=120s"],
+        ]
+        .concat(),
+    );
+}
+
+/// A route of `kind` to the Service `web`.
+fn route(kind: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "metadata": { "name": name },
+        "spec": {
+            "parentRefs": [{ "group": "", "kind": "Service", "name": "web" }],
+            "rules": [{ "backendRefs": [{ "name": "web", "port": 80 }] }],
+        },
+    })
+}
+
+#[test]
+fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
+    let namespace = Namespace::meshed("rights");
+    let mut spec = pod_spec(server());
+    // Its own token is the app's, and no sidecar's.
+    spec["automountServiceAccountToken"] = true.into();
+    namespace.apply(&[
+        deployment("web", 1, spec),
+        service("web"),
+        route("HTTPRoute", "web"),
+        route("GRPCRoute", "rpc"),
+    ]);
+    namespace.rolled_out("deployment/web");
+    // What cannot be used is told of once, and a second time as the same Event.
+    for wrong in ["naru.dev/mtls=sometimes", "naru.dev/mtls=never"] {
+        kubectl(&["annotate", "--overwrite", "namespace", &namespace.0, wrong]);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    // An API server that does not stream lists is asked for them.
+    restart_api_server("--feature-gates=WatchList=false");
+    restart_controller();
+    restart_api_server("");
+
+    let everywhere = role(&["clusterrole", "naru-controller"]);
+    let own = role(&["-n", "naru-system", "role", "naru-controller"]);
+    assert!(!everywhere.is_empty() && !own.is_empty());
+    let all: BTreeSet<Right> = everywhere.union(&own).cloned().collect();
+    assert_eq!(granted(CONTROLLER, &namespace.0), everywhere);
+    assert_eq!(granted(CONTROLLER, "naru-system"), all);
+
+    eventually("every right is used", Duration::from_secs(60), || {
+        let used = used(&audited(), CONTROLLER);
+        let unused: Vec<&Right> = all.iter().filter(|right| !used.contains(right)).collect();
+        match unused.is_empty() {
+            true => Ok(()),
+            false => Err(format!("nobody uses {unused:#?}")),
+        }
+    });
+    let log = audited();
+    let refused = log.iter().filter(|event| {
+        event["user"]["username"] == CONTROLLER
+            && (event["responseStatus"]["code"] == 403
+                || event["annotations"]["authorization.k8s.io/decision"] != "allow")
+    });
+    let refused: Vec<&Value> = refused.collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+
+    // Pods with sidecars: nothing is granted to them, and nothing was asked by them.
+    let user = format!("system:serviceaccount:{}:default", namespace.0);
+    assert_eq!(granted(&user, &namespace.0), BTreeSet::new());
+    let asked = log
+        .iter()
+        .filter(|event| event["user"]["username"] == *user);
+    let asked: Vec<&Value> = asked.collect();
+    assert!(asked.is_empty(), "{asked:#?}");
+    assert!(used(&log, CONTROLLER).contains(&Right {
+        verb: "create".to_owned(),
+        group: "authentication.k8s.io".to_owned(),
+        resource: "tokenreviews".to_owned(),
+        name: String::new(),
+    }));
+    // Where the app has its token, both of ours have another volume.
+    let pods = namespace.pods("app=web");
+    let containers = |field: &str| pods[0]["spec"][field].as_array().expect("a list").clone();
+    let at = "/var/run/secrets/kubernetes.io/serviceaccount";
+    let mounted = |container: &Value| {
+        let mounts = container["volumeMounts"].as_array().into_iter().flatten();
+        let mut volumes = mounts.filter(|mount| mount["mountPath"] == at);
+        volumes
+            .next()
+            .and_then(|mount| mount["name"].as_str().map(str::to_owned))
+    };
+    let ours: Vec<Option<String>> = containers("initContainers").iter().map(mounted).collect();
+    assert_eq!(ours, vec![Some("naru-identity".to_owned()); 2]);
+    let apps = mounted(&containers("containers")[0]).expect("the app's token");
+    assert_ne!(apps, "naru-identity");
+}
+
+#[test]
+fn what_would_be_of_use_to_a_thief_is_forbidden_to_the_controller() {
+    let groups = [
+        "--as-group=system:serviceaccounts",
+        "--as-group=system:authenticated",
+    ];
+    let may = |question: &[&str]| {
+        let user = ["auth", "can-i", "--as", CONTROLLER];
+        let arguments = [&user[..], &groups[..], question].concat();
+        // It answers "no" with the exit code 1.
+        let answer = try_kubectl(&arguments).unwrap_or_else(|answer| answer);
+        answer.lines().any(|line| line == "yes")
+    };
+    // The question is put well.
+    assert!(may(&["list", "pods", "--all-namespaces"]));
+    for question in [
+        &["get", "secrets", "-n", "default"][..],
+        &["list", "secrets", "-n", "naru-system"],
+        &["get", "secrets/other", "-n", "naru-system"],
+        &["update", "secrets/naru-ca", "-n", "naru-system"],
+        &["create", "pods", "-n", "default"],
+        &["create", "pods", "-n", "naru-system"],
+        &["patch", "pods", "-n", "default"],
+        &["delete", "pods", "-n", "default"],
+        &["create", "pods/exec", "-n", "default"],
+        &["get", "configmaps", "-n", "kube-system"],
+        &["patch", "configmaps/kube-root-ca.crt", "-n", "default"],
+        &["delete", "configmaps/naru-trust-anchors", "-n", "default"],
+        &["create", "serviceaccounts/token", "-n", "default"],
+        &["create", "mutatingwebhookconfigurations"],
+        &["patch", "mutatingwebhookconfigurations/other"],
+        &["patch", "nodes"],
+        &["create", "clusterrolebindings"],
+        &["escalate", "clusterroles"],
+        &["impersonate", "users"],
+        &["patch", "services", "-n", "default"],
+        &[
+            "update",
+            "httproutes.gateway.networking.k8s.io",
+            "-n",
+            "default",
+        ],
+    ] {
+        assert!(!may(question), "{question:?}");
+    }
+}
