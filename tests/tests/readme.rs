@@ -229,8 +229,11 @@ fn every_flag_of_the_proxy_and_the_controller_is_in_the_readme() {
     assert_eq!(flags_of_readme("naru-controller run", true), controller);
 }
 
-/// The flags in what clap prints for `--help`: each begins a line, indented as far as a short name would be long.
+/// The flags in what clap prints for `--help`: each begins a line, after a short name or as far in. `-h` is everywhere.
 fn flags_of_help(help: &str) -> BTreeSet<Flag> {
+    let help = ["-n", "-o"].iter().fold(help.to_owned(), |help, short| {
+        help.replace(&format!("\n  {short}, --"), "\n      --")
+    });
     let flags = help.split("\n      --").skip(1);
     let flag = |text: &str| {
         let name = text.split([' ', '\n']).next().unwrap_or_default();
@@ -245,11 +248,14 @@ fn flags_of_help(help: &str) -> BTreeSet<Flag> {
 }
 
 #[test]
-fn every_flag_of_the_sandbox_is_in_the_readme() {
-    let help = Command::new(programs().join("naru"))
-        .args(["sandbox", "--help"])
-        .output()
-        .expect("naru");
-    let help = String::from_utf8(help.stdout).expect("text");
-    assert_eq!(flags_of_readme("naru sandbox", false), flags_of_help(&help));
+fn every_flag_of_the_command_is_in_the_readme() {
+    for subcommand in ["check", "sandbox"] {
+        let help = Command::new(programs().join("naru"))
+            .args([subcommand, "--help"])
+            .output()
+            .expect("naru");
+        let help = String::from_utf8(help.stdout).expect("text");
+        let heading = format!("naru {subcommand}");
+        assert_eq!(flags_of_readme(&heading, false), flags_of_help(&help));
+    }
 }

@@ -207,8 +207,8 @@ fn not_ready(pod: &Pod) -> Option<String> {
 /// The workload that a pod is of, as NAMESPACE/KIND/NAME; of a pod by itself, NAMESPACE.
 fn owner(pod: &Pod) -> String {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let owners = pod.metadata.owner_references.iter().flatten();
-    let Some(owner) = owners.filter(|owner| owner.controller == Some(true)).next() else {
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    let Some(owner) = owners.find(|owner| owner.controller == Some(true)) else {
         return namespace.to_owned();
     };
     match &*owner.kind {
