@@ -65,6 +65,8 @@
 //! is decoded and checked whole before any of it is in force; what is wrong is rejected by name, and the last good version
 //! stays. [`admin`] shows all of that. At the end, [`drain`] tells everybody that there is to be no new work, and waits for
 //! those who are busy.
+//!
+//! [`init`] sets the redirect rules of a pod from inside, and [`cni`] from its node.
 #![forbid(unsafe_code)]
 
 pub mod access_log;
@@ -72,6 +74,7 @@ pub mod admin;
 pub mod balance;
 pub mod budget;
 pub mod buffered;
+pub mod cni;
 pub mod config;
 pub mod connection;
 pub mod control;

@@ -1,5 +1,5 @@
 //! `naru-proxy run`: the sidecar. `naru-proxy init`: the redirect rules that bring it its connections. `naru-proxy wait`: until it
-//! is ready.
+//! is ready. `naru-proxy cni-install`: the agent of a node with the CNI plugin, which is this program under the name `naru-cni`.
 //!
 //! ```text
 //! main thread: certificate, stream of tables, admin port, signals
@@ -7,6 +7,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +16,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use naru_proxy::access_log::AccessLog;
 use naru_proxy::admin::{self, Admin, Health};
+use naru_proxy::cni::agent::{self, InstallArgs};
+use naru_proxy::cni::{PLUGIN, plugin};
 use naru_proxy::config::{Config, RunArgs};
 use naru_proxy::control::{Controller, Sync};
 use naru_proxy::drain::drain;
@@ -49,13 +52,24 @@ enum Command {
     Init(InitArgs),
     /// Wait until the sidecar beside this carries traffic.
     Wait(WaitArgs),
+    /// Keep the CNI plugin on a node in place, and set the rules of pods that started without it.
+    CniInstall(InstallArgs),
 }
 
 fn main() -> ExitCode {
+    // A container runtime gives plugins no arguments.
+    let name = std::env::args_os().next().unwrap_or_default();
+    if Path::new(&name)
+        .file_name()
+        .is_some_and(|name| name == PLUGIN)
+    {
+        return plugin::run();
+    }
     let done = match Args::parse().command {
         Command::Run(args) => run(Config::from(*args)),
         Command::Init(args) => init::run(args),
         Command::Wait(args) => wait::run(args),
+        Command::CniInstall(args) => agent::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 //! In comes what the pod's owner said (ports and networks to leave alone) and how to tell the
 //! proxy's own sockets; out goes one nftables table, `inet naru`, in the network namespace of the
 //! caller, replaced in one transaction. Nothing is run: the kernel is spoken to by netlink.
+//! Where a CNI plugin sets the rules ([`crate::cni`]), `verify` proves from inside the pod, without any right, that they are there.
 //!
 //! ```text
 //! app ─ connect ─▶ output ─┬─ proxy's own? ─┬─ over lo, not loopback, not app-bound ─▶ inbound chain
@@ -31,16 +32,22 @@
 //!   other socket of the proxy may set it.
 
 mod kernel;
+mod request;
 mod rules;
+mod verify;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use naru_contract::PROXY_ADMIN_PORT;
 
 pub use kernel::{InitError, check, install, remove};
+pub use request::{LeftAlone, Request, SOCKET_NAME};
+pub use verify::{Unverified, verify};
 
 /// `SO_PRIORITY` of the connections that the inbound side opens to its own app, and of no others.
 /// 5 is the highest that no Linux traffic class uses by default and that needs no capability.
@@ -48,6 +55,10 @@ pub const APP_SOCKET_PRIORITY: u32 = 5;
 
 /// The user that the proxy's container runs as.
 const DEFAULT_PROXY_UID: u32 = 1337;
+const DEFAULT_OUTBOUND_PORT: u16 = 15001;
+const DEFAULT_INBOUND_PORT: u16 = 15006;
+/// How long `--verify` waits for rules to appear. Then its container ends, and with that the reason is in the pod's status.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How the proxy's own connections are told from the app's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +81,22 @@ pub struct RedirectRules {
     pub outbound_ports_skipped: Vec<u16>,
     /// Networks that are called without the proxy.
     pub outbound_cidrs_skipped: Vec<Cidr>,
+}
+
+impl RedirectRules {
+    /// Those of an injected pod, whose ports and user are the defaults.
+    pub fn of_pod(left_alone: LeftAlone) -> Self {
+        let mut inbound_ports_skipped = left_alone.inbound_ports;
+        inbound_ports_skipped.push(PROXY_ADMIN_PORT);
+        Self {
+            outbound_port: DEFAULT_OUTBOUND_PORT,
+            inbound_port: DEFAULT_INBOUND_PORT,
+            exempt: Exempt::Uid(DEFAULT_PROXY_UID),
+            inbound_ports_skipped,
+            outbound_ports_skipped: left_alone.outbound_ports,
+            outbound_cidrs_skipped: left_alone.outbound_cidrs,
+        }
+    }
 }
 
 /// A network: an address and how many of its leading bits count.
@@ -107,6 +134,19 @@ impl FromStr for Cidr {
     }
 }
 
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl Cidr {
+    /// Whether an address is of this network.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.address.is_ipv4() && masked(address, self.prefix) == self.address
+    }
+}
+
 fn masked(address: IpAddr, prefix: u8) -> IpAddr {
     let prefix = u32::from(prefix);
     match address {
@@ -131,10 +171,10 @@ pub struct InitArgs {
     #[arg(long, env = "NARU_PROXY_MARK", value_name = "MARK", value_parser = parse_mark)]
     proxy_mark: Option<u32>,
     /// Port of the proxy that connections of the app are redirected to.
-    #[arg(long, env = "NARU_OUTBOUND_PORT", default_value_t = 15001)]
+    #[arg(long, env = "NARU_OUTBOUND_PORT", default_value_t = DEFAULT_OUTBOUND_PORT)]
     outbound_port: u16,
     /// Port of the proxy that connections to the pod are redirected to.
-    #[arg(long, env = "NARU_INBOUND_PORT", default_value_t = 15006)]
+    #[arg(long, env = "NARU_INBOUND_PORT", default_value_t = DEFAULT_INBOUND_PORT)]
     inbound_port: u16,
     /// Port of the proxy's metrics and probes: never redirected.
     #[arg(long, env = "NARU_ADMIN_PORT", default_value_t = PROXY_ADMIN_PORT)]
@@ -149,11 +189,15 @@ pub struct InitArgs {
     #[arg(long, env = "NARU_SKIP_OUTBOUND_CIDRS", default_value = "", value_parser = parse_list::<Cidr>)]
     skip_outbound_cidrs: List<Cidr>,
     /// Remove the rules.
-    #[arg(long, conflicts_with = "check")]
+    #[arg(long, conflicts_with_all = ["check", "verify"])]
     undo: bool,
     /// Change nothing: succeed if these very rules are in force.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "verify")]
     check: bool,
+    /// Change nothing, and need no rights: succeed once connections are redirected. The node's agent (`naru-proxy cni-install`) is
+    /// asked to set rules that are missing.
+    #[arg(long)]
+    verify: bool,
 }
 
 /// A list of values in one flag or variable, separated by commas; an empty text is an empty list.
@@ -200,7 +244,7 @@ impl InitArgs {
     }
 }
 
-/// `naru-proxy init`: sets, checks or removes the rules of the network namespace it runs in.
+/// `naru-proxy init`: sets, checks, verifies or removes the rules of the network namespace it runs in.
 pub fn run(args: InitArgs) -> anyhow::Result<()> {
     let rules = args.rules();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -212,6 +256,13 @@ pub fn run(args: InitArgs) -> anyhow::Result<()> {
             remove().await.context("removing the redirect rules")
         } else if args.check {
             check(&rules).await.context("checking the redirect rules")
+        } else if args.verify {
+            let left_alone = LeftAlone {
+                inbound_ports: args.skip_inbound_ports.0,
+                outbound_ports: args.skip_outbound_ports.0,
+                outbound_cidrs: args.skip_outbound_cidrs.0,
+            };
+            Ok(verify(&rules, left_alone, VERIFY_TIMEOUT).await?)
         } else {
             install(&rules).await.context("setting the redirect rules")
         }

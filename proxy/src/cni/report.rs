@@ -1,0 +1,93 @@
+//! What the agent says of itself: whether the plugin is in place, and what had to be put right.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus::{IntCounter, IntGauge, Opts, Registry, TextEncoder};
+
+use super::node::Repaired;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Report {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    in_place: IntGauge,
+    programs: IntCounter,
+    configurations: IntCounter,
+    pods_repaired: IntCounter,
+    pods_failed: IntCounter,
+    /// Why the plugin is not in place.
+    problem: Mutex<Option<String>>,
+}
+
+impl Report {
+    /// Nothing has been looked at yet.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let in_place = IntGauge::new(
+            "naru_cni_in_place",
+            "1 if the CNI plugin and its entry are in place, else 0.",
+        )?;
+        registry.register(Box::new(in_place.clone()))?;
+        let counter = |name: &str, help: &str, label: (&str, &str)| {
+            let counter =
+                IntCounter::with_opts(Opts::new(name, help).const_label(label.0, label.1))?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let node = "How often a part of the plugin was missing or another, and was put in place.";
+        let pods = "Pods that asked for the redirect rules that they had not.";
+        Ok(Self {
+            inner: Arc::new(Inner {
+                in_place,
+                programs: counter("naru_cni_repairs_total", node, ("what", "program"))?,
+                configurations: counter("naru_cni_repairs_total", node, ("what", "configuration"))?,
+                pods_repaired: counter("naru_cni_pods_total", pods, ("outcome", "redirected"))?,
+                pods_failed: counter("naru_cni_pods_total", pods, ("outcome", "failed"))?,
+                problem: Mutex::new(Some("not looked at yet".to_owned())),
+                registry,
+            }),
+        })
+    }
+
+    pub fn repaired(&self, what: &Repaired) {
+        match what {
+            Repaired::Program => self.inner.programs.inc(),
+            Repaired::Configuration(_) => self.inner.configurations.inc(),
+        }
+    }
+
+    /// A pod that asked has its rules, or not.
+    pub fn pod(&self, redirected: bool) {
+        match redirected {
+            true => self.inner.pods_repaired.inc(),
+            false => self.inner.pods_failed.inc(),
+        }
+    }
+
+    /// Whether the plugin is in place; if not, why. Gives what was said before.
+    pub fn set(&self, problem: Option<String>) -> Option<String> {
+        self.inner.in_place.set(problem.is_none().into());
+        std::mem::replace(&mut *self.problem_lock(), problem)
+    }
+
+    /// Why the plugin is not in place. `None`: it is.
+    pub fn problem(&self) -> Option<String> {
+        self.problem_lock().clone()
+    }
+
+    fn problem_lock(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.inner
+            .problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// In Prometheus' text format.
+    pub fn render(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.inner.registry.gather())
+    }
+}

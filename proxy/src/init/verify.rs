@@ -1,0 +1,261 @@
+//! `naru-proxy init --verify`: whether connections of this pod are redirected. Any user may ask: nothing is read of the rules, which
+//! takes a right, but connections are made and looked for where the rules would bring them.
+//!
+//! ```text
+//! to an address that nobody has (192.0.2.1, 2001:db8::1) ─▶ must arrive at the outbound port
+//! to the pod's own address                                ─▶ must arrive at the inbound port
+//! ```
+//!
+//! It runs before the proxy does, whose ports it listens on for a moment, as any user but the proxy's. While the rules are missing
+//! it lets the node's agent know (see `request`), and tries again until the time is over.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::linux::net::SocketAddrExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+use thiserror::Error;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{LeftAlone, RedirectRules, Request, SOCKET_NAME};
+
+/// How long one connection may take to arrive. Redirected, it does not leave this machine.
+const ARRIVAL: Duration = Duration::from_secs(1);
+/// How long to wait before another try.
+const PAUSE: Duration = Duration::from_millis(250);
+/// How long the agent may take to read and to answer, and how much it may say.
+const AGENT: Duration = Duration::from_secs(5);
+const MAX_ANSWER: u64 = 1024;
+/// Addresses for documentation (RFC 5737, RFC 3849, RFC 9637): nobody has them. More than one, as a pod may have a network skipped.
+const NOBODY: [IpAddr; 5] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1)),
+];
+/// Where to look for a port that is not skipped: from "discard" up.
+const FIRST_PORT: u16 = 9;
+
+/// Why it is not known that connections are redirected.
+#[derive(Debug, Error)]
+pub enum Unverified {
+    #[error(
+        "the redirect rules of this pod are missing: a connection to {to} did not arrive at the proxy's port {port}. Nothing was \
+         started, as its traffic would pass the mesh by. The node's CNI plugin naru-cni did not set them when the pod's network \
+         was made, and the node's agent has not done so since{said}. See that the agent is ready on this node (kubectl -n \
+         naru-system get pods -o wide -l app.kubernetes.io/component=cni); the pod then goes on by itself"
+    )]
+    Missing {
+        to: SocketAddr,
+        port: u16,
+        /// What the agent said, if it was there.
+        said: String,
+    },
+    #[error(
+        "no connection can be tried: the pod has neither an IPv4 nor an IPv6 route to the outside"
+    )]
+    NoNetwork,
+    #[error("listening on {0}, the proxy's port, to see what is redirected to it")]
+    Listen(SocketAddr, #[source] io::Error),
+    #[error("opening a socket")]
+    Socket(#[from] io::Error),
+}
+
+/// Returns once connections are redirected, or with what is missing when `within` is over.
+pub async fn verify(
+    rules: &RedirectRules,
+    left_alone: LeftAlone,
+    within: Duration,
+) -> Result<(), Unverified> {
+    let deadline = Instant::now() + within;
+    let said = Arc::new(Mutex::new(String::new()));
+    let mut asking = None;
+    loop {
+        let missing = match attempt(rules).await {
+            Err(Unverified::Missing { to, port, .. }) => (to, port),
+            done => return done,
+        };
+        if Instant::now() >= deadline {
+            let (to, port) = missing;
+            let said = said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            return Err(Unverified::Missing { to, port, said });
+        }
+        if asking.is_none() {
+            eprintln!(
+                "naru-proxy: the redirect rules are missing; asking the node's agent for them"
+            );
+            asking = Some(tokio::spawn(ask(
+                bind_request()?,
+                (&left_alone).into(),
+                said.clone(),
+            )));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn attempt(rules: &RedirectRules) -> Result<(), Unverified> {
+    let mut families = 0;
+    for loopback in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv6Addr::LOCALHOST.into(),
+    ] {
+        let Some(own) = own_address(loopback.is_ipv4()).await else {
+            continue; // The pod has no such family.
+        };
+        families += 1;
+        // First that which fails at once if the rules are missing.
+        let port = port_beside(&rules.inbound_ports_skipped, rules);
+        let mut to = own;
+        to.set_port(port);
+        let any = if own.is_ipv4() {
+            IpAddr::from(Ipv4Addr::UNSPECIFIED)
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        arrives(to, SocketAddr::new(any, rules.inbound_port)).await?;
+        if let Some(nobody) = nobody(loopback.is_ipv4(), rules) {
+            let port = port_beside(&rules.outbound_ports_skipped, rules);
+            arrives(
+                SocketAddr::new(nobody, port),
+                SocketAddr::new(loopback, rules.outbound_port),
+            )
+            .await?;
+        }
+    }
+    match families {
+        0 => Err(Unverified::NoNetwork),
+        _ => Ok(()),
+    }
+}
+
+/// The address of this pod from which it would call others. No packet is sent to find that.
+async fn own_address(v4: bool) -> Option<SocketAddr> {
+    let any = if v4 {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let far = NOBODY.into_iter().find(|address| address.is_ipv4() == v4)?;
+    let socket = UdpSocket::bind((any, 0)).await.ok()?;
+    socket.connect((far, FIRST_PORT)).await.ok()?;
+    socket.local_addr().ok()
+}
+
+/// An address that nobody has and that is not skipped. None: the whole family is.
+fn nobody(v4: bool, rules: &RedirectRules) -> Option<IpAddr> {
+    let skipped = |address| {
+        rules
+            .outbound_cidrs_skipped
+            .iter()
+            .any(|cidr| cidr.contains(address))
+    };
+    NOBODY
+        .into_iter()
+        .find(|address| address.is_ipv4() == v4 && !skipped(*address))
+}
+
+fn port_beside(skipped: &[u16], rules: &RedirectRules) -> u16 {
+    let taken = |port: &u16| {
+        skipped.contains(port) || [rules.inbound_port, rules.outbound_port].contains(port)
+    };
+    // A list of all ports does not fit into what a pod can say.
+    (FIRST_PORT..u16::MAX)
+        .find(|port| !taken(port))
+        .unwrap_or(FIRST_PORT)
+}
+
+/// Whether a connection to `to` arrives at `at`, where this listens meanwhile.
+async fn arrives(to: SocketAddr, at: SocketAddr) -> Result<(), Unverified> {
+    let listener = listen(at).map_err(|error| Unverified::Listen(at, error))?;
+    let both = timeout(ARRIVAL, async {
+        let ours = TcpStream::connect(to).await?.local_addr()?;
+        loop {
+            // Others may call as well.
+            let (_, caller) = listener.accept().await?;
+            if caller == ours {
+                return Ok::<_, io::Error>(());
+            }
+        }
+    });
+    match both.await {
+        Ok(Ok(())) => Ok(()),
+        // Refused by whoever listens there, or on its way to nobody.
+        Ok(Err(_)) | Err(_) => Err(Unverified::Missing {
+            to,
+            port: at.port(),
+            said: String::new(),
+        }),
+    }
+}
+
+fn listen(at: SocketAddr) -> io::Result<TcpListener> {
+    const BACKLOG: i32 = 16;
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM.nonblocking(), None)?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // The connection of a try before lingers.
+    socket.set_reuse_address(true)?;
+    socket.bind(&at.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn bind_request() -> io::Result<UnixListener> {
+    let name = std::os::unix::net::SocketAddr::from_abstract_name(SOCKET_NAME)?;
+    let listener = std::os::unix::net::UnixListener::bind_addr(&name)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// Tells every caller what rules are wanted, and keeps what it says.
+async fn ask(listener: UnixListener, request: Request, said: Arc<Mutex<String>>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let answer = match timeout(AGENT, tell(stream, &request)).await {
+            Ok(Ok(answer)) if answer.trim() == "ok" => String::new(),
+            Ok(Ok(answer)) => format!(", but said: {}", answer.trim()),
+            Ok(Err(error)) => format!(", but hung up: {error}"),
+            Err(_) => ", but was asked and said nothing".to_owned(),
+        };
+        *said.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+    }
+}
+
+async fn tell(mut stream: UnixStream, request: &Request) -> io::Result<String> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line).await?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(MAX_ANSWER))
+        .read_line(&mut answer)
+        .await?;
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(request: Request) -> RedirectRules {
+        RedirectRules::of_pod(request.parse().expect("lists"))
+    }
+
+    #[test]
+    fn what_is_tried_is_never_what_the_pod_has_skipped() {
+        let rules = rules(Request {
+            skip_inbound_ports: "9,10".to_owned(),
+            skip_outbound_ports: "11".to_owned(),
+            skip_outbound_cidrs: "192.0.2.0/24,::/0".to_owned(),
+        });
+        assert_eq!(port_beside(&rules.inbound_ports_skipped, &rules), 11);
+        assert_eq!(port_beside(&rules.outbound_ports_skipped, &rules), 9);
+        assert_eq!(nobody(true, &rules), Some(NOBODY[1]));
+        assert_eq!(nobody(false, &rules), None);
+    }
+}
