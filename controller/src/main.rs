@@ -12,7 +12,7 @@ use naru_controller::admin::{self, Admin};
 use naru_controller::authority::{AuthorityError, Keeper, SecretStore, Store, StoreError, Terms};
 use naru_controller::compile::{Catalog, CatalogOptions};
 use naru_controller::config::{Config, Source};
-use naru_controller::inject::{self, Injected};
+use naru_controller::inject::{self, Injected, Redirection};
 use naru_controller::install::{self, Install};
 use naru_controller::issuer::{Issuer, PublicKey, TokenCheck, TokenReviewer};
 use naru_controller::kubernetes;
@@ -93,6 +93,10 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     let behind = move || counted.behind();
     tokio::spawn(keeper.run(serve.issuer.clone(), behind, metrics.clone()));
     if let Some((address, options)) = config.inject.webhook(serve.issuer.controller().to_string()) {
+        if options.redirection == Redirection::Cni && !options.native_sidecars {
+            // A pod's own init containers would find connections redirected to a sidecar that does not run yet.
+            bail!("--redirection cni needs native sidecars (Kubernetes 1.29 or later)");
+        }
         let certificate = config.inject.certificate(&serve.issuer);
         let (tls, refresh) = certificate.serve().context("the webhook's certificate")?;
         let listener = serve::bind(address)

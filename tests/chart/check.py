@@ -35,8 +35,15 @@ EVERYTHING = {
     },
     "proxy": {"nativeSidecars": False, "resources": {"cpuLimit": "1"}},
     "identity": {"secretName": "own-ca", "create": False, "rotation": {"trustFor": "1h30m", "retireFor": "48h"}},
+    "cni": {"binDir": "/usr/lib/cni"},
     "webhook": {"failurePolicy": "Ignore", "certificate": {"secretName": "tls", "caBundle": "PEM"}, "annotations": {"a/b": "c"}},
     "monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}, "labels": {"release": "prometheus"}},
+}
+CNI = {
+    "redirection": "cni",
+    "imagePullSecrets": [{"name": "pull"}],
+    "cni": {"confDir": "/etc/kubernetes/cni", "nodeSelector": {"pool": "mesh"}, "priorityClassName": ""},
+    "monitoring": {"podMonitor": {"enabled": True}, "labels": {"release": "prometheus"}},
 }
 OFF = {"networkPolicy": {"enabled": False}, "monitoring": {"scrapeAnnotations": False}}
 
@@ -48,6 +55,10 @@ WRONG = [
     {"controller": {"image": {"pullPolicy": "Sometimes"}}},
     {"proxy": {"resources": {"memoryLimit": "lots"}}},
     {"proxy": {"nativeSidecars": "yes"}},
+    {"redirection": "magic"},
+    {"redirection": "cni", "proxy": {"nativeSidecars": False}},
+    {"cni": {"binDir": "opt/cni/bin"}},
+    {"cni": {"privileged": True}},
     {"identity": {"certificate": "PEM"}},
     {"identity": {"rotation": {"trustFor": "10 minutes"}}},
     {"webhook": {"failurePolicy": "Perhaps"}},
@@ -108,15 +119,31 @@ def objects(text):
     return [object for object in yaml.safe_load_all(text) if object]
 
 
-def flags_of_controller():
+def flags_of(program):
     """Those that the README lists, which are held to the program by another test."""
     flags, inside = set(), False
     for line in (ROOT / "README.md").read_text().splitlines():
         if line.startswith("#"):
-            inside = line.strip("#` ") == "naru-controller run"
+            inside = line.strip("#` ") == program
         elif inside and line.startswith("| `--"):
             flags.add(line.split("`")[1].split(" ")[0])
     return flags
+
+
+def check_cni(check, what, objects):
+    """The agent has what it needs on each node, and no more."""
+    pod = objects["DaemonSet"]["spec"]["template"]["spec"]
+    context = pod["containers"][0]["securityContext"]
+    check(what, context["capabilities"] == {"drop": ["ALL"], "add": ["DAC_OVERRIDE", "NET_ADMIN", "SYS_ADMIN"]}, context)
+    check(what, not context["privileged"] and not context["allowPrivilegeEscalation"], context)
+    paths = {volume["hostPath"]["path"] for volume in pod["volumes"]}
+    check(what, paths == {"/opt/cni/bin", "/etc/kubernetes/cni", "/var/run/netns"}, paths)
+    check(what, pod["tolerations"] == [{"operator": "Exists"}], pod["tolerations"])
+    check(what, pod["nodeSelector"] == {"kubernetes.io/os": "linux", "pool": "mesh"}, pod["nodeSelector"])
+    check(what, not any(pod.get(of_host) for of_host in ("hostPID", "hostIPC")), "shares more than the host's network")
+    rules = objects["Role"]["rules"]
+    check(what, rules == [{"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": ["naru-cni"], "verbs": ["get"]}], rules)
+    check(what, "ClusterRole" not in objects, "has rights outside its namespace")
 
 
 def main():
@@ -126,9 +153,10 @@ def main():
         if not holds:
             failures.append(f"{what}: {why}")
 
-    flags = flags_of_controller()
-    check("README.md", flags, "lists no flags of naru-controller run")
-    cases = {"default": ({}, ()), "cluster": ({}, [ROOT / "tests/cluster/values.yaml"]), "ha": ({}, [CHART / "values-ha.yaml"]), "everything": (EVERYTHING, ()), "off": (OFF, ())}
+    flags = {"Deployment": flags_of("naru-controller run"), "DaemonSet": flags_of("naru-proxy cni-install")}
+    for kind, listed in flags.items():
+        check("README.md", listed, f"lists no flags of the {kind}'s program")
+    cases = {"default": ({}, ()), "cluster": ({}, [ROOT / "tests/cluster/values.yaml"]), "ha": ({}, [CHART / "values-ha.yaml"]), "everything": (EVERYTHING, ()), "cni": (CNI, ()), "off": (OFF, ())}
     count = 0
     for version in HELM:
         well, said = helm.call("helm_lint", paths=[str(CHART)], strict=True, helm_version=version)
@@ -152,9 +180,13 @@ def main():
                         kubernetes_validate.validate(object, kubernetes, strict=True)
                     except kubernetes_validate.ValidationError as error:
                         check(f"{what}, {object['kind']} {object['metadata']['name']}", False, error)
-                    if object["kind"] == "Deployment":
+                    if object["kind"] in flags:
                         given = {arg.split("=")[0] for arg in object["spec"]["template"]["spec"]["containers"][0]["args"] if arg.startswith("--")}
-                        check(what, given <= flags, f"flags that do not exist: {given - flags}")
+                        known = flags[object["kind"]]
+                        check(what, given <= known, f"flags that do not exist: {given - known}")
+                check(what, ("DaemonSet" in kinds) == (name == "cni"), f"renders {kinds}")
+                if name == "cni":
+                    check_cni(check, what, {object["kind"]: object for object in rendered if object["metadata"]["name"] == "naru-cni"})
         for wrong in WRONG:
             well, said = helm.render(version, wrong)
             check(f"helm {version}, wrong values {wrong}", not well, "are taken")

@@ -158,6 +158,16 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
 }
 
 #[test]
+fn every_metric_of_the_cni_agent_is_in_the_readme_with_its_labels() {
+    let report = naru_proxy::cni::Report::new().expect("metrics");
+    let known = families_of(report.render().expect("a rendering").as_bytes());
+    assert_eq!(
+        families_of_readme("Metrics of the CNI plugin's agent"),
+        known
+    );
+}
+
+#[test]
 fn every_metric_of_the_controller_is_in_the_readme_with_its_labels() {
     let metrics = naru_controller::metrics::Metrics::new();
     metrics.pushed_resource(&ResourceName::Inbound, naru_controller::metrics::Form::Full);
@@ -225,6 +235,8 @@ fn every_flag_of_the_proxy_and_the_controller_is_in_the_readme() {
     assert_eq!(flags_of_readme("naru-proxy init", true), init);
     let wait = flags_of::<naru_proxy::probe::wait::WaitArgs>();
     assert_eq!(flags_of_readme("naru-proxy wait", false), wait);
+    let agent = flags_of::<naru_proxy::cni::agent::InstallArgs>();
+    assert_eq!(flags_of_readme("naru-proxy cni-install", true), agent);
     let controller = flags_of::<naru_controller::config::Config>();
     assert_eq!(flags_of_readme("naru-controller run", true), controller);
 }

@@ -11,8 +11,22 @@ app.kubernetes.io/name: naru
 app.kubernetes.io/component: controller
 {{- end }}
 
+{{- define "naru.cniSelector" -}}
+app.kubernetes.io/name: naru
+app.kubernetes.io/component: cni
+{{- end }}
+
 {{- define "naru.labels" -}}
 {{ include "naru.selector" . }}
+{{ include "naru.commonLabels" . }}
+{{- end }}
+
+{{- define "naru.cniLabels" -}}
+{{ include "naru.cniSelector" . }}
+{{ include "naru.commonLabels" . }}
+{{- end }}
+
+{{- define "naru.commonLabels" -}}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}

@@ -7,7 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::probes::Target;
 use super::settings::Settings;
-use super::{ADMIN_PORT, INIT_CONTAINER, Options, PROGRAM, PROXY_UID, Resources, SIDECAR};
+use super::{
+    ADMIN_PORT, INIT_CONTAINER, Options, PROGRAM, PROXY_UID, Redirection, Resources, SIDECAR,
+    VERIFY_UID,
+};
 
 /// Holds the pod's token and the trust anchors.
 pub const VOLUME: &str = "naru-identity";
@@ -40,7 +43,8 @@ pub fn volume() -> Value {
     })
 }
 
-/// Sets the redirect rules. Only root can use a capability without a mark on the file, which would need privilege escalation.
+/// Sets the redirect rules: only root can use a capability without a mark on the file, which would need privilege escalation. Or, where
+/// the node's CNI plugin has set them, makes sure that it has, which takes no right.
 pub fn init(settings: &Settings, options: &Options) -> Value {
     let environment = [
         ("NARU_PROXY_UID", PROXY_UID.to_string()),
@@ -60,21 +64,33 @@ pub fn init(settings: &Settings, options: &Options) -> Value {
     let environment = environment
         .into_iter()
         .filter(|(_, value)| !value.is_empty());
+    let (command, user, capabilities) = match options.redirection {
+        Redirection::Init => (
+            json!([PROGRAM, "init"]),
+            0,
+            json!({ "drop": ["ALL"], "add": ["NET_ADMIN"] }),
+        ),
+        Redirection::Cni => (
+            json!([PROGRAM, "init", "--verify"]),
+            VERIFY_UID,
+            json!({ "drop": ["ALL"] }),
+        ),
+    };
     json!({
         "name": INIT_CONTAINER,
         "image": options.image,
         "imagePullPolicy": options.pull_policy.as_str(),
-        "command": [PROGRAM, "init"],
+        "command": command,
         "env": environment.map(variable).collect::<Vec<_>>(),
         "resources": resources(&settings.resources),
         "securityContext": {
-            "runAsUser": 0,
-            "runAsGroup": 0,
-            "runAsNonRoot": false,
+            "runAsUser": user,
+            "runAsGroup": user,
+            "runAsNonRoot": user != 0,
             "privileged": false,
             "allowPrivilegeEscalation": false,
             "readOnlyRootFilesystem": true,
-            "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN"] },
+            "capabilities": capabilities,
             "seccompProfile": { "type": "RuntimeDefault" },
         },
         // What went wrong is seen in the pod's status.

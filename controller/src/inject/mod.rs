@@ -26,7 +26,7 @@ use serde_json::json;
 pub use certificate::{Certificate, CertificateError};
 pub use containers::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
 pub use operations::Operation;
-pub use options::{InjectArgs, PullPolicy, Resources};
+pub use options::{InjectArgs, PullPolicy, Redirection, Resources};
 pub use review::{Answer, Outcome, answer};
 pub use serve::{Injected, serve};
 
@@ -39,12 +39,16 @@ const INJECTED_LABEL: &str = "naru.dev/injected";
 const INJECT_ANNOTATION: &str = "naru.dev/inject";
 /// Why a pod has none although it was to have one.
 const SKIPPED_ANNOTATION: &str = "naru.dev/skipped";
+/// By what a pod's connections are redirected, where that is not its own init container: the node's CNI plugin reads this.
+const REDIRECTION_ANNOTATION: &str = "naru.dev/redirection";
 const INIT_CONTAINER: &str = "naru-init";
 const SIDECAR: &str = "naru-proxy";
 /// The sidecar's program in its image.
 const PROGRAM: &str = "/usr/local/bin/naru-proxy";
 /// The user that the sidecar runs as. Its connections are not redirected.
 const PROXY_UID: i64 = 1337;
+/// The user that looks whether connections are redirected: any but the sidecar's.
+const VERIFY_UID: i64 = 65_532;
 const OUTBOUND_PORT: i32 = 15001;
 const INBOUND_PORT: i32 = 15006;
 const ADMIN_PORT: i32 = 15020;
@@ -65,6 +69,7 @@ pub struct Options {
     pub controller_identity: String,
     /// The sidecar is an init container that goes on running. Without: a plain container, the first one.
     pub native_sidecars: bool,
+    pub redirection: Redirection,
     pub log: String,
     pub resources: Resources,
 }
@@ -213,7 +218,7 @@ fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>
     operations.extend(set_key(
         metadata.key("annotations"),
         pod.metadata.annotations.is_some(),
-        annotations(pod, spec),
+        annotations(pod, spec, options.redirection),
     ));
     // Paths of probes are those of the pod as it came: they go before containers are inserted.
     let probes = probes::redirect(spec, &mut operations);
@@ -270,8 +275,8 @@ fn check(spec: &PodSpec) -> Result<(), Refusal> {
     }
 }
 
-/// Annotations for others, unless the pod has its own.
-fn annotations(pod: &Pod, spec: &PodSpec) -> Vec<(&'static str, String)> {
+/// Annotations for others, unless the pod has its own; and for the CNI plugin.
+fn annotations(pod: &Pod, spec: &PodSpec, redirection: Redirection) -> Vec<(&'static str, String)> {
     let given = || {
         pod.metadata
             .annotations
@@ -280,6 +285,10 @@ fn annotations(pod: &Pod, spec: &PodSpec) -> Vec<(&'static str, String)> {
             .map(|(name, _)| name)
     };
     let mut annotations = Vec::new();
+    // Another one of the pod's own would have the plugin do what no container of it expects.
+    if redirection == Redirection::Cni || given().any(|given| given == REDIRECTION_ANNOTATION) {
+        annotations.push((REDIRECTION_ANNOTATION, redirection.as_str().to_owned()));
+    }
     if let Some(Container { name, .. }) = spec.containers.first()
         && !given().any(|given| given == DEFAULT_CONTAINER_ANNOTATION)
     {

@@ -97,6 +97,26 @@ pub struct InjectArgs {
         action = clap::ArgAction::Set
     )]
     pub native_sidecars: bool,
+    /// Who sets a pod's redirect rules: its init container, which needs NET_ADMIN, or the CNI plugin on its node, which needs native
+    /// sidecars.
+    #[arg(long, env = "NARU_REDIRECTION", value_name = "BY", value_enum, default_value_t = Redirection::Init)]
+    pub redirection: Redirection,
+}
+
+/// By what the connections of a pod are redirected to its sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Redirection {
+    Init,
+    Cni,
+}
+
+impl Redirection {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Cni => "cni",
+        }
+    }
 }
 
 /// `imagePullPolicy` of a container.
@@ -136,6 +156,7 @@ impl InjectArgs {
             controller: self.proxy_controller.clone(),
             controller_identity,
             native_sidecars: self.native_sidecars,
+            redirection: self.redirection,
             log: self.proxy_log.clone(),
             resources: Resources {
                 cpu_request: self.proxy_cpu_request.clone(),

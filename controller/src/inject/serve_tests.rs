@@ -1,7 +1,7 @@
 //! The webhook over real sockets, with a client that trusts what an API server would.
 
 use super::*;
-use crate::inject::{Certificate, PullPolicy, Resources};
+use crate::inject::{Certificate, PullPolicy, Redirection, Resources};
 use crate::issuer::{Ca, InForce, Issuer, PublicKey, TokenCheck};
 use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -55,6 +55,7 @@ fn options() -> Options {
         controller: format!("{NAME}:15010"),
         controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller".to_owned(),
         native_sidecars: true,
+        redirection: Redirection::Init,
         log: "info".to_owned(),
         resources: Resources {
             cpu_request: String::new(),

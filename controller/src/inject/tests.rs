@@ -10,6 +10,7 @@ fn options() -> Options {
         controller: "naru-controller.naru-system.svc:15010".to_owned(),
         controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller".to_owned(),
         native_sidecars: true,
+        redirection: Redirection::Init,
         log: "info".to_owned(),
         resources: Resources {
             cpu_request: "20m".to_owned(),
@@ -192,6 +193,44 @@ fn a_label_without_a_sidecar_is_no_sidecar() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+fn by_cni() -> Options {
+    Options {
+        redirection: Redirection::Cni,
+        ..options()
+    }
+}
+
+#[test]
+fn with_the_cni_plugin_no_container_may_do_anything() {
+    let pod = injected_with(&simple(), &by_cni());
+    for container in pod["spec"]["initContainers"].as_array().expect("ours") {
+        // What PodSecurity `restricted` asks of a container.
+        let context = &container["securityContext"];
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+        assert_eq!(context["capabilities"], json!({ "drop": ["ALL"] }));
+        assert_eq!(context["runAsNonRoot"], true);
+        assert_eq!(context["seccompProfile"]["type"], "RuntimeDefault");
+    }
+    let init = &pod["spec"]["initContainers"][0];
+    assert_eq!(init["command"], json!([PROGRAM, "init", "--verify"]));
+    assert_ne!(init["securityContext"]["runAsUser"], PROXY_UID);
+}
+
+#[test]
+fn the_cni_plugin_is_told_of_the_pods_that_it_redirects() {
+    let told = |pod: &Value, options: &Options| {
+        let pod = injected_with(pod, options);
+        pod["metadata"]["annotations"]["naru.dev/redirection"].clone()
+    };
+    assert_eq!(told(&simple(), &by_cni()), "cni");
+    assert_eq!(told(&simple(), &options()), Value::Null);
+    // A pod cannot have both ways, or neither.
+    let own = annotated(&simple(), json!({ "naru.dev/redirection": "cni" }));
+    assert_eq!(told(&own, &options()), "init");
+    let own = annotated(&simple(), json!({ "naru.dev/redirection": "none" }));
+    assert_eq!(told(&own, &by_cni()), "cni");
 }
 
 #[test]

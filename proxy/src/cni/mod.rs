@@ -30,6 +30,8 @@ mod repair;
 mod report;
 mod uninstalled;
 
+pub use report::Report;
+
 /// The plugin's name: its program in the node's folder of plugins, and its type in a network's configuration.
 pub const PLUGIN: &str = "naru-cni";
 /// By this the runtime is asked for a pod's annotations, and they come under the same name.

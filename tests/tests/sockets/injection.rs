@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use clap::Parser;
 use http::StatusCode;
 use k8s_openapi::ByteString;
-use naru_controller::inject::{self, Options, PullPolicy, Resources};
+use naru_controller::inject::{self, Options, PullPolicy, Redirection, Resources};
 use naru_proxy::config::{Config, RunArgs};
 use naru_proxy::init::InitArgs;
 use naru_proxy::probe::Asked;
@@ -46,6 +46,7 @@ fn given(pod: &Value) -> Vec<Value> {
         controller: "naru-controller.naru-system.svc:15010".to_owned(),
         controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller".to_owned(),
         native_sidecars: true,
+        redirection: Redirection::Init,
         log: "info".to_owned(),
         resources: Resources {
             cpu_request: String::new(),
