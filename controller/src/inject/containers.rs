@@ -72,7 +72,7 @@ pub fn init(settings: &Settings, options: &Options) -> Value {
         ),
         Redirection::Cni => (
             json!([PROGRAM, "init", "--verify"]),
-            VERIFY_UID,
+            verifier(settings),
             json!({ "drop": ["ALL"] }),
         ),
     };
@@ -97,6 +97,16 @@ pub fn init(settings: &Settings, options: &Options) -> Value {
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [mounted(API_TOKEN)],
     })
+}
+
+/// Who looks whether connections are redirected: one whose own are. If none are that go out, the sidecar's user sees it by those that
+/// come in.
+fn verifier(settings: &Settings) -> i64 {
+    let mut networks = settings.skip_outbound_cidrs.split(',');
+    match networks.any(|network| network.ends_with("/0")) {
+        true => PROXY_UID,
+        false => VERIFY_UID,
+    }
 }
 
 pub fn sidecar(

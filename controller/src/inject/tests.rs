@@ -215,7 +215,14 @@ fn with_the_cni_plugin_no_container_may_do_anything() {
     }
     let init = &pod["spec"]["initContainers"][0];
     assert_eq!(init["command"], json!([PROGRAM, "init", "--verify"]));
-    assert_ne!(init["securityContext"]["runAsUser"], PROXY_UID);
+    assert_eq!(init["securityContext"]["runAsUser"], VERIFY_UID);
+    // Nothing that goes out is redirected: only the sidecar's own user sees what comes in.
+    let all = annotated(
+        &simple(),
+        json!({ "naru.dev/skip-outbound-cidrs": "0.0.0.0/0" }),
+    );
+    let init = &injected_with(&all, &by_cni())["spec"]["initContainers"][0];
+    assert_eq!(init["securityContext"]["runAsUser"], PROXY_UID);
 }
 
 #[test]

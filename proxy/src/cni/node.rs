@@ -164,8 +164,10 @@ impl Node {
     /// Takes away all that Naru has on the node. Goes on after an error, and gives the first.
     pub fn remove(&self) -> Result<(), NodeError> {
         let unchained = self.unchain();
-        std::thread::sleep(NOTICED);
         let program = self.program();
+        if program.exists() {
+            std::thread::sleep(NOTICED);
+        }
         let gone = match fs::remove_file(&program) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(NodeError::File(program, error))

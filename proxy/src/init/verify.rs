@@ -1,13 +1,14 @@
-//! `naru-proxy init --verify`: whether connections of this pod are redirected. Any user may ask: nothing is read of the rules, which
-//! takes a right, but connections are made and looked for where the rules would bring them.
+//! `naru-proxy init --verify`: whether connections of this pod are redirected. It takes no right: nothing is read of the rules, but
+//! connections are made and looked for where the rules would bring them.
 //!
 //! ```text
-//! to an address that nobody has (192.0.2.1, 2001:db8::1) ─▶ must arrive at the outbound port
-//! to the pod's own address                                ─▶ must arrive at the inbound port
+//! any user:          to an address that nobody has (192.0.2.1, 2001:db8::1) ─▶ must arrive at the outbound port
+//! the proxy's user:  to the pod's own address                               ─▶ must arrive at the inbound port
 //! ```
 //!
-//! It runs before the proxy does, whose ports it listens on for a moment, as any user but the proxy's. While the rules are missing
-//! it lets the node's agent know (see `request`), and tries again until the time is over.
+//! All rules are put in force in one step, so that one of them stands for all. The second way is for pods that have all networks
+//! skipped. It runs before the proxy does, on whose ports it listens for a moment. While the rules are missing it lets the node's
+//! agent know (see `request`), and tries again until the time is over.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,13 +16,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use socket2::{Domain, Socket, Type};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{LeftAlone, RedirectRules, Request, SOCKET_NAME};
+use super::{Exempt, LeftAlone, RedirectRules, Request, SOCKET_NAME};
 
 /// How long one connection may take to arrive. Redirected, it does not leave this machine.
 const ARRIVAL: Duration = Duration::from_secs(1);
@@ -60,6 +62,11 @@ pub enum Unverified {
         "no connection can be tried: the pod has neither an IPv4 nor an IPv6 route to the outside"
     )]
     NoNetwork,
+    #[error(
+        "all networks are skipped, so that no redirected connection can be seen: run this check as the proxy's user, as injection \
+         does in that case"
+    )]
+    AllSkipped,
     #[error("listening on {0}, the proxy's port, to see what is redirected to it")]
     Listen(SocketAddr, #[source] io::Error),
     #[error("opening a socket")]
@@ -100,49 +107,52 @@ pub async fn verify(
 }
 
 async fn attempt(rules: &RedirectRules) -> Result<(), Unverified> {
-    let mut families = 0;
-    for loopback in [
-        IpAddr::from(Ipv4Addr::LOCALHOST),
-        Ipv6Addr::LOCALHOST.into(),
-    ] {
-        let Some(own) = own_address(loopback.is_ipv4()).await else {
+    let exempt = rules.exempt == Exempt::Uid(geteuid().as_raw());
+    let (mut families, mut tried) = (0, 0);
+    for v4 in [true, false] {
+        let Some(own) = own_address(v4).await else {
             continue; // The pod has no such family.
         };
         families += 1;
-        // First that which fails at once if the rules are missing.
-        let port = port_beside(&rules.inbound_ports_skipped, rules);
-        let mut to = own;
-        to.set_port(port);
-        let any = if own.is_ipv4() {
-            IpAddr::from(Ipv4Addr::UNSPECIFIED)
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
-        arrives(to, SocketAddr::new(any, rules.inbound_port)).await?;
-        if let Some(nobody) = nobody(loopback.is_ipv4(), rules) {
+        let (to, at) = if exempt {
+            let mut to = own;
+            to.set_port(port_beside(&rules.inbound_ports_skipped, rules));
+            (to, SocketAddr::new(unspecified(v4), rules.inbound_port))
+        } else if let Some(nobody) = nobody(v4, rules) {
             let port = port_beside(&rules.outbound_ports_skipped, rules);
-            arrives(
-                SocketAddr::new(nobody, port),
-                SocketAddr::new(loopback, rules.outbound_port),
-            )
-            .await?;
-        }
+            let to = SocketAddr::new(nobody, port);
+            (to, SocketAddr::new(loopback(v4), rules.outbound_port))
+        } else {
+            continue;
+        };
+        tried += 1;
+        arrives(to, at).await?;
     }
-    match families {
-        0 => Err(Unverified::NoNetwork),
+    match (families, tried) {
+        (0, _) => Err(Unverified::NoNetwork),
+        (_, 0) => Err(Unverified::AllSkipped),
         _ => Ok(()),
+    }
+}
+
+fn unspecified(v4: bool) -> IpAddr {
+    match v4 {
+        true => Ipv4Addr::UNSPECIFIED.into(),
+        false => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn loopback(v4: bool) -> IpAddr {
+    match v4 {
+        true => Ipv4Addr::LOCALHOST.into(),
+        false => Ipv6Addr::LOCALHOST.into(),
     }
 }
 
 /// The address of this pod from which it would call others. No packet is sent to find that.
 async fn own_address(v4: bool) -> Option<SocketAddr> {
-    let any = if v4 {
-        IpAddr::from(Ipv4Addr::UNSPECIFIED)
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
     let far = NOBODY.into_iter().find(|address| address.is_ipv4() == v4)?;
-    let socket = UdpSocket::bind((any, 0)).await.ok()?;
+    let socket = UdpSocket::bind((unspecified(v4), 0)).await.ok()?;
     socket.connect((far, FIRST_PORT)).await.ok()?;
     socket.local_addr().ok()
 }
