@@ -3,6 +3,7 @@
 
 mod chart;
 mod check;
+mod cni;
 mod control;
 mod install;
 mod jobs;

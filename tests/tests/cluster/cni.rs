@@ -1,0 +1,228 @@
+//! Redirection by the CNI plugin: pods without rights, on nodes where somebody else has a say, too.
+
+use std::process::Command;
+use std::time::Duration;
+
+use naru_tests::repository;
+use serde_json::{Value, json};
+
+use crate::kubernetes::{Namespace, READY, eventually, kubectl, run, script, sum, try_apply};
+use crate::load::Load;
+use crate::objects::{deployment, pod_spec, server, service};
+
+const NODES: [&str; 2] = ["1", "2"];
+/// How long the agent may take to put something right: it looks every second.
+const REPAIRED: Duration = Duration::from_secs(30);
+/// How long a pod may take to go on by itself once the agent is there: the kubelet waits between starts of a container that fails.
+const RECOVERED: Duration = Duration::from_secs(300);
+
+/// The chart, as `tests/cluster/up --naru` installs it, with these settings.
+fn install(settings: &[&str]) -> Result<String, String> {
+    let file = |path: &str| repository().join(path).display().to_string();
+    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+    run(script("helm")
+        .args(["upgrade", "--install", "naru", &file("charts/naru")])
+        .args(["--namespace", "naru-system", "--create-namespace"])
+        .args(["--values", &file("tests/cluster/values.yaml")])
+        .args(["--wait", "--timeout", "150s"])
+        .args(settings))
+}
+
+/// Naru with the CNI plugin, until the end of the test.
+struct Plugin;
+
+impl Plugin {
+    fn installed() -> Self {
+        install(&["redirection=cni"]).unwrap_or_else(|error| panic!("{error}"));
+        Self
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        if let Err(error) = install(&[]) {
+            eprintln!("putting the chart back as it was: {error}");
+        }
+    }
+}
+
+/// Runs a command of a shell on a node.
+fn on_node(node: &str, command: &str) -> String {
+    let common = repository().join("tests/cluster/common.sh");
+    let script = "source \"$1\"; in_node \"$2\" sh -c \"$3\"";
+    let mut shell = Command::new("bash");
+    shell
+        .args(["-c", script, "tests"])
+        .arg(common)
+        .args([node, command]);
+    run(&mut shell).unwrap_or_else(|error| panic!("on node {node}: {command}: {error}"))
+}
+
+/// What a node has of Naru: files with its name, and configurations that name its plugin.
+fn traces(node: &str) -> String {
+    on_node(
+        node,
+        "ls /opt/cni/bin /etc/cni/net.d | grep naru-cni; grep -l naru-cni -r /etc/cni/net.d; true",
+    )
+}
+
+fn in_place(node: &str) -> Result<(), String> {
+    let found = traces(node);
+    match found.contains("naru-cni\n") && found.contains("conflist") {
+        true => Ok(()),
+        false => Err(format!("node {node} has {found:?}")),
+    }
+}
+
+fn gone(node: &str) -> Result<(), String> {
+    match traces(node) {
+        found if found.is_empty() => Ok(()),
+        found => Err(format!("node {node} has {found:?}")),
+    }
+}
+
+fn restricted(name: &str) -> Namespace {
+    let labels =
+        json!({ "naru.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": "restricted" });
+    Namespace::with_labels(name, labels)
+}
+
+fn on(node: &str, mut spec: Value) -> Value {
+    spec["nodeName"] = format!("n{node}").into();
+    spec
+}
+
+#[test]
+fn a_namespace_that_enforces_restricted_is_in_the_mesh() {
+    let _plugin = Plugin::installed();
+    let namespace = restricted("restricted");
+    let mut rights = pod_spec(server());
+    rights["containers"][0]["securityContext"]["capabilities"]["add"] = json!(["NET_ADMIN"]);
+    let refused = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "rights", "namespace": namespace.0 }, "spec": rights,
+    });
+    let error = try_apply(&refused.to_string()).expect_err("PodSecurity is not enforced");
+    assert!(error.contains("violates PodSecurity"), "{error}");
+
+    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
+    namespace.rolled_out("deployment/web");
+    let load = Load::start(&namespace, "load", "http://web", 50);
+    let before = load.totals();
+    load.assert_none_failed(&before);
+    let client = "client=\"spiffe://cluster.local/ns/restricted/sa/default\"";
+    for pod in namespace.pod_names("app=web") {
+        let requests = sum(
+            &namespace.metrics(&pod, 15020),
+            "naru_requests_total",
+            &["direction=\"inbound\"", client],
+        );
+        assert!(requests > 0.0, "{pod} had no request from a proven client");
+    }
+}
+
+#[test]
+fn the_plugin_is_put_back_and_stays_over_a_restart_of_its_agent() {
+    let _plugin = Plugin::installed();
+    for node in NODES {
+        in_place(node).unwrap_or_else(|error| panic!("{error}"));
+    }
+    // As the cluster's own plugin would, when it is upgraded.
+    let path = "/etc/cni/net.d/10-naru-test.conflist";
+    let mut list: Value =
+        serde_json::from_str(&on_node("1", &format!("cat {path}"))).expect("JSON");
+    let plugins = list["plugins"].as_array_mut().expect("plugins");
+    plugins.retain(|plugin| plugin["type"] != "naru-cni");
+    on_node(
+        "1",
+        &format!("printf %s '{list}' > {path} && rm /opt/cni/bin/naru-cni"),
+    );
+    eventually("the plugin is put back", REPAIRED, || in_place("1"));
+
+    let written = || {
+        NODES.map(|node| {
+            on_node(
+                node,
+                "stat -c '%i %z' /etc/cni/net.d/*.conflist /opt/cni/bin/naru-cni",
+            )
+        })
+    };
+    let before = written();
+    kubectl(&[
+        "-n",
+        "naru-system",
+        "rollout",
+        "restart",
+        "daemonset/naru-cni",
+    ]);
+    kubectl(&[
+        "-n",
+        "naru-system",
+        "rollout",
+        "status",
+        "daemonset/naru-cni",
+        "--timeout=120s",
+    ]);
+    assert_eq!(written(), before);
+}
+
+#[test]
+fn a_pod_that_started_without_the_plugin_is_stopped_says_why_and_recovers() {
+    let plugin = Plugin::installed();
+    let namespace = restricted("late");
+    kubectl(&["-n", "naru-system", "delete", "daemonset", "naru-cni"]);
+    for node in NODES {
+        eventually("the plugin goes with its DaemonSet", REPAIRED, || {
+            gone(node)
+        });
+    }
+    namespace.apply(&[
+        deployment("web", 1, on("1", pod_spec(server()))),
+        service("web"),
+    ]);
+    eventually("the pod says what is missing", READY, || {
+        let pods = namespace.pods("app=web");
+        let status = pods
+            .first()
+            .map_or(&Value::Null, |pod| &pod["status"])
+            .clone();
+        let init = &status["initContainerStatuses"][0];
+        let missing = |state: &str| {
+            let message = init[state]["terminated"]["message"].as_str();
+            message.is_some_and(|message| {
+                message.contains("the redirect rules of this pod are missing")
+            })
+        };
+        match missing("state") || missing("lastState") {
+            true => {
+                assert!(
+                    status["containerStatuses"][0]["state"]["waiting"].is_object(),
+                    "{status}"
+                );
+                Ok(())
+            }
+            false => Err(init.to_string()),
+        }
+    });
+    install(&["redirection=cni"]).unwrap_or_else(|error| panic!("{error}"));
+    let name = namespace.pod_names("app=web");
+    eventually("the pod recovers", RECOVERED, || {
+        let pods = namespace.pods("app=web");
+        let ready = pods
+            .iter()
+            .filter_map(|pod| pod["status"]["containerStatuses"][0]["ready"].as_bool());
+        match ready.eq([true]) {
+            true => Ok(()),
+            false => Err(pods[0]["status"].to_string()),
+        }
+    });
+    // The very same one.
+    assert_eq!(namespace.pod_names("app=web"), name);
+
+    drop(namespace);
+    run(script("helm").args(["uninstall", "naru", "--namespace", "naru-system", "--wait"]))
+        .unwrap_or_else(|error| panic!("{error}"));
+    for node in NODES {
+        eventually("nothing is left on the nodes", REPAIRED, || gone(node));
+    }
+    drop(plugin);
+}
