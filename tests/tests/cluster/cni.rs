@@ -6,7 +6,7 @@ use std::time::Duration;
 use naru_tests::repository;
 use serde_json::{Value, json};
 
-use crate::kubernetes::{Namespace, READY, eventually, kubectl, run, script, sum, try_apply};
+use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, run, script, sum, try_apply};
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
 
@@ -81,6 +81,30 @@ fn gone(node: &str) -> Result<(), String> {
     }
 }
 
+/// How many pods had to ask the agents for their rules.
+fn asked() -> f64 {
+    let agents = get(&[
+        "-n",
+        "naru-system",
+        "pods",
+        "-l",
+        "app.kubernetes.io/component=cni",
+    ]);
+    let agents = agents["items"].as_array().expect("a list").iter();
+    let metrics: Vec<String> = agents
+        .filter_map(|agent| agent["metadata"]["name"].as_str())
+        .map(|name| {
+            let path = format!("/api/v1/namespaces/naru-system/pods/{name}:15031/proxy/metrics");
+            kubectl(&["get", "--raw", &path])
+        })
+        .collect();
+    assert_eq!(metrics.len(), NODES.len());
+    metrics
+        .iter()
+        .map(|metrics| sum(metrics, "naru_cni_pods_total", &[]))
+        .sum()
+}
+
 fn restricted(name: &str) -> Namespace {
     let labels =
         json!({ "naru.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": "restricted" });
@@ -118,6 +142,8 @@ fn a_namespace_that_enforces_restricted_is_in_the_mesh() {
         );
         assert!(requests > 0.0, "{pod} had no request from a proven client");
     }
+    // By the plugin, when the pods' networks were made: no pod had to ask the agent.
+    assert_eq!(asked(), 0.0);
 }
 
 #[test]
