@@ -1,13 +1,14 @@
 //! The life of a release with a real Helm: installed, upgraded and rolled back under load, taken away without a trace.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Command;
 
 use naru_tests::repository;
 use serde_json::{Value, json};
 
-use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, run, script, try_kubectl};
+use crate::kubernetes::{
+    Namespace, READY, eventually, get, install, kubectl, run, script, try_kubectl,
+};
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
 
@@ -20,22 +21,13 @@ fn helm(arguments: &[&str]) -> String {
         .unwrap_or_else(|error| panic!("helm {arguments:?}: {error}"))
 }
 
-/// Installs the chart or upgrades it, with the test cluster's images.
-fn install(arguments: &[&str]) {
-    let path = |path: &Path| path.to_str().expect("text").to_owned();
-    let chart = path(&repository().join("charts/naru"));
-    let values = path(&repository().join("tests/cluster/values.yaml"));
-    let upgrade = ["upgrade", "--install", "naru", &chart, "--values", &values];
-    helm(&[&upgrade[..], &["--wait", "--timeout", "150s"], arguments].concat());
-}
-
 /// Puts the release back as `up` has installed it, for the tests that follow, whatever happened.
 struct Reinstalled;
 
 impl Drop for Reinstalled {
     fn drop(&mut self) {
         // In its own thread: a failure here must not hide the first one.
-        let installed = std::thread::spawn(|| install(&["--reset-values"])).join();
+        let installed = std::thread::spawn(|| install(&[])).join();
         if installed.is_err() && !std::thread::panicking() {
             panic!("Naru could not be installed again");
         }

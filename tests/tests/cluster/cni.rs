@@ -6,7 +6,9 @@ use std::time::Duration;
 use naru_tests::repository;
 use serde_json::{Value, json};
 
-use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, run, script, sum, try_apply};
+use crate::kubernetes::{
+    Namespace, READY, eventually, get, install, kubectl, run, script, sum, try_apply, try_install,
+};
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
 
@@ -16,31 +18,19 @@ const REPAIRED: Duration = Duration::from_secs(30);
 /// How long a pod may take to go on by itself once the agent is there: the kubelet waits between starts of a container that fails.
 const RECOVERED: Duration = Duration::from_secs(300);
 
-/// The chart, as `tests/cluster/up --naru` installs it, with these settings.
-fn install(settings: &[&str]) -> Result<String, String> {
-    let file = |path: &str| repository().join(path).display().to_string();
-    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
-    run(script("helm")
-        .args(["upgrade", "--install", "naru", &file("charts/naru")])
-        .args(["--namespace", "naru-system", "--create-namespace"])
-        .args(["--values", &file("tests/cluster/values.yaml")])
-        .args(["--wait", "--timeout", "150s"])
-        .args(settings))
-}
-
 /// Naru with the CNI plugin, until the end of the test.
 struct Plugin;
 
 impl Plugin {
     fn installed() -> Self {
-        install(&["redirection=cni"]).unwrap_or_else(|error| panic!("{error}"));
+        install(&["--set", "redirection=cni"]);
         Self
     }
 }
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        if let Err(error) = install(&[]) {
+        if let Err(error) = try_install(&[]) {
             eprintln!("putting the chart back as it was: {error}");
         }
     }
@@ -229,7 +219,7 @@ fn a_pod_that_started_without_the_plugin_is_stopped_says_why_and_recovers() {
             false => Err(init.to_string()),
         }
     });
-    install(&["redirection=cni"]).unwrap_or_else(|error| panic!("{error}"));
+    install(&["--set", "redirection=cni"]);
     let name = namespace.pod_names("app=web");
     eventually("the pod recovers", RECOVERED, || {
         let pods = namespace.pods("app=web");

@@ -42,6 +42,16 @@ pub fn script(name: &str) -> Command {
     command
 }
 
+/// Installs Naru, as `up --naru` has, with further arguments for Helm, or makes what is installed so.
+pub fn try_install(arguments: &[&str]) -> Result<String, String> {
+    run(script("install").args(arguments))
+}
+
+/// [`try_install`], which must succeed.
+pub fn install(arguments: &[&str]) {
+    try_install(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+}
+
 /// kubectl, which may fail.
 pub fn try_kubectl(arguments: &[&str]) -> Result<String, String> {
     run(script("kubectl").args(arguments))
