@@ -7,7 +7,7 @@ use naru_tests::repository;
 use serde_json::{Value, json};
 
 use crate::kubernetes::{
-    Namespace, READY, eventually, get, install, kubectl, run, script, try_kubectl,
+    Namespace, READY, eventually, get, install_naru, kubectl, run, script, try_kubectl,
 };
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
@@ -27,7 +27,7 @@ struct Reinstalled;
 impl Drop for Reinstalled {
     fn drop(&mut self) {
         // In its own thread: a failure here must not hide the first one.
-        let installed = std::thread::spawn(|| install(&[])).join();
+        let installed = std::thread::spawn(|| install_naru(&[])).join();
         if installed.is_err() && !std::thread::panicking() {
             panic!("Naru could not be installed again");
         }
@@ -109,7 +109,7 @@ fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
     let before = load.totals();
     let pods = namespace.pod_names("app=web");
     tag_images("next");
-    install(&[
+    install_naru(&[
         "--set=controller.image.tag=next",
         "--set=proxy.image.tag=next",
         "--set=controller.replicas=2",
@@ -172,7 +172,7 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
     });
     let before = objects();
 
-    install(&[
+    install_naru(&[
         "--set=monitoring.scrapeAnnotations=false",
         "--set=controller.podDisruptionBudget.enabled=true",
     ]);
@@ -216,7 +216,7 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
 
     let secret = own_authority();
     kubectl(&["-n", SYSTEM, "apply", "-f", secret.to_str().expect("text")]);
-    install(&["--set=identity.create=false"]);
+    install_naru(&["--set=identity.create=false"]);
     let role = get(&["-n", SYSTEM, "role/naru-controller"]);
     assert!(
         !role["rules"]

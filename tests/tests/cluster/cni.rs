@@ -6,8 +6,10 @@ use std::time::Duration;
 use naru_tests::repository;
 use serde_json::{Value, json};
 
+use crate::install;
 use crate::kubernetes::{
-    Namespace, READY, eventually, get, install, kubectl, run, script, sum, try_apply, try_install,
+    Namespace, READY, eventually, get, install_naru, kubectl, run, script, sum, try_apply,
+    try_install_naru,
 };
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
@@ -23,14 +25,14 @@ struct Plugin;
 
 impl Plugin {
     fn installed() -> Self {
-        install(&["--set", "redirection=cni"]);
+        install_naru(&["--set", "redirection=cni"]);
         Self
     }
 }
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        if let Err(error) = try_install(&[]) {
+        if let Err(error) = try_install_naru(&[]) {
             eprintln!("putting the chart back as it was: {error}");
         }
     }
@@ -95,10 +97,8 @@ fn asked() -> f64 {
         .sum()
 }
 
-fn restricted(name: &str) -> Namespace {
-    let labels =
-        json!({ "naru.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": "restricted" });
-    Namespace::with_labels(name, labels)
+fn restricted_labels() -> Value {
+    json!({ "naru.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": "restricted" })
 }
 
 fn on(node: &str, mut spec: Value) -> Value {
@@ -109,7 +109,7 @@ fn on(node: &str, mut spec: Value) -> Value {
 #[test]
 fn a_namespace_that_enforces_restricted_is_in_the_mesh() {
     let _plugin = Plugin::installed();
-    let namespace = restricted("restricted");
+    let namespace = Namespace::with_labels("restricted", restricted_labels());
     let mut rights = pod_spec(server());
     rights["containers"][0]["securityContext"]["capabilities"]["add"] = json!(["NET_ADMIN"]);
     let refused = json!({
@@ -132,8 +132,27 @@ fn a_namespace_that_enforces_restricted_is_in_the_mesh() {
         );
         assert!(requests > 0.0, "{pod} had no request from a proven client");
     }
+    the_shop_works_there();
     // By the plugin, when the pods' networks were made: no pod had to ask the agent.
     assert_eq!(asked(), 0.0);
+}
+
+/// The whole of it, as it stands in the repository.
+fn the_shop_works_there() {
+    let shop = install::shop(restricted_labels());
+    for rollout in install::SHOP {
+        shop.rolled_out(rollout);
+    }
+    // What was called before it was there has failed.
+    eventually("the shop's load goes well", READY, || {
+        let before = install::load(&shop);
+        std::thread::sleep(Duration::from_secs(3));
+        let now = install::load(&shop);
+        match now.0 > before.0 + 30 && now.1 == before.1 {
+            true => Ok(()),
+            false => Err(format!("{before:?} to {now:?} (ok, failed)")),
+        }
+    });
 }
 
 #[test]
@@ -184,7 +203,7 @@ fn the_plugin_is_put_back_and_stays_over_a_restart_of_its_agent() {
 #[test]
 fn a_pod_that_started_without_the_plugin_is_stopped_says_why_and_recovers() {
     let plugin = Plugin::installed();
-    let namespace = restricted("late");
+    let namespace = Namespace::with_labels("late", restricted_labels());
     kubectl(&["-n", "naru-system", "delete", "daemonset", "naru-cni"]);
     for node in NODES {
         eventually("the plugin goes with its DaemonSet", REPAIRED, || {
@@ -219,7 +238,7 @@ fn a_pod_that_started_without_the_plugin_is_stopped_says_why_and_recovers() {
             false => Err(init.to_string()),
         }
     });
-    install(&["--set", "redirection=cni"]);
+    install_naru(&["--set", "redirection=cni"]);
     let name = namespace.pod_names("app=web");
     eventually("the pod recovers", RECOVERED, || {
         let pods = namespace.pods("app=web");

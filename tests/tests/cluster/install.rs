@@ -9,27 +9,24 @@ use serde_json::Value;
 
 use crate::kubernetes::{Namespace, READY, control, eventually, full, kubectl, run, scratch};
 
-/// The shop as it stands in the repository, and more, in a namespace without a label.
-fn shop() -> Namespace {
-    let namespace = Namespace::with_labels("shop", serde_json::json!({}));
+/// The shop as it stands in the repository, in a namespace with these labels.
+pub fn shop(labels: Value) -> Namespace {
+    let namespace = Namespace::with_labels("shop", labels);
     let shop = repository().join("deploy/sandbox");
-    let more = repository().join("tests/tests/cluster/workloads.yaml");
     for file in ["web", "catalog", "cart", "store", "load", "routes"] {
         let file = shop.join(file).with_extension("yaml");
         kubectl(&["apply", "-f", &file.display().to_string()]);
     }
-    kubectl(&["apply", "-f", &more.display().to_string()]);
     namespace
 }
 
-const ROLLOUTS: [&str; 7] = [
+pub const SHOP: [&str; 6] = [
     "deployment/web",
     "deployment/catalog-v1",
     "deployment/catalog-v2",
     "deployment/cart",
     "deployment/store",
     "deployment/load",
-    "statefulset/peers",
 ];
 
 fn sidecars(pods: &[Value]) -> usize {
@@ -55,7 +52,7 @@ fn visit(namespace: &Namespace, name: &str) {
 }
 
 /// How many requests of the shop's own load went well so far, and how many did not.
-fn load(namespace: &Namespace) -> (u64, u64) {
+pub fn load(namespace: &Namespace) -> (u64, u64) {
     let line = namespace.kubectl(&["logs", "deployment/load", "-c", "load", "--tail=1"]);
     let number = |after: &str| -> Option<u64> {
         let rest = line.split(after).nth(1)?;
@@ -128,8 +125,10 @@ impl Drop for Capture {
 #[test]
 fn three_commands_put_the_shop_into_the_mesh() {
     // The first, helm install, was made with the cluster.
-    let namespace = shop();
-    for rollout in ROLLOUTS {
+    let namespace = shop(serde_json::json!({}));
+    let more = repository().join("tests/tests/cluster/workloads.yaml");
+    kubectl(&["apply", "-f", &more.display().to_string()]);
+    for rollout in SHOP.iter().chain(&["statefulset/peers"]) {
         namespace.rolled_out(rollout);
     }
     assert_eq!(sidecars(&namespace.pods("app")), 0, "before the label");
@@ -137,7 +136,7 @@ fn three_commands_put_the_shop_into_the_mesh() {
 
     kubectl(&["label", "namespace", "shop", "naru.dev/inject=enabled"]);
     namespace.kubectl(&["rollout", "restart", "deployment,statefulset"]);
-    for rollout in ROLLOUTS {
+    for rollout in SHOP.iter().chain(&["statefulset/peers"]) {
         namespace.rolled_out(rollout);
     }
     let pods = eventually("old pods are gone, those that end as well", READY, || {

@@ -43,13 +43,13 @@ pub fn script(name: &str) -> Command {
 }
 
 /// Installs Naru, as `up --naru` has, with further arguments for Helm, or makes what is installed so.
-pub fn try_install(arguments: &[&str]) -> Result<String, String> {
+pub fn try_install_naru(arguments: &[&str]) -> Result<String, String> {
     run(script("install").args(arguments))
 }
 
-/// [`try_install`], which must succeed.
-pub fn install(arguments: &[&str]) {
-    try_install(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+/// [`try_install_naru`], which must succeed.
+pub fn install_naru(arguments: &[&str]) {
+    try_install_naru(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
 }
 
 /// kubectl, which may fail.
