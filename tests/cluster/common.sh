@@ -16,7 +16,7 @@ nodes=(1 2)                      # node n is called "n$n", in the network namesp
 api=10.200.0.254                 # the API server's address
 
 # Programs of the system's administration are not in everybody's path.
-export PATH=$PATH:/usr/sbin:/sbin
+export PATH=$PATH:/usr/sbin:/sbin:$cache/go/bin
 
 die() { printf 'tests/cluster/%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 

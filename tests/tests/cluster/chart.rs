@@ -112,11 +112,11 @@ fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
     install_naru(&[
         "--set=controller.image.tag=next",
         "--set=proxy.image.tag=next",
-        "--set=controller.replicas=2",
+        "--set=controller.replicas=3",
         "--set=proxy.logLevel=warn",
     ]);
     let controller = get(&["-n", SYSTEM, "deployment/naru-controller"]);
-    assert_eq!(controller["status"]["readyReplicas"], 2);
+    assert_eq!(controller["status"]["readyReplicas"], 3);
     assert_eq!(namespace.pod_names("app=web"), pods, "a pod was restarted");
     let upgraded = load.assert_none_failed(&before);
     println!("upgrade: {before:?} to {upgraded:?}");
@@ -138,7 +138,7 @@ fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
 
     helm(&["rollback", "naru", "--wait", "--timeout", "150s"]);
     let controller = get(&["-n", SYSTEM, "deployment/naru-controller"]);
-    assert_eq!(controller["spec"]["replicas"], 1);
+    assert_eq!(controller["spec"]["replicas"], 2);
     assert_eq!(namespace.pod_names("app=web"), pods, "a pod was restarted");
     println!("rollback: to {:?}", load.assert_none_failed(&upgraded));
     let webhook = get(&["mutatingwebhookconfiguration/naru-injector"]);

@@ -124,7 +124,7 @@ fn a_controller_that_is_away_is_told_by_every_check_that_needs_it() {
             false => Err(format!("{told:?}")),
         }
     });
-    scale("--replicas=1");
+    scale("--replicas=2");
     kubectl(&[
         "-n",
         "naru-system",

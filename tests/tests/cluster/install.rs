@@ -7,7 +7,7 @@ use std::time::Duration;
 use naru_tests::repository;
 use serde_json::Value;
 
-use crate::kubernetes::{Namespace, READY, control, eventually, full, kubectl, run, scratch};
+use crate::kubernetes::{Namespace, READY, control, eventually, full, get, kubectl, run, scratch};
 
 /// The shop as it stands in the repository, in a namespace with these labels.
 pub fn shop(labels: Value) -> Namespace {
@@ -139,11 +139,11 @@ fn three_commands_put_the_shop_into_the_mesh() {
     for rollout in SHOP.iter().chain(&["statefulset/peers"]) {
         namespace.rolled_out(rollout);
     }
-    let pods = eventually("old pods are gone, those that end as well", READY, || {
+    eventually("old pods are gone, those that end as well", READY, || {
         let all = namespace.get(&["pods", "-l", "app"])["items"].clone();
         let pods = all.as_array().cloned().unwrap_or_default();
         match sidecars(&pods) == pods.len() && pods.len() == 11 {
-            true => Ok(pods),
+            true => Ok(()),
             false => Err(format!("{} of {}", sidecars(&pods), pods.len())),
         }
     });
@@ -186,11 +186,11 @@ fn three_commands_put_the_shop_into_the_mesh() {
         assert!(!seen, "{word:?} can be read between the nodes");
     }
 
-    prometheus(pods.len());
+    prometheus();
 }
 
 /// A Prometheus with nothing but Kubernetes' service discovery finds all of them, and the README's queries answer.
-fn prometheus(sidecars: usize) {
+fn prometheus() {
     let prometheus = Prometheus::start();
     let controllers = kubectl(&[
         "-n",
@@ -204,6 +204,15 @@ fn prometheus(sidecars: usize) {
     ]);
     let controllers = controllers.lines().count();
     eventually("every target is up", READY, || {
+        // Other tests' pods may still be about to end.
+        let pods = get(&[
+            "pods",
+            "-A",
+            "-l",
+            "naru.dev/injected=true",
+            "--field-selector=status.phase=Running",
+        ]);
+        let sidecars = pods["items"].as_array().map_or(0, Vec::len);
         let up = |job: &str| prometheus.ask(&format!("sum(up{{job=\"naru-{job}\"}})"));
         let found = (up("proxy")?, up("controller")?);
         match found == (vec![sidecars as f64], vec![controllers as f64]) {

@@ -185,12 +185,16 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            let _gone_with_the_cluster =
-                try_kubectl(&["delete", "namespace", &self.0, "--wait=false"]);
-            return;
+        if std::thread::panicking() {
+            self.show();
         }
-        // What is there to be seen, for whoever reads the report.
+        let _gone_with_the_cluster = try_kubectl(&["delete", "namespace", &self.0, "--wait=false"]);
+    }
+}
+
+impl Namespace {
+    /// What is there to be seen, for whoever reads the report of a failure.
+    fn show(&self) {
         for what in [
             &["get", "pods", "-o", "wide"][..],
             &["events", "--types=Warning"],
