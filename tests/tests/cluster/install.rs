@@ -74,6 +74,8 @@ impl Capture {
         let file = scratch("wire.pcap");
         let tcpdump = control("tcpdump")
             .args(["-i", "v1", "--immediate-mode", "-U", "-s", "0", "-w", &file])
+            // 64 MiB: of a packet that is missing it would look as if its connection had none.
+            .args(["-B", "65536"])
             .arg("tcp and src net 10.244.0.0/16 and dst net 10.244.0.0/16")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -148,7 +150,8 @@ fn three_commands_put_the_shop_into_the_mesh() {
         }
     });
 
-    // While the only database was replaced, calls to it failed as they would anywhere.
+    // While the only database was replaced, calls to it failed as they would anywhere: within five seconds, and a line a second tells.
+    std::thread::sleep(Duration::from_secs(7));
     let before = load(&namespace);
     let mut capture = Capture::start();
     visit(&namespace, "inside");
