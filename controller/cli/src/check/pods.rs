@@ -68,13 +68,7 @@ fn judge(pods: &[Pod], image: Option<&str>, now: Timestamp) -> Vec<Found> {
     let mut good = 0;
     let mut told: BTreeMap<(Kind, String), Vec<String>> = BTreeMap::new();
     for pod in pods {
-        let phase = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.phase.as_deref());
-        if pod.metadata.deletion_timestamp.is_some()
-            || matches!(phase, Some("Succeeded" | "Failed"))
-        {
+        if is_over(pod) {
             continue;
         }
         let name = pod.metadata.name.clone().unwrap_or_default();
@@ -91,6 +85,13 @@ fn judge(pods: &[Pod], image: Option<&str>, now: Timestamp) -> Vec<Found> {
         found.insert(0, ok(format!("{good} pods have a sidecar that is ready")));
     }
     found
+}
+
+/// It has ended, or is about to.
+pub fn is_over(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let phase = status.and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn tell(kind: &Kind, owner: &str, names: &[String]) -> Found {

@@ -13,6 +13,7 @@ use super::api::{Installation, all};
 use super::cluster::some;
 use super::finding::{Found, Group, failure, ok, warning};
 use super::names::{ANCHORS_CONFIG_MAP, ANCHORS_KEY, CONTROLLER, INJECTED_LABEL};
+use super::pods::is_over;
 
 /// When an authority is said to expire soon: it takes a rotation to replace it.
 const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -140,6 +141,8 @@ async fn anchors(client: &Client, installed: &Installation) -> Result<Vec<Found>
             let labels = pod.metadata.labels.as_ref();
             labels.is_some_and(|labels| labels.contains_key(INJECTED_LABEL))
         })
+        // A namespace that is being deleted loses its ConfigMaps before its pods.
+        .filter(|pod| !is_over(pod))
         .filter_map(|pod| pod.metadata.namespace)
         .collect();
     let named = ListParams::default().fields(&format!("metadata.name={ANCHORS_CONFIG_MAP}"));
