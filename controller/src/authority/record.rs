@@ -1,5 +1,6 @@
 //! What is remembered beside an authority, so that every replica, also one that has just started, does the same at the same time.
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
@@ -28,7 +29,7 @@ pub struct Record {
 }
 
 /// Certificates (issuing one first, root last) and key, in PEM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Issuing {
     pub certificates: String,
     pub key: String,
@@ -91,6 +92,15 @@ impl Record {
     }
 }
 
+/// Without the key, which belongs into no log.
+impl fmt::Debug for Issuing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Issuing");
+        shown.field("certificates", &self.certificates);
+        shown.finish_non_exhaustive()
+    }
+}
+
 impl Next {
     pub fn new(ca: &Ca, since: u64) -> Self {
         Self {
@@ -114,4 +124,19 @@ pub fn unix(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or(Duration::ZERO)
         .as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_record_has_no_key() {
+        let issuing = Issuing {
+            certificates: "CERTIFICATES".to_owned(),
+            key: "SECRET".to_owned(),
+        };
+        let shown = format!("{issuing:?}");
+        assert!(shown.contains("CERTIFICATES") && !shown.contains("SECRET"));
+    }
 }

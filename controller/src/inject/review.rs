@@ -6,10 +6,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Decision, Operation, Options, Refusal, decide};
+use crate::issuer::is_label;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 /// HTTP status of a refusal: the pod's own text is wrong.
 const UNPROCESSABLE: u16 = 422;
+/// Bytes in the name of a pod.
+const MAX_NAME: usize = 253;
 
 /// What became of a review, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,11 +105,17 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
             request.operation, request.kind.kind
         ));
     }
+    // Whoever reaches the webhook may say what he likes, and this goes into requests to the API server.
+    let namespace = request.namespace.unwrap_or_default();
+    if !is_label(&namespace) {
+        return Err("request.namespace is no name of a namespace".to_owned());
+    }
     let pod = serde_json::from_value::<Pod>(request.object.unwrap_or_default())
         .map_err(|error| Refusal::NoPod(error.to_string()));
     let name = pod.as_ref().map_or(String::new(), |pod| {
         let metadata = &pod.metadata;
         let name = metadata.name.as_ref().or(metadata.generate_name.as_ref());
+        let name = name.filter(|name| name.len() <= MAX_NAME);
         name.cloned().unwrap_or_default()
     });
     let decision = pod.and_then(|pod| decide(&pod, by_namespace, options));
@@ -131,7 +140,6 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
     }
     let body =
         json!({ "apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response });
-    let namespace = request.namespace.unwrap_or_default();
     Ok(Answer {
         outcome,
         pod: format!("{namespace}/{name}"),

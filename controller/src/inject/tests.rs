@@ -585,7 +585,9 @@ fn what_is_no_review_of_a_new_pod_is_an_error() {
     old["apiVersion"] = json!("admission.k8s.io/v1beta1");
     let mut empty = review(&simple());
     empty["request"] = Value::Null;
-    for wrong in [update, service, old, empty, json!({}), json!([])] {
+    let mut nowhere = review(&simple());
+    nowhere["request"]["namespace"] = json!("shop/secrets/naru-ca?");
+    for wrong in [update, service, old, empty, nowhere, json!({}), json!([])] {
         assert!(
             answer(wrong.to_string().as_bytes(), true, &options()).is_err(),
             "{wrong}"

@@ -9,7 +9,7 @@ use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use tracing::{info, warn};
 
-use super::MANAGER;
+use super::{MANAGER, MAX_WAITING};
 use crate::inject::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
 
 /// How long a ConfigMap that has just been written is taken to be there: a namespace cannot be deleted and made anew in less.
@@ -63,7 +63,10 @@ impl Anchors {
                     namespace, %error,
                     "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written: new pods of this namespace wait for it"
                 );
-                self.waiting.insert(namespace);
+                // One more is named again with its next pod.
+                if self.waiting.len() < MAX_WAITING {
+                    self.waiting.insert(namespace);
+                }
             }
         }
     }

@@ -108,3 +108,19 @@ async fn a_namespace_that_could_not_be_written_to_is_tried_again() {
     anchors.look(None).await;
     assert!(api.get(CONFIG_MAPS, "shop", "naru-trust-anchors").is_some());
 }
+
+#[tokio::test]
+async fn namespaces_that_wait_are_bounded() {
+    let api = api();
+    let mut anchors = anchors::Anchors::new(api.client(), "PEM".to_owned());
+    api.down(true);
+    for number in 0..=MAX_WAITING {
+        anchors.need(format!("shop-{number}"), None).await;
+    }
+    api.down(false);
+    anchors.look(None).await;
+    let written =
+        |number: usize| api.get(CONFIG_MAPS, &format!("shop-{number}"), "naru-trust-anchors");
+    assert!(written(0).is_some());
+    assert!(written(MAX_WAITING).is_none());
+}

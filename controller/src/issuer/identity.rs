@@ -80,7 +80,8 @@ pub fn is_trust_domain(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_TRUST_DOMAIN && text.bytes().all(allowed)
 }
 
-fn is_label(text: &str) -> bool {
+/// Whether a text can be the name of a namespace.
+pub fn is_label(text: &str) -> bool {
     let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !text.is_empty()
         && text.len() <= MAX_LABEL

@@ -25,7 +25,7 @@ use rustls::pki_types::{
 use tokio::sync::watch;
 
 pub use ca::{Ca, CaError, LEAF_LIFETIME, Pair, read_certificates, to_pem, validity};
-pub use identity::{SpiffeId, is_trust_domain};
+pub use identity::{SpiffeId, is_label, is_trust_domain};
 pub use review::TokenReviewer;
 pub use token::{Bearer, KeyError, PublicKey, TokenCheck, TokenError};
 
