@@ -170,6 +170,16 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
             false => Err(format!("{ours:#?}")),
         }
     });
+    eventually("namespaces of other tests are gone", READY, || {
+        let namespaces = get(&["namespaces"]);
+        let going = (namespaces["items"].as_array().into_iter().flatten())
+            .filter(|namespace| namespace["metadata"]["deletionTimestamp"].is_string())
+            .count();
+        match going {
+            0 => Ok(()),
+            _ => Err(format!("{going} are not")),
+        }
+    });
     let before = objects();
 
     install_naru(&[
