@@ -189,6 +189,10 @@ fn cannot(pod: &Pod, spec: &PodSpec, options: &Options) -> Option<&'static str> 
         Some("a pod in the host's network has no network of its own to redirect")
     } else if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
         Some("sidecars run on Linux only")
+    } else if spec.dns_policy.as_deref() == Some("Default") {
+        Some(
+            "with dnsPolicy Default the sidecar does not find its controller, a name of the cluster",
+        )
     } else if !options.native_sidecars && of_job() {
         Some("a Job would never complete: this cluster has no native sidecars")
     } else {

@@ -115,7 +115,8 @@ fn of_container(
         let Some(action) = hook.and_then(|hook| http(hook.http_get.as_ref()?, container)) else {
             continue;
         };
-        let name = format!("{}/{kind}", container.name);
+        // A probe may be made by anybody; a hook has consequences, and only the kubelet is to know its path.
+        let name = format!("{}/{kind}/{:032x}", container.name, rand::random::<u128>());
         let at = at.key("lifecycle").key(key).key("httpGet");
         operations.push(replace(at, to_sidecar(&name)));
         let seconds = HOOK_SECONDS;

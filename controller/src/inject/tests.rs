@@ -368,10 +368,12 @@ fn an_annotation_that_is_wrong_is_told_with_its_name() {
 fn what_cannot_have_a_sidecar_is_left_alone_with_the_reason() {
     let mut host_network = simple();
     host_network["spec"]["hostNetwork"] = json!(true);
+    let mut outside_dns = simple();
+    outside_dns["spec"]["dnsPolicy"] = json!("Default");
     let mut windows = simple();
     windows["spec"]["os"] = json!({ "name": "windows" });
     let mirror = annotated(&simple(), json!({ "kubernetes.io/config.mirror": "x" }));
-    for pod in [host_network, windows, mirror] {
+    for pod in [host_network, outside_dns, windows, mirror] {
         match decided(&pod, true, &options()) {
             Ok(Decision::Skip { reason, operations }) => {
                 let after = applied(&pod, &operations);
@@ -471,10 +473,15 @@ fn probes_go_to_the_sidecar_and_keep_everything_else() {
         web["startupProbe"],
         before["spec"]["containers"][0]["startupProbe"]
     );
-    assert_eq!(
-        web["lifecycle"]["preStop"]["httpGet"],
-        to("/probe/web/pre-stop")
-    );
+    // Nobody can guess it.
+    let hook = &web["lifecycle"]["preStop"]["httpGet"];
+    let hook_path = hook["path"].as_str().expect("a path");
+    let secret = hook_path.strip_prefix("/probe/web/pre-stop/");
+    assert_eq!(secret.map(str::len), Some(32), "{hook_path}");
+    assert_eq!(*hook, to(hook_path));
+    let again = injected(&before);
+    let again = &again["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"]["path"];
+    assert_ne!(again, hook_path);
     assert_eq!(
         web["lifecycle"]["postStart"],
         json!({ "sleep": { "seconds": 1 } })
@@ -492,7 +499,9 @@ fn probes_go_to_the_sidecar_and_keep_everything_else() {
     let sidecar = &after["spec"]["initContainers"][1];
     let probes = variable(sidecar, "NARU_PROBES").expect("probes");
     // As Kubernetes reads a variable's value.
-    let probes: Value = serde_json::from_str(&probes.replace("$$", "$")).expect("JSON");
+    let probes = probes.replace("$$", "$");
+    let probes = probes.replace(&hook_path["/probe/".len()..], "web/pre-stop");
+    let probes: Value = serde_json::from_str(&probes).expect("JSON");
     assert_eq!(
         probes,
         json!({
