@@ -141,9 +141,7 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
         zone: "".into(),
         load: Load::new(metrics.ejections(&service)),
     };
-    let set = EndpointSet {
-        endpoints: vec![Arc::new(endpoint)],
-    };
+    let set = EndpointSet::new(vec![Arc::new(endpoint)]);
     let picked = balance::pick(&set, &[], &mut SmallRng::seed_from_u64(1)).expect("the endpoint");
     picked.finish(AttemptOutcome::IdentityMismatch, Duration::ZERO);
     metrics.upstream_connect(None);

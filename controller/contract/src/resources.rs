@@ -61,6 +61,12 @@ pub struct Inbound {
     /// Whether clients without a mesh identity are let in.
     #[prost(enumeration = "MtlsMode", tag = "3")]
     pub mtls: i32,
+    /// The node that the pod is on; empty where there are none.
+    #[prost(string, tag = "4")]
+    pub node: String,
+    /// The zone of that node; empty where it is not known.
+    #[prost(string, tag = "5")]
+    pub zone: String,
 }
 
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -367,6 +373,9 @@ pub struct Endpoints {
     /// The protocol that the pods speak on this port.
     #[prost(enumeration = "Protocol", tag = "5")]
     pub protocol: i32,
+    /// Each proxy uses the endpoints on its own node and no others (`internalTrafficPolicy: Local`). Hints do not matter then.
+    #[prost(bool, tag = "6")]
+    pub node_local: bool,
 }
 
 /// One pod address.
@@ -387,6 +396,16 @@ pub struct Endpoint {
     pub workload: String,
     #[prost(string, tag = "6")]
     pub zone: String,
+    /// The node that the pod is on. Only where the Service is `node_local`.
+    #[prost(string, tag = "7")]
+    pub node: String,
+    /// Zones whose clients are to prefer it, as the EndpointSlice hints. They count if every endpoint has some and one of all names the
+    /// client's zone.
+    #[prost(string, repeated, tag = "8")]
+    pub for_zones: Vec<String>,
+    /// Nodes whose clients are to prefer it, likewise; before zones.
+    #[prost(string, repeated, tag = "9")]
+    pub for_nodes: Vec<String>,
 }
 
 /// A change to an [`Endpoints`] that the proxy holds in version `base_version`. The resource's `version`

@@ -1,7 +1,7 @@
 //! What may have changed when an object did. A superset is right: whoever asks compares versions. But it is proportional to
 //! the change, so that one moved pod costs the same in a cluster of any size.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use naru_contract::ResourceName;
@@ -160,6 +160,7 @@ impl Changes<'_> {
         for slice in before.into_iter().chain(after) {
             self.endpoints(&index::service_of(slice));
         }
+        self.node_zones(before, after);
         match (before, after) {
             (Some(before), Some(after))
                 if before.ports == after.ports && before.service == after.service =>
@@ -178,6 +179,33 @@ impl Changes<'_> {
             _ => {
                 for slice in before.into_iter().chain(after) {
                     self.slice_destinations(slice);
+                }
+            }
+        }
+    }
+
+    /// Pods on nodes of which a zone is now said for the first time, or no longer.
+    fn node_zones(&mut self, before: Option<&EndpointSlice>, after: Option<&EndpointSlice>) {
+        let said = |slice: Option<&EndpointSlice>| {
+            let mut said: HashMap<(String, String), usize> = HashMap::new();
+            for endpoint in slice.iter().flat_map(|slice| &slice.endpoints) {
+                if !endpoint.node.is_empty() && !endpoint.zone.is_empty() {
+                    let place = (endpoint.node.clone(), endpoint.zone.clone());
+                    *said.entry(place).or_default() += 1;
+                }
+            }
+            said
+        };
+        let (was, is) = (said(before), said(after));
+        let index = self.index;
+        for place in was.keys().chain(is.keys()) {
+            let (node, zone) = place;
+            // Only this slice said so, or says so.
+            let own = is.get(place).copied().unwrap_or(0);
+            let alone = index.node_zones.count(node, zone) == own;
+            if alone && was.contains_key(place) != is.contains_key(place) {
+                for pod in index.pods_by_node.get(node) {
+                    self.inbound(pod);
                 }
             }
         }

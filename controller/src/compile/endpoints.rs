@@ -24,6 +24,7 @@ impl Catalog {
             port: u32::from(port.port),
             endpoints,
             protocol: protocol as i32,
+            node_local: service.node_local,
         });
         Some(Compiled::new(body, Vec::new()))
     }
@@ -38,11 +39,15 @@ impl Catalog {
     fn chosen(&self, service: &Service, port: &ServicePort) -> Vec<contract::Endpoint> {
         let all: Vec<_> = self.candidates(service, port).collect();
         let ready = |e: &SliceEndpoint| e.ready || service.publish_not_ready_addresses;
-        // Where nobody is ready, those that leave but still serve are better than none (as kube-proxy does).
+        // Where nobody is ready, those that leave but still serve are better than none (as kube-proxy does). "Where" is the whole
+        // cluster, or the node that clients can't leave.
         let leaving = |e: &SliceEndpoint| e.serving && e.terminating;
-        let any_ready = all.iter().any(|(_, _, e)| ready(e));
+        let served: HashSet<&str> = (all.iter())
+            .filter(|(_, _, e)| ready(e))
+            .map(|(_, _, e)| reach(service, e))
+            .collect();
         let (mut v4, v6): (Vec<_>, Vec<_>) = (all.into_iter())
-            .filter(|(_, _, e)| if any_ready { ready(e) } else { leaving(e) })
+            .filter(|(_, _, e)| ready(e) || (leaving(e) && !served.contains(reach(service, e))))
             .partition(|(slice, _, _)| !slice.ipv6);
         // A pod with addresses of both families is one endpoint, not two.
         let pods: HashSet<&Name> = v4.iter().filter_map(|(_, _, e)| e.pod.as_ref()).collect();
@@ -55,7 +60,17 @@ impl Catalog {
             .collect();
         v4.extend(v6);
         (v4.into_iter())
-            .filter_map(|(_, port, endpoint)| self.endpoint(endpoint, port))
+            .filter_map(|(_, port, endpoint)| {
+                let mut chosen = self.endpoint(endpoint, port)?;
+                if service.node_local {
+                    chosen.node.clone_from(&endpoint.node);
+                } else if ready(endpoint) {
+                    // Where those that leave have to do, every one of them is wanted.
+                    chosen.for_zones.clone_from(&endpoint.for_zones);
+                    chosen.for_nodes.clone_from(&endpoint.for_nodes);
+                }
+                Some(chosen)
+            })
             .collect()
     }
 
@@ -82,10 +97,8 @@ impl Catalog {
             return Some(contract::Endpoint {
                 ip: octets(endpoint.ip),
                 port: u32::from(port),
-                identity: String::new(),
-                pod: String::new(),
-                workload: String::new(),
                 zone: endpoint.zone.clone(),
+                ..contract::Endpoint::default()
             });
         };
         Some(self.pod_endpoint(pod, endpoint.ip, port, &endpoint.zone))
@@ -114,7 +127,16 @@ impl Catalog {
             pod: pod.name.name.clone(),
             workload: pod.workload.clone(),
             zone: zone.to_owned(),
+            ..contract::Endpoint::default()
         }
+    }
+}
+
+/// What the clients that can reach it have in common.
+fn reach<'a>(service: &Service, endpoint: &'a SliceEndpoint) -> &'a str {
+    match service.node_local {
+        true => &endpoint.node,
+        false => "",
     }
 }
 

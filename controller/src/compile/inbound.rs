@@ -50,6 +50,8 @@ impl Catalog {
                 })
                 .collect(),
             mtls: self.mtls(pod) as i32,
+            node: pod.node.clone(),
+            zone: self.index.zone_of(pod).to_owned(),
         });
         Some(Compiled::new(body, Vec::new()))
     }

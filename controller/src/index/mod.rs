@@ -9,6 +9,7 @@
 //! ```
 
 mod relation;
+mod zones;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use crate::source::{
     ReferenceGrant, RouteKind, RouteName, Service,
 };
 use relation::Relation;
+use zones::NodeZones;
 
 /// Every object, and the relations between them.
 #[derive(Default)]
@@ -35,6 +37,9 @@ pub struct Index {
     pub grants_by_namespace: Relation<String, Name>,
     pub services_by_ip: Relation<IpAddr, Name>,
     pub pods_by_ip: Relation<IpAddr, Name>,
+    /// Only of pods whose labels do not say in which zone they are.
+    pub pods_by_node: Relation<String, Name>,
+    pub node_zones: NodeZones,
     pub slices_by_service: Relation<Name, Name>,
     /// By the pod that an endpoint refers to.
     pub slices_by_pod: Relation<Name, Name>,
@@ -118,10 +123,14 @@ impl Index {
                 for ip in &o.ips {
                     self.pods_by_ip.set(*ip, &o.name, there);
                 }
+                if !o.node.is_empty() && o.labelled_zone().is_none() {
+                    self.pods_by_node.set(o.node.clone(), &o.name, there);
+                }
             }
             Object::EndpointSlice(o) => {
                 self.slices_by_service.set(service_of(o), &o.name, there);
                 for endpoint in &o.endpoints {
+                    (self.node_zones).set(&endpoint.node, &endpoint.zone, there);
                     match &endpoint.pod {
                         Some(pod) => self.slices_by_pod.set(pod.clone(), &o.name, there),
                         None => self.slices_by_ip.set(endpoint.ip, &o.name, there),
@@ -157,6 +166,11 @@ impl Index {
         (self.pods_by_ip.get(&ip))
             .filter_map(|name| self.pods.get(name))
             .find(|pod| !pod.ended)
+    }
+
+    /// The zone that a pod is in; empty where that is not known.
+    pub fn zone_of<'a>(&'a self, pod: &'a Pod) -> &'a str {
+        (pod.labelled_zone()).unwrap_or_else(|| self.node_zones.of(&pod.node))
     }
 
     /// The Service's slices, in order of name.

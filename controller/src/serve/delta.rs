@@ -8,8 +8,9 @@ type Key<'a> = (&'a [u8], u32);
 
 /// What makes `old` (in version `base_version`) into `new`. `None`: a delta can't say it.
 pub fn between(old: &Endpoints, base_version: u64, new: &Endpoints) -> Option<EndpointsDelta> {
-    let about = |e: &Endpoints| (e.namespace.clone(), e.service.clone(), e.port, e.protocol);
-    if about(old) != about(new) {
+    let about = |e: &Endpoints| (e.port, e.protocol, e.node_local);
+    let same_name = old.namespace == new.namespace && old.service == new.service;
+    if !same_name || about(old) != about(new) {
         return None;
     }
     let before = by_address(old)?;
@@ -54,11 +55,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn endpoints() -> impl Strategy<Value = Endpoints> {
-        proptest::collection::btree_map((0u8..20, 80u32..82), "[ab]", 0..12).prop_map(|pods| {
-            let endpoints = pods.into_iter().map(|((last, port), pod)| Endpoint {
+        let member = ("[ab]", "[mn]", proptest::collection::vec("[yz]", 0..3));
+        proptest::collection::btree_map((0u8..20, 80u32..82), member, 0..12).prop_map(|pods| {
+            let pods = pods.into_iter();
+            let endpoints = pods.map(|((last, port), (pod, node, hints))| Endpoint {
                 ip: vec![10, 0, 0, last].into(),
                 port,
                 pod,
+                node,
+                for_zones: hints.clone(),
+                for_nodes: hints,
                 ..Endpoint::default()
             });
             Endpoints {
@@ -88,10 +94,17 @@ mod tests {
     #[test]
     fn what_is_not_about_an_endpoint_needs_the_whole() {
         let old = Endpoints::default();
-        let new = Endpoints {
-            protocol: 1,
-            ..Endpoints::default()
-        };
-        assert_eq!(between(&old, 1, &new), None);
+        for new in [
+            Endpoints {
+                protocol: 1,
+                ..Endpoints::default()
+            },
+            Endpoints {
+                node_local: true,
+                ..Endpoints::default()
+            },
+        ] {
+            assert_eq!(between(&old, 1, &new), None);
+        }
     }
 }

@@ -82,6 +82,7 @@ pub fn service(object: core::Service) -> Result<Service, Invalid> {
         ports,
         selector: spec.selector.unwrap_or_default(),
         publish_not_ready_addresses: spec.publish_not_ready_addresses.unwrap_or(false),
+        node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         annotations,
     })
 }
@@ -134,6 +135,7 @@ pub fn pod(object: core::Pod) -> Result<Pod, Invalid> {
         service_account: account
             .filter(|account| !account.is_empty())
             .unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned()),
+        node: spec.node_name.unwrap_or_default(),
         workload,
         named_ports,
         bare_ports,
@@ -194,6 +196,7 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
         }
         let conditions = given.conditions.unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
+        let hints = given.hints.unwrap_or_default();
         endpoints.push(SliceEndpoint {
             ip,
             ready,
@@ -205,7 +208,14 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
                     let namespace = target.namespace.unwrap_or_else(|| name.namespace.clone());
                     Some(Name::new(namespace, target.name?))
                 }),
+            node: given.node_name.unwrap_or_default(),
             zone: given.zone.unwrap_or_default(),
+            for_zones: (hints.for_zones.into_iter().flatten())
+                .map(|zone| zone.name)
+                .collect(),
+            for_nodes: (hints.for_nodes.into_iter().flatten())
+                .map(|node| node.name)
+                .collect(),
         });
     }
     Ok(EndpointSlice {

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use naru_contract::{HttpFilter, HttpMatch, MtlsMode, Protocol, Retry, RetryBudget};
 
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// A namespaced name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name {
@@ -129,6 +131,8 @@ pub struct Service {
     /// Empty: whoever made the Service writes its EndpointSlices.
     pub selector: BTreeMap<String, String>,
     pub publish_not_ready_addresses: bool,
+    /// `internalTrafficPolicy: Local`
+    pub node_local: bool,
     pub annotations: Annotations,
 }
 
@@ -156,6 +160,8 @@ pub struct Pod {
     /// Empty for a pod in its node's network: those addresses are not its own.
     pub ips: Vec<IpAddr>,
     pub service_account: String,
+    /// Empty: not on one yet.
+    pub node: String,
     /// It has a sidecar.
     pub meshed: bool,
     /// Every container has ended for good: its addresses may belong to another pod now.
@@ -167,6 +173,14 @@ pub struct Pod {
     /// Connections to these reach the pod's containers and not its sidecar (`naru.dev/skip-inbound-ports`).
     pub bare_ports: Vec<u16>,
     pub annotations: Annotations,
+}
+
+impl Pod {
+    /// The zone that it is in, as Kubernetes labels it from 1.35 on.
+    pub fn labelled_zone(&self) -> Option<&str> {
+        let zone = self.labels.get(ZONE_LABEL)?;
+        (!zone.is_empty()).then_some(zone)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,7 +208,11 @@ pub struct SliceEndpoint {
     pub serving: bool,
     pub terminating: bool,
     pub pod: Option<Name>,
+    pub node: String,
     pub zone: String,
+    /// Zones and nodes whose clients are to prefer it.
+    pub for_zones: Vec<String>,
+    pub for_nodes: Vec<String>,
 }
 
 /// Seconds since the epoch. An object without one is younger than every other.

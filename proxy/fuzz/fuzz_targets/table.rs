@@ -67,9 +67,12 @@ struct Endpoint {
     port: u16,
     meshed: bool,
     text: String,
+    hints: Vec<bool>,
 }
 
 const NAMES: [&str; 2] = ["web", "db"];
+/// Zones, and nodes.
+const PLACES: [&str; 2] = ["a", "b"];
 const ADDRESSES: [&str; 2] = ["10.96.0.1:80", "[fd00::1]:80"];
 
 fn pick<T: Copy>(of: [T; 2], second: bool) -> T {
@@ -114,6 +117,9 @@ impl Endpoint {
             pod: self.text.clone(),
             workload: String::new(),
             zone: self.text.clone(),
+            node: pick(PLACES, self.last % 2 == 1).to_owned(),
+            for_zones: self.hints.iter().map(|i| pick(PLACES, *i).to_owned()).collect(),
+            for_nodes: self.hints.iter().map(|i| pick(PLACES, !i).to_owned()).collect(),
         }
     }
 }
@@ -175,6 +181,8 @@ impl Content {
                     protocol,
                 }],
                 mtls: protocol,
+                node: pick(PLACES, *name).to_owned(),
+                zone: pick(PLACES, *route).to_owned(),
             }),
             Name::Destination(_) => Body::Destination(contract::Destination {
                 target: match (route, members.first()) {
@@ -226,6 +234,7 @@ impl Content {
                 port: 80,
                 endpoints: members.iter().map(Endpoint::message).collect(),
                 protocol,
+                node_local: *route,
             }),
             Name::Text(_) => return None,
         })

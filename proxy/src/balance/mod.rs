@@ -10,6 +10,9 @@
 //!           ──wrong identity──────▶ refused likewise, also as the last one    ──failed────▶ ejected for longer
 //!           ──connect failed──────▶ avoided for a second: taken where there is no other
 //! ```
+//!
+//! Where some endpoints are preferred (those of the client's zone), they alone are picked from as long as one of them is available
+//! and untried; otherwise all are, as if none were preferred. Ejected ones among the preferred go on being probed.
 
 mod load;
 
@@ -31,6 +34,11 @@ use load::Standing;
 
 /// How often two endpoints are drawn before all are looked at, where those drawn can't be used.
 const DRAWS: usize = 4;
+
+/// Rank of an endpoint that nothing speaks against.
+const WELL: u8 = 0;
+/// The last rank of those that may be taken at all.
+const ANY: u8 = 5;
 
 /// How an attempt on an endpoint ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,39 +183,58 @@ fn pick_at(
     random: &mut SmallRng,
     now: Nanos,
 ) -> Option<InFlight> {
+    let preferred = set.preferred();
+    if !preferred.is_empty() {
+        let picked = draw(preferred, tried, random, now)
+            .or_else(|| pick_by_rank(preferred, tried, random, now, WELL));
+        if picked.is_some() {
+            return picked;
+        }
+    }
     let endpoints = set.endpoints.as_slice();
     if let [only] = endpoints {
         // An only endpoint may be the one that was tried, and is used however often it failed.
         return admit_any(only, now);
     }
-    if endpoints.len() >= 2 {
-        for _ in 0..DRAWS {
-            let first = random.random_range(0..endpoints.len());
-            let second = random.random_range(0..endpoints.len() - 1);
-            let second = second + usize::from(second >= first);
-            let (first, second) = (&endpoints[first], &endpoints[second]);
-            // Whoever comes upon an endpoint whose time is over probes it, or it would never come back.
-            for endpoint in [first, second] {
-                if endpoint.load.is_unwell()
-                    && !tried.contains(&endpoint.id)
-                    && endpoint.load.take_probe(now)
-                {
-                    return Some(InFlight::new(endpoint, Admission::Probe, now));
-                }
-            }
-            let usable = |endpoint: &Endpoint| {
-                endpoint.load.standing(now) == Standing::Available && !tried.contains(&endpoint.id)
-            };
-            let chosen = match (usable(first), usable(second)) {
-                (true, true) if second.load.is_better(&first.load, now) => second,
-                (true, _) => first,
-                (false, true) => second,
-                (false, false) => continue,
-            };
-            return Some(InFlight::new(chosen, Admission::Regular, now));
-        }
+    draw(endpoints, tried, random, now).or_else(|| pick_by_rank(endpoints, tried, random, now, ANY))
+}
+
+/// The fast path: the better of two. `None`: of those that were drawn, none could be used.
+fn draw(
+    endpoints: &[Arc<Endpoint>],
+    tried: &[u64],
+    random: &mut SmallRng,
+    now: Nanos,
+) -> Option<InFlight> {
+    if endpoints.len() < 2 {
+        return None;
     }
-    pick_by_rank(endpoints, tried, random, now)
+    for _ in 0..DRAWS {
+        let first = random.random_range(0..endpoints.len());
+        let second = random.random_range(0..endpoints.len() - 1);
+        let second = second + usize::from(second >= first);
+        let (first, second) = (&endpoints[first], &endpoints[second]);
+        // Whoever comes upon an endpoint whose time is over probes it, or it would never come back.
+        for endpoint in [first, second] {
+            if endpoint.load.is_unwell()
+                && !tried.contains(&endpoint.id)
+                && endpoint.load.take_probe(now)
+            {
+                return Some(InFlight::new(endpoint, Admission::Probe, now));
+            }
+        }
+        let usable = |endpoint: &Endpoint| {
+            endpoint.load.standing(now) == Standing::Available && !tried.contains(&endpoint.id)
+        };
+        let chosen = match (usable(first), usable(second)) {
+            (true, true) if second.load.is_better(&first.load, now) => second,
+            (true, _) => first,
+            (false, true) => second,
+            (false, false) => continue,
+        };
+        return Some(InFlight::new(chosen, Admission::Regular, now));
+    }
+    None
 }
 
 fn admit_any(endpoint: &Arc<Endpoint>, now: Nanos) -> Option<InFlight> {
@@ -220,12 +247,13 @@ fn admit_any(endpoint: &Arc<Endpoint>, now: Nanos) -> Option<InFlight> {
     Some(InFlight::new(endpoint, admission, now))
 }
 
-/// The slow path: looks at every endpoint and takes the best one there is.
+/// The slow path: looks at every endpoint and takes the best one there is, if it is no worse than of rank `worst`.
 fn pick_by_rank(
     endpoints: &[Arc<Endpoint>],
     tried: &[u64],
     random: &mut SmallRng,
     now: Nanos,
+    worst: u8,
 ) -> Option<InFlight> {
     let out = endpoints
         .iter()
@@ -241,7 +269,7 @@ fn pick_by_rank(
     let rank = |endpoint: &Endpoint| {
         let tried = tried.contains(&endpoint.id);
         match endpoint.load.standing(now) {
-            Standing::Available if !tried => Some(0),
+            Standing::Available if !tried => Some(WELL),
             Standing::Avoided if !tried => Some(1),
             Standing::Ejected | Standing::Probeable
                 if panic && !tried && !endpoint.load.is_refused() =>
@@ -251,7 +279,7 @@ fn pick_by_rank(
             Standing::Available => Some(3),
             Standing::Avoided => Some(4),
             Standing::Ejected | Standing::Probeable if panic && !endpoint.load.is_refused() => {
-                Some(5)
+                Some(ANY)
             }
             _ => None,
         }
@@ -261,7 +289,7 @@ fn pick_by_rank(
     let (before, after) = endpoints.split_at(start.min(endpoints.len()));
     let mut best: Option<(u8, &Arc<Endpoint>)> = None;
     for endpoint in after.iter().chain(before) {
-        let Some(rank) = rank(endpoint) else {
+        let Some(rank) = rank(endpoint).filter(|rank| *rank <= worst) else {
             continue;
         };
         let better = match best {

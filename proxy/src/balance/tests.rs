@@ -7,9 +7,7 @@ const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 
 fn set_of(number: u64) -> EndpointSet {
-    EndpointSet {
-        endpoints: (0..number).map(endpoint).collect(),
-    }
+    EndpointSet::new((0..number).map(endpoint).collect())
 }
 
 fn endpoint(id: u64) -> Arc<Endpoint> {
@@ -356,4 +354,73 @@ fn a_time_that_was_not_waited_out_is_a_lower_bound() {
     start(0).end(AttemptOutcome::TimedOut, 200 * MS, 0);
     let known = endpoint.load.latency(Nanos(0)).expect("an estimate");
     assert!((known - 200e6).abs() < 1e6);
+}
+
+/// The endpoints 0 and 1, preferred to 2 and 3.
+fn near_and_far() -> EndpointSet {
+    EndpointSet::preferring(
+        (0..2).map(endpoint).collect(),
+        (2..4).map(endpoint).collect(),
+    )
+}
+
+/// Which endpoints `requests` go to, all of them `now` and answered well.
+fn used(set: &EndpointSet, tried: &[u64], requests: u64, now: u64) -> Vec<u64> {
+    let mut random = random();
+    let ids = (0..requests).map(|_| {
+        let picked = pick_at(set, tried, &mut random, Nanos(now)).expect("an endpoint");
+        let id = picked.endpoint.id;
+        picked.end(ok(), MS, now);
+        id
+    });
+    let mut ids: Vec<u64> = ids.collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+#[test]
+fn preferred_endpoints_get_everything_and_share_it() {
+    let set = near_and_far();
+    let shares = shares(&set, 1_000, |_| MS);
+    assert_eq!(shares[2..], [0, 0]);
+    assert!(shares[0].abs_diff(500) < 100, "{shares:?}");
+    eject(&set, 0, SECOND);
+    assert_eq!(used(&set, &[], 100, SECOND), [1]);
+}
+
+#[test]
+fn others_are_used_while_no_preferred_endpoint_is_well_and_no_longer() {
+    let set = near_and_far();
+    eject(&set, 0, SECOND);
+    eject(&set, 1, SECOND);
+    assert_eq!(used(&set, &[], 100, SECOND), [2, 3]);
+    // Their time is over: one request probes each, and they are well again.
+    assert_eq!(used(&set, &[], 2, 60 * SECOND), [0, 1]);
+    assert_eq!(used(&set, &[], 100, 60 * SECOND), [0, 1]);
+}
+
+#[test]
+fn an_only_preferred_endpoint_that_is_unwell_is_not_insisted_on() {
+    let set = EndpointSet::preferring(vec![endpoint(0)], vec![endpoint(1), endpoint(2)]);
+    assert_eq!(used(&set, &[], 100, SECOND), [0]);
+    let refused = InFlight::new(&set.endpoints[0], Admission::Regular, Nanos(SECOND));
+    refused.end(AttemptOutcome::ConnectFailed, MS, SECOND);
+    assert_eq!(used(&set, &[], 100, SECOND), [1, 2]);
+    assert_eq!(used(&set, &[], 100, 10 * SECOND), [0]);
+    eject(&set, 0, 20 * SECOND);
+    assert_eq!(used(&set, &[], 100, 20 * SECOND), [1, 2]);
+    for id in 0..3 {
+        eject(&set, id, 20 * SECOND);
+    }
+    // Too many are out: ejection is ignored rather than requests failed.
+    assert_eq!(used(&set, &[], 1, 20 * SECOND).len(), 1);
+}
+
+#[test]
+fn a_request_that_has_tried_the_preferred_endpoints_goes_elsewhere() {
+    let set = near_and_far();
+    assert_eq!(used(&set, &[0], 100, SECOND), [1]);
+    assert_eq!(used(&set, &[0, 1], 100, SECOND), [2, 3]);
+    assert_eq!(used(&set, &[0, 1, 2], 100, SECOND), [3]);
 }

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::decode::{
     Content, Decoded, EndpointSpec, EndpointsContent, Problem, ServiceContent, Target, decode,
 };
+use super::locality::split;
 use super::store::{Held, Store};
 use super::{Backend, Destination, Endpoint, EndpointSet, Logical, next_endpoint_id};
 use crate::balance::Load;
@@ -290,12 +291,17 @@ impl Store {
                 }
             }
         }
+        let place = match resources.get(&ResourceName::Inbound) {
+            Some((_, Content::Inbound(_, place))) if *place != self.place => Some(place.clone()),
+            _ => None,
+        };
+        if let Some(place) = place {
+            self.place = place;
+            self.choose_anew();
+        }
         for (name, (_, content)) in &resources {
             if let Content::Endpoints(endpoints) = content {
-                let set = self.endpoint_set(endpoints);
-                if let Some(backend) = backend_named(&mut self.backends, name) {
-                    backend.set_endpoints(set);
-                }
+                self.set_endpoints(name, endpoints);
             }
         }
         let mut changed: HashSet<ResourceName> = logicals.keys().cloned().collect();
@@ -303,7 +309,7 @@ impl Store {
         changed.extend(resources.keys().cloned());
         let mut inbound = None;
         for (name, (version, content)) in resources {
-            if let Content::Inbound(content) = &content {
+            if let Content::Inbound(content, _) = &content {
                 inbound = Some(content.clone());
             }
             self.rejected.remove(&name.to_string());
@@ -373,9 +379,7 @@ impl Store {
                     service: service.clone(),
                     port: endpoint.address.port(),
                 };
-                let set = EndpointSet {
-                    endpoints: vec![self.endpoint(&endpoint, &labels)],
-                };
+                let set = EndpointSet::new(vec![self.endpoint(&endpoint, &labels)]);
                 let backend = Backend::new(namespace.clone(), service.clone(), labels.port, set);
                 let rule = default_rule(Arc::new(backend), &self.metrics, &labels);
                 let budget = match old {
@@ -416,16 +420,38 @@ impl Store {
         }
     }
 
+    /// The proxy is elsewhere: other endpoints may be its to use.
+    fn choose_anew(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        for (name, held) in &held {
+            if let Content::Endpoints(endpoints) = &held.content {
+                self.set_endpoints(name, endpoints);
+            }
+        }
+        self.held = held;
+    }
+
+    fn set_endpoints(&mut self, name: &ResourceName, content: &EndpointsContent) {
+        let set = self.endpoint_set(content);
+        if let Some(backend) = backend_named(&mut self.backends, name) {
+            backend.set_endpoints(set);
+        }
+    }
+
     fn endpoint_set(&mut self, content: &EndpointsContent) -> EndpointSet {
         let labels = ServiceLabels {
             namespace: content.namespace.clone(),
             service: content.service.clone(),
             port: content.port,
         };
-        let endpoints = content.endpoints.values();
-        EndpointSet {
-            endpoints: endpoints.map(|spec| self.endpoint(spec, &labels)).collect(),
-        }
+        let listed = content.endpoints.values();
+        let listed = listed.map(|listed| (&listed.hints, &listed.spec));
+        let split = split(&self.place, content.node_local, listed);
+        let mut live = |specs: Vec<&EndpointSpec>| {
+            let specs = specs.into_iter();
+            specs.map(|spec| self.endpoint(spec, &labels)).collect()
+        };
+        EndpointSet::preferring(live(split.preferred), live(split.fallback))
     }
 
     /// The one endpoint that `spec` describes, with what has been learned about it.

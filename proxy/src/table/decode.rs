@@ -11,6 +11,7 @@ use naru_contract::ResourceName;
 use naru_contract::resource::Body;
 use rustls::pki_types::CertificateDer;
 
+use super::locality::{Hints, Place};
 use super::tables::canonical;
 use super::{Inbound, Peer, Protocol};
 use crate::budget::RetryBudget;
@@ -18,6 +19,8 @@ use crate::identity::{Issuing, SpiffeId, authority_name};
 
 /// Longest text in any field of an endpoint, in bytes: Kubernetes allows 253 for a name.
 const MAX_TEXT: usize = 512;
+/// Zones or nodes that an endpoint is hinted for: Kubernetes allows 8.
+const MAX_HINTS: usize = 64;
 /// Longest interval of a retry budget.
 const MAX_BUDGET_INTERVAL: Duration = Duration::from_secs(3_600);
 
@@ -25,7 +28,7 @@ const MAX_BUDGET_INTERVAL: Duration = Duration::from_secs(3_600);
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     TrustAnchors(Anchors),
-    Inbound(Inbound),
+    Inbound(Inbound, Place),
     Destination(Target),
     Service(ServiceContent),
     HttpRoute(Arc<contract::HttpRoute>),
@@ -69,7 +72,16 @@ pub(super) struct EndpointsContent {
     pub service: Arc<str>,
     pub port: u16,
     pub protocol: Protocol,
-    pub endpoints: BTreeMap<SocketAddr, EndpointSpec>,
+    pub node_local: bool,
+    pub endpoints: BTreeMap<SocketAddr, ListedEndpoint>,
+}
+
+/// An endpoint of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ListedEndpoint {
+    pub spec: EndpointSpec,
+    /// Apart from the rest: the endpoint is the same, whoever is to use it.
+    pub hints: Hints,
 }
 
 /// One endpoint as the controller describes it.
@@ -86,7 +98,7 @@ pub(super) struct EndpointSpec {
 #[derive(Clone, Debug)]
 pub(super) struct EndpointsChange {
     pub base: u64,
-    upserted: Vec<EndpointSpec>,
+    upserted: Vec<ListedEndpoint>,
     removed: Vec<SocketAddr>,
 }
 
@@ -115,7 +127,11 @@ pub(super) fn decode(name: &ResourceName, body: Option<Body>) -> Result<Decoded,
             })
         }
         (ResourceName::Inbound, Body::Inbound(inbound)) => {
-            Content::Inbound(decode_inbound(inbound)?)
+            let place = Place {
+                node: text("node", &inbound.node)?,
+                zone: text("zone", &inbound.zone)?,
+            };
+            Content::Inbound(decode_inbound(inbound)?, place)
         }
         (ResourceName::Destination(_), Body::Destination(destination)) => {
             Content::Destination(decode_destination(destination)?)
@@ -162,7 +178,7 @@ impl EndpointsContent {
             changed.endpoints.remove(&address);
         }
         for endpoint in change.upserted {
-            changed.endpoints.insert(endpoint.address, endpoint);
+            changed.endpoints.insert(endpoint.spec.address, endpoint);
         }
         changed
     }
@@ -289,8 +305,8 @@ fn decode_endpoints(
     same("port", &message.port, &u32::from(number))?;
     let mut endpoints = BTreeMap::new();
     for endpoint in each(&message.endpoints, "endpoints")? {
-        if let Some(other) = endpoints.insert(endpoint.address, endpoint) {
-            return Err(format!("endpoints: {} is there twice", other.address));
+        if let Some(other) = endpoints.insert(endpoint.spec.address, endpoint) {
+            return Err(format!("endpoints: {} is there twice", other.spec.address));
         }
     }
     Ok(EndpointsContent {
@@ -298,6 +314,7 @@ fn decode_endpoints(
         service: text("service", &message.service)?,
         port: number,
         protocol: protocol(message.protocol)?,
+        node_local: message.node_local,
         endpoints,
     })
 }
@@ -309,7 +326,7 @@ fn decode_delta(delta: contract::EndpointsDelta) -> Result<EndpointsChange, Prob
         removed.push(address(endpoint).map_err(within(&format!("removed[{index}]")))?);
     }
     let mut seen = HashSet::new();
-    let touched = upserted.iter().map(|endpoint| &endpoint.address);
+    let touched = upserted.iter().map(|endpoint| &endpoint.spec.address);
     for address in touched.chain(&removed) {
         if !seen.insert(*address) {
             return Err(format!("{address} is there twice"));
@@ -322,11 +339,28 @@ fn decode_delta(delta: contract::EndpointsDelta) -> Result<EndpointsChange, Prob
     })
 }
 
-fn each(endpoints: &[contract::Endpoint], field: &str) -> Result<Vec<EndpointSpec>, Problem> {
+fn each(endpoints: &[contract::Endpoint], field: &str) -> Result<Vec<ListedEndpoint>, Problem> {
     let decoded = endpoints.iter().enumerate();
     decoded
-        .map(|(index, message)| endpoint(message).map_err(within(&format!("{field}[{index}]"))))
+        .map(|(index, message)| listed(message).map_err(within(&format!("{field}[{index}]"))))
         .collect()
+}
+
+fn listed(message: &contract::Endpoint) -> Result<ListedEndpoint, Problem> {
+    let names = |field: &str, names: &[String]| {
+        if names.len() > MAX_HINTS {
+            return Err(format!("{field}: more than {MAX_HINTS}"));
+        }
+        names.iter().map(|name| text(field, name)).collect()
+    };
+    Ok(ListedEndpoint {
+        spec: endpoint(message)?,
+        hints: Hints {
+            node: text("node", &message.node)?,
+            for_zones: names("for_zones", &message.for_zones)?,
+            for_nodes: names("for_nodes", &message.for_nodes)?,
+        },
+    })
 }
 
 fn endpoint(message: &contract::Endpoint) -> Result<EndpointSpec, Problem> {

@@ -11,6 +11,7 @@
 
 mod apply;
 mod decode;
+mod locality;
 mod store;
 mod tables;
 mod view;
@@ -169,7 +170,40 @@ impl Backend {
 /// The endpoints of a backend at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct EndpointSet {
+    /// The preferred ones first.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// How many of the first are to be used as long as they are well. 0: none is better than another.
+    preferred: usize,
+}
+
+impl EndpointSet {
+    /// Endpoints of which none is better than another.
+    pub fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
+        Self {
+            endpoints,
+            preferred: 0,
+        }
+    }
+
+    /// `fallback` is for when none of `preferred` is well.
+    pub fn preferring(preferred: Vec<Arc<Endpoint>>, fallback: Vec<Arc<Endpoint>>) -> Self {
+        let first = match fallback.is_empty() {
+            true => 0,
+            false => preferred.len(),
+        };
+        let mut endpoints = preferred;
+        endpoints.extend(fallback);
+        Self {
+            endpoints,
+            preferred: first,
+        }
+    }
+
+    /// Those to be used as long as they are well. Empty: none is better than another.
+    pub fn preferred(&self) -> &[Arc<Endpoint>] {
+        // Endpoints may have been taken out since.
+        &self.endpoints[..self.preferred.min(self.endpoints.len())]
+    }
 }
 
 /// A number that no endpoint of this process has had.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::decode::{Content, EndpointSpec, Target};
+use super::locality::Place;
 use super::tables::{Shared, canonical};
 use super::{Backend, Destination, DestinationCell, Endpoint, EndpointSet, Logical, Tables};
 use crate::identity::Identity;
@@ -34,6 +35,7 @@ pub struct Store {
     pub(super) shared: Arc<Shared>,
     pub(super) identity: Identity,
     pub(super) metrics: Metrics,
+    pub(super) place: Place,
     pub(super) cells: HashMap<SocketAddr, Entry>,
     /// How many of the cells are on their way out.
     retired: usize,
@@ -84,6 +86,7 @@ impl Store {
             shared: tables.shared.clone(),
             identity,
             metrics,
+            place: Place::default(),
             cells: HashMap::new(),
             retired: 0,
             held: HashMap::new(),

@@ -234,9 +234,7 @@ impl Shared {
             self.namespace.clone(),
             empty.clone(),
             port,
-            EndpointSet {
-                endpoints: vec![Arc::new(endpoint)],
-            },
+            EndpointSet::new(vec![Arc::new(endpoint)]),
         ));
         let labels = ServiceLabels {
             namespace: self.namespace.clone(),

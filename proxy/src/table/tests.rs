@@ -1,5 +1,7 @@
 //! Pushes in, tables out: no network, no controller.
 
+mod locality;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,6 +166,7 @@ fn endpoints(version: u64, all: &[(&str, &str)]) -> Resource {
         port: 80,
         endpoints: all.iter().map(|(ip, id)| endpoint(ip, id)).collect(),
         protocol: contract::Protocol::Http1 as i32,
+        ..contract::Endpoints::default()
     };
     resource(ENDPOINTS, version, Body::Endpoints(body))
 }
@@ -212,6 +215,7 @@ fn inbound(version: u64, strict: bool, ports: &[(u32, contract::Protocol)]) -> R
             })
             .collect(),
         mtls: strict.into(),
+        ..contract::Inbound::default()
     };
     resource("inbound", version, Body::Inbound(body))
 }
@@ -317,13 +321,21 @@ async fn every_wrong_field_is_named() {
             service: "web".to_owned(),
             port: 80,
             endpoints: vec![one],
-            protocol: 0,
+            ..contract::Endpoints::default()
         };
         resource(ENDPOINTS, Body::Endpoints(body))
     };
     fixture.rejects(
         endpoints_with(&|e| e.ip = vec![1, 2, 3].into()),
         "endpoints[0].ip",
+    );
+    fixture.rejects(
+        endpoints_with(&|e| e.for_zones = vec!["z".repeat(1_000)]),
+        "endpoints[0].for_zones",
+    );
+    fixture.rejects(
+        endpoints_with(&|e| e.for_nodes = vec!["n".to_owned(); 1_000]),
+        "endpoints[0].for_nodes",
     );
     fixture.rejects(
         endpoints_with(&|e| e.ip = vec![0; 4].into()),

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::decode::{Content, EndpointSpec, Target};
 use super::store::{Held, Store};
-use super::{Destination, Endpoint, Peer, Protocol};
+use super::{Destination, EndpointSet, Peer, Protocol};
 
 /// Everything that the proxy goes by.
 #[derive(Debug, Serialize)]
@@ -56,6 +56,8 @@ enum ContentView {
     },
     Inbound {
         workload: String,
+        node: String,
+        zone: String,
         mtls: &'static str,
         ports: std::collections::BTreeMap<u16, &'static str>,
     },
@@ -104,6 +106,9 @@ struct EndpointView {
     pod: String,
     workload: String,
     zone: String,
+    /// `preferred`, `fallback` where others are preferred and none of them can be used, or `never` where it is on another node and
+    /// the Service bound to the own.
+    used: &'static str,
     /// Given no work for a while because it kept failing, or because somebody else was there.
     ejected: bool,
     in_flight: u32,
@@ -148,8 +153,10 @@ impl Store {
             Content::TrustAnchors(anchors) => ContentView::TrustAnchors {
                 count: anchors.certificates.len(),
             },
-            Content::Inbound(inbound) => ContentView::Inbound {
+            Content::Inbound(inbound, place) => ContentView::Inbound {
                 workload: inbound.workload.to_string(),
+                node: place.node.to_string(),
+                zone: place.zone.to_string(),
                 mtls: if inbound.strict {
                     "strict"
                 } else {
@@ -187,10 +194,7 @@ impl Store {
                     endpoints: content
                         .endpoints
                         .values()
-                        .map(|spec| {
-                            let live = live.endpoints.iter().find(|e| e.address == spec.address);
-                            endpoint(spec, live.map(|live| &**live))
-                        })
+                        .map(|listed| endpoint(&listed.spec, &live))
                         .collect(),
                 }
             }
@@ -240,7 +244,16 @@ fn rule(rule: &naru_contract::HttpRule) -> RuleView {
     }
 }
 
-fn endpoint(spec: &EndpointSpec, live: Option<&Endpoint>) -> EndpointView {
+fn endpoint(spec: &EndpointSpec, set: &EndpointSet) -> EndpointView {
+    let mut all = set.endpoints.iter().zip(0..);
+    let live = all.find(|(endpoint, _)| endpoint.address == spec.address);
+    let preferred = set.preferred().len();
+    let used = match live {
+        Some((_, index)) if preferred == 0 || index < preferred => "preferred",
+        Some(_) => "fallback",
+        None => "never",
+    };
+    let live = live.map(|(endpoint, _)| endpoint);
     EndpointView {
         address: spec.address,
         identity: match &spec.peer {
@@ -250,6 +263,7 @@ fn endpoint(spec: &EndpointSpec, live: Option<&Endpoint>) -> EndpointView {
         pod: spec.pod.to_string(),
         workload: spec.workload.to_string(),
         zone: spec.zone.to_string(),
+        used,
         ejected: live.is_some_and(|live| live.load.is_ejected()),
         in_flight: live.map_or(0, |live| live.load.in_flight()),
     }

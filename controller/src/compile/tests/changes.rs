@@ -148,6 +148,17 @@ fn manifests() -> Vec<String> {
             slice_of(i, ""),
             slice_of(i, "ready: false"),
             slice_of(i, "").replace("port: 8080", "port: 8082"),
+            slice_of(i, "").replace("zone: z1", "nodeName: n1, zone: z1"),
+            slice_of(i, "").replace("zone: z1", "nodeName: n1, zone: z0"),
+            slice_of(i, "").replace(
+                "zone: z1",
+                "nodeName: n2, hints: { forZones: [{ name: z1 }], forNodes: [{ name: n2 }] }",
+            ),
+            service_number(i).replace("spec: {", "spec: { internalTrafficPolicy: Local,"),
+            pod_of(i, true).replace("spec: {", "spec: { nodeName: n1,"),
+            pod_of(i, true)
+                .replace("spec: {", "spec: { nodeName: n1,")
+                .replace("app: w", "topology.kubernetes.io/zone: z5, app: w"),
             slice(
                 &format!("s{i}"),
                 "w0",

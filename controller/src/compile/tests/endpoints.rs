@@ -179,3 +179,61 @@ fn a_version_depends_on_content_alone() {
     assert_ne!(version(&one), version(&web()));
     assert_ne!(version(&web()), 0);
 }
+
+/// The endpoints of a Service with a policy.
+fn spread(policy: &str, endpoints: &str) -> naru_contract::Endpoints {
+    let mut catalog = web();
+    let text =
+        service("shop", "web", "10.0.0.1", PORT).replace("spec: {", &format!("spec: {{ {policy}"));
+    apply(&mut catalog, &text);
+    apply(&mut catalog, &slice("s", "web", SLICE_PORT, endpoints));
+    super::endpoints(&catalog, WEB)
+}
+
+fn on(node: &str, hints: &str, endpoint: &str) -> String {
+    let more = format!("nodeName: {node}, hints: {{ {hints} }}, zone: z1");
+    endpoint.replace("zone: z1", &more)
+}
+
+const HINTS: &str = "forZones: [{ name: z1 }, { name: z2 }], forNodes: [{ name: n1 }]";
+const LOCAL: &str = "internalTrafficPolicy: Local,";
+const LEAVING: &str = "ready: false, serving: true, terminating: true";
+
+#[test]
+fn hints_are_passed_on_and_nodes_only_where_they_decide() {
+    let one = on("n1", HINTS, &endpoint("10.1.0.1", "a", ""));
+    let anywhere = spread("", &one);
+    assert!(!anywhere.node_local);
+    assert_eq!(anywhere.endpoints[0].for_zones, ["z1", "z2"]);
+    assert_eq!(anywhere.endpoints[0].for_nodes, ["n1"]);
+    assert_eq!(anywhere.endpoints[0].node, "");
+    let local = spread(LOCAL, &one);
+    assert!(local.node_local);
+    assert_eq!(local.endpoints[0].node, "n1");
+    assert!(local.endpoints[0].for_zones.is_empty() && local.endpoints[0].for_nodes.is_empty());
+    assert!(!spread("internalTrafficPolicy: Cluster,", &one).node_local);
+}
+
+#[test]
+fn those_that_leave_are_wanted_by_everybody_where_nobody_is_ready() {
+    let one = on("n1", HINTS, &endpoint("10.1.0.1", "a", LEAVING));
+    let endpoints = spread("", &one).endpoints;
+    assert_eq!(endpoints.len(), 1);
+    assert!(endpoints[0].for_zones.is_empty() && endpoints[0].for_nodes.is_empty());
+}
+
+#[test]
+fn a_node_without_a_ready_endpoint_keeps_those_that_leave_if_clients_are_bound_to_it() {
+    let members = [
+        ("10.1.0.1", "a", "n1", LEAVING),
+        ("10.1.0.2", "b", "n2", ""),
+        ("10.1.0.3", "c", "n2", LEAVING),
+    ]
+    .map(|(ip, pod, node, conditions)| on(node, "", &endpoint(ip, pod, conditions)))
+    .join(", ");
+    let pods = |endpoints: naru_contract::Endpoints| -> Vec<String> {
+        endpoints.endpoints.into_iter().map(|e| e.pod).collect()
+    };
+    assert_eq!(pods(spread("", &members)), ["b"]);
+    assert_eq!(pods(spread(LOCAL, &members)), ["a", "b"]);
+}

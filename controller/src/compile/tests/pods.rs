@@ -286,3 +286,55 @@ fn ports_that_pass_the_sidecar_by_are_spoken_to_in_plaintext() {
     assert!(!changed.is_empty());
     assert_ne!(identity(&catalog, 9090), "");
 }
+
+/// The pod `a` on a node, with a label for its zone.
+fn pod_on(node: &str, zone: &str) -> String {
+    pod("shop", "a", "10.1.0.1", true)
+        .replace("spec: {", &format!("spec: {{ nodeName: {node},"))
+        .replace(
+            "app: web,",
+            &format!("app: web, topology.kubernetes.io/zone: \"{zone}\","),
+        )
+}
+
+fn place(catalog: &Catalog) -> (String, String) {
+    let inbound = inbound(catalog);
+    (inbound.node, inbound.zone)
+}
+
+#[test]
+fn a_pod_is_told_its_node_and_the_zone_that_its_label_or_else_any_slice_says() {
+    let inbound_of_a = Changed::Inbound {
+        namespace: "shop".into(),
+        pod: "a".into(),
+    };
+    let mut catalog = catalog(&[&pod_on("n1", "")]);
+    assert_eq!(place(&catalog), ("n1".into(), "".into()));
+
+    let said = |zone: &str, more: &str| {
+        let other = endpoint("10.1.0.2", "b", more)
+            .replace("zone: z1", &format!("nodeName: n1, zone: {zone}"));
+        slice("s", "other", "{ port: 80 }", &other)
+    };
+    let changed = apply(&mut catalog, &said("z1", ""));
+    assert!(changed.contains(&inbound_of_a), "{changed:?}");
+    assert_eq!(place(&catalog), ("n1".into(), "z1".into()));
+
+    // What does not change the zone wakes nobody.
+    let changed = apply(&mut catalog, &said("z1", "ready: false"));
+    assert!(!changed.contains(&inbound_of_a), "{changed:?}");
+    let again = said("z1", "").replace("name: s,", "name: again,");
+    let changed = apply(&mut catalog, &again);
+    assert!(!changed.contains(&inbound_of_a), "{changed:?}");
+    let changed = delete(&mut catalog, &again);
+    assert!(!changed.contains(&inbound_of_a), "{changed:?}");
+
+    let changed = apply(&mut catalog, &said("z2", ""));
+    assert!(changed.contains(&inbound_of_a), "{changed:?}");
+    assert_eq!(place(&catalog), ("n1".into(), "z2".into()));
+
+    apply(&mut catalog, &pod_on("n1", "z3"));
+    assert_eq!(place(&catalog), ("n1".into(), "z3".into()));
+    let changed = delete(&mut catalog, &said("z2", ""));
+    assert!(!changed.contains(&inbound_of_a), "{changed:?}");
+}

@@ -133,9 +133,7 @@ impl Setup {
                 load: Load::new(metrics.ejections(&labels)),
             })
         });
-        let endpoints = EndpointSet {
-            endpoints: endpoints.collect(),
-        };
+        let endpoints = EndpointSet::new(endpoints.collect());
         let backend = Arc::new(Backend::new("shop".into(), "web".into(), 80, endpoints));
         let rule = || {
             let mut rule = default_rule(backend.clone(), &metrics, &labels);

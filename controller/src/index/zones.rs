@@ -1,0 +1,45 @@
+//! In which zone a node is, as EndpointSlices say of their endpoints: nodes themselves are not watched.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// How many endpoints say so, by node and zone.
+#[derive(Default)]
+pub struct NodeZones(HashMap<String, BTreeMap<String, usize>>);
+
+impl NodeZones {
+    /// Notes or forgets what one endpoint says.
+    pub fn set(&mut self, node: &str, zone: &str, there: bool) {
+        if node.is_empty() || zone.is_empty() {
+            return;
+        }
+        if there {
+            let zones = self.0.entry(node.to_owned()).or_default();
+            *zones.entry(zone.to_owned()).or_default() += 1;
+            return;
+        }
+        let Some(zones) = self.0.get_mut(node) else {
+            return;
+        };
+        if let Some(count) = zones.get_mut(zone) {
+            *count -= 1;
+            if *count == 0 {
+                zones.remove(zone);
+            }
+        }
+        if zones.is_empty() {
+            self.0.remove(node);
+        }
+    }
+
+    /// The node's zone; empty where nobody says. Of several, the first by name, so that every replica says the same.
+    pub fn of(&self, node: &str) -> &str {
+        let zones = self.0.get(node);
+        (zones.and_then(|zones| zones.first_key_value())).map_or("", |(zone, _)| zone)
+    }
+
+    /// How many endpoints say that the node is in that zone.
+    pub fn count(&self, node: &str, zone: &str) -> usize {
+        let zones = self.0.get(node);
+        (zones.and_then(|zones| zones.get(zone))).map_or(0, |count| *count)
+    }
+}

@@ -1,0 +1,157 @@
+//! Which endpoints of a Service are this proxy's to use, as kube-proxy decides it. In: where the proxy is, and what the controller
+//! says of the endpoints. Out: those to prefer, those that are used while none of them can be, and nothing of the rest. Decided when
+//! a set of endpoints is built, never for a request.
+
+use std::sync::Arc;
+
+/// Where the proxy's own pod is. Empty: not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    pub node: Arc<str>,
+    pub zone: Arc<str>,
+}
+
+/// Whose an endpoint is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Hints {
+    /// The node that it is on.
+    pub node: Arc<str>,
+    /// Zones and nodes whose clients are to prefer it.
+    pub for_zones: Vec<Arc<str>>,
+    pub for_nodes: Vec<Arc<str>>,
+}
+
+/// Endpoints by how this proxy is to use them.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Split<T> {
+    pub preferred: Vec<T>,
+    /// Used while none of the preferred can be.
+    pub fallback: Vec<T>,
+}
+
+/// Splits endpoints. `node_local`: those on other nodes are not for this proxy at all, and hints do not matter.
+pub(super) fn split<'a, T>(
+    place: &Place,
+    node_local: bool,
+    endpoints: impl Iterator<Item = (&'a Hints, T)> + Clone,
+) -> Split<T> {
+    if node_local {
+        // Where there are no nodes, everybody is on the same.
+        let here = endpoints.filter(|(hints, _)| hints.node == place.node);
+        return Split {
+            preferred: here.map(|(_, endpoint)| endpoint).collect(),
+            fallback: Vec::new(),
+        };
+    }
+    let hints = endpoints.clone().map(|(hints, _)| hints);
+    let nodes = hold(&place.node, hints.clone().map(|hints| &hints.for_nodes));
+    let zones = hold(&place.zone, hints.map(|hints| &hints.for_zones));
+    let mut split = Split {
+        preferred: Vec::new(),
+        fallback: Vec::new(),
+    };
+    for (hints, endpoint) in endpoints {
+        let preferred = match (nodes, zones) {
+            (true, _) => hints.for_nodes.contains(&place.node),
+            (false, true) => hints.for_zones.contains(&place.zone),
+            (false, false) => true,
+        };
+        match preferred {
+            true => split.preferred.push(endpoint),
+            false => split.fallback.push(endpoint),
+        }
+    }
+    split
+}
+
+/// Whether hints of one kind hold here: every endpoint has some, and one of all names this place.
+fn hold<'a>(place: &Arc<str>, mut hints: impl Iterator<Item = &'a Vec<Arc<str>>> + Clone) -> bool {
+    let named = hints.clone().any(|hints| hints.contains(place));
+    named && !place.is_empty() && hints.all(|hints| !hints.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: (&str, &str) = ("n1", "z1");
+
+    fn place((node, zone): (&str, &str)) -> Place {
+        Place {
+            node: node.into(),
+            zone: zone.into(),
+        }
+    }
+
+    /// An endpoint that is hinted for the nodes and zones in two texts, as `n1,n2` and `z1`.
+    fn hinted((nodes, zones): &(&str, &str)) -> Hints {
+        let names = |text: &str| -> Vec<Arc<str>> {
+            let names = text.split(',').filter(|name| !name.is_empty());
+            names.map(Arc::from).collect()
+        };
+        Hints {
+            node: "".into(),
+            for_nodes: names(nodes),
+            for_zones: names(zones),
+        }
+    }
+
+    /// Which of the endpoints are preferred; all others must be there to fall back on.
+    fn preferred(at: (&str, &str), endpoints: &[(&str, &str)]) -> Vec<usize> {
+        let hints: Vec<Hints> = endpoints.iter().map(hinted).collect();
+        let split = split(&place(at), false, hints.iter().zip(0..));
+        let mut all = [split.preferred.clone(), split.fallback].concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..endpoints.len()).collect::<Vec<_>>());
+        split.preferred
+    }
+
+    #[test]
+    fn hints_for_the_own_node_go_before_those_for_the_zone_and_those_before_none() {
+        assert_eq!(
+            preferred(HERE, &[("n1", "z1"), ("n2", "z1"), ("n3", "z2")]),
+            [0]
+        );
+        assert_eq!(
+            preferred(HERE, &[("n2", "z1"), ("n3", "z1,z2"), ("n4", "z2")]),
+            [0, 1]
+        );
+        assert_eq!(preferred(HERE, &[("n2", "z2"), ("n3", "z3")]), [0, 1]);
+        assert_eq!(preferred(HERE, &[("", ""), ("", "")]), [0, 1]);
+        assert!(preferred(HERE, &[]).is_empty());
+    }
+
+    #[test]
+    fn hints_of_a_kind_that_one_endpoint_lacks_do_not_count() {
+        assert_eq!(
+            preferred(HERE, &[("n1", "z1"), ("", "z1"), ("n3", "z2")]),
+            [0, 1]
+        );
+        assert_eq!(preferred(HERE, &[("", "z1"), ("", "")]), [0, 1]);
+        assert_eq!(preferred(HERE, &[("n1", ""), ("n2", "z1")]), [0]);
+    }
+
+    #[test]
+    fn who_does_not_know_where_it_is_prefers_nothing() {
+        assert_eq!(preferred(("", ""), &[("n1", "z1"), ("n2", "z2")]), [0, 1]);
+        assert_eq!(preferred(("n1", ""), &[("", "z1"), ("", "z2")]), [0, 1]);
+    }
+
+    #[test]
+    fn a_node_local_service_has_the_endpoints_of_the_own_node_whatever_hints_say() {
+        let on = |node: &str| Hints {
+            node: node.into(),
+            ..hinted(&("n2", "z2"))
+        };
+        let local = |at: &str, nodes: &[&str]| {
+            let hints: Vec<Hints> = nodes.iter().map(|node| on(node)).collect();
+            let split = split(&place((at, "z2")), true, hints.iter().zip(0_usize..));
+            assert!(split.fallback.is_empty());
+            split.preferred
+        };
+        assert_eq!(local("n1", &["n1", "n2", "n1", ""]), [0, 2]);
+        assert!(local("n3", &["n1", "n2", ""]).is_empty());
+        assert!(local("", &["n1", "n2"]).is_empty());
+        assert_eq!(local("", &["", ""]), [0, 1], "there are no nodes");
+    }
+}
