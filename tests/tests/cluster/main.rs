@@ -9,6 +9,7 @@ mod install;
 mod jobs;
 mod kubernetes;
 mod load;
+mod locality;
 mod nodes;
 mod objects;
 mod probes;

@@ -7,6 +7,7 @@ mod apps;
 mod control;
 mod identity;
 mod injection;
+mod locality;
 mod mesh;
 mod process;
 mod rotation;

@@ -140,11 +140,17 @@ impl Mesh {
 
     /// A Service, and what its endpoints are.
     pub fn service(&self, name: &str, protocol: Option<&str>, pods: &[u8]) {
+        self.put(&self.service_object(name, protocol));
+        self.endpoints(name, pods);
+    }
+
+    /// The Service alone.
+    pub fn service_object(&self, name: &str, protocol: Option<&str>) -> Value {
         let mut port = json!({ "name": "main", "port": 80, "targetPort": APP_PORT });
         if let Some(protocol) = protocol {
             port["appProtocol"] = json!(protocol);
         }
-        self.put(&json!({
+        json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": { "name": name, "namespace": NAMESPACE },
             "spec": {
@@ -152,20 +158,28 @@ impl Mesh {
                 "selector": { "app": name },
                 "ports": [port],
             },
-        }));
-        self.endpoints(name, pods);
+        })
     }
 
     /// The pods behind a Service, as `NAME-NUMBER`.
     pub fn endpoints(&self, service: &str, pods: &[u8]) {
+        self.endpoints_with(service, pods, |_| json!({}));
+    }
+
+    /// [`Self::endpoints`], with more fields for each.
+    pub fn endpoints_with(&self, service: &str, pods: &[u8], more: impl Fn(u8) -> Value) {
         let endpoint = |number: &u8| {
-            json!({
+            let mut endpoint = json!({
                 "addresses": [self.pod(*number).ip().to_string()],
                 "conditions": { "ready": true, "serving": true, "terminating": false },
                 "targetRef": {
                     "kind": "Pod", "namespace": NAMESPACE, "name": format!("{service}-{number}"),
                 },
-            })
+            });
+            for (name, value) in more(*number).as_object().expect("fields") {
+                endpoint[name] = value.clone();
+            }
+            endpoint
         };
         self.put(&json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
