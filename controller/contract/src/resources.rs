@@ -114,8 +114,8 @@ pub mod destination {
         #[prost(string, tag = "1")]
         Service(String),
         /// The address is a pod's own.
-        #[prost(message, tag = "2")]
-        Pod(super::PodDestination),
+        #[prost(message, boxed, tag = "2")]
+        Pod(Box<super::PodDestination>),
     }
 }
 

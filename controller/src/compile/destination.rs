@@ -20,7 +20,8 @@ impl Catalog {
             target = Some(Target::Service(name.to_string()));
             needs.push(name);
         } else if let Some(pod) = self.index.pod_at(ip) {
-            target = Some(Target::Pod(self.pod_destination(pod, ip, port)));
+            let pod = self.pod_destination(pod, ip, port);
+            target = Some(Target::Pod(Box::new(pod)));
         }
         Compiled::new(Body::Destination(contract::Destination { target }), needs)
     }

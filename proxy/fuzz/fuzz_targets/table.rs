@@ -187,12 +187,12 @@ impl Content {
             Name::Destination(_) => Body::Destination(contract::Destination {
                 target: match (route, members.first()) {
                     (true, _) => Some(Target::Service(service(*name))),
-                    (false, Some(member)) => Some(Target::Pod(contract::PodDestination {
+                    (false, Some(member)) => Some(Target::Pod(Box::new(contract::PodDestination {
                         endpoint: Some(member.message()),
                         protocol,
                         namespace: "shop".to_owned(),
                         service: String::new(),
-                    })),
+                    }))),
                     (false, None) => None,
                 },
             }),

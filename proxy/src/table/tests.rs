@@ -421,7 +421,7 @@ async fn every_wrong_field_is_named() {
     );
     let no_anchor = Body::TrustAnchors(contract::TrustAnchors::default());
     fixture.rejects(resource("trust-anchors", no_anchor), "no certificate");
-    let pod = contract::destination::Target::Pod(contract::PodDestination::default());
+    let pod = contract::destination::Target::Pod(Box::default());
     let body = contract::Destination { target: Some(pod) };
     fixture.rejects(
         resource("destination/10.0.0.1:80", Body::Destination(body)),
@@ -493,7 +493,7 @@ async fn a_pod_is_a_destination_with_its_identity() {
         service: "web".to_owned(),
     };
     let body = contract::Destination {
-        target: Some(contract::destination::Target::Pod(pod)),
+        target: Some(contract::destination::Target::Pod(Box::new(pod))),
     };
     let name = "destination/10.0.0.1:8080";
     assert_eq!(

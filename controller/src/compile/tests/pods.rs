@@ -4,7 +4,7 @@ use super::*;
 
 fn pod_target(catalog: &Catalog, address: &str) -> PodDestination {
     match target(catalog, address) {
-        Some(destination::Target::Pod(pod)) => pod,
+        Some(destination::Target::Pod(pod)) => *pod,
         other => panic!("{other:?}"),
     }
 }
