@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -18,7 +19,7 @@ use naru_controller::issuer::{Issuer, PublicKey, TokenCheck, TokenReviewer};
 use naru_controller::kubernetes;
 use naru_controller::logging::{self, LogFilter};
 use naru_controller::metrics::Metrics;
-use naru_controller::serve::{self, Serve};
+use naru_controller::serve::{self, Hub, Serve};
 use naru_controller::source::{self, Event};
 use naru_controller::status;
 use tokio::signal::unix::{SignalKind, signal};
@@ -104,7 +105,7 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
             .with_context(|| format!("--webhook {address}"))?;
         info!("webhook on {}", listener.local_addr()?);
         tokio::spawn(refresh);
-        let injected = install(&config, client.clone(), &serve.issuer);
+        let injected = install(&config, client.clone(), &serve.issuer, hub.clone());
         let webhook = inject::serve(listener, tls, options, metrics.clone(), injected);
         tokio::spawn(webhook);
     }
@@ -204,7 +205,7 @@ async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<K
 }
 
 /// Keeps in the cluster what injected pods need. Returns what is told of namespaces that have some.
-fn install(config: &Config, client: Option<Client>, issuer: &Issuer) -> Injected {
+fn install(config: &Config, client: Option<Client>, issuer: &Issuer, hub: Arc<Hub>) -> Injected {
     let (Some(client), Some(name)) = (client, config.inject.webhook_configuration.clone()) else {
         return Box::new(|_| ());
     };
@@ -213,6 +214,7 @@ fn install(config: &Config, client: Option<Client>, issuer: &Issuer) -> Injected
         webhook_configuration: name,
         ca_bundle: config.inject.webhook_certificate.is_none(),
         trust: issuer.changes(),
+        meshed: Box::new(move || hub.meshed_namespaces()),
     };
     let (needed, keeping) = install.start();
     tokio::spawn(keeping);

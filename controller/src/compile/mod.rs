@@ -14,6 +14,8 @@ mod version;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use naru_contract::resource::Body;
 use naru_contract::{MtlsMode, ResourceName};
 
@@ -125,6 +127,13 @@ impl Catalog {
     }
 
     /// How many objects there are of each kind.
+    /// The namespaces that have pods with sidecars.
+    pub fn meshed_namespaces(&self) -> BTreeSet<String> {
+        let pods = self.index.pods.values();
+        let meshed = pods.filter(|pod| pod.meshed && !pod.ended);
+        meshed.map(|pod| pod.name.namespace.clone()).collect()
+    }
+
     pub fn object_counts(&self) -> Vec<(&'static str, usize)> {
         let routes = |kind| {
             let routes = self.index.routes.keys();

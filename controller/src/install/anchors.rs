@@ -71,8 +71,8 @@ impl Anchors {
         }
     }
 
-    /// Brings the anchors up to date where there are some.
-    pub async fn look(&mut self, owner: Option<&OwnerReference>) {
+    /// Brings the anchors up to date where there are some, and puts them back where there are none any more and pods need them.
+    pub async fn look(&mut self, mut meshed: BTreeSet<String>, owner: Option<&OwnerReference>) {
         for namespace in std::mem::take(&mut self.waiting) {
             self.need(namespace, owner).await;
         }
@@ -87,12 +87,16 @@ impl Anchors {
         for found in found {
             let data = found.data.as_ref().and_then(|data| data.get(ANCHORS_KEY));
             let namespace = found.metadata.namespace.unwrap_or_default();
+            meshed.remove(&namespace);
             if data == Some(&self.pem) {
                 continue;
             }
             if let Err(error) = self.write(&namespace, owner).await {
                 warn!(namespace, %error, "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written");
             }
+        }
+        for namespace in meshed {
+            self.need(namespace, owner).await;
         }
     }
 

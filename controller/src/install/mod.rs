@@ -13,6 +13,7 @@ mod anchors;
 mod tests;
 mod webhook;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +54,12 @@ pub struct Install {
     pub ca_bundle: bool,
     /// The trust anchors in force.
     pub trust: watch::Receiver<Arc<InForce>>,
+    /// The namespaces that have pods with sidecars.
+    pub meshed: Meshed,
 }
+
+/// Tells the namespaces that have pods with sidecars.
+pub type Meshed = Box<dyn Fn() -> BTreeSet<String> + Send + Sync>;
 
 impl Install {
     /// What tells of namespaces, and the task that keeps everything right for as long as it runs.
@@ -87,7 +93,7 @@ impl Install {
                     "the webhook's configuration cannot be brought up to date"
                 ),
             }
-            anchors.look(owner.as_ref()).await;
+            anchors.look((self.meshed)(), owner.as_ref()).await;
         }
     }
 }

@@ -30,6 +30,7 @@ fn install(api: &FakeApi) -> (Install, watch::Sender<Arc<InForce>>) {
         webhook_configuration: "naru-injector".to_owned(),
         ca_bundle: true,
         trust,
+        meshed: Box::new(BTreeSet::new),
     };
     (install, trusted)
 }
@@ -94,7 +95,9 @@ async fn a_namespace_with_sidecars_gets_the_anchors_and_keeps_them_up_to_date() 
     let second = trusted.borrow().anchors_pem();
     until(second.clone()).await;
     api.take_written();
-    anchors::Anchors::new(api.client(), second).look(None).await;
+    anchors::Anchors::new(api.client(), second)
+        .look(BTreeSet::new(), None)
+        .await;
     assert_eq!(api.take_written(), []);
 }
 
@@ -105,7 +108,7 @@ async fn a_namespace_that_could_not_be_written_to_is_tried_again() {
     api.down(true);
     anchors.need("shop".to_owned(), None).await;
     api.down(false);
-    anchors.look(None).await;
+    anchors.look(BTreeSet::new(), None).await;
     assert!(api.get(CONFIG_MAPS, "shop", "naru-trust-anchors").is_some());
 }
 
@@ -118,9 +121,33 @@ async fn namespaces_that_wait_are_bounded() {
         anchors.need(format!("shop-{number}"), None).await;
     }
     api.down(false);
-    anchors.look(None).await;
+    anchors.look(BTreeSet::new(), None).await;
     let written =
         |number: usize| api.get(CONFIG_MAPS, &format!("shop-{number}"), "naru-trust-anchors");
     assert!(written(0).is_some());
     assert!(written(MAX_WAITING).is_none());
+}
+
+#[tokio::test]
+async fn anchors_that_somebody_has_taken_away_are_put_back_where_pods_need_them() {
+    let api = api();
+    let (mut install, _trusted) = install(&api);
+    let first = install.trust.borrow().anchors_pem();
+    install.meshed = Box::new(|| BTreeSet::from(["shop".to_owned()]));
+    let (_needed, task) = install.start();
+    tokio::spawn(task);
+    let written = tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            let written = api.take_written();
+            let anchors = written
+                .into_iter()
+                .find(|(_, path, _)| path.contains("/namespaces/shop/configmaps/"));
+            match anchors {
+                Some(found) => return found,
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    });
+    let (_, _, body) = written.await.expect("the anchors are written");
+    assert_eq!(body["data"]["trust-anchors.pem"], first);
 }

@@ -8,7 +8,7 @@
 //! A stream compiles and registers under one read lock, and a change is applied and told under the write lock: no change
 //! falls in between. Nothing here waits.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
@@ -171,6 +171,11 @@ impl Hub {
     /// What is thought of every route.
     pub fn route_statuses(&self) -> Vec<RouteStatus> {
         self.catalog().route_statuses()
+    }
+
+    /// The namespaces that have pods with sidecars.
+    pub fn meshed_namespaces(&self) -> BTreeSet<String> {
+        self.catalog().meshed_namespaces()
     }
 
     pub fn object_counts(&self) -> Vec<(&'static str, usize)> {
