@@ -150,6 +150,17 @@ fn three_commands_put_the_shop_into_the_mesh() {
         }
     });
 
+    // Those who still hold connections to the database that was there before the label.
+    for deployment in [
+        "deployment/catalog-v1",
+        "deployment/catalog-v2",
+        "deployment/cart",
+    ] {
+        namespace.kubectl(&["rollout", "restart", deployment]);
+    }
+    for rollout in SHOP {
+        namespace.rolled_out(rollout);
+    }
     // While the only database was replaced, calls to it failed as they would anywhere: within five seconds, and a line a second tells.
     std::thread::sleep(Duration::from_secs(7));
     let before = load(&namespace);
