@@ -8,13 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Body;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -22,6 +20,7 @@ use tracing::{debug, info};
 
 use crate::logging::LogFilter;
 use crate::metrics::Metrics;
+use crate::reply::{Reply, not_allowed, text, with_type};
 
 /// Connections at once: a few scrapers and probes. More wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -93,12 +92,11 @@ fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-type Answer = Response<Full<Bytes>>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Admin {
     /// `local`: the request comes from this machine.
-    async fn answer<B>(&self, request: Request<B>, local: bool) -> Answer
+    async fn answer<B>(&self, request: Request<B>, local: bool) -> Reply
     where
         B: Body<Error: Into<BoxError>>,
     {
@@ -120,14 +118,18 @@ impl Admin {
         }
     }
 
-    fn metrics(&self) -> Answer {
+    fn metrics(&self) -> Reply {
         match self.metrics.render() {
-            Ok(body) => with_type("text/plain; version=0.0.4; charset=utf-8", body),
+            Ok(body) => with_type(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                body,
+            ),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
 
-    fn ready(&self) -> Answer {
+    fn ready(&self) -> Reply {
         let unavailable = StatusCode::SERVICE_UNAVAILABLE;
         match (*self.synced.borrow(), *self.stopping.borrow()) {
             (_, true) => text(unavailable, "shutting down\n"),
@@ -139,7 +141,7 @@ impl Admin {
         }
     }
 
-    async fn set_log<B>(&self, body: B) -> Answer
+    async fn set_log<B>(&self, body: B) -> Reply
     where
         B: Body<Error: Into<BoxError>>,
     {
@@ -161,31 +163,11 @@ impl Admin {
     }
 }
 
-fn not_allowed(allowed: &'static str) -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("{allowed} only\n"));
-    answer
-        .headers_mut()
-        .insert(ALLOW, HeaderValue::from_static(allowed));
-    answer
-}
-
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    let mut answer = with_type("text/plain; charset=utf-8", body);
-    *answer.status_mut() = status;
-    answer
-}
-
-fn with_type(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    answer
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    answer
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use http_body_util::Full;
 
     async fn ask(
         admin: &Admin,

@@ -21,6 +21,7 @@ pub mod issuer;
 pub mod kubernetes;
 pub mod logging;
 pub mod metrics;
+mod reply;
 pub mod serve;
 pub mod source;
 pub mod status;

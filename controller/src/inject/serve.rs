@@ -11,12 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +27,7 @@ use tracing::{debug, info, warn};
 
 use super::{Options, Outcome, answer};
 use crate::metrics::Metrics;
+use crate::reply::{Reply, not_allowed, text, with_type};
 
 /// Connections at once: each API server keeps a few. With one more, the oldest is closed: whoever holds connections for nothing
 /// keeps no API server out.
@@ -99,8 +99,6 @@ struct Webhook {
     large: Semaphore,
 }
 
-type Reply = Response<Full<Bytes>>;
-
 impl Webhook {
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(stream)).await {
@@ -136,10 +134,7 @@ impl Webhook {
             }
         };
         if request.method() != Method::POST {
-            let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "POST only\n".to_owned());
-            let headers = reply.headers_mut();
-            headers.insert(ALLOW, HeaderValue::from_static("POST"));
-            return reply;
+            return not_allowed("POST");
         }
         let answered = match self.body(request.into_body()).await {
             Ok(review) => answer(&review, by_namespace, &self.options)
@@ -199,18 +194,6 @@ impl Webhook {
             )),
         }
     }
-}
-
-fn text(status: StatusCode, body: String) -> Reply {
-    with_type(status, "text/plain; charset=utf-8", body)
-}
-
-fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
-    let mut reply = Response::new(Full::new(body.into()));
-    *reply.status_mut() = status;
-    let content_type = HeaderValue::from_static(content_type);
-    reply.headers_mut().insert(CONTENT_TYPE, content_type);
-    reply
 }
 
 #[cfg(test)]

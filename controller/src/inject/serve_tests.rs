@@ -1,7 +1,8 @@
 //! The webhook over real sockets, with a client that trusts what an API server would.
 
 use super::*;
-use crate::inject::{Certificate, PullPolicy, Redirection, Resources};
+use crate::inject::Certificate;
+use crate::inject::tests::options;
 use crate::issuer::{Ca, InForce, Issuer, PublicKey, TokenCheck};
 use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -46,24 +47,6 @@ fn issuer() -> Arc<Issuer> {
         "cluster.local",
         TokenCheck::PublicKey(key),
     ))
-}
-
-fn options() -> Options {
-    Options {
-        image: "naru/proxy:1".to_owned(),
-        pull_policy: PullPolicy::Never,
-        controller: format!("{NAME}:15010"),
-        controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller".to_owned(),
-        native_sidecars: true,
-        redirection: Redirection::Init,
-        log: "info".to_owned(),
-        resources: Resources {
-            cpu_request: String::new(),
-            cpu_limit: String::new(),
-            memory_request: String::new(),
-            memory_limit: String::new(),
-        },
-    }
 }
 
 impl Fixture {

@@ -3,7 +3,7 @@ use super::*;
 use json_patch::Patch;
 use serde_json::{Value, from_value};
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options {
         image: "naru-proxy:1".to_owned(),
         pull_policy: PullPolicy::IfNotPresent,
