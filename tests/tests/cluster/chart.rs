@@ -6,13 +6,11 @@ use std::process::Command;
 use naru_tests::repository;
 use serde_json::{Value, json};
 
+use crate::controllers::SYSTEM;
 use crate::kubernetes::{
     Namespace, READY, eventually, get, install_naru, kubectl, run, script, try_kubectl,
 };
 use crate::load::Load;
-use crate::objects::{deployment, pod_spec, server, service};
-
-const SYSTEM: &str = "naru-system";
 
 fn helm(arguments: &[&str]) -> String {
     let namespace = ["--namespace", SYSTEM];
@@ -70,11 +68,6 @@ fn objects() -> BTreeSet<String> {
     objects
 }
 
-fn web(namespace: &Namespace) {
-    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
-    namespace.rolled_out("deployment/web");
-}
-
 /// The values of one field of all pods with a sidecar, among the sidecar's own.
 fn of_sidecars(namespace: &Namespace, read: fn(&Value) -> Option<String>) -> BTreeSet<String> {
     let pods = namespace.pods("app=web");
@@ -104,7 +97,7 @@ fn log(container: &Value) -> Option<String> {
 fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
     let _reinstalled = Reinstalled;
     let namespace = Namespace::meshed("upgrade");
-    web(&namespace);
+    namespace.serve_web(2);
     let load = Load::start(&namespace, "load", "http://web", 200);
     let before = load.totals();
     let pods = namespace.pod_names("app=web");
@@ -161,7 +154,7 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
     let _reinstalled = Reinstalled;
     helm(&["uninstall", "naru", "--wait", "--timeout", "120s"]);
     let namespace = Namespace::with_labels("release", json!({}));
-    web(&namespace);
+    namespace.serve_web(2);
     eventually("what belonged to the release goes with it", READY, || {
         let left = objects();
         let ours: Vec<&String> = left.iter().filter(|object| is_of_release(object)).collect();

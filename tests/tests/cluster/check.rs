@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::controllers::Away;
 use crate::kubernetes::{Namespace, READY, apply, eventually, kubectl, script};
-use crate::objects::{deployment, pod_spec, server, service};
 
 /// Whether all is well, and the report.
 fn check(arguments: &[&str]) -> (bool, Value) {
@@ -32,8 +32,7 @@ fn found(report: &Value, level: &str, about: &str) -> Vec<String> {
 fn a_good_installation_is_well_and_what_is_wrong_is_named() {
     // Before the label: these pods have no sidecar.
     let namespace = Namespace::with_labels("check", json!({}));
-    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
-    namespace.rolled_out("deployment/web");
+    namespace.serve_web(2);
     kubectl(&["label", "namespace", "check", "naru.dev/inject=enabled"]);
     let (ok, report) = check(&[]);
     assert!(ok, "{report:#}");
@@ -99,16 +98,7 @@ fn a_good_installation_is_well_and_what_is_wrong_is_named() {
 #[test]
 fn a_controller_that_is_away_is_told_by_every_check_that_needs_it() {
     let _namespace = Namespace::meshed("away");
-    let scale = |replicas: &str| {
-        kubectl(&[
-            "-n",
-            "naru-system",
-            "scale",
-            "deployment/naru-controller",
-            replicas,
-        ]);
-    };
-    scale("--replicas=0");
+    let away = Away::take();
     eventually("nobody answers", READY, || {
         let (ok, report) = check(&[]);
         let told = [
@@ -121,15 +111,7 @@ fn a_controller_that_is_away_is_told_by_every_check_that_needs_it() {
             false => Err(format!("{told:?}")),
         }
     });
-    scale("--replicas=2");
-    kubectl(&[
-        "-n",
-        "naru-system",
-        "rollout",
-        "status",
-        "deployment/naru-controller",
-        "--timeout=120s",
-    ]);
+    drop(away);
     eventually("all is well again", READY, || match check(&[]) {
         (true, _) => Ok(()),
         (false, report) => Err(format!("{report:#}")),

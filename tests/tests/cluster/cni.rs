@@ -118,8 +118,7 @@ fn a_namespace_that_enforces_restricted_is_in_the_mesh() {
     let error = try_apply(&refused.to_string()).expect_err("PodSecurity is not enforced");
     assert!(error.contains("violates PodSecurity"), "{error}");
 
-    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
-    namespace.rolled_out("deployment/web");
+    namespace.serve_web(2);
     let load = Load::start(&namespace, "load", "http://web", 50);
     let before = load.totals();
     load.assert_none_failed(&before);

@@ -3,54 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::kubernetes::{Namespace, READY, eventually, full, kubectl, name, run, sum, try_kubectl};
+use crate::controllers::Away;
+use crate::kubernetes::{Namespace, READY, eventually, full, name, run, sum, try_kubectl};
 use crate::load::Load;
-use crate::objects::{deployment, pod_spec, server, service};
-
-const CONTROLLERS: [&str; 3] = ["-n", "naru-system", "deployment/naru-controller"];
-
-/// The controllers, away until this is dropped.
-struct Away {
-    replicas: String,
-}
-
-impl Away {
-    fn take() -> Self {
-        let replicas = kubectl(
-            &[
-                &["get", "-o", "jsonpath={.spec.replicas}"],
-                &CONTROLLERS[..],
-            ]
-            .concat(),
-        );
-        kubectl(&[&["scale", "--replicas=0"], &CONTROLLERS[..]].concat());
-        eventually("the controllers are gone", READY, || {
-            let pods = kubectl(&[
-                "-n",
-                "naru-system",
-                "get",
-                "pods",
-                "-l",
-                "app.kubernetes.io/component=controller",
-                "-o",
-                "name",
-            ]);
-            match pods.trim().is_empty() {
-                true => Ok(()),
-                false => Err(pods),
-            }
-        });
-        Self { replicas }
-    }
-}
-
-impl Drop for Away {
-    fn drop(&mut self) {
-        let replicas = format!("--replicas={}", self.replicas);
-        kubectl(&[&["scale", &replicas], &CONTROLLERS[..]].concat());
-        kubectl(&[&["rollout", "status", "--timeout=120s"], &CONTROLLERS[..]].concat());
-    }
-}
 
 /// How many messages about what it uses a sidecar has been sent.
 fn received(namespace: &Namespace, app: &str) -> f64 {
@@ -64,8 +19,7 @@ fn received(namespace: &Namespace, app: &str) -> f64 {
 #[test]
 fn nothing_fails_while_every_controller_is_gone_and_new_pods_are_injected_when_they_are_back() {
     let namespace = Namespace::meshed("headless");
-    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
-    namespace.rolled_out("deployment/web");
+    namespace.serve_web(2);
     let load = Load::start(&namespace, "load", "http://web", 200);
     let before = load.totals();
     let away = Away::take();
@@ -138,8 +92,7 @@ impl Drop for Stopped {
 #[test]
 fn nothing_fails_while_the_api_server_is_gone_and_nobody_is_woken_without_a_change() {
     let namespace = Namespace::meshed("leaderless");
-    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
-    namespace.rolled_out("deployment/web");
+    namespace.serve_web(2);
     let load = Load::start(&namespace, "load", "http://web", 200);
     // What comes late of the start is past.
     std::thread::sleep(Duration::from_secs(3));

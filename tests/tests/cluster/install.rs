@@ -7,6 +7,7 @@ use std::time::Duration;
 use naru_tests::repository;
 use serde_json::Value;
 
+use crate::controllers;
 use crate::kubernetes::{Namespace, READY, control, eventually, full, get, kubectl, run, scratch};
 
 /// The shop as it stands in the repository, in a namespace with these labels.
@@ -42,13 +43,7 @@ fn sidecars(pods: &[Value]) -> usize {
 
 fn visit(namespace: &Namespace, name: &str) {
     namespace.kubectl(&["create", "job", name, "--from=cronjob/visit"]);
-    eventually("the job completes", READY, || {
-        let job = namespace.get(&["job", name]);
-        match &job["status"]["succeeded"] {
-            Value::Number(_) => Ok(()),
-            _ => Err(job["status"].to_string()),
-        }
-    });
+    namespace.completed(name);
 }
 
 /// How many requests of the shop's own load went well so far, and how many did not.
@@ -211,17 +206,7 @@ fn three_commands_put_the_shop_into_the_mesh() {
 /// A Prometheus with nothing but Kubernetes' service discovery finds all of them, and the README's queries answer.
 fn prometheus() {
     let prometheus = Prometheus::start();
-    let controllers = kubectl(&[
-        "-n",
-        "naru-system",
-        "get",
-        "pods",
-        "-l",
-        "app.kubernetes.io/component=controller",
-        "-o",
-        "name",
-    ]);
-    let controllers = controllers.lines().count();
+    let controllers = controllers::names().len();
     eventually("every target is up", READY, || {
         // Other tests' pods may still be about to end.
         let pods = get(&[

@@ -1,30 +1,9 @@
 //! Pods that end by themselves, and apps that are quicker than their sidecars.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::kubernetes::{Namespace, READY, eventually};
-use crate::objects::{deployment, pod_spec, server, service, shop};
-
-/// A Job of the shop's load: it succeeds only if every request does.
-fn job(name: &str) -> Value {
-    // No retry, no wait before the first: the network has to be there.
-    let mut spec = pod_spec(shop(&[
-        "load",
-        "--url",
-        "http://web",
-        "--paths",
-        "/healthz",
-        "--rate",
-        "100",
-        "--requests",
-        "100",
-    ]));
-    spec["restartPolicy"] = "Never".into();
-    json!({
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name },
-        "spec": { "backoffLimit": 0, "template": { "metadata": { "labels": { "job": name } }, "spec": spec } },
-    })
-}
+use crate::kubernetes::Namespace;
+use crate::objects::calling_job;
 
 /// When a container of the pod ended, and how.
 fn ended(pod: &Value, statuses: &str, container: &str) -> Option<(String, i64)> {
@@ -40,19 +19,12 @@ fn ended(pod: &Value, statuses: &str, container: &str) -> Option<(String, i64)> 
 #[test]
 fn an_app_has_network_from_its_first_instruction_and_its_job_completes() {
     let namespace = Namespace::meshed("jobs");
-    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
-    namespace.rolled_out("deployment/web");
+    namespace.serve_web(2);
     for number in 1..=3 {
         let name = format!("quick-{number}");
-        namespace.apply(&[job(&name)]);
-        eventually("the job completes", READY, || {
-            let status = &namespace.get(&["job", &name])["status"];
-            match (&status["succeeded"], &status["failed"]) {
-                (Value::Number(_), _) => Ok(()),
-                (_, Value::Number(_)) => panic!("the job failed: {status}"),
-                _ => Err(status.to_string()),
-            }
-        });
+        // No wait before the first call: the network has to be there.
+        namespace.apply(&[calling_job(&name, "http://web", "100", "100")]);
+        namespace.completed(&name);
         let pods = namespace.get(&["pods", "-l", &format!("job={name}")]);
         let pod = &pods["items"][0];
         let (app, app_code) = ended(pod, "containerStatuses", "shop").expect("the app has ended");

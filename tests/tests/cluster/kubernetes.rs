@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use naru_tests::repository;
 use serde_json::{Value, json};
 
+use crate::objects::{deployment, pod_spec, server, service};
+
 /// How long pods may take to be ready. Images are on the nodes; the machine may be busy.
 pub const READY: Duration = Duration::from_secs(120);
 
@@ -148,6 +150,27 @@ impl Namespace {
             object["metadata"]["namespace"] = self.0.clone().into();
         }
         apply(&objects);
+    }
+
+    /// Makes the Deployment `web` of a server, and its Service, and waits until it is ready.
+    pub fn serve_web(&self, replicas: u32) {
+        self.apply(&[
+            deployment("web", replicas, pod_spec(server())),
+            service("web"),
+        ]);
+        self.rolled_out("deployment/web");
+    }
+
+    /// Waits until a Job has completed; it must not fail.
+    pub fn completed(&self, job: &str) {
+        eventually(job, READY, || {
+            let status = &self.get(&["job", job])["status"];
+            match (&status["succeeded"], &status["failed"]) {
+                (Value::Number(_), _) => Ok(()),
+                (_, Value::Number(_)) => panic!("the job {job} failed: {status}"),
+                _ => Err(status.to_string()),
+            }
+        });
     }
 
     /// Waits until a rollout is complete: `deployment/web`.

@@ -5,6 +5,7 @@ mod chart;
 mod check;
 mod cni;
 mod control;
+mod controllers;
 mod install;
 mod jobs;
 mod kubernetes;

@@ -56,3 +56,24 @@ pub fn service(name: &str) -> Value {
         },
     })
 }
+
+/// A Job with the label `job: NAME` that asks a URL's `/healthz` so often, at so many a second. It succeeds if every answer is good,
+/// the first one too.
+pub fn calling_job(name: &str, url: &str, rate: &str, requests: &str) -> Value {
+    let mut spec = pod_spec(shop(&[
+        "load",
+        "--url",
+        url,
+        "--paths",
+        "/healthz",
+        "--rate",
+        rate,
+        "--requests",
+        requests,
+    ]));
+    spec["restartPolicy"] = "Never".into();
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name },
+        "spec": { "backoffLimit": 0, "template": { "metadata": { "labels": { "job": name } }, "spec": spec } },
+    })
+}

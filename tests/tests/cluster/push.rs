@@ -2,21 +2,15 @@
 
 use std::time::Duration;
 
+use crate::controllers;
 use crate::kubernetes::{Namespace, READY, eventually, sum};
 use crate::load::Load;
-use crate::objects::{deployment, pod_spec, server, service};
 
 const LATENCY: &str = "naru_controller_push_latency_seconds";
 
 /// The histogram's buckets, of all controllers together: upper bounds and how many were at most that.
 fn buckets() -> Vec<(f64, f64)> {
-    let controllers = Namespace::existing("naru-system");
-    let pods = controllers.pod_names("app.kubernetes.io/component=controller");
-    let metrics: Vec<String> = pods
-        .iter()
-        .map(|pod| controllers.metrics(pod, 15014))
-        .collect();
-    let all = metrics.concat();
+    let all = controllers::metrics().concat();
     let mut bounds: Vec<String> = all
         .lines()
         .filter(|line| line.starts_with(&format!("{LATENCY}_bucket")))
@@ -48,8 +42,7 @@ fn buckets() -> Vec<(f64, f64)> {
 #[test]
 fn every_sidecar_that_uses_a_service_accepts_its_new_endpoints() {
     let namespace = Namespace::meshed("push");
-    namespace.apply(&[deployment("web", 2, pod_spec(server())), service("web")]);
-    namespace.rolled_out("deployment/web");
+    namespace.serve_web(2);
     let clients: Vec<Load<'_>> = (0..4)
         .map(|number| Load::start(&namespace, &format!("load-{number}"), "http://web", 10))
         .collect();

@@ -2,18 +2,11 @@
 
 use crate::kubernetes::{Namespace, full};
 use crate::load::Load;
-use crate::objects::{deployment, pod_spec, server, service};
-
-fn web() -> Namespace {
-    let namespace = Namespace::meshed("restarts");
-    namespace.apply(&[deployment("web", 3, pod_spec(server())), service("web")]);
-    namespace.rolled_out("deployment/web");
-    namespace
-}
 
 #[test]
 fn no_request_fails_while_a_deployment_restarts_and_scales() {
-    let namespace = web();
+    let namespace = Namespace::meshed("restarts");
+    namespace.serve_web(3);
     let load = Load::start(&namespace, "load", "http://web", 500);
     let before = load.totals();
     for _ in 0..if full() { 20 } else { 3 } {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use naru_tests::repository;
 use serde_json::{Value, json};
 
+use crate::controllers;
 use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, run, script, try_kubectl};
 use crate::objects::{deployment, pod_spec, server, service};
 
@@ -180,18 +181,6 @@ fn restart_api_server(flags: &str) {
     });
 }
 
-fn restart_controller() {
-    let system = ["-n", "naru-system", "rollout"];
-    kubectl(&[&system[..], &["restart", "deployment/naru-controller"]].concat());
-    kubectl(
-        &[
-            &system[..],
-            &["status", "deployment/naru-controller", "--timeout=120s"],
-        ]
-        .concat(),
-    );
-}
-
 /// The experimental kind that the controller reads too, gone with the value.
 struct Experimental(String);
 
@@ -249,7 +238,7 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
     }
     // An API server that does not stream lists is asked for them.
     restart_api_server("--feature-gates=WatchList=false");
-    restart_controller();
+    controllers::restart();
     restart_api_server("");
 
     let everywhere = role(&["clusterrole", "naru-controller"]);

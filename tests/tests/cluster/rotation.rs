@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::controllers::{self, SYSTEM};
 use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, sum};
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service, shop};
 
-const SYSTEM: &str = "naru-system";
 /// How long each step may take: the test cluster's times for it are below a minute.
 const STEP: Duration = Duration::from_secs(180);
 /// How many carts one long stream has, ten a second: longer than a rotation.
@@ -28,21 +28,9 @@ fn issuer(metrics: &str, name: &str) -> Option<String> {
     )
 }
 
-/// The metrics of every controller.
-fn controllers() -> Vec<String> {
-    let pods = get(&["-n", SYSTEM, "pods", "-l", "app.kubernetes.io/name=naru"]);
-    let names = pods["items"].as_array().expect("a list").iter();
-    let names = names.filter_map(|pod| pod["metadata"]["name"].as_str());
-    let metrics = |name| {
-        let path = format!("/api/v1/namespaces/{SYSTEM}/pods/{name}:15014/proxy/metrics");
-        kubectl(&["get", "--raw", &path])
-    };
-    names.map(metrics).collect()
-}
-
 /// The one authority that all controllers issue with.
 fn authority() -> Result<String, String> {
-    let found: Vec<_> = (controllers().iter())
+    let found: Vec<_> = (controllers::metrics().iter())
         .map(|metrics| issuer(metrics, "naru_controller_authority_info"))
         .collect();
     match &found[..] {
@@ -57,44 +45,14 @@ fn authority() -> Result<String, String> {
 fn until_state(state: &str) {
     let labels = [&*format!("state=\"{state}\"")];
     eventually(&format!("the authority is {state}"), STEP, || {
-        let metrics = controllers();
+        let metrics = controllers::metrics();
         let name = "naru_controller_authority_state";
         let there = |metrics: &String| sum(metrics, name, &labels) == 1.0;
         match !metrics.is_empty() && metrics.iter().all(there) {
             true => Ok(()),
-            false => Err(controllers().concat()),
+            false => Err(metrics.concat()),
         }
     });
-}
-
-/// Two controllers, for as long as this lives.
-struct TwoControllers(String);
-
-impl TwoControllers {
-    fn new() -> Self {
-        let controller = get(&["-n", SYSTEM, "deployment", "naru-controller"]);
-        scale("2");
-        let rollout = ["rollout", "status", "deployment/naru-controller"];
-        kubectl(&[&["-n", SYSTEM], &rollout[..], &["--timeout=120s"]].concat());
-        Self(controller["spec"]["replicas"].to_string())
-    }
-}
-
-impl Drop for TwoControllers {
-    fn drop(&mut self) {
-        scale(&self.0);
-    }
-}
-
-fn scale(replicas: &str) {
-    let replicas = format!("--replicas={replicas}");
-    kubectl(&[
-        "-n",
-        SYSTEM,
-        "scale",
-        "deployment/naru-controller",
-        &replicas,
-    ]);
 }
 
 /// How often each container of a list of pods has started.
@@ -170,7 +128,7 @@ fn another_certificate_authority_takes_over_and_nobody_who_talks_notices() {
         namespace.rolled_out(&format!("deployment/{name}"));
     }
     // Two controllers have to agree at each step.
-    let _replicas = TwoControllers::new();
+    assert_eq!(controllers::names().len(), 2);
     let old = eventually("there is one authority", STEP, authority);
     until_state("steady");
     let load = Load::start(&namespace, "load", "http://web", 200);
@@ -232,7 +190,7 @@ fn another_certificate_authority_takes_over_and_nobody_who_talks_notices() {
         }
     });
     until_state("steady");
-    for metrics in controllers() {
+    for metrics in controllers::metrics() {
         assert_eq!(sum(&metrics, "naru_controller_trust_anchors", &[]), 1.0);
     }
     let anchors = namespace.get(&["configmap", "naru-trust-anchors"]);

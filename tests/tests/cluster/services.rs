@@ -2,28 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::kubernetes::{Namespace, READY, eventually};
-use crate::objects::{deployment, pod_spec, server, shop};
-
-/// A Job that asks a Service for `/healthz` a few times, and succeeds if every answer is good.
-fn call(name: &str, url: &str) -> Value {
-    let mut spec = pod_spec(shop(&[
-        "load",
-        "--url",
-        url,
-        "--paths",
-        "/healthz",
-        "--rate",
-        "20",
-        "--requests",
-        "20",
-    ]));
-    spec["restartPolicy"] = "Never".into();
-    json!({
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name },
-        "spec": { "backoffLimit": 0, "template": { "spec": spec } },
-    })
-}
+use crate::kubernetes::Namespace;
+use crate::objects::{calling_job, deployment, pod_spec, server};
 
 fn service(name: &str, spec: Value) -> Value {
     let mut service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": spec });
@@ -82,16 +62,11 @@ fn every_kind_of_service_is_reached() {
         ("node-port", "http://nodes.services.svc.cluster.local"),
         ("pod-address", &pod),
     ];
-    let jobs: Vec<Value> = calls.iter().map(|(name, url)| call(name, url)).collect();
-    namespace.apply(&jobs);
-    for (name, url) in calls {
-        eventually(url, READY, || {
-            let status = &namespace.get(&["job", name])["status"];
-            match (&status["succeeded"], &status["failed"]) {
-                (Value::Number(_), _) => Ok(()),
-                (_, Value::Number(_)) => panic!("{url} was not reached: {status}"),
-                _ => Err(status.to_string()),
-            }
-        });
+    let jobs = calls
+        .iter()
+        .map(|(name, url)| calling_job(name, url, "20", "20"));
+    namespace.apply(&jobs.collect::<Vec<Value>>());
+    for (name, _) in calls {
+        namespace.completed(name);
     }
 }
