@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::kubernetes::{Namespace, READY, eventually};
-use crate::objects::{pod_spec, shop};
+use crate::objects::{pod_spec, shell, shop};
 
 /// Requests at a fixed rate, from a pod of its own, for as long as the namespace lasts.
 pub struct Load<'a> {
@@ -42,6 +42,9 @@ impl<'a> Load<'a> {
         ];
         let mut spec = pod_spec(shop(&arguments));
         spec["restartPolicy"] = "Never".into();
+        // The cluster's DNS may not know a Service yet that has just been made, and remember for seconds that it did not.
+        let asks = format!("until wget -q -O /dev/null {url}/healthz; do sleep 1; done");
+        spec["initContainers"] = json!([shell("known", &asks)]);
         if let Some(node) = node {
             spec["nodeSelector"] = json!({ "kubernetes.io/hostname": node });
         }

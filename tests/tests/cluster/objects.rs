@@ -13,6 +13,16 @@ pub fn shop(arguments: &[&str]) -> Value {
     })
 }
 
+/// A container that runs one line of shell.
+pub fn shell(name: &str, line: &str) -> Value {
+    json!({
+        "name": name, "image": "naru.test/busybox:1", "command": ["sh", "-c", line],
+        "securityContext": {
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
+        },
+    })
+}
+
 /// A container that answers `/healthz` on the port `http`, 8080.
 pub fn server() -> Value {
     let mut container = shop(&["catalog", "--listen", "[::]:8080"]);

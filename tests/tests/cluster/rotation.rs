@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::controllers::{self, SYSTEM};
 use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, sum};
 use crate::load::Load;
-use crate::objects::{deployment, pod_spec, server, service, shop};
+use crate::objects::{deployment, pod_spec, server, service, shell, shop};
 
 /// How long each step may take: the test cluster's times for it are below a minute.
 const STEP: Duration = Duration::from_secs(180);
@@ -76,12 +76,7 @@ fn starts(pods: &Value) -> Vec<(String, u64)> {
 
 /// A pod that runs one line of shell.
 fn client(name: &str, line: &str) -> Value {
-    let mut spec = pod_spec(json!({
-        "name": "client", "image": "naru.test/busybox:1", "command": ["sh", "-c", line],
-        "securityContext": {
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
-        },
-    }));
+    let mut spec = pod_spec(shell("client", line));
     spec["restartPolicy"] = "Never".into();
     spec["terminationGracePeriodSeconds"] = 1.into();
     json!({

@@ -116,9 +116,9 @@ async fn call(client: Client<HttpConnector, Empty<Bytes>>, url: Uri) -> Result<(
     let mut request = Request::new(Empty::new());
     *request.uri_mut() = url;
     let response = client.request(request).await;
-    let mut response = response.map_err(|error| error.to_string())?;
+    let mut response = response.map_err(|error| with_sources(&error))?;
     while let Some(frame) = response.frame().await {
-        frame.map_err(|error| error.to_string())?;
+        frame.map_err(|error| with_sources(&error))?;
     }
     if response.status().is_success() {
         return Ok(());
@@ -129,6 +129,12 @@ async fn call(client: Client<HttpConnector, Empty<Bytes>>, url: Uri) -> Result<(
         Some(reason) => format!("{} {reason}", response.status().as_u16()),
         None => response.status().as_u16().to_string(),
     })
+}
+
+/// An error, and what it came of: "client error (Connect)" alone does not tell a name that is unknown from a port that is closed.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |error| error.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 fn count(totals: &Mutex<Totals>, outcome: Result<(), String>, took: Duration) {

@@ -1,0 +1,6 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# Where `build` puts things, under a hash of what they are made from. Sourced after tests/cluster/common.sh and provide.sh.
+
+source "$repository/tests/cluster/artifacts.sh"
+suite_go=$cache/go/bin/go
+conformance=$cache/conformance-$(hash_of "" "$repository"/tests/conformance/{build,suite/*,echo/*})
