@@ -390,10 +390,18 @@ fn key(object: &Value) -> String {
 /// The path of a kind, and the key of the object in it (with what follows), if the path is that of one.
 fn collection_of(path: &str) -> (String, Option<String>) {
     match path.split_once("/namespaces/") {
-        None => match path.rsplit_once('/') {
-            Some((collection, name)) => (collection.to_owned(), Some(format!("/{name}"))),
-            None => (path.to_owned(), None),
-        },
+        None => {
+            let (object, status) = match path.strip_suffix("/status") {
+                Some(object) => (object, "/status"),
+                None => (path, ""),
+            };
+            match object.rsplit_once('/') {
+                Some((collection, name)) => {
+                    (collection.to_owned(), Some(format!("/{name}{status}")))
+                }
+                None => (path.to_owned(), None),
+            }
+        }
         Some((prefix, rest)) => {
             let mut parts = rest.splitn(3, '/');
             let (namespace, plural) = (parts.next(), parts.next().unwrap_or_default());

@@ -106,7 +106,7 @@ impl Catalog {
 }
 
 impl Verdict {
-    fn yes(reason: &'static str, message: String) -> Self {
+    pub fn yes(reason: &'static str, message: String) -> Self {
         Self {
             holds: true,
             reason,

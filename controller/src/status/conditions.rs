@@ -26,22 +26,9 @@ pub fn parents(route: &Value, status: &RouteStatus, now: &str) -> Option<Vec<Val
 fn entry(status: &ParentStatus, generation: i64, ours: &[&Value], now: &str) -> Value {
     let parent = parent_ref(&status.parent);
     let before = ours.iter().find(|entry| entry["parentRef"] == parent);
-    let condition = |kind: &str, verdict: &Verdict| {
-        let holds = if verdict.holds { "True" } else { "False" };
-        let conditions = before.and_then(|entry| entry["conditions"].as_array());
-        let since = conditions.into_iter().flatten().find_map(|condition| {
-            (condition["type"] == kind && condition["status"] == holds)
-                .then(|| condition["lastTransitionTime"].as_str())?
-        });
-        json!({
-            "type": kind,
-            "status": holds,
-            "reason": verdict.reason,
-            "message": verdict.message,
-            "observedGeneration": generation,
-            "lastTransitionTime": since.unwrap_or(now),
-        })
-    };
+    let conditions = before.and_then(|entry| entry["conditions"].as_array());
+    let condition =
+        |kind: &str, verdict: &Verdict| condition(kind, verdict, generation, conditions, now);
     json!({
         "parentRef": parent,
         "controllerName": CONTROLLER_NAME,
@@ -49,6 +36,29 @@ fn entry(status: &ParentStatus, generation: i64, ours: &[&Value], now: &str) -> 
             condition("Accepted", &status.accepted),
             condition("ResolvedRefs", &status.resolved_refs),
         ],
+    })
+}
+
+/// One condition. What it was `before` says since when its status holds.
+pub fn condition(
+    kind: &str,
+    verdict: &Verdict,
+    generation: i64,
+    before: Option<&Vec<Value>>,
+    now: &str,
+) -> Value {
+    let holds = if verdict.holds { "True" } else { "False" };
+    let since = before.into_iter().flatten().find_map(|condition| {
+        (condition["type"] == kind && condition["status"] == holds)
+            .then(|| condition["lastTransitionTime"].as_str())?
+    });
+    json!({
+        "type": kind,
+        "status": holds,
+        "reason": verdict.reason,
+        "message": verdict.message,
+        "observedGeneration": generation,
+        "lastTransitionTime": since.unwrap_or(now),
     })
 }
 

@@ -1,4 +1,4 @@
-//! What is thought of routes, written into their status.
+//! What is thought of routes, written into their status, and into that of the mesh what it supports.
 //!
 //! ```text
 //! lease (one replica holds it) ─▶ writer: catalog's verdicts ─▶ conditions (merged with what is there) ─▶ API server
@@ -9,6 +9,7 @@
 
 mod conditions;
 mod lease;
+mod mesh;
 mod writer;
 
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub async fn run(client: Client, hub: Arc<Hub>, metrics: Metrics, stopping: watc
     let lease = lease::Lease::new(client.clone(), lease::identity(), lease::TERMS);
     tokio::select! {
         () = lease.hold(holding, stopping) => {}
-        () = writer::run(client, hub, metrics, held) => {}
+        () = writer::run(client.clone(), hub, metrics, held.clone()) => {}
+        () = mesh::run(client, held, mesh::EVERY) => {}
     }
 }

@@ -298,3 +298,68 @@ async fn a_holder_that_can_not_renew_gives_up_and_comes_back() {
     api.down(false);
     replica.holds(true).await;
 }
+
+const MESHES: &str = "/apis/gateway.networking.x-k8s.io/v1alpha1/xmeshes";
+
+/// Waits until the mesh `naru` has one.
+async fn has_status(api: &FakeApi) {
+    let written = async {
+        while api.get(MESHES, "", "naru").unwrap()["status"].is_null() {
+            sleep(TERMS.every).await;
+        }
+    };
+    timeout(PATIENCE, written).await.expect("a status");
+}
+
+#[tokio::test]
+async fn a_mesh_of_ours_is_told_what_is_supported_once_and_those_of_others_nothing() {
+    let api = FakeApi::new(&[MESHES]);
+    for (name, controller) in [("naru", CONTROLLER_NAME), ("other", "example.com/mesh")] {
+        let spec = json!({ "controllerName": controller });
+        let metadata = json!({ "name": name, "generation": 3 });
+        api.apply(MESHES, json!({ "metadata": metadata, "spec": spec }));
+    }
+    let held = watch::Sender::new(false);
+    tokio::spawn(mesh::run(api.client(), held.subscribe(), TERMS.every));
+    sleep(QUIET).await;
+    assert!(api.take_requests().is_empty(), "somebody else writes");
+    held.send_replace(true);
+    has_status(&api).await;
+    sleep(QUIET).await;
+    assert_eq!(api.take_written().len(), 1);
+    assert!(api.get(MESHES, "", "other").unwrap()["status"].is_null());
+    let status = api.get(MESHES, "", "naru").unwrap()["status"].clone();
+    let condition = &status["conditions"][0];
+    for (field, value) in [
+        ("type", "Accepted"),
+        ("status", "True"),
+        ("reason", "Accepted"),
+    ] {
+        assert_eq!(condition[field], value);
+    }
+    assert_eq!(condition["observedGeneration"], 3);
+    let features = status["supportedFeatures"].as_array().unwrap();
+    assert_eq!(features.len(), mesh::SUPPORTED_FEATURES.len());
+    let mut names: Vec<_> = features
+        .iter()
+        .map(|feature| feature["name"].as_str())
+        .collect();
+    assert!(names.is_sorted(), "its list is a sorted set");
+    names.dedup();
+    assert_eq!(names.len(), features.len());
+}
+
+#[tokio::test]
+async fn an_api_server_without_meshes_is_asked_again() {
+    let api = FakeApi::new(&[]);
+    let held = watch::Sender::new(true);
+    tokio::spawn(mesh::run(api.client(), held.subscribe(), TERMS.every));
+    sleep(QUIET).await;
+    api.install(MESHES);
+    let spec = json!({ "controllerName": CONTROLLER_NAME });
+    api.apply(
+        MESHES,
+        json!({ "metadata": { "name": "naru" }, "spec": spec }),
+    );
+    has_status(&api).await;
+}

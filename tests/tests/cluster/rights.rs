@@ -11,7 +11,9 @@ use naru_tests::repository;
 use serde_json::{Value, json};
 
 use crate::controllers;
-use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, run, script, try_kubectl};
+use crate::kubernetes::{
+    Namespace, READY, apply, eventually, get, kubectl, run, script, try_kubectl,
+};
 use crate::objects::{deployment, pod_spec, server, service};
 
 const CONTROLLER: &str = "system:serviceaccount:naru-system:naru-controller";
@@ -181,28 +183,46 @@ fn restart_api_server(flags: &str) {
     });
 }
 
-/// The experimental kind that the controller reads too, gone with the value.
-struct Experimental(String);
+/// The experimental kinds that the controller knows too, and an XMesh of ours. Gone with the value.
+struct Experimental(Vec<String>);
 
 impl Experimental {
     fn install() -> Self {
         let below = repository().join("target/cluster");
         let releases =
             std::fs::read_dir(&below).unwrap_or_else(|error| panic!("{below:?}: {error}"));
-        let file = "experimental/gateway.networking.x-k8s.io_xbackendtrafficpolicies.yaml";
-        let found = releases
-            .filter_map(|entry| Some(entry.ok()?.path().join(file)))
-            .find(|path| path.exists())
+        let mut folders =
+            releases.filter_map(|entry| Some(entry.ok()?.path().join("experimental")));
+        let folder = (folders.find(|folder| folder.exists()))
             .expect("tests/cluster/up keeps Gateway API's CRDs");
-        let path = found.to_str().expect("text").to_owned();
-        kubectl(&["apply", "--server-side", "-f", &path]);
-        Self(path)
+        let files = ["xbackendtrafficpolicies", "xmeshes"].map(|plural| {
+            let file = folder.join(format!("gateway.networking.x-k8s.io_{plural}.yaml"));
+            file.to_str().expect("text").to_owned()
+        });
+        for file in &files {
+            kubectl(&["apply", "--server-side", "-f", file]);
+        }
+        let established = [
+            "wait",
+            "--for=condition=Established",
+            "--timeout=30s",
+            "crd",
+        ];
+        let crd = "xmeshes.gateway.networking.x-k8s.io";
+        kubectl(&[&established[..], &[crd]].concat());
+        apply(&[json!({
+            "apiVersion": "gateway.networking.x-k8s.io/v1alpha1", "kind": "XMesh", "metadata": { "name": "rights" },
+            "spec": { "controllerName": "naru.dev/controller" },
+        })]);
+        Self(files.to_vec())
     }
 }
 
 impl Drop for Experimental {
     fn drop(&mut self) {
-        let _gone_with_the_cluster = try_kubectl(&["delete", "-f", &self.0]);
+        for file in &self.0 {
+            let _gone_with_the_cluster = try_kubectl(&["delete", "-f", file]);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use kube::{Api, Client, Error};
 
 use super::cluster::some;
 use super::finding::{Found, Group, failure, info, ok};
-use super::rights::{RIGHTS, Where};
+use super::rights::{EXPERIMENTAL, RIGHTS, Where};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
@@ -55,7 +55,15 @@ async fn rights(client: &Client, namespace: &str) -> Result<Vec<Found>, Error> {
     let of_cluster = OF_CLUSTER
         .iter()
         .map(|&(group, plural)| (group, plural, None));
-    for (group, plural, namespace) in in_namespace.chain(of_cluster) {
+    // The chart has one where the cluster knows the kind.
+    let experimental = client.list_api_group_resources(&format!("{EXPERIMENTAL}/v1alpha1"));
+    let resources = experimental.await.map_or(Vec::new(), |list| list.resources);
+    let mesh = (resources.iter().any(|resource| resource.name == "xmeshes")).then_some((
+        EXPERIMENTAL,
+        "xmeshes",
+        None,
+    ));
+    for (group, plural, namespace) in in_namespace.chain(of_cluster).chain(mesh) {
         for verb in VERBS {
             if !may(client, group, plural, namespace, verb).await? {
                 missing.push(format!("{verb} {plural}"));

@@ -30,9 +30,10 @@ pub type Right = (
 use Where::{Everywhere, OwnNamespace};
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
+pub const EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
 const READ: &[&str] = &["list", "watch"];
 
-pub const RIGHTS: [Right; 18] = [
+pub const RIGHTS: [Right; 20] = [
     (Everywhere, "", "namespaces", "", READ),
     (Everywhere, "", "pods", "", READ),
     (Everywhere, "", "services", "", READ),
@@ -46,11 +47,13 @@ pub const RIGHTS: [Right; 18] = [
     (Everywhere, GATEWAY, "httproutes/status", "", &["patch"]),
     (
         Everywhere,
-        "gateway.networking.x-k8s.io",
+        EXPERIMENTAL,
         "xbackendtrafficpolicies",
         "",
         READ,
     ),
+    (Everywhere, EXPERIMENTAL, "xmeshes", "", &["list"]),
+    (Everywhere, EXPERIMENTAL, "xmeshes/status", "", &["patch"]),
     (
         Everywhere,
         "events.k8s.io",

@@ -1,0 +1,102 @@
+//! What the mesh supports, written into the status of every XMesh that names this controller (GEP-3949). The conformance suite of the
+//! Gateway API reads it there.
+//!
+//! Nothing in routing tables depends on it, so it is no source of theirs: it is looked at now and then.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::{Timestamp, Unit};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::{CONTROLLER_NAME, FIELD_MANAGER, conditions};
+use crate::compile::Verdict;
+
+/// How often they are looked at. One is made once, with an installation.
+pub const EVERY: Duration = Duration::from_secs(5);
+/// How long looking and writing may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// As many as are looked at. There is one.
+const MAX_MESHES: u32 = 16;
+
+/// What the Gateway API calls the things that this mesh does (pkg/features of v1.7), in alphabetical order.
+pub const SUPPORTED_FEATURES: [&str; 17] = [
+    "GRPCRoute",
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteParentRefPort",
+    "HTTPRouteResponseHeaderModification",
+    "Mesh",
+    "MeshClusterIPMatching",
+    "MeshConsumerRoute",
+    "MeshHTTPRouteBackendRequestHeaderModification",
+    "MeshHTTPRouteNamedRouteRule",
+    "MeshHTTPRouteQueryParamMatching",
+    "MeshHTTPRouteRedirectPath",
+    "MeshHTTPRouteRedirectPort",
+    "MeshHTTPRouteRewritePath",
+    "MeshHTTPRouteSchemeRedirect",
+];
+
+/// Looks and writes for ever while the lease is held, with a pause of `every`.
+pub async fn run(client: Client, mut held: watch::Receiver<bool>, every: Duration) {
+    let kind = GroupVersionKind::gvk("gateway.networking.x-k8s.io", "v1alpha1", "XMesh");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "xmeshes");
+    let meshes: Api<DynamicObject> = Api::all_with(client, &resource);
+    while held.wait_for(|held| *held).await.is_ok() {
+        match timeout(PATIENCE, write(&meshes, &resource)).await {
+            Ok(Ok(())) => {}
+            // Its CRD is not installed, which it need not be.
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the status of an XMesh could not be written"),
+            Err(_) => tracing::warn!("the status of an XMesh could not be written in time"),
+        }
+        sleep(every).await;
+    }
+}
+
+async fn write(meshes: &Api<DynamicObject>, resource: &ApiResource) -> kube::Result<()> {
+    let list = meshes
+        .list(&ListParams::default().limit(MAX_MESHES))
+        .await?;
+    let ours = |mesh: &&DynamicObject| mesh.data["spec"]["controllerName"] == CONTROLLER_NAME;
+    for mesh in list.items.iter().filter(ours) {
+        let Some(status) = status(mesh) else {
+            continue;
+        };
+        let patch = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": mesh.name_any(), "resourceVersion": mesh.metadata.resource_version },
+            "status": status,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        meshes
+            .patch_status(&mesh.name_any(), &params, &Patch::Apply(&patch))
+            .await?;
+    }
+    Ok(())
+}
+
+/// `None`: it is as it should be.
+fn status(mesh: &DynamicObject) -> Option<Value> {
+    let before = &mesh.data["status"];
+    let now = Timestamp::now().round(Unit::Second).unwrap_or_default();
+    let accepted = Verdict::yes("Accepted", "this is the mesh of Naru".to_owned());
+    let generation = mesh.metadata.generation.unwrap_or_default();
+    let condition = conditions::condition(
+        "Accepted",
+        &accepted,
+        generation,
+        before["conditions"].as_array(),
+        &now.to_string(),
+    );
+    let features = SUPPORTED_FEATURES.map(|name| json!({ "name": name }));
+    let status = json!({ "conditions": [condition], "supportedFeatures": features });
+    (status != *before).then_some(status)
+}
