@@ -9,6 +9,7 @@ fn main() {
          \x20 unit, sockets  need nothing but the toolchain\n\
          \x20 namespaces     needs root and real programs; {namespaces}\n\
          \x20 chart          needs Python; NOT run here\n\
+         \x20 conformance    needs what `cluster` does: the Gateway API's suite; NOT run here\n\
          \x20 cluster        needs root, Go and containerd: a Kubernetes of its own; {cluster}\n\
          `tests/run` installs what is missing and runs all of them, `tests/run LAYER…` some."
     );
