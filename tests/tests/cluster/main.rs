@@ -6,6 +6,7 @@ mod check;
 mod cni;
 mod control;
 mod controllers;
+mod gateway;
 mod install;
 mod jobs;
 mod kubernetes;

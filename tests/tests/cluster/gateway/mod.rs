@@ -1,0 +1,8 @@
+//! What the Gateway API's suite asks of gateways alone, asked of the mesh, with the suite's own apps: twins of its tests, and what it
+//! does not ask at all.
+
+mod attachment;
+mod echo;
+mod grpc;
+mod http;
+mod status;
