@@ -2,6 +2,7 @@
 //! does not ask at all.
 
 mod attachment;
+mod convergence;
 mod echo;
 mod grpc;
 mod http;
