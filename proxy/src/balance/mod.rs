@@ -177,6 +177,15 @@ pub fn pick(set: &EndpointSet, tried: &[u64], random: &mut SmallRng) -> Option<I
     pick_at(set, tried, random, Nanos::now())
 }
 
+/// Whether [`pick`] would find an endpoint that has not been tried, without taking it up.
+pub fn is_usable(set: &EndpointSet) -> bool {
+    let now = Nanos::now();
+    // With all of them ejected, ejection is ignored, but for those that are somebody else's.
+    set.endpoints
+        .iter()
+        .any(|endpoint| endpoint.load.standing(now) != Standing::Refused)
+}
+
 fn pick_at(
     set: &EndpointSet,
     tried: &[u64],

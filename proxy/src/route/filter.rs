@@ -150,7 +150,7 @@ impl Redirect {
 }
 
 impl Scheme {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",

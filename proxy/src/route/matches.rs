@@ -56,6 +56,28 @@ pub enum ValueMatch {
     Regex(Regex),
 }
 
+/// The first part of a match that a request does not have.
+#[derive(Clone, Copy, Debug)]
+pub enum Unmet<'m> {
+    Path(&'m PathMatch),
+    Method(&'m str),
+    Header(&'m NamedMatch),
+    Query(&'m NamedMatch),
+}
+
+/// What decides which of two matches comes first: the smaller one does. HTTPRoute's order is: exact path, longest prefix, method,
+/// most headers, most query parameters. It leaves the place of regular expressions open: here, between exact paths and prefixes,
+/// longest pattern first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Precedence {
+    /// 0: exact, 1: regular expression, 2: prefix.
+    pub path: u8,
+    pub chars: Reverse<usize>,
+    pub any_method: bool,
+    pub headers: Reverse<usize>,
+    pub query: Reverse<usize>,
+}
+
 /// The rules of all routes of a Service, in order of precedence.
 #[derive(Debug)]
 pub struct Routes {
@@ -83,44 +105,65 @@ impl Routes {
         self.entries.iter().map(|(_, rule)| rule)
     }
 
+    /// Every match with its rule, in order of precedence.
+    pub(super) fn entries(&self) -> &[(Match, Arc<Rule>)] {
+        &self.entries
+    }
+
     /// The first rule that takes the request, and how many bytes of the path its prefix match covered.
     pub(super) fn find(&self, head: &impl RequestHead) -> Option<(&Arc<Rule>, usize)> {
-        let target = head.path_and_query();
-        let (path, query) = split_query(target);
+        let (path, query) = split_query(head.path_and_query());
+        let query = query.unwrap_or("");
         self.entries.iter().find_map(|(m, rule)| {
-            let covered = m.path.covers(path)?;
-            m.takes(head, query.unwrap_or(""))
-                .then_some((rule, covered))
+            let covered = m.check(head, path, query).ok()?;
+            Some((rule, covered))
         })
     }
 }
 
 impl Match {
-    /// Smaller comes first. HTTPRoute's order is: exact path, longest prefix, method, most headers, most query
-    /// parameters. It leaves the place of regular expressions open: here, between exact paths and prefixes, longest pattern first.
-    fn precedence(&self) -> impl Ord + use<> {
-        let (kind, chars) = match &self.path {
+    pub(super) fn precedence(&self) -> Precedence {
+        let (path, chars) = match &self.path {
             PathMatch::Exact(_) => (0, 0),
             PathMatch::Regex(regex) => (1, regex.as_str().chars().count()),
             PathMatch::Prefix { chars, .. } => (2, *chars),
         };
-        (
-            kind,
-            Reverse(chars),
-            self.method.is_none(),
-            Reverse(self.headers.len()),
-            Reverse(self.query.len()),
-        )
+        Precedence {
+            path,
+            chars: Reverse(chars),
+            any_method: self.method.is_none(),
+            headers: Reverse(self.headers.len()),
+            query: Reverse(self.query.len()),
+        }
     }
 
-    /// Whether all but the path holds.
-    fn takes(&self, head: &impl RequestHead, query: &str) -> bool {
-        self.method.as_deref().is_none_or(|m| m == head.method())
-            && self.headers.iter().all(|header| header.takes_header(head))
-            && self.query.iter().all(|param| {
-                query_value(query, &param.name)
-                    .is_some_and(|value| param.value.takes(value.as_bytes()))
-            })
+    /// How many bytes of `path` the prefix covers, if all parts hold. `path` and `query` are those of `head`.
+    #[inline]
+    pub(super) fn check(
+        &self,
+        head: &impl RequestHead,
+        path: &str,
+        query: &str,
+    ) -> Result<usize, Unmet<'_>> {
+        let Some(covered) = self.path.covers(path) else {
+            return Err(Unmet::Path(&self.path));
+        };
+        if let Some(method) = self.method.as_deref()
+            && method != head.method()
+        {
+            return Err(Unmet::Method(method));
+        }
+        if let Some(header) = self.headers.iter().find(|h| !h.takes_header(head)) {
+            return Err(Unmet::Header(header));
+        }
+        let lacks = |param: &&NamedMatch| {
+            query_value(query, &param.name)
+                .is_none_or(|value| !param.value.takes(value.as_bytes()))
+        };
+        match self.query.iter().find(lacks) {
+            Some(param) => Err(Unmet::Query(param)),
+            None => Ok(covered),
+        }
     }
 }
 
@@ -237,7 +280,7 @@ fn regex_over_fields(head: &impl HeaderFields, name: &str, regex: &Regex, separa
 }
 
 /// The value of the first parameter called `name`. Where a name is repeated the first one counts.
-fn query_value<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+pub(crate) fn query_value<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         // An empty query has one empty pair, which is no parameter.
@@ -246,7 +289,7 @@ fn query_value<'q>(query: &'q str, name: &str) -> Option<&'q str> {
 }
 
 /// A request target, taken apart at its first `?`.
-pub(super) fn split_query(target: &str) -> (&str, Option<&str>) {
+pub(crate) fn split_query(target: &str) -> (&str, Option<&str>) {
     match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (target, None),

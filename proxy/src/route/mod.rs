@@ -8,11 +8,15 @@
 //!                               ├─▶ decide ─▶ Decision
 //! head ─────────────────────────┘     │ matches: which rule;  filter: what it changes
 //! ```
+//!
+//! For people, [`explain`] and [`outcome`] tell the same of a request that nobody has sent.
 
 mod decode;
+mod explain;
 mod filter;
 mod head;
 mod matches;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -29,7 +33,10 @@ use crate::table::{Backend, Logical};
 
 pub use decode::{DecodeError, ServiceLabels, decode_routes, default_rule};
 pub use filter::{Filter, HeaderModifier, PathModifier, Redirect, Rewrite};
-pub use matches::{Match, NamedMatch, PathMatch, RouteRule, Routes, ValueMatch};
+pub use explain::{Criterion, Explained, Outcome, Verdict, explain, outcome};
+pub(crate) use matches::{query_value, split_query};
+pub use matches::{Match, NamedMatch, PathMatch, RouteRule, Routes, Unmet, ValueMatch};
+pub use words::is_credential;
 
 /// The head of a request, whichever HTTP version carried it. Two implementations: [`crate::http1`]'s head and
 /// [`http::request::Parts`].

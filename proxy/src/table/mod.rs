@@ -10,6 +10,7 @@
 //! [`Endpoint`], which is carried over from table to table while its address and identity stay the same.
 
 mod apply;
+mod attached;
 mod decode;
 mod locality;
 mod store;
@@ -33,6 +34,7 @@ use crate::budget::RetryBudget;
 use crate::metrics::TcpMetrics;
 use crate::route::{Routes, Rule};
 
+pub use attached::Attached;
 pub use store::{Outbox, Store};
 pub use tables::{Miss, Misses, Tables, tables};
 
@@ -137,6 +139,18 @@ pub enum Protocol {
     /// HTTP/2 with prior knowledge.
     Http2,
     Tcp,
+}
+
+impl Protocol {
+    /// The word for people and programs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Detect => "detect",
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// A concrete backend: the pods of one Service port. Lives as long as some rule refers to it.

@@ -171,6 +171,11 @@ fn in_use(cell: &Arc<DestinationCell>) -> bool {
 }
 
 impl Shared {
+    /// Of the own pod.
+    pub fn namespace(&self) -> &Arc<str> {
+        &self.namespace
+    }
+
     pub fn cell(&self, address: SocketAddr) -> Option<Arc<DestinationCell>> {
         self.shard(address).load().get(&address).cloned()
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::decode::{Content, EndpointSpec, Target};
 use super::store::{Held, Store};
-use super::{Destination, EndpointSet, Peer, Protocol};
+use super::{Destination, EndpointSet, Peer};
 
 /// Everything that the proxy goes by.
 #[derive(Debug, Serialize)]
@@ -165,7 +165,7 @@ impl Store {
                 ports: inbound
                     .ports
                     .iter()
-                    .map(|(port, declared)| (*port, protocol(*declared)))
+                    .map(|(port, declared)| (*port, declared.as_str()))
                     .collect(),
             },
             Content::Destination(target) => ContentView::Destination {
@@ -176,7 +176,7 @@ impl Store {
                 },
             },
             Content::Service(service) => ContentView::Service {
-                protocol: protocol(service.protocol),
+                protocol: service.protocol.as_str(),
                 http_routes: service
                     .http_routes
                     .iter()
@@ -190,7 +190,7 @@ impl Store {
             Content::Endpoints(content) => {
                 let live = self.backend_set(name).unwrap_or_default();
                 ContentView::Endpoints {
-                    protocol: protocol(content.protocol),
+                    protocol: content.protocol.as_str(),
                     endpoints: content
                         .endpoints
                         .values()
@@ -216,7 +216,7 @@ fn destination(address: SocketAddr, destination: &Destination) -> DestinationVie
                 "{}/{}:{}",
                 logical.namespace, logical.service, logical.port
             ));
-            view.protocol = Some(protocol(logical.protocol));
+            view.protocol = Some(logical.protocol.as_str());
         }
         Destination::Passthrough => view.kind = "passthrough",
         Destination::Unknown => {}
@@ -269,11 +269,3 @@ fn endpoint(spec: &EndpointSpec, set: &EndpointSet) -> EndpointView {
     }
 }
 
-fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Detect => "detect",
-        Protocol::Http => "http",
-        Protocol::Http2 => "http2",
-        Protocol::Tcp => "tcp",
-    }
-}

@@ -1,0 +1,184 @@
+//! Why a request goes where it goes, for people: every match with what speaks against it, and what would become of the request.
+//!
+//! In: a head that nobody has sent. Out: what [`super::decide`] goes by, by the same functions, for every rule and every backend
+//! instead of the one that is taken. Nothing is counted and no endpoint is taken up.
+
+use std::sync::Arc;
+
+use http::request::Parts;
+
+use super::filter::{Context, apply_to_request};
+use super::matches::{Match, Precedence, Unmet, split_query};
+use super::{RequestHead as _, Routes, Rule};
+use crate::balance;
+use crate::reason::Reason;
+use crate::table::Logical;
+
+/// A match of a rule, and what it makes of a request.
+#[derive(Debug)]
+pub struct Explained<'r> {
+    pub rule: &'r Arc<Rule>,
+    /// `None`: the rule of a Service that no route is attached to.
+    pub matched: Option<&'r Match>,
+    /// `None`: no request was given.
+    pub verdict: Option<Verdict<'r>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Verdict<'r> {
+    /// It takes the request, and its prefix covers so many bytes of the path.
+    Takes { covered: usize },
+    /// It would take it. The one that does comes first by this.
+    Outranked(Criterion),
+    /// This part of it does not hold.
+    Unmet(Unmet<'r>),
+}
+
+/// By what one match comes before another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Criterion {
+    ExactPath,
+    RegularExpression,
+    LongerPath,
+    Method,
+    MoreHeaders,
+    MoreQueryParameters,
+    /// Its route is older, or as old and first by name: the controller gives routes in this order.
+    OlderRoute,
+    /// It is of an earlier rule of the same route.
+    EarlierRule,
+    /// It is an earlier match of the same rule.
+    EarlierMatch,
+}
+
+impl Criterion {
+    /// The word for programs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ExactPath => "exact-path",
+            Self::RegularExpression => "regular-expression",
+            Self::LongerPath => "longer-path",
+            Self::Method => "method",
+            Self::MoreHeaders => "more-headers",
+            Self::MoreQueryParameters => "more-query-parameters",
+            Self::OlderRoute => "older-route",
+            Self::EarlierRule => "earlier-rule",
+            Self::EarlierMatch => "earlier-match",
+        }
+    }
+
+    fn between(first: &(Match, Arc<Rule>), second: &(Match, Arc<Rule>)) -> Self {
+        let (a, b): (Precedence, Precedence) = (first.0.precedence(), second.0.precedence());
+        if a.path != b.path {
+            return match a.path {
+                0 => Self::ExactPath,
+                _ => Self::RegularExpression,
+            };
+        }
+        if a.chars != b.chars {
+            Self::LongerPath
+        } else if a.any_method != b.any_method {
+            Self::Method
+        } else if a.headers != b.headers {
+            Self::MoreHeaders
+        } else if a.query != b.query {
+            Self::MoreQueryParameters
+        } else if first.1.route != second.1.route {
+            Self::OlderRoute
+        } else if !Arc::ptr_eq(&first.1, &second.1) {
+            Self::EarlierRule
+        } else {
+            Self::EarlierMatch
+        }
+    }
+}
+
+/// Every match of a Service's routes in order of precedence, and what it makes of `head`, if there is one.
+pub fn explain<'r>(logical: &'r Logical, head: Option<&Parts>) -> Vec<Explained<'r>> {
+    match &logical.routes {
+        Some(routes) => explain_routes(routes, head),
+        None => vec![Explained {
+            rule: &logical.default_rule,
+            matched: None,
+            verdict: head.map(|_| Verdict::Takes { covered: 0 }),
+        }],
+    }
+}
+
+fn explain_routes<'r>(routes: &'r Routes, head: Option<&Parts>) -> Vec<Explained<'r>> {
+    let mut taken = None;
+    let explain = |entry: &'r (Match, Arc<Rule>)| {
+        let verdict = head.map(|head| {
+            let (path, query) = split_query(head.path_and_query());
+            match entry.0.check(head, path, query.unwrap_or("")) {
+                Err(unmet) => Verdict::Unmet(unmet),
+                Ok(covered) => match taken {
+                    Some(first) => Verdict::Outranked(Criterion::between(first, entry)),
+                    None => {
+                        taken = Some(entry);
+                        Verdict::Takes { covered }
+                    }
+                },
+            }
+        });
+        Explained {
+            rule: &entry.1,
+            matched: Some(&entry.0),
+            verdict,
+        }
+    };
+    routes.entries().iter().map(explain).collect()
+}
+
+/// What would become of a request.
+#[derive(Debug)]
+pub enum Outcome {
+    Redirect {
+        status: u16,
+        location: String,
+    },
+    Fail(Reason),
+    /// For each of the rule's backends in their order: what it would get, or why it would get nothing.
+    Forward(Vec<Result<Box<Parts>, Reason>>),
+}
+
+impl Outcome {
+    /// What would become of `head`, which `rule` takes with `covered` bytes of its path.
+    fn of(rule: &Rule, covered: usize, port: u16, mut head: Parts) -> Self {
+        let context = Context {
+            matched_prefix: covered,
+            port,
+        };
+        if let Some((status, location)) = apply_to_request(&rule.filters, context, &mut head) {
+            return Self::Redirect { status, location };
+        }
+        if rule.backends.iter().all(|backend| backend.weight == 0) {
+            return Self::Fail(Reason::NoBackend);
+        }
+        let prospects = rule.backends.iter().map(|backend| {
+            let Ok(target) = &backend.backend else {
+                return Err(Reason::BackendInvalid);
+            };
+            if !balance::is_usable(&target.endpoints()) {
+                return Err(Reason::NoEndpoint);
+            }
+            let mut head = Box::new(head.clone());
+            // A backend's filters do not redirect: decoding has seen to that.
+            apply_to_request(&backend.filters, context, &mut *head);
+            Ok(head)
+        });
+        Self::Forward(prospects.collect())
+    }
+}
+
+/// What would become of `head`, of which `explained` is all that is to be said.
+pub fn outcome(logical: &Logical, explained: &[Explained<'_>], head: &Parts) -> Outcome {
+    let taken = explained.iter().find_map(|one| match one.verdict {
+        Some(Verdict::Takes { covered }) => Some((one.rule, covered)),
+        _ => None,
+    });
+    match taken {
+        Some((rule, covered)) => Outcome::of(rule, covered, logical.port, head.clone()),
+        None => Outcome::Fail(Reason::NoRoute),
+    }
+}

@@ -1,0 +1,82 @@
+//! What is attached to a destination, for people: which resources it was made of, and what the controller sent of them that is not in
+//! force.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use naru_contract::ResourceName;
+
+use super::decode::{Content, Target};
+use super::store::Store;
+use super::tables::canonical;
+use super::{Destination, Logical};
+
+/// Where a destination comes from.
+#[derive(Debug)]
+pub struct Attached {
+    /// The proxy's own, whose routes hold.
+    pub client_namespace: Arc<str>,
+    pub destination: Arc<Destination>,
+    /// The Service's resource. `None`: it is a pod's own address, or none of the mesh's.
+    pub service: Option<ResourceName>,
+    /// Its routes, first the one that wins where matches are equal.
+    pub routes: Vec<ResourceName>,
+    /// What of all these has been rejected, with the reason: the version before it is in force, if there was one.
+    pub rejected: Vec<(ResourceName, String)>,
+}
+
+impl Store {
+    /// What `address` stands for now. Ask [`super::Tables::destination`] first, so that it is known.
+    pub fn attached(&self, address: SocketAddr) -> Attached {
+        let address = canonical(address);
+        let destination = match self.cells.get(&address) {
+            Some(entry) => entry.cell.load().clone(),
+            None => Arc::new(Destination::Unknown),
+        };
+        let name = ResourceName::Destination(address);
+        let service = match self.content(&name) {
+            Some(Content::Destination(Target::Service(service))) => Some(service.clone()),
+            _ => None,
+        };
+        self.attached_to(destination, name, service)
+    }
+
+    /// The port of a Service that the app has called before. `None`: it has not, as far as is known.
+    pub fn attached_by_name(&self, namespace: &str, name: &str, port: u16) -> Option<Attached> {
+        let service = ResourceName::Service {
+            client_namespace: self.shared.namespace().to_string(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            port,
+        };
+        let logical: Arc<Logical> = self.logicals.get(&service)?.clone();
+        let destination = Arc::new(Destination::Logical(logical));
+        Some(self.attached_to(destination, service.clone(), Some(service)))
+    }
+
+    fn attached_to(
+        &self,
+        destination: Arc<Destination>,
+        name: ResourceName,
+        service: Option<ResourceName>,
+    ) -> Attached {
+        let routes = match service.as_ref().and_then(|service| self.content(service)) {
+            Some(Content::Service(content)) => content.http_routes.clone(),
+            _ => Vec::new(),
+        };
+        let made_of = std::iter::once(&name).chain(&service).chain(&routes);
+        let rejected = made_of.filter_map(|name| {
+            let reason = self.rejected.get(&name.to_string())?;
+            Some((name.clone(), reason.clone()))
+        });
+        let mut rejected: Vec<_> = rejected.collect();
+        rejected.dedup();
+        Attached {
+            client_namespace: self.shared.namespace().clone(),
+            destination,
+            service,
+            rejected,
+            routes,
+        }
+    }
+}
