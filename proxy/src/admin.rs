@@ -3,12 +3,14 @@
 //! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. It runs on the control thread; the number of
 //! connections and the time that each may take are bounded.
 
+mod why;
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,7 +30,9 @@ use crate::identity::Identity;
 use crate::logging::LogFilter;
 use crate::metrics::Metrics;
 use crate::probe::{Asked, Failure, Probes};
-use crate::table::Store;
+use crate::table::{Store, Tables};
+
+use why::{Asks, Question};
 
 /// Connections at once: a few scrapers and probes. With one more, the oldest is closed: whoever holds connections for nothing does
 /// not keep the kubelet from its probes, which would end the app.
@@ -43,10 +47,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const MAX_HEAD: usize = 16 * 1024;
 /// Bytes in a request's body: a log filter.
 const MAX_BODY: usize = 4 * 1024;
+/// Bytes in the body of a question: the head of a request, as JSON.
+const MAX_QUESTION: usize = 64 * 1024;
 const PATHS: &str = "/metrics  what Prometheus scrapes\n\
     /ready    200 when the proxy carries traffic, 503 with the reasons when it does not\n\
     /live     200 as long as the control thread runs\n\
     /config   the tables in force (from this machine only)\n\
+    /why      POST a request: which route and rule would take it (from this machine only)\n\
     /log      GET the log's filter, PUT another (from this machine only)\n\
     /probe/…  what the kubelet asks the app\n";
 
@@ -56,6 +63,7 @@ pub struct Admin {
     pub identity: Identity,
     pub metrics: Metrics,
     pub store: Arc<Mutex<Store>>,
+    pub tables: Tables,
     pub health: Arc<Health>,
     pub log: LogFilter,
     pub probes: Arc<Probes>,
@@ -187,7 +195,7 @@ impl Admin {
             "/metrics" if reads => self.metrics().await,
             "/ready" if reads => self.ready(),
             "/live" if reads => text(StatusCode::OK, "live\n"),
-            "/config" | "/log" if !caller.local => text(
+            "/config" | "/log" | "/why" if !caller.local => text(
                 StatusCode::FORBIDDEN,
                 "only from this machine: use kubectl port-forward or exec\n",
             ),
@@ -195,6 +203,8 @@ impl Admin {
             "/log" if reads => text(StatusCode::OK, format!("{}\n", self.log.current())),
             "/log" if method == Method::PUT => self.set_log(request.into_body()).await,
             "/log" => not_allowed("GET, HEAD, PUT"),
+            "/why" if method == Method::POST => self.why(request.into_body()).await,
+            "/why" => not_allowed("POST"),
             "/metrics" | "/ready" | "/live" | "/config" => not_allowed("GET, HEAD"),
             _ => match path.strip_prefix("/probe/") {
                 Some(name) if reads => self.probe(name, &request, caller).await,
@@ -263,7 +273,7 @@ impl Admin {
 
     /// What keeps the proxy from carrying traffic.
     fn missing(&self) -> Vec<&'static str> {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = self.store();
         let missing = [
             (!self.identity.is_valid(), "there is no valid certificate"),
             (
@@ -287,20 +297,59 @@ impl Admin {
     }
 
     fn config(&self) -> Answer {
-        let view = self
-            .store
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .view();
+        let view = self.store().view();
         json(StatusCode::OK, &view)
+    }
+
+    async fn why<B>(&self, body: B) -> Answer
+    where
+        B: Body<Error: Into<BoxError>>,
+    {
+        let wrong = |error: String| text(StatusCode::BAD_REQUEST, format!("{error}\n"));
+        let asked = whole(body, MAX_QUESTION).await;
+        let asked = asked.and_then(|body| {
+            let question = Question::parse(&body)?;
+            Ok((question.asks()?, question.head()?))
+        });
+        let (asks, head) = match asked {
+            Ok(asked) => asked,
+            Err(error) => return wrong(error),
+        };
+        let attached = match asks {
+            Asks::Address(address) => {
+                self.tables.destination(address).await;
+                Some(self.store().attached(address))
+            }
+            Asks::Service {
+                name,
+                namespace,
+                port,
+            } => self
+                .store()
+                .attached_by_name(namespace.as_deref(), &name, port),
+        };
+        let Some(attached) = attached else {
+            let unknown = "this pod has not called that Service yet, as far as its proxy knows: ask for its address\n";
+            return text(StatusCode::NOT_FOUND, unknown);
+        };
+        // As many patterns as there are matches: data path misses must not wait for them.
+        let answer = tokio::task::spawn_blocking(move || why::answer(attached, head.as_ref()));
+        match answer.await {
+            Ok(answer) => json(StatusCode::OK, &answer),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn set_log<B>(&self, body: B) -> Answer
     where
         B: Body<Error: Into<BoxError>>,
     {
-        let body = match Limited::new(body, MAX_BODY).collect().await {
-            Ok(body) => body.to_bytes(),
+        let body = match whole(body, MAX_BODY).await {
+            Ok(body) => body,
             Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
         };
         let filter = match std::str::from_utf8(&body) {
@@ -315,6 +364,16 @@ impl Admin {
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
         }
     }
+}
+
+/// A body of at most so many bytes.
+async fn whole<B>(body: B, limit: usize) -> Result<Bytes, String>
+where
+    B: Body<Error: Into<BoxError>>,
+{
+    let body = Limited::new(body, limit).collect().await;
+    body.map(|body| body.to_bytes())
+        .map_err(|error| error.to_string())
 }
 
 fn not_allowed(allowed: &'static str) -> Answer {
@@ -374,6 +433,7 @@ mod tests {
                 identity,
                 metrics,
                 store: Arc::new(Mutex::new(store)),
+                tables,
                 health: Arc::default(),
                 log,
                 probes: Arc::default(),
@@ -465,7 +525,7 @@ mod tests {
         let fixture = Fixture::new();
         let (status, body) = fixture.get("/").await;
         assert_eq!(status, 404);
-        for path in ["/metrics", "/ready", "/live", "/config", "/log"] {
+        for path in ["/metrics", "/ready", "/live", "/config", "/why", "/log"] {
             assert!(body.contains(path), "{body}");
         }
         assert_eq!(fixture.ask(Method::POST, "/metrics", "", true).await.0, 405);

@@ -143,6 +143,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
         identity: identity.clone(),
         metrics: metrics.clone(),
         store,
+        tables: tables.clone(),
         health: health.clone(),
         log,
         probes: Arc::new(config.probes.clone()),

@@ -157,8 +157,7 @@ impl Match {
             return Err(Unmet::Header(header));
         }
         let lacks = |param: &&NamedMatch| {
-            query_value(query, &param.name)
-                .is_none_or(|value| !param.value.takes(value.as_bytes()))
+            query_value(query, &param.name).is_none_or(|value| !param.value.takes(value.as_bytes()))
         };
         match self.query.iter().find(lacks) {
             Some(param) => Err(Unmet::Query(param)),

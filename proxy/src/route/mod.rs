@@ -32,10 +32,10 @@ use crate::reason::Reason;
 use crate::table::{Backend, Logical};
 
 pub use decode::{DecodeError, ServiceLabels, decode_routes, default_rule};
-pub use filter::{Filter, HeaderModifier, PathModifier, Redirect, Rewrite};
 pub use explain::{Criterion, Explained, Outcome, Verdict, explain, outcome};
-pub(crate) use matches::{query_value, split_query};
+pub use filter::{Filter, HeaderModifier, PathModifier, Redirect, Rewrite};
 pub use matches::{Match, NamedMatch, PathMatch, RouteRule, Routes, Unmet, ValueMatch};
+pub(crate) use matches::{query_value, split_query};
 pub use words::is_credential;
 
 /// The head of a request, whichever HTTP version carried it. Two implementations: [`crate::http1`]'s head and

@@ -41,11 +41,17 @@ impl Store {
         self.attached_to(destination, name, service)
     }
 
-    /// The port of a Service that the app has called before. `None`: it has not, as far as is known.
-    pub fn attached_by_name(&self, namespace: &str, name: &str, port: u16) -> Option<Attached> {
+    /// The port of a Service that the app has called before; without a namespace, one of the pod's own. `None`: it has not, as far
+    /// as is known.
+    pub fn attached_by_name(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        port: u16,
+    ) -> Option<Attached> {
         let service = ResourceName::Service {
             client_namespace: self.shared.namespace().to_string(),
-            namespace: namespace.to_owned(),
+            namespace: namespace.unwrap_or(self.shared.namespace()).to_owned(),
             name: name.to_owned(),
             port,
         };

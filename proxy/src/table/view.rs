@@ -268,4 +268,3 @@ fn endpoint(spec: &EndpointSpec, set: &EndpointSet) -> EndpointView {
         in_flight: live.map_or(0, |live| live.load.in_flight()),
     }
 }
-
