@@ -1,6 +1,7 @@
 //! Routes from the contract's messages to decisions.
 
 mod decoding;
+mod explaining;
 mod filtering;
 mod matching;
 
