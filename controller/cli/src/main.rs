@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod kubernetes;
+mod quiet_http;
 mod sandbox;
 
 use std::process::ExitCode;

@@ -1,68 +1,14 @@
-//! The way to the API server, as kubectl finds it, and what several checks ask of it.
+//! What several checks ask of the API server.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
-use std::time::Duration;
+use std::collections::HashMap;
 
-use anyhow::Context;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config, Error};
-use serde::de::DeserializeOwned;
+use kube::{Api, Client, Error};
 
 use super::names::{CONTROLLER, INJECT};
-
-/// How long a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Objects in one answer.
-const PAGE: u32 = 500;
-
-/// A client, and the address that it calls.
-pub async fn client(
-    kubeconfig: Option<&Path>,
-    context: Option<&str>,
-) -> anyhow::Result<(Client, String)> {
-    let options = KubeConfigOptions {
-        context: context.map(str::to_owned),
-        ..KubeConfigOptions::default()
-    };
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path)
-                .with_context(|| format!("--kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &options).await?
-        }
-        None if context.is_some() => Config::from_kubeconfig(&options).await?,
-        None => Config::infer()
-            .await
-            .context("there is neither a kubeconfig nor a pod's service account")?,
-    };
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    // Checks have their time, and say so when it is over.
-    config.default_retry = false;
-    let address = config.cluster_url.to_string();
-    let client = Client::try_from(config).context("setting up the connection")?;
-    Ok((client, address.trim_end_matches('/').to_owned()))
-}
-
-/// All objects of a kind, page by page.
-pub async fn all<K>(api: &Api<K>, params: ListParams) -> Result<Vec<K>, Error>
-where
-    K: Clone + std::fmt::Debug + DeserializeOwned,
-{
-    let mut params = params.limit(PAGE);
-    let mut found = Vec::new();
-    loop {
-        let page = api.list(&params).await?;
-        found.extend(page.items);
-        match page.metadata.continue_ {
-            Some(token) if !token.is_empty() => params = params.continue_token(&token),
-            _ => return Ok(found),
-        }
-    }
-}
+pub use crate::kubernetes::{all, label};
 
 /// Namespaces whose pods get sidecars, and that are there to stay.
 pub async fn labelled(client: &Client) -> Result<Vec<Namespace>, Error> {
@@ -73,10 +19,6 @@ pub async fn labelled(client: &Client) -> Result<Vec<Namespace>, Error> {
             && namespace.metadata.deletion_timestamp.is_none()
     });
     Ok(namespaces)
-}
-
-pub fn label<'a>(labels: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'a str> {
-    labels?.get(name).map(String::as_str)
 }
 
 /// A controller that is installed, and the flags that it was given.

@@ -5,6 +5,8 @@ use std::time::Duration;
 use kube::Error;
 use serde::Serialize;
 
+pub use crate::kubernetes::problem;
+
 /// How long one check may take: longer than the API server waits for an admission webhook (10 s by default, 30 s at most).
 const LIMIT: Duration = Duration::from_secs(35);
 
@@ -126,19 +128,4 @@ fn not_checked(error: &Error) -> Found {
             "see whether the API server is well: kubectl get --raw /readyz?verbose",
         ),
     }
-}
-
-/// An error in one line, from its root.
-pub fn problem(error: &Error) -> String {
-    if let Error::Api(status) = error {
-        return match status.message.is_empty() {
-            true => format!("{} {}", status.code, status.reason),
-            false => status.message.clone(),
-        };
-    }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -33,6 +33,7 @@ use kube::Client;
 use serde::Serialize;
 use tokio::time::timeout;
 
+use crate::kubernetes::client;
 use api::Installation;
 use finding::{Group, failure, problem};
 use report::{Output, Report};
@@ -96,7 +97,7 @@ pub fn run(args: Args) -> ExitCode {
 
 async fn report(args: &Args) -> anyhow::Result<Report> {
     let (client, address) =
-        api::client(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
+        client(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
     Ok(check(&client, &address, &args.namespace, args.pre).await)
 }
 

@@ -32,7 +32,6 @@ mod node;
 mod objects;
 mod pod;
 mod probe;
-mod quiet_http;
 mod reaper;
 mod report;
 mod run_in;
@@ -52,6 +51,7 @@ use std::str::FromStr;
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::quiet_http;
 pub use stage::StageArgs;
 
 /// Exit code where the sandbox itself fails, as far from a command's own codes as `env` and `nice`

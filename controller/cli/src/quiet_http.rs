@@ -1,9 +1,9 @@
-//! Just enough of an HTTP/1.1 client to probe a container and to scrape a proxy.
+//! Just enough of an HTTP/1.1 client to probe a container, and to scrape and to ask a proxy.
 
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// The largest answer, in bytes: a proxy's metrics at its cap of series.
@@ -18,7 +18,7 @@ pub struct Answer {
 
 /// Asks for a path over a fresh connection.
 pub async fn get(
-    mut stream: TcpStream,
+    stream: TcpStream,
     host: &str,
     path: &str,
     headers: &[(String, String)],
@@ -36,6 +36,28 @@ pub async fn get(
         request.push_str(&format!("{name}: {value}\r\n"));
     }
     request.push_str("\r\n");
+    exchange(stream, &request, timeout).await
+}
+
+/// Posts JSON over a fresh connection.
+pub async fn post(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    path: &str,
+    body: &str,
+    timeout: Duration,
+) -> io::Result<Answer> {
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.0\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    exchange(stream, &request, timeout).await
+}
+
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &str,
+    timeout: Duration,
+) -> io::Result<Answer> {
     let exchange = async {
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
