@@ -2,9 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod destination;
 mod kubernetes;
 mod quiet_http;
 mod sandbox;
+mod sidecar;
+mod table;
+mod why;
 
 use std::process::ExitCode;
 
@@ -23,6 +27,10 @@ enum Command {
     Check(check::Args),
     /// Run a mesh of real sidecars on this machine, from a directory of Kubernetes manifests.
     Sandbox(Box<sandbox::Args>),
+    /// Which route and rule would take a request, and why the others would not, from the tables that a sidecar has in force.
+    ///
+    /// Exits with 0 if a backend would get the request, with 1 if none would, and with 2 if nothing can be said.
+    Why(why::Args),
     /// What the sandbox starts inside its namespaces.
     #[command(hide = true)]
     SandboxStage(sandbox::StageArgs),
@@ -32,6 +40,7 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Check(args) => check::run(args),
         Command::Sandbox(args) => sandbox::run(*args),
+        Command::Why(args) => why::run(args),
         Command::SandboxStage(args) => sandbox::run_stage(args),
     }
 }

@@ -13,11 +13,11 @@ mod cluster;
 mod controller;
 mod finding;
 mod install_rights;
-mod names;
-mod pods;
+pub mod names;
+pub mod pods;
 mod report;
 mod rights;
-mod routes;
+pub mod routes;
 mod surroundings;
 #[cfg(test)]
 mod tests;
@@ -96,8 +96,7 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 async fn report(args: &Args) -> anyhow::Result<Report> {
-    let (client, address) =
-        client(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
+    let (client, address) = client(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
     Ok(check(&client, &address, &args.namespace, args.pre).await)
 }
 

@@ -171,7 +171,7 @@ fn kind(pod: &Pod, image: Option<&str>, now: Timestamp) -> Option<Kind> {
     (!skips.is_empty()).then(|| Kind::Skips(skips.join(", ")))
 }
 
-fn has_sidecar(pod: &Pod) -> bool {
+pub fn has_sidecar(pod: &Pod) -> bool {
     sidecar_image(pod).is_some()
 }
 
@@ -187,7 +187,7 @@ fn sidecar_image(pod: &Pod) -> Option<&str> {
 }
 
 /// Why the sidecar is not ready.
-fn not_ready(pod: &Pod) -> Option<String> {
+pub fn not_ready(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let containers = || {
         let init = status.init_container_statuses.iter().flatten();
@@ -206,7 +206,7 @@ fn not_ready(pod: &Pod) -> Option<String> {
 }
 
 /// The workload that a pod is of, as NAMESPACE/KIND/NAME; of a pod by itself, NAMESPACE.
-fn owner(pod: &Pod) -> String {
+pub fn owner(pod: &Pod) -> String {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut owners = pod.metadata.owner_references.iter().flatten();
     let Some(owner) = owners.find(|owner| owner.controller == Some(true)) else {

@@ -2,18 +2,11 @@
 
 use std::io::{self, Write};
 
-use clap::ValueEnum;
 use serde::Serialize;
 
 use super::Stage;
 use super::finding::{Finding, Group, Level};
-
-/// How the report is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    Text,
-    Json,
-}
+pub use crate::kubernetes::Output;
 
 #[derive(Serialize)]
 pub struct Report {

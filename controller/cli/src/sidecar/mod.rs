@@ -1,0 +1,148 @@
+//! Asking a sidecar about the tables that it has in force.
+//!
+//! ```text
+//! --from ─▶ a pod ────────────▶ the API server ══ port-forward ══▶ its sidecar's admin port
+//!      └──▶ http://127.0.0.1:15020 ──────────────────────────────▶ one that is reached from here
+//! ```
+//!
+//! In: who is to be asked, and a [`Question`]. Out: its [`Answer`]. A sidecar answers its own machine alone, and a forwarded port comes
+//! from there: so whoever asks is somebody who may forward ports to the pod.
+
+mod answer;
+mod forward;
+mod from;
+#[cfg(test)]
+mod tests;
+mod websocket;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use kube::Client;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use crate::quiet_http;
+
+pub use answer::{Answer, Match, Outcome, Rule, Service, Verdict};
+pub use from::From;
+
+/// How long a sidecar may take to answer: as long as it waits for the controller's word about a destination, and some more.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Flags of every command that asks a sidecar.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Flags {
+    /// Whose sidecar is asked: POD, KIND/NAME (as deployment/web), NAMESPACE (some pod in it), NAMESPACE/KIND/NAME, or http://ADDRESS of an
+    /// admin port.
+    #[arg(long, value_name = "CLIENT")]
+    pub from: Option<From>,
+    /// The namespace of the client and of names without one. Without: the kubeconfig's.
+    #[arg(long, short, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The kubeconfig. Without: as kubectl finds it.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig. Without: its current one.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+impl Flags {
+    /// A client of the API server. `None`: the sidecar is named by its address, and nothing else is to be known.
+    pub async fn client(&self) -> anyhow::Result<Option<Client>> {
+        if matches!(self.from, Some(From::Address(_))) {
+            return Ok(None);
+        }
+        let client =
+            crate::kubernetes::client(self.kubeconfig.as_deref(), self.context.as_deref()).await;
+        Ok(Some(client?.0))
+    }
+
+    /// The namespace that is meant where none is named.
+    pub fn namespace(&self, client: Option<&Client>) -> String {
+        match (&self.namespace, client) {
+            (Some(namespace), _) => namespace.clone(),
+            (None, Some(client)) => client.default_namespace().to_owned(),
+            (None, None) => "default".to_owned(),
+        }
+    }
+}
+
+/// What a sidecar is asked.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// `IP:PORT`, or `NAME.NAMESPACE:PORT`.
+    pub destination: String,
+    pub request: Option<Value>,
+}
+
+/// A sidecar that can be asked.
+pub enum Sidecar {
+    Pod { client: Client, pod: Pod },
+    Address(SocketAddr),
+}
+
+/// A pod with a sidecar that is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub admin_port: u16,
+    /// Annotations by which some of its traffic passes the mesh by.
+    pub skips: Vec<String>,
+}
+
+impl Sidecar {
+    /// How people call it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Pod { pod, .. } => format!("{}/{}", pod.namespace, pod.name),
+            Self::Address(address) => format!("http://{address}"),
+        }
+    }
+
+    /// Annotations by which some of the pod's traffic passes the mesh by.
+    pub fn skips(&self) -> &[String] {
+        match self {
+            Self::Pod { pod, .. } => &pod.skips,
+            Self::Address(_) => &[],
+        }
+    }
+
+    /// The namespace of its pod, where that is known.
+    pub fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Pod { pod, .. } => Some(&pod.namespace),
+            Self::Address(_) => None,
+        }
+    }
+
+    /// Its answer, as it gave it.
+    pub async fn why(&self, question: &Question) -> anyhow::Result<Answer> {
+        let mut body = json!({ "destination": question.destination });
+        if let Some(request) = &question.request {
+            body["request"] = request.clone();
+        }
+        let body = body.to_string();
+        let answer = match self {
+            Self::Pod { client, pod } => forward::post(client, pod, "/why", &body, PATIENCE).await,
+            Self::Address(address) => {
+                let connecting = tokio::time::timeout(PATIENCE, TcpStream::connect(address));
+                let stream = connecting.await.context("no connection in time")??;
+                Ok(quiet_http::post(stream, "/why", &body, PATIENCE).await?)
+            }
+        };
+        let answer = answer.with_context(|| format!("asking the sidecar of {}", self.name()))?;
+        match answer.status {
+            200 => Answer::parse(&answer.body),
+            status => bail!(
+                "the sidecar of {} answers {status}: {}",
+                self.name(),
+                answer.body.trim()
+            ),
+        }
+    }
+}

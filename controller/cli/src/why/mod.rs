@@ -1,0 +1,179 @@
+//! `naru why`: which rule would take a request, and why the others would not.
+//!
+//! ```text
+//! URL ─▶ the Service of that name ─▶ its address ─▶ a sidecar, from the tables that it has in force ─▶ words
+//! ```
+
+mod request;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use crate::destination::{Leads, ServiceName, lead};
+use crate::kubernetes::Output;
+use crate::sidecar::{Answer, Flags, Question, Sidecar};
+use request::{Header, Url};
+
+/// Exit code where nothing can be said: the call is wrong, or the sidecar can't be asked.
+pub const NO_ANSWER: u8 = 2;
+
+/// Flags of `naru why`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    flags: Flags,
+    /// The request's method.
+    #[arg(long, short = 'X', value_name = "METHOD", default_value = "GET")]
+    request: String,
+    /// A field of the request's head, as 'x-version: 2' (repeatable).
+    #[arg(long, short = 'H', value_name = "NAME: VALUE")]
+    header: Vec<Header>,
+    /// How the answer is written.
+    #[arg(long, short, value_name = "FORM", value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// What the client calls, as it calls it: http://catalog/products/1
+    #[arg(value_name = "URL")]
+    url: Url,
+}
+
+/// What is known in the end.
+#[derive(Serialize)]
+struct Report {
+    /// Whose sidecar said so.
+    from: String,
+    method: String,
+    url: String,
+    /// What it was asked about, as `IP:PORT`.
+    destination: String,
+    /// What there is to be said beside the answer.
+    notes: Vec<String>,
+    answer: Answer,
+}
+
+impl Report {
+    /// Whether a backend would get the request.
+    fn is_forwarded(&self) -> bool {
+        let outcome = self.answer.outcome.as_ref();
+        outcome.is_some_and(|outcome| outcome.forwarded)
+    }
+}
+
+/// Asks, and writes what is answered.
+pub fn run(args: Args) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let report = match runtime {
+        Ok(runtime) => runtime.block_on(report(&args)),
+        Err(error) => Err(error.into()),
+    };
+    let written = report.and_then(|report| {
+        let mut out = std::io::stdout().lock();
+        match args.output {
+            Output::Json => {
+                serde_json::to_writer_pretty(&mut out, &report)?;
+                writeln!(out)?;
+            }
+            Output::Text => text::write(&report, &mut out)?,
+        }
+        out.flush()?;
+        Ok(report.is_forwarded())
+    });
+    match written {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("naru why: {error:#}");
+            ExitCode::from(NO_ANSWER)
+        }
+    }
+}
+
+async fn report(args: &Args) -> anyhow::Result<Report> {
+    let client = args.flags.client().await?;
+    let namespace = args.flags.namespace(client.as_ref());
+    let sidecar = Sidecar::find(client.as_ref(), &args.flags, &namespace).await?;
+    let mut notes = Vec::new();
+    let destination = destination(client.as_ref(), &sidecar, &args.url, &mut notes).await?;
+    notes.extend(
+        (sidecar.skips().iter())
+            .map(|skip| format!("some of the pod's traffic passes its sidecar by ({skip})")),
+    );
+    let question = Question {
+        destination: destination.clone(),
+        request: Some(args.url.request(&args.request, &args.header)),
+    };
+    Ok(Report {
+        from: sidecar.name(),
+        method: args.request.clone(),
+        url: args.url.to_string(),
+        destination,
+        notes,
+        answer: sidecar.why(&question).await?,
+    })
+}
+
+/// What the URL's host is, for the sidecar's pod.
+async fn destination(
+    client: Option<&kube::Client>,
+    sidecar: &Sidecar,
+    url: &Url,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<String> {
+    let port = url.port;
+    if let Some(ip) = url.ip() {
+        return Ok(std::net::SocketAddr::new(ip, port).to_string());
+    }
+    let own = sidecar.namespace().unwrap_or_default();
+    let Some(service) = ServiceName::of(&url.host, own) else {
+        bail!(
+            "{} is not the name of a Service: if it is one of the world outside, its connections are none of the mesh's and go \
+             there as they are",
+            url.host
+        );
+    };
+    let Some(client) = client else {
+        // The sidecar knows names of what its app has called.
+        return Ok(match service.namespace.is_empty() {
+            true => format!("{}:{port}", service.name),
+            false => format!("{}.{}:{port}", service.name, service.namespace),
+        });
+    };
+    let object = service.get(client).await.with_context(|| {
+        format!(
+            "{} is not the name of a Service for a pod in namespace {own}",
+            url.host
+        )
+    })?;
+    let ip = match lead(client, &object).await? {
+        Leads::ClusterIp(ip) => {
+            let spec = object.spec.iter();
+            let ports = spec.flat_map(|spec| spec.ports.iter().flatten());
+            let ports: Vec<String> = ports.map(|port| port.port.to_string()).collect();
+            if !ports.contains(&port.to_string()) {
+                notes.push(format!(
+                    "Service {}/{} has no port {port}, only {}",
+                    service.namespace,
+                    service.name,
+                    ports.join(", ")
+                ));
+            }
+            ip
+        }
+        Leads::Pod(ip) => {
+            notes.push(format!(
+                "Service {}/{} is headless: its name stands for its pods' own addresses, and no route has a part in calls to \
+                 them",
+                service.namespace, service.name
+            ));
+            ip
+        }
+    };
+    Ok(std::net::SocketAddr::new(ip, port).to_string())
+}

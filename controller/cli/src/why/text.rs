@@ -1,0 +1,201 @@
+//! The answer for people: what takes the request, what becomes of it, and what speaks against the others.
+
+use std::io::{self, Write};
+
+use super::Report;
+use crate::sidecar::{Answer, Match, Outcome, Rule, Verdict};
+
+pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
+    let Report {
+        from,
+        method,
+        url,
+        destination,
+        notes,
+        answer,
+    } = report;
+    writeln!(
+        to,
+        "{method} {url} from {from} (namespace {})",
+        answer.client_namespace
+    )?;
+    writeln!(to, "  {}", target(destination, answer))?;
+    for note in notes {
+        writeln!(to, "  note: {note}")?;
+    }
+    for rejected in &answer.rejected {
+        writeln!(
+            to,
+            "  note: the sidecar has rejected {}, and keeps its last good version if it has one: {}",
+            rejected.name, rejected.reason
+        )?;
+    }
+    writeln!(to)?;
+    let Some(outcome) = &answer.outcome else {
+        return Ok(());
+    };
+    match answer
+        .taken()
+        .and_then(|taken| Some((taken, answer.rule(taken)?)))
+    {
+        Some((taken, rule)) => {
+            writeln!(to, "{} takes it ({})", rule.title(), taken.matches)?;
+            became(rule, outcome, to)?;
+        }
+        None => writeln!(to, "{}", untaken(answer, outcome))?,
+    }
+    others(answer, to)
+}
+
+/// What was called.
+fn target(destination: &str, answer: &Answer) -> String {
+    let service = answer.service.as_ref();
+    match (&*answer.target, service) {
+        ("service", Some(service)) => format!(
+            "{destination} is port {} of Service {}/{} ({})",
+            service.port,
+            service.namespace,
+            service.name,
+            protocol(&service.protocol)
+        ),
+        ("pod", Some(service)) => format!(
+            "{destination} is a pod of namespace {} ({}), and no route has a part in calls to pods",
+            service.namespace,
+            protocol(&service.protocol)
+        ),
+        ("passthrough", _) => format!("{destination} is none of the mesh's"),
+        _ => format!(
+            "{destination} is not known to the sidecar yet: the controller has said nothing about it"
+        ),
+    }
+}
+
+fn protocol(word: &str) -> &str {
+    match word {
+        "detect" => "its protocol is told by the first bytes",
+        "tcp" => "declared as bytes: no HTTP route has a part",
+        other => other,
+    }
+}
+
+/// Where no rule takes it.
+fn untaken(answer: &Answer, outcome: &Outcome) -> String {
+    match (&*answer.target, &outcome.reason) {
+        (_, Some(reason)) => format!("no rule takes it: {}", said(reason, outcome.status)),
+        ("passthrough", None) => "its connection goes there as it is, as bytes".to_owned(),
+        _ => "no rule takes it".to_owned(),
+    }
+}
+
+/// What the proxy says instead of a backend.
+fn said(reason: &str, status: Option<u16>) -> String {
+    match status {
+        Some(status) if status > 0 => format!("the sidecar answers {status}, {reason}"),
+        _ => format!("the sidecar ends the connection, {reason}"),
+    }
+}
+
+fn became(rule: &Rule, outcome: &Outcome, to: &mut impl Write) -> io::Result<()> {
+    for filter in &rule.filters {
+        writeln!(to, "  filter   {filter}")?;
+    }
+    let timeouts = [
+        ("for all", rule.request_timeout_ms),
+        ("for each attempt", rule.backend_request_timeout_ms),
+    ];
+    for (what, limit) in timeouts {
+        if let Some(limit) = limit {
+            writeln!(to, "  time     {limit} ms {what}")?;
+        }
+    }
+    if rule.retries > 0 {
+        writeln!(to, "  retries  {}", rule.retries)?;
+    }
+    if let (Some(location), Some(status)) = (&outcome.location, outcome.status) {
+        return writeln!(
+            to,
+            "  answer   the sidecar answers {status}, redirect, to {location}"
+        );
+    }
+    for prospect in &outcome.backends {
+        let Some(backend) = rule.backends.get(prospect.backend) else {
+            continue;
+        };
+        let share = format!("{:.0} %", prospect.share * 100.0);
+        writeln!(to, "  {share:<8} {}", backend.words())?;
+        for filter in &backend.filters {
+            writeln!(to, "  {:<8} filter {filter}", "")?;
+        }
+        match (&prospect.reason, &prospect.request) {
+            (Some(reason), _) => writeln!(to, "  {:<8} → {}", "", said(reason, prospect.status))?,
+            (None, Some(seen)) => writeln!(
+                to,
+                "  {:<8} → as {} for host {}",
+                "", seen.path, seen.authority
+            )?,
+            (None, None) => {}
+        }
+    }
+    match &outcome.reason {
+        // What every backend has said already need not be said again.
+        Some(reason) if outcome.backends.is_empty() => {
+            writeln!(to, "  answer   {}", said(reason, outcome.status))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn others(answer: &Answer, to: &mut impl Write) -> io::Result<()> {
+    let others = answer.matches.iter();
+    let others = others.filter(|one| !matches!(one.verdict, Some(Verdict::Takes)));
+    let rows: Vec<[String; 3]> = others.filter_map(|one| row(answer, one)).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let what = match answer.taken() {
+        Some(_) => "The others, in order of precedence:",
+        None => "All there are, in order of precedence:",
+    };
+    writeln!(to, "\n{what}")?;
+    crate::table::write(&["RULE", "MATCHES", "WHY NOT"], &rows, to)?;
+    match answer.matches_left_out {
+        0 => Ok(()),
+        more => writeln!(to, "and {more} more"),
+    }
+}
+
+fn row(answer: &Answer, one: &Match) -> Option<[String; 3]> {
+    let title = answer.rule(one)?.title();
+    let why = match one.verdict.as_ref()? {
+        Verdict::Takes => return None,
+        Verdict::Outranked { by } => format!("it would, but the other {}", criterion(by)),
+        Verdict::Unmet { part, wanted, has } => {
+            let part = part.replace('-', " ");
+            match (&*part, has) {
+                // The words of a path say what it is.
+                ("path", Some(has)) => format!("the path is {has}"),
+                ("method", Some(has)) => format!("the method is {has}, not {wanted}"),
+                (_, Some(has)) => format!("{part} {wanted}: it is {has:?}"),
+                (_, None) => format!("{part} {wanted}: there is none"),
+            }
+        }
+    };
+    Some([title, one.matches.clone(), why])
+}
+
+/// By what the one that takes a request comes first.
+fn criterion(word: &str) -> String {
+    match word {
+        "exact-path" => "has an exact path",
+        "regular-expression" => "has a regular expression, which comes before prefixes",
+        "longer-path" => "has a longer path",
+        "method" => "wants a method",
+        "more-headers" => "wants more headers",
+        "more-query-parameters" => "wants more query parameters",
+        "older-route" => "is of an older route, or of one as old and first by name",
+        "earlier-rule" => "is of an earlier rule",
+        "earlier-match" => "is an earlier match of the same rule",
+        other => return format!("comes first ({other})"),
+    }
+    .to_owned()
+}
