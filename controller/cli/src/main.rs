@@ -5,6 +5,7 @@ mod check;
 mod destination;
 mod kubernetes;
 mod quiet_http;
+mod routes;
 mod sandbox;
 mod sidecar;
 mod table;
@@ -27,6 +28,8 @@ enum Command {
     Check(check::Args),
     /// Run a mesh of real sidecars on this machine, from a directory of Kubernetes manifests.
     Sandbox(Box<sandbox::Args>),
+    /// The routes of a Service that a client's sidecar has in force, in order of precedence, and those that are not, with the reason.
+    Routes(routes::Args),
     /// Which route and rule would take a request, and why the others would not, from the tables that a sidecar has in force.
     ///
     /// Exits with 0 if a backend would get the request, with 1 if none would, and with 2 if nothing can be said.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Check(args) => check::run(args),
         Command::Sandbox(args) => sandbox::run(*args),
+        Command::Routes(args) => routes::run(args),
         Command::Why(args) => why::run(args),
         Command::SandboxStage(args) => sandbox::run_stage(args),
     }

@@ -11,27 +11,61 @@ use super::names::CONTROLLER_NAME;
 
 const KINDS: [(&str, &str); 2] = [("HTTPRoute", "httproutes"), ("GRPCRoute", "grpcroutes")];
 
+/// What the controller has written about one of a route's parents.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Parent {
+pub struct Parent {
     controller_name: String,
-    parent_ref: Value,
+    pub parent_ref: Value,
     #[serde(default)]
-    conditions: Vec<Condition>,
+    pub conditions: Vec<Condition>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Condition {
+pub struct Condition {
     #[serde(rename = "type")]
-    kind: String,
-    status: String,
+    pub kind: String,
+    pub status: String,
     #[serde(default)]
-    reason: String,
+    pub reason: String,
     #[serde(default)]
-    message: String,
+    pub message: String,
     #[serde(default)]
     observed_generation: i64,
+}
+
+/// Every route there is, or those of a namespace, with its kind.
+pub async fn routes(
+    client: &Client,
+    namespace: Option<&str>,
+) -> Result<Vec<(&'static str, DynamicObject)>, Error> {
+    let mut found = Vec::new();
+    for (kind, plural) in KINDS {
+        let gvk = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", kind);
+        let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+        let api = match namespace {
+            Some(namespace) => {
+                Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &resource)
+            }
+            None => Api::<DynamicObject>::all_with(client.clone(), &resource),
+        };
+        match all(&api, ListParams::default()).await {
+            Ok(routes) => found.extend(routes.into_iter().map(|route| (kind, route))),
+            // The kind is not installed.
+            Err(Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// What our controller has written about a route.
+pub fn parents(route: &DynamicObject) -> Vec<Parent> {
+    let parents = serde_json::from_value::<Vec<Parent>>(route.data["status"]["parents"].clone());
+    let mut ours = parents.unwrap_or_default();
+    ours.retain(|parent| parent.controller_name == CONTROLLER_NAME);
+    ours
 }
 
 pub async fn check(client: &Client) -> Group {
@@ -42,19 +76,10 @@ pub async fn check(client: &Client) -> Group {
 
 async fn accepted(client: &Client) -> Result<Vec<Found>, Error> {
     let (mut found, mut count) = (Vec::new(), 0);
-    for (kind, plural) in KINDS {
-        let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", kind);
-        let resource = ApiResource::from_gvk_with_plural(&kind, plural);
-        let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
-        let routes = match all(&api, ListParams::default()).await {
-            Ok(routes) => routes,
-            // The kind is not installed.
-            Err(Error::Api(status)) if status.code == 404 => continue,
-            Err(error) => return Err(error),
-        };
-        for route in routes.iter().filter(|route| is_of_mesh(route)) {
+    for (kind, route) in routes(client, None).await? {
+        if is_of_mesh(&route) {
             count += 1;
-            found.extend(thought_of(&kind.kind, route));
+            found.extend(thought_of(kind, &route));
         }
     }
     if found.is_empty() {
@@ -82,9 +107,7 @@ fn thought_of(kind: &str, route: &DynamicObject) -> Vec<Found> {
         text(&route.metadata.namespace),
         text(&route.metadata.name)
     );
-    let parents = serde_json::from_value::<Vec<Parent>>(route.data["status"]["parents"].clone());
-    let mut ours = parents.unwrap_or_default();
-    ours.retain(|parent| parent.controller_name == CONTROLLER_NAME);
+    let ours = parents(route);
     let generation = route.metadata.generation.unwrap_or_default();
     let conditions = ours.iter().flat_map(|parent| &parent.conditions);
     let seen = conditions

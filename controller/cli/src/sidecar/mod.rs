@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 
 use crate::quiet_http;
 
-pub use answer::{Answer, Match, Outcome, Rule, Service, Verdict};
+pub use answer::{Answer, Match, Outcome, Rule, Verdict};
 pub use from::From;
 
 /// How long a sidecar may take to answer: as long as it waits for the controller's word about a destination, and some more.

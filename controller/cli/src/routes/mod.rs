@@ -1,0 +1,324 @@
+//! `naru routes`: the routes of a Service that a client's sidecar has in force, in order of precedence, and those that are not.
+
+#[cfg(test)]
+mod tests;
+mod unused;
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use anyhow::bail;
+use kube::Client;
+use serde::Serialize;
+
+use crate::destination::{Leads, ServiceName, lead};
+use crate::kubernetes::Output;
+use crate::sidecar::{Answer, Flags, Match, Question, Rule, Sidecar};
+use crate::why::NO_ANSWER;
+use unused::Unused;
+
+/// The port that is asked about where nobody can say which ports there are.
+const DEFAULT_PORT: u16 = 80;
+
+/// Flags of `naru routes`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    flags: Flags,
+    /// How the routes are written.
+    #[arg(long, short, value_name = "FORM", value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// NAME, NAME.NAMESPACE, either with :PORT. Without a port: each of the Service's.
+    #[arg(value_name = "SERVICE")]
+    service: Asked,
+}
+
+/// The value of SERVICE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Asked {
+    host: String,
+    port: Option<u16>,
+}
+
+impl FromStr for Asked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (host, port) = match text.split_once(':') {
+            Some((host, port)) => {
+                let port = port.parse().map_err(|_| format!("{port:?} is no port"))?;
+                (host, Some(port))
+            }
+            None => (text, None),
+        };
+        let named = ServiceName::of(host, "").map(|_| Self {
+            host: host.to_owned(),
+            port,
+        });
+        named.ok_or_else(|| format!("{host:?} is not the name of a Service"))
+    }
+}
+
+/// What is known in the end.
+#[derive(Serialize)]
+struct Report {
+    /// Whose sidecar said so.
+    from: String,
+    /// `NAMESPACE/NAME`
+    service: String,
+    ports: Vec<Port>,
+    /// Routes that name the Service as a parent and are in force on none of these ports.
+    not_in_force: Vec<Unused>,
+    /// What there is to be said beside all that.
+    notes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Port {
+    port: u16,
+    answer: Answer,
+}
+
+/// Asks, and writes what is answered.
+pub fn run(args: Args) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let report = match runtime {
+        Ok(runtime) => runtime.block_on(report(&args)),
+        Err(error) => Err(error.into()),
+    };
+    let written = report.and_then(|report| {
+        let mut out = io::stdout().lock();
+        match args.output {
+            Output::Json => {
+                serde_json::to_writer_pretty(&mut out, &report)?;
+                writeln!(out)?;
+            }
+            Output::Text => text(&report, &mut out)?,
+        }
+        Ok(out.flush()?)
+    });
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("naru routes: {error:#}");
+            ExitCode::from(NO_ANSWER)
+        }
+    }
+}
+
+async fn report(args: &Args) -> anyhow::Result<Report> {
+    let client = args.flags.client().await?;
+    let namespace = args.flags.namespace(client.as_ref());
+    let Some(service) = ServiceName::of(&args.service.host, &namespace) else {
+        bail!("{} is not the name of a Service", args.service.host);
+    };
+    match client {
+        Some(client) => by_api(args, &client, &namespace, &service).await,
+        None => by_address(args, &service).await,
+    }
+}
+
+async fn by_api(
+    args: &Args,
+    client: &Client,
+    namespace: &str,
+    service: &ServiceName,
+) -> anyhow::Result<Report> {
+    let object = service.get(client).await?;
+    let name = format!("{}/{}", service.namespace, service.name);
+    let ip = match lead(client, &object).await? {
+        Leads::ClusterIp(ip) => ip,
+        Leads::Pod(_) => bail!(
+            "Service {name} is headless: its name stands for its pods' own addresses, and no route has a part in calls to them"
+        ),
+    };
+    // Without --from, somebody who is there in any case.
+    let clients = match args.flags.from {
+        Some(_) => namespace,
+        None => &service.namespace,
+    };
+    let sidecar = Sidecar::find(Some(client), &args.flags, clients).await?;
+    let spec = object.spec.iter();
+    let ports = spec.flat_map(|spec| spec.ports.iter().flatten());
+    let tcp = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
+    let mut ports: Vec<u16> = tcp.filter_map(|port| port.port.try_into().ok()).collect();
+    if let Some(only) = args.service.port {
+        ports.retain(|port| *port == only);
+        if ports.is_empty() {
+            bail!("Service {name} has no TCP port {only}");
+        }
+    }
+    let mut report = Report {
+        from: sidecar.name(),
+        service: name,
+        ports: Vec::new(),
+        not_in_force: Vec::new(),
+        notes: Vec::new(),
+    };
+    for port in ports {
+        let address = SocketAddr::new(ip, port).to_string();
+        report.ask(&sidecar, port, address).await?;
+    }
+    let clients = sidecar.namespace().unwrap_or_default();
+    let answers: Vec<&Answer> = report.ports.iter().map(|port| &port.answer).collect();
+    let (unused, notes) = unused::find(client, service, clients, &answers).await;
+    report.not_in_force = unused;
+    report.notes.extend(notes);
+    Ok(report)
+}
+
+/// Where there is no API server to ask: as far as the sidecar knows.
+async fn by_address(args: &Args, service: &ServiceName) -> anyhow::Result<Report> {
+    let sidecar = Sidecar::find(None, &args.flags, "").await?;
+    let port = args.service.port.unwrap_or(DEFAULT_PORT);
+    let mut report = Report {
+        from: sidecar.name(),
+        service: format!("{}/{}", service.namespace, service.name),
+        ports: Vec::new(),
+        not_in_force: Vec::new(),
+        notes: vec![
+            "the sidecar was asked directly: other ports, and routes that are not in force, are not known to it".to_owned(),
+        ],
+    };
+    let name = format!("{}.{}:{port}", service.name, service.namespace);
+    report.ask(&sidecar, port, name).await?;
+    Ok(report)
+}
+
+impl Report {
+    async fn ask(
+        &mut self,
+        sidecar: &Sidecar,
+        port: u16,
+        destination: String,
+    ) -> anyhow::Result<()> {
+        let question = Question {
+            destination,
+            request: None,
+        };
+        let answer = sidecar.why(&question).await?;
+        self.notes.extend(answer.rejected.iter().map(|rejected| {
+            format!(
+                "the sidecar has rejected {}, and keeps its last good version if it has one: {}",
+                rejected.name, rejected.reason
+            )
+        }));
+        self.ports.push(Port { port, answer });
+        Ok(())
+    }
+}
+
+fn text(report: &Report, to: &mut impl Write) -> io::Result<()> {
+    let clients = report.ports.first();
+    let clients = clients.map_or("", |port| &port.answer.client_namespace);
+    writeln!(
+        to,
+        "Service {} for clients in namespace {clients}, as the sidecar of {} has it",
+        report.service, report.from
+    )?;
+    for Port { port, answer } in &report.ports {
+        let protocol = answer.service.as_ref().map(|service| &*service.protocol);
+        match (&*answer.target, protocol) {
+            ("service", Some("tcp")) => writeln!(
+                to,
+                "\nport {port} (declared as bytes: no HTTP route has a part)"
+            )?,
+            ("service", Some("detect")) => writeln!(
+                to,
+                "\nport {port} (its protocol is told by the first bytes)"
+            )?,
+            ("service", protocol) => {
+                writeln!(to, "\nport {port} ({})", protocol.unwrap_or_default())?
+            }
+            ("passthrough", _) => writeln!(to, "\nport {port}: none of the mesh's")?,
+            _ => writeln!(
+                to,
+                "\nport {port}: the controller has said nothing about it yet"
+            )?,
+        }
+        let rows: Vec<_> = answer
+            .matches
+            .iter()
+            .flat_map(|one| rows(answer, one))
+            .collect();
+        if !rows.is_empty() {
+            let head = ["ROUTE", "RULE", "MATCHES", "FILTERS", "BACKENDS"];
+            crate::table::write(&head, &rows, to)?;
+        }
+        if answer.matches_left_out > 0 {
+            writeln!(to, "and {} matches more", answer.matches_left_out)?;
+        }
+    }
+    if !report.not_in_force.is_empty() {
+        writeln!(to, "\nnot in force")?;
+        let row = |unused: &Unused| {
+            [
+                format!("{} {}", unused.kind, unused.name),
+                unused.why.clone(),
+            ]
+        };
+        let rows: Vec<_> = report.not_in_force.iter().map(row).collect();
+        crate::table::write(&["ROUTE", "WHY"], &rows, to)?;
+    }
+    if !report.notes.is_empty() {
+        writeln!(to)?;
+    }
+    (report.notes.iter()).try_for_each(|note| writeln!(to, "note: {note}"))
+}
+
+/// A match, and a line more for each further filter or backend of its rule.
+fn rows(answer: &Answer, one: &Match) -> Vec<[String; 5]> {
+    let Some(rule) = answer.rule(one) else {
+        return Vec::new();
+    };
+    let (filters, backends) = (filters(rule), backends(rule));
+    let cell = |cells: &[String], line: usize| cells.get(line).cloned().unwrap_or_default();
+    let lines = filters.len().max(backends.len()).max(1);
+    (0..lines)
+        .map(|line| {
+            let first = |text: String| if line == 0 { text } else { String::new() };
+            let route = match rule.route.is_empty() {
+                true => "(none)".to_owned(),
+                false => format!("{} {}", rule.kind, rule.route),
+            };
+            [
+                first(route),
+                first(rule.rule.clone()),
+                first(one.matches.clone()),
+                cell(&filters, line),
+                cell(&backends, line),
+            ]
+        })
+        .collect()
+}
+
+/// What a rule does to requests and responses, and how long it waits.
+fn filters(rule: &Rule) -> Vec<String> {
+    let mut words = rule.filters.clone();
+    let limits = [
+        ("", rule.request_timeout_ms),
+        (" an attempt", rule.backend_request_timeout_ms),
+    ];
+    for (what, limit) in limits {
+        words.extend(limit.map(|limit| format!("at most {limit} ms{what}")));
+    }
+    if rule.retries > 0 {
+        words.push(format!("retries: {}", rule.retries));
+    }
+    words
+}
+
+fn backends(rule: &Rule) -> Vec<String> {
+    let backends = rule.backends.iter().map(|backend| {
+        let filters = match backend.filters.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", backend.filters.join("; ")),
+        };
+        format!("weight {}: {}{filters}", backend.weight, backend.words())
+    });
+    backends.collect()
+}
