@@ -3,6 +3,9 @@
 
 mod check;
 mod destination;
+#[cfg(test)]
+#[path = "../../src/fake_api.rs"]
+mod fake_api;
 mod kubernetes;
 mod quiet_http;
 mod routes;

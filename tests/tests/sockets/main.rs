@@ -13,3 +13,4 @@ mod process;
 mod rotation;
 mod shutdown;
 mod traffic;
+mod why;

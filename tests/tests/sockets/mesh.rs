@@ -352,7 +352,7 @@ pub fn split(service: &str, weights: &[(&str, u32)]) -> Value {
 }
 
 /// The ClusterIP of a Service: some address that goes by its name.
-fn cluster_ip(service: &str) -> Ipv4Addr {
+pub fn cluster_ip(service: &str) -> Ipv4Addr {
     let hash = service.bytes().fold(7_u16, |hash, byte| {
         hash.wrapping_mul(31).wrapping_add(u16::from(byte))
     });

@@ -9,10 +9,7 @@ use super::finding::{Finding, Level};
 use super::report::{Output, Report};
 use super::rights::{RIGHTS, Where};
 use super::{Stage, check};
-use fake_api::FakeApi;
-
-#[path = "../../../src/fake_api.rs"]
-mod fake_api;
+use crate::fake_api::FakeApi;
 
 const PODS: &str = "/api/v1/pods";
 const SECRETS: &str = "/api/v1/secrets";

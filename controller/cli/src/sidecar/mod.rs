@@ -100,7 +100,7 @@ impl Sidecar {
     pub fn name(&self) -> String {
         match self {
             Self::Pod { pod, .. } => format!("{}/{}", pod.namespace, pod.name),
-            Self::Address(address) => format!("http://{address}"),
+            Self::Address(address) => address.to_string(),
         }
     }
 
@@ -127,14 +127,7 @@ impl Sidecar {
             body["request"] = request.clone();
         }
         let body = body.to_string();
-        let answer = match self {
-            Self::Pod { client, pod } => forward::post(client, pod, "/why", &body, PATIENCE).await,
-            Self::Address(address) => {
-                let connecting = tokio::time::timeout(PATIENCE, TcpStream::connect(address));
-                let stream = connecting.await.context("no connection in time")??;
-                Ok(quiet_http::post(stream, "/why", &body, PATIENCE).await?)
-            }
-        };
+        let answer = self.post("/why", &body).await;
         let answer = answer.with_context(|| format!("asking the sidecar of {}", self.name()))?;
         match answer.status {
             200 => Answer::parse(&answer.body),
@@ -143,6 +136,17 @@ impl Sidecar {
                 self.name(),
                 answer.body.trim()
             ),
+        }
+    }
+
+    async fn post(&self, path: &str, body: &str) -> anyhow::Result<quiet_http::Answer> {
+        match self {
+            Self::Pod { client, pod } => forward::post(client, pod, path, body, PATIENCE).await,
+            Self::Address(address) => {
+                let connecting = tokio::time::timeout(PATIENCE, TcpStream::connect(address));
+                let stream = connecting.await.context("no connection in time")??;
+                Ok(quiet_http::post(stream, path, body, PATIENCE).await?)
+            }
         }
     }
 }

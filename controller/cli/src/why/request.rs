@@ -7,6 +7,8 @@ use std::str::FromStr;
 use http::Uri;
 use serde_json::{Value, json};
 
+const DEFAULT_PORT: u16 = 80;
+
 /// `http://HOST[:PORT][/PATH][?QUERY]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
@@ -59,10 +61,12 @@ impl FromStr for Url {
         if host.is_empty() || authority.contains('@') {
             return Err(format!("{text:?} names no host, or a user"));
         }
-        let port = match (uri.port(), uri.port_u16()) {
-            (None, _) => 80,
-            (Some(_), Some(port)) => port,
-            (Some(port), None) => return Err(format!("{port} is no port")),
+        // The colons of an IPv6 address are inside of brackets.
+        let port = match authority.rsplit_once(':') {
+            Some((_, port)) if !port.ends_with(']') => {
+                port.parse().map_err(|_| format!("{port:?} is no port"))?
+            }
+            _ => DEFAULT_PORT,
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         Ok(Self {

@@ -1,1 +1,205 @@
+//! From the name in a URL to what a sidecar is asked, against an API server in memory; and what is made of its answers.
 
+use serde_json::{Value, json};
+
+use super::*;
+use crate::fake_api::FakeApi;
+use crate::sidecar::Pod;
+
+const SERVICES: &str = "/api/v1/services";
+const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+
+fn service(namespace: &str, name: &str, spec: &Value) -> Value {
+    json!({ "metadata": { "name": name, "namespace": namespace }, "spec": spec })
+}
+
+fn cluster() -> FakeApi {
+    let api = FakeApi::new(&[SERVICES, SLICES]);
+    let ports = json!([{ "port": 80 }, { "port": 443 }]);
+    let with_ip = |ip: &str| json!({ "clusterIP": ip, "ports": ports });
+    api.apply(SERVICES, service("shop", "web", &with_ip("10.96.0.1")));
+    api.apply(SERVICES, service("blue", "web", &with_ip("fd00::1")));
+    api.apply(SERVICES, service("shop", "db", &with_ip("None")));
+    api.apply(SERVICES, service("shop", "idle", &with_ip("None")));
+    let external = json!({ "type": "ExternalName", "externalName": "www.example.com" });
+    api.apply(SERVICES, service("shop", "outside", &external));
+    api.apply(
+        SLICES,
+        json!({
+            "metadata": { "name": "db-x", "namespace": "shop", "labels": { "kubernetes.io/service-name": "db" } },
+            "addressType": "IPv4", "endpoints": [
+                { "addresses": ["10.0.0.1"], "conditions": { "ready": false } }, { "addresses": ["10.0.0.2"], "conditions": {} },
+            ],
+        }),
+    );
+    api
+}
+
+/// What the sidecar of a pod in `shop` is asked about, with the notes, or why it is not asked.
+async fn asked(api: &FakeApi, url: &str) -> Result<(String, Vec<String>), String> {
+    let client = api.client();
+    let sidecar = Sidecar::Pod {
+        client: client.clone(),
+        pod: Pod {
+            namespace: "shop".to_owned(),
+            name: "web-1".to_owned(),
+            admin_port: 15020,
+            skips: Vec::new(),
+        },
+    };
+    let mut notes = Vec::new();
+    let url = url.parse().expect("a URL");
+    let found = destination(Some(&client), &sidecar, &url, &mut notes).await;
+    found
+        .map(|found| (found, notes))
+        .map_err(|error| format!("{error:#}"))
+}
+
+#[tokio::test]
+async fn a_name_leads_where_the_pod_s_resolver_says() {
+    let api = cluster();
+    for (url, expected, note) in [
+        ("http://web/a", "10.96.0.1:80", None),
+        ("http://web.shop.svc.cluster.local", "10.96.0.1:80", None),
+        ("http://web.blue", "[fd00::1]:80", None),
+        ("http://10.1.2.3:81", "10.1.2.3:81", None),
+        ("http://[fd00::2]", "[fd00::2]:80", None),
+        (
+            "http://web:81",
+            "10.96.0.1:81",
+            Some("no port 81, only 80, 443"),
+        ),
+        ("http://db:5432", "10.0.0.2:5432", Some("headless")),
+    ] {
+        let (found, notes) = asked(&api, url).await.expect(url);
+        assert_eq!(found, expected, "{url}");
+        match note {
+            None => assert_eq!(notes, [""; 0], "{url}"),
+            Some(note) => assert!(notes[0].contains(note), "{url}: {notes:?}"),
+        }
+    }
+    for (url, told) in [
+        ("http://nobody/", "namespace shop has no Service nobody"),
+        ("http://web.green/", "namespace green has no Service web"),
+        ("http://outside/", "another name for www.example.com"),
+        ("http://idle/", "no pod that is ready"),
+        ("http://www.example.com/", "not the name of a Service"),
+    ] {
+        let error = asked(&api, url).await.expect_err(url);
+        assert!(error.contains(told), "{url}: {error}");
+    }
+}
+
+fn report(answer: &Value, notes: &[&str]) -> Report {
+    Report {
+        from: "shop/client-1".to_owned(),
+        method: "GET".to_owned(),
+        url: "http://web/api".to_owned(),
+        destination: "10.96.0.1:80".to_owned(),
+        notes: notes.iter().map(ToString::to_string).collect(),
+        answer: Answer::parse(&answer.to_string()).expect("an answer"),
+    }
+}
+
+fn written(report: &Report) -> String {
+    let mut written = Vec::new();
+    text::write(report, &mut written).expect("written");
+    String::from_utf8(written).expect("text")
+}
+
+#[test]
+fn an_answer_is_told_from_what_takes_the_request_to_what_does_not() {
+    let rule = |rule: &str| {
+        json!({
+            "kind": "HTTPRoute", "route": "shop/split", "rule": rule, "filters": [], "retries": 0,
+            "backends": [{ "service": "shop/v1:80", "weight": 3, "endpoints": 2 }, { "weight": 1, "invalid": "RefNotPermitted: no" }],
+        })
+    };
+    let answer = json!({
+        "client_namespace": "shop", "target": "service",
+        "service": { "namespace": "shop", "name": "web", "port": 80, "protocol": "http" },
+        "routes": [{ "kind": "HTTPRoute", "name": "shop/split" }],
+        "rejected": [{ "name": "http-route/shop/new", "reason": "rules[0]: a kind" }],
+        "rules": [rule("a"), rule("b")],
+        "matches": [
+            { "rule": 0, "matches": "path /api/…, header x = \"2\"", "verdict": "unmet", "part": "header", "wanted": "x = \"2\"", "has": "1" },
+            { "rule": 1, "matches": "path /api/…", "verdict": "takes" },
+            { "rule": 0, "matches": "any path", "verdict": "outranked", "by": "longer-path" },
+            { "rule": 0, "matches": "path /b/…", "verdict": "unmet", "part": "path", "wanted": "path /b/…", "has": "/api" },
+        ],
+        "outcome": { "forwarded": true, "backends": [
+            { "backend": 0, "share": 0.75, "request": { "path": "/api", "authority": "web" } },
+            { "backend": 1, "share": 0.25, "reason": "backend-invalid", "status": 500 },
+        ] },
+    });
+    let report = report(&answer, &["see there"]);
+    assert!(report.is_forwarded());
+    let expected = "\
+GET http://web/api from shop/client-1 (namespace shop)
+  10.96.0.1:80 is port 80 of Service shop/web (http)
+  note: see there
+  note: the sidecar has rejected http-route/shop/new, and keeps its last good version if it has one: rules[0]: a kind
+
+HTTPRoute shop/split, rule b takes it (path /api/…)
+  75 %     shop/v1:80, 2 endpoints
+           → as /api for host web
+  25 %     can't be used: RefNotPermitted: no
+           → the sidecar answers 500, backend-invalid
+
+The others, in order of precedence:
+  RULE                          MATCHES                   WHY NOT
+  HTTPRoute shop/split, rule a  path /api/…, header x = \"2\"  header x = \"2\": it is \"1\"
+  HTTPRoute shop/split, rule a  any path                  it would, but the other has a longer path
+  HTTPRoute shop/split, rule a  path /b/…                 the path is /api
+";
+    // The widths of columns are the table's own affair.
+    let squeeze = |text: &str| {
+        let lines = text.lines();
+        let lines = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        lines.collect::<Vec<_>>()
+    };
+    assert_eq!(squeeze(&written(&report)), squeeze(expected));
+}
+
+#[test]
+fn what_is_not_of_the_mesh_and_what_nobody_takes_is_told_in_one_line() {
+    let with = |target: &str, outcome: Value| {
+        let answer = json!({ "client_namespace": "shop", "target": target, "outcome": outcome });
+        let report = report(&answer, &[]);
+        assert!(!report.is_forwarded());
+        written(&report)
+    };
+    let text = with("passthrough", json!({ "forwarded": false }));
+    assert!(text.contains("goes there as it is, as bytes"), "{text}");
+    let text = with(
+        "unknown",
+        json!({ "forwarded": false, "reason": "destination-unknown", "status": 503 }),
+    );
+    assert!(
+        text.contains("the sidecar answers 503, destination-unknown"),
+        "{text}"
+    );
+    let text = with(
+        "service",
+        json!({ "forwarded": false, "reason": "no-route", "status": 404 }),
+    );
+    assert!(
+        text.contains("no rule takes it: the sidecar answers 404, no-route"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_newer_sidecar_s_answer_is_understood_as_far_as_it_goes() {
+    let answer = json!({
+        "client_namespace": "shop", "target": "service", "something": "new",
+        "matches": [{ "rule": 0, "matches": "SNI = a", "verdict": "takes", "more": 1 }],
+        "rules": [{ "kind": "TLSRoute", "route": "shop/tls", "rule": "0", "colour": "blue" }],
+        "outcome": { "forwarded": true, "reason": "a-new-word" },
+    });
+    let text = written(&report(&answer, &[]));
+    assert!(
+        text.contains("TLSRoute shop/tls, rule 0 takes it"),
+        "{text}"
+    );
+}

@@ -1,0 +1,246 @@
+//! `naru why` and `naru routes`, asked of a running sidecar: what they say is what happens.
+
+use http::Request;
+use naru_tests::programs;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::apps::{Answer, App, ask};
+use crate::mesh::{Mesh, NAMESPACE, Sidecar, cluster_ip};
+use crate::process::eventually;
+
+/// Exit code, and what is written to both outputs.
+async fn naru(arguments: &[&str]) -> (i32, String) {
+    let mut command = Command::new(programs().join("naru"));
+    command.args(arguments).env_clear();
+    let output = command.output().await.expect("naru");
+    let text = [output.stdout, output.stderr].concat();
+    let code = output.status.code().expect("an exit code");
+    (code, String::from_utf8(text).expect("text"))
+}
+
+async fn why(client: &Sidecar, arguments: &[&str]) -> (i32, String) {
+    let from = format!("--from=http://{}", client.admin);
+    naru(&[&["why", &from], arguments].concat()).await
+}
+
+/// A request of the client's app to `web`.
+async fn get(client: &Sidecar, path: &str, version: Option<&str>) -> Answer {
+    let mut request = Request::get(path).header("host", "web");
+    if let Some(version) = version {
+        request = request.header("version", version);
+    }
+    let request = request.body(String::new()).expect("a request");
+    ask(client.calls("web"), request).await.expect("an answer")
+}
+
+fn backend(name: &str, weight: u32) -> Value {
+    json!({ "name": name, "port": 80, "weight": weight })
+}
+
+fn route(rules: &Value) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": { "name": "split", "namespace": NAMESPACE, "creationTimestamp": "2026-01-01T00:00:00Z" },
+        "spec": { "parentRefs": [{ "group": "", "kind": "Service", "name": "web" }], "rules": rules },
+    })
+}
+
+/// `web` and `canary`, each with a pod, a route with several rules, and a client.
+async fn shop(mesh: &Mesh) -> (Vec<(App, Sidecar)>, Sidecar) {
+    let mut running = Vec::new();
+    for (number, name) in [(1, "web"), (2, "canary")] {
+        mesh.service(name, Some("http"), &[number]);
+        let app = App::named(mesh.app(number), name).await;
+        running.push((app, mesh.sidecar(name, number, &[]).await));
+    }
+    mesh.put(&route(&json!([
+        {
+            "name": "canary",
+            "matches": [{ "path": { "value": "/api" }, "headers": [{ "name": "Version", "value": "2" }] }],
+            "filters": [{ "type": "URLRewrite", "urlRewrite": {
+                "path": { "type": "ReplacePrefixMatch", "replacePrefixMatch": "/v2" },
+            } }],
+            "backendRefs": [backend("canary", 1)],
+        },
+        {
+            "name": "moved",
+            "matches": [{ "path": { "type": "Exact", "value": "/old" } }],
+            "filters": [{ "type": "RequestRedirect", "requestRedirect": {
+                "path": { "type": "ReplaceFullPath", "replaceFullPath": "/new" }, "statusCode": 301,
+            } }],
+        },
+        {
+            "name": "api",
+            "matches": [{ "path": { "value": "/api" } }],
+            "backendRefs": [backend("web", 3), backend("gone", 1)],
+        },
+        {
+            "name": "broken",
+            "matches": [{ "path": { "value": "/broken" } }],
+            "backendRefs": [backend("gone", 1)],
+        },
+    ])));
+    let client = mesh.sidecar("client", 3, &["web"]).await;
+    eventually("the route is in force", async || {
+        get(&client, "/old", None).await.status == 301
+    })
+    .await;
+    (running, client)
+}
+
+#[tokio::test]
+async fn why_says_what_happens() {
+    let mesh = Mesh::start().await;
+    let (_running, client) = shop(&mesh).await;
+
+    // The canary: who takes it, as what, and what the other rules lack.
+    let url = format!("http://{}/api/x?y", cluster_ip("web"));
+    let (code, said) = why(&client, &["-H", "version: 2", &url]).await;
+    assert_eq!(code, 0, "{said}");
+    for part in [
+        "is port 80 of Service shop/web (http)",
+        "HTTPRoute shop/split, rule canary takes it",
+        "100 %    shop/canary:80, 1 endpoint",
+        "as /v2/x?y for host",
+        "it would, but the other wants more headers",
+        "the path is /api/x",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(get(&client, "/api/x", Some("2")).await.body, "canary");
+
+    // By name, as its app has called it by now; one backend of two can't be used.
+    let (code, said) = why(&client, &["http://web/api/x"]).await;
+    assert_eq!(code, 0, "{said}");
+    for part in [
+        "rule api takes it",
+        "75 %     shop/web:80, 1 endpoint",
+        "25 %     can't be used: BackendNotFound",
+        "the sidecar answers 500, backend-invalid",
+        "header Version = \"2\": there is none",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+
+    for (path, reason) in [("/nowhere", "no-route"), ("/broken", "backend-invalid")] {
+        let (code, said) = why(&client, &[&format!("http://web.shop.svc{path}")]).await;
+        let real = get(&client, path, None).await;
+        assert_eq!(real.reason(), reason);
+        let expected = format!("the sidecar answers {}, {reason}", real.status);
+        assert!(code == 1 && said.contains(&expected), "{code} {said}");
+    }
+
+    let real = get(&client, "/old", None).await;
+    let location = real.headers["location"].to_str().expect("text");
+    let (code, said) = why(&client, &["http://web/old"]).await;
+    let expected = format!("the sidecar answers 301, redirect, to {location}");
+    assert!(code == 1 && said.contains(&expected), "{code} {said}");
+}
+
+#[tokio::test]
+async fn why_follows_the_tables_and_says_what_it_can_not_know() {
+    let mesh = Mesh::start().await;
+    let (running, client) = shop(&mesh).await;
+    let to_web = async |arguments: &[&str]| {
+        let (code, said) = why(
+            &client,
+            &[&["--output=json", "http://web/api"], arguments].concat(),
+        )
+        .await;
+        let said: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{code} {said}"));
+        (code, said)
+    };
+    let (code, said) = to_web(&[]).await;
+    assert_eq!(code, 0, "{said:#}");
+    assert_eq!(said["answer"]["routes"][0]["name"], "shop/split");
+
+    // Nobody behind it.
+    mesh.endpoints("web", &[]);
+    eventually("there is no endpoint", async || {
+        let (code, said) = to_web(&[]).await;
+        let reasons = &said["answer"]["outcome"]["backends"];
+        code == 1
+            && reasons[0]["reason"] == "no-endpoint"
+            && reasons[1]["reason"] == "backend-invalid"
+    })
+    .await;
+    // No rule for another method.
+    mesh.put(&route(&json!([{
+        "matches": [{ "method": "GET" }], "backendRefs": [backend("canary", 1)],
+    }])));
+    eventually("the new route is in force", async || {
+        let (code, said) = to_web(&["-X", "PUT"]).await;
+        let lacks = &said["answer"]["matches"][0];
+        code == 1 && lacks["part"] == "method" && lacks["wanted"] == "GET"
+    })
+    .await;
+    assert_eq!(to_web(&[]).await.0, 0);
+    drop(running);
+
+    // What is none of the mesh's, a Service that the app has not called, and calls that are wrong.
+    let (code, said) = why(&client, &["http://10.1.2.3/"]).await;
+    assert!(
+        code == 1 && said.contains("10.1.2.3:80 is none of the mesh's"),
+        "{code} {said}"
+    );
+    for (arguments, told) in [
+        (&["http://canary/"][..], "has not called that Service yet"),
+        (&["https://web/"], "https"),
+        (&["-H", "version", "http://web/"], "NAME: VALUE"),
+        (&["-X", "G T", "http://web/"], "method"),
+        (&["http://www.example.com/"], "not the name of a Service"),
+    ] {
+        let (code, said) = why(&client, arguments).await;
+        assert!(code == 2 && said.contains(told), "{code} {said}");
+    }
+    let (code, said) = naru(&["why", "--from=http://127.0.0.1:1", "http://web/"]).await;
+    assert!(code == 2 && said.contains("127.0.0.1:1"), "{code} {said}");
+}
+
+#[tokio::test]
+async fn routes_lists_what_is_in_force_in_order_of_precedence() {
+    let mesh = Mesh::start().await;
+    let (_running, client) = shop(&mesh).await;
+    let from = format!("--from=http://{}", client.admin);
+    let (code, said) = naru(&["routes", &from, "web.shop"]).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("Service shop/web for clients in namespace shop"),
+        "{said}"
+    );
+    let rows: Vec<&str> = said.lines().collect();
+    let row = |rule: &str| {
+        let row = rows
+            .iter()
+            .position(|line| line.contains(&format!(" {rule} ")));
+        row.unwrap_or_else(|| panic!("no {rule}: {said}"))
+    };
+    let rules = ["moved", "broken", "canary", "api"].map(row);
+    assert!(rules.is_sorted(), "{said}");
+    assert!(rows[rules[0]].contains("path = /old"), "{said}");
+    assert!(
+        rows[rules[0]].contains("redirect with 301, path /new"),
+        "{said}"
+    );
+    assert!(
+        rows[rules[3]].contains("weight 3: shop/web:80, 1 endpoint"),
+        "{said}"
+    );
+    assert!(
+        rows[rules[3] + 1].contains("weight 1: can't be used"),
+        "{said}"
+    );
+
+    let (code, said) = naru(&["routes", &from, "--output=json", "web.shop"]).await;
+    assert_eq!(code, 0, "{said}");
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    let port = &said["ports"][0];
+    assert_eq!(port["port"], 80);
+    assert_eq!(port["answer"]["rules"][0]["rule"], "moved");
+    let (code, said) = naru(&["routes", &from, "cart.shop"]).await;
+    assert!(
+        code == 2 && said.contains("has not called"),
+        "{code} {said}"
+    );
+}
