@@ -241,9 +241,11 @@ fn every_flag_of_the_proxy_and_the_controller_is_in_the_readme() {
 
 /// The flags in what clap prints for `--help`: each begins a line, after a short name or as far in. `-h` is everywhere.
 fn flags_of_help(help: &str) -> BTreeSet<Flag> {
-    let help = ["-n", "-o"].iter().fold(help.to_owned(), |help, short| {
-        help.replace(&format!("\n  {short}, --"), "\n      --")
-    });
+    let help = ["-n", "-o", "-X", "-H"]
+        .iter()
+        .fold(help.to_owned(), |help, short| {
+            help.replace(&format!("\n  {short}, --"), "\n      --")
+        });
     let flags = help.split("\n      --").skip(1);
     let flag = |text: &str| {
         let name = text.split([' ', '\n']).next().unwrap_or_default();
@@ -259,7 +261,7 @@ fn flags_of_help(help: &str) -> BTreeSet<Flag> {
 
 #[test]
 fn every_flag_of_the_command_is_in_the_readme() {
-    for subcommand in ["check", "sandbox"] {
+    for subcommand in ["check", "routes", "why", "sandbox"] {
         let help = Command::new(programs().join("naru"))
             .args([subcommand, "--help"])
             .output()

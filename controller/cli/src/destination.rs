@@ -1,5 +1,6 @@
 //! From a host name to an address, as the resolver of a pod goes about it, for names of Services.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::bail;
@@ -8,13 +9,23 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::{Api, Client};
 
-use crate::kubernetes::{all, problem};
+use crate::kubernetes::{all, label, problem};
+
+/// A Service may be another name for one that is another name.
+const MAX_ALIASES: usize = 8;
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 /// `NAME.NAMESPACE` of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceName {
     pub namespace: String,
     pub name: String,
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 impl ServiceName {
@@ -40,14 +51,23 @@ impl ServiceName {
         })
     }
 
+    /// Of an object.
+    pub fn of_object(service: &Service) -> Self {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        Self {
+            namespace: text(&service.metadata.namespace),
+            name: text(&service.metadata.name),
+        }
+    }
+
     /// The object. `Err`: there is none, or it can't be read.
-    pub async fn get(&self, client: &Client) -> anyhow::Result<Service> {
+    async fn get(&self, client: &Client) -> anyhow::Result<Service> {
         let Self { namespace, name } = self;
         let api = Api::<Service>::namespaced(client.clone(), namespace);
         match api.get_opt(name).await {
             Ok(Some(service)) => Ok(service),
             Ok(None) => bail!("namespace {namespace} has no Service {name}"),
-            Err(error) => bail!("the Service {namespace}/{name}: {}", problem(&error)),
+            Err(error) => bail!("Service {self}: {}", problem(&error)),
         }
     }
 }
@@ -61,50 +81,50 @@ pub enum Leads {
     Pod(IpAddr),
 }
 
-/// Where the Service's name leads a pod.
-pub async fn lead(client: &Client, service: &Service) -> anyhow::Result<Leads> {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    let (namespace, name) = (
-        text(&service.metadata.namespace),
-        text(&service.metadata.name),
-    );
-    let spec = service.spec.clone().unwrap_or_default();
-    if let Some(elsewhere) = spec.external_name.filter(|name| !name.is_empty()) {
-        bail!(
-            "Service {namespace}/{name} is another name for {elsewhere}, which is none of the mesh's: connections go there as they are"
-        );
+/// The Service that the name leads to in the end, and where that leads a pod.
+pub async fn resolve(client: &Client, name: &ServiceName) -> anyhow::Result<(Service, Leads)> {
+    let mut name = name.clone();
+    for _ in 0..MAX_ALIASES {
+        let service = name.get(client).await?;
+        let spec = service.spec.clone().unwrap_or_default();
+        let Some(elsewhere) = spec.external_name.filter(|other| !other.is_empty()) else {
+            let leads = lead(client, &name, spec.cluster_ip.as_deref()).await?;
+            return Ok((service, leads));
+        };
+        // An absolute name, of whatever there is.
+        let absolute = ServiceName::of(&elsewhere, "");
+        match absolute.filter(|_| elsewhere.split('.').nth(2) == Some("svc")) {
+            Some(other) => name = other,
+            None => bail!(
+                "Service {name} is another name for {elsewhere}, which is none of the mesh's: connections go there as they are"
+            ),
+        }
     }
-    match spec.cluster_ip.as_deref() {
-        Some("None") => match first_endpoint(client, &namespace, &name).await? {
+    bail!("Service {name} is another name for itself")
+}
+
+async fn lead(client: &Client, name: &ServiceName, ip: Option<&str>) -> anyhow::Result<Leads> {
+    if ip == Some("None") {
+        return match first_endpoint(client, name).await? {
             Some(ip) => Ok(Leads::Pod(ip)),
-            None => bail!("Service {namespace}/{name} is headless, and has no pod that is ready"),
-        },
-        Some(ip) => match ip.parse() {
-            Ok(ip) => Ok(Leads::ClusterIp(ip)),
-            Err(_) => bail!("Service {namespace}/{name} has no ClusterIP"),
-        },
-        None => bail!("Service {namespace}/{name} has no ClusterIP"),
+            None => bail!("Service {name} is headless, and has no pod that is ready"),
+        };
+    }
+    match ip.and_then(|ip| ip.parse().ok()) {
+        Some(ip) => Ok(Leads::ClusterIp(ip)),
+        None => bail!("Service {name} has no ClusterIP"),
     }
 }
 
-async fn first_endpoint(
-    client: &Client,
-    namespace: &str,
-    service: &str,
-) -> anyhow::Result<Option<IpAddr>> {
-    let api = Api::<EndpointSlice>::namespaced(client.clone(), namespace);
-    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+async fn first_endpoint(client: &Client, service: &ServiceName) -> anyhow::Result<Option<IpAddr>> {
+    let api = Api::<EndpointSlice>::namespaced(client.clone(), &service.namespace);
+    let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={}", service.name));
     let slices = match all(&api, of_service).await {
         Ok(slices) => slices,
-        Err(error) => bail!(
-            "the endpoints of {namespace}/{service}: {}",
-            problem(&error)
-        ),
+        Err(error) => bail!("the endpoints of {service}: {}", problem(&error)),
     };
     let is_of_service = |slice: &&EndpointSlice| {
-        let label =
-            crate::kubernetes::label(slice.metadata.labels.as_ref(), "kubernetes.io/service-name");
-        label == Some(service)
+        label(slice.metadata.labels.as_ref(), SERVICE_LABEL) == Some(&service.name)
     };
     let endpoints = slices.iter().filter(is_of_service);
     let mut endpoints = endpoints.flat_map(|slice| slice.endpoints.iter().flatten());

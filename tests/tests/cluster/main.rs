@@ -20,3 +20,4 @@ mod restarts;
 mod rights;
 mod rotation;
 mod services;
+mod why;

@@ -13,7 +13,7 @@ use anyhow::bail;
 use kube::Client;
 use serde::Serialize;
 
-use crate::destination::{Leads, ServiceName, lead};
+use crate::destination::{Leads, ServiceName, resolve};
 use crate::kubernetes::Output;
 use crate::sidecar::{Answer, Flags, Match, Question, Rule, Sidecar};
 use crate::why::NO_ANSWER;
@@ -128,12 +128,12 @@ async fn by_api(
     namespace: &str,
     service: &ServiceName,
 ) -> anyhow::Result<Report> {
-    let object = service.get(client).await?;
-    let name = format!("{}/{}", service.namespace, service.name);
-    let ip = match lead(client, &object).await? {
+    let (object, leads) = resolve(client, service).await?;
+    let service = &ServiceName::of_object(&object);
+    let ip = match leads {
         Leads::ClusterIp(ip) => ip,
         Leads::Pod(_) => bail!(
-            "Service {name} is headless: its name stands for its pods' own addresses, and no route has a part in calls to them"
+            "Service {service} is headless: its name stands for its pods' own addresses, and no route has a part in calls to them"
         ),
     };
     // Without --from, somebody who is there in any case.
@@ -149,12 +149,12 @@ async fn by_api(
     if let Some(only) = args.service.port {
         ports.retain(|port| *port == only);
         if ports.is_empty() {
-            bail!("Service {name} has no TCP port {only}");
+            bail!("Service {service} has no TCP port {only}");
         }
     }
     let mut report = Report {
         from: sidecar.name(),
-        service: name,
+        service: service.to_string(),
         ports: Vec::new(),
         not_in_force: Vec::new(),
         notes: Vec::new(),
@@ -177,7 +177,7 @@ async fn by_address(args: &Args, service: &ServiceName) -> anyhow::Result<Report
     let port = args.service.port.unwrap_or(DEFAULT_PORT);
     let mut report = Report {
         from: sidecar.name(),
-        service: format!("{}/{}", service.namespace, service.name),
+        service: service.to_string(),
         ports: Vec::new(),
         not_in_force: Vec::new(),
         notes: vec![

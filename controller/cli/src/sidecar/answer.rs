@@ -153,12 +153,9 @@ impl Answer {
 }
 
 impl Rule {
-    /// How people call it.
+    /// How people call it, where it is a route's.
     pub fn title(&self) -> String {
-        match self.route.is_empty() {
-            true => "no route: all go to its own pods".to_owned(),
-            false => format!("{} {}, rule {}", self.kind, self.route, self.rule),
-        }
+        format!("{} {}, rule {}", self.kind, self.route, self.rule)
     }
 }
 

@@ -10,12 +10,13 @@ mod tests;
 mod text;
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use crate::destination::{Leads, ServiceName, lead};
+use crate::destination::{Leads, ServiceName, resolve};
 use crate::kubernetes::Output;
 use crate::sidecar::{Answer, Flags, Question, Sidecar};
 use request::{Header, Url};
@@ -128,7 +129,7 @@ async fn destination(
 ) -> anyhow::Result<String> {
     let port = url.port;
     if let Some(ip) = url.ip() {
-        return Ok(std::net::SocketAddr::new(ip, port).to_string());
+        return Ok(SocketAddr::new(ip, port).to_string());
     }
     let own = sidecar.namespace().unwrap_or_default();
     let Some(service) = ServiceName::of(&url.host, own) else {
@@ -145,35 +146,30 @@ async fn destination(
             false => format!("{}.{}:{port}", service.name, service.namespace),
         });
     };
-    let object = service.get(client).await.with_context(|| {
-        format!(
-            "{} is not the name of a Service for a pod in namespace {own}",
-            url.host
-        )
-    })?;
-    let ip = match lead(client, &object).await? {
+    let (object, leads) = resolve(client, &service)
+        .await
+        .with_context(|| format!("{} for a pod in namespace {own}", url.host))?;
+    let service = ServiceName::of_object(&object);
+    let ip = match leads {
         Leads::ClusterIp(ip) => {
             let spec = object.spec.iter();
             let ports = spec.flat_map(|spec| spec.ports.iter().flatten());
             let ports: Vec<String> = ports.map(|port| port.port.to_string()).collect();
             if !ports.contains(&port.to_string()) {
+                let there = ports.join(", ");
                 notes.push(format!(
-                    "Service {}/{} has no port {port}, only {}",
-                    service.namespace,
-                    service.name,
-                    ports.join(", ")
+                    "Service {service} has no port {port}, only {there}"
                 ));
             }
             ip
         }
         Leads::Pod(ip) => {
             notes.push(format!(
-                "Service {}/{} is headless: its name stands for its pods' own addresses, and no route has a part in calls to \
-                 them",
-                service.namespace, service.name
+                "Service {service} is headless: its name stands for its pods' own addresses, and no route has a part in calls to \
+                 them"
             ));
             ip
         }
     };
-    Ok(std::net::SocketAddr::new(ip, port).to_string())
+    Ok(SocketAddr::new(ip, port).to_string())
 }

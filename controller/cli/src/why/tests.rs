@@ -23,6 +23,11 @@ fn cluster() -> FakeApi {
     api.apply(SERVICES, service("shop", "idle", &with_ip("None")));
     let external = json!({ "type": "ExternalName", "externalName": "www.example.com" });
     api.apply(SERVICES, service("shop", "outside", &external));
+    for (name, other) in [("alias", "web"), ("circle", "circle")] {
+        let other = format!("{other}.shop.svc.cluster.local");
+        let spec = json!({ "type": "ExternalName", "externalName": other });
+        api.apply(SERVICES, service("shop", name, &spec));
+    }
     api.apply(
         SLICES,
         json!({
@@ -62,6 +67,7 @@ async fn a_name_leads_where_the_pod_s_resolver_says() {
         ("http://web/a", "10.96.0.1:80", None),
         ("http://web.shop.svc.cluster.local", "10.96.0.1:80", None),
         ("http://web.blue", "[fd00::1]:80", None),
+        ("http://alias", "10.96.0.1:80", None),
         ("http://10.1.2.3:81", "10.1.2.3:81", None),
         ("http://[fd00::2]", "[fd00::2]:80", None),
         (
@@ -82,6 +88,7 @@ async fn a_name_leads_where_the_pod_s_resolver_says() {
         ("http://nobody/", "namespace shop has no Service nobody"),
         ("http://web.green/", "namespace green has no Service web"),
         ("http://outside/", "another name for www.example.com"),
+        ("http://circle/", "another name for itself"),
         ("http://idle/", "no pod that is ready"),
         ("http://www.example.com/", "not the name of a Service"),
     ] {
@@ -187,6 +194,35 @@ fn what_is_not_of_the_mesh_and_what_nobody_takes_is_told_in_one_line() {
         text.contains("no rule takes it: the sidecar answers 404, no-route"),
         "{text}"
     );
+}
+
+#[test]
+fn a_destination_without_routes_is_told_with_who_is_behind_it() {
+    let with = |target: &str, protocol: &str| {
+        let backends = json!([{ "service": "shop/web:80", "weight": 1, "endpoints": 1 }]);
+        let answer = json!({
+            "client_namespace": "shop", "target": target,
+            "service": { "namespace": "shop", "name": "web", "port": 80, "protocol": protocol },
+            "rules": [{ "kind": "", "route": "", "rule": "", "backends": backends }],
+            "matches": [{ "rule": 0, "matches": "everything", "verdict": "takes" }],
+            "outcome": { "forwarded": true, "backends": [{ "backend": 0, "share": 1.0 }] },
+        });
+        written(&report(&answer, &[]))
+    };
+    for (target, protocol, told) in [
+        (
+            "service",
+            "http",
+            "no route is in force for it: everything goes to its own pods",
+        ),
+        ("service", "tcp", "declared as bytes"),
+        ("service", "detect", "told by the first bytes"),
+        ("pod", "http", "no route has a part in calls to pods"),
+    ] {
+        let text = with(target, protocol);
+        assert!(text.contains(told), "{text}");
+        assert!(text.contains("100 %    shop/web:80, 1 endpoint"), "{text}");
+    }
 }
 
 #[test]

@@ -39,7 +39,16 @@ pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
         .and_then(|taken| Some((taken, answer.rule(taken)?)))
     {
         Some((taken, rule)) => {
-            writeln!(to, "{} takes it ({})", rule.title(), taken.matches)?;
+            match (rule.route.is_empty(), &*answer.target) {
+                (false, _) => writeln!(to, "{} takes it ({})", rule.title(), taken.matches)?,
+                (true, "service") => {
+                    writeln!(
+                        to,
+                        "no route is in force for it: everything goes to its own pods"
+                    )?;
+                }
+                (true, _) => writeln!(to, "it goes to the pod")?,
+            }
             became(rule, outcome, to)?;
         }
         None => writeln!(to, "{}", untaken(answer, outcome))?,
