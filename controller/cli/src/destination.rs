@@ -51,6 +51,14 @@ impl ServiceName {
         })
     }
 
+    /// As a sidecar takes it, which knows its own namespace where none is named.
+    pub fn with_port(&self, port: u16) -> String {
+        match self.namespace.is_empty() {
+            true => format!("{}:{port}", self.name),
+            false => format!("{}.{}:{port}", self.name, self.namespace),
+        }
+    }
+
     /// Of an object.
     pub fn of_object(service: &Service) -> Self {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();

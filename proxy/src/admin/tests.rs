@@ -327,6 +327,42 @@ async fn why_tells_what_a_request_lacks() {
 }
 
 #[tokio::test]
+async fn of_a_great_many_matches_the_one_that_takes_the_request_is_always_told() {
+    let fixture = Fixture::with_a_route();
+    let path = |kind: contract::PathMatchKind, value: &str| contract::HttpMatch {
+        path: Some(contract::PathMatch {
+            kind: kind.into(),
+            value: value.to_owned(),
+        }),
+        ..Default::default()
+    };
+    let exact = |number| path(contract::PathMatchKind::Exact, &format!("/{number}"));
+    let mut matches: Vec<_> = (0..1_100).map(exact).collect();
+    matches.push(path(contract::PathMatchKind::Prefix, "/"));
+    let rule = contract::HttpRule {
+        matches,
+        ..Default::default()
+    };
+    let route = contract::HttpRoute {
+        namespace: "shop".to_owned(),
+        name: "split".to_owned(),
+        rules: vec![rule],
+    };
+    let body = contract::resource::Body::HttpRoute(route);
+    fixture.admin.store.lock().unwrap().apply(contract::Push {
+        sequence: 2,
+        updates: vec![pushed("http-route/shop/split", body)],
+        removed: Vec::new(),
+    });
+    let said = fixture.why(request("/a", json!([]))).await;
+    let matches = said["matches"].as_array().unwrap();
+    assert_eq!(matches.len(), 1_001);
+    assert_eq!(said["matches_left_out"], 100);
+    assert_eq!(matches.last().unwrap()["verdict"], "takes");
+    assert_eq!(said["outcome"]["reason"], "no-backend");
+}
+
+#[tokio::test]
 async fn why_knows_what_is_not_of_the_mesh_and_what_nobody_has_said_yet() {
     let fixture = Fixture::with_a_route();
     let mut question = request("/", json!([]));

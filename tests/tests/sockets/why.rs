@@ -176,6 +176,11 @@ async fn why_follows_the_tables_and_says_what_it_can_not_know() {
     })
     .await;
     assert_eq!(to_web(&[]).await.0, 0);
+    // An address that the app has never called: the sidecar asks the controller.
+    let url = format!("http://{}/", cluster_ip("canary"));
+    let (code, said) = why(&client, &[&url]).await;
+    let told = said.contains("no route is in force for it");
+    assert!(code == 0 && told, "{code} {said}");
     drop(running);
 
     // What is none of the mesh's, a Service that the app has not called, and calls that are wrong.
@@ -185,7 +190,7 @@ async fn why_follows_the_tables_and_says_what_it_can_not_know() {
         "{code} {said}"
     );
     for (arguments, told) in [
-        (&["http://canary/"][..], "has not called that Service yet"),
+        (&["http://cart/"][..], "has not called that Service yet"),
         (&["https://web/"], "https"),
         (&["-H", "version", "http://web/"], "NAME: VALUE"),
         (&["-X", "G T", "http://web/"], "method"),
@@ -232,9 +237,10 @@ async fn routes_lists_what_is_in_force_in_order_of_precedence() {
         "{said}"
     );
 
-    let (code, said) = naru(&["routes", &from, "--output=json", "web.shop"]).await;
+    let (code, said) = naru(&["routes", &from, "--output=json", "web"]).await;
     assert_eq!(code, 0, "{said}");
     let said: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(said["service"], "shop/web");
     let port = &said["ports"][0];
     assert_eq!(port["port"], 80);
     assert_eq!(port["answer"]["rules"][0]["rule"], "moved");

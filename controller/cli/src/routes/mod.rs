@@ -184,8 +184,11 @@ async fn by_address(args: &Args, service: &ServiceName) -> anyhow::Result<Report
             "the sidecar was asked directly: other ports, and routes that are not in force, are not known to it".to_owned(),
         ],
     };
-    let name = format!("{}.{}:{port}", service.name, service.namespace);
-    report.ask(&sidecar, port, name).await?;
+    report.ask(&sidecar, port, service.with_port(port)).await?;
+    let found = report.ports.first();
+    if let Some(found) = found.and_then(|port| port.answer.service.as_ref()) {
+        report.service = format!("{}/{}", found.namespace, found.name);
+    }
     Ok(report)
 }
 

@@ -61,13 +61,11 @@ impl Flags {
         Ok(Some(client?.0))
     }
 
-    /// The namespace that is meant where none is named.
+    /// The namespace that is meant where none is named; empty: the sidecar's own, which is not known.
     pub fn namespace(&self, client: Option<&Client>) -> String {
-        match (&self.namespace, client) {
-            (Some(namespace), _) => namespace.clone(),
-            (None, Some(client)) => client.default_namespace().to_owned(),
-            (None, None) => "default".to_owned(),
-        }
+        let of_kubeconfig = || client.map(Client::default_namespace).unwrap_or_default();
+        let named = self.namespace.as_deref();
+        named.unwrap_or_else(of_kubeconfig).to_owned()
     }
 }
 

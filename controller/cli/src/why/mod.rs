@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use kube::Client;
 use serde::Serialize;
 
 use crate::destination::{Leads, ServiceName, resolve};
@@ -101,7 +102,8 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
     let namespace = args.flags.namespace(client.as_ref());
     let sidecar = Sidecar::find(client.as_ref(), &args.flags, &namespace).await?;
     let mut notes = Vec::new();
-    let destination = destination(client.as_ref(), &sidecar, &args.url, &mut notes).await?;
+    let own = sidecar.namespace().unwrap_or(&namespace);
+    let destination = destination(client.as_ref(), own, &args.url, &mut notes).await?;
     notes.extend(
         (sidecar.skips().iter())
             .map(|skip| format!("some of the pod's traffic passes its sidecar by ({skip})")),
@@ -120,10 +122,10 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
     })
 }
 
-/// What the URL's host is, for the sidecar's pod.
+/// What the URL's host is, for a pod in the namespace `own`.
 async fn destination(
-    client: Option<&kube::Client>,
-    sidecar: &Sidecar,
+    client: Option<&Client>,
+    own: &str,
     url: &Url,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<String> {
@@ -131,7 +133,6 @@ async fn destination(
     if let Some(ip) = url.ip() {
         return Ok(SocketAddr::new(ip, port).to_string());
     }
-    let own = sidecar.namespace().unwrap_or_default();
     let Some(service) = ServiceName::of(&url.host, own) else {
         bail!(
             "{} is not the name of a Service: if it is one of the world outside, its connections are none of the mesh's and go \
@@ -141,10 +142,7 @@ async fn destination(
     };
     let Some(client) = client else {
         // The sidecar knows names of what its app has called.
-        return Ok(match service.namespace.is_empty() {
-            true => format!("{}:{port}", service.name),
-            false => format!("{}.{}:{port}", service.name, service.namespace),
-        });
+        return Ok(service.with_port(port));
     };
     let (object, leads) = resolve(client, &service)
         .await

@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::fake_api::FakeApi;
-use crate::sidecar::Pod;
 
 const SERVICES: &str = "/api/v1/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
@@ -43,18 +42,9 @@ fn cluster() -> FakeApi {
 /// What the sidecar of a pod in `shop` is asked about, with the notes, or why it is not asked.
 async fn asked(api: &FakeApi, url: &str) -> Result<(String, Vec<String>), String> {
     let client = api.client();
-    let sidecar = Sidecar::Pod {
-        client: client.clone(),
-        pod: Pod {
-            namespace: "shop".to_owned(),
-            name: "web-1".to_owned(),
-            admin_port: 15020,
-            skips: Vec::new(),
-        },
-    };
     let mut notes = Vec::new();
     let url = url.parse().expect("a URL");
-    let found = destination(Some(&client), &sidecar, &url, &mut notes).await;
+    let found = destination(Some(&client), "shop", &url, &mut notes).await;
     found
         .map(|found| (found, notes))
         .map_err(|error| format!("{error:#}"))
