@@ -56,8 +56,9 @@ async fn rights(client: &Client, namespace: &str) -> Result<Vec<Found>, Error> {
         .iter()
         .map(|&(group, plural)| (group, plural, None));
     // The chart has one where the cluster knows the kind.
-    let experimental = client.list_api_group_resources(&format!("{EXPERIMENTAL}/v1alpha1"));
-    let resources = experimental.await.map_or(Vec::new(), |list| list.resources);
+    let version = format!("{EXPERIMENTAL}/v1alpha1");
+    let experimental = client.list_api_group_resources(&version).await;
+    let resources = experimental.map_or(Vec::new(), |list| list.resources);
     let mesh = (resources.iter().any(|resource| resource.name == "xmeshes")).then_some((
         EXPERIMENTAL,
         "xmeshes",
