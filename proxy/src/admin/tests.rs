@@ -320,6 +320,13 @@ async fn why_tells_what_a_request_lacks() {
         assert_eq!(outcome["status"], 404);
         assert_eq!(outcome["forwarded"], false);
     }
+    // gRPC has statuses of its own.
+    let grpc = request("/b", json!([["content-type", "application/grpc"]]));
+    let outcome = &fixture.why(grpc).await["outcome"];
+    assert_eq!(
+        (&outcome["status"], &outcome["grpc_status"]),
+        (&json!(200), &json!(12))
+    );
     // The same by name, and with no request at all.
     let said = fixture.why(json!({ "destination": "web.shop:80" })).await;
     assert_eq!(said["routes"][0]["name"], "shop/split");

@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::{Method, Request};
 use serde::{Deserialize, Serialize};
 
+use crate::http2::{grpc_status, is_grpc};
 use crate::reason::Reason;
 use crate::route::{
     Explained, HeaderFields as _, NamedMatch, Outcome, RequestHead as _, Rule, RuleBackend, Unmet,
@@ -176,6 +177,9 @@ struct OutcomeAnswer {
     /// The status of that. None: the connection is ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
+    /// The gRPC status beside it, where the request is one of gRPC's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc_status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     location: Option<String>,
     /// For each of the rule's backends that has a weight.
@@ -193,6 +197,8 @@ struct Prospect {
     reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc_status: Option<u16>,
     /// As the backend would see it.
     #[serde(skip_serializing_if = "Option::is_none")]
     request: Option<Seen>,
@@ -302,7 +308,8 @@ pub fn answer(attached: Attached, head: Option<&Parts>) -> Answer {
         Destination::Logical(logical) => answer.explain(logical, head),
         Destination::Passthrough => answer.outcome = head.map(|_| OutcomeAnswer::default()),
         Destination::Unknown => {
-            answer.outcome = head.map(|_| OutcomeAnswer::failed(Reason::DestinationUnknown));
+            let failed = |head| OutcomeAnswer::failed(Reason::DestinationUnknown, head);
+            answer.outcome = head.map(failed);
         }
     }
     answer
@@ -455,7 +462,7 @@ fn outcome_answer(logical: &Logical, explained: &[Explained<'_>], head: &Parts) 
                 ..OutcomeAnswer::default()
             };
         }
-        Outcome::Fail(reason) => return OutcomeAnswer::failed(reason),
+        Outcome::Fail(reason) => return OutcomeAnswer::failed(reason, head),
         Outcome::Forward(of_rule) => of_rule,
     };
     let rule = explained
@@ -468,11 +475,14 @@ fn outcome_answer(logical: &Logical, explained: &[Explained<'_>], head: &Parts) 
         let backend: &RuleBackend = backend;
         let prospect: Result<Box<Parts>, Reason> = prospect;
         let reason = prospect.as_ref().err().copied();
+        let refusal = reason.filter(|_| !is_bytes);
+        let (status, grpc_status) = refusal.map_or((None, None), |reason| statuses(reason, head));
         Prospect {
             backend: index,
             share: f64::from(backend.weight) / total,
             reason: reason.map(Reason::as_str),
-            status: reason.and_then(|reason| (!is_bytes).then(|| reason.status())),
+            status,
+            grpc_status,
             request: prospect.ok().filter(|_| !is_bytes).map(|head| Seen {
                 path: head.path_and_query().to_owned(),
                 authority: head.authority().unwrap_or_default().to_owned(),
@@ -490,17 +500,28 @@ fn outcome_answer(logical: &Logical, explained: &[Explained<'_>], head: &Parts) 
         forwarded,
         reason: all.and_then(|all| all.reason),
         status: all.and_then(|all| all.status),
+        grpc_status: all.and_then(|all| all.grpc_status),
         location: None,
         backends: prospects,
     }
 }
 
 impl OutcomeAnswer {
-    fn failed(reason: Reason) -> Self {
+    fn failed(reason: Reason, head: &Parts) -> Self {
+        let (status, grpc_status) = statuses(reason, head);
         Self {
             reason: Some(reason.as_str()),
-            status: Some(reason.status()),
+            status,
+            grpc_status,
             ..Self::default()
         }
+    }
+}
+
+/// The statuses that go with a reason: HTTP's, and gRPC's.
+fn statuses(reason: Reason, head: &Parts) -> (Option<u16>, Option<u16>) {
+    match is_grpc(&head.headers) {
+        true => (Some(200), Some(grpc_status(reason))),
+        false => (Some(reason.status()), None),
     }
 }

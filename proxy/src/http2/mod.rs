@@ -28,6 +28,7 @@ pub(crate) mod tests;
 use std::time::Duration;
 
 pub use pool::Pool;
+pub(crate) use reply::{grpc_status, is_grpc};
 pub use serve::serve;
 
 /// How much of a stream's body may be under way to us and not taken by the other side yet, in bytes. Carries 128 MiB/s over a

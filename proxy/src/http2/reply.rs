@@ -16,7 +16,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub(super) const REASON: HeaderName = HeaderName::from_static(REASON_HEADER);
 
 /// Whether the client speaks gRPC (gRPC-Web has its own framing, and its proxies expect HTTP errors).
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.as_bytes().strip_prefix(GRPC.as_bytes()))
@@ -76,7 +76,7 @@ fn grpc_fields(headers: &mut HeaderMap, reason: Reason) {
 
 /// The gRPC status that says the same as a reason, as gRPC's own libraries would say it without a proxy: what another try may
 /// heal is UNAVAILABLE.
-const fn grpc_status(reason: Reason) -> u16 {
+pub(crate) const fn grpc_status(reason: Reason) -> u16 {
     const INTERNAL: u16 = 13;
     const UNAVAILABLE: u16 = 14;
     match reason {

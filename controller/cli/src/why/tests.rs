@@ -184,6 +184,14 @@ fn what_is_not_of_the_mesh_and_what_nobody_takes_is_told_in_one_line() {
         text.contains("no rule takes it: the sidecar answers 404, no-route"),
         "{text}"
     );
+    let text = with(
+        "service",
+        json!({ "forwarded": false, "reason": "no-route", "status": 200, "grpc_status": 12 }),
+    );
+    assert!(
+        text.contains("answers 200 with grpc-status 12, no-route"),
+        "{text}"
+    );
 }
 
 #[test]

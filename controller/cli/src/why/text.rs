@@ -90,16 +90,22 @@ fn protocol(word: &str) -> &str {
 /// Where no rule takes it.
 fn untaken(answer: &Answer, outcome: &Outcome) -> String {
     match (&*answer.target, &outcome.reason) {
-        (_, Some(reason)) => format!("no rule takes it: {}", said(reason, outcome.status)),
+        (_, Some(reason)) => format!(
+            "no rule takes it: {}",
+            said(reason, outcome.status, outcome.grpc_status)
+        ),
         ("passthrough", None) => "its connection goes there as it is, as bytes".to_owned(),
         _ => "no rule takes it".to_owned(),
     }
 }
 
 /// What the proxy says instead of a backend.
-fn said(reason: &str, status: Option<u16>) -> String {
-    match status {
-        Some(status) if status > 0 => format!("the sidecar answers {status}, {reason}"),
+fn said(reason: &str, status: Option<u16>, grpc_status: Option<u16>) -> String {
+    match (status, grpc_status) {
+        (Some(status), Some(grpc)) => {
+            format!("the sidecar answers {status} with grpc-status {grpc}, {reason}")
+        }
+        (Some(status), None) if status > 0 => format!("the sidecar answers {status}, {reason}"),
         _ => format!("the sidecar ends the connection, {reason}"),
     }
 }
@@ -136,7 +142,12 @@ fn became(rule: &Rule, outcome: &Outcome, to: &mut impl Write) -> io::Result<()>
             writeln!(to, "  {:<8} filter {filter}", "")?;
         }
         match (&prospect.reason, &prospect.request) {
-            (Some(reason), _) => writeln!(to, "  {:<8} → {}", "", said(reason, prospect.status))?,
+            (Some(reason), _) => writeln!(
+                to,
+                "  {:<8} → {}",
+                "",
+                said(reason, prospect.status, prospect.grpc_status)
+            )?,
             (None, Some(seen)) => writeln!(
                 to,
                 "  {:<8} → as {} for host {}",
@@ -148,7 +159,11 @@ fn became(rule: &Rule, outcome: &Outcome, to: &mut impl Write) -> io::Result<()>
     match &outcome.reason {
         // What every backend has said already need not be said again.
         Some(reason) if outcome.backends.is_empty() => {
-            writeln!(to, "  answer   {}", said(reason, outcome.status))
+            writeln!(
+                to,
+                "  answer   {}",
+                said(reason, outcome.status, outcome.grpc_status)
+            )
         }
         _ => Ok(()),
     }
