@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::echo::{Client, condition, route, start, to};
-use crate::kubernetes::{Namespace, apply, kubectl};
+use super::echo::{Client, SOON, condition, route, start, to};
+use crate::kubernetes::{Namespace, apply, eventually, kubectl};
+use crate::objects::{deployment, pod_spec, shell};
 
 /// A rule for one exact path.
 fn at(path: &str, mut rule: Value) -> Value {
@@ -309,7 +310,7 @@ fn backends_get_their_share_and_those_that_can_not_be_used_get_it_refused() {
     });
 }
 
-/// Twin of HTTPRouteTimeoutRequest, TimeoutBackendRequest, Retry.
+/// Twin of HTTPRouteTimeoutRequest, TimeoutBackendRequest, Retry, RetryConnectionError.
 #[test]
 fn time_limits_and_retries_hold() {
     let namespace = Namespace::meshed("limits");
@@ -358,6 +359,31 @@ fn time_limits_and_retries_hold() {
         );
         assert_eq!(asked() - before, attempts, "{path}");
     }
+
+    // One of the Service's pods takes connections, and closes them without a word.
+    let closing = shell("echo", "while :; do nc -l -p 8080 -e true; done");
+    let mut object = deployment("closing", 1, pod_spec(closing));
+    object["spec"]["template"]["metadata"]["labels"]["part-of"] = "echo".into();
+    namespace.apply(&[object]);
+    namespace.rolled_out("deployment/closing");
+    let mut rule = at("/closed", json!({ "backendRefs": [to("echo")] }));
+    namespace.apply(&[route("HTTPRoute", "limits", "echo:80", json!([rule]))]);
+    eventually("a request fails of it", SOON, || {
+        let answers = client.calls("http://echo/closed", 5, &[]);
+        match answers.iter().any(|answer| answer.status == 503) {
+            true => Ok(()),
+            false => Err(format!("{answers:?}")),
+        }
+    });
+    rule["retry"] = json!({ "attempts": 3 });
+    namespace.apply(&[route("HTTPRoute", "limits", "echo:80", json!([rule]))]);
+    eventually("no request fails of it any more", SOON, || {
+        let answers = client.calls("http://echo/closed", 20, &[]);
+        match answers.len() == 20 && answers.iter().all(|answer| answer.status == 200) {
+            true => Ok(()),
+            false => Err(format!("{answers:?}")),
+        }
+    });
 }
 
 /// Twin of HTTPRouteBackendProtocolH2C and BackendProtocolWebSocket.
