@@ -427,6 +427,8 @@ fn kind(name: &ResourceName) -> &'static str {
         ResourceName::Service { .. } => "service",
         ResourceName::HttpRoute { .. } => "http-route",
         ResourceName::GrpcRoute { .. } => "grpc-route",
+        ResourceName::TlsRoute { .. } => "tls-route",
+        ResourceName::TcpRoute { .. } => "tcp-route",
         ResourceName::Endpoints { .. } => "endpoints",
     }
 }

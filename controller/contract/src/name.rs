@@ -24,6 +24,10 @@ pub enum ResourceName {
     HttpRoute { namespace: String, name: String },
     /// `grpc-route/<namespace>/<name>`: the same as an HTTPRoute, but for where it comes from.
     GrpcRoute { namespace: String, name: String },
+    /// `tls-route/<namespace>/<name>`
+    TlsRoute { namespace: String, name: String },
+    /// `tcp-route/<namespace>/<name>`
+    TcpRoute { namespace: String, name: String },
     /// `endpoints/<namespace>/<service>/<port>`
     Endpoints {
         namespace: String,
@@ -58,6 +62,8 @@ impl fmt::Display for ResourceName {
             } => write!(f, "service/{client_namespace}/{namespace}/{name}/{port}"),
             Self::HttpRoute { namespace, name } => write!(f, "http-route/{namespace}/{name}"),
             Self::GrpcRoute { namespace, name } => write!(f, "grpc-route/{namespace}/{name}"),
+            Self::TlsRoute { namespace, name } => write!(f, "tls-route/{namespace}/{name}"),
+            Self::TcpRoute { namespace, name } => write!(f, "tcp-route/{namespace}/{name}"),
             Self::Endpoints {
                 namespace,
                 service,
@@ -95,6 +101,14 @@ impl FromStr for ResourceName {
                 name: name.to_string(),
             }),
             ("grpc-route", [namespace, name]) => Ok(Self::GrpcRoute {
+                namespace: namespace.to_string(),
+                name: name.to_string(),
+            }),
+            ("tls-route", [namespace, name]) => Ok(Self::TlsRoute {
+                namespace: namespace.to_string(),
+                name: name.to_string(),
+            }),
+            ("tcp-route", [namespace, name]) => Ok(Self::TcpRoute {
                 namespace: namespace.to_string(),
                 name: name.to_string(),
             }),
@@ -140,6 +154,10 @@ mod tests {
                 .prop_map(|(namespace, name)| ResourceName::HttpRoute { namespace, name }),
             (label(), label())
                 .prop_map(|(namespace, name)| ResourceName::GrpcRoute { namespace, name }),
+            (label(), label())
+                .prop_map(|(namespace, name)| ResourceName::TlsRoute { namespace, name }),
+            (label(), label())
+                .prop_map(|(namespace, name)| ResourceName::TcpRoute { namespace, name }),
             (label(), label(), any::<u16>()).prop_map(|(namespace, service, port)| {
                 ResourceName::Endpoints {
                     namespace,

@@ -12,7 +12,7 @@ pub struct Resource {
     /// Hash of the whole content, the same on every replica. Never 0.
     #[prost(fixed64, tag = "2")]
     pub version: u64,
-    #[prost(oneof = "resource::Body", tags = "3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "resource::Body", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: Option<resource::Body>,
 }
 
@@ -33,6 +33,10 @@ pub mod resource {
         Endpoints(super::Endpoints),
         #[prost(message, tag = "9")]
         EndpointsDelta(super::EndpointsDelta),
+        #[prost(message, tag = "10")]
+        TlsRoute(super::TlsRoute),
+        #[prost(message, tag = "11")]
+        TcpRoute(super::TcpRoute),
     }
 }
 
@@ -146,7 +150,7 @@ pub struct Service {
     #[prost(enumeration = "Protocol", tag = "4")]
     pub protocol: i32,
     /// Names of `http-route/…` or `grpc-route/…` resources, first the one that wins where matches are equal (Gateway API:
-    /// the oldest, then by namespace and name). Empty: every request goes to `endpoints`.
+    /// the oldest, then by namespace and name). Empty: every request goes to `endpoints`, unless there are `stream_routes`.
     #[prost(string, repeated, tag = "5")]
     pub http_routes: Vec<String>,
     /// Name of the `endpoints/…` resource of the Service's own pods.
@@ -155,6 +159,10 @@ pub struct Service {
     /// Absent: the proxy's default (20 % and 10 a second).
     #[prost(message, optional, tag = "7")]
     pub retry_budget: Option<RetryBudget>,
+    /// Names of `tls-route/…` resources, in the order of `http_routes`, or of one `tcp-route/…`: connections to the port are bytes,
+    /// whatever `protocol` says, and go where these say. Empty where there are `http_routes`.
+    #[prost(string, repeated, tag = "8")]
+    pub stream_routes: Vec<String>,
 }
 
 /// How many retries there may be beside the requests themselves (GEP-3388).
@@ -356,6 +364,44 @@ pub struct Retry {
     /// Least time between two attempts, in milliseconds; 0: the proxy's default.
     #[prost(uint64, tag = "3")]
     pub backoff_ms: u64,
+}
+
+/// `tls-route/<namespace>/<name>`: a TLSRoute (Gateway API v1.7). It takes the connections whose ClientHello asks for one of its names.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TlsRoute {
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// In lower case: `a.example`, or `*.example` for every name that ends in `.example`. At least one.
+    #[prost(string, repeated, tag = "3")]
+    pub hostnames: Vec<String>,
+    #[prost(message, repeated, tag = "4")]
+    pub backends: Vec<StreamBackend>,
+}
+
+/// `tcp-route/<namespace>/<name>`: a TCPRoute (Gateway API v1.7). It takes every connection.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TcpRoute {
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(message, repeated, tag = "3")]
+    pub backends: Vec<StreamBackend>,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamBackend {
+    /// Share of the route's connections, relative to the other backends' weights.
+    #[prost(uint32, tag = "1")]
+    pub weight: u32,
+    /// Name of an `endpoints/…` resource. Empty where `invalid` says why there is none.
+    #[prost(string, tag = "2")]
+    pub endpoints: String,
+    /// Why the backend can't be used, as in [`HttpBackend::invalid`]. Its share of the connections is refused.
+    #[prost(string, tag = "3")]
+    pub invalid: String,
 }
 
 /// `endpoints/<namespace>/<service>/<port>`: where the pods of one Service port are. Only endpoints that

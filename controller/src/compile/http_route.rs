@@ -22,6 +22,8 @@ pub(super) fn resource(route: &RouteName) -> ResourceName {
     match route.kind {
         RouteKind::Http => ResourceName::HttpRoute { namespace, name },
         RouteKind::Grpc => ResourceName::GrpcRoute { namespace, name },
+        RouteKind::Tls => ResourceName::TlsRoute { namespace, name },
+        RouteKind::Tcp => ResourceName::TcpRoute { namespace, name },
     }
 }
 
@@ -55,7 +57,7 @@ impl Catalog {
         Some(Compiled::new(body, needs))
     }
 
-    fn backend(
+    pub(super) fn backend(
         &self,
         route: &HttpRoute,
         backend: &BackendRef,
@@ -100,7 +102,7 @@ impl Catalog {
             let message = format!(
                 "no ReferenceGrant in {} lets {}s of {} refer to Service {name}",
                 name.namespace,
-                route.kind.kind().as_str(),
+                route.kind.as_str(),
                 route.name.namespace
             );
             return no("RefNotPermitted", message);

@@ -9,6 +9,7 @@ mod http_route;
 mod inbound;
 mod route_status;
 mod service;
+mod stream_route;
 mod version;
 
 #[cfg(test)]
@@ -107,6 +108,12 @@ impl Catalog {
             ResourceName::GrpcRoute { namespace, name } => {
                 self.http_route(RouteKind::Grpc, Name::new(namespace, name))
             }
+            ResourceName::TlsRoute { namespace, name } => {
+                self.stream_route(RouteKind::Tls, Name::new(namespace, name))
+            }
+            ResourceName::TcpRoute { namespace, name } => {
+                self.stream_route(RouteKind::Tcp, Name::new(namespace, name))
+            }
             ResourceName::Endpoints {
                 namespace,
                 service,
@@ -146,6 +153,8 @@ impl Catalog {
             ("EndpointSlice", self.index.slices.len()),
             ("HTTPRoute", routes(RouteKind::Http)),
             ("GRPCRoute", routes(RouteKind::Grpc)),
+            ("TLSRoute", routes(RouteKind::Tls)),
+            ("TCPRoute", routes(RouteKind::Tcp)),
             ("XBackendTrafficPolicy", self.index.policies.len()),
             ("ReferenceGrant", self.index.grants.len()),
         ]
@@ -173,7 +182,7 @@ fn log_refusal(before: Option<&Object>, after: &Object) {
     {
         tracing::warn!(
             object = %after.key(), reason,
-            "route is not accepted and none of it is in force: requests go as if it were not there"
+            "route is not accepted and none of it is in force: traffic goes as if it were not there"
         );
     }
 }

@@ -1,10 +1,13 @@
 //! What is thought of a route, for its status: whether each Service that it names as a parent takes it, and whether its
 //! backends are there. It is what `http_route` and `service` act upon, put into Gateway API's words.
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use super::Catalog;
 use super::http_route::Unresolved;
 use super::service::is_parent;
-use crate::source::{HttpRoute, Name, ParentRef, RouteName, ServicePort};
+use crate::source::{HttpRoute, Name, ParentRef, RouteKind, RouteName, Service, ServicePort};
 
 /// A route, and what is thought of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,27 @@ pub struct Verdict {
     /// One of Gateway API's.
     pub reason: &'static str,
     pub message: String,
+}
+
+/// Why a route has nothing of a port. What weighs most comes first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Loss {
+    /// A route of a more specific kind is attached to it.
+    ToKind(RouteKind),
+    /// Another TCPRoute takes every connection.
+    ToOlder(Name),
+    /// There is no HTTP on it.
+    Opaque,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ToKind(kind) => write!(f, "a {} takes all of it", kind.as_str()),
+            Self::ToOlder(name) => write!(f, "the older TCPRoute {name} takes all of it"),
+            Self::Opaque => f.write_str("it is declared to be opaque, so no HTTP is seen there"),
+        }
+    }
 }
 
 impl Catalog {
@@ -77,21 +101,54 @@ impl Catalog {
             let message = format!("Service {name} has no {which}");
             return Verdict::no("NoMatchingParent", message);
         }
-        if ports.all(|port| self.is_outranked(route, name, port)) {
-            let message = format!("a GRPCRoute is in force for Service {name}, and it takes all");
-            return Verdict::no("Conflicted", message);
+        let (mut has_some, mut losses) = (false, BTreeMap::<Loss, Vec<String>>::new());
+        for port in ports {
+            match self.loss(route, service, port) {
+                None => has_some = true,
+                Some(loss) => losses.entry(loss).or_default().push(port.port.to_string()),
+            }
         }
-        let message = format!("in force for Service {name}");
-        Verdict::yes("Accepted", message)
+        let lost = (losses.iter()).map(|(loss, ports)| format!("port {}: {loss}", ports.join(", ")));
+        let lost = lost.collect::<Vec<_>>().join("; ");
+        match losses.first_key_value() {
+            None => Verdict::yes("Accepted", format!("in force for Service {name}")),
+            Some(_) if has_some => {
+                let message = format!("in force for Service {name}, but not everywhere: {lost}");
+                Verdict::yes("Accepted", message)
+            }
+            Some((worst, _)) => {
+                let message = format!("in force nowhere on Service {name}: {lost}");
+                match worst {
+                    Loss::ToKind(_) => Verdict::no("Conflicted", message),
+                    Loss::Opaque => Verdict::no("NoMatchingParent", message),
+                    // Not its own fault, as the conformance suite has it: it waits for the other to go.
+                    Loss::ToOlder(_) => Verdict::yes("Accepted", message),
+                }
+            }
+        }
     }
 
-    /// Whether a route of a more specific kind takes the port's requests from the same clients.
-    fn is_outranked(&self, route: &HttpRoute, service: &Name, port: &ServicePort) -> bool {
-        let others = (self.index.routes_by_parent.get(service))
-            .filter(|other| other.kind > route.kind && other.name.namespace == route.name.namespace)
-            .filter_map(|other| self.index.routes.get(other));
-        (others.filter(|other| other.refused.is_none()))
-            .any(|other| other.parents.iter().any(|p| is_parent(p, service, port)))
+    /// Why a route is not in force on a port that it names, if so. Routes of other namespaces are no rivals: they hold for other
+    /// clients, or this one replaces them.
+    fn loss(&self, route: &HttpRoute, service: &Service, port: &ServicePort) -> Option<Loss> {
+        if route.kind.is_http() && self.is_opaque(service, port) {
+            return Some(Loss::Opaque);
+        }
+        let mut first = route;
+        for rival in self.routes_on(service, port) {
+            let before = rival.kind > first.kind
+                || (rival.kind == first.kind && rival.age() < first.age());
+            if before && rival.name.namespace == route.name.namespace {
+                first = rival;
+            }
+        }
+        if first.kind > route.kind {
+            Some(Loss::ToKind(first.kind))
+        } else if route.kind == RouteKind::Tcp && first.name != route.name {
+            Some(Loss::ToOlder(first.name.clone()))
+        } else {
+            None
+        }
     }
 
     /// What the first backend that can't be used lacks.

@@ -5,7 +5,7 @@ use naru_contract::resource::Body;
 use naru_contract::{Protocol, ResourceName, RetryBudget};
 
 use super::{Catalog, Compiled, http_route};
-use crate::source::{HttpRoute, Name, ParentRef, RouteKind, ServicePort};
+use crate::source::{HttpRoute, Name, ParentRef, RouteKind, Service, ServicePort};
 
 impl Catalog {
     pub(super) fn service(
@@ -22,49 +22,68 @@ impl Catalog {
             port: port.port,
         };
         let mut needs = vec![endpoints.clone()];
-        if protocol != Protocol::Tcp {
-            needs.extend(
-                self.attached(client_namespace, name, port)
-                    .into_iter()
-                    .map(|route| http_route::resource(&route.id())),
-            );
+        let (mut http_routes, mut stream_routes) = (Vec::new(), Vec::new());
+        for route in self.attached(client_namespace, service, port) {
+            let resource = http_route::resource(&route.id());
+            match route.kind.is_http() {
+                true => http_routes.push(resource.to_string()),
+                false => stream_routes.push(resource.to_string()),
+            }
+            needs.push(resource);
         }
         let body = Body::Service(contract::Service {
             namespace: name.namespace.clone(),
             name: name.name.clone(),
             port: u32::from(port.port),
             protocol: protocol as i32,
-            http_routes: needs[1..].iter().map(ResourceName::to_string).collect(),
+            http_routes,
             endpoints: endpoints.to_string(),
             retry_budget: self.retry_budget(name),
+            stream_routes,
         });
         Some(Compiled::new(body, needs))
     }
 
     /// The routes in force for the clients of a namespace, the one that wins first. Routes that its own namespace (the
     /// consumer) has made replace those of the Service's namespace (the producer); those of others mean nothing (GEP-1294).
-    fn attached(&self, client: &str, service: &Name, port: &ServicePort) -> Vec<&HttpRoute> {
-        let routes = (self.index.routes_by_parent.get(service))
-            .filter_map(|name| self.index.routes.get(name))
-            .filter(|route| route.refused.is_none())
-            .filter(|route| route.parents.iter().any(|p| is_parent(p, service, port)));
-        let (producer, consumer): (Vec<_>, Vec<_>) = routes
-            .filter(|route| {
-                let namespace = &route.name.namespace;
-                *namespace == service.namespace || namespace == client
-            })
-            .partition(|route| route.name.namespace == service.namespace);
+    fn attached(&self, client: &str, service: &Service, port: &ServicePort) -> Vec<&HttpRoute> {
+        let own = &service.name.namespace;
+        let (producer, consumer): (Vec<_>, Vec<_>) = (self.routes_on(service, port))
+            .filter(|route| route.name.namespace == *own || route.name.namespace == client)
+            .partition(|route| route.name.namespace == *own);
         let mut attached = if consumer.is_empty() {
             producer
         } else {
             consumer
         };
-        // The more specific kind wins.
-        if attached.iter().any(|route| route.kind == RouteKind::Grpc) {
-            attached.retain(|route| route.kind == RouteKind::Grpc);
+        // The most specific kind wins.
+        let kind = attached.iter().map(|route| route.kind).max();
+        attached.retain(|route| Some(route.kind) == kind);
+        attached.sort_by(|a, b| a.age().cmp(&b.age()));
+        if kind == Some(RouteKind::Tcp) {
+            // It takes every connection: there is nothing left for others.
+            attached.truncate(1);
         }
-        attached.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
         attached
+    }
+
+    /// Routes that may be in force on a port, for some clients.
+    pub(super) fn routes_on<'a, 'b>(
+        &'a self,
+        service: &'b Service,
+        port: &'b ServicePort,
+    ) -> impl Iterator<Item = &'a HttpRoute> + use<'a, 'b> {
+        let opaque = self.is_opaque(service, port);
+        (self.index.routes_by_parent.get(&service.name))
+            .filter(move |route| !(opaque && route.kind.is_http()))
+            .filter_map(|route| self.index.routes.get(route))
+            .filter(|route| route.refused.is_none())
+            .filter(|route| (route.parents.iter()).any(|p| is_parent(p, &service.name, port)))
+    }
+
+    /// Whether it was declared that a port does not speak HTTP.
+    pub(super) fn is_opaque(&self, service: &Service, port: &ServicePort) -> bool {
+        self.declared_of_service(service, port) == Some(Protocol::Tcp)
     }
 
     /// Of the oldest policy that has one for the Service.

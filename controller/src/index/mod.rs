@@ -92,6 +92,8 @@ impl Index {
             Kind::EndpointSlice => self.slices.remove(name).map(Object::EndpointSlice),
             Kind::HttpRoute => self.delete_route(RouteKind::Http, name),
             Kind::GrpcRoute => self.delete_route(RouteKind::Grpc, name),
+            Kind::TlsRoute => self.delete_route(RouteKind::Tls, name),
+            Kind::TcpRoute => self.delete_route(RouteKind::Tcp, name),
             Kind::BackendTrafficPolicy => {
                 (self.policies.remove(name)).map(Object::BackendTrafficPolicy)
             }

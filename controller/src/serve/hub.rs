@@ -439,7 +439,9 @@ impl Source for View<'_> {
             // The same for every viewer, and the larger ones: compiled once for all streams.
             ResourceName::Endpoints { .. }
             | ResourceName::HttpRoute { .. }
-            | ResourceName::GrpcRoute { .. } => {
+            | ResourceName::GrpcRoute { .. }
+            | ResourceName::TlsRoute { .. }
+            | ResourceName::TcpRoute { .. } => {
                 let mut shared = lock(&self.hub.shared);
                 if let Some(compiled) = shared.compiled.get(name).and_then(Weak::upgrade) {
                     return Some(compiled);
@@ -456,8 +458,15 @@ impl Source for View<'_> {
 /// Whether the status of a route may depend on objects of a kind.
 fn concerns_routes(kind: Kind) -> bool {
     match kind {
-        Kind::Service | Kind::HttpRoute | Kind::GrpcRoute | Kind::ReferenceGrant => true,
-        Kind::Namespace | Kind::Pod | Kind::EndpointSlice | Kind::BackendTrafficPolicy => false,
+        Kind::Service
+        | Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::TlsRoute
+        | Kind::TcpRoute
+        | Kind::ReferenceGrant
+        // Ports that it declares to be opaque have no HTTP to route.
+        | Kind::Namespace => true,
+        Kind::Pod | Kind::EndpointSlice | Kind::BackendTrafficPolicy => false,
     }
 }
 

@@ -213,7 +213,13 @@ impl Table {
             (_, ResourceName::TrustAnchors) => 0,
             (_, ResourceName::Inbound) => 1,
             (_, ResourceName::Endpoints { .. }) => 2,
-            (_, ResourceName::HttpRoute { .. } | ResourceName::GrpcRoute { .. }) => 3,
+            (
+                _,
+                ResourceName::HttpRoute { .. }
+                | ResourceName::GrpcRoute { .. }
+                | ResourceName::TlsRoute { .. }
+                | ResourceName::TcpRoute { .. },
+            ) => 3,
             (_, ResourceName::Service { .. }) => 4,
             (_, ResourceName::Destination(_)) => 5,
         };

@@ -60,6 +60,36 @@ pub struct MethodMatch {
 }
 
 #[derive(Debug, Deserialize)]
+pub struct TlsRoute {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: StreamRouteSpec,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct TcpRoute {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: StreamRouteSpec,
+}
+
+/// Of a TLSRoute or, without `hostnames`, of a TCPRoute.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StreamRouteSpec {
+    pub parent_refs: Vec<ParentRef>,
+    pub hostnames: Vec<String>,
+    pub rules: Vec<StreamRule>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StreamRule {
+    pub name: Option<String>,
+    pub backend_refs: Vec<BackendRef>,
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ParentRef {
     pub group: Option<String>,

@@ -63,7 +63,7 @@ pub fn http_route(object: gateway::HttpRoute) -> Result<HttpRoute, Invalid> {
     reduce(RouteKind::Http, &object.metadata, parent_refs, rules)
 }
 
-/// A route of either kind. `rules`: or why one of them is not taken over.
+/// A route of any kind. `rules`: or why one of them is not taken over.
 pub fn reduce(
     kind: RouteKind,
     metadata: &ObjectMeta,
@@ -121,6 +121,7 @@ pub fn reduce(
         created,
         generation,
         parents,
+        hostnames: Vec::new(),
         rules: reduced,
         refused,
     })

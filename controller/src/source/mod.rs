@@ -14,6 +14,7 @@ mod objects;
 pub(crate) mod parse;
 mod policy;
 mod problem;
+mod stream_route;
 mod watch;
 
 pub use cluster::cluster;

@@ -39,6 +39,8 @@ pub enum Kind {
     EndpointSlice,
     HttpRoute,
     GrpcRoute,
+    TlsRoute,
+    TcpRoute,
     BackendTrafficPolicy,
     ReferenceGrant,
 }
@@ -52,6 +54,8 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
             Self::ReferenceGrant => "ReferenceGrant",
         }
@@ -83,7 +87,7 @@ pub enum Object {
     Service(Service),
     Pod(Pod),
     EndpointSlice(EndpointSlice),
-    /// A GRPCRoute as well.
+    /// A route of any kind.
     HttpRoute(HttpRoute),
     BackendTrafficPolicy(BackendTrafficPolicy),
     ReferenceGrant(ReferenceGrant),
@@ -223,19 +227,34 @@ impl Created {
     pub const UNKNOWN: Self = Self(i64::MAX);
 }
 
-/// What a route was written as. Where routes of both kinds are attached to a port, those of gRPC win (Gateway API).
+/// What a route was written as. Where routes of several kinds are attached to a port, those of the greatest win (GEP-1294).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RouteKind {
+    Tcp,
+    Tls,
     Http,
     Grpc,
 }
 
 impl RouteKind {
+    pub const ALL: [Self; 4] = [Self::Tcp, Self::Tls, Self::Http, Self::Grpc];
+
     pub fn kind(self) -> Kind {
         match self {
+            Self::Tcp => Kind::TcpRoute,
+            Self::Tls => Kind::TlsRoute,
             Self::Http => Kind::HttpRoute,
             Self::Grpc => Kind::GrpcRoute,
         }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        self.kind().as_str()
+    }
+
+    /// Whether it is about requests. The others are about connections, of whatever bytes.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Grpc)
     }
 }
 
@@ -248,11 +267,11 @@ pub struct RouteName {
 
 impl fmt::Display for RouteName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind.kind().as_str(), self.name)
+        write!(f, "{} {}", self.kind.as_str(), self.name)
     }
 }
 
-/// An HTTPRoute, or a GRPCRoute in the same words.
+/// An HTTPRoute, or a route of another kind in the same words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpRoute {
     pub kind: RouteKind,
@@ -262,6 +281,9 @@ pub struct HttpRoute {
     pub generation: i64,
     /// Those that are Services.
     pub parents: Vec<ParentRef>,
+    /// Names that a client has to ask for: only of a TLSRoute.
+    pub hostnames: Vec<String>,
+    /// A TLSRoute and a TCPRoute have one, of nothing but a name and backends.
     pub rules: Vec<HttpRule>,
     /// Why the route as a whole can't be used: it asks for something that we can't do.
     pub refused: Option<String>,
@@ -273,6 +295,11 @@ impl HttpRoute {
             kind: self.kind,
             name: self.name.clone(),
         }
+    }
+
+    /// Smaller is older. Of two routes of one age the first by name counts as the older one (Gateway API).
+    pub fn age(&self) -> (Created, &Name) {
+        (self.created, &self.name)
     }
 }
 

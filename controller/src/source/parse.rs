@@ -9,7 +9,7 @@ use serde_path_to_error::Segment;
 
 use super::objects::Object;
 use super::problem::{Invalid, Problem};
-use super::{gateway, grpc_route, http_route, kubernetes, locate, policy};
+use super::{gateway, grpc_route, http_route, kubernetes, locate, policy, stream_route};
 
 /// Longest message of a parser that we pass on, in bytes.
 const MAX_MESSAGE_BYTES: usize = 300;
@@ -184,6 +184,14 @@ pub(super) fn object(version: &str, kind: &str, value: Value) -> Result<Option<O
         ("gateway.networking.k8s.io", "v1", "GRPCRoute") => {
             let route = typed::<gateway::GrpcRoute>(value)?;
             Object::HttpRoute(grpc_route::grpc_route(route)?)
+        }
+        ("gateway.networking.k8s.io", "v1", "TLSRoute") => {
+            let route = typed::<gateway::TlsRoute>(value)?;
+            Object::HttpRoute(stream_route::tls_route(route)?)
+        }
+        ("gateway.networking.k8s.io", "v1", "TCPRoute") => {
+            let route = typed::<gateway::TcpRoute>(value)?;
+            Object::HttpRoute(stream_route::tcp_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1" | "v1beta1", "ReferenceGrant") => {
             let grant = typed::<gateway::ReferenceGrant>(value)?;

@@ -21,10 +21,10 @@ pub fn reference_grant(object: gateway::ReferenceGrant) -> Result<ReferenceGrant
         name: kubernetes::name(&object.metadata)?,
         from: from
             .filter(|from| from.group == GATEWAY_GROUP)
-            .filter_map(|from| match from.kind.as_str() {
-                "HTTPRoute" => Some((RouteKind::Http, from.namespace)),
-                "GRPCRoute" => Some((RouteKind::Grpc, from.namespace)),
-                _ => None,
+            .filter_map(|from| {
+                let mut kinds = RouteKind::ALL.into_iter();
+                let kind = kinds.find(|kind| kind.as_str() == from.kind)?;
+                Some((kind, from.namespace))
             })
             .collect(),
         to: to

@@ -141,10 +141,12 @@ impl Writer<'_> {
 }
 
 fn resource(route: RouteKind) -> ApiResource {
-    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", route.kind().as_str());
+    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", route.as_str());
     let plural = match route {
         RouteKind::Http => "httproutes",
         RouteKind::Grpc => "grpcroutes",
+        RouteKind::Tls => "tlsroutes",
+        RouteKind::Tcp => "tcproutes",
     };
     ApiResource::from_gvk_with_plural(&kind, plural)
 }

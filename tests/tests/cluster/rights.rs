@@ -243,11 +243,15 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
     let mut spec = pod_spec(server());
     // Its own token is the app's, and no sidecar's.
     spec["automountServiceAccountToken"] = true.into();
+    let mut tls = route("TLSRoute", "tls");
+    tls["spec"]["hostnames"] = json!(["web.example"]);
     namespace.apply(&[
         deployment("web", 1, spec),
         service("web"),
         route("HTTPRoute", "web"),
         route("GRPCRoute", "rpc"),
+        tls,
+        route("TCPRoute", "tcp"),
     ]);
     namespace.rolled_out("deployment/web");
     let _experimental = Experimental::install();

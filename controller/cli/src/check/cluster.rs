@@ -22,12 +22,17 @@ const NATIVE_SIDECARS: u32 = 29;
 /// How far clocks may be apart: certificates hold from 60 s before they are made.
 const SKEW: Duration = Duration::from_secs(30);
 
-/// Routes are read in these kinds.
-const ROUTES: [&str; 2] = ["httproutes", "grpcroutes"];
+/// Routes are read in these kinds, which are v1 from that minor version of Gateway API 1 on.
+const ROUTES: [(&str, u32); 4] = [
+    ("httproutes", 0),
+    ("grpcroutes", 1),
+    ("tlsroutes", 5),
+    ("tcproutes", 6),
+];
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
 const CHANNEL: &str = "gateway.networking.k8s.io/channel";
-/// Minor versions of Gateway API 1 that Naru knows: GRPCRoute is v1 from 1.1 on.
+/// Minor versions of Gateway API 1 that Naru knows.
 const GATEWAY_API: std::ops::RangeInclusive<u32> = 1..=7;
 const INSTALL_GATEWAY_API: &str = "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/download/v1.7.0/standard-install.yaml";
 
@@ -161,7 +166,7 @@ fn minor(version: &str) -> Option<u32> {
 async fn gateway_api(client: &Client) -> Result<Vec<Found>, Error> {
     let api = Api::<CustomResourceDefinition>::all(client.clone());
     let mut found = Vec::new();
-    for route in ROUTES {
+    for (route, since) in ROUTES {
         let name = format!("{route}.{GATEWAY_GROUP}");
         let Some(definition) = api.get_opt(&name).await? else {
             found.push(warning(
@@ -176,7 +181,9 @@ async fn gateway_api(client: &Client) -> Result<Vec<Found>, Error> {
         };
         if definition.spec.versions.iter().find(v1).is_none() {
             found.push(warning(
-                format!("{name} has no version v1, which Naru reads"),
+                format!(
+                    "{name} has no version v1, which Naru reads: it has it from Gateway API 1.{since} on"
+                ),
                 INSTALL_GATEWAY_API,
             ));
             continue;

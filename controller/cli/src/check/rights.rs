@@ -33,7 +33,7 @@ const GATEWAY: &str = "gateway.networking.k8s.io";
 pub const EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
 const READ: &[&str] = &["list", "watch"];
 
-pub const RIGHTS: [Right; 20] = [
+pub const RIGHTS: [Right; 26] = [
     (Everywhere, "", "namespaces", "", READ),
     (Everywhere, "", "pods", "", READ),
     (Everywhere, "", "services", "", READ),
@@ -41,10 +41,16 @@ pub const RIGHTS: [Right; 20] = [
     (Everywhere, GATEWAY, "grpcroutes", "", READ),
     (Everywhere, GATEWAY, "httproutes", "", READ),
     (Everywhere, GATEWAY, "referencegrants", "", READ),
+    (Everywhere, GATEWAY, "tcproutes", "", READ),
+    (Everywhere, GATEWAY, "tlsroutes", "", READ),
     (Everywhere, GATEWAY, "grpcroutes", "", &["get"]),
     (Everywhere, GATEWAY, "httproutes", "", &["get"]),
+    (Everywhere, GATEWAY, "tcproutes", "", &["get"]),
+    (Everywhere, GATEWAY, "tlsroutes", "", &["get"]),
     (Everywhere, GATEWAY, "grpcroutes/status", "", &["patch"]),
     (Everywhere, GATEWAY, "httproutes/status", "", &["patch"]),
+    (Everywhere, GATEWAY, "tcproutes/status", "", &["patch"]),
+    (Everywhere, GATEWAY, "tlsroutes/status", "", &["patch"]),
     (
         Everywhere,
         EXPERIMENTAL,

@@ -9,7 +9,12 @@ use super::api::all;
 use super::finding::{Found, Group, ok, warning};
 use super::names::CONTROLLER_NAME;
 
-const KINDS: [(&str, &str); 2] = [("HTTPRoute", "httproutes"), ("GRPCRoute", "grpcroutes")];
+const KINDS: [(&str, &str); 4] = [
+    ("HTTPRoute", "httproutes"),
+    ("GRPCRoute", "grpcroutes"),
+    ("TLSRoute", "tlsroutes"),
+    ("TCPRoute", "tcproutes"),
+];
 
 /// What the controller has written about one of a route's parents.
 #[derive(Deserialize)]
@@ -135,7 +140,7 @@ fn thought_of(kind: &str, route: &DynamicObject) -> Vec<Found> {
                     format!("{name} for the Service {service} is not {kind} ({reason}): {message}"),
                     match &**kind {
                         "Accepted" => "it does nothing: change it as the message says",
-                        _ => "requests to that backend are answered with 500: make it, or change the route",
+                        _ => "requests to that backend are answered with 500, and connections reset: make it, or change the route",
                     },
                 ));
             }

@@ -48,7 +48,7 @@ fn empty() -> FakeApi {
             "kind": "MutatingWebhookConfiguration", "verbs": ["get"],
         }] }),
     );
-    for name in ["httproutes", "grpcroutes"] {
+    for name in ["httproutes", "grpcroutes", "tlsroutes", "tcproutes"] {
         api.apply(CRDS, definition(name, "v1.7.0"));
     }
     api.apply("/api/v1/nodes", node("n1", "v1.37.2"));

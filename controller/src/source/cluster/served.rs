@@ -16,7 +16,7 @@ pub struct Served {
 }
 
 /// Pods before the slices that refer to them, where it is for us to say.
-pub const SERVED: [Served; 8] = [
+pub const SERVED: [Served; 10] = [
     built_in(Kind::Namespace, "", "namespaces"),
     built_in(Kind::Pod, "", "pods"),
     built_in(Kind::Service, "", "services"),
@@ -33,6 +33,20 @@ pub const SERVED: [Served; 8] = [
         group: "gateway.networking.k8s.io",
         versions: &["v1"],
         plural: "grpcroutes",
+        optional: true,
+    },
+    Served {
+        kind: Kind::TlsRoute,
+        group: "gateway.networking.k8s.io",
+        versions: &["v1"],
+        plural: "tlsroutes",
+        optional: true,
+    },
+    Served {
+        kind: Kind::TcpRoute,
+        group: "gateway.networking.k8s.io",
+        versions: &["v1"],
+        plural: "tcproutes",
         optional: true,
     },
     Served {
