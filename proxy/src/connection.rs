@@ -60,6 +60,9 @@ async fn serve_logical(
     logical: &Arc<Logical>,
     mut client: Buffered<TcpStream>,
 ) -> Option<TcpStream> {
+    if let Some(routes) = &logical.stream_routes {
+        return tcp::serve_routed(&session, logical, routes, client).await;
+    }
     match logical.protocol {
         Protocol::Tcp => tcp::serve(&session, logical, client, None).await,
         Protocol::Http2 => serve_http2(session, client).await,

@@ -23,6 +23,7 @@ use crate::metrics::Direction;
 use crate::prefixed::Prefixed;
 use crate::reason::Reason;
 use crate::session::{Session, UNAUTHENTICATED};
+use crate::stream::client_hello::MAX_CLIENT_HELLO;
 use crate::table::{Destination, Logical, Protocol};
 use crate::worker::Worker;
 use crate::{http1, http2, socket, tcp};
@@ -30,8 +31,6 @@ use crate::{http1, http2, socket, tcp};
 #[cfg(test)]
 mod tests;
 
-/// A ClientHello, in bytes. With post-quantum keys and every extension there is, it has about 2 KiB.
-const MAX_CLIENT_HELLO: usize = 16 * 1024;
 /// How long a client is silent before the app is connected to, in case it is the one to speak first. Longer than on the app's
 /// side: peers' proxies do speak first, after a way through the network.
 const SILENCE: std::time::Duration = std::time::Duration::from_millis(10);

@@ -34,6 +34,7 @@
 //! 4. **[`connection`] finds out what it carries.** A declared protocol is taken at its word; else [`detect`] looks at the
 //!    first bytes. A client that stays silent has an endpoint connected for it meanwhile: if the server is the first to
 //!    speak, the connection is opaque.
+//!    Where [`stream`] routes are in force (TLSRoutes, a TCPRoute), it is bytes in any case, and they say where to.
 //! 5. **[`http1`], [`http2`] or [`tcp`] carries it.** The two HTTPs read one request after the other, or many at once; each
 //!    is on its own from here. An opaque connection skips the next step.
 //! 6. **[`route`] decides** which rule takes the request and which of its backends gets it, and applies the rule's filters.
@@ -97,6 +98,7 @@ pub mod retry;
 pub mod route;
 pub mod session;
 pub mod socket;
+pub mod stream;
 pub mod table;
 pub mod tcp;
 pub mod upstream;

@@ -36,11 +36,13 @@ macro_rules! reasons {
 reasons! {
     /// A rule's RequestRedirect filter answered. The status is the filter's.
     Redirect = "redirect", 0;
-    /// Routes are attached to the Service, and no rule of theirs matches the request.
+    /// Routes are attached to the Service, and no rule of theirs matches the request, or the name that a TLS client asks for.
     NoRoute = "no-route", 404;
+    /// TLSRoutes are attached to the Service's port, and the client did not begin with a TLS ClientHello, or not in time.
+    NoClientHello = "no-client-hello", 0;
     /// The rule's backend does not exist or may not be used.
     BackendInvalid = "backend-invalid", 500;
-    /// The rule has no backend at all.
+    /// The rule has no backend at all, or none with a weight.
     NoBackend = "no-backend", 500;
     /// The backend has no endpoint that may be given work.
     NoEndpoint = "no-endpoint", 503;

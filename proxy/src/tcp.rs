@@ -20,7 +20,8 @@ use crate::metrics::{Direction, TcpLabels, TcpMetrics};
 use crate::reason::Reason;
 use crate::session::Session;
 use crate::socket;
-use crate::table::Logical;
+use crate::stream::StreamRoutes;
+use crate::table::{Backend, Logical};
 use crate::upstream::{self, Stream};
 use crate::worker::Worker;
 
@@ -40,13 +41,16 @@ pub struct Upstream {
 
 /// Connects to an endpoint of a Service, or of whatever else is behind a destination.
 pub async fn connect(worker: &Worker, logical: &Logical) -> Result<Upstream, Reason> {
-    let backend = match logical.default_rule.backends.first() {
-        Some(backend) => backend
-            .backend
-            .as_ref()
-            .map_err(|_| Reason::BackendInvalid)?,
-        None => return Err(Reason::NoBackend),
-    };
+    match logical.default_rule.backends.first() {
+        Some(backend) => match &backend.backend {
+            Ok(backend) => connect_to(worker, backend).await,
+            Err(_) => Err(Reason::BackendInvalid),
+        },
+        None => Err(Reason::NoBackend),
+    }
+}
+
+async fn connect_to(worker: &Worker, backend: &Backend) -> Result<Upstream, Reason> {
     let mut tried: Vec<u64> = Vec::new();
     let mut failed = Reason::NoEndpoint;
     for _ in 0..MAX_ATTEMPTS {
@@ -80,6 +84,27 @@ pub async fn connect(worker: &Worker, logical: &Logical) -> Result<Upstream, Rea
         }
     }
     Err(failed)
+}
+
+/// Carries a connection to an endpoint of the backend that `routes` say. Returns the client's connection if it must be reset.
+pub async fn serve_routed<S>(
+    session: &Session,
+    logical: &Logical,
+    routes: &StreamRoutes,
+    mut client: Buffered<S>,
+) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let worker = &session.worker;
+    let patience = worker.config.limits.handshake_timeout;
+    let found = routes.find(&mut client, patience).await;
+    let picked = found.and_then(|route| route.pick(&mut worker.random.borrow_mut()));
+    let upstream = match picked {
+        Ok(backend) => connect_to(worker, backend).await,
+        Err(reason) => Err(reason),
+    };
+    serve(session, logical, client, Some(upstream)).await
 }
 
 /// Carries a connection to an endpoint of `logical`, or on to `upstream` where that is connected already. Returns the client's

@@ -108,7 +108,8 @@ impl Catalog {
                 Some(loss) => losses.entry(loss).or_default().push(port.port.to_string()),
             }
         }
-        let lost = (losses.iter()).map(|(loss, ports)| format!("port {}: {loss}", ports.join(", ")));
+        let lost =
+            (losses.iter()).map(|(loss, ports)| format!("port {}: {loss}", ports.join(", ")));
         let lost = lost.collect::<Vec<_>>().join("; ");
         match losses.first_key_value() {
             None => Verdict::yes("Accepted", format!("in force for Service {name}")),
@@ -136,8 +137,8 @@ impl Catalog {
         }
         let mut first = route;
         for rival in self.routes_on(service, port) {
-            let before = rival.kind > first.kind
-                || (rival.kind == first.kind && rival.age() < first.age());
+            let before =
+                rival.kind > first.kind || (rival.kind == first.kind && rival.age() < first.age());
             if before && rival.name.namespace == route.name.namespace {
                 first = rival;
             }

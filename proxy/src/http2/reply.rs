@@ -84,7 +84,7 @@ pub(crate) const fn grpc_status(reason: Reason) -> u16 {
         Reason::IdentityRequired => 7, // PERMISSION_DENIED
         Reason::HeaderTooLarge => 8,   // RESOURCE_EXHAUSTED
         Reason::NoRoute | Reason::Redirect | Reason::VersionNotSupported => 12, // UNIMPLEMENTED
-        Reason::BadRequest | Reason::UpstreamProtocolError => INTERNAL,
+        Reason::BadRequest | Reason::NoClientHello | Reason::UpstreamProtocolError => INTERNAL,
         Reason::ClientGone => 1, // CANCELLED
         Reason::BackendInvalid
         | Reason::NoBackend

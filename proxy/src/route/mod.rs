@@ -137,21 +137,29 @@ impl Rule {
 
     /// By weight. `None`: no backend has any.
     fn pick_backend(&self, random: &mut SmallRng) -> Option<usize> {
-        if let [only] = self.backends.as_slice() {
-            return (only.weight > 0).then_some(0);
-        }
-        let total: u64 = self.backends.iter().map(|b| u64::from(b.weight)).sum();
-        if total == 0 {
-            return None;
-        }
-        let mut point = random.random_range(0..total);
-        self.backends.iter().position(|backend| {
-            let weight = u64::from(backend.weight);
-            let hit = point < weight;
-            point = point.saturating_sub(weight);
-            hit
-        })
+        by_weight(self.backends.iter().map(|backend| backend.weight), random)
     }
+}
+
+/// Draws the place of one of the weights. `None`: none is over 0.
+pub fn by_weight(
+    weights: impl ExactSizeIterator<Item = u32> + Clone,
+    random: &mut SmallRng,
+) -> Option<usize> {
+    let total: u64 = weights.clone().map(u64::from).sum();
+    if total == 0 {
+        return None;
+    }
+    if weights.len() == 1 {
+        return Some(0);
+    }
+    let mut point = random.random_range(0..total);
+    let mut weights = weights;
+    weights.position(|weight| {
+        let hit = point < u64::from(weight);
+        point = point.saturating_sub(u64::from(weight));
+        hit
+    })
 }
 
 /// Finds the rule for a request and applies its request filters to the head.

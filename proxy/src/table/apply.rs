@@ -14,7 +14,8 @@ use naru_contract::ResourceName;
 use tracing::{info, warn};
 
 use super::decode::{
-    Content, Decoded, EndpointSpec, EndpointsContent, Problem, ServiceContent, Target, decode,
+    Content, Decoded, EndpointSpec, EndpointsContent, Problem, ServiceContent, StreamRouteContent,
+    Target, decode,
 };
 use super::locality::split;
 use super::store::{Held, Store};
@@ -23,6 +24,7 @@ use crate::balance::Load;
 use crate::budget::RetryBudget;
 use crate::metrics::{Direction, Metrics, PushOutcome, TcpLabels};
 use crate::route::{ServiceLabels, decode_routes, default_rule};
+use crate::stream::{StreamBackend, StreamRoute, StreamRoutes, TlsRoutes};
 
 /// Resources held at once. 10,000 destinations with a few resources each; a controller that sends more is broken.
 const MAX_RESOURCES: usize = 100_000;
@@ -192,8 +194,7 @@ impl Store {
                 Content::Service(service) => {
                     let changed = staged.resources.contains_key(name)
                         || service
-                            .http_routes
-                            .iter()
+                            .routes()
                             .any(|route| staged.resources.contains_key(route));
                     changed.then(|| name.clone())
                 }
@@ -242,6 +243,14 @@ impl Store {
                 .map_err(|error| error.to_string())?;
             Some(routes)
         };
+        let stream_routes = {
+            let routes = service.stream_routes.iter();
+            let found = routes.filter_map(|name| match find(name)? {
+                Content::StreamRoute(route) => Some(route),
+                _ => None,
+            });
+            stream_routes(&found.collect::<Vec<_>>(), &mut self.backends)
+        };
         let own = backend_named(&mut self.backends, &service.endpoints)
             .ok_or("endpoints: names no endpoints")?;
         let old_budget = match held.get(name).map(|held| &held.content) {
@@ -259,6 +268,7 @@ impl Store {
             port: service.port,
             protocol: service.protocol,
             routes,
+            stream_routes,
             default_rule: Arc::new(default_rule(own, &self.metrics, &labels)),
             budget,
             tcp: self.metrics.tcp(outbound_tcp(&labels)),
@@ -392,6 +402,7 @@ impl Store {
                     port: labels.port,
                     protocol,
                     routes: None,
+                    stream_routes: None,
                     default_rule: Arc::new(rule),
                     budget,
                     tcp: self.metrics.tcp(outbound_tcp(&labels)),
@@ -472,6 +483,34 @@ impl Store {
             .insert(spec.clone(), Arc::downgrade(&endpoint));
         endpoint
     }
+}
+
+/// `None`: there are none. First comes the one that wins.
+fn stream_routes(
+    routes: &[&StreamRouteContent],
+    backends: &mut HashMap<ResourceName, Arc<Backend>>,
+) -> Option<StreamRoutes> {
+    let mut built = routes.iter().map(|content| {
+        let backends = content.backends.iter().map(|backend| StreamBackend {
+            weight: backend.weight,
+            backend: match &backend.endpoints {
+                Ok(name) => {
+                    backend_named(backends, name).ok_or_else(|| "it names no endpoints".into())
+                }
+                Err(invalid) => Err(invalid.clone()),
+            },
+        });
+        let route = StreamRoute {
+            backends: backends.collect(),
+        };
+        (content.hostnames.as_slice(), Arc::new(route))
+    });
+    let (hostnames, first) = built.next()?;
+    if hostnames.is_empty() {
+        return Some(StreamRoutes::Tcp(first));
+    }
+    let all = std::iter::once((hostnames, first)).chain(built);
+    Some(StreamRoutes::Tls(TlsRoutes::new(all)))
 }
 
 fn service_labels(service: &ServiceContent) -> ServiceLabels {

@@ -32,6 +32,7 @@ pub(super) enum Content {
     Destination(Target),
     Service(ServiceContent),
     HttpRoute(Arc<contract::HttpRoute>),
+    StreamRoute(StreamRouteContent),
     Endpoints(EndpointsContent),
 }
 
@@ -62,8 +63,25 @@ pub(super) struct ServiceContent {
     pub port: u16,
     pub protocol: Protocol,
     pub http_routes: Vec<ResourceName>,
+    /// All TLSRoutes, or one TCPRoute. None where there are `http_routes`.
+    pub stream_routes: Vec<ResourceName>,
     pub endpoints: ResourceName,
     pub budget: Option<contract::RetryBudget>,
+}
+
+/// A TLSRoute or a TCPRoute.
+#[derive(Clone, Debug)]
+pub(super) struct StreamRouteContent {
+    /// Of a TLSRoute: at least one. Of a TCPRoute: none.
+    pub hostnames: Vec<Box<str>>,
+    pub backends: Vec<StreamBackendContent>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct StreamBackendContent {
+    pub weight: u32,
+    /// `Err`: why it can't be used.
+    pub endpoints: Result<ResourceName, Arc<str>>,
 }
 
 #[derive(Clone, Debug)]
@@ -154,6 +172,22 @@ pub(super) fn decode(name: &ResourceName, body: Option<Body>) -> Result<Decoded,
             same("name", &route.name, name)?;
             Content::HttpRoute(Arc::new(route))
         }
+        (ResourceName::TlsRoute { namespace, name }, Body::TlsRoute(route)) => {
+            same("namespace", &route.namespace, namespace)?;
+            same("name", &route.name, name)?;
+            Content::StreamRoute(StreamRouteContent {
+                hostnames: decode_hostnames(&route.hostnames)?,
+                backends: decode_stream_backends(&route.backends)?,
+            })
+        }
+        (ResourceName::TcpRoute { namespace, name }, Body::TcpRoute(route)) => {
+            same("namespace", &route.namespace, namespace)?;
+            same("name", &route.name, name)?;
+            Content::StreamRoute(StreamRouteContent {
+                hostnames: Vec::new(),
+                backends: decode_stream_backends(&route.backends)?,
+            })
+        }
         (
             ResourceName::Endpoints {
                 namespace,
@@ -185,6 +219,11 @@ impl EndpointsContent {
 }
 
 impl ServiceContent {
+    /// Every route that is attached.
+    pub fn routes(&self) -> impl Iterator<Item = &ResourceName> {
+        self.http_routes.iter().chain(&self.stream_routes)
+    }
+
     /// The budget that the user asked for, or the default.
     pub fn retry_budget(&self) -> RetryBudget {
         match &self.budget {
@@ -260,15 +299,11 @@ fn decode_service(
             }
         }
     }
-    let endpoints = match service.endpoints.parse() {
-        Ok(name @ ResourceName::Endpoints { .. }) => name,
-        _ => {
-            return Err(format!(
-                "endpoints: {:?} names no endpoints",
-                service.endpoints
-            ));
-        }
-    };
+    let stream_routes = decode_stream_routes(&service.stream_routes)?;
+    if !http_routes.is_empty() && !stream_routes.is_empty() {
+        return Err("stream_routes: there are http_routes as well".to_owned());
+    }
+    let endpoints = endpoints_name("endpoints", &service.endpoints)?;
     if let Some(budget) = &service.retry_budget {
         if budget.percent > 100 {
             return Err(format!(
@@ -291,9 +326,70 @@ fn decode_service(
         port: number,
         protocol: protocol(service.protocol)?,
         http_routes,
+        stream_routes,
         endpoints,
         budget: service.retry_budget,
     })
+}
+
+/// The routes of a Service that are about connections: they are of one kind, and a TCPRoute is alone.
+fn decode_stream_routes(routes: &[String]) -> Result<Vec<ResourceName>, Problem> {
+    let mut names = Vec::with_capacity(routes.len());
+    for (index, route) in routes.iter().enumerate() {
+        match route.parse() {
+            Ok(name @ ResourceName::TlsRoute { .. }) => names.push(name),
+            Ok(name @ ResourceName::TcpRoute { .. }) if routes.len() == 1 => names.push(name),
+            Ok(ResourceName::TcpRoute { .. }) => {
+                return Err(format!(
+                    "stream_routes[{index}]: a TCPRoute takes everything, and there are others"
+                ));
+            }
+            _ => {
+                return Err(format!(
+                    "stream_routes[{index}]: {route:?} names no TLSRoute and no TCPRoute"
+                ));
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn decode_hostnames(hostnames: &[String]) -> Result<Vec<Box<str>>, Problem> {
+    if hostnames.is_empty() {
+        return Err("hostnames: a TLSRoute has at least one".to_owned());
+    }
+    let mut decoded = Vec::with_capacity(hostnames.len());
+    for (index, hostname) in hostnames.iter().enumerate() {
+        let field = format!("hostnames[{index}]");
+        let name = hostname.strip_prefix("*.").unwrap_or(hostname);
+        let known = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+        if name.is_empty() || !name.bytes().all(known) {
+            return Err(format!("{field}: {hostname:?} is no name in lower case"));
+        }
+        text(&field, hostname)?;
+        decoded.push(hostname.as_str().into());
+    }
+    Ok(decoded)
+}
+
+fn decode_stream_backends(
+    backends: &[contract::StreamBackend],
+) -> Result<Vec<StreamBackendContent>, Problem> {
+    let mut decoded = Vec::with_capacity(backends.len());
+    for (index, backend) in backends.iter().enumerate() {
+        let endpoints = match backend.invalid.as_str() {
+            "" => {
+                let field = format!("backends[{index}].endpoints");
+                Ok(endpoints_name(&field, &backend.endpoints)?)
+            }
+            invalid => Err(invalid.into()),
+        };
+        decoded.push(StreamBackendContent {
+            weight: backend.weight,
+            endpoints,
+        });
+    }
+    Ok(decoded)
 }
 
 fn decode_endpoints(
@@ -424,6 +520,13 @@ fn service_name(field: &str, text: &str) -> Result<ResourceName, Problem> {
     match text.parse() {
         Ok(name @ ResourceName::Service { .. }) => Ok(name),
         _ => Err(format!("{field}: {text:?} names no service")),
+    }
+}
+
+fn endpoints_name(field: &str, text: &str) -> Result<ResourceName, Problem> {
+    match text.parse() {
+        Ok(name @ ResourceName::Endpoints { .. }) => Ok(name),
+        _ => Err(format!("{field}: {text:?} names no endpoints")),
     }
 }
 

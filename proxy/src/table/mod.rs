@@ -33,6 +33,7 @@ use crate::balance::Load;
 use crate::budget::RetryBudget;
 use crate::metrics::TcpMetrics;
 use crate::route::{Routes, Rule};
+use crate::stream::StreamRoutes;
 
 pub use attached::Attached;
 pub use store::{Outbox, Store};
@@ -123,6 +124,8 @@ pub struct Logical {
     pub protocol: Protocol,
     /// Rules in order of precedence. `None`: no route is attached, and `default_rule` takes every request.
     pub routes: Option<Routes>,
+    /// Routes for connections, which are not looked into then. `None`: none is attached.
+    pub stream_routes: Option<StreamRoutes>,
     /// No matches, no filters, the Service's own pods.
     pub default_rule: Arc<Rule>,
     pub budget: Arc<RetryBudget>,

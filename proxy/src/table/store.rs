@@ -245,10 +245,17 @@ impl Store {
                 && let Some(Content::Service(content)) = self.content(service)
             {
                 needed.insert(content.endpoints.clone());
-                for name in &content.http_routes {
-                    if let Some(Content::HttpRoute(route)) = self.content(name) {
-                        let backends = route.rules.iter().flat_map(|rule| &rule.backends);
-                        needed.extend(backends.filter_map(|b| b.endpoints.parse().ok()));
+                for name in content.routes() {
+                    match self.content(name) {
+                        Some(Content::HttpRoute(route)) => {
+                            let backends = route.rules.iter().flat_map(|rule| &rule.backends);
+                            needed.extend(backends.filter_map(|b| b.endpoints.parse().ok()));
+                        }
+                        Some(Content::StreamRoute(route)) => {
+                            let backends = route.backends.iter();
+                            needed.extend(backends.filter_map(|b| b.endpoints.clone().ok()));
+                        }
+                        _ => {}
                     }
                     needed.insert(name.clone());
                 }

@@ -137,6 +137,7 @@ fn destination(at: &str, service: &str) -> Resource {
 
 fn service(version: u64, routes: &[&str]) -> Resource {
     let body = contract::Service {
+        stream_routes: Vec::new(),
         namespace: "shop".to_owned(),
         name: "web".to_owned(),
         port: 80,

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use naru_contract::ResourceName;
 use serde::Serialize;
 
-use super::decode::{Content, EndpointSpec, Target};
+use super::decode::{Content, EndpointSpec, StreamBackendContent, Target};
 use super::store::{Held, Store};
 use super::{Destination, EndpointSet, Peer};
 
@@ -67,10 +68,18 @@ enum ContentView {
     Service {
         protocol: &'static str,
         http_routes: Vec<String>,
+        stream_routes: Vec<String>,
         endpoints: String,
     },
     HttpRoute {
         rules: Vec<RuleView>,
+    },
+    TlsRoute {
+        hostnames: Vec<String>,
+        backends: Vec<BackendView>,
+    },
+    TcpRoute {
+        backends: Vec<BackendView>,
     },
     Endpoints {
         protocol: &'static str,
@@ -148,7 +157,7 @@ impl Store {
         }
     }
 
-    fn content_view(&self, name: &naru_contract::ResourceName, held: &Held) -> ContentView {
+    fn content_view(&self, name: &ResourceName, held: &Held) -> ContentView {
         match &held.content {
             Content::TrustAnchors(anchors) => ContentView::TrustAnchors {
                 count: anchors.certificates.len(),
@@ -177,16 +186,23 @@ impl Store {
             },
             Content::Service(service) => ContentView::Service {
                 protocol: service.protocol.as_str(),
-                http_routes: service
-                    .http_routes
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect(),
+                http_routes: texts(&service.http_routes),
+                stream_routes: texts(&service.stream_routes),
                 endpoints: service.endpoints.to_string(),
             },
             Content::HttpRoute(route) => ContentView::HttpRoute {
                 rules: route.rules.iter().map(rule).collect(),
             },
+            Content::StreamRoute(route) => {
+                let backends = route.backends.iter().map(stream_backend).collect();
+                match name {
+                    ResourceName::TlsRoute { .. } => ContentView::TlsRoute {
+                        hostnames: texts(&route.hostnames),
+                        backends,
+                    },
+                    _ => ContentView::TcpRoute { backends },
+                }
+            }
             Content::Endpoints(content) => {
                 let live = self.backend_set(name).unwrap_or_default();
                 ContentView::Endpoints {
@@ -222,6 +238,22 @@ fn destination(address: SocketAddr, destination: &Destination) -> DestinationVie
         Destination::Unknown => {}
     }
     view
+}
+
+fn texts(all: &[impl ToString]) -> Vec<String> {
+    all.iter().map(ToString::to_string).collect()
+}
+
+fn stream_backend(backend: &StreamBackendContent) -> BackendView {
+    let (endpoints, invalid) = match &backend.endpoints {
+        Ok(name) => (name.to_string(), String::new()),
+        Err(invalid) => (String::new(), invalid.to_string()),
+    };
+    BackendView {
+        endpoints,
+        weight: backend.weight,
+        invalid,
+    }
 }
 
 fn rule(rule: &naru_contract::HttpRule) -> RuleView {

@@ -28,6 +28,7 @@ use crate::identity::testing::Authority;
 use crate::metrics::{Direction, Metrics, TcpLabels};
 use crate::route::{RetryPolicy, Routes, Rule, ServiceLabels, default_rule};
 use crate::session::Session;
+use crate::stream::StreamRoutes;
 use crate::table::{
     Backend, Destination, DestinationCell, Endpoint, EndpointSet, Logical, Peer, Protocol,
     next_endpoint_id, tables,
@@ -70,6 +71,7 @@ pub struct Setup {
     pub access_log: AccessLog,
     /// Makes routes of the default rule.
     pub routes: Option<fn(Rule) -> Routes>,
+    pub stream_routes: Option<StreamRoutes>,
 }
 
 impl Setup {
@@ -90,6 +92,7 @@ impl Setup {
             budget: RetryBudget::default(),
             access_log: AccessLog::off(),
             routes: None,
+            stream_routes: None,
         }
     }
 
@@ -148,6 +151,7 @@ impl Setup {
             port: 80,
             protocol: self.protocol,
             routes: self.routes.map(|routes| routes(rule())),
+            stream_routes: self.stream_routes,
             default_rule: Arc::new(rule()),
             budget: Arc::new(self.budget),
             tcp: metrics.tcp(TcpLabels {
