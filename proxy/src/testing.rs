@@ -1,9 +1,13 @@
-//! Sockets on loopback, for tests.
+//! Sockets on loopback and what is sent through them, for tests.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::identity::Alpn;
+use crate::identity::testing::Authority;
 
 pub async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.expect("a socket")
@@ -42,4 +46,21 @@ pub async fn is_reset(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
     let ended = stream.read_to_end(&mut rest).await;
     ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+}
+
+/// What a client of the app's own TLS says first, that asks for `name`; for none if that is an address.
+pub fn client_hello(name: &str) -> Vec<u8> {
+    const ANYBODY: &str = "spiffe://cluster.local/ns/shop/sa/anybody";
+    let identity = Authority::new("the app's own").identity(ANYBODY);
+    let config = identity.client_config(&ANYBODY.into(), Alpn::Tcp);
+    let mut config = Arc::unwrap_or_clone(config.expect("a certificate"));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.enable_sni = true;
+    let name = name.to_owned().try_into().expect("a name");
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
+    let mut said = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut said).expect("memory");
+    }
+    said
 }

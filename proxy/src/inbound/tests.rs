@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -19,7 +18,7 @@ use crate::http2::tests::fixture::{Mesh, Setup, answering, call, get, run, until
 use crate::identity::testing::{Authority, TRUST_DOMAIN};
 use crate::identity::{Alpn, Identity};
 use crate::table::{Inbound, Protocol};
-use crate::testing::{accept, heard, is_reset, listener, pair};
+use crate::testing::{accept, client_hello, heard, is_reset, listener, pair};
 
 const POD: &str = "spiffe://cluster.local/ns/shop/sa/pod";
 const CALLER: &str = "spiffe://cluster.local/ns/shop/sa/caller";
@@ -133,21 +132,6 @@ async fn handshake(
     TlsConnector::from(config).connect(name, caller).await
 }
 
-/// What a client of the app's own TLS says first.
-fn client_hello() -> Vec<u8> {
-    let identity = Authority::new("the app's own").identity(CALLER);
-    let config = identity.client_config(&POD.into(), Alpn::Tcp).unwrap();
-    let mut config = Arc::unwrap_or_clone(config);
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
-    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-    let mut said = Vec::new();
-    while client.wants_write() {
-        client.write_tls(&mut said).unwrap();
-    }
-    said
-}
-
 #[test]
 fn a_peers_opaque_connection_is_carried_under_its_name() {
     run(async {
@@ -203,7 +187,7 @@ fn a_peers_requests_are_carried_under_its_name() {
 fn strict_refuses_whoever_proves_no_identity() {
     run(async {
         let pod = Pod::strict().await;
-        let hello = client_hello();
+        let hello = client_hello("127.0.0.1");
         for (number, said) in [REQUEST, b"*1\r\n", &hello].into_iter().enumerate() {
             let mut stranger = pod.caller().await;
             stranger.write_all(said).await.unwrap();
@@ -270,7 +254,7 @@ fn a_handshake_that_does_not_go_on_is_given_up() {
 
 #[test]
 fn permissive_leaves_tls_of_the_apps_own_to_the_app() {
-    let hello = client_hello();
+    let hello = client_hello("127.0.0.1");
     for protocol in [Protocol::Detect, Protocol::Tcp, Protocol::Http] {
         run(async {
             let pod = Pod::permissive(protocol).await;

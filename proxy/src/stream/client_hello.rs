@@ -133,3 +133,120 @@ fn vector<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     *rest = after;
     Some(vector)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::client_hello;
+
+    fn asks(name: &str) -> Hello {
+        Hello::Asks(Some(name.to_owned()))
+    }
+
+    /// With the length of `content`, in `N` bytes, before it.
+    fn counted<const N: usize>(content: &[u8]) -> Vec<u8> {
+        let length = content.len().to_be_bytes();
+        [&length[length.len() - N..], content].concat()
+    }
+
+    /// A ClientHello as old clients send it: no extension but those given. `None`: not even a list of them.
+    fn old_hello(extensions: Option<&[u8]>) -> Vec<u8> {
+        let mut body = [&[3, 1][..], &[7; 32], &[0], &[0, 2, 0, 10], &[1, 0]].concat();
+        body.extend(extensions.map(counted::<2>).unwrap_or_default());
+        [&[CLIENT_HELLO][..], &counted::<3>(&body)].concat()
+    }
+
+    fn server_name(name: &[u8]) -> Vec<u8> {
+        let name = [&[HOST_NAME][..], &counted::<2>(name)].concat();
+        [&[0, 0][..], &counted::<2>(&counted::<2>(&name))].concat()
+    }
+
+    /// Records of that many bytes each.
+    fn records(message: &[u8], size: usize) -> Vec<u8> {
+        let records = message.chunks(size);
+        records
+            .flat_map(|part| [&[HANDSHAKE, 3, 1][..], &counted::<2>(part)].concat())
+            .collect()
+    }
+
+    #[test]
+    fn the_name_is_found_once_everything_has_come_and_not_before() {
+        let hello = client_hello("Shop.Example");
+        for length in 0..hello.len() {
+            assert_eq!(read(&hello[..length]), Hello::Incomplete, "{length}");
+        }
+        assert_eq!(read(&hello), asks("shop.example"));
+        let followed = [&hello[..], b"whatever comes next"].concat();
+        assert_eq!(read(&followed), asks("shop.example"));
+        assert_eq!(read(&client_hello("10.0.0.1")), Hello::Asks(None));
+    }
+
+    #[test]
+    fn a_message_may_be_spread_over_records() {
+        let hello = client_hello("shop.example");
+        let message = &hello[RECORD_HEADER..];
+        for size in [1, 3, 100, message.len() - 1] {
+            assert_eq!(
+                read(&records(message, size)),
+                asks("shop.example"),
+                "{size}"
+            );
+        }
+    }
+
+    #[test]
+    fn clients_of_any_age_are_understood() {
+        let with = |extensions: Option<&[u8]>| read(&records(&old_hello(extensions), 500));
+        assert_eq!(with(None), Hello::Asks(None));
+        assert_eq!(with(Some(&[])), Hello::Asks(None));
+        let other = [&[0, 23][..], &counted::<2>(&[])].concat();
+        let both = [&other[..], &server_name(b"A.example.")].concat();
+        assert_eq!(with(Some(&both)), asks("a.example"));
+        for no_name in [&b""[..], b".", b"\xff.example"] {
+            let extension = server_name(no_name);
+            assert_eq!(with(Some(&extension)), Hello::Asks(None), "{no_name:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_client_hello_is_told_as_early_as_it_can_be() {
+        let mut longer = old_hello(Some(&server_name(b"a.example")));
+        // The length of the name, one more than there are bytes.
+        let at = longer.len() - b"a.example".len() - 1;
+        longer[at] += 1;
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"\x16\x02",
+            b"\x16\x03\x01\0\0",
+            b"\x16\x03\x01\xff\xff",
+            // A ServerHello, and a ClientHello of 1 MiB.
+            b"\x16\x03\x01\0\x04\x02",
+            b"\x16\x03\x01\0\x04\x01\x10\0\0",
+            &records(&longer, 500),
+        ] {
+            assert_eq!(read(bytes), Hello::Other, "{}", bytes.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_get_an_answer_that_stands(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            at in any::<prop::sample::Index>(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            // Both what is nothing at all and what is nearly right.
+            let mut nearly = records(&old_hello(Some(&server_name(b"a.example"))), 40);
+            if let Some(byte) = bytes.first() {
+                let at = at.index(nearly.len());
+                nearly[at] = *byte;
+            }
+            for bytes in [bytes, nearly] {
+                let early = read(&bytes[..cut.index(bytes.len() + 1)]);
+                prop_assert!(early == Hello::Incomplete || early == read(&bytes));
+            }
+        }
+    }
+}
