@@ -49,7 +49,7 @@ enum Loss {
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ToKind(kind) => write!(f, "a {} takes all of it", kind.as_str()),
+            Self::ToKind(kind) => write!(f, "{}s take all of it", kind.as_str()),
             Self::ToOlder(name) => write!(f, "the older TCPRoute {name} takes all of it"),
             Self::Opaque => f.write_str("it is declared to be opaque, so no HTTP is seen there"),
         }

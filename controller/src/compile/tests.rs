@@ -5,6 +5,7 @@ mod changes;
 mod endpoints;
 mod pods;
 mod status;
+mod streams;
 
 use naru_contract::resource::Body;
 use naru_contract::{MtlsMode, ResourceName, destination};

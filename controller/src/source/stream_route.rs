@@ -84,3 +84,80 @@ fn check_hostname(field: &str, hostname: &str) -> Result<(), Invalid> {
     };
     Err(Invalid::new(field, problem))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::objects::{Name, Object};
+    use super::super::parse;
+    use super::*;
+
+    fn parsed(kind: &str, spec: &str) -> Result<HttpRoute, String> {
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{ name: web, namespace: shop }}\nspec: {{ parentRefs: [{{ group: \"\", kind: Service, name: web }}], {spec} }}\n"
+        );
+        match parse::objects(&text, false).map(|mut objects| objects.pop()) {
+            Ok(Some(Object::HttpRoute(route))) => Ok(route),
+            Ok(other) => panic!("{other:?}"),
+            Err(problems) => Err(problems[0].to_string()),
+        }
+    }
+
+    const RULES: &str = "rules: [{ name: all, backendRefs: [{ name: v1, port: 80 }, { name: v2, port: 80, weight: 3 }] }]";
+
+    #[test]
+    fn a_route_has_backends_and_a_tls_route_names_as_well() {
+        let names = format!("hostnames: [a.example, \"*.b.example\", localhost], {RULES}");
+        let route = parsed("TLSRoute", &names).unwrap();
+        assert_eq!((route.kind, &route.refused), (RouteKind::Tls, &None));
+        assert_eq!(route.hostnames, ["a.example", "*.b.example", "localhost"]);
+        let route = parsed("TCPRoute", RULES).unwrap();
+        assert_eq!((route.kind, route.parents.len()), (RouteKind::Tcp, 1));
+        assert!(route.hostnames.is_empty());
+        let backends = &route.rules[0].backends;
+        assert_eq!(backends[0].weight, 1);
+        assert_eq!(backends[1].weight, 3);
+        assert_eq!(route.name, Name::new("shop", "web"));
+    }
+
+    #[test]
+    fn what_the_crds_do_not_allow_is_named() {
+        let tls =
+            |hostnames: &str| parsed("TLSRoute", &format!("hostnames: [{hostnames}], {RULES}"));
+        for (problem, field) in [
+            (tls(""), "spec.hostnames:"),
+            (tls("a.example, 10.0.0.1"), "spec.hostnames[1]"),
+            (tls("\"fd00::1\""), "spec.hostnames[0]"),
+            (tls("A.example"), "spec.hostnames[0]"),
+            (tls("\"*\""), "spec.hostnames[0]"),
+            (tls("\"a.*.example\""), "spec.hostnames[0]"),
+            (tls("a.example."), "spec.hostnames[0]"),
+            (parsed("TLSRoute", RULES), "spec.hostnames:"),
+            (parsed("TCPRoute", "rules: []"), "spec.rules:"),
+            (
+                parsed("TCPRoute", "rules: [{}]"),
+                "spec.rules[0].backendRefs",
+            ),
+            (
+                parsed("TCPRoute", "rules: [{ backendRefs: [{ name: a }] }]"),
+                "spec.rules[0].backendRefs[0].port",
+            ),
+            (
+                parsed(
+                    "TCPRoute",
+                    "rules: [{ backendRefs: [{ name: a, port: 1, weight: -1 }] }]",
+                ),
+                "spec.rules[0].backendRefs[0].weight",
+            ),
+            (
+                parsed(
+                    "TCPRoute",
+                    "rules: [{ backendRefs: [{ name: a, port: 1 }] }, { backendRefs: [{ name: a, port: 1 }] }]",
+                ),
+                "spec.rules:",
+            ),
+        ] {
+            let problem = problem.unwrap_err();
+            assert!(problem.contains(field), "{field} in {problem}");
+        }
+    }
+}

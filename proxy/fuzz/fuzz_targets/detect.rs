@@ -6,6 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use naru_proxy::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
 use naru_proxy::http1::fuzzing::{Request, find_end};
 use naru_proxy::route::RequestHead;
+use naru_proxy::stream::client_hello::{self, Hello};
 
 /// A word of more letters is taken for no method.
 const MAX_METHOD: usize = 32;
@@ -21,6 +22,12 @@ fuzz_target!(|bytes: &[u8]| {
             said = now;
         }
         assert!(said.is_none() || said == classify(bytes));
+    }
+    // Likewise the name in a ClientHello.
+    let name = client_hello::read(bytes);
+    for length in 0..=bytes.len().min(MAX_PREFIX) {
+        let early = client_hello::read(&bytes[..length]);
+        assert!(early == Hello::Incomplete || early == name, "{early:?}");
     }
     // Empty lines before a request are let pass between two of them, and are no way to begin.
     if bytes.starts_with(b"\r\n") {

@@ -37,6 +37,8 @@ enum Name {
     Destination(bool),
     Service(bool),
     HttpRoute(bool),
+    TlsRoute(bool),
+    TcpRoute(bool),
     Endpoints(bool),
     Text(String),
 }
@@ -87,6 +89,8 @@ impl Name {
             Self::Destination(i) => format!("destination/{}", pick(ADDRESSES, *i)),
             Self::Service(i) => service(*i),
             Self::HttpRoute(i) => format!("http-route/shop/{}", pick(NAMES, *i)),
+            Self::TlsRoute(i) => format!("tls-route/shop/{}", pick(NAMES, *i)),
+            Self::TcpRoute(i) => format!("tcp-route/shop/{}", pick(NAMES, *i)),
             Self::Endpoints(i) => endpoints(*i),
             Self::Text(text) => text.clone(),
         }
@@ -211,6 +215,24 @@ impl Content {
                     interval_ms: u64::from(*number),
                     min_retries_per_1000_s: u64::from(*number),
                 }),
+                stream_routes: match number % 4 {
+                    0 => vec![Name::TcpRoute(*name).text()],
+                    1 => [false, true].map(|i| Name::TlsRoute(i).text()).to_vec(),
+                    _ => Vec::new(),
+                },
+            }),
+            Name::TlsRoute(own) => Body::TlsRoute(contract::TlsRoute {
+                namespace: "shop".to_owned(),
+                name: pick(NAMES, *own).to_owned(),
+                hostnames: (members.iter())
+                    .map(|member| format!("{}.example", member.text))
+                    .collect(),
+                backends: weights.iter().map(stream_backend).collect(),
+            }),
+            Name::TcpRoute(own) => Body::TcpRoute(contract::TcpRoute {
+                namespace: "shop".to_owned(),
+                name: pick(NAMES, *own).to_owned(),
+                backends: weights.iter().map(stream_backend).collect(),
             }),
             Name::HttpRoute(own) => Body::HttpRoute(contract::HttpRoute {
                 namespace: "shop".to_owned(),
@@ -238,6 +260,14 @@ impl Content {
             }),
             Name::Text(_) => return None,
         })
+    }
+}
+
+fn stream_backend(weight: &u32) -> contract::StreamBackend {
+    contract::StreamBackend {
+        weight: *weight,
+        endpoints: endpoints(weight % 2 == 1),
+        ..Default::default()
     }
 }
 

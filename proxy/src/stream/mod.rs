@@ -106,7 +106,7 @@ impl TlsRoutes {
     }
 
     /// The route for a name in lower case: one that has this very name, else the longest that stands for it (Gateway API).
-    fn find(&self, name: &str) -> Option<&StreamRoute> {
+    pub fn find(&self, name: &str) -> Option<&StreamRoute> {
         if let Some(route) = self.exact.get(name) {
             return Some(route);
         }

@@ -1,6 +1,7 @@
 //! Pushes in, tables out: no network, no controller.
 
 mod locality;
+mod streams;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -137,14 +138,13 @@ fn destination(at: &str, service: &str) -> Resource {
 
 fn service(version: u64, routes: &[&str]) -> Resource {
     let body = contract::Service {
-        stream_routes: Vec::new(),
         namespace: "shop".to_owned(),
         name: "web".to_owned(),
         port: 80,
         protocol: contract::Protocol::Http1 as i32,
         http_routes: routes.iter().map(ToString::to_string).collect(),
         endpoints: ENDPOINTS.to_owned(),
-        retry_budget: None,
+        ..contract::Service::default()
     };
     resource(SERVICE, version, Body::Service(body))
 }

@@ -167,6 +167,17 @@ fn manifests() -> Vec<String> {
             ),
             route_of_service(i, 1),
             route_of_service(i, 1).replace("name: w0", "name: w1"),
+            route_of_service(i, 1).replace("kind: HTTPRoute", "kind: TCPRoute"),
+            route_of_service(i, 2)
+                .replace("kind: HTTPRoute", "kind: TCPRoute")
+                .replace("kind: Service", "kind: Service, namespace: shop")
+                .replace("namespace: shop }\nspec", "namespace: other }\nspec"),
+            route_of_service(i, 1)
+                .replace("kind: HTTPRoute", "kind: TLSRoute")
+                .replace("spec: {", "spec: { hostnames: [a.example],"),
+            route_of_service(i, 1)
+                .replace("kind: HTTPRoute", "kind: TLSRoute")
+                .replace("spec: {", "spec: { hostnames: [b.example],"),
             route_of_service(i, 1).replace("namespace: shop", "namespace: other"),
             route_of_service(i, 1)
                 .replace("kind: Service", "kind: Service, namespace: shop")
@@ -201,7 +212,9 @@ fn everything() -> Vec<(Viewer, ResourceName)> {
                 ["shop", "other", "third"].map(|c| format!("service/{c}/shop/w{i}/{port}")),
             );
         }
-        names.extend(["shop", "other"].map(|ns| format!("http-route/{ns}/r{i}")));
+        for kind in ["http", "tls", "tcp"] {
+            names.extend(["shop", "other"].map(|ns| format!("{kind}-route/{ns}/r{i}")));
+        }
     }
     let viewer = |pod: String| Viewer {
         namespace: "shop".into(),

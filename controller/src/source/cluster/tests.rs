@@ -304,6 +304,23 @@ async fn a_kind_that_is_installed_later_is_picked_up() {
 }
 
 #[tokio::test]
+async fn routes_for_connections_are_followed_like_the_others() {
+    let mut cluster = Cluster::start(FakeApi::new(&BUILT_IN));
+    assert!(cluster.synced().await.is_empty());
+    for (plural, kind) in [("tlsroutes", "TLSRoute"), ("tcproutes", "TCPRoute")] {
+        let at = ROUTES.replace("httproutes", plural);
+        cluster.api.install(&at);
+        let mut route = route("web");
+        route["kind"] = kind.into();
+        route["spec"]["hostnames"] = json!(["a.example"]);
+        cluster.api.apply(&at, route);
+        assert_eq!(cluster.next().await, format!("+{kind} shop/web"));
+        cluster.api.delete(&at, "shop", "web");
+        assert_eq!(cluster.next().await, format!("-{kind} shop/web"));
+    }
+}
+
+#[tokio::test]
 async fn a_kind_that_is_unknown_for_a_moment_keeps_its_objects() {
     let api = with_crds();
     api.apply(ROUTES, route("web"));
