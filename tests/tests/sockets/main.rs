@@ -12,5 +12,6 @@ mod mesh;
 mod process;
 mod rotation;
 mod shutdown;
+mod streams;
 mod traffic;
 mod why;
