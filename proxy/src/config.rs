@@ -91,7 +91,7 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// How long a downstream HTTP connection may be kept with no request on it.
     pub keep_alive_idle: Duration,
-    /// How long a downstream TLS handshake may take.
+    /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
     pub handshake_timeout: Duration,
     /// How long the first word of the controller about a destination is waited for.
     pub discovery_timeout: Duration,
@@ -245,7 +245,7 @@ limit_args! {
     header_timeout: Span, "NARU_HEADER_TIMEOUT", "1ms";
     /// How long a downstream HTTP connection is kept with no request on it.
     keep_alive_idle: Span, "NARU_KEEP_ALIVE_IDLE", "1ms";
-    /// How long a downstream TLS handshake may take.
+    /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
     handshake_timeout: Span, "NARU_HANDSHAKE_TIMEOUT", "1ms";
     /// How long the first word of the controller about a destination is waited for.
     discovery_timeout: Span, "NARU_DISCOVERY_TIMEOUT", "1ms";
