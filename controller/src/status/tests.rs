@@ -228,6 +228,44 @@ async fn what_we_wrote_goes_when_the_route_names_no_service_any_more() {
     timeout(PATIENCE, gone).await.unwrap();
 }
 
+#[tokio::test]
+async fn routes_for_connections_have_a_status_of_their_own_kind() {
+    let fixture = Fixture::start();
+    fixture.service("web", 80);
+    for (plural, kind) in [("tlsroutes", "TLSRoute"), ("tcproutes", "TCPRoute")] {
+        let at = ROUTES.replace("httproutes", plural);
+        fixture.api.install(&at);
+        let route = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+            "metadata": {"namespace": "shop", "name": "web", "generation": 1},
+            "spec": {
+                "parentRefs": [{"group": "", "kind": "Service", "name": "web"}],
+                "hostnames": ["a.example"],
+                "rules": [{"backendRefs": [{"name": "web", "port": 80}]}],
+            },
+        });
+        fixture.tell(&route);
+        fixture.api.apply(&at, route);
+    }
+    fixture.hub.apply(Event::Synced);
+    fixture.held.send_replace(true);
+    for (plural, reason) in [("tlsroutes", "Accepted"), ("tcproutes", "Conflicted")] {
+        let at = ROUTES.replace("httproutes", plural);
+        let written = async {
+            loop {
+                let route = fixture.api.get(&at, "shop", "web").unwrap();
+                let condition = &route["status"]["parents"][0]["conditions"][0];
+                if condition["reason"] == reason {
+                    return condition.clone();
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let condition = timeout(PATIENCE, written).await.expect(plural);
+        assert_eq!(condition["type"], "Accepted");
+    }
+}
+
 struct Replica {
     held: watch::Receiver<bool>,
     stop: watch::Sender<bool>,

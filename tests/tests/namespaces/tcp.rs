@@ -1,6 +1,8 @@
 //! Bytes that are no HTTP: Redis, a server that speaks first, TLS of the app's own.
 
-use crate::mesh::{Mesh, Workload, host, need, program, python};
+use serde_json::json;
+
+use crate::mesh::{Mesh, NAMESPACE, Workload, host, need, program, python};
 
 #[test]
 fn redis_works_declared_and_detected() {
@@ -56,4 +58,41 @@ fn tls_of_the_app_is_passed_through_untouched() {
         "curl -sS -m 10 --cacert {certificate} https://secure/ | grep -i 'protocol'"
     ));
     assert!(written.contains("TLSv1.3"), "{written}");
+}
+
+#[test]
+fn the_name_that_openssl_asks_for_decides_which_server_proves_itself() {
+    need("openssl", "openssl");
+    let mesh = Mesh::new();
+    for name in ["eu", "us"] {
+        let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
+        let (key, certificate) = (mesh.path(&key), mesh.path(&certificate));
+        let (key, certificate) = (key.display(), certificate.display());
+        host(&format!(
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+             -subj /CN={name}-server -keyout {key} -out {certificate} && chmod a+r {key}"
+        ));
+        let script =
+            format!("exec openssl s_server -accept 8443 -key {key} -cert {certificate} -www");
+        mesh.add(&Workload::new(name, &script).port(443, 8443, None));
+        mesh.put(&json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "TLSRoute",
+            "metadata": { "name": name, "namespace": NAMESPACE },
+            "spec": {
+                "parentRefs": [{ "group": "", "kind": "Service", "name": "us" }],
+                "hostnames": [format!("*.{name}.example")],
+                "rules": [{ "backendRefs": [{ "name": name, "port": 443 }] }],
+            },
+        }));
+    }
+    let written = mesh.run(
+        "for asked in '-servername a.eu.example' '-servername A.US.example' \
+           '-tls1_2 -servername b.eu.example' '-servername other.example' -noservername; do\n\
+           openssl s_client -connect us:443 $asked < /dev/null > answer 2>&1 || true\n\
+           grep -o 'subject=CN = .*' answer || echo refused\n\
+         done",
+    );
+    let lines: Vec<&str> = written.lines().collect();
+    let (eu, us) = ("subject=CN = eu-server", "subject=CN = us-server");
+    assert_eq!(lines, [eu, us, eu, "refused", "refused"], "{written}");
 }
