@@ -6,4 +6,5 @@ mod convergence;
 mod echo;
 mod grpc;
 mod http;
+mod l4;
 mod status;
