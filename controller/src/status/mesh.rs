@@ -22,15 +22,37 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// As many as are looked at. There is one.
 const MAX_MESHES: u32 = 16;
 
-/// What the Gateway API calls the things that this mesh does (pkg/features of v1.7), in alphabetical order.
-pub const SUPPORTED_FEATURES: [&str; 17] = [
+/// What the Gateway API calls the things that this mesh does (pkg/features of v1.7), in alphabetical order. Those of gateways' routes
+/// are shown by tests of our own with the suite's apps (tests/tests/cluster/gateway).
+pub const SUPPORTED_FEATURES: [&str; 40] = [
     "GRPCRoute",
+    "GRPCRouteNamedRouteRule",
+    "GRPCRouteRequestHeaderModifier",
     "HTTPRoute",
     "HTTPRoute303RedirectStatusCode",
     "HTTPRoute307RedirectStatusCode",
     "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendProtocolH2C",
+    "HTTPRouteBackendProtocolWebSocket",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteCORS",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
     "HTTPRouteParentRefPort",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
+    "HTTPRouteRequestTimeout",
     "HTTPRouteResponseHeaderModification",
+    "HTTPRouteRetryCodes",
+    "HTTPRouteRetryConnectionError",
+    "HTTPRouteSchemeRedirect",
     "Mesh",
     "MeshClusterIPMatching",
     "MeshConsumerRoute",
@@ -41,6 +63,8 @@ pub const SUPPORTED_FEATURES: [&str; 17] = [
     "MeshHTTPRouteRedirectPort",
     "MeshHTTPRouteRewritePath",
     "MeshHTTPRouteSchemeRedirect",
+    "TCPRoute",
+    "TLSRoute",
 ];
 
 /// Looks and writes for ever while the lease is held, with a pause of `every`.
