@@ -259,7 +259,7 @@ pub struct NamedMatch {
 
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpFilter {
-    #[prost(oneof = "http_filter::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "http_filter::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: Option<http_filter::Kind>,
 }
 
@@ -274,6 +274,12 @@ pub mod http_filter {
         Redirect(super::Redirect),
         #[prost(message, tag = "4")]
         Rewrite(super::Rewrite),
+        /// May be there several times, unlike the others.
+        #[prost(message, tag = "5")]
+        Mirror(super::Mirror),
+        /// Only of a rule.
+        #[prost(message, tag = "6")]
+        Cors(super::Cors),
     }
 }
 
@@ -335,6 +341,40 @@ pub enum PathModifierKind {
     ReplaceFullPath = 0,
     /// Replaces what the rule's prefix match covered.
     ReplacePrefixMatch = 1,
+}
+
+/// A share of the requests is sent here too. Nobody waits for the response. A mirror that can't be resolved is left out: the route's
+/// status says so.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Mirror {
+    /// Name of an `endpoints/…` resource.
+    #[prost(string, tag = "1")]
+    pub endpoints: String,
+    /// Of so many requests …
+    #[prost(uint32, tag = "2")]
+    pub numerator: u32,
+    /// … out of so many. At least 1, and at least `numerator`.
+    #[prost(uint32, tag = "3")]
+    pub denominator: u32,
+}
+
+/// Cross-origin requests of browsers (Fetch standard, section 3.3). In each list `*`, alone, stands for everything.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Cors {
+    /// `scheme://host` or `scheme://host:port`, where the host may be `*` or begin with `*.`.
+    #[prost(string, repeated, tag = "1")]
+    pub allow_origins: Vec<String>,
+    #[prost(bool, tag = "2")]
+    pub allow_credentials: bool,
+    #[prost(string, repeated, tag = "3")]
+    pub allow_methods: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    pub allow_headers: Vec<String>,
+    #[prost(string, repeated, tag = "5")]
+    pub expose_headers: Vec<String>,
+    /// How long a browser may keep the answer to a preflight request, in seconds.
+    #[prost(uint32, tag = "6")]
+    pub max_age_seconds: u32,
 }
 
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -2,12 +2,13 @@
 
 use naru_contract as contract;
 use naru_contract::ResourceName;
+use naru_contract::http_filter::Kind;
 use naru_contract::resource::Body;
 
 use super::{Catalog, Compiled};
-use crate::source::{BackendRef, HttpRoute, Name, RouteKind, RouteName};
+use crate::source::{BackendRef, Filter, HttpRoute, Name, Referent, RouteKind, RouteName};
 
-/// Why a backend can't be used.
+/// Why a backend or a mirror can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {message}")]
 pub(super) struct Unresolved {
@@ -38,7 +39,7 @@ impl Catalog {
             .map(|rule| contract::HttpRule {
                 name: rule.name.clone(),
                 matches: rule.matches.clone(),
-                filters: rule.filters.clone(),
+                filters: self.filters(route, &rule.filters, &mut needs),
                 backends: (rule.backends.iter())
                     .map(|backend| self.backend(route, backend, &mut needs))
                     .collect(),
@@ -63,7 +64,7 @@ impl Catalog {
         backend: &BackendRef,
         needs: &mut Vec<ResourceName>,
     ) -> contract::HttpBackend {
-        let (endpoints, invalid) = match self.resolve(route, backend) {
+        let (endpoints, invalid) = match self.resolve(route, &backend.to) {
             Ok(name) => {
                 let text = name.to_string();
                 needs.push(name);
@@ -75,26 +76,54 @@ impl Catalog {
             weight: backend.weight,
             endpoints,
             invalid,
-            filters: backend.filters.clone(),
+            filters: self.filters(route, &backend.filters, needs),
         }
     }
 
-    /// The endpoints that a backend stands for.
+    /// Without the mirrors that can't be resolved: nothing is sent there, and requests go on without them (Gateway API).
+    fn filters(
+        &self,
+        route: &HttpRoute,
+        filters: &[Filter],
+        needs: &mut Vec<ResourceName>,
+    ) -> Vec<contract::HttpFilter> {
+        let mut served = Vec::with_capacity(filters.len());
+        for filter in filters {
+            match filter {
+                Filter::Ready(filter) => served.push(filter.clone()),
+                Filter::Mirror(mirror) => {
+                    let Ok(name) = self.resolve(route, &mirror.to) else {
+                        continue;
+                    };
+                    let kind = Kind::Mirror(contract::Mirror {
+                        endpoints: name.to_string(),
+                        numerator: mirror.numerator,
+                        denominator: mirror.denominator,
+                    });
+                    served.push(contract::HttpFilter { kind: Some(kind) });
+                    needs.push(name);
+                }
+            }
+        }
+        served
+    }
+
+    /// The endpoints that a backend or a mirror stands for.
     pub(super) fn resolve(
         &self,
         route: &HttpRoute,
-        backend: &BackendRef,
+        to: &Referent,
     ) -> Result<ResourceName, Unresolved> {
-        let name = &backend.name;
+        let name = &to.name;
         let no = |reason, message| Err(Unresolved { reason, message });
-        if !backend.is_service() {
-            let group = match backend.group.as_str() {
+        if !to.is_service() {
+            let group = match to.group.as_str() {
                 "" => "core",
                 group => group,
             };
             let message = format!(
                 "{} of group {group} can't be a backend of {}, only a Service can",
-                backend.kind, route.name
+                to.kind, route.name
             );
             return no("InvalidKind", message);
         }
@@ -111,7 +140,7 @@ impl Catalog {
             return no("BackendNotFound", format!("there is no Service {name}"));
         };
         // The CRD demands a port for a Service.
-        let port = backend.port.unwrap_or_default();
+        let port = to.port.unwrap_or_default();
         if service.external_name {
             let message = format!("Service {name} is an ExternalName, which has no endpoints");
             return no("BackendNotFound", message);

@@ -152,10 +152,10 @@ impl Catalog {
         }
     }
 
-    /// What the first backend that can't be used lacks.
+    /// What the first backend or mirror that can't be used lacks.
     fn resolved_refs(&self, route: &HttpRoute) -> Verdict {
-        let mut backends = route.rules.iter().flat_map(|rule| &rule.backends);
-        let unresolved = backends.find_map(|backend| self.resolve(route, backend).err());
+        let mut referents = route.referents();
+        let unresolved = referents.find_map(|referent| self.resolve(route, referent).err());
         match unresolved {
             Some(Unresolved { reason, message }) => Verdict::no(reason, message),
             None => Verdict::yes("ResolvedRefs", "every backend is known".to_owned()),

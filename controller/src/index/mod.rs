@@ -144,8 +144,8 @@ impl Index {
                 for parent in &o.parents {
                     (self.routes_by_parent).set(parent.service.clone(), &id, there);
                 }
-                for backend in o.rules.iter().flat_map(|rule| &rule.backends) {
-                    let service = &backend.name;
+                for referent in o.referents() {
+                    let service = &referent.name;
                     self.routes_by_backend.set(service.clone(), &id, there);
                     (self.routes_by_backend_namespace).set(service.namespace.clone(), &id, there);
                 }

@@ -145,6 +145,42 @@ pub struct HttpFilter {
     pub response_header_modifier: Option<HeaderModifier>,
     pub request_redirect: Option<Redirect>,
     pub url_rewrite: Option<Rewrite>,
+    pub request_mirror: Option<Mirror>,
+    pub cors: Option<Cors>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mirror {
+    pub backend_ref: BackendObject,
+    pub percent: Option<i64>,
+    pub fraction: Option<Fraction>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct BackendObject {
+    pub group: Option<String>,
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: String,
+    pub port: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Fraction {
+    pub numerator: i64,
+    pub denominator: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Cors {
+    pub allow_origins: Vec<String>,
+    pub allow_credentials: Option<bool>,
+    pub allow_methods: Vec<String>,
+    pub allow_headers: Vec<String>,
+    pub expose_headers: Vec<String>,
+    pub max_age: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

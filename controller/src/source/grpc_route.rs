@@ -10,6 +10,13 @@ use super::problem::Invalid;
 const MAX_MATCHES: usize = 64;
 /// Characters of a service's or a method's name: the path with both in it still is one that a route can match.
 const MAX_NAME: usize = 500;
+/// What the CRD lets a GRPCRoute do beside. The others that an HTTPRoute has would answer in words that gRPC's clients do not know.
+const FILTERS: [&str; 4] = [
+    "RequestHeaderModifier",
+    "ResponseHeaderModifier",
+    "RequestMirror",
+    "ExtensionRef",
+];
 /// A part of a path that is not said.
 const ANY: &str = "[^/]+";
 
@@ -22,6 +29,11 @@ pub fn grpc_route(object: gateway::GrpcRoute) -> Result<HttpRoute, Invalid> {
 }
 
 fn rule(field: &str, given: gateway::GrpcRule) -> Result<gateway::HttpRule, Failure> {
+    check_filters(&format!("{field}.filters"), &given.filters)?;
+    for (i, backend) in given.backend_refs.iter().enumerate() {
+        let field = format!("{field}.backendRefs[{i}].filters");
+        check_filters(&field, &backend.filters)?;
+    }
     let field = format!("{field}.matches");
     at_most(&field, given.matches.len(), MAX_MATCHES)?;
     let mut matches = Vec::with_capacity(given.matches.len());
@@ -44,6 +56,17 @@ fn rule(field: &str, given: gateway::GrpcRule) -> Result<gateway::HttpRule, Fail
         session_persistence: given.session_persistence,
         ..gateway::HttpRule::default()
     })
+}
+
+fn check_filters(field: &str, given: &[gateway::HttpFilter]) -> Result<(), Invalid> {
+    let foreign = |filter: &gateway::HttpFilter| !FILTERS.contains(&filter.kind.as_str());
+    match given.iter().position(foreign) {
+        None => Ok(()),
+        Some(i) => Err(Invalid::new(
+            format!("{field}[{i}].type"),
+            format!("{:?} is none of {}", given[i].kind, FILTERS.join(", ")),
+        )),
+    }
 }
 
 fn path(field: &str, given: gateway::MethodMatch) -> Result<gateway::PathMatch, Failure> {

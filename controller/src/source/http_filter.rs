@@ -8,8 +8,10 @@ use naru_contract::{
     Redirect, Rewrite,
 };
 
+use super::cors::cors;
 use super::gateway;
-use super::http_route::{Failure, at_most};
+use super::http_route::{Failure, at_most, referent};
+use super::objects::{Filter, Mirror};
 use super::problem::Invalid;
 
 const MAX_FILTERS: usize = 16;
@@ -20,40 +22,93 @@ const MAX_PATH: usize = 1024;
 const MAX_HOSTNAME: usize = 253;
 const REDIRECT_STATUSES: [i64; 5] = [301, 302, 303, 307, 308];
 const DEFAULT_REDIRECT_STATUS: i64 = 302;
+/// Of a mirror's fraction.
+const DEFAULT_DENOMINATOR: i64 = 100;
 
-pub fn filters(field: &str, given: Vec<gateway::HttpFilter>) -> Result<Vec<HttpFilter>, Failure> {
+/// `namespace`: of the route.
+pub fn filters(
+    field: &str,
+    namespace: &str,
+    given: Vec<gateway::HttpFilter>,
+) -> Result<Vec<Filter>, Failure> {
     at_most(field, given.len(), MAX_FILTERS)?;
-    let mut reduced: Vec<Kind> = Vec::with_capacity(given.len());
+    let mut reduced: Vec<Filter> = Vec::with_capacity(given.len());
     for (i, given) in given.into_iter().enumerate() {
         let field = format!("{field}[{i}]");
+        if given.kind == "RequestMirror" {
+            reduced.push(Filter::Mirror(mirror(&field, namespace, given)?));
+            continue;
+        }
         let kind = filter(&field, given)?;
-        let again = |other: &Kind| discriminant(other) == discriminant(&kind);
-        if reduced.iter().any(again) {
+        let same = |other: &Kind| discriminant(other) == discriminant(&kind);
+        if reduced.iter().filter_map(Filter::kind).any(same) {
             return Err(Invalid::new(
                 format!("{field}.type"),
-                "there may be one filter of each type",
+                "there may be one filter of each type, but for mirrors",
             )
             .into());
         }
-        reduced.push(kind);
+        reduced.push(Filter::Ready(HttpFilter { kind: Some(kind) }));
     }
-    let has = |f: fn(&Kind) -> bool| reduced.iter().any(f);
+    let has = |f: fn(&Kind) -> bool| reduced.iter().filter_map(Filter::kind).any(f);
     if has(|k| matches!(k, Kind::Redirect(_))) && has(|k| matches!(k, Kind::Rewrite(_))) {
         return Err(Invalid::new(field, "a redirect and a rewrite exclude each other").into());
     }
-    Ok((reduced.into_iter())
-        .map(|kind| HttpFilter { kind: Some(kind) })
-        .collect())
+    Ok(reduced)
+}
+
+fn mirror(field: &str, namespace: &str, given: gateway::HttpFilter) -> Result<Mirror, Failure> {
+    let field = format!("{field}.requestMirror");
+    let Some(given) = given.request_mirror else {
+        return Err(Invalid::new(field, "a filter of type RequestMirror needs it").into());
+    };
+    let (numerator, denominator) = match (given.percent, given.fraction) {
+        (Some(_), Some(_)) => {
+            return Err(Invalid::new(field, "percent and fraction exclude each other").into());
+        }
+        (Some(percent), None) => {
+            if !(0..=100).contains(&percent) {
+                return Err(Invalid::new(
+                    format!("{field}.percent"),
+                    format!("{percent} is not 0 to 100"),
+                )
+                .into());
+            }
+            (percent, 100)
+        }
+        (None, Some(fraction)) => {
+            let denominator = fraction.denominator.unwrap_or(DEFAULT_DENOMINATOR);
+            if !(1..=i64::from(i32::MAX)).contains(&denominator)
+                || !(0..=denominator).contains(&fraction.numerator)
+            {
+                return Err(Invalid::new(
+                    format!("{field}.fraction"),
+                    format!(
+                        "{} of {denominator} is not a share, of none to all",
+                        fraction.numerator
+                    ),
+                )
+                .into());
+            }
+            (fraction.numerator, denominator)
+        }
+        (None, None) => (1, 1),
+    };
+    Ok(Mirror {
+        to: referent(&format!("{field}.backendRef"), namespace, given.backend_ref)?,
+        numerator: u32::try_from(numerator).unwrap_or_default(),
+        denominator: u32::try_from(denominator).unwrap_or(1),
+    })
 }
 
 /// Whether what replaces a rule's prefix has a prefix to replace.
 pub fn prefix_match_is_possible(
     field: &str,
-    filters: &[HttpFilter],
+    filters: &[Filter],
     matches: &[HttpMatch],
 ) -> Result<(), Invalid> {
     let replaces = filters.iter().any(|filter| {
-        let path = match &filter.kind {
+        let path = match filter.kind() {
             Some(Kind::Redirect(redirect)) => redirect.path.as_ref(),
             Some(Kind::Rewrite(rewrite)) => rewrite.path.as_ref(),
             _ => None,
@@ -124,6 +179,10 @@ fn filter(field: &str, given: gateway::HttpFilter) -> Result<Kind, Failure> {
                 hostname: hostname(&format!("{field}.hostname"), given.hostname)?,
                 path: path(&format!("{field}.path"), given.path)?,
             }))
+        }
+        "CORS" => {
+            let given = given.cors.ok_or_else(|| missing("cors"))?;
+            Ok(Kind::Cors(cors(&format!("{field}.cors"), given)?))
         }
         other => Err(Failure::Unsupported(format!(
             "{field}.type {other:?} is not supported"

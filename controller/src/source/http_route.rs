@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use naru_contract as contract;
-use naru_contract::{PathMatchKind, http_filter};
+use naru_contract::{PathMatchKind, http_filter::Kind};
 use regex::Regex;
 
 use super::http_filter as filter;
@@ -129,12 +129,9 @@ pub fn reduce(
 
 fn rule(field: &str, namespace: &str, given: gateway::HttpRule) -> Result<HttpRule, Failure> {
     let matches = matches(field, given.matches.unwrap_or_default())?;
-    let filters = filter::filters(&format!("{field}.filters"), given.filters)?;
+    let filters = filter::filters(&format!("{field}.filters"), namespace, given.filters)?;
     filter::prefix_match_is_possible(field, &filters, &matches)?;
-    let redirects = filters
-        .iter()
-        .any(|f| matches!(f.kind, Some(http_filter::Kind::Redirect(_))));
-    if redirects && !given.backend_refs.is_empty() {
+    if (filters.iter()).any(|f| matches!(f.kind(), Some(Kind::Redirect(_)))) && !given.backend_refs.is_empty() {
         return Err(Invalid::new(
             format!("{field}.backendRefs"),
             "a rule that redirects has no backends: take one of the two away",
@@ -222,7 +219,6 @@ fn backend(
     namespace: &str,
     given: gateway::BackendRef,
 ) -> Result<BackendRef, Failure> {
-    let port = optional_port(&format!("{field}.port"), given.port)?;
     let weight_field = format!("{field}.weight");
     let weight = given.weight.unwrap_or(DEFAULT_WEIGHT);
     if !(0..=MAX_WEIGHT).contains(&weight) {
@@ -231,29 +227,56 @@ fn backend(
         );
     }
     let backend = BackendRef {
+        to: referent(
+            field,
+            namespace,
+            gateway::BackendObject {
+                group: given.group,
+                kind: given.kind,
+                namespace: given.namespace,
+                name: given.name,
+                port: given.port,
+            },
+        )?,
+        weight: u32::try_from(weight).unwrap_or_default(),
+        filters: filter::filters(&format!("{field}.filters"), namespace, given.filters)?,
+    };
+    // The proxy answers before it picks a backend.
+    let answers = |filter: &Filter| match filter.kind() {
+        Some(Kind::Redirect(_)) => Some("redirect"),
+        Some(Kind::Cors(_)) => Some("CORS filter"),
+        _ => None,
+    };
+    if let Some(what) = backend.filters.iter().find_map(answers) {
+        return Err(Failure::Unsupported(format!(
+            "{field}.filters: a {what} of a single backend is not supported; give the rule the filter"
+        )));
+    }
+    Ok(backend)
+}
+
+/// `namespace`: of the route.
+pub fn referent(
+    field: &str,
+    namespace: &str,
+    given: gateway::BackendObject,
+) -> Result<Referent, Invalid> {
+    let referent = Referent {
         group: given.group.unwrap_or_default(),
         kind: given.kind.unwrap_or_else(|| "Service".to_owned()),
         name: Name::new(
             given.namespace.unwrap_or_else(|| namespace.to_owned()),
             given.name,
         ),
-        port,
-        weight: u32::try_from(weight).unwrap_or_default(),
-        filters: filter::filters(&format!("{field}.filters"), given.filters)?,
+        port: optional_port(&format!("{field}.port"), given.port)?,
     };
-    if backend.is_service() && port.is_none() {
+    if referent.is_service() && referent.port.is_none() {
         return Err(Invalid::new(
             format!("{field}.port"),
             "a backend that is a Service needs a port",
-        )
-        .into());
+        ));
     }
-    if (backend.filters.iter()).any(|f| matches!(f.kind, Some(http_filter::Kind::Redirect(_)))) {
-        return Err(Failure::Unsupported(format!(
-            "{field}.filters: a redirect of a single backend is not supported; give the rule the filter"
-        )));
-    }
-    Ok(backend)
+    Ok(referent)
 }
 
 fn matches(

@@ -2,6 +2,7 @@
 //! routing tables are made from. Nothing behind this module knows Kubernetes' own types.
 
 mod cluster;
+mod cors;
 mod duration;
 mod files;
 mod gateway;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use naru_contract::http_filter::Kind as FilterKind;
 use naru_contract::{HttpFilter, HttpMatch, MtlsMode, Protocol, Retry, RetryBudget};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -301,6 +302,22 @@ impl HttpRoute {
     pub fn age(&self) -> (Created, &Name) {
         (self.created, &self.name)
     }
+
+    /// Backends and mirrors, in the order in which they are written.
+    pub fn referents(&self) -> impl Iterator<Item = &Referent> {
+        self.rules.iter().flat_map(|rule| {
+            let backends = (rule.backends.iter())
+                .flat_map(|backend| [&backend.to].into_iter().chain(mirrors(&backend.filters)));
+            mirrors(&rule.filters).chain(backends)
+        })
+    }
+}
+
+fn mirrors(filters: &[Filter]) -> impl Iterator<Item = &Referent> {
+    filters.iter().filter_map(|filter| match filter {
+        Filter::Mirror(mirror) => Some(&mirror.to),
+        Filter::Ready(_) => None,
+    })
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -318,7 +335,7 @@ pub struct ParentRef {
 pub struct HttpRule {
     pub name: String,
     pub matches: Vec<HttpMatch>,
-    pub filters: Vec<HttpFilter>,
+    pub filters: Vec<Filter>,
     pub backends: Vec<BackendRef>,
     pub request_timeout_ms: u64,
     pub backend_request_timeout_ms: u64,
@@ -327,15 +344,48 @@ pub struct HttpRule {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackendRef {
+    pub to: Referent,
+    pub weight: u32,
+    pub filters: Vec<Filter>,
+}
+
+/// A filter, before what it refers to is resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Filter {
+    /// Refers to nothing: as it is served.
+    Ready(HttpFilter),
+    Mirror(Mirror),
+}
+
+impl Filter {
+    /// Of a filter that refers to nothing.
+    pub fn kind(&self) -> Option<&FilterKind> {
+        match self {
+            Self::Ready(filter) => filter.kind.as_ref(),
+            Self::Mirror(_) => None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    pub to: Referent,
+    /// Of so many requests …
+    pub numerator: u32,
+    /// … out of so many.
+    pub denominator: u32,
+}
+
+/// What a route refers to as a place for requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Referent {
     pub group: String,
     pub kind: String,
     pub name: Name,
     pub port: Option<u16>,
-    pub weight: u32,
-    pub filters: Vec<HttpFilter>,
 }
 
-impl BackendRef {
+impl Referent {
     pub fn is_service(&self) -> bool {
         self.group.is_empty() && self.kind == "Service"
     }
