@@ -39,7 +39,8 @@
 //!    is on its own from here. An opaque connection skips the next step.
 //! 6. **[`route`] decides** which rule takes the request and which of its backends gets it, and applies the rule's filters.
 //!    The table is loaded anew for each request, so a changed route holds for the next one on a connection that has long been
-//!    open. A rule that redirects, and the lack of one, is answered here.
+//!    open. A rule that redirects, and the lack of one, is answered here, and so is a
+//!    browser's preflight request. [`mirror`] sends copies to those whom the rule names.
 //! 7. **[`balance`] picks an endpoint** among those of the backend: the better of two by latency and load, none that has been
 //!    ejected.
 //! 8. **A pool gives a connection** to that endpoint, or [`upstream`] opens one: TCP to the pod's own address, then TLS in
@@ -90,6 +91,7 @@ pub mod inbound;
 pub mod init;
 pub mod logging;
 pub mod metrics;
+pub mod mirror;
 pub mod outbound;
 pub mod prefixed;
 pub mod probe;

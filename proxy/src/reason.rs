@@ -36,6 +36,8 @@ macro_rules! reasons {
 reasons! {
     /// A rule's RequestRedirect filter answered. The status is the filter's.
     Redirect = "redirect", 0;
+    /// A rule's CORS filter answered a browser's preflight request: 204, or 403 where the origin is none that it allows.
+    CorsPreflight = "cors-preflight", 0;
     /// Routes are attached to the Service, and no rule of theirs matches the request, or the name that a TLS client asks for.
     NoRoute = "no-route", 404;
     /// TLSRoutes are attached to the Service's port, and the client did not begin with a TLS ClientHello, or not in time.

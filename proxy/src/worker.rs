@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::drain::Drain;
 use crate::identity::Identity;
 use crate::metrics::{Direction, Metrics};
+use crate::mirror::Mirroring;
 use crate::socket::{self, Listener, Listeners};
 use crate::table::Tables;
 use crate::{http1, http2, inbound, outbound};
@@ -59,6 +60,7 @@ pub struct Worker {
     pub drain: Drain,
     pub http1_pool: http1::Pool,
     pub http2_pool: http2::Pool,
+    pub mirroring: Rc<Mirroring>,
     pub random: RefCell<SmallRng>,
 }
 
@@ -73,6 +75,7 @@ impl Worker {
             drain: shared.drain,
             http1_pool: http1::Pool::default(),
             http2_pool: http2::Pool::default(),
+            mirroring: Rc::default(),
             random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
         }
     }

@@ -3,6 +3,7 @@
 mod attachment;
 mod changes;
 mod endpoints;
+mod filters;
 mod pods;
 mod status;
 mod streams;

@@ -24,8 +24,10 @@ const METHODS: [&str; 10] = [
 
 /// As the CRD has it.
 static ORIGIN: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"(^\*$)|(^(http(s)?):\/\/(((\*\.)?([a-zA-Z0-9\-]+\.)*[a-zA-Z0-9-]+|\*)(:([0-9]{1,5}))?)$)")
-        .expect("a constant pattern")
+    Regex::new(
+        r"(^\*$)|(^(http(s)?):\/\/(((\*\.)?([a-zA-Z0-9\-]+\.)*[a-zA-Z0-9-]+|\*)(:([0-9]{1,5}))?)$)",
+    )
+    .expect("a constant pattern")
 });
 
 pub fn cors(field: &str, given: gateway::Cors) -> Result<Cors, Failure> {

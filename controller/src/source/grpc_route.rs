@@ -234,4 +234,22 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn filters_that_grpc_s_clients_would_not_understand_are_none_of_it() {
+        let filter = "filters: [{ type: RequestRedirect, requestRedirect: {} }]";
+        for (rules, field) in [
+            (
+                format!("rules: [{{ {filter} }}]"),
+                "spec.rules[0].filters[0].type",
+            ),
+            (
+                format!("rules: [{{ backendRefs: [{{ name: web, port: 80, {filter} }}] }}]"),
+                "spec.rules[0].backendRefs[0].filters[0].type",
+            ),
+        ] {
+            let problem = parsed(&rules).unwrap_err();
+            assert!(problem.contains(field), "{problem}");
+        }
+    }
 }

@@ -318,3 +318,120 @@ fn path(
         value,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The filters of a list in JSON; or the field of what is wrong with it.
+    fn filtered(list: &str) -> Result<Vec<Filter>, String> {
+        let given = serde_json::from_str(list).expect("JSON");
+        filters("filters", "shop", given).map_err(|failure| match failure {
+            Failure::Invalid(invalid) => invalid.field,
+            Failure::Unsupported(reason) => reason,
+        })
+    }
+
+    fn mirror(more: &str) -> Result<(u32, u32), String> {
+        let list = format!(
+            r#"[{{"type":"RequestMirror","requestMirror":{{"backendRef":{{"name":"a","port":80}}{more}}}}}]"#
+        );
+        filtered(&list).map(|filters| match &filters[..] {
+            [Filter::Mirror(mirror)] => (mirror.numerator, mirror.denominator),
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn a_mirror_gets_everything_or_the_share_that_is_written() {
+        assert_eq!(mirror(""), Ok((1, 1)));
+        assert_eq!(mirror(r#","percent":0"#), Ok((0, 100)));
+        assert_eq!(mirror(r#","percent":35"#), Ok((35, 100)));
+        assert_eq!(mirror(r#","fraction":{"numerator":1}"#), Ok((1, 100)));
+        let fraction = r#","fraction":{"numerator":1,"denominator":2147483647}"#;
+        assert_eq!(mirror(fraction), Ok((1, 2_147_483_647)));
+        for wrong in [
+            r#","percent":-1"#,
+            r#","percent":101"#,
+            r#","fraction":{"numerator":2,"denominator":1}"#,
+            r#","fraction":{"numerator":-1}"#,
+            r#","fraction":{"numerator":0,"denominator":0}"#,
+            r#","fraction":{"numerator":1,"denominator":2147483648}"#,
+            r#","percent":1,"fraction":{"numerator":1}"#,
+        ] {
+            let field = mirror(wrong).unwrap_err();
+            assert!(field.starts_with("filters[0].requestMirror"), "{field}");
+        }
+        let missing = filtered(r#"[{"type":"RequestMirror"}]"#);
+        assert_eq!(missing, Err("filters[0].requestMirror".to_owned()));
+    }
+
+    #[test]
+    fn there_may_be_several_mirrors_and_one_of_everything_else() {
+        let mirror =
+            r#"{"type":"RequestMirror","requestMirror":{"backendRef":{"name":"a","port":80}}}"#;
+        let cors = r#"{"type":"CORS","cors":{}}"#;
+        let mirrors = filtered(&format!("[{mirror},{cors},{mirror}]")).unwrap();
+        assert_eq!(mirrors.len(), 3);
+        let twice = filtered(&format!("[{cors},{mirror},{cors}]"));
+        assert_eq!(twice, Err("filters[2].type".to_owned()));
+    }
+
+    fn cors_filter(cors: &str) -> Result<naru_contract::Cors, String> {
+        filtered(&format!(r#"[{{"type":"CORS","cors":{cors}}}]"#)).map(|filters| {
+            match filters[0].kind() {
+                Some(Kind::Cors(cors)) => cors.clone(),
+                other => panic!("{other:?}"),
+            }
+        })
+    }
+
+    #[test]
+    fn a_cors_filter_has_the_defaults_of_the_specification() {
+        let cors = cors_filter("{}").unwrap();
+        assert_eq!((cors.allow_credentials, cors.max_age_seconds), (false, 5));
+        assert!(cors.allow_origins.is_empty());
+    }
+
+    #[test]
+    fn a_cors_filter_is_checked_as_its_definition_would() {
+        for origin in [
+            "*",
+            "http://*",
+            "https://*:8443",
+            "https://*.example.com",
+            "https://www.example.com:443",
+            "http://192.0.2.1",
+        ] {
+            let cors = format!(r#"{{"allowOrigins":["{origin}"]}}"#);
+            assert!(cors_filter(&cors).is_ok(), "{origin}");
+        }
+        for (wrong, field) in [
+            (r#"{"allowOrigins":["null"]}"#, "allowOrigins[0]"),
+            (r#"{"allowOrigins":["ftp://a.b"]}"#, "allowOrigins[0]"),
+            (r#"{"allowOrigins":["https://a.*.b"]}"#, "allowOrigins[0]"),
+            (r#"{"allowOrigins":["https://a.b:0"]}"#, "allowOrigins[0]"),
+            (
+                r#"{"allowOrigins":["https://a.b:70000"]}"#,
+                "allowOrigins[0]",
+            ),
+            (r#"{"allowOrigins":["https://a.b/"]}"#, "allowOrigins[0]"),
+            (
+                r#"{"allowOrigins":["http://a","http://a"]}"#,
+                "allowOrigins[1]",
+            ),
+            (r#"{"allowOrigins":["http://a","*"]}"#, "allowOrigins"),
+            (r#"{"allowMethods":["get"]}"#, "allowMethods[0]"),
+            (r#"{"allowMethods":["*","GET"]}"#, "allowMethods"),
+            (r#"{"allowHeaders":["a b"]}"#, "allowHeaders[0]"),
+            (r#"{"allowHeaders":["*","a"]}"#, "allowHeaders"),
+            (r#"{"exposeHeaders":[""]}"#, "exposeHeaders[0]"),
+            (r#"{"maxAge":0}"#, "maxAge"),
+            (r#"{"maxAge":2147483648}"#, "maxAge"),
+        ] {
+            let expected = format!("filters[0].cors.{field}");
+            assert_eq!(cors_filter(wrong), Err(expected), "{wrong}");
+        }
+        assert!(cors_filter(r#"{"exposeHeaders":["*","a"]}"#).is_ok());
+    }
+}

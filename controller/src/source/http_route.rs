@@ -131,7 +131,9 @@ fn rule(field: &str, namespace: &str, given: gateway::HttpRule) -> Result<HttpRu
     let matches = matches(field, given.matches.unwrap_or_default())?;
     let filters = filter::filters(&format!("{field}.filters"), namespace, given.filters)?;
     filter::prefix_match_is_possible(field, &filters, &matches)?;
-    if (filters.iter()).any(|f| matches!(f.kind(), Some(Kind::Redirect(_)))) && !given.backend_refs.is_empty() {
+    if (filters.iter()).any(|f| matches!(f.kind(), Some(Kind::Redirect(_))))
+        && !given.backend_refs.is_empty()
+    {
         return Err(Invalid::new(
             format!("{field}.backendRefs"),
             "a rule that redirects has no backends: take one of the two away",

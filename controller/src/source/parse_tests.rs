@@ -188,6 +188,26 @@ fn a_route_is_checked_as_its_definition_would() {
             10,
             "spec.rules[0].filters[0].requestHeaderModifier.set[0].name",
         ),
+        (
+            "    - filters:\n        - type: CORS\n          cors: { allowOrigins: [https://a.b/c] }\n",
+            10,
+            "spec.rules[0].filters[0].cors.allowOrigins[0]",
+        ),
+        (
+            "    - filters:\n        - { type: CORS, cors: {} }\n        - { type: CORS, cors: {} }\n",
+            10,
+            "spec.rules[0].filters[1].type",
+        ),
+        (
+            "    - filters:\n        - type: RequestMirror\n          requestMirror: { backendRef: { name: a, port: 80 }, percent: 101 }\n",
+            10,
+            "spec.rules[0].filters[0].requestMirror.percent",
+        ),
+        (
+            "    - filters:\n        - type: RequestMirror\n          requestMirror: { backendRef: { name: a } }\n",
+            10,
+            "spec.rules[0].filters[0].requestMirror.backendRef.port",
+        ),
     ] {
         let problem = one_problem(&route(rule));
         assert_eq!(
@@ -201,7 +221,7 @@ fn a_route_is_checked_as_its_definition_would() {
 #[test]
 fn what_we_cannot_do_refuses_a_route_as_a_whole() {
     for rule in [
-        "    - filters: [{ type: RequestMirror }]\n",
+        "    - filters: [{ type: ExtensionRef }]\n",
         "    - filters: [{ type: FromTheFuture }]\n",
         "    - matches: [{ path: { type: Glob, value: /a } }]\n",
         "    - matches: [{ path: { type: RegularExpression, value: '(' } }]\n",
@@ -225,7 +245,7 @@ fn a_route_without_rules_or_numbers_has_the_defaults_of_the_specification() {
         panic!("{parsed:?}");
     };
     assert_eq!(route.rules[0].backends[0].weight, 1);
-    assert_eq!(route.rules[0].backends[0].name, Name::new("shop", "a"));
+    assert_eq!(route.rules[0].backends[0].to.name, Name::new("shop", "a"));
     assert_eq!(route.rules[0].retry.as_ref().unwrap().attempts, 1);
     assert_eq!(route.parents[0].service, Name::new("shop", "web"));
 }

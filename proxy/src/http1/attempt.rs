@@ -151,6 +151,18 @@ impl Attempt {
         }
     }
 
+    /// A copy for a mirror, whose body somebody else sends. The head is sent with it.
+    pub fn of_copy(mut upstream: Upstream, head: &[u8], is_head: bool) -> Self {
+        upstream.connection.unsent.extend_from_slice(head);
+        Self {
+            upstream,
+            scanned: 0,
+            answered: false,
+            is_head,
+            is_connect: false,
+        }
+    }
+
     /// Sends the body and waits for a response. Interim responses are passed on to `client`.
     pub fn poll<S>(
         &mut self,
@@ -203,7 +215,8 @@ impl Attempt {
         }
     }
 
-    fn poll_head(
+    /// Waits for the head of a response, interim ones too.
+    pub fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
         response: &mut Response,

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::chunked::{ChunkError, Chunked, Segment};
 use super::framing::Framing;
 use crate::buffered::{Buffered, READ_SIZE};
+use crate::mirror::Copies;
 
 /// What is written together with a head or another piece, rather than for itself, in bytes.
 const MAX_COALESCED: usize = 2 * READ_SIZE;
@@ -46,6 +47,8 @@ pub struct Body {
     kept: Vec<u8>,
     max_kept: usize,
     replayable: bool,
+    /// Who gets the body as well. Boxed: few do.
+    copies: Option<Box<Copies>>,
     /// Everything has been written and flushed.
     done: bool,
 }
@@ -65,6 +68,7 @@ impl Body {
             kept: Vec::new(),
             max_kept: 0,
             replayable: false,
+            copies: None,
             done: false,
         }
     }
@@ -76,6 +80,16 @@ impl Body {
             replayable: true,
             ..Self::new(framing)
         }
+    }
+
+    /// The body goes to mirrors too, with its coding, as it is taken off the sender's connection.
+    pub fn copied_to(mut self, mut copies: Copies) -> Self {
+        if self.is_received() {
+            copies.end(None);
+        } else {
+            self.copies = Some(Box::new(copies));
+        }
+        self
     }
 
     /// The content of a chunked body, for a client that does not know the coding.
@@ -226,6 +240,13 @@ impl Body {
                 self.kept.extend_from_slice(&from.read[..taken]);
             } else {
                 self.keep_no_more();
+            }
+        }
+        if let Some(copies) = &mut self.copies {
+            copies.push_slice(&from.read[..taken]);
+            if matches!(self.rest, Rest::Nothing) {
+                copies.end(None);
+                self.copies = None;
             }
         }
         self.checked = taken;

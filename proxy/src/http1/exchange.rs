@@ -128,7 +128,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         let decision = decide(&logical, request, &mut session.worker.random.borrow_mut());
         let logical = &*told.logical.insert(logical);
         match decision {
-            Decision::Forward { rule, backend } => {
+            Decision::Forward {
+                rule,
+                backend,
+                origin,
+            } => {
                 let metrics = session.request_metrics(&rule, Some(backend));
                 metrics.begin(HttpVersion::Http1);
                 let logical = logical.clone();
@@ -136,6 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 let mut forward = Forward {
                     rule: &rule,
                     backend,
+                    origin: origin.as_deref(),
                     budget: &logical.budget,
                     metrics: &metrics,
                     deadlines: Deadlines::new(self.started, &rule),
@@ -148,12 +153,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 rule,
                 status,
                 location,
+                origin,
             } => {
                 let metrics = session.request_metrics(&rule, None);
                 metrics.begin(HttpVersion::Http1);
-                let ended = self.redirect(&rule, status, &location);
+                let ended = self.redirect(&rule, status, &location, origin.as_deref());
                 told.rule = Some(rule);
                 (metrics, ended)
+            }
+            Decision::Preflight { rule, answer } => {
+                let metrics = session.request_metrics(&rule, None);
+                metrics.begin(HttpVersion::Http1);
+                told.rule = Some(rule);
+                let mut body = Body::new(self.framing.body);
+                let answer = reply::preflight(&answer);
+                (
+                    metrics,
+                    self.reply(&answer, Reason::CorsPreflight, &mut body),
+                )
             }
             Decision::Fail { rule, reason } => {
                 let counted = rule.as_ref().unwrap_or(&logical.default_rule);
@@ -176,13 +193,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         self.reply(&reply::error(reason), reason, body)
     }
 
-    fn redirect(&mut self, rule: &Rule, status: u16, location: &str) -> (End, After) {
+    fn redirect(
+        &mut self,
+        rule: &Rule,
+        status: u16,
+        location: &str,
+        origin: Option<&str>,
+    ) -> (End, After) {
         if !reply::is_field_value(location) {
             // The path that the client sent can't stand in a header.
             return self.answer(Reason::BadRequest);
         }
         let mut response = reply::redirect(status, location);
-        rule.filter_response(usize::MAX, &mut response);
+        rule.filter_response(usize::MAX, origin, &mut response);
         let mut body = Body::new(self.framing.body);
         self.reply(&response, Reason::Redirect, &mut body)
     }

@@ -14,6 +14,7 @@ use super::body::{Body, Broken};
 use super::exchange::{After, Client};
 use super::framing::{Framing, ResponseFraming, is_idempotent};
 use super::head::{Request, Response, Version};
+use super::mirror;
 use super::pool::Upstream;
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
@@ -29,6 +30,8 @@ pub struct Forward<'a> {
     pub rule: &'a Arc<Rule>,
     /// Index into the rule's backends.
     pub backend: usize,
+    /// Which origin may read the response, if a CORS filter says so.
+    pub origin: Option<&'a str>,
     pub budget: &'a RetryBudget,
     pub metrics: &'a RequestMetrics,
     pub deadlines: Deadlines,
@@ -77,6 +80,10 @@ impl Forward<'_> {
         };
         let mut upload =
             Body::replayable(client.framing.body, worker.config.limits.max_replay_bytes);
+        if self.rule.is_mirrored(self.backend) {
+            let framing = &client.framing;
+            upload = mirror::start(&worker, self.rule, self.backend, request, framing, upload);
+        }
         let mut retries = Retries::new(self.rule.retry.as_ref(), self.budget);
         let mut tried: Vec<u64> = Vec::new();
         let mut failed_before: Option<Failed> = None;
@@ -282,7 +289,8 @@ impl Forward<'_> {
         if !upstream.is_mesh {
             response.fields.remove(REASON_HEADER);
         }
-        self.rule.filter_response(self.backend, response);
+        self.rule
+            .filter_response(self.backend, self.origin, response);
         let status = response.status;
         if status == 101 && !client.framing.upgrade {
             return client.answer_after(Reason::UpstreamProtocolError, &mut upload);

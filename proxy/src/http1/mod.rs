@@ -19,6 +19,7 @@ mod exchange;
 mod forward;
 mod framing;
 mod head;
+mod mirror;
 mod pool;
 mod reply;
 mod serve;

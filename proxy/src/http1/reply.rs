@@ -6,7 +6,9 @@ use bytes::BytesMut;
 
 use super::head::{Response, Version};
 use crate::reason::{REASON_HEADER, Reason};
-use crate::route::HeaderFields;
+use crate::route::{HeaderFields, Preflight};
+
+const NO_CONTENT: u16 = 204;
 
 /// An error without content, its reason in a header.
 pub fn error(reason: Reason) -> Response {
@@ -20,6 +22,15 @@ pub fn redirect(status: u16, location: &str) -> Response {
     response
 }
 
+/// The answer to a preflight request.
+pub fn preflight(answer: &Preflight) -> Response {
+    let mut response = empty(answer.status, Reason::CorsPreflight);
+    for (name, value) in &answer.fields {
+        response.set_field(name, value);
+    }
+    response
+}
+
 /// Whether `text` can stand in a header field.
 pub fn is_field_value(text: &str) -> bool {
     text.bytes()
@@ -28,7 +39,10 @@ pub fn is_field_value(text: &str) -> bool {
 
 fn empty(status: u16, reason: Reason) -> Response {
     let mut response = Response::new(status, phrase(status));
-    response.set_field("content-length", "0");
+    // RFC 9110 section 8.6 has none with a 204.
+    if status != NO_CONTENT {
+        response.set_field("content-length", "0");
+    }
     response.set_field(REASON_HEADER, reason.as_str());
     response
 }

@@ -112,12 +112,12 @@ impl Failed {
     }
 }
 
-/// Sends the head to `endpoint`, and with it the end of the request where there is no body.
+/// Sends the head to `endpoint`. `ends`: there is no body, and it is the end of the request.
 pub(super) async fn start(
     worker: &Rc<Worker>,
     endpoint: &Arc<Endpoint>,
     head: &request::Parts,
-    upload: &Upload,
+    ends: bool,
 ) -> Result<Attempt, Failed> {
     for _ in 0..MAX_STALE {
         let lease = worker
@@ -137,7 +137,7 @@ pub(super) async fn start(
                 outcome: AttemptOutcome::Cancelled,
             });
         }
-        match sender.send_request(request(head, protocol), upload.is_empty()) {
+        match sender.send_request(request(head, protocol), ends) {
             Ok((response, send)) => {
                 return Ok(Attempt {
                     response,
@@ -210,6 +210,11 @@ impl Attempt {
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
+        self.poll_response(cx)
+    }
+
+    /// Waits for a response, while somebody else sends the body.
+    pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Progress> {
         if let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
             return Poll::Ready(Progress::Interim(interim));
         }

@@ -8,6 +8,7 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
 use super::reply::REASON;
+use crate::mirror::Copies;
 
 /// Pieces of a body that are kept for another attempt: a body in many tiny frames would cost more in bookkeeping than in bytes.
 const MAX_REPLAY_PIECES: usize = 256;
@@ -38,6 +39,8 @@ pub(super) struct Upload {
     unreleased: usize,
     /// Once `body` has been read to its end: its trailers.
     end: Option<Option<HeaderMap>>,
+    /// Who gets the body as well. Boxed: few do.
+    copies: Option<Box<Copies>>,
     /// This attempt has sent everything.
     done: bool,
 }
@@ -54,9 +57,20 @@ impl Upload {
             sent: 0,
             piece: Bytes::new(),
             unreleased: 0,
+            copies: None,
             done: end.is_some(),
             end,
         }
+    }
+
+    /// The body goes to mirrors too, as it is read.
+    pub fn copied_to(mut self, mut copies: Copies) -> Self {
+        if self.end.is_some() {
+            copies.end(None);
+        } else {
+            self.copies = Some(Box::new(copies));
+        }
+        self
     }
 
     /// There is no body at all: the head ends the stream.
@@ -125,8 +139,10 @@ impl Upload {
                 to.send_data(part, ends).map_err(|_| Broken::Taker)?;
                 self.release(length);
                 if ends {
-                    self.end.get_or_insert(None);
                     self.done = true;
+                    if self.end.is_none() {
+                        self.ended(None);
+                    }
                 }
             }
         }
@@ -161,6 +177,9 @@ impl Upload {
                 Some(Ok(data)) => {
                     self.unreleased += data.len();
                     self.keep(&data);
+                    if let Some(copies) = &mut self.copies {
+                        copies.push(&data);
+                    }
                     self.piece = data;
                     return Poll::Ready(Ok(true));
                 }
@@ -169,8 +188,16 @@ impl Upload {
             }
         }
         let trailers = ready!(self.body.poll_trailers(cx)).map_err(Broken::Sender)?;
-        self.end = Some(trailers);
+        self.ended(trailers);
         Poll::Ready(Ok(false))
+    }
+
+    /// `body` has been read to its end.
+    fn ended(&mut self, trailers: Option<HeaderMap>) {
+        if let Some(mut copies) = self.copies.take() {
+            copies.end(trailers.as_ref());
+        }
+        self.end = Some(trailers);
     }
 
     fn keep(&mut self, data: &Bytes) {
@@ -253,7 +280,7 @@ impl Download {
     }
 }
 
-fn send_end(
+pub(super) fn send_end(
     to: &mut SendStream<Bytes>,
     trailers: Option<HeaderMap>,
     trusted: bool,
@@ -271,7 +298,7 @@ fn send_end(
 }
 
 /// How much of `wanted` bytes the taker has room for: at least one byte.
-fn poll_room(
+pub(super) fn poll_room(
     cx: &mut Context<'_>,
     to: &mut SendStream<Bytes>,
     wanted: usize,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::header::HOST;
-use http::{Request, request};
+use http::{Request, Response, request};
 use tokio::time::Instant;
 
 use super::forward::Forward;
@@ -17,7 +17,7 @@ use crate::deadlines::Deadlines;
 use crate::exchange::{Asked, End, Told};
 use crate::metrics::{HttpVersion, RequestMetrics};
 use crate::reason::Reason;
-use crate::route::{Decision, Rule, decide};
+use crate::route::{Decision, Preflight, Rule, decide};
 use crate::table::Destination;
 
 /// The client's side of a stream.
@@ -95,7 +95,11 @@ impl Client<'_> {
         }
         let decision = decide(logical, head, &mut session.worker.random.borrow_mut());
         match decision {
-            Decision::Forward { rule, backend } => {
+            Decision::Forward {
+                rule,
+                backend,
+                origin,
+            } => {
                 let metrics = session.request_metrics(&rule, Some(backend));
                 metrics.begin(HttpVersion::Http2);
                 let logical = logical.clone();
@@ -103,6 +107,7 @@ impl Client<'_> {
                 let mut forward = Forward {
                     rule: &rule,
                     backend,
+                    origin: origin.as_deref(),
                     budget: &logical.budget,
                     metrics: &metrics,
                     deadlines: Deadlines::new(self.started, &rule),
@@ -115,12 +120,19 @@ impl Client<'_> {
                 rule,
                 status,
                 location,
+                origin,
             } => {
                 let metrics = session.request_metrics(&rule, None);
                 metrics.begin(HttpVersion::Http2);
-                let end = self.redirect(&rule, status, &location);
+                let end = self.redirect(&rule, status, &location, origin.as_deref());
                 told.rule = Some(rule);
                 (metrics, end)
+            }
+            Decision::Preflight { rule, answer } => {
+                let metrics = session.request_metrics(&rule, None);
+                metrics.begin(HttpVersion::Http2);
+                told.rule = Some(rule);
+                (metrics, self.preflight(&answer))
             }
             Decision::Fail { rule, reason } => {
                 let counted = rule.as_ref().unwrap_or(&logical.default_rule);
@@ -143,7 +155,7 @@ impl Client<'_> {
         }
     }
 
-    fn redirect(&mut self, rule: &Rule, status: u16, location: &str) -> End {
+    fn redirect(&mut self, rule: &Rule, status: u16, location: &str, origin: Option<&str>) -> End {
         if self.grpc {
             return self.answer(Reason::Redirect);
         }
@@ -151,11 +163,23 @@ impl Client<'_> {
             // The path that the client sent can't stand in a header.
             return self.answer(Reason::BadRequest);
         };
-        rule.filter_response(usize::MAX, response.headers_mut());
+        rule.filter_response(usize::MAX, origin, response.headers_mut());
+        self.reply(response, Reason::Redirect)
+    }
+
+    fn preflight(&mut self, answer: &Preflight) -> End {
+        match reply::preflight(answer) {
+            Some(response) => self.reply(response, Reason::CorsPreflight),
+            None => self.answer(Reason::BadRequest),
+        }
+    }
+
+    fn reply(&mut self, response: Response<()>, reason: Reason) -> End {
+        let status = response.status().as_u16();
         match self.respond.send_response(response, true) {
             Ok(_) => End {
                 status: Some(status),
-                reason: Some(Reason::Redirect),
+                reason: Some(reason),
             },
             Err(_) => self.gone(),
         }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::attempt::{self, Attempt, Failed, Progress};
 use super::body::{Broken, Download, Upload};
 use super::exchange::Client;
+use super::mirror;
 use super::reply;
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
@@ -30,6 +31,8 @@ pub(super) struct Forward<'a> {
     pub rule: &'a Arc<Rule>,
     /// Index into the rule's backends.
     pub backend: usize,
+    /// Which origin may read the response, if a CORS filter says so.
+    pub origin: Option<&'a str>,
     pub budget: &'a RetryBudget,
     pub metrics: &'a RequestMetrics,
     pub deadlines: Deadlines,
@@ -77,6 +80,9 @@ impl Forward<'_> {
             return client.answer(Reason::BackendInvalid);
         };
         let mut upload = Upload::new(body, worker.config.limits.max_replay_bytes);
+        if self.rule.is_mirrored(self.backend) {
+            upload = mirror::start(&worker, self.rule, self.backend, head, upload);
+        }
         let mut retries = Retries::new(self.rule.retry.as_ref(), self.budget);
         let mut tried: Vec<u64> = Vec::new();
         let mut failed_before: Option<Failed> = None;
@@ -159,7 +165,7 @@ impl Forward<'_> {
         let endpoint = in_flight.endpoint.clone();
         let mut attempt = {
             let worker = worker.clone();
-            let start = attempt::start(&worker, &endpoint, head, upload);
+            let start = attempt::start(&worker, &endpoint, head, upload.is_empty());
             match self.wait_for(client, start).await {
                 Ok(Ok(attempt)) => attempt,
                 Ok(Err(failed)) => {
@@ -230,7 +236,8 @@ impl Forward<'_> {
         if !trusted {
             head.headers.remove(reply::REASON);
         }
-        self.rule.filter_response(self.backend, &mut head);
+        self.rule
+            .filter_response(self.backend, self.origin, &mut head);
         let status = head.status.as_u16();
         let ends = body.is_end_stream();
         let Ok(mut send) = client

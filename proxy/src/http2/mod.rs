@@ -18,6 +18,7 @@ mod body;
 mod connection;
 mod exchange;
 mod forward;
+mod mirror;
 mod pool;
 mod reply;
 mod serve;

@@ -9,6 +9,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderVa
 use http::{Response, StatusCode};
 
 use crate::reason::{REASON_HEADER, Reason};
+use crate::route::{HeaderFields as _, Preflight};
 
 const GRPC: &str = "application/grpc";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -56,6 +57,21 @@ pub(super) fn redirect(status: u16, location: &str) -> Option<Response<()>> {
     Some(response)
 }
 
+/// The head of the answer to a preflight request.
+pub(super) fn preflight(answer: &Preflight) -> Option<Response<()>> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(answer.status).ok()?;
+    let headers = response.headers_mut();
+    for (name, value) in &answer.fields {
+        headers.set_field(name, value);
+    }
+    headers.insert(
+        REASON,
+        HeaderValue::from_static(Reason::CorsPreflight.as_str()),
+    );
+    Some(response)
+}
+
 /// Ends a gRPC response that has begun.
 pub(super) fn grpc_trailers(reason: Reason) -> HeaderMap {
     let mut trailers = HeaderMap::new();
@@ -83,7 +99,10 @@ pub(crate) const fn grpc_status(reason: Reason) -> u16 {
         Reason::RequestTimeout | Reason::BackendRequestTimeout | Reason::HeaderTimeout => 4, // DEADLINE_EXCEEDED
         Reason::IdentityRequired => 7, // PERMISSION_DENIED
         Reason::HeaderTooLarge => 8,   // RESOURCE_EXHAUSTED
-        Reason::NoRoute | Reason::Redirect | Reason::VersionNotSupported => 12, // UNIMPLEMENTED
+        Reason::NoRoute
+        | Reason::Redirect
+        | Reason::CorsPreflight
+        | Reason::VersionNotSupported => 12, // UNIMPLEMENTED
         Reason::BadRequest | Reason::NoClientHello | Reason::UpstreamProtocolError => INTERNAL,
         Reason::ClientGone => 1, // CANCELLED
         Reason::BackendInvalid

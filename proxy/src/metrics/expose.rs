@@ -13,8 +13,8 @@ use super::histogram::{BUCKETS, Snapshot};
 use super::request::status_labels;
 use super::totals::{PoolState, PushOutcome, RenewalOutcome};
 use super::{
-    Direction, EJECTION_REASONS, HttpVersion, Metrics, RequestLabels, RetryOutcome, ServiceKey,
-    TcpLabels,
+    Direction, EJECTION_REASONS, HttpVersion, Metrics, MirrorOutcome, RequestLabels, RetryOutcome,
+    ServiceKey, TcpLabels,
 };
 use crate::reason::Reason;
 
@@ -117,6 +117,7 @@ impl Exposed {
                 }
             }
         }
+        let mirrored = self.mirrored();
         let mut budgets = Family::gauge(
             "naru_retry_budget_available",
             "Retries that the Service's budget allows right now.",
@@ -140,8 +141,35 @@ impl Exposed {
             }
         }
         families.extend(
-            [requests, responses, durations, retries, budgets, ejections].map(Family::finish),
+            [
+                requests, responses, durations, retries, mirrored, budgets, ejections,
+            ]
+            .map(Family::finish),
         );
+    }
+
+    fn mirrored(&self) -> Family {
+        let mut mirrored = Family::counter(
+            "naru_mirrored_requests_total",
+            "Copies of requests for mirrors, by what became of them.",
+        );
+        for (labels, handle) in self.metrics.inner.mirrors.used() {
+            let labels = vec![
+                label("namespace", &labels.namespace),
+                label("service", &labels.service),
+                label("port", &port(labels.port)),
+                label("route", &labels.route),
+                label("rule", &labels.rule),
+                label("mirror", &labels.mirror),
+            ];
+            for outcome in MirrorOutcome::ALL {
+                let count = handle.count(outcome);
+                if count > 0 {
+                    mirrored.add(&labels, &[("result", outcome.as_str())], count as f64);
+                }
+            }
+        }
+        mirrored
     }
 
     fn tcp(&self, families: &mut Vec<MetricFamily>) {
@@ -272,6 +300,7 @@ impl Exposed {
                 ),
                 (inner.requests.refused()
                     + inner.retries.refused()
+                    + inner.mirrors.refused()
                     + inner.tcp.refused()
                     + inner.ejections.refused()) as f64,
             ),

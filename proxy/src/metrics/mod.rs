@@ -9,6 +9,7 @@
 
 mod expose;
 mod histogram;
+mod mirror;
 mod request;
 mod series;
 mod totals;
@@ -22,6 +23,7 @@ use crate::budget::RetryBudget;
 use crate::reason::Reason;
 use crate::route::ServiceLabels;
 pub use histogram::BUCKETS;
+pub use mirror::{MirrorLabels, MirrorMetrics, MirrorOutcome};
 use request::RetryMetrics;
 pub use request::{RequestMetrics, TcpMetrics};
 use series::Series;
@@ -34,6 +36,8 @@ const MAX_REQUEST_SERIES: usize = 4_000;
 const MAX_TCP_SERIES: usize = 4_000;
 /// Routes of Services for which retries are counted.
 const MAX_RETRY_SERIES: usize = 4_000;
+/// Mirrors of rules for which copies are counted.
+const MAX_MIRROR_SERIES: usize = 4_000;
 /// Services for which ejections are counted.
 const MAX_SERVICE_SERIES: usize = 10_000;
 /// Every label of the series that stands for all those beyond a bound.
@@ -53,6 +57,7 @@ struct Inner {
     pod: String,
     requests: Series<RequestLabels, RequestMetrics>,
     retries: Series<RetryLabels, RetryMetrics>,
+    mirrors: Series<MirrorLabels, MirrorMetrics>,
     tcp: Series<TcpLabels, TcpMetrics>,
     ejections: Series<ServiceKey, EjectionCounter>,
     /// Read when scraped, as long as somebody uses them.
@@ -178,6 +183,7 @@ impl Metrics {
                 pod: pod.to_owned(),
                 requests: Series::new(MAX_REQUEST_SERIES),
                 retries: Series::new(MAX_RETRY_SERIES),
+                mirrors: Series::new(MAX_MIRROR_SERIES),
                 tcp: Series::new(MAX_TCP_SERIES),
                 ejections: Series::new(MAX_SERVICE_SERIES),
                 budgets: Mutex::default(),
@@ -200,6 +206,15 @@ impl Metrics {
         self.inner
             .tcp
             .resolve(labels, TcpLabels::overflow, |_| TcpMetrics::default())
+    }
+
+    /// The handle for a label set. Resolve it once and keep it.
+    pub fn mirror(&self, labels: MirrorLabels) -> Arc<MirrorMetrics> {
+        self.inner.mirrors.resolve(
+            labels,
+            |_| MirrorLabels::overflow(),
+            |_| MirrorMetrics::default(),
+        )
     }
 
     fn retries(&self, labels: &RequestLabels) -> Arc<RetryMetrics> {
@@ -243,6 +258,7 @@ impl Metrics {
     pub fn sweep(&self, now: Instant) {
         self.inner.requests.sweep(now);
         self.inner.retries.sweep(now);
+        self.inner.mirrors.sweep(now);
         self.inner.tcp.sweep(now);
         self.inner.ejections.sweep(now);
         self.budgets().retain(|_, budget| budget.strong_count() > 0);

@@ -14,10 +14,10 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::filter::Scheme;
 use super::{
-    Filter, HeaderModifier, Match, NamedMatch, PathMatch, PathModifier, Redirect, RetryPolicy,
-    Rewrite, RouteRule, Routes, Rule, RuleBackend, ValueMatch,
+    Cors, Filter, HeaderModifier, Match, Mirror, NamedMatch, PathMatch, PathModifier, Redirect,
+    RetryPolicy, Rewrite, RouteRule, Routes, Rule, RuleBackend, ValueMatch,
 };
-use crate::metrics::{Direction, Metrics, RequestLabels};
+use crate::metrics::{Direction, Metrics, MirrorLabels, RequestLabels};
 use crate::reason::REASON_HEADER;
 use crate::retry::DEFAULT_BACKOFF;
 use crate::table::Backend;
@@ -103,10 +103,12 @@ pub fn default_rule(backend: Arc<Backend>, metrics: &Metrics, service: &ServiceL
         route: empty.clone(),
         name: empty,
         filters: Vec::new(),
+        mirrors: Vec::new(),
         backends: vec![RuleBackend {
             weight: 1,
             backend: Ok(backend),
             filters: Vec::new(),
+            mirrors: Vec::new(),
             metrics: with_backend,
         }],
         request_timeout: None,
@@ -117,12 +119,12 @@ pub fn default_rule(backend: Arc<Backend>, metrics: &Metrics, service: &ServiceL
 }
 
 /// What is wrong, and with which field inside of what is decoded.
-struct Problem {
+pub(super) struct Problem {
     field: String,
     text: String,
 }
 
-fn problem(text: impl fmt::Display) -> Problem {
+pub(super) fn problem(text: impl fmt::Display) -> Problem {
     Problem {
         field: String::new(),
         text: text.to_string(),
@@ -159,7 +161,7 @@ impl RuleContext<'_> {
         };
         let labels = labels(self.service, &self.route, &name);
         let matches = each(&rule.matches, ".matches", decode_match)?;
-        let filters = each(&rule.filters, ".filters", decode_filter)?;
+        let (filters, mirrors) = self.filters(&rule.filters, &labels)?;
         check_filters(&matches, &filters).within(".filters")?;
         let mut backends = Vec::with_capacity(rule.backends.len());
         for (index, backend) in rule.backends.iter().enumerate() {
@@ -172,6 +174,7 @@ impl RuleContext<'_> {
             route: self.route.clone(),
             name,
             filters,
+            mirrors,
             backends,
             request_timeout: milliseconds(rule.request_timeout_ms),
             backend_request_timeout: milliseconds(rule.backend_request_timeout_ms),
@@ -195,11 +198,12 @@ impl RuleContext<'_> {
         rule_filters: &[Filter],
         labels: &RequestLabels,
     ) -> Result<RuleBackend, Problem> {
-        let filters = each(&backend.filters, ".filters", decode_filter)?;
+        let (filters, mirrors) = self.filters(&backend.filters, labels)?;
         check_filters(matches, &filters).within(".filters")?;
         for (index, filter) in filters.iter().enumerate() {
             let text = match filter {
                 Filter::Redirect(_) => "a backend can't redirect",
+                Filter::Cors(_) => "a backend can't answer for its rule",
                 Filter::Rewrite(_) if rule_filters.iter().any(is_rewrite) => {
                     "the rule rewrites already"
                 }
@@ -221,10 +225,59 @@ impl RuleContext<'_> {
             weight: backend.weight,
             backend: target,
             filters,
+            mirrors,
             metrics: self.metrics.request(RequestLabels {
                 backend: label,
                 ..labels.clone()
             }),
+        })
+    }
+}
+
+impl RuleContext<'_> {
+    /// Mirrors apart: they get what comes of all the others.
+    fn filters(
+        &mut self,
+        messages: &[contract::HttpFilter],
+        labels: &RequestLabels,
+    ) -> Result<(Vec<Filter>, Vec<Mirror>), Problem> {
+        let (mut filters, mut mirrors) = (Vec::new(), Vec::new());
+        for (index, message) in messages.iter().enumerate() {
+            let decoded = match &message.kind {
+                Some(Kind::Mirror(mirror)) => self.mirror(mirror, labels).map(|m| mirrors.push(m)),
+                _ => decode_filter(message).map(|filter| filters.push(filter)),
+            };
+            decoded.within(format_args!(".filters[{index}]"))?;
+        }
+        Ok((filters, mirrors))
+    }
+
+    fn mirror(
+        &mut self,
+        message: &contract::Mirror,
+        labels: &RequestLabels,
+    ) -> Result<Mirror, Problem> {
+        if message.denominator == 0 || message.numerator > message.denominator {
+            return Err(problem(format_args!(
+                "{} of {} is no share",
+                message.numerator, message.denominator
+            )));
+        }
+        let backend = (self.resolve)(&message.endpoints)
+            .ok_or_else(|| problem(format_args!("{:?} is not known", message.endpoints)));
+        let backend = backend.within(".endpoints")?;
+        Ok(Mirror {
+            numerator: message.numerator,
+            denominator: message.denominator,
+            metrics: self.metrics.mirror(MirrorLabels {
+                namespace: labels.namespace.clone(),
+                service: labels.service.clone(),
+                port: labels.port,
+                route: labels.route.clone(),
+                rule: labels.rule.clone(),
+                mirror: backend_label(&backend),
+            }),
+            backend,
         })
     }
 }
@@ -269,12 +322,7 @@ fn decode_match(message: &contract::HttpMatch) -> Result<Match, Problem> {
     };
     let method = match message.method.as_str() {
         "" => None,
-        method => {
-            http::Method::from_bytes(method.as_bytes())
-                .map_err(|_| problem(format_args!("{method:?} is no method")))
-                .within(".method")?;
-            Some(method.into())
-        }
+        name => Some(method(name).within(".method")?.into()),
     };
     let headers = each(&message.headers, ".headers", |header| {
         header_name(&header.name)?;
@@ -326,7 +374,11 @@ fn first_of_each_name(all: Vec<NamedMatch>, same: fn(&str, &str) -> bool) -> Vec
 
 fn decode_filter(message: &contract::HttpFilter) -> Result<Filter, Problem> {
     match &message.kind {
-        None => Err(problem("a kind of filter that this proxy does not know")),
+        // A mirror is none that changes anything: see [`RuleContext::filters`].
+        None | Some(Kind::Mirror(_)) => {
+            Err(problem("a kind of filter that this proxy does not know"))
+        }
+        Some(Kind::Cors(cors)) => Ok(Filter::Cors(Cors::decode(cors)?)),
         Some(Kind::RequestHeaders(modifier)) => {
             Ok(Filter::RequestHeaders(decode_modifier(modifier)?))
         }
@@ -351,6 +403,14 @@ fn check_filters(matches: &[Match], filters: &[Filter]) -> Result<(), Problem> {
     let rewrites = filters.iter().filter(|f| is_rewrite(f)).count();
     if redirects + rewrites > 1 {
         return Err(problem("more than one redirect or rewrite"));
+    }
+    if filters
+        .iter()
+        .filter(|f| matches!(f, Filter::Cors(_)))
+        .count()
+        > 1
+    {
+        return Err(problem("more than one CORS filter"));
     }
     let replaces_prefix = filters.iter().any(|filter| {
         let (Filter::Rewrite(Rewrite { path, .. }) | Filter::Redirect(Redirect { path, .. })) =
@@ -538,7 +598,13 @@ fn hostname(value: &str) -> Result<Option<Box<str>>, Problem> {
     }
 }
 
-fn header_name(name: &str) -> Result<&str, Problem> {
+pub(super) fn method(name: &str) -> Result<&str, Problem> {
+    http::Method::from_bytes(name.as_bytes())
+        .map(|_| name)
+        .map_err(|_| problem(format_args!("{name:?} is no method")))
+}
+
+pub(super) fn header_name(name: &str) -> Result<&str, Problem> {
     HeaderName::from_bytes(name.as_bytes())
         .map(|_| name)
         .map_err(|_| problem(format_args!("{name:?} is no header name")))

@@ -1,7 +1,7 @@
-//! What a rule changes: header modifiers, rewrites and redirects, applied to a head in the order in which they are written.
+//! What a rule changes: header modifiers, rewrites, redirects and CORS, applied to a head in the order in which they are written.
 
 use super::matches::split_query;
-use super::{HeaderFields, RequestHead};
+use super::{Cors, HeaderFields, Preflight, RequestHead};
 
 /// One filter of a rule or of a backend.
 #[derive(Clone, Debug)]
@@ -10,6 +10,7 @@ pub enum Filter {
     ResponseHeaders(HeaderModifier),
     Redirect(Redirect),
     Rewrite(Rewrite),
+    Cors(Cors),
 }
 
 /// `set`, then `add`, then `remove`.
@@ -62,12 +63,20 @@ pub(super) struct Context {
     pub port: u16,
 }
 
-/// Applies request filters in order, up to a redirect: its status and location.
+/// What a filter answers itself.
+pub(super) enum Answer {
+    /// With this status and location.
+    Redirect(u16, String),
+    Preflight(Preflight),
+}
+
+/// Applies request filters in order, up to one that answers. `origin`: which one may read the response, if a filter says so.
 pub(super) fn apply_to_request(
     filters: &[Filter],
     context: Context,
     head: &mut impl RequestHead,
-) -> Option<(u16, String)> {
+    origin: &mut Option<Box<str>>,
+) -> Option<Answer> {
     for filter in filters {
         match filter {
             Filter::ResponseHeaders(_) => {}
@@ -90,17 +99,29 @@ pub(super) fn apply_to_request(
                 }
             }
             Filter::Redirect(redirect) => {
-                return Some((redirect.status, redirect.location(context, head)));
+                let location = redirect.location(context, head);
+                return Some(Answer::Redirect(redirect.status, location));
+            }
+            Filter::Cors(cors) => {
+                if let Some(answer) = cors.judge(head, origin) {
+                    return Some(Answer::Preflight(answer));
+                }
             }
         }
     }
     None
 }
 
-pub(super) fn apply_to_response(filters: &[Filter], head: &mut impl HeaderFields) {
+pub(super) fn apply_to_response(
+    filters: &[Filter],
+    origin: Option<&str>,
+    head: &mut impl HeaderFields,
+) {
     for filter in filters {
-        if let Filter::ResponseHeaders(modifier) = filter {
-            modifier.apply(head);
+        match filter {
+            Filter::ResponseHeaders(modifier) => modifier.apply(head),
+            Filter::Cors(cors) => cors.apply_to_response(origin, head),
+            Filter::RequestHeaders(_) | Filter::Rewrite(_) | Filter::Redirect(_) => {}
         }
     }
 }

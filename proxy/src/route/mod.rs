@@ -11,6 +11,7 @@
 //!
 //! For people, [`explain`] and [`outcome`] tell the same of a request that nobody has sent.
 
+mod cors;
 mod decode;
 mod explain;
 mod filter;
@@ -27,10 +28,12 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::metrics::RequestMetrics;
+use crate::metrics::{MirrorMetrics, RequestMetrics};
 use crate::reason::Reason;
 use crate::table::{Backend, Logical};
+use filter::Answer;
 
+pub use cors::{Cors, Preflight};
 pub use decode::{DecodeError, ServiceLabels, decode_routes, default_rule};
 pub use explain::{Criterion, Explained, Outcome, Verdict, explain, outcome};
 pub use filter::{Filter, HeaderModifier, PathModifier, Redirect, Rewrite};
@@ -67,13 +70,19 @@ pub enum Decision {
         rule: Arc<Rule>,
         /// Index into [`Rule::backends`].
         backend: usize,
+        /// Which origin may read the response, by the rule's CORS filter; for [`Rule::filter_response`].
+        origin: Option<Box<str>>,
     },
     /// Answer with this redirect.
     Redirect {
         rule: Arc<Rule>,
         status: u16,
         location: String,
+        /// As in `Forward`.
+        origin: Option<Box<str>>,
     },
+    /// Answer a browser that asks whether it may send a request from another origin.
+    Preflight { rule: Arc<Rule>, answer: Preflight },
     /// Answer with an error of this reason.
     Fail {
         rule: Option<Arc<Rule>>,
@@ -90,6 +99,8 @@ pub struct Rule {
     pub name: Arc<str>,
     /// In the order in which they apply.
     pub filters: Vec<Filter>,
+    /// Who gets a copy of each request that a backend gets, beside those of the backend.
+    pub mirrors: Vec<Mirror>,
     pub backends: Vec<RuleBackend>,
     /// For the whole request with its retries, to the end of the response.
     pub request_timeout: Option<Duration>,
@@ -107,7 +118,19 @@ pub struct RuleBackend {
     pub backend: Result<Arc<Backend>, Arc<str>>,
     /// Apply after those of the rule, to requests for this backend.
     pub filters: Vec<Filter>,
+    pub mirrors: Vec<Mirror>,
     pub metrics: Arc<RequestMetrics>,
+}
+
+/// Who gets a copy of a share of the requests.
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    pub backend: Arc<Backend>,
+    /// Of so many requests …
+    pub numerator: u32,
+    /// … out of so many: at least 1.
+    pub denominator: u32,
+    pub metrics: Arc<MirrorMetrics>,
 }
 
 #[derive(Clone, Debug)]
@@ -121,12 +144,33 @@ pub struct RetryPolicy {
 
 impl Rule {
     /// Applies the response filters of the rule and of the backend. An index beyond the backends (for a response that
-    /// no backend made) applies those of the rule alone.
-    pub fn filter_response(&self, backend: usize, head: &mut impl HeaderFields) {
-        filter::apply_to_response(&self.filters, head);
+    /// no backend made) applies those of the rule alone. `origin`: as the [`Decision`] says.
+    pub fn filter_response(
+        &self,
+        backend: usize,
+        origin: Option<&str>,
+        head: &mut impl HeaderFields,
+    ) {
+        filter::apply_to_response(&self.filters, origin, head);
         if let Some(backend) = self.backends.get(backend) {
-            filter::apply_to_response(&backend.filters, head);
+            filter::apply_to_response(&backend.filters, origin, head);
         }
+    }
+
+    /// Who is to get a copy of one request for `backend`.
+    pub fn mirrors(&self, backend: usize, random: &mut SmallRng) -> impl Iterator<Item = &Mirror> {
+        let of_backend = self.backends.get(backend).map(|b| b.mirrors.as_slice());
+        let all = self.mirrors.iter().chain(of_backend.unwrap_or_default());
+        all.filter(|mirror| {
+            mirror.numerator >= mirror.denominator
+                || random.random_range(0..mirror.denominator) < mirror.numerator
+        })
+    }
+
+    /// Whether anybody may get a copy of a request for `backend`.
+    pub fn is_mirrored(&self, backend: usize) -> bool {
+        let of_backend = |b: &RuleBackend| !b.mirrors.is_empty();
+        !self.mirrors.is_empty() || self.backends.get(backend).is_some_and(of_backend)
     }
 
     /// The backend of that index. `None`: it can't be used.
@@ -180,17 +224,27 @@ pub fn decide(logical: &Logical, head: &mut impl RequestHead, random: &mut Small
         rule: Some(rule.clone()),
         reason,
     };
-    let redirect = |(status, location)| Decision::Redirect {
-        rule: rule.clone(),
-        status,
-        location,
-    };
     let context = filter::Context {
         matched_prefix,
         port: logical.port,
     };
-    if let Some(answer) = filter::apply_to_request(&rule.filters, context, head) {
-        return redirect(answer);
+    let mut origin = None;
+    match filter::apply_to_request(&rule.filters, context, head, &mut origin) {
+        None => {}
+        Some(Answer::Redirect(status, location)) => {
+            return Decision::Redirect {
+                rule: rule.clone(),
+                status,
+                location,
+                origin,
+            };
+        }
+        Some(Answer::Preflight(answer)) => {
+            return Decision::Preflight {
+                rule: rule.clone(),
+                answer,
+            };
+        }
     }
     let Some(backend) = rule.pick_backend(random) else {
         return fail(Reason::NoBackend);
@@ -198,11 +252,12 @@ pub fn decide(logical: &Logical, head: &mut impl RequestHead, random: &mut Small
     if rule.backends[backend].backend.is_err() {
         return fail(Reason::BackendInvalid);
     }
-    if let Some(answer) = filter::apply_to_request(&rule.backends[backend].filters, context, head) {
-        return redirect(answer);
-    }
+    // None of these answers: decoding sees to that.
+    let filters = &rule.backends[backend].filters;
+    let _ = filter::apply_to_request(filters, context, head, &mut origin);
     Decision::Forward {
         rule: rule.clone(),
         backend,
+        origin,
     }
 }

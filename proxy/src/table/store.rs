@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use naru_contract as contract;
+use naru_contract::http_filter::Kind;
 use naru_contract::{MAX_SUBSCRIPTIONS, ResourceName};
 use tokio::time::Instant;
 use tracing::warn;
@@ -248,8 +249,7 @@ impl Store {
                 for name in content.routes() {
                     match self.content(name) {
                         Some(Content::HttpRoute(route)) => {
-                            let backends = route.rules.iter().flat_map(|rule| &rule.backends);
-                            needed.extend(backends.filter_map(|b| b.endpoints.parse().ok()));
+                            needed.extend(endpoints_of(route));
                         }
                         Some(Content::StreamRoute(route)) => {
                             let backends = route.backends.iter();
@@ -276,4 +276,25 @@ impl Store {
             .get(name)
             .map(|backend| backend.endpoints().clone())
     }
+}
+
+/// Where a route sends to: its backends and mirrors.
+fn endpoints_of(route: &contract::HttpRoute) -> impl Iterator<Item = ResourceName> {
+    let mirrors = |filters: &'_ [contract::HttpFilter]| -> Vec<String> {
+        let kinds = filters.iter().filter_map(|filter| filter.kind.as_ref());
+        let named = kinds.filter_map(|kind| match kind {
+            Kind::Mirror(mirror) => Some(mirror.endpoints.clone()),
+            _ => None,
+        });
+        named.collect()
+    };
+    let names = route.rules.iter().flat_map(move |rule| {
+        let of_backends = (rule.backends.iter()).flat_map(move |backend| {
+            let mut names = mirrors(&backend.filters);
+            names.push(backend.endpoints.clone());
+            names
+        });
+        mirrors(&rule.filters).into_iter().chain(of_backends)
+    });
+    names.filter_map(|name| name.parse().ok())
 }

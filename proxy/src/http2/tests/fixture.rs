@@ -118,6 +118,7 @@ impl Setup {
             drain,
             http1_pool: Default::default(),
             http2_pool: Default::default(),
+            mirroring: Default::default(),
             random: RefCell::new(SmallRng::seed_from_u64(1)),
         });
         let labels = ServiceLabels {
