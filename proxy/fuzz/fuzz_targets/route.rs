@@ -56,6 +56,19 @@ enum Filter {
         hostname: String,
         path: Option<(u8, String)>,
     },
+    Mirror {
+        endpoints: String,
+        numerator: u32,
+        denominator: u32,
+    },
+    Cors {
+        origins: Vec<String>,
+        credentials: bool,
+        methods: Vec<String>,
+        headers: Vec<String>,
+        exposed: Vec<String>,
+        max_age: u32,
+    },
     Unknown,
 }
 
@@ -113,6 +126,30 @@ impl Filter {
             Self::Rewrite { hostname, path } => Some(Kind::Rewrite(contract::Rewrite {
                 hostname: hostname.clone(),
                 path: path_modifier(path),
+            })),
+            Self::Mirror {
+                endpoints,
+                numerator,
+                denominator,
+            } => Some(Kind::Mirror(contract::Mirror {
+                endpoints: endpoints.clone(),
+                numerator: *numerator,
+                denominator: *denominator,
+            })),
+            Self::Cors {
+                origins,
+                credentials,
+                methods,
+                headers,
+                exposed,
+                max_age,
+            } => Some(Kind::Cors(contract::Cors {
+                allow_origins: origins.clone(),
+                allow_credentials: *credentials,
+                allow_methods: methods.clone(),
+                allow_headers: headers.clone(),
+                expose_headers: exposed.clone(),
+                max_age_seconds: *max_age,
             })),
             Self::Unknown => None,
         };
@@ -223,16 +260,29 @@ fuzz_target!(|input: Input| {
     let mut changed = head.clone();
     let decision = decide(&logical, &mut changed, &mut random());
     match &decision {
-        Decision::Forward { rule, backend } => {
+        Decision::Forward {
+            rule,
+            backend,
+            origin,
+        } => {
             assert!(rule.backends[*backend].weight > 0);
             // What a filter wrote can be sent again.
             let target = changed.path_and_query();
             assert!(target.is_empty() || target == "*" || target.starts_with('/'));
-            rule.filter_response(*backend, &mut changed.headers.clone());
+            rule.filter_response(*backend, origin.as_deref(), &mut changed.headers.clone());
+            // Whoever is chosen may be.
+            if rule.mirrors(*backend, &mut random()).next().is_some() {
+                assert!(rule.is_mirrored(*backend));
+            }
         }
         Decision::Redirect { location, .. } => {
             if head.path_and_query().is_ascii() {
                 assert!(http::HeaderValue::from_str(location).is_ok(), "{location}");
+            }
+        }
+        Decision::Preflight { answer, .. } => {
+            for (name, value) in &answer.fields {
+                assert!(http::HeaderValue::from_str(value).is_ok(), "{name}: {value}");
             }
         }
         Decision::Fail { .. } => {}

@@ -217,9 +217,10 @@ impl OriginPattern {
         let (scheme, host, port) = parts(text).ok_or_else(none)?;
         let host = match host.strip_prefix(ANY) {
             Some("") => HostPattern::Any,
+            Some(rest) if rest.contains(ANY) => return Err(none()),
             Some(suffix) if suffix.starts_with('.') => HostPattern::EndsIn(suffix.into()),
-            Some(_) => return Err(none()),
-            None => HostPattern::Is(host.into()),
+            None if !host.contains(ANY) => HostPattern::Is(host.into()),
+            Some(_) | None => return Err(none()),
         };
         Ok(Self {
             scheme: scheme.into(),

@@ -3,5 +3,6 @@
 mod fixture;
 mod hostile;
 mod messages;
+mod mirroring;
 mod retrying;
 mod shutdown;

@@ -25,8 +25,8 @@ use crate::drain::{DrainSignal, drain};
 use crate::http2::serve;
 use crate::identity::Identity;
 use crate::identity::testing::Authority;
-use crate::metrics::{Direction, Metrics, TcpLabels};
-use crate::route::{RetryPolicy, Routes, Rule, ServiceLabels, default_rule};
+use crate::metrics::{Direction, Metrics, MirrorLabels, TcpLabels};
+use crate::route::{Mirror, RetryPolicy, Routes, Rule, ServiceLabels, default_rule};
 use crate::session::Session;
 use crate::stream::StreamRoutes;
 use crate::table::{
@@ -64,6 +64,7 @@ pub struct Setup {
     pub identity: Identity,
     pub protocol: Protocol,
     pub endpoints: Vec<(SocketAddr, Peer)>,
+    pub mirrors: Vec<MirrorSetup>,
     pub retry: Option<RetryPolicy>,
     pub request_timeout: Option<Duration>,
     pub backend_request_timeout: Option<Duration>,
@@ -72,6 +73,12 @@ pub struct Setup {
     /// Makes routes of the default rule.
     pub routes: Option<fn(Rule) -> Routes>,
     pub stream_routes: Option<StreamRoutes>,
+}
+
+/// Who gets copies, and of how many requests out of 100.
+pub struct MirrorSetup {
+    endpoints: Vec<(SocketAddr, Peer)>,
+    numerator: u32,
 }
 
 impl Setup {
@@ -86,6 +93,7 @@ impl Setup {
             identity,
             protocol: Protocol::Http2,
             endpoints: endpoints.iter().map(plain).collect(),
+            mirrors: Vec::new(),
             retry: None,
             request_timeout: None,
             backend_request_timeout: None,
@@ -101,6 +109,16 @@ impl Setup {
             codes: codes.to_vec(),
             attempts,
             backoff: Duration::from_millis(1),
+        });
+        self
+    }
+
+    /// A mirror `shop/shadow` of `numerator` out of 100 requests.
+    pub fn mirror(mut self, endpoints: &[SocketAddr], numerator: u32) -> Self {
+        let plain = |address: &SocketAddr| (*address, Peer::Plain);
+        self.mirrors.push(MirrorSetup {
+            endpoints: endpoints.iter().map(plain).collect(),
+            numerator,
         });
         self
     }
@@ -126,21 +144,39 @@ impl Setup {
             service: "web".into(),
             port: 80,
         };
-        let endpoints = self.endpoints.iter().map(|(address, peer)| {
-            Arc::new(Endpoint {
-                id: next_endpoint_id(),
-                address: *address,
-                peer: peer.clone(),
-                pod: "".into(),
-                workload: "".into(),
-                zone: "".into(),
-                load: Load::new(metrics.ejections(&labels)),
-            })
+        let backend = |service: &str, endpoints: &[(SocketAddr, Peer)]| {
+            let endpoints = endpoints.iter().map(|(address, peer)| {
+                Arc::new(Endpoint {
+                    id: next_endpoint_id(),
+                    address: *address,
+                    peer: peer.clone(),
+                    pod: "".into(),
+                    workload: "".into(),
+                    zone: "".into(),
+                    load: Load::new(metrics.ejections(&labels)),
+                })
+            });
+            let endpoints = EndpointSet::new(endpoints.collect());
+            Arc::new(Backend::new("shop".into(), service.into(), 80, endpoints))
+        };
+        let mirrors = self.mirrors.iter().map(|mirror| Mirror {
+            backend: backend("shadow", &mirror.endpoints),
+            numerator: mirror.numerator,
+            denominator: 100,
+            metrics: metrics.mirror(MirrorLabels {
+                namespace: "shop".into(),
+                service: "web".into(),
+                port: 80,
+                route: "".into(),
+                rule: "".into(),
+                mirror: "shop/shadow:80".into(),
+            }),
         });
-        let endpoints = EndpointSet::new(endpoints.collect());
-        let backend = Arc::new(Backend::new("shop".into(), "web".into(), 80, endpoints));
+        let mirrors: Vec<Mirror> = mirrors.collect();
+        let backend = backend("web", &self.endpoints);
         let rule = || {
             let mut rule = default_rule(backend.clone(), &metrics, &labels);
+            rule.mirrors = mirrors.clone();
             rule.retry = self.retry.clone();
             rule.request_timeout = self.request_timeout;
             rule.backend_request_timeout = self.backend_request_timeout;
@@ -228,6 +264,12 @@ impl Mesh {
         let (worker, cell) = (self.worker.clone(), self.cell.clone());
         let session = Session::inbound(worker, cell, CLIENT.into());
         connect(session, &h2::client::Builder::new()).await
+    }
+
+    /// How many copies have ended so.
+    pub fn mirrored(&self, result: &str) -> f64 {
+        let result = format!("result=\"{result}\"");
+        self.metric(&["naru_mirrored_requests_total{", &result])
     }
 
     /// The value of the first metric line that contains all of `parts`.

@@ -2,6 +2,7 @@
 
 pub(crate) mod fixture;
 mod limits;
+mod mirroring;
 mod pooling;
 mod replies;
 mod retrying;

@@ -9,7 +9,7 @@ use super::*;
 #[test]
 fn what_can_not_be_obeyed_is_refused_by_name() {
     type Change = fn(&mut contract::HttpRule);
-    let cases: [(&str, Change); 18] = [
+    let cases: [(&str, Change); 26] = [
         ("rules[0].matches[0].path", |r| {
             r.matches = vec![path(PathMatchKind::Prefix, "a")]
         }),
@@ -82,6 +82,43 @@ fn what_can_not_be_obeyed_is_refused_by_name() {
             r.filters = vec![filter(Kind::Rewrite(contract::Rewrite {
                 hostname: String::new(),
                 path: modifier(PathModifierKind::ReplacePrefixMatch, "/b"),
+            }))];
+        }),
+        ("rules[0].filters[0].endpoints", |r| {
+            r.filters = vec![mirror("endpoints/other/web/80", 1, 1)];
+        }),
+        ("rules[0].filters[1]", |r| {
+            r.filters = vec![
+                mirror("endpoints/shop/a/80", 1, 1),
+                mirror("endpoints/shop/a/80", 2, 1),
+            ];
+        }),
+        ("rules[0].backends[0].filters[0]", |r| {
+            r.backends[0].filters = vec![mirror("endpoints/shop/a/80", 0, 0)];
+        }),
+        ("rules[0].filters", |r| {
+            let cors = || filter(Kind::Cors(contract::Cors::default()));
+            r.filters = vec![cors(), cors()];
+        }),
+        ("rules[0].backends[0].filters[0]", |r| {
+            r.backends[0].filters = vec![filter(Kind::Cors(contract::Cors::default()))];
+        }),
+        ("rules[0].filters[0]", |r| {
+            r.filters = vec![filter(Kind::Cors(contract::Cors {
+                allow_origins: vec!["https://w*.example.com".to_owned()],
+                ..Default::default()
+            }))];
+        }),
+        ("rules[0].filters[0]", |r| {
+            r.filters = vec![filter(Kind::Cors(contract::Cors {
+                allow_methods: vec!["GE T".to_owned()],
+                ..Default::default()
+            }))];
+        }),
+        ("rules[0].filters[0]", |r| {
+            r.filters = vec![filter(Kind::Cors(contract::Cors {
+                expose_headers: vec!["a\r\nb".to_owned()],
+                ..Default::default()
             }))];
         }),
         ("rules[0].backends[0].endpoints", |r| {

@@ -40,7 +40,7 @@ fn split(weights: &[u32], invalid: &[usize]) -> (Vec<u32>, u32) {
                 assert_eq!(reason.status(), 500);
                 failed += 1;
             }
-            Decision::Redirect { .. } => unreachable!("no filter"),
+            Decision::Redirect { .. } | Decision::Preflight { .. } => unreachable!("no filter"),
         }
     }
     (shares, failed)
@@ -200,7 +200,8 @@ fn filters_apply_in_order_and_those_of_the_backend_last() {
         "/x?y",
         &[("x-set", "0"), ("x-gone", "0"), ("x-kept", "0")],
     );
-    let Decision::Forward { rule, backend } = decide(&logical, &mut request, &mut random()) else {
+    let Decision::Forward { rule, backend, .. } = decide(&logical, &mut request, &mut random())
+    else {
         panic!("not forwarded");
     };
     let values = |map: &http::HeaderMap, name: &str| -> Vec<String> {
@@ -215,11 +216,11 @@ fn filters_apply_in_order_and_those_of_the_backend_last() {
     let mut response = http::HeaderMap::new();
     response.append("x-inner", http::HeaderValue::from_static("1"));
     let mut redirect = response.clone();
-    rule.filter_response(backend, &mut response);
+    rule.filter_response(backend, None, &mut response);
     assert_eq!(values(&response, "x-set"), ["r2"]);
     assert_eq!(values(&response, "x-add"), ["ra", "rb"]);
     assert!(values(&response, "x-inner").is_empty());
-    rule.filter_response(usize::MAX, &mut redirect);
+    rule.filter_response(usize::MAX, None, &mut redirect);
     assert_eq!(values(&redirect, "x-set"), ["r1"]);
     assert_eq!(values(&redirect, "x-inner"), ["1"]);
 }

@@ -1,9 +1,11 @@
 //! Routes from the contract's messages to decisions.
 
+mod cors;
 mod decoding;
 mod explaining;
 mod filtering;
 mod matching;
+mod mirroring;
 
 use naru_contract as contract;
 use naru_contract::http_filter::Kind;
@@ -122,7 +124,9 @@ fn random() -> SmallRng {
 /// The name of the rule that takes a request; `-` for none.
 fn taken(logical: &Logical, mut head: http::request::Parts) -> String {
     match decide(logical, &mut head, &mut random()) {
-        Decision::Forward { rule, .. } | Decision::Redirect { rule, .. } => rule.name.to_string(),
+        Decision::Forward { rule, .. }
+        | Decision::Redirect { rule, .. }
+        | Decision::Preflight { rule, .. } => rule.name.to_string(),
         Decision::Fail { rule, reason } => {
             assert!(rule.is_some() || reason == Reason::NoRoute);
             rule.map_or_else(|| "-".to_owned(), |rule| rule.name.to_string())
@@ -146,4 +150,12 @@ fn modifier(kind: PathModifierKind, value: &str) -> Option<contract::PathModifie
         kind: kind.into(),
         value: value.to_owned(),
     })
+}
+
+fn mirror(endpoints: &str, numerator: u32, denominator: u32) -> contract::HttpFilter {
+    filter(Kind::Mirror(contract::Mirror {
+        endpoints: endpoints.to_owned(),
+        numerator,
+        denominator,
+    }))
 }
