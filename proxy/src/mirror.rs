@@ -12,8 +12,8 @@
 //! shutdown does not wait for it. One whose queue is full, or that takes too long, is broken off so that the mirror sees that: what
 //! is incomplete never looks complete.
 //!
-//! How a copy ends counts for the mirror's endpoint as any attempt on it would: an endpoint that fails copies fails others too, and
-//! one that was ejected could otherwise not come back where nothing but copies goes to it.
+//! What a mirror's endpoint does counts for it as with any attempt (that a copy is broken off by us does not): an endpoint that fails
+//! copies fails others too, and one that was ejected could otherwise not come back where nothing but copies goes to it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -44,10 +44,11 @@ const MAX_TIME: Duration = Duration::from_secs(15);
 pub const MAX_DISCARDED: usize = 1024 * 1024;
 
 /// The copies of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Mirroring {
     running: Cell<usize>,
     queued: Cell<usize>,
+    max_time: Duration,
 }
 
 /// Where a request body is copied to, as it comes by. Dropped before [`Self::end`], it breaks the copies off.
@@ -102,6 +103,7 @@ where
     F: Future<Output = MirrorOutcome> + 'static,
 {
     let mut copies = Copies::default();
+    let max_time = worker.mirroring.max_time;
     let mut random = worker.random.borrow_mut();
     let chosen: Vec<&Mirror> = rule.mirrors(backend, &mut random).collect();
     for mirror in chosen {
@@ -121,7 +123,7 @@ where
         let sending = send(in_flight, Source(queue));
         let metrics = mirror.metrics.clone();
         tokio::task::spawn_local(async move {
-            let outcome = timeout(MAX_TIME, sending).await;
+            let outcome = timeout(max_time, sending).await;
             metrics.ended(outcome.unwrap_or(MirrorOutcome::TimedOut));
             drop(running);
         });
@@ -251,7 +253,22 @@ impl State {
     }
 }
 
+impl Default for Mirroring {
+    fn default() -> Self {
+        Self::within(MAX_TIME)
+    }
+}
+
 impl Mirroring {
+    /// `max_time`: how long a copy may take.
+    pub fn within(max_time: Duration) -> Self {
+        Self {
+            running: Cell::new(0),
+            queued: Cell::new(0),
+            max_time,
+        }
+    }
+
     fn dequeued(&self, bytes: usize) {
         self.queued.set(self.queued.get() - bytes);
     }

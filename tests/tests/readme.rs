@@ -13,8 +13,8 @@ use naru_controller::metrics::AuthorityState;
 use naru_proxy::balance::{self, AttemptOutcome, Load};
 use naru_proxy::budget::RetryBudget;
 use naru_proxy::metrics::{
-    Direction, HttpVersion, PoolState, PushOutcome, RenewalOutcome, RequestLabels, RetryOutcome,
-    TcpLabels,
+    Direction, HttpVersion, MirrorLabels, MirrorOutcome, PoolState, PushOutcome, RenewalOutcome,
+    RequestLabels, RetryOutcome, TcpLabels,
 };
 use naru_proxy::reason::Reason;
 use naru_proxy::route::ServiceLabels;
@@ -121,6 +121,15 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
     request.begin(HttpVersion::Http1);
     request.retry(RetryOutcome::Sent);
     request.end(Some(200), None, Duration::ZERO);
+    let mirror = metrics.mirror(MirrorLabels {
+        namespace: "shop".into(),
+        service: "web".into(),
+        port: 80,
+        route: "".into(),
+        rule: "".into(),
+        mirror: "".into(),
+    });
+    mirror.ended(MirrorOutcome::Answered);
     let connection = metrics.tcp(TcpLabels {
         direction: Direction::Inbound,
         client: "".into(),

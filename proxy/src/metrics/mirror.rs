@@ -23,7 +23,7 @@ pub struct MirrorLabels {
 /// What became of a copy of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MirrorOutcome {
-    /// It was sent as a whole, and a response came.
+    /// A response came.
     Answered,
     /// There was no endpoint, or no connection, or it broke before a response.
     Failed,

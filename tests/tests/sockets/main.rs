@@ -5,6 +5,7 @@
 mod admin;
 mod apps;
 mod control;
+mod filters;
 mod identity;
 mod injection;
 mod locality;

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, spawn_local};
 
 use crate::http1::serve;
-pub use crate::http2::tests::fixture::{Mesh, Setup, nobody, run, until};
+pub use crate::http2::tests::fixture::{Mesh, Setup, for_the_shop, nobody, run, until};
 use crate::session::Session;
 use crate::table::Inbound;
 

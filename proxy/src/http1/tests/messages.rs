@@ -418,3 +418,47 @@ fn a_client_that_goes_after_its_body_and_before_the_response_is_noticed() {
         assert!(client.served.await.expect("no panic"));
     });
 }
+
+#[test]
+fn a_browser_is_answered_by_the_rule_s_cors_filter() {
+    run(async {
+        let app = answering(
+            "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 0\r\n\r\n",
+        )
+        .await;
+        let mut setup = Setup::new(&[app.address]);
+        setup.routes = Some(for_the_shop);
+        let mesh = setup.start();
+        let mut client = client(&mesh);
+        for (origin, status) in [
+            ("https://shop.example", "204 No Content"),
+            ("https://other.example", "403 Forbidden"),
+        ] {
+            let asked = format!(
+                "OPTIONS / HTTP/1.1\r\nHost: web\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: PUT\r\n\r\n"
+            );
+            client.talk.say(&asked).await;
+            let head = client.talk.head().await.expect("a head");
+            assert!(
+                head.starts_with(&format!("HTTP/1.1 {status}\r\n")),
+                "{head}"
+            );
+            assert!(head.contains("naru-reason: cors-preflight\r\n"), "{head}");
+            let allowed = status.starts_with("204");
+            let allow = format!("access-control-allow-origin: {origin}\r\n");
+            assert_eq!(head.contains(&allow), allowed, "{head}");
+            assert_eq!(head.contains("content-length"), !allowed, "{head}");
+        }
+        assert_eq!(app.connections.get(), 0);
+        let request = "GET / HTTP/1.1\r\nHost: web\r\nOrigin: https://shop.example\r\n\r\n";
+        client.talk.say(request).await;
+        let head = client.talk.head().await.expect("a head");
+        let allow: Vec<&str> = (head.lines())
+            .filter(|line| {
+                line.to_lowercase()
+                    .starts_with("access-control-allow-origin")
+            })
+            .collect();
+        assert_eq!(allow, ["access-control-allow-origin: https://shop.example"]);
+    });
+}

@@ -1,10 +1,13 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::net::TcpSocket;
 use tokio::task::spawn_local;
 
+use super::fixture::app as app_of;
 use super::fixture::*;
+use crate::mirror::Mirroring;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n";
@@ -145,6 +148,31 @@ fn a_mirror_that_never_answers_is_waited_for_by_nobody() {
         signal.start();
         signal.finished().await;
         assert_eq!(mesh.mirrored("answered"), 0.0);
+    });
+}
+
+#[test]
+fn a_copy_that_takes_too_long_is_broken_off() {
+    run(async {
+        let app = answering(OK).await;
+        let gone = Rc::new(Cell::new(false));
+        let noted = gone.clone();
+        let mirror = app_of(move |_, mut talk| {
+            let noted = noted.clone();
+            async move {
+                talk.head().await.expect("a copy");
+                noted.set(talk.head().await.is_none());
+            }
+        })
+        .await;
+        let mut setup = Setup::new(&[app.address]).mirror(&[mirror.address], 100);
+        setup.mirroring = Rc::new(Mirroring::within(Duration::from_millis(50)));
+        let mesh = setup.start();
+        let mut client = client(&mesh);
+        client.talk.say(GET).await;
+        assert_eq!(client.talk.head().await.expect("a head"), OK);
+        until(|| mesh.mirrored("timed_out") == 1.0).await;
+        until(|| gone.get()).await;
     });
 }
 

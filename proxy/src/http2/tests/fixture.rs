@@ -12,6 +12,8 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
+use naru_contract as contract;
+use naru_contract::http_filter::Kind;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::TcpListener;
@@ -26,7 +28,8 @@ use crate::http2::serve;
 use crate::identity::Identity;
 use crate::identity::testing::Authority;
 use crate::metrics::{Direction, Metrics, MirrorLabels, TcpLabels};
-use crate::route::{Mirror, RetryPolicy, Routes, Rule, ServiceLabels, default_rule};
+use crate::mirror::Mirroring;
+use crate::route::{Mirror, RetryPolicy, Routes, Rule, ServiceLabels, decode_routes, default_rule};
 use crate::session::Session;
 use crate::stream::StreamRoutes;
 use crate::table::{
@@ -65,6 +68,7 @@ pub struct Setup {
     pub protocol: Protocol,
     pub endpoints: Vec<(SocketAddr, Peer)>,
     pub mirrors: Vec<MirrorSetup>,
+    pub mirroring: Rc<Mirroring>,
     pub retry: Option<RetryPolicy>,
     pub request_timeout: Option<Duration>,
     pub backend_request_timeout: Option<Duration>,
@@ -94,6 +98,7 @@ impl Setup {
             protocol: Protocol::Http2,
             endpoints: endpoints.iter().map(plain).collect(),
             mirrors: Vec::new(),
+            mirroring: Rc::default(),
             retry: None,
             request_timeout: None,
             backend_request_timeout: None,
@@ -136,7 +141,7 @@ impl Setup {
             drain,
             http1_pool: Default::default(),
             http2_pool: Default::default(),
-            mirroring: Default::default(),
+            mirroring: self.mirroring,
             random: RefCell::new(SmallRng::seed_from_u64(1)),
         });
         let labels = ServiceLabels {
@@ -209,6 +214,38 @@ impl Setup {
             cell,
         }
     }
+}
+
+/// A route of one rule with this filter, to the backend of `rule`.
+pub fn filtered(rule: &Rule, kind: Kind) -> Routes {
+    let route = contract::HttpRoute {
+        rules: vec![contract::HttpRule {
+            filters: vec![contract::HttpFilter { kind: Some(kind) }],
+            backends: vec![contract::HttpBackend {
+                weight: 1,
+                ..contract::HttpBackend::default()
+            }],
+            ..contract::HttpRule::default()
+        }],
+        ..contract::HttpRoute::default()
+    };
+    let labels = ServiceLabels {
+        namespace: "shop".into(),
+        service: "web".into(),
+        port: 80,
+    };
+    let resolve = &mut |_: &str| rule.target(0);
+    decode_routes(&[&route], resolve, &Metrics::default(), &labels).expect("a route")
+}
+
+/// [`filtered`], with a CORS filter for `https://shop.example`.
+pub fn for_the_shop(rule: Rule) -> Routes {
+    let cors = contract::Cors {
+        allow_origins: vec!["https://shop.example".to_owned()],
+        max_age_seconds: 5,
+        ..contract::Cors::default()
+    };
+    filtered(&rule, Kind::Cors(cors))
 }
 
 fn config(limits: Limits) -> Config {

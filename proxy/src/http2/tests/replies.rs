@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex};
 
-use http::HeaderValue;
+use http::{HeaderValue, Response};
 
 use super::fixture::*;
 use crate::access_log::AccessLog;
@@ -262,4 +262,53 @@ fn each_request_leaves_a_line_in_the_access_log() {
     assert_eq!(lines[10]["reason"], "destination-unknown");
     assert_eq!(lines[10]["attempts"], 0);
     assert!(!text.contains("secret"));
+}
+
+#[test]
+fn a_browser_is_answered_by_the_rule_s_cors_filter() {
+    run(async {
+        let app = app(|mut call| async move {
+            let response = Response::builder()
+                .header("access-control-allow-origin", "*")
+                .body(());
+            let response = response.expect("a head");
+            call.respond.send_response(response, true).expect("sent");
+        })
+        .await;
+        let mut setup = Setup::new(&[app.address]);
+        setup.routes = Some(for_the_shop);
+        let mesh = setup.start();
+        let client = mesh.client().await;
+        let ask = |method: &str, origin: &'static str| {
+            let mut asked = request(method, "/");
+            let headers = asked.headers_mut();
+            headers.insert("origin", HeaderValue::from_static(origin));
+            let wanted = HeaderValue::from_static("PUT");
+            headers.insert("access-control-request-method", wanted);
+            call(&client, asked, b"")
+        };
+        for (origin, status) in [
+            ("https://shop.example", 204),
+            ("https://other.example", 403),
+        ] {
+            let got = ask("OPTIONS", origin).await.expect("a response");
+            assert_eq!(
+                (got.status, got.header("naru-reason")),
+                (status, "cors-preflight")
+            );
+            let allowed = got.header("access-control-allow-origin");
+            assert_eq!(allowed == origin, status == 204);
+        }
+        assert_eq!(app.calls.get(), 0);
+        let got = ask("GET", "https://shop.example")
+            .await
+            .expect("a response");
+        let allowed: Vec<_> = got
+            .headers
+            .get_all("access-control-allow-origin")
+            .iter()
+            .collect();
+        assert_eq!(allowed, ["https://shop.example"]);
+        assert_eq!(got.header("vary"), "Origin");
+    });
 }
