@@ -1,5 +1,6 @@
 //! Pushes in, tables out: no network, no controller.
 
+mod filters;
 mod locality;
 mod streams;
 
