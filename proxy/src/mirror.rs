@@ -38,6 +38,9 @@ const MAX_QUEUED: usize = 256 * 1024;
 const MAX_QUEUED_IN_ALL: usize = 16 * 1024 * 1024;
 /// The same in pieces: many small ones cost more in bookkeeping than in bytes.
 const MAX_PIECES: usize = 256;
+/// How much of a body is copied before the tasks of its copies get a turn, in bytes: otherwise a burst would fill a queue that its mirror
+/// was ready to empty.
+const TURN: usize = MAX_QUEUED / 4;
 /// How long a copy may take, from its start to the end of its response.
 const MAX_TIME: Duration = Duration::from_secs(15);
 /// How much of a mirror's response is read, in bytes, so that the mirror can finish in order.
@@ -55,6 +58,8 @@ pub struct Mirroring {
 #[derive(Debug, Default)]
 pub struct Copies {
     queues: Vec<Rc<Queue>>,
+    /// Bytes since others had a turn.
+    since_turn: usize,
 }
 
 /// The body of one copy, as its task gets it.
@@ -134,7 +139,18 @@ where
 impl Copies {
     /// Takes the next part of the body, and never waits.
     pub fn push(&mut self, data: &Bytes) {
+        self.since_turn += data.len();
         self.queues.retain(|queue| queue.push(data));
+    }
+
+    /// Pending, now and then, so that others have a turn: whoever pushes is woken again at once, and waits for nobody.
+    pub fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.since_turn < TURN || self.queues.is_empty() {
+            return Poll::Ready(());
+        }
+        self.since_turn = 0;
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// [`Self::push`], of bytes that somebody else keeps: they are copied once for all mirrors, if there are any left.

@@ -150,6 +150,9 @@ impl Body {
         B: AsyncRead + AsyncWrite + Unpin,
     {
         while !self.done {
+            if let Some(copies) = &mut self.copies {
+                ready!(copies.poll_turn(cx));
+            }
             if self.checked > 0 {
                 ready!(self.poll_write(cx, from, to)).map_err(|_| Broken::Taker)?;
             } else if self.is_received() {

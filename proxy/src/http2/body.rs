@@ -122,6 +122,9 @@ impl Upload {
         to: &mut SendStream<Bytes>,
     ) -> Poll<Result<(), Broken>> {
         while !self.done {
+            if let Some(copies) = &mut self.copies {
+                ready!(copies.poll_turn(cx));
+            }
             if self.piece.is_empty() && !ready!(self.poll_piece(cx))? {
                 let trailers = match &mut self.end {
                     Some(trailers) if self.replayable => trailers.clone(),

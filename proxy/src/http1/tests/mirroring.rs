@@ -75,6 +75,33 @@ fn every_mirror_gets_the_request_as_the_backend_does_and_is_not_heard() {
 }
 
 #[test]
+fn a_large_body_is_copied_whole_to_a_mirror_that_reads() {
+    const LENGTH: usize = 1024 * 1024;
+    run(async {
+        let taking = || {
+            app(|_, mut talk| async move {
+                talk.head().await.expect("a head");
+                let body = talk.exactly(LENGTH).await.expect("a body");
+                assert!(body.iter().all(|byte| *byte == b'x'));
+                talk.say(OK).await;
+            })
+        };
+        let (backend, mirror) = (taking().await, taking().await);
+        let mesh = Setup::new(&[backend.address])
+            .mirror(&[mirror.address], 100)
+            .start();
+        let Downstream { mut talk, .. } = client(&mesh);
+        let head = format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {LENGTH}\r\n\r\n");
+        talk.say(&head).await;
+        // By now both are connected to.
+        until(|| mirror.connections.get() == 1).await;
+        talk.say_bytes(&vec![b'x'; LENGTH]).await;
+        assert_eq!(talk.head().await.expect("a head"), OK);
+        until(|| mesh.mirrored("answered") == 1.0).await;
+    });
+}
+
+#[test]
 fn the_connection_of_a_copy_is_used_again() {
     run(async {
         let app = answering(OK).await;
