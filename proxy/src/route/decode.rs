@@ -1,26 +1,27 @@
 //! Contract messages in, [`Routes`] out. What a message says that this proxy does not understand, or that could not be obeyed,
 //! is an error that names the field: never a guess.
 
+mod filter;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HeaderName, HeaderValue};
-use http::uri::{Authority, PathAndQuery};
+use http::header::HeaderName;
+use http::uri::PathAndQuery;
 use naru_contract as contract;
+use naru_contract::PathMatchKind;
 use naru_contract::http_filter::Kind;
-use naru_contract::{PathMatchKind, PathModifierKind};
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::filter::Scheme;
 use super::{
-    Cors, Filter, HeaderModifier, Match, Mirror, NamedMatch, PathMatch, PathModifier, Redirect,
-    RetryPolicy, Rewrite, RouteRule, Routes, Rule, RuleBackend, ValueMatch,
+    Filter, Match, Mirror, NamedMatch, PathMatch, RetryPolicy, RouteRule, Routes, Rule,
+    RuleBackend, ValueMatch,
 };
 use crate::metrics::{Direction, Metrics, MirrorLabels, RequestLabels};
-use crate::reason::REASON_HEADER;
 use crate::retry::DEFAULT_BACKOFF;
 use crate::table::Backend;
+use filter::{check_filters, decode_filter, is_rewrite};
 
 /// Length of a pattern, in bytes. Gateway API allows 4,096 characters for a header's value.
 const MAX_REGEX_LENGTH: usize = 4 * 1024;
@@ -28,20 +29,6 @@ const MAX_REGEX_LENGTH: usize = 4 * 1024;
 const MAX_REGEX_SIZE: usize = 256 * 1024;
 /// Memory of the cache that matching fills, in bytes for each pattern and thread.
 const MAX_REGEX_CACHE: usize = 256 * 1024;
-/// Fields that frame a message or belong to one connection. The proxy answers for them itself.
-const UNTOUCHABLE: [&str; 11] = [
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "expect",
-    REASON_HEADER,
-];
 
 /// Why a route is not taken over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -372,155 +359,6 @@ fn first_of_each_name(all: Vec<NamedMatch>, same: fn(&str, &str) -> bool) -> Vec
     kept
 }
 
-fn decode_filter(message: &contract::HttpFilter) -> Result<Filter, Problem> {
-    match &message.kind {
-        // A mirror is none that changes anything: see [`RuleContext::filters`].
-        None | Some(Kind::Mirror(_)) => {
-            Err(problem("a kind of filter that this proxy does not know"))
-        }
-        Some(Kind::Cors(cors)) => Ok(Filter::Cors(Cors::decode(cors)?)),
-        Some(Kind::RequestHeaders(modifier)) => {
-            Ok(Filter::RequestHeaders(decode_modifier(modifier)?))
-        }
-        Some(Kind::ResponseHeaders(modifier)) => {
-            let modifier = decode_modifier(modifier)?;
-            if modifier.host.is_some() {
-                return Err(problem("a response has no host"));
-            }
-            Ok(Filter::ResponseHeaders(modifier))
-        }
-        Some(Kind::Redirect(redirect)) => Ok(Filter::Redirect(decode_redirect(redirect)?)),
-        Some(Kind::Rewrite(rewrite)) => Ok(Filter::Rewrite(Rewrite {
-            hostname: hostname(&rewrite.hostname).within(".hostname")?,
-            path: path_modifier(rewrite.path.as_ref()).within(".path")?,
-        })),
-    }
-}
-
-/// Conditions between the filters of one list, and between them and the rule's matches.
-fn check_filters(matches: &[Match], filters: &[Filter]) -> Result<(), Problem> {
-    let redirects = filters.iter().filter(|f| is_redirect(f)).count();
-    let rewrites = filters.iter().filter(|f| is_rewrite(f)).count();
-    if redirects + rewrites > 1 {
-        return Err(problem("more than one redirect or rewrite"));
-    }
-    if filters
-        .iter()
-        .filter(|f| matches!(f, Filter::Cors(_)))
-        .count()
-        > 1
-    {
-        return Err(problem("more than one CORS filter"));
-    }
-    let replaces_prefix = filters.iter().any(|filter| {
-        let (Filter::Rewrite(Rewrite { path, .. }) | Filter::Redirect(Redirect { path, .. })) =
-            filter
-        else {
-            return false;
-        };
-        matches!(path, Some(PathModifier::ReplacePrefix(_)))
-    });
-    let all_prefixes = matches
-        .iter()
-        .all(|m| matches!(m.path, PathMatch::Prefix { .. }));
-    if replaces_prefix && !all_prefixes {
-        return Err(problem("a prefix is replaced where none was matched"));
-    }
-    Ok(())
-}
-
-fn is_redirect(filter: &Filter) -> bool {
-    matches!(filter, Filter::Redirect(_))
-}
-
-fn is_rewrite(filter: &Filter) -> bool {
-    matches!(filter, Filter::Rewrite(_))
-}
-
-fn decode_modifier(message: &contract::HeaderModifier) -> Result<HeaderModifier, Problem> {
-    let mut modifier = HeaderModifier::default();
-    let set = message.set.iter().map(|header| (header, true));
-    let add = message.add.iter().map(|header| (header, false));
-    for (header, replaces) in set.chain(add) {
-        let name = header_name(&header.name)?;
-        let value = header_value(header)?;
-        if name.eq_ignore_ascii_case("host") {
-            let host = Authority::try_from(value)
-                .map_err(|error| problem(format_args!("Host {value:?}: {error}")))?;
-            modifier.host.get_or_insert_with(|| host.as_str().into());
-            continue;
-        }
-        let list = if replaces {
-            &mut modifier.set
-        } else {
-            &mut modifier.add
-        };
-        // Of several entries for one name the specification has only the first count.
-        if !list
-            .iter()
-            .any(|(other, _)| other.eq_ignore_ascii_case(name))
-        {
-            list.push((name.into(), value.into()));
-        }
-    }
-    for name in &message.remove {
-        let name = header_name(name)?;
-        if name.eq_ignore_ascii_case("host") {
-            return Err(problem("a request can't do without Host"));
-        }
-        modifier.remove.push(name.into());
-    }
-    for name in modifier.names() {
-        if UNTOUCHABLE
-            .iter()
-            .any(|other| other.eq_ignore_ascii_case(name))
-        {
-            return Err(problem(format_args!(
-                "{name} is the proxy's own and can't be modified"
-            )));
-        }
-    }
-    Ok(modifier)
-}
-
-impl HeaderModifier {
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.set
-            .iter()
-            .chain(&self.add)
-            .map(|(name, _)| &**name)
-            .chain(self.remove.iter().map(|name| &**name))
-    }
-}
-
-fn decode_redirect(message: &contract::Redirect) -> Result<Redirect, Problem> {
-    let scheme = match message.scheme.as_str() {
-        "" => None,
-        "http" => Some(Scheme::Http),
-        "https" => Some(Scheme::Https),
-        other => return Err(problem(format_args!("{other:?} is no scheme"))).within(".scheme"),
-    };
-    let port = match u16::try_from(message.port) {
-        Ok(0) => None,
-        Ok(port) => Some(port),
-        Err(_) => return Err(problem(format_args!("{} is no port", message.port))).within(".port"),
-    };
-    let status = match message.status {
-        // Only these are redirects that every client can follow.
-        301 | 302 | 303 | 307 | 308 => message.status as u16,
-        other => {
-            return Err(problem(format_args!("{other} is no redirect"))).within(".status");
-        }
-    };
-    Ok(Redirect {
-        scheme,
-        hostname: hostname(&message.hostname).within(".hostname")?,
-        path: path_modifier(message.path.as_ref()).within(".path")?,
-        port,
-        status,
-    })
-}
-
 fn decode_retry(message: &contract::Retry) -> Result<RetryPolicy, Problem> {
     let codes = each(&message.codes, ".codes", |code| match code {
         400..=599 => Ok(*code as u16),
@@ -531,25 +369,6 @@ fn decode_retry(message: &contract::Retry) -> Result<RetryPolicy, Problem> {
         attempts: message.attempts,
         backoff: milliseconds(message.backoff_ms).unwrap_or(DEFAULT_BACKOFF),
     })
-}
-
-fn path_modifier(
-    message: Option<&contract::PathModifier>,
-) -> Result<Option<PathModifier>, Problem> {
-    let Some(message) = message else {
-        return Ok(None);
-    };
-    let value = message.value.as_str();
-    if !value.is_empty() {
-        path_text(value)?;
-    }
-    match PathModifierKind::try_from(message.kind) {
-        Ok(PathModifierKind::ReplaceFullPath) => Ok(Some(PathModifier::ReplaceFull(value.into()))),
-        Ok(PathModifierKind::ReplacePrefixMatch) => {
-            Ok(Some(PathModifier::ReplacePrefix(value.into())))
-        }
-        Err(_) => Err(unknown_kind(message.kind)),
-    }
 }
 
 fn unknown_kind(kind: i32) -> Problem {
@@ -584,20 +403,6 @@ fn path_text(value: &str) -> Result<&str, Problem> {
     }
 }
 
-fn hostname(value: &str) -> Result<Option<Box<str>>, Problem> {
-    if value.is_empty() {
-        return Ok(None);
-    }
-    let fit = value
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
-    if fit && Authority::try_from(value).is_ok() {
-        Ok(Some(value.into()))
-    } else {
-        Err(problem(format_args!("{value:?} is no host name")))
-    }
-}
-
 pub(super) fn method(name: &str) -> Result<&str, Problem> {
     http::Method::from_bytes(name.as_bytes())
         .map(|_| name)
@@ -608,16 +413,6 @@ pub(super) fn header_name(name: &str) -> Result<&str, Problem> {
     HeaderName::from_bytes(name.as_bytes())
         .map(|_| name)
         .map_err(|_| problem(format_args!("{name:?} is no header name")))
-}
-
-fn header_value(header: &contract::Header) -> Result<&str, Problem> {
-    let value = header.value.trim_matches([' ', '\t']);
-    HeaderValue::from_str(value).map(|_| value).map_err(|_| {
-        problem(format_args!(
-            "the value of {} is none for a header",
-            header.name
-        ))
-    })
 }
 
 /// A pattern that has to match from the first byte to the last. Linear in the length of what is matched, as the `regex`
