@@ -71,14 +71,14 @@ async fn a_route_that_asks_for_what_is_not_there_is_not_half_applied() {
     let mut route = split("web", &[("web", 1)]);
     route["spec"]["rules"] = json!([
         { "filters": [{ "type": "RequestRedirect", "requestRedirect": { "statusCode": 301 } }] },
-        { "filters": [{ "type": "RequestMirror", "requestMirror": {} }] },
+        { "filters": [{ "type": "ExtensionRef", "extensionRef": {} }] },
     ]);
     mesh.put(&route);
     let client = mesh.sidecar("client", 2, &["web"]).await;
     eventually("the controller says so", async || {
         let log = mesh.controller.log();
         log.contains("shop/web")
-            && log.contains("spec.rules[1].filters[0].type \\\"RequestMirror\\\"")
+            && log.contains("spec.rules[1].filters[0].type \\\"ExtensionRef\\\"")
     })
     .await;
     let answer = client.get("web").await;

@@ -99,7 +99,7 @@ fn a_refused_route_is_not_attached_and_its_neighbours_stay() {
         &route_to("shop", "good", "name: web, port: 80"),
     );
     let text = route_to("shop", "bad", "name: web, port: 80")
-        .replace("rules: [{", "rules: [{ filters: [{ type: RequestMirror }],");
+        .replace("rules: [{", "rules: [{ filters: [{ type: ExtensionRef }],");
     apply(&mut catalog, &text);
     assert_eq!(routes(&catalog, "shop", 80), ["http-route/shop/good"]);
     assert_eq!(compile(&catalog, "http-route/shop/bad"), None);
