@@ -2,7 +2,7 @@
 //!
 //! In: the bytes of a downstream connection whose protocol and destination are known. Out: its streams, each carried to an
 //! endpoint of its own over the upstream connections of the worker. One local task a stream; a body flows only as fast as
-//! the side that takes it.
+//! the side that takes it. Copies for mirrors have tasks and streams of their own.
 //!
 //! ```text
 //!            serve          exchange          forward         pool ── connection (one task each: frames, pings, age)
