@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::http2::{grpc_status, is_grpc};
 use crate::reason::Reason;
 use crate::route::{
-    Explained, HeaderFields as _, NamedMatch, Outcome, RequestHead as _, Rule, RuleBackend, Unmet,
-    Verdict, explain, is_credential, outcome, query_value, split_query,
+    Explained, Filter, HeaderFields as _, Mirror, NamedMatch, Outcome, RequestHead as _, Rule,
+    RuleBackend, Unmet, Verdict, explain, is_credential, outcome, query_value, split_query,
 };
 use crate::table::{Attached, Destination, Logical, Protocol};
 use naru_contract::ResourceName;
@@ -370,7 +370,7 @@ impl Answer {
             kind: route.map_or("", |route| route.kind),
             route: rule.route.to_string(),
             rule: rule.name.to_string(),
-            filters: rule.filters.iter().map(ToString::to_string).collect(),
+            filters: in_words(&rule.filters, &rule.mirrors),
             backends: rule.backends.iter().map(BackendAnswer::of).collect(),
             request_timeout_ms: rule.request_timeout.map(|t| t.as_millis()),
             backend_request_timeout_ms: rule.backend_request_timeout.map(|t| t.as_millis()),
@@ -379,13 +379,20 @@ impl Answer {
     }
 }
 
+fn in_words(filters: &[Filter], mirrors: &[Mirror]) -> Vec<String> {
+    let filters = filters.iter().map(ToString::to_string);
+    filters
+        .chain(mirrors.iter().map(ToString::to_string))
+        .collect()
+}
+
 impl BackendAnswer {
     fn of(backend: &RuleBackend) -> Self {
         let mut answer = Self {
             service: String::new(),
             weight: backend.weight,
             invalid: None,
-            filters: backend.filters.iter().map(ToString::to_string).collect(),
+            filters: in_words(&backend.filters, &backend.mirrors),
             endpoints: 0,
             ejected: 0,
         };
@@ -459,6 +466,13 @@ fn outcome_answer(logical: &Logical, explained: &[Explained<'_>], head: &Parts) 
                 reason: Some(Reason::Redirect.as_str()),
                 status: Some(status),
                 location: Some(location),
+                ..OutcomeAnswer::default()
+            };
+        }
+        Outcome::Preflight { status } => {
+            return OutcomeAnswer {
+                reason: Some(Reason::CorsPreflight.as_str()),
+                status: Some(status),
                 ..OutcomeAnswer::default()
             };
         }

@@ -1,6 +1,8 @@
 //! Cross-origin requests of browsers: which of them a rule's CORS filter lets read the response (Gateway API, HTTPCORSFilter; Fetch
 //! standard, section 3.3). A preflight request is answered here; of every other only the response is touched.
 
+use std::fmt::{self, Display, Formatter};
+
 use naru_contract as contract;
 
 use super::decode::{Problem, header_name, method, problem};
@@ -202,6 +204,41 @@ impl Cors {
     }
 }
 
+/// For people who ask why.
+impl Display for Cors {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let origins = match self.origins.as_deref() {
+            None => "every origin".to_owned(),
+            Some([]) => "no origin".to_owned(),
+            Some(patterns) => {
+                let texts = patterns.iter().map(ToString::to_string);
+                texts.collect::<Vec<_>>().join(", ")
+            }
+        };
+        write!(f, "CORS for {origins}")?;
+        match self.credentials {
+            true => f.write_str(", with credentials"),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Display for OriginPattern {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { scheme, host, port } = self;
+        write!(f, "{scheme}://")?;
+        match host {
+            HostPattern::Any => f.write_str(ANY)?,
+            HostPattern::EndsIn(suffix) => write!(f, "*{suffix}")?,
+            HostPattern::Is(name) => f.write_str(name)?,
+        }
+        match well_known_port(scheme) == Some(*port) {
+            true => Ok(()),
+            false => write!(f, ":{port}"),
+        }
+    }
+}
+
 impl Allowed {
     fn of<'a>(&'a self, asked: Option<&'a str>) -> &'a str {
         match self {
@@ -247,11 +284,7 @@ impl HostPattern {
 /// Scheme, host and port of an origin. Without a port it is that of the scheme.
 fn parts(origin: &str) -> Option<(&str, &str, u16)> {
     let (scheme, rest) = origin.split_once("://")?;
-    let well_known = match scheme {
-        _ if scheme.eq_ignore_ascii_case("http") => 80,
-        _ if scheme.eq_ignore_ascii_case("https") => 443,
-        _ => return None,
-    };
+    let well_known = well_known_port(scheme)?;
     // The colons of an IPv6 address are inside of brackets.
     let (host, port) = match rest.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => {
@@ -263,6 +296,14 @@ fn parts(origin: &str) -> Option<(&str, &str, u16)> {
     };
     let fit = |b: u8| b.is_ascii_graphic() && !b"/?#@\"\\,".contains(&b);
     (!host.is_empty() && host.bytes().all(fit)).then_some((scheme, host, port))
+}
+
+fn well_known_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        _ if scheme.eq_ignore_ascii_case("http") => Some(80),
+        _ if scheme.eq_ignore_ascii_case("https") => Some(443),
+        _ => None,
+    }
 }
 
 fn asked_at_all(head: &impl HeaderFields, name: &str) -> bool {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::request::Parts;
 
-use super::filter::{Context, apply_to_request};
+use super::filter::{Answer, Context, apply_to_request};
 use super::matches::{Match, Precedence, Unmet, split_query};
 use super::{RequestHead as _, Routes, Rule};
 use crate::balance;
@@ -137,6 +137,10 @@ pub enum Outcome {
         status: u16,
         location: String,
     },
+    /// A browser's question is answered with this status.
+    Preflight {
+        status: u16,
+    },
     Fail(Reason),
     /// For each of the rule's backends in their order: what it would get, or why it would get nothing.
     Forward(Vec<Result<Box<Parts>, Reason>>),
@@ -149,8 +153,17 @@ impl Outcome {
             matched_prefix: covered,
             port,
         };
-        if let Some((status, location)) = apply_to_request(&rule.filters, context, &mut head) {
-            return Self::Redirect { status, location };
+        // Of the response nothing is told.
+        let mut origin = None;
+        match apply_to_request(&rule.filters, context, &mut head, &mut origin) {
+            None => {}
+            Some(Answer::Redirect(status, location)) => {
+                return Self::Redirect { status, location };
+            }
+            Some(Answer::Preflight(answer)) => {
+                let status = answer.status;
+                return Self::Preflight { status };
+            }
         }
         if rule.backends.iter().all(|backend| backend.weight == 0) {
             return Self::Fail(Reason::NoBackend);
@@ -163,8 +176,8 @@ impl Outcome {
                 return Err(Reason::NoEndpoint);
             }
             let mut head = Box::new(head.clone());
-            // A backend's filters do not redirect: decoding has seen to that.
-            apply_to_request(&backend.filters, context, &mut *head);
+            // A backend's filters do not answer: decoding has seen to that.
+            apply_to_request(&backend.filters, context, &mut *head, &mut None);
             Ok(head)
         });
         Self::Forward(prospects.collect())

@@ -6,7 +6,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::{
-    Filter, HeaderModifier, Match, NamedMatch, PathMatch, PathModifier, Redirect, Rewrite,
+    Filter, HeaderModifier, Match, Mirror, NamedMatch, PathMatch, PathModifier, Redirect, Rewrite,
     ValueMatch,
 };
 
@@ -84,7 +84,19 @@ impl Display for Filter {
             Self::ResponseHeaders(modifier) => write!(f, "response headers: {modifier}"),
             Self::Redirect(redirect) => write!(f, "{redirect}"),
             Self::Rewrite(rewrite) => write!(f, "{rewrite}"),
+            Self::Cors(cors) => write!(f, "{cors}"),
         }
+    }
+}
+
+impl Display for Mirror {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("mirror")?;
+        if self.numerator < self.denominator {
+            write!(f, " {} of {}", self.numerator, self.denominator)?;
+        }
+        let to = &self.backend;
+        write!(f, " to {}/{}:{}", to.namespace, to.service, to.port)
     }
 }
 

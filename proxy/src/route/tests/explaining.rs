@@ -193,6 +193,43 @@ fn credentials_and_what_filters_add_are_not_told() {
     );
 }
 
+#[test]
+fn mirrors_and_cors_are_told_in_words_and_a_preflight_s_answer_by_its_status() {
+    let mut told = rule("web", Vec::new());
+    let origins = ["https://shop.example", "http://*.example:8080"];
+    told.filters = vec![
+        filter(Kind::Cors(contract::Cors {
+            allow_origins: origins.map(str::to_owned).to_vec(),
+            allow_credentials: true,
+            ..Default::default()
+        })),
+        mirror("endpoints/shop/shadow/80", 20, 100),
+        mirror("endpoints/shop/all/80", 1, 1),
+    ];
+    let logical = all(&[route("r", vec![told])]);
+    let rule = explain(&logical, None)[0].rule;
+    assert_eq!(
+        rule.filters[0].to_string(),
+        "CORS for https://shop.example, http://*.example:8080, with credentials"
+    );
+    let mirrors: Vec<String> = rule.mirrors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        mirrors,
+        [
+            "mirror 20 of 100 to shop/shadow:80",
+            "mirror to shop/all:80"
+        ]
+    );
+    for (origin, expected) in [("https://shop.example", 204), ("https://other", 403)] {
+        let asked = [("origin", origin), ("access-control-request-method", "PUT")];
+        let told = outcome_of(&logical, &head("OPTIONS", "/", &asked));
+        assert!(
+            matches!(told, Outcome::Preflight { status } if status == expected),
+            "{told:?}"
+        );
+    }
+}
+
 fn outcome_of(logical: &Logical, head: &http::request::Parts) -> Outcome {
     outcome(logical, &explain(logical, Some(head)), head)
 }
@@ -332,12 +369,12 @@ proptest! {
         let winner = winners.first().map(|one| Arc::as_ptr(one.rule));
         // Nobody has an endpoint here, which a decision does not know yet.
         match (decide(&logical, &mut request.clone(), &mut random), told) {
-            (Decision::Forward { rule, backend }, Outcome::Forward(told)) => {
+            (Decision::Forward { rule, backend, .. }, Outcome::Forward(told)) => {
                 prop_assert_eq!(Some(Arc::as_ptr(&rule)), winner);
                 prop_assert!(rule.backends[backend].weight > 0);
                 prop_assert_eq!(told[backend].as_ref().err(), Some(&Reason::NoEndpoint));
             }
-            (Decision::Redirect { rule, status, location }, Outcome::Redirect { status: s, location: l }) => {
+            (Decision::Redirect { rule, status, location, .. }, Outcome::Redirect { status: s, location: l }) => {
                 prop_assert_eq!(Some(Arc::as_ptr(&rule)), winner);
                 prop_assert_eq!((status, location), (s, l));
             }
