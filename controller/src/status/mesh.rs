@@ -120,7 +120,10 @@ fn status(mesh: &DynamicObject) -> Option<Value> {
         before["conditions"].as_array(),
         &now.to_string(),
     );
-    let features = SUPPORTED_FEATURES.map(|name| json!({ "name": name }));
+    let features = SUPPORTED_FEATURES
+        .iter()
+        .map(|name| json!({ "name": name }));
+    let features: Vec<Value> = features.collect();
     let status = json!({ "conditions": [condition], "supportedFeatures": features });
     (status != *before).then_some(status)
 }

@@ -4,6 +4,7 @@
 mod attachment;
 mod convergence;
 mod echo;
+mod filters;
 mod grpc;
 mod http;
 mod l4;
