@@ -1,0 +1,198 @@
+"""Runs the benchmark: rounds, in each the rows, in each the configurations in turns. Started by `run` beside it, which does the
+set-up and gives it namespaces of its own.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import report
+from envoy import EnvoyPair
+from load import Place
+from machine import machine, versions
+from measure import resident_kib
+from naru import NaruPair
+from network import Network
+from pair import NoProxy
+from processes import BenchError, run
+from rows import MEMORY, MEMORY_SETTLE_S, QUICK, ROWS
+from servers import Servers
+
+# Of each process. 5,000 connections have two ends in a proxy, in the worst case.
+OPEN_FILES = 65536
+FEWEST_OPEN_FILES = 12_000
+CONFIGURATIONS = ("none", "envoy", "naru")
+
+
+class Configuration:
+    """One of them, with its network, its servers and its proxies."""
+
+    def __init__(self, name, variant, scratch, programs):
+        self.name, self.programs = name, programs
+        self.scratch = scratch / f"{variant.name}-{name}"
+        self.scratch.mkdir()
+        self.scratch.chmod(0o755)
+        self.network = Network(f"{variant.name}-{name}")
+        self.servers = Servers(self.network, self.scratch)
+        pairs = {"envoy": EnvoyPair, "naru": NaruPair}
+        if name == "none":
+            self.pair = NoProxy(self.network)
+        else:
+            self.pair = pairs[name](self.network, self.scratch, programs, variant.workers, variant.large)
+
+    def measure(self, row, seconds):
+        address, port = self.pair.target(row.service)
+        place = Place(self.network.client, address, port, self.programs, self.scratch)
+        self.servers.check()
+        return row.measure(row, self.pair, place, seconds)
+
+    def stop(self):
+        self.pair.stop()
+        self.servers.stop()
+        self.network.remove()
+        shutil.rmtree(self.scratch)
+
+
+class Run:
+    """All that is measured."""
+
+    def __init__(self, options, scratch):
+        self.options, self.scratch = options, scratch
+        self.measured, self.failures = {}, []
+
+    def keep(self, row, name, figures):
+        self.measured.setdefault(row, {}).setdefault(name, []).append(figures)
+
+    def variant(self, number, variant, rows):
+        """One round of the rows of one variant, with processes of its own."""
+        turns = [name for name in CONFIGURATIONS if variant.without or name != "none"]
+        # Nobody is always the first.
+        turns = turns[number % len(turns):] + turns[:number % len(turns)]
+        configurations = []
+        try:
+            for name in turns:
+                configurations.append(Configuration(name, variant, self.scratch, self.scratch / "programs"))
+            memory = self.memory(configurations) if rows[0].key == "h1" else None
+            for row in rows:
+                for configuration in configurations:
+                    self.row(number, row, configuration, memory)
+        finally:
+            for configuration in configurations:
+                configuration.stop()
+        for name, figures in (memory or {}).items():
+            if "after_mib" in figures:
+                self.keep(MEMORY, name, figures)
+
+    @staticmethod
+    def memory(configurations):
+        """Resident memory before any load."""
+        time.sleep(MEMORY_SETTLE_S)
+        pairs = [configuration.pair for configuration in configurations]
+        return {pair.name: {"idle_mib": resident_kib(pair.pids()) / 1024} for pair in pairs if pair.pids()}
+
+    def row(self, number, row, configuration, memory):
+        name, pids = configuration.name, configuration.pair.pids()
+        try:
+            figures = configuration.measure(row, self.options.seconds)
+        except BenchError as error:
+            self.failures.append(f"round {number + 1}, {row.key}, {name}: {error}")
+            say(f"FAILED {self.failures[-1]}")
+            return
+        self.keep(row.key, name, figures)
+        if memory and row.key == "h1" and pids:
+            time.sleep(MEMORY_SETTLE_S)
+            memory[name].update(load_mib=figures["rss_peak_mib"], after_mib=resident_kib(pids) / 1024)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if not isinstance(value, bool))
+        disturbed = "  DISTURBED" if figures.get("disturbed") else ""
+        say(f"round {number + 1}/{self.options.rounds}  {row.key:11} {name:6} {shown}{disturbed}")
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def options():
+    parser = argparse.ArgumentParser(prog="tests/bench/run", description="Measures Naru beside Envoy and no proxy at all.")
+    parser.add_argument("--quick", action="store_true", help="the first two rows, one round")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all is measured (default: 3)")
+    parser.add_argument("--seconds", type=int, default=10, help="how long a load runs (default: 10)")
+    parser.add_argument("--rows", default=",".join(row.key for row in ROWS), help="which rows (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("target/bench"), help="directory for report.md and report.json (default: %(default)s)")
+    parser.add_argument("--programs", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--open-loop", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--envoy", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--commit", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.quick:
+        chosen.rounds, chosen.rows = 1, ",".join(QUICK)
+    chosen.rows = chosen.rows.split(",")
+    unknown = set(chosen.rows) - {row.key for row in ROWS}
+    if unknown:
+        parser.error(f"there is no row {', '.join(sorted(unknown))}")
+    if not (1 <= chosen.rounds <= 100 and 1 <= chosen.seconds <= 600):
+        parser.error("1 to 100 rounds of 1 to 600 seconds are possible")
+    return chosen
+
+
+def own_run():
+    """A directory in a /run of the benchmark's own: it goes with its mount namespace, however that ends."""
+    run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])
+    scratch = Path("/run/naru-bench")
+    (scratch / "programs").mkdir(parents=True)
+    return scratch
+
+
+def raise_open_files():
+    """Gives every process as many files as there may be."""
+    hardest = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = OPEN_FILES if hardest == resource.RLIM_INFINITY else min(hardest, OPEN_FILES)
+    if files < FEWEST_OPEN_FILES:
+        sys.exit(f"tests/bench/run: {FEWEST_OPEN_FILES} open files are needed, and `ulimit -Hn` is {hardest}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hardest))
+
+
+def main():
+    chosen = options()
+    if chosen.check:
+        return 0
+    # The first process of a PID namespace ignores what it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("tests/bench/run: ended by SIGTERM"))
+    raise_open_files()
+    os.umask(0o022)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    scratch = own_run()
+    # The proxies' user may have no way to where they were built.
+    sources = [chosen.programs / name for name in ("naru-proxy", "naru-controller")]
+    for source in (*sources, chosen.open_loop, chosen.envoy):
+        shutil.copy(source, scratch / "programs" / source.name)
+    about = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "machine": machine(),
+        "versions": versions(scratch / "programs", chosen.commit), "programs": chosen.programs.name,
+        "rounds": chosen.rounds, "seconds": chosen.seconds,
+    }
+    rows = [row for row in ROWS if row.key in chosen.rows]
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    state = Run(chosen, scratch)
+    try:
+        for number in range(chosen.rounds):
+            for variant in variants:
+                state.variant(number, variant, [row for row in rows if row.variant == variant])
+    except BenchError as error:
+        state.failures.append(str(error))
+        say(f"FAILED {error}")
+    except KeyboardInterrupt:
+        state.failures.append("interrupted")
+    for path in report.write(chosen.out, report.document(about, state.measured, state.failures)):
+        say(str(path))
+    return 1 if state.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""CPU time and memory of processes from /proc, and whether others disturbed a measurement.
+
+The benchmark has a PID namespace of its own, so that /proc has its processes and no others, while /proc/stat is of the whole
+machine.
+"""
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+SAMPLE_S = 0.2
+# Of the machine's CPU time during a measurement, what others had of it or the hypervisor took away: above, it is disturbed.
+DISTURBED_SHARE = 0.10
+
+
+def _stat(pid):
+    """The fields of /proc/PID/stat that follow the program's name."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+
+
+def cpu_seconds(pids):
+    """User and system time of processes, their threads of old included."""
+    return sum(int(ticks) for pid in pids for ticks in _stat(pid)[11:13]) / TICKS_PER_S
+
+
+def resident_kib(pids):
+    """Resident memory of processes: VmRSS."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                total += int(line.split()[1])
+    return total
+
+
+def _own_seconds():
+    """CPU time of all that the benchmark runs, with those that have ended."""
+    ticks = 0
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                ticks += sum(map(int, _stat(entry.name)[11:15]))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return ticks / TICKS_PER_S
+
+
+@dataclass
+class Machine:
+    """A look at the whole machine: seconds since its start."""
+
+    at: float
+    own: float
+    # User, nice and system time of everybody. Interrupts are nobody's.
+    busy: float
+    stolen: float
+
+    @classmethod
+    def now(cls):
+        own = _own_seconds()
+        ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        seconds = [value / TICKS_PER_S for value in ticks]
+        return cls(time.monotonic(), own, sum(seconds[:3]), seconds[7])
+
+    def shares_since(self, before):
+        """What others had of the machine's CPU time, and what was stolen, each 0 to 1."""
+        total = (self.at - before.at) * os.cpu_count()
+        others = self.busy - before.busy - (self.own - before.own)
+        return max(others, 0) / total, max(self.stolen - before.stolen, 0) / total
+
+
+class Watch:
+    """Watches processes and the machine while a load runs: `with Watch(pids) as watch`."""
+
+    def __init__(self, pids):
+        self.pids = pids
+        self.peak_kib = 0
+        self.cpu_s = 0.0
+        self.others = self.stolen = 0.0
+        self.ended = threading.Event()
+        self.sampler = threading.Thread(target=self._sample, daemon=True)
+
+    def _sample(self):
+        while not self.ended.wait(SAMPLE_S):
+            self.peak_kib = max(self.peak_kib, resident_kib(self.pids))
+
+    def __enter__(self):
+        self.sampler.start()
+        self.machine = Machine.now()
+        self.cpu_before = cpu_seconds(self.pids)
+        return self
+
+    def __exit__(self, *_):
+        self.cpu_s = cpu_seconds(self.pids) - self.cpu_before
+        self.others, self.stolen = Machine.now().shares_since(self.machine)
+        self.ended.set()
+        self.sampler.join()
+
+    @property
+    def disturbed(self):
+        return self.others + self.stolen > DISTURBED_SHARE

@@ -1,0 +1,78 @@
+"""What the configurations have in common: two proxies, or none, and how it is known that traffic went through them."""
+
+from dataclasses import dataclass, field
+
+from processes import BenchError
+from topology import SERVER
+
+
+@dataclass
+class Totals:
+    """What two proxies have counted since they started, by Service: requests, of opaque Services connections, of `bulk` bytes."""
+
+    outbound: dict = field(default_factory=dict)
+    inbound: dict = field(default_factory=dict)
+    handshakes_outbound: float = 0
+    handshakes_inbound: float = 0
+    # What was refused, or not proven, by what it is called: nothing, in a run that counts.
+    refused: dict = field(default_factory=dict)
+
+
+class Pair:
+    """Two proxies, each in its namespace."""
+
+    name = ""
+
+    def __init__(self, network):
+        self.network = network
+        self.proxies = []
+        self.others = []
+
+    def target(self, service):
+        """Where the client calls a Service: address and port."""
+        return service.address, service.port
+
+    def pids(self):
+        return [proxy.pid for proxy in self.proxies]
+
+    def check(self):
+        """Fails if a program has ended."""
+        for process in self.proxies + self.others:
+            process.check()
+
+    def stop(self):
+        for process in self.proxies + self.others:
+            process.stop()
+
+    def totals(self):
+        """What the proxies have counted."""
+        raise NotImplementedError
+
+    def prove(self, service, before, after, done, in_flight):
+        """Fails unless all that was done went through both proxies with mutual TLS: what they counted in between is what the load
+        says, and at most what it had under way at its end."""
+        for side in ("outbound", "inbound"):
+            counted = getattr(after, side).get(service.name, 0) - getattr(before, side).get(service.name, 0)
+            if not done <= counted <= done + in_flight:
+                raise BenchError(
+                    f"{self.name}: the load did {done} of {service.name}, and the {side} proxy counted {counted} "
+                    f"(at most {in_flight} more are expected)")
+        if not (after.handshakes_outbound and after.handshakes_inbound):
+            raise BenchError(f"{self.name}: there was no TLS handshake: {after}")
+        if after.refused:
+            raise BenchError(f"{self.name}: something was refused or not proven: {after.refused}")
+
+
+class NoProxy(Pair):
+    """The client calls the server itself."""
+
+    name = "none"
+
+    def target(self, service):
+        return SERVER, service.target
+
+    def totals(self):
+        return Totals()
+
+    def prove(self, service, before, after, done, in_flight):
+        pass
