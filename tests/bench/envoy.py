@@ -149,8 +149,8 @@ class EnvoyPair(Pair):
 
     name = "envoy"
 
-    def __init__(self, network, scratch, programs, workers, large):
-        super().__init__(network)
+    def start(self, scratch, programs, workers, large):
+        network = self.network
         certificates.authority(scratch)
         for account in ("client", "server"):
             certificates.certificate(scratch, account)

@@ -27,7 +27,7 @@ from servers import Servers
 # Of each process. 5,000 connections have two ends in a proxy, in the worst case.
 OPEN_FILES = 65536
 FEWEST_OPEN_FILES = 12_000
-CONFIGURATIONS = ("none", "envoy", "naru")
+PAIRS = {pair.name: pair for pair in (NoProxy, EnvoyPair, NaruPair)}
 
 
 class Configuration:
@@ -37,14 +37,15 @@ class Configuration:
         self.name, self.programs = name, programs
         self.scratch = scratch / f"{variant.name}-{name}"
         self.scratch.mkdir()
-        self.scratch.chmod(0o755)
         self.network = Network(f"{variant.name}-{name}")
-        self.servers = Servers(self.network, self.scratch)
-        pairs = {"envoy": EnvoyPair, "naru": NaruPair}
-        if name == "none":
-            self.pair = NoProxy(self.network)
-        else:
-            self.pair = pairs[name](self.network, self.scratch, programs, variant.workers, variant.large)
+        self.servers = Servers(self.network)
+        self.pair = PAIRS[name](self.network)
+        try:
+            self.servers.start(self.scratch)
+            self.pair.start(self.scratch, programs, variant.workers, variant.large)
+        except BaseException:
+            self.stop()
+            raise
 
     def measure(self, row, seconds):
         address, port = self.pair.target(row.service)
@@ -66,26 +67,34 @@ class Run:
         self.options, self.scratch = options, scratch
         self.measured, self.failures = {}, []
 
+    def failed(self, what):
+        self.failures.append(what)
+        say(f"FAILED {what}")
+
     def keep(self, row, name, figures):
         self.measured.setdefault(row, {}).setdefault(name, []).append(figures)
 
     def variant(self, number, variant, rows):
         """One round of the rows of one variant, with processes of its own."""
-        turns = [name for name in CONFIGURATIONS if variant.without or name != "none"]
+        turns = [name for name in PAIRS if variant.without or name != "none"]
         # Nobody is always the first.
         turns = turns[number % len(turns):] + turns[:number % len(turns)]
-        configurations = []
+        configurations, memory = [], {}
         try:
             for name in turns:
                 configurations.append(Configuration(name, variant, self.scratch, self.scratch / "programs"))
-            memory = self.memory(configurations) if rows[0].key == "h1" else None
+            if rows[0].key == "h1":
+                memory = self.memory(configurations)
             for row in rows:
                 for configuration in configurations:
                     self.row(number, row, configuration, memory)
+        except BenchError as error:
+            # Those that are stopped below; the next round or variant has its own.
+            self.failed(f"round {number + 1}, {variant.name}: {error}")
         finally:
             for configuration in configurations:
                 configuration.stop()
-        for name, figures in (memory or {}).items():
+        for name, figures in memory.items():
             if "after_mib" in figures:
                 self.keep(MEMORY, name, figures)
 
@@ -101,8 +110,7 @@ class Run:
         try:
             figures = configuration.measure(row, self.options.seconds)
         except BenchError as error:
-            self.failures.append(f"round {number + 1}, {row.key}, {name}: {error}")
-            say(f"FAILED {self.failures[-1]}")
+            self.failed(f"round {number + 1}, {row.key}, {name}: {error}")
             return
         self.keep(row.key, name, figures)
         if memory and row.key == "h1" and pids:
@@ -184,9 +192,6 @@ def main():
         for number in range(chosen.rounds):
             for variant in variants:
                 state.variant(number, variant, [row for row in rows if row.variant == variant])
-    except BenchError as error:
-        state.failures.append(str(error))
-        say(f"FAILED {error}")
     except KeyboardInterrupt:
         state.failures.append("interrupted")
     for path in report.write(chosen.out, report.document(about, state.measured, state.failures)):

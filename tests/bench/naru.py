@@ -66,8 +66,8 @@ class NaruPair(Pair):
 
     name = "naru"
 
-    def __init__(self, network, scratch, programs, workers, large):
-        super().__init__(network)
+    def start(self, scratch, programs, workers, large):
+        network = self.network
         manifests = scratch / "manifests"
         manifests.mkdir()
         # JSON is YAML.

@@ -28,6 +28,9 @@ class Pair:
         self.proxies = []
         self.others = []
 
+    def start(self, scratch, programs, workers, large):
+        """Starts them, and returns when they are ready. `large`: with the tables of the row that has large ones."""
+
     def target(self, service):
         """Where the client calls a Service: address and port."""
         return service.address, service.port

@@ -67,9 +67,9 @@ def _primary_lines(rows):
 
 
 def _disturbed(measured):
-    said = [f"{TITLES[name]}: {figures['disturbed_rounds']} of {len(figures['rounds'])}"
+    said = [f"{name} {figures['disturbed_rounds']} of {len(figures['rounds'])}"
             for name, figures in measured.items() if figures["disturbed_rounds"]]
-    return "; ".join(said) or "none"
+    return ", ".join(said) or "none"
 
 
 def _rate_lines(rows):
@@ -94,7 +94,7 @@ def markdown(run):
         f"Naru's programs: {run['programs']}. {run['rounds']} round(s), {run['seconds']} s each load, configurations in turns.\n",
         "## CPU time (user and system) of both proxies\n",
         "Median of the rounds (min–max).\n",
-        _table(["work", "unit", "Envoy pair", "Naru pair", "Naru / Envoy", "Naru / its first row", "disturbed rounds"],
+        _table(["work", "unit", "Envoy pair", "Naru pair", "Naru / Envoy", "Naru / its first row", "rounds disturbed"],
                _primary_lines(rows)),
     ]
     if MEMORY in rows:

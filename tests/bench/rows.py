@@ -12,7 +12,7 @@ from topology import BULK, OPAQUE, RPC, WEB, Service
 GIB = 1 << 30
 # Before a measurement: connections are opened, tables filled, code paged in.
 WARM_UP_S = 2
-WARM_UP_BYTES = 64 << 20
+WARM_UP_BYTES = 256 << 20
 # What a proxy has begun may end, and its counters follow.
 SETTLE_S = 0.5
 # How long memory may take to be given back, or to be used, before it is looked at.

@@ -24,7 +24,13 @@ http {{
 class Servers:
     """All servers of one configuration, in its server's namespace."""
 
-    def __init__(self, network, scratch):
+    def __init__(self, network):
+        self.network = network
+        self.processes = []
+
+    def start(self, scratch):
+        """Starts them, and returns when they listen."""
+        network = self.network
         htdocs = scratch / "htdocs"
         htdocs.mkdir()
         (htdocs / "index.html").write_text(BODY[:128])
@@ -35,7 +41,6 @@ class Servers:
             "nghttpd": ["nghttpd", "--no-tls", "--address=0.0.0.0", "-d", str(htdocs), str(RPC.target)],
             "iperf3": ["iperf3", "--server", "--port", str(BULK.target)],
         }
-        self.processes = []
         for name, command in commands.items():
             self.processes.append(Process(name, network.server, command, scratch))
         for process, service in zip(self.processes, (WEB, RPC, BULK)):
