@@ -131,7 +131,8 @@ def options():
     parser.add_argument("--rounds", type=int, default=3, help="how often all is measured (default: 3)")
     parser.add_argument("--seconds", type=int, default=10, help="how long a load runs (default: 10)")
     parser.add_argument("--rows", default=",".join(row.key for row in ROWS), help="which rows (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("target/bench"), help="directory for report.md and report.json (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("target/bench"),
+                        help="directory for report.md and report.json (default: %(default)s)")
     parser.add_argument("--programs", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--open-loop", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--envoy", type=Path, help=argparse.SUPPRESS)
@@ -170,8 +171,8 @@ def main():
     chosen = options()
     if chosen.check:
         return 0
-    # The first process of a PID namespace ignores what it does not handle.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("tests/bench/run: ended by SIGTERM"))
+    # A shell's background processes ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     raise_open_files()
     os.umask(0o022)
     chosen.out.mkdir(parents=True, exist_ok=True)

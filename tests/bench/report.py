@@ -99,7 +99,8 @@ def markdown(run):
     ]
     if MEMORY in rows:
         names = {"idle_mib": "idle", "load_mib": "under the load of the first row (peak)", "after_mib": "5 s after it"}
-        lines = [[title, *(_cell(rows[MEMORY].get(pair), name) for pair in ("envoy", "naru"))] for name, title in names.items()]
+        pairs = [rows[MEMORY].get(pair) for pair in ("envoy", "naru")]
+        lines = [[title, *(_cell(figures, name) for figures in pairs)] for name, title in names.items()]
         parts += ["## Resident memory of both proxies, MiB\n", _table(["when", "Envoy pair", "Naru pair"], lines)]
     parts += [
         "## Rates, and latencies in µs at the fixed rate\n",

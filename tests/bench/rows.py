@@ -110,7 +110,8 @@ ROWS = [
     Row("h1_close", "HTTP/1.1, `Connection: close`", "µs/request", WEB, timed, load=load.wrk_close),
     Row("idle", "5,000 idle kept HTTP/1.1 connections, memory of both", "KiB/connection", WEB, idle, FRESH),
     Row("h1_workers", "the first row with 2 workers each", "µs/request", WEB, timed, WORKERS, load.wrk),
-    Row("h1_large", "the first row with 500 Services and 5,000 endpoints in the tables", "µs/request", WEB, timed, LARGE, load.wrk),
+    Row("h1_large", "the first row with 500 Services and 5,000 endpoints in the tables", "µs/request", WEB, timed, LARGE,
+        load.wrk),
 ]
 # Not a load of its own: taken around the rows of the plain processes.
 MEMORY = "rss"
