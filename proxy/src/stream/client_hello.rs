@@ -101,18 +101,18 @@ fn server_name(body: &[u8]) -> Option<Option<String>> {
             let kind = number::<1>(&mut names)?;
             let name = vector::<2>(&mut names)?;
             if kind == usize::from(HOST_NAME) {
-                return Some(name_of(name));
+                let name = str::from_utf8(name).ok();
+                return Some(name.and_then(normal));
             }
         }
     }
     Some(None)
 }
 
-/// `None`: no name that a route could have.
-fn name_of(name: &[u8]) -> Option<String> {
-    let name = str::from_utf8(name).ok().filter(|name| name.is_ascii())?;
+/// A name as it is compared with those of routes. `None`: no route could have it.
+pub fn normal(name: &str) -> Option<String> {
     let name = name.strip_suffix('.').unwrap_or(name);
-    (!name.is_empty()).then(|| name.to_ascii_lowercase())
+    (!name.is_empty() && name.is_ascii()).then(|| name.to_ascii_lowercase())
 }
 
 /// A number of `N` bytes.

@@ -8,6 +8,7 @@
 //! The ClientHello is looked at and passed on as it came: the TLS in it is between the client and the app.
 
 pub mod client_hello;
+mod explain;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,8 @@ use crate::route::by_weight;
 use crate::table::Backend;
 use client_hello::{Hello, MAX_CLIENT_HELLO};
 
+pub use explain::{Criterion, Explained, Verdict, explain, outcome};
+
 /// The routes in force on a port.
 #[derive(Debug)]
 pub enum StreamRoutes {
@@ -35,9 +38,13 @@ pub enum StreamRoutes {
     Tls(TlsRoutes),
 }
 
-/// A TCPRoute or a TLSRoute, without what leads to it.
+/// A TCPRoute or a TLSRoute.
 #[derive(Debug)]
 pub struct StreamRoute {
+    /// `namespace/name`
+    pub name: Box<str>,
+    /// Of a TLSRoute: those that lead to it. Of a TCPRoute: none.
+    pub hostnames: Vec<Box<str>>,
     pub backends: Vec<StreamBackend>,
 }
 
@@ -51,6 +58,8 @@ pub struct StreamBackend {
 /// TLSRoutes by the names that clients ask for.
 #[derive(Debug, Default)]
 pub struct TlsRoutes {
+    /// First the one that wins where names are equal.
+    all: Vec<Arc<StreamRoute>>,
     exact: HashMap<Box<str>, Arc<StreamRoute>>,
     /// By what follows `*.`.
     wildcard: HashMap<Box<str>, Arc<StreamRoute>>,
@@ -66,15 +75,22 @@ impl StreamRoutes {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        match self {
-            Self::Tcp(route) => Ok(route),
-            Self::Tls(routes) => {
-                let name = timeout(patience, asked_for(client))
-                    .await
-                    .unwrap_or(Err(Reason::NoClientHello))?;
-                let route = name.and_then(|name| routes.find(&name));
+        let hello = match self {
+            Self::Tcp(route) => return Ok(route),
+            Self::Tls(_) => timeout(patience, hello(client)).await,
+        };
+        self.decide(&hello.unwrap_or(Ok(Hello::Incomplete))?)
+    }
+
+    /// The route that takes a connection which begins so.
+    pub fn decide(&self, hello: &Hello) -> Result<&StreamRoute, Reason> {
+        match (self, hello) {
+            (Self::Tcp(route), _) => Ok(route),
+            (Self::Tls(routes), Hello::Asks(name)) => {
+                let route = name.as_deref().and_then(|name| routes.find(name));
                 route.ok_or(Reason::NoRoute)
             }
+            (Self::Tls(_), Hello::Incomplete | Hello::Other) => Err(Reason::NoClientHello),
         }
     }
 }
@@ -84,25 +100,35 @@ impl StreamRoute {
     pub fn pick(&self, random: &mut SmallRng) -> Result<&Backend, Reason> {
         let weights = self.backends.iter().map(|backend| backend.weight);
         let picked = by_weight(weights, random).ok_or(Reason::NoBackend)?;
-        let backend = self.backends[picked].backend.as_deref();
+        self.backends[picked].target()
+    }
+}
+
+impl StreamBackend {
+    fn target(&self) -> Result<&Backend, Reason> {
+        let backend = self.backend.as_deref();
         backend.map_err(|_| Reason::BackendInvalid)
     }
 }
 
 impl TlsRoutes {
-    /// `routes` with their names, first the one that wins where names are equal.
-    pub fn new<'a>(routes: impl IntoIterator<Item = (&'a [Box<str>], Arc<StreamRoute>)>) -> Self {
-        let mut all = Self::default();
-        for (hostnames, route) in routes {
-            for hostname in hostnames {
+    /// `routes`, first the one that wins where names are equal.
+    pub fn new(routes: Vec<Arc<StreamRoute>>) -> Self {
+        let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
+        for route in &routes {
+            for hostname in &route.hostnames {
                 let (names, name) = match hostname.strip_prefix("*.") {
-                    Some(parent) => (&mut all.wildcard, parent),
-                    None => (&mut all.exact, &**hostname),
+                    Some(parent) => (&mut wildcard, parent),
+                    None => (&mut exact, &**hostname),
                 };
                 names.entry(name.into()).or_insert_with(|| route.clone());
             }
         }
-        all
+        Self {
+            all: routes,
+            exact,
+            wildcard,
+        }
     }
 
     /// The route for a name in lower case: one that has this very name, else the longest that stands for it (Gateway API).
@@ -110,23 +136,26 @@ impl TlsRoutes {
         if let Some(route) = self.exact.get(name) {
             return Some(route);
         }
-        let dots = name.match_indices('.').map(|(dot, _)| dot);
-        let mut parents = dots.filter(|dot| *dot > 0).map(|dot| &name[dot + 1..]);
-        let route = parents.find_map(|parent| self.wildcard.get(parent));
+        let route = parents(name).find_map(|parent| self.wildcard.get(parent));
         route.map(Arc::as_ref)
     }
 }
 
-/// Reads until the client has said which name it asks for, if any. What was read stays to be passed on.
-async fn asked_for<S>(client: &mut Buffered<S>) -> Result<Option<String>, Reason>
+/// What follows `*.` in the wildcards that stand for `name`, the longest first.
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    let dots = name.match_indices('.').map(|(dot, _)| dot);
+    dots.filter(|dot| *dot > 0).map(|dot| &name[dot + 1..])
+}
+
+/// Reads until the client has said which name it asks for, if any, or something else. What was read stays to be passed on.
+async fn hello<S>(client: &mut Buffered<S>) -> Result<Hello, Reason>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     loop {
-        match client_hello::read(&client.read) {
-            Hello::Asks(name) => return Ok(name),
-            Hello::Incomplete if client.read.len() <= MAX_CLIENT_HELLO => {}
-            Hello::Incomplete | Hello::Other => return Err(Reason::NoClientHello),
+        let hello = client_hello::read(&client.read);
+        if hello != Hello::Incomplete || client.read.len() > MAX_CLIENT_HELLO {
+            return Ok(hello);
         }
         match poll_fn(|cx| client.poll_fill(cx)).await {
             Ok(1..) => {}

@@ -14,36 +14,33 @@ use crate::session::Session;
 use crate::table::{Endpoint, EndpointSet, Peer, Protocol, next_endpoint_id};
 use crate::testing::{accept, client_hello, greet, is_reset, listener, pair};
 
-/// A route to one backend of that name, which no connection is made to.
-fn named(name: &str) -> Arc<StreamRoute> {
-    let backend = Backend::new("shop".into(), name.into(), 80, EndpointSet::default());
+/// A TLSRoute of that name with these hostnames.
+fn tls_route(
+    name: &str,
+    hostnames: &[&str],
+    backends: impl IntoIterator<Item = StreamBackend>,
+) -> Arc<StreamRoute> {
     Arc::new(StreamRoute {
-        backends: vec![StreamBackend {
-            weight: 1,
-            backend: Ok(Arc::new(backend)),
-        }],
+        name: name.into(),
+        hostnames: hostnames.iter().map(|name| Box::from(*name)).collect(),
+        backends: backends.into_iter().collect(),
     })
 }
 
-fn tls(routes: &[(&[&str], Arc<StreamRoute>)]) -> TlsRoutes {
-    let names = |names: &[&str]| names.iter().map(|name| Box::from(*name)).collect();
-    let routes: Vec<(Vec<Box<str>>, _)> = routes
+/// TLSRoutes without backends.
+fn tls(routes: &[(&str, &[&str])]) -> TlsRoutes {
+    let routes = routes
         .iter()
-        .map(|(hostnames, route)| (names(hostnames), route.clone()))
-        .collect();
-    TlsRoutes::new(
-        routes
-            .iter()
-            .map(|(names, route)| (names.as_slice(), route.clone())),
-    )
+        .map(|(name, hostnames)| tls_route(name, hostnames, []));
+    TlsRoutes::new(routes.collect())
 }
 
 #[test]
 fn the_more_specific_name_wins_and_then_the_first_route() {
     let routes = tls(&[
-        (&["*.example", "same.example"], named("wide")),
-        (&["*.shop.example", "same.example"], named("shop")),
-        (&["a.shop.example"], named("exact")),
+        ("wide", &["*.example", "same.example"]),
+        ("shop", &["*.shop.example", "same.example"]),
+        ("exact", &["a.shop.example"]),
     ]);
     for (name, expected) in [
         ("a.shop.example", Some("exact")),
@@ -56,11 +53,8 @@ fn the_more_specific_name_wins_and_then_the_first_route() {
         ("shop.example.org", None),
         ("", None),
     ] {
-        let found = routes.find(name).map(|route| {
-            let backend = route.backends[0].backend.as_ref().unwrap();
-            backend.service.to_string()
-        });
-        assert_eq!(found.as_deref(), expected, "{name}");
+        let found = routes.find(name).map(|route| &*route.name);
+        assert_eq!(found, expected, "{name}");
     }
 }
 
@@ -90,10 +84,9 @@ fn invalid(weight: u32) -> StreamBackend {
     }
 }
 
+/// A TCPRoute.
 fn route(backends: impl IntoIterator<Item = StreamBackend>) -> Arc<StreamRoute> {
-    Arc::new(StreamRoute {
-        backends: backends.into_iter().collect(),
-    })
+    tls_route("shop/tcp", &[], backends)
 }
 
 /// A Service that was said to speak HTTP, with routes for connections.
@@ -199,9 +192,10 @@ fn what_cannot_be_carried_is_reset_for_its_reason() {
 fn the_name_that_a_tls_client_asks_for_says_where_it_goes_and_its_bytes_arrive_as_they_were() {
     run(async {
         let (a, b) = (listener().await, listener().await);
-        let routes = tls(&[
-            (&["a.example"], route([backend(1, a.local_addr().unwrap())])),
-            (&["*.example"], route([backend(1, b.local_addr().unwrap())])),
+        let to = |app: &TcpListener| [backend(1, app.local_addr().unwrap())];
+        let routes = TlsRoutes::new(vec![
+            tls_route("a", &["a.example"], to(&a)),
+            tls_route("b", &["*.example"], to(&b)),
         ]);
         let mesh = mesh(StreamRoutes::Tls(routes), PATIENCE);
         for (name, app) in [("A.example", &a), ("b.example", &b), ("b.c.example", &b)] {
@@ -231,7 +225,7 @@ fn the_name_that_a_tls_client_asks_for_says_where_it_goes_and_its_bytes_arrive_a
 #[test]
 fn a_client_without_a_hello_is_refused() {
     run(async {
-        let routes = || StreamRoutes::Tls(tls(&[(&["*.example"], named("app"))]));
+        let routes = || StreamRoutes::Tls(tls(&[("app", &["*.example"])]));
         let hasty = mesh(routes(), PATIENCE);
         let mut plain = client(&hasty).await;
         plain.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();

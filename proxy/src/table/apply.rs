@@ -246,7 +246,7 @@ impl Store {
         let stream_routes = {
             let routes = service.stream_routes.iter();
             let found = routes.filter_map(|name| match find(name)? {
-                Content::StreamRoute(route) => Some(route),
+                Content::StreamRoute(route) => Some((name, route)),
                 _ => None,
             });
             stream_routes(&found.collect::<Vec<_>>(), &mut self.backends)
@@ -487,10 +487,10 @@ impl Store {
 
 /// `None`: there are none. First comes the one that wins.
 fn stream_routes(
-    routes: &[&StreamRouteContent],
+    routes: &[(&ResourceName, &StreamRouteContent)],
     backends: &mut HashMap<ResourceName, Arc<Backend>>,
 ) -> Option<StreamRoutes> {
-    let mut built = routes.iter().map(|content| {
+    let built = routes.iter().map(|(name, content)| {
         let backends = content.backends.iter().map(|backend| StreamBackend {
             weight: backend.weight,
             backend: match &backend.endpoints {
@@ -500,17 +500,23 @@ fn stream_routes(
                 Err(invalid) => Err(invalid.clone()),
             },
         });
-        let route = StreamRoute {
-            backends: backends.collect(),
+        let (ResourceName::TlsRoute { namespace, name }
+        | ResourceName::TcpRoute { namespace, name }) = name
+        else {
+            return None;
         };
-        (content.hostnames.as_slice(), Arc::new(route))
+        Some(Arc::new(StreamRoute {
+            name: format!("{namespace}/{name}").into(),
+            hostnames: content.hostnames.clone(),
+            backends: backends.collect(),
+        }))
     });
-    let (hostnames, first) = built.next()?;
-    if hostnames.is_empty() {
-        return Some(StreamRoutes::Tcp(first));
-    }
-    let all = std::iter::once((hostnames, first)).chain(built);
-    Some(StreamRoutes::Tls(TlsRoutes::new(all)))
+    let built: Vec<_> = built.flatten().collect();
+    let first = built.first()?;
+    Some(match first.hostnames.is_empty() {
+        true => StreamRoutes::Tcp(first.clone()),
+        false => StreamRoutes::Tls(TlsRoutes::new(built)),
+    })
 }
 
 fn service_labels(service: &ServiceContent) -> ServiceLabels {

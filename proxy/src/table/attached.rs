@@ -19,7 +19,7 @@ pub struct Attached {
     pub destination: Arc<Destination>,
     /// The Service's resource. `None`: it is a pod's own address, or none of the mesh's.
     pub service: Option<ResourceName>,
-    /// Its routes, first the one that wins where matches are equal.
+    /// Its routes, of whatever kind, first the one that wins where matches are equal.
     pub routes: Vec<ResourceName>,
     /// What of all these has been rejected, with the reason: the version before it is in force, if there was one.
     pub rejected: Vec<(ResourceName, String)>,
@@ -67,7 +67,7 @@ impl Store {
         service: Option<ResourceName>,
     ) -> Attached {
         let routes = match service.as_ref().and_then(|service| self.content(service)) {
-            Some(Content::Service(content)) => content.http_routes.clone(),
+            Some(Content::Service(content)) => content.routes().cloned().collect(),
             _ => Vec::new(),
         };
         let made_of = std::iter::once(&name).chain(&service).chain(&routes);
