@@ -55,7 +55,7 @@ const PATHS: &str = "/metrics  what Prometheus scrapes\n\
     /ready    200 when the proxy carries traffic, 503 with the reasons when it does not\n\
     /live     200 as long as the control thread runs\n\
     /config   the tables in force (from this machine only)\n\
-    /why      POST a request: which route and rule would take it (from this machine only)\n\
+    /why      POST a request or connection: which route and rule would take it (from this machine only)\n\
     /log      GET the log's filter, PUT another (from this machine only)\n\
     /probe/…  what the kubelet asks the app\n";
 
@@ -311,9 +311,9 @@ impl Admin {
         let asked = whole(body, MAX_QUESTION).await;
         let asked = asked.and_then(|body| {
             let question = Question::parse(&body)?;
-            Ok((question.asks()?, question.head()?))
+            Ok((question.asks()?, question.said()?))
         });
-        let (asks, head) = match asked {
+        let (asks, said) = match asked {
             Ok(asked) => asked,
             Err(error) => return wrong(error),
         };
@@ -335,7 +335,7 @@ impl Admin {
             return text(StatusCode::NOT_FOUND, unknown);
         };
         // As many patterns as there are matches: data path misses must not wait for them.
-        let answer = tokio::task::spawn_blocking(move || why::answer(attached, head.as_ref()));
+        let answer = tokio::task::spawn_blocking(move || why::answer(attached, said.as_ref()));
         match answer.await {
             Ok(answer) => json(StatusCode::OK, &answer),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

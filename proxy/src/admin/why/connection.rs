@@ -1,0 +1,121 @@
+//! What is said of a connection: which route takes it, by what its client says first.
+
+use super::MAX_SHOWN;
+use super::answer::{Answer, BackendAnswer, OutcomeAnswer, Prospect, RuleAnswer, VerdictAnswer};
+use super::request::EVERYTHING;
+use crate::balance;
+use crate::reason::Reason;
+use crate::stream::client_hello::Hello;
+use crate::stream::{Explained, StreamRoute, StreamRoutes, Verdict, explain, outcome};
+use crate::table::{Logical, Protocol};
+
+impl Answer {
+    /// Every name of the routes; and what it makes of a connection that begins with `hello`, and what would become of that, if there
+    /// is one.
+    pub(super) fn explain_connection(&mut self, routes: &StreamRoutes, hello: Option<&Hello>) {
+        let explained = explain(routes, hello);
+        let matches = explained.iter().map(|one| {
+            let matches = match one.hostname {
+                Some(hostname) => format!("SNI {hostname}"),
+                None => "every connection".to_owned(),
+            };
+            (one.route, matches, verdict(one, hello))
+        });
+        self.add(matches, stream_rule);
+        self.outcome = hello.map(|hello| outcome_answer(routes, hello));
+    }
+
+    /// A connection to a port without routes for connections: those that are not HTTP go to its own pods, if there can be any.
+    pub(super) fn explain_bytes(&mut self, logical: &Logical) {
+        self.outcome = Some(match logical.protocol {
+            Protocol::Detect | Protocol::Tcp => {
+                let rule = &*logical.default_rule;
+                let takes = (rule, EVERYTHING.to_owned(), Some(VerdictAnswer::Takes));
+                self.add(std::iter::once(takes), RuleAnswer::of);
+                match rule.backends.first() {
+                    None => OutcomeAnswer::ended(Reason::NoBackend),
+                    Some(backend) => {
+                        let reason = match &backend.backend {
+                            Err(_) => Some(Reason::BackendInvalid),
+                            Ok(target) if balance::is_usable(&target.endpoints()) => None,
+                            Ok(_) => Some(Reason::NoEndpoint),
+                        };
+                        OutcomeAnswer::of(vec![prospect(0, 1.0, reason)])
+                    }
+                }
+            }
+            Protocol::Http => OutcomeAnswer {
+                status: Some(Reason::BadRequest.status()),
+                ..OutcomeAnswer::ended(Reason::BadRequest)
+            },
+            // It ends for want of HTTP/2's preface, which has no reason.
+            Protocol::Http2 => OutcomeAnswer::default(),
+        });
+    }
+}
+
+fn stream_rule(answer: &Answer, route: &StreamRoute) -> RuleAnswer {
+    let backends = route.backends.iter();
+    RuleAnswer {
+        kind: answer.kind(&route.name),
+        route: route.name.to_string(),
+        rule: String::new(),
+        filters: Vec::new(),
+        backends: backends
+            .map(|backend| BackendAnswer::new(backend.weight, &backend.backend, Vec::new()))
+            .collect(),
+        request_timeout_ms: None,
+        backend_request_timeout_ms: None,
+        retries: 0,
+    }
+}
+
+fn verdict(explained: &Explained<'_>, hello: Option<&Hello>) -> Option<VerdictAnswer> {
+    let wanted = explained.hostname.unwrap_or_default();
+    let unmet = |part, has| VerdictAnswer::Unmet {
+        part,
+        wanted: wanted.to_owned(),
+        has,
+    };
+    Some(match explained.verdict? {
+        Verdict::Takes => VerdictAnswer::Takes,
+        Verdict::Outranked(criterion) => VerdictAnswer::Outranked {
+            by: criterion.as_str(),
+        },
+        Verdict::OtherName => {
+            let asked = match hello {
+                Some(Hello::Asks(name)) => name.as_deref(),
+                _ => None,
+            };
+            let shown = asked.map(|name| name.chars().take(MAX_SHOWN).collect());
+            unmet("server-name", shown)
+        }
+        Verdict::NoHello => unmet("client-hello", None),
+    })
+}
+
+fn outcome_answer(routes: &StreamRoutes, hello: &Hello) -> OutcomeAnswer {
+    let of_backends = outcome(routes, hello);
+    let (of_backends, route) = match (of_backends, routes.decide(hello)) {
+        (Ok(of_backends), Ok(route)) => (of_backends, route),
+        (Err(reason), _) | (_, Err(reason)) => return OutcomeAnswer::ended(reason),
+    };
+    let total: f64 = route.backends.iter().map(|b| f64::from(b.weight)).sum();
+    let of_backends = route.backends.iter().zip(of_backends).enumerate();
+    let weighed = of_backends.filter(|(_, (backend, _))| backend.weight > 0);
+    let prospects = weighed.map(|(index, (backend, of_backend))| {
+        prospect(index, f64::from(backend.weight) / total, of_backend.err())
+    });
+    OutcomeAnswer::of(prospects.collect())
+}
+
+fn prospect(backend: usize, share: f64, reason: Option<Reason>) -> Prospect {
+    Prospect {
+        backend,
+        share,
+        reason: reason.map(Reason::as_str),
+        status: None,
+        grpc_status: None,
+        request: None,
+    }
+}

@@ -1,0 +1,78 @@
+//! `/why`: which rule would take a request, or which route a connection, from the tables in force, and why the others would not.
+//!
+//! In: a destination, and the head of a request that nobody sends, or how a connection begins that nobody opens. Out: every match of
+//! the destination's routes in order of precedence, what speaks against it, and what would become of the request or connection. The
+//! data path's own functions decide. A destination that the app has not called yet is asked of the controller, as its first call would.
+
+mod answer;
+mod connection;
+mod question;
+mod request;
+
+use crate::reason::Reason;
+use crate::stream::client_hello::Hello;
+use crate::table::{Attached, Destination, Logical};
+use answer::{OutcomeAnswer, Rejected, Route, Service};
+
+pub use answer::Answer;
+pub use question::{Asks, Question, Said};
+
+/// Characters of a value that was sent: enough to see what is wrong with it.
+const MAX_SHOWN: usize = 200;
+
+/// The answer, for a destination that has been looked up.
+pub fn answer(attached: Attached, said: Option<&Said>) -> Answer {
+    let mut answer = Answer {
+        client_namespace: attached.client_namespace.to_string(),
+        target: match (&*attached.destination, &attached.service) {
+            (Destination::Logical(_), Some(_)) => "service",
+            (Destination::Logical(_), None) => "pod",
+            (Destination::Passthrough, _) => "passthrough",
+            (Destination::Unknown, _) => "unknown",
+        },
+        service: None,
+        routes: attached.routes.iter().filter_map(Route::of).collect(),
+        rejected: attached
+            .rejected
+            .iter()
+            .map(|(name, reason)| Rejected {
+                name: name.to_string(),
+                reason: reason.clone(),
+            })
+            .collect(),
+        rules: Vec::new(),
+        matches: Vec::new(),
+        matches_left_out: 0,
+        outcome: None,
+    };
+    match &*attached.destination {
+        Destination::Logical(logical) => answer.explain(logical, said),
+        Destination::Passthrough => answer.outcome = said.map(|_| OutcomeAnswer::default()),
+        Destination::Unknown => {
+            answer.outcome = said.map(|said| match said {
+                Said::Request(head) => OutcomeAnswer::failed(Reason::DestinationUnknown, head),
+                Said::Connection(_) => OutcomeAnswer::ended(Reason::DestinationUnknown),
+            });
+        }
+    }
+    answer
+}
+
+impl Answer {
+    fn explain(&mut self, logical: &Logical, said: Option<&Said>) {
+        self.service = Some(Service::of(logical));
+        match (&logical.stream_routes, said) {
+            (Some(routes), None) => self.explain_connection(routes, None),
+            (Some(routes), Some(Said::Connection(hello))) => {
+                self.explain_connection(routes, Some(hello));
+            }
+            // It is bytes like others, and no ClientHello.
+            (Some(routes), Some(Said::Request(_))) => {
+                self.explain_connection(routes, Some(&Hello::Other));
+            }
+            (None, None) => self.explain_request(logical, None),
+            (None, Some(Said::Request(head))) => self.explain_request(logical, Some(head)),
+            (None, Some(Said::Connection(_))) => self.explain_bytes(logical),
+        }
+    }
+}

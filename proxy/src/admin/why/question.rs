@@ -1,0 +1,164 @@
+//! What is asked, as JSON.
+
+use std::net::SocketAddr;
+
+use http::header::{HOST, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request};
+use serde::Deserialize;
+
+use crate::stream::client_hello::{Hello, normal};
+
+/// Fields in the head of a request.
+const MAX_HEADERS: usize = 100;
+/// Bytes in the name that a TLS client asks for: as many as DNS allows.
+const MAX_NAME: usize = 255;
+
+/// What is asked.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// `10.96.0.10:80`, or `NAME.NAMESPACE:PORT` of a Service that the app has called before.
+    destination: String,
+    request: Option<Asked>,
+    /// Neither: what the routes are is all that is asked.
+    connection: Option<Opened>,
+}
+
+/// The head of a request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    method: String,
+    /// With its query.
+    path: String,
+    /// `Host` or `:authority`.
+    authority: String,
+    #[serde(default)]
+    headers: Vec<(String, String)>,
+}
+
+/// A connection of which nothing but its beginning is known.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Opened {
+    /// Whether it begins with a ClientHello.
+    tls: bool,
+    /// The name in that. None: it asks for none.
+    server_name: Option<String>,
+}
+
+/// What a client would say.
+#[derive(Debug)]
+pub enum Said {
+    /// The head of a request.
+    Request(Parts),
+    /// Something else.
+    Connection(Hello),
+}
+
+/// Where a question leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asks {
+    Address(SocketAddr),
+    /// A port of a Service. Without a namespace: in the proxy's own.
+    Service {
+        name: String,
+        namespace: Option<String>,
+        port: u16,
+    },
+}
+
+impl Question {
+    /// From JSON.
+    pub fn parse(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|error| error.to_string())
+    }
+
+    pub fn asks(&self) -> Result<Asks, String> {
+        if let Ok(address) = self.destination.parse() {
+            return Ok(Asks::Address(address));
+        }
+        let wrong = || {
+            format!(
+                "destination: {:?} is neither IP:PORT nor NAME.NAMESPACE:PORT",
+                self.destination
+            )
+        };
+        let (name, port) = self.destination.rsplit_once(':').ok_or_else(wrong)?;
+        let port = port.parse().map_err(|_| wrong())?;
+        let (name, namespace) = match name.split_once('.') {
+            Some((name, namespace)) => (name, Some(namespace)),
+            None => (name, None),
+        };
+        let label = |text: &str| {
+            let fit = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+            !text.is_empty() && text.bytes().all(fit)
+        };
+        if !label(name) || !namespace.is_none_or(label) {
+            return Err(wrong());
+        }
+        Ok(Asks::Service {
+            name: name.to_owned(),
+            namespace: namespace.map(str::to_owned),
+            port,
+        })
+    }
+
+    /// What the client would say, if that is asked. `Err`: it can't be said.
+    pub fn said(&self) -> Result<Option<Said>, String> {
+        Ok(match (&self.request, &self.connection) {
+            (None, None) => None,
+            (Some(request), None) => Some(Said::Request(request.head()?)),
+            (None, Some(connection)) => Some(Said::Connection(connection.hello()?)),
+            (Some(_), Some(_)) => return Err("connection: there is a request as well".to_owned()),
+        })
+    }
+}
+
+impl Asked {
+    fn head(&self) -> Result<Parts, String> {
+        let method = Method::from_bytes(self.method.as_bytes())
+            .ok()
+            .filter(|method| *method != Method::CONNECT)
+            .ok_or_else(|| format!("method: {:?} is none for a request", self.method))?;
+        let fit = self.path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        if !self.path.starts_with('/') || !fit {
+            return Err(format!("path: {:?} is none", self.path));
+        }
+        if self.headers.len() > MAX_HEADERS {
+            return Err(format!("headers: more than {MAX_HEADERS}"));
+        }
+        let mut request = Request::builder().method(method).uri(&self.path);
+        let authority = [(HOST.as_str(), self.authority.as_str())];
+        let headers = self.headers.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+        for (name, value) in authority.into_iter().chain(headers) {
+            let wrong = || format!("headers: {name:?} can't have the value {value:?}");
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
+            let value = HeaderValue::from_str(value.trim()).map_err(|_| wrong())?;
+            request = request.header(name, value);
+        }
+        let request = request.body(()).map_err(|error| error.to_string())?;
+        Ok(request.into_parts().0)
+    }
+}
+
+impl Opened {
+    fn hello(&self) -> Result<Hello, String> {
+        let name = match &self.server_name {
+            Some(name) if !self.tls => {
+                return Err(format!("server_name: {name:?} is only asked for in TLS"));
+            }
+            Some(name) => {
+                let fit = name.len() <= MAX_NAME && name.bytes().all(|b| b.is_ascii_graphic());
+                let normal = normal(name).filter(|_| fit);
+                Some(normal.ok_or_else(|| format!("server_name: {name:?} is none"))?)
+            }
+            None => None,
+        };
+        Ok(match self.tls {
+            true => Hello::Asks(name),
+            false => Hello::Other,
+        })
+    }
+}
