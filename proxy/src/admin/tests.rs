@@ -1,5 +1,7 @@
 //! The admin port without a socket, and once with one.
 
+mod connections;
+
 use super::*;
 use crate::identity::testing::{Authority, Leaf, TRUST_DOMAIN};
 use crate::table::tables;

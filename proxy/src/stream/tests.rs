@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
@@ -55,6 +56,37 @@ fn the_more_specific_name_wins_and_then_the_first_route() {
     ] {
         let found = routes.find(name).map(|route| &*route.name);
         assert_eq!(found, expected, "{name}");
+    }
+}
+
+proptest! {
+    /// What people are told first is what connections go by.
+    #[test]
+    fn the_first_name_in_order_of_precedence_that_fits_takes_the_connection(
+        hostnames in prop::collection::vec(prop::collection::vec("(\\*\\.)?([ab]\\.){0,2}[ab]", 1..4), 1..5),
+        name in "([ab]\\.){0,3}[ab]",
+    ) {
+        let names: Vec<Vec<&str>> = hostnames
+            .iter()
+            .map(|names| names.iter().map(String::as_str).collect())
+            .collect();
+        let routes: Vec<(&str, &[&str])> = names.iter().map(|names| ("", names.as_slice())).collect();
+        let routes = StreamRoutes::Tls(tls(&routes));
+        let hello = Hello::Asks(Some(name));
+        let explained = explain(&routes, Some(&hello));
+        prop_assert_eq!(explained.len(), hostnames.iter().flatten().count());
+        let fitting = explained
+            .iter()
+            .find(|one| one.verdict != Some(Verdict::OtherName));
+        match (fitting, routes.decide(&hello)) {
+            (Some(first), Ok(route)) => {
+                prop_assert_eq!(first.verdict, Some(Verdict::Takes));
+                prop_assert!(std::ptr::eq(first.route, route));
+            }
+            (first, decided) => {
+                prop_assert!(first.is_none() && decided.err() == Some(Reason::NoRoute));
+            }
+        }
     }
 }
 

@@ -18,14 +18,14 @@ use crate::mesh::{Mesh, NAMESPACE, Sidecar, split};
 use crate::process::{SOON, eventually};
 
 /// An app that says its name to everybody, before they say anything. It stops when this is dropped.
-struct Greeter {
+pub struct Greeter {
     task: JoinHandle<()>,
     /// What proves it to TLS clients.
-    certificate: Option<CertificateDer<'static>>,
+    pub certificate: Option<CertificateDer<'static>>,
 }
 
 impl Greeter {
-    async fn plain(address: SocketAddr, name: &'static str) -> Self {
+    pub async fn plain(address: SocketAddr, name: &'static str) -> Self {
         let listener = TcpListener::bind(address).await.expect("bind");
         let task = tokio::spawn(async move {
             loop {
@@ -40,7 +40,7 @@ impl Greeter {
     }
 
     /// In TLS, with a certificate for `hostname`.
-    async fn tls(address: SocketAddr, name: &'static str, hostname: &str) -> Self {
+    pub async fn tls(address: SocketAddr, name: &'static str, hostname: &str) -> Self {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed([hostname.to_owned()]).expect("a certificate");
         let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der());
@@ -74,7 +74,7 @@ impl Drop for Greeter {
 }
 
 /// The name of whoever is reached.
-async fn greeting(address: SocketAddr) -> std::io::Result<String> {
+pub async fn greeting(address: SocketAddr) -> std::io::Result<String> {
     let greeting = async {
         let mut stream = TcpStream::connect(address).await?;
         let mut name = String::new();
@@ -85,7 +85,7 @@ async fn greeting(address: SocketAddr) -> std::io::Result<String> {
 }
 
 /// The name of whoever proves to be `hostname`.
-async fn tls_greeting(
+pub async fn tls_greeting(
     address: SocketAddr,
     hostname: &str,
     proof: &CertificateDer<'static>,
@@ -108,7 +108,7 @@ async fn tls_greeting(
 }
 
 /// A route of a kind to the Service `front`.
-fn route(kind: &str, name: &str, more: Value, backends: &[(&str, u32)]) -> Value {
+pub fn route(kind: &str, name: &str, more: Value, backends: &[(&str, u32)]) -> Value {
     let mut route = split("front", backends);
     route["kind"] = kind.into();
     route["metadata"] = json!({ "name": name, "namespace": NAMESPACE });
@@ -124,7 +124,7 @@ async fn closed(client: &Sidecar, reason: &str) -> f64 {
     client.metric("naru_tcp_closed_total", &labels).await
 }
 
-fn is_reset(ended: std::io::Result<String>) -> bool {
+pub fn is_reset(ended: std::io::Result<String>) -> bool {
     ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 

@@ -8,6 +8,7 @@ use tokio::process::Command;
 use crate::apps::{Answer, App, ask};
 use crate::mesh::{Mesh, NAMESPACE, Sidecar, cluster_ip};
 use crate::process::eventually;
+use crate::streams::{self, Greeter, greeting, is_reset, tls_greeting};
 
 /// Exit code, and what is written to both outputs.
 async fn naru(arguments: &[&str]) -> (i32, String) {
@@ -191,7 +192,14 @@ async fn why_follows_the_tables_and_says_what_it_can_not_know() {
     );
     for (arguments, told) in [
         (&["http://cart/"][..], "has not called that Service yet"),
-        (&["https://web/"], "https"),
+        (&["ftp://web/"], "https, tls, tcp"),
+        (&["tls://web"], "names no port"),
+        (&["tcp://web:80/api"], "no path"),
+        (
+            &["--server-name=web", "tcp://web:80"],
+            "only https:// and tls://",
+        ),
+        (&["--server-name=a b", "tls://web:80"], "server_name"),
         (&["-H", "version", "http://web/"], "NAME: VALUE"),
         (&["-X", "G T", "http://web/"], "method"),
         (&["http://www.example.com/"], "not the name of a Service"),
@@ -249,4 +257,166 @@ async fn routes_lists_what_is_in_force_in_order_of_precedence() {
         code == 2 && said.contains("has not called"),
         "{code} {said}"
     );
+}
+
+/// Asks about something, and has every part told.
+async fn told(client: &Sidecar, arguments: &[&str], expected: i32, parts: &[&str]) {
+    let (code, said) = why(client, arguments).await;
+    assert_eq!(code, expected, "{said}");
+    for part in parts {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn why_and_routes_say_what_happens_to_connections() {
+    let mesh = Mesh::start().await;
+    let mut apps = Vec::new();
+    for (name, number, hostname) in [("a", 1, "a.example"), ("b", 2, "x.b.example")] {
+        mesh.service(name, None, &[number]);
+        let app = Greeter::tls(mesh.app(number), name, hostname).await;
+        apps.push((app, mesh.sidecar(name, number, &[]).await));
+    }
+    mesh.service("front", Some("http"), &[]);
+    for (name, hostnames, backends) in [
+        ("a", json!(["a.example"]), &[("a", 3), ("gone", 1)]),
+        (
+            "b",
+            json!(["*.b.example", "*.example"]),
+            &[("b", 1), ("a", 0)],
+        ),
+    ] {
+        let hostnames = json!({ "hostnames": hostnames });
+        mesh.put(&streams::route("TLSRoute", name, hostnames, backends));
+    }
+    let client = mesh.sidecar("client", 3, &["front"]).await;
+    let front = client.calls("front");
+    let address = format!("tls://{}:80", cluster_ip("front"));
+
+    let parts = [
+        "TLS to tls://",
+        "is port 80 of Service shop/front (bytes, which go where TLSRoutes say)",
+        "TLSRoute shop/b takes it (SNI *.b.example)",
+        "100 %    shop/b:80, 1 endpoint",
+        "the client asks for x.b.example",
+        "it would, but the other has a longer name",
+    ];
+    told(&client, &["--server-name=x.b.example", &address], 0, &parts).await;
+    let proof = apps[1].0.certificate.as_ref().expect("a certificate");
+    let reached = tls_greeting(front, "x.b.example", proof).await;
+    assert_eq!(reached.expect("a greeting"), "b");
+    // By name, as its app has called it by now; one backend of two can't be used.
+    let parts = [
+        "TLSRoute shop/a takes it (SNI a.example)",
+        "75 %     shop/a:80, 1 endpoint",
+        "25 %     can't be used: BackendNotFound",
+        "the sidecar ends the connection, backend-invalid",
+        "it would, but the other has the exact name",
+    ];
+    told(
+        &client,
+        &["--server-name=A.Example", "https://front:80/"],
+        0,
+        &parts,
+    )
+    .await;
+
+    let parts = ["no route takes it: the sidecar ends the connection, no-route"];
+    told(&client, &["https://front:80/"], 1, &parts).await;
+    told(&client, &[&address], 1, &[parts[0], "without SNI"]).await;
+    assert!(is_reset(tls_greeting(front, "front", proof).await));
+    let parts = [
+        "the sidecar ends the connection, no-client-hello",
+        "does not begin with a TLS ClientHello",
+    ];
+    told(&client, &["tcp://front:80"], 1, &parts).await;
+    told(&client, &["http://front/"], 1, &parts).await;
+
+    let from = format!("--from=http://{}", client.admin);
+    let (code, said) = naru(&["routes", &from, "front"]).await;
+    let lines: Vec<String> = said
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    let expected = [
+        "port 80 (bytes, which go where TLSRoutes say)",
+        "ROUTE TAKES BACKENDS",
+        "TLSRoute shop/a SNI a.example weight 3: shop/a:80, 1 endpoint",
+        "weight 1: can't be used: BackendNotFound",
+        "TLSRoute shop/b SNI *.b.example weight 1: shop/b:80, 1 endpoint",
+        "weight 0: shop/a:80, 1 endpoint",
+        "TLSRoute shop/b SNI *.example weight 1: shop/b:80, 1 endpoint",
+    ];
+    let begin = lines.iter().position(|line| line == expected[0]);
+    let begin = begin.unwrap_or_else(|| panic!("{code} {said}"));
+    for (line, expected) in lines[begin..].iter().zip(expected) {
+        assert!(line.starts_with(expected), "{expected}: {said}");
+    }
+    assert_eq!(code, 0);
+
+    // No route at all: what is no HTTP goes to a Service's own pods.
+    let own = format!("tls://{}:80", cluster_ip("a"));
+    let parts = [
+        "told by the first bytes",
+        "goes to its own pods",
+        "100 %    shop/a:80, 1 endpoint",
+    ];
+    told(&client, &[&own], 0, &parts).await;
+}
+
+#[tokio::test]
+async fn why_says_that_a_tcp_route_takes_everything() {
+    let mesh = Mesh::start().await;
+    mesh.service("web", Some("http"), &[1]);
+    let _web = App::named(mesh.app(1), "web").await;
+    let _web_proxy = mesh.sidecar("web", 1, &[]).await;
+    mesh.service("bytes", None, &[2]);
+    let _bytes = Greeter::plain(mesh.app(2), "bytes").await;
+    let _bytes_proxy = mesh.sidecar("bytes", 2, &[]).await;
+    mesh.service("front", Some("http"), &[]);
+    let tcp = |backend| streams::route("TCPRoute", "tcp", json!({}), &[(backend, 1)]);
+    mesh.put(&tcp("bytes"));
+    let client = mesh.sidecar("client", 3, &["front"]).await;
+    let front = client.calls("front");
+    assert_eq!(greeting(front).await.expect("a greeting"), "bytes");
+    let parts = [
+        "(bytes, which go where TCPRoutes say)",
+        "TCPRoute shop/tcp takes it (every connection)",
+        "100 %    shop/bytes:80, 1 endpoint",
+    ];
+    for url in [
+        "tcp://front:80",
+        "tls://front:80",
+        "https://front:80/a",
+        "http://front/a",
+    ] {
+        told(&client, &[url], 0, &parts).await;
+    }
+    for (backend, reason) in [("gone", "backend-invalid"), ("front", "no-endpoint")] {
+        mesh.put(&tcp(backend));
+        let expected = format!("the sidecar ends the connection, {reason}");
+        eventually(reason, async || {
+            let (code, said) = why(&client, &["tcp://front:80"]).await;
+            code == 1 && said.contains(&expected)
+        })
+        .await;
+        assert!(is_reset(greeting(front).await), "{reason}");
+    }
+    // A more specific kind takes the port over, and its connections are looked into.
+    mesh.put(&streams::route(
+        "HTTPRoute",
+        "http",
+        json!({}),
+        &[("web", 1)],
+    ));
+    eventually("the HTTPRoute is in force", async || {
+        let (code, said) = why(&client, &["http://front/a"]).await;
+        code == 0 && said.contains("HTTPRoute shop/http, rule 0 takes it")
+    })
+    .await;
+    let parts = [
+        "it is no HTTP, which the port is declared to carry",
+        "answers 400, bad-request",
+    ];
+    told(&client, &["tls://front:80"], 1, &parts).await;
 }

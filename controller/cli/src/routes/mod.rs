@@ -201,7 +201,7 @@ impl Report {
     ) -> anyhow::Result<()> {
         let question = Question {
             destination,
-            request: None,
+            said: None,
         };
         let answer = sidecar.why(&question).await?;
         self.notes.extend(answer.rejected.iter().map(|rejected| {
@@ -225,7 +225,13 @@ fn text(report: &Report, to: &mut impl Write) -> io::Result<()> {
     )?;
     for Port { port, answer } in &report.ports {
         let protocol = answer.service.as_ref().map(|service| &*service.protocol);
+        let stream_kind = answer.stream_kind();
         match (&*answer.target, protocol) {
+            ("service", _) if stream_kind.is_some() => writeln!(
+                to,
+                "\nport {port} (bytes, which go where {}s say)",
+                stream_kind.unwrap_or_default()
+            )?,
             ("service", Some("tcp")) => writeln!(
                 to,
                 "\nport {port} (declared as bytes: no HTTP route has a part)"
@@ -248,7 +254,13 @@ fn text(report: &Report, to: &mut impl Write) -> io::Result<()> {
             .iter()
             .flat_map(|one| rows(answer, one))
             .collect();
-        if !rows.is_empty() {
+        if !rows.is_empty() && stream_kind.is_some() {
+            // They have neither named rules nor filters.
+            let rows: Vec<_> = (rows.into_iter())
+                .map(|[route, _, matches, _, backends]| [route, matches, backends])
+                .collect();
+            crate::table::write(&["ROUTE", "TAKES", "BACKENDS"], &rows, to)?;
+        } else if !rows.is_empty() {
             let head = ["ROUTE", "RULE", "MATCHES", "FILTERS", "BACKENDS"];
             crate::table::write(&head, &rows, to)?;
         }

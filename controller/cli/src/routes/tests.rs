@@ -7,6 +7,8 @@ use crate::fake_api::FakeApi;
 
 const HTTP_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/httproutes";
 const GRPC_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/grpcroutes";
+const TLS_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/tlsroutes";
+const TCP_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/tcproutes";
 
 /// A route to the Service `shop/web`. `refusal`: the reason of its status; none for one that is Accepted.
 fn route(namespace: &str, name: &str, refusal: Option<&str>) -> Value {
@@ -24,11 +26,16 @@ fn route(namespace: &str, name: &str, refusal: Option<&str>) -> Value {
     })
 }
 
-/// An answer for clients in `clients`, with these routes in force.
+/// An answer for clients in `clients`, with these HTTPRoutes in force.
 fn answer(clients: &str, protocol: &str, routes: &[&str]) -> Answer {
+    answer_with("HTTPRoute", clients, protocol, routes)
+}
+
+/// Likewise, with routes of another kind.
+fn answer_with(kind: &str, clients: &str, protocol: &str, routes: &[&str]) -> Answer {
     let routes: Vec<_> = routes
         .iter()
-        .map(|name| json!({ "kind": "HTTPRoute", "name": name }))
+        .map(|name| json!({ "kind": kind, "name": name }))
         .collect();
     let answer = json!({
         "client_namespace": clients, "target": "service", "routes": routes,
@@ -92,6 +99,67 @@ async fn a_consumer_s_route_takes_the_place_of_the_producer_s() {
     assert!(said[1].1.contains("declared as bytes"), "{said:?}");
     let said = unused(&api, "shop", &answer("shop", "http", &[])).await;
     assert!(said[1].1.contains("not yet"), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_route_for_connections_that_is_not_in_force_is_told_with_its_reason() {
+    let api = FakeApi::new(&[HTTP_ROUTES, TLS_ROUTES, TCP_ROUTES]);
+    api.apply(TLS_ROUTES, route("shop", "names", None));
+    api.apply(TCP_ROUTES, route("shop", "all", Some("Conflicted")));
+    let mut later = route("shop", "later", None);
+    later["status"]["parents"][0]["conditions"][0]["message"] = json!(
+        "in force nowhere on Service shop/web: port 80: the older TCPRoute shop/all takes all of it"
+    );
+    api.apply(TCP_ROUTES, later);
+    let with_names = answer_with("TLSRoute", "shop", "tcp", &["shop/names"]);
+    let said = unused(&api, "shop", &with_names).await;
+    let expected = [
+        ("shop/all", "not Accepted (Conflicted): as it is"),
+        ("shop/later", "the older TCPRoute shop/all takes all of it"),
+    ];
+    assert_eq!(said.len(), expected.len(), "{said:?}");
+    for ((name, why), (expected, told)) in said.iter().zip(expected) {
+        assert_eq!(name, expected);
+        assert!(why.contains(told), "{name}: {why}");
+    }
+}
+
+#[test]
+fn routes_for_connections_have_a_line_for_each_name_and_backend() {
+    let mut answer = answer_with("TLSRoute", "shop", "http", &["shop/eu", "shop/all"]);
+    let rules = json!([
+        { "kind": "TLSRoute", "route": "shop/eu", "rule": "", "backends": [
+            { "service": "shop/eu:8883", "weight": 9, "endpoints": 2, "ejected": 1 },
+            { "service": "", "weight": 1, "invalid": "BackendNotFound: no" },
+        ] },
+        { "kind": "TLSRoute", "route": "shop/all", "rule": "", "backends": [{ "service": "shop/all:8883", "weight": 1, "endpoints": 1 }] },
+    ]);
+    answer.rules = serde_json::from_value(rules).expect("rules");
+    let names = [(0, "SNI eu.example"), (1, "SNI *.example")];
+    answer.matches = Vec::from(names.map(|(rule, matches)| Match {
+        rule,
+        matches: matches.to_owned(),
+        verdict: None,
+    }));
+    let report = Report {
+        from: "shop/web-1".to_owned(),
+        service: "shop/web".to_owned(),
+        ports: vec![Port { port: 8883, answer }],
+        not_in_force: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut written = Vec::new();
+    text(&report, &mut written).expect("written");
+    let expected = "\
+Service shop/web for clients in namespace shop, as the sidecar of shop/web-1 has it
+
+port 8883 (bytes, which go where TLSRoutes say)
+  ROUTE              TAKES           BACKENDS
+  TLSRoute shop/eu   SNI eu.example  weight 9: shop/eu:8883, 2 endpoints, 1 of them ejected
+                                     weight 1: can't be used: BackendNotFound: no
+  TLSRoute shop/all  SNI *.example   weight 1: shop/all:8883, 1 endpoint
+";
+    assert_eq!(String::from_utf8(written).expect("text"), expected);
 }
 
 #[test]

@@ -102,10 +102,11 @@ fn judge(
     let ours: Vec<Parent> = (parents(route).into_iter())
         .filter(|parent| names(&parent.parent_ref, route, service))
         .collect();
-    let refusal = ours
-        .iter()
-        .flat_map(|parent| &parent.conditions)
-        .find(|condition| condition.kind == "Accepted" && condition.status != "True");
+    let accepted = || {
+        let conditions = ours.iter().flat_map(|parent| &parent.conditions);
+        conditions.filter(|condition| condition.kind == "Accepted")
+    };
+    let refusal = accepted().find(|condition| condition.status != "True");
     // Those of the clients' own namespace, where there are any.
     let of_clients = || {
         let routes = answers.iter().flat_map(|answer| &answer.routes);
@@ -126,16 +127,21 @@ fn judge(
         format!(
             "for clients in {clients}, routes of their own namespace take its place, as {route}"
         )
-    } else if answers.iter().all(|answer| is_bytes(answer)) {
+    } else if is_http(kind) && answers.iter().all(|answer| is_bytes(answer)) {
         "the port is declared as bytes".to_owned()
     } else {
-        "it is Accepted, and not in force on these ports, or not yet".to_owned()
+        let said = accepted().next().map_or("", |condition| &condition.message);
+        format!("it is Accepted ({said}), and not in force on these ports, or not yet")
     };
     Some(Unused {
         kind: kind.to_owned(),
         name,
         why,
     })
+}
+
+fn is_http(kind: &str) -> bool {
+    ["HTTPRoute", "GRPCRoute"].contains(&kind)
 }
 
 fn is_bytes(answer: &Answer) -> bool {

@@ -149,7 +149,14 @@ impl Answer {
         self.rules.get(of.rule)
     }
 
-    /// The match that takes the request.
+    /// The kind of the routes for connections, where such are in force: the port carries bytes then, whatever it was declared to.
+    pub fn stream_kind(&self) -> Option<&str> {
+        let kinds = self.routes.iter().map(|route| &*route.kind);
+        let mut of_connections = kinds.filter(|kind| ["TLSRoute", "TCPRoute"].contains(kind));
+        of_connections.next()
+    }
+
+    /// The match that takes the request or connection.
     pub fn taken(&self) -> Option<&Match> {
         let takes = |one: &&Match| matches!(one.verdict, Some(Verdict::Takes));
         self.matches.iter().find(takes)
@@ -159,7 +166,10 @@ impl Answer {
 impl Rule {
     /// How people call it, where it is a route's.
     pub fn title(&self) -> String {
-        format!("{} {}, rule {}", self.kind, self.route, self.rule)
+        match self.rule.is_empty() {
+            true => format!("{} {}", self.kind, self.route),
+            false => format!("{} {}, rule {}", self.kind, self.route, self.rule),
+        }
     }
 }
 

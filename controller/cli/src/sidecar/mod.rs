@@ -74,7 +74,15 @@ impl Flags {
 pub struct Question {
     /// `IP:PORT`, or `NAME.NAMESPACE:PORT`.
     pub destination: String,
-    pub request: Option<Value>,
+    /// None: what the routes are is all that is asked.
+    pub said: Option<Said>,
+}
+
+/// What a client would say, as a sidecar is told it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    Request(Value),
+    Connection(Value),
 }
 
 /// A sidecar that can be asked.
@@ -121,8 +129,10 @@ impl Sidecar {
     /// Its answer, as it gave it.
     pub async fn why(&self, question: &Question) -> anyhow::Result<Answer> {
         let mut body = json!({ "destination": question.destination });
-        if let Some(request) = &question.request {
-            body["request"] = request.clone();
+        match &question.said {
+            None => {}
+            Some(Said::Request(request)) => body["request"] = request.clone(),
+            Some(Said::Connection(connection)) => body["connection"] = connection.clone(),
         }
         let body = body.to_string();
         let answer = self.post("/why", &body).await;

@@ -1,4 +1,4 @@
-//! `naru why`: which rule would take a request, and why the others would not.
+//! `naru why`: which rule would take a request, or which route a connection, and why the others would not.
 //!
 //! ```text
 //! URL ─▶ the Service of that name ─▶ its address ─▶ a sidecar, from the tables that it has in force ─▶ words
@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::destination::{Leads, ServiceName, resolve};
 use crate::kubernetes::Output;
 use crate::sidecar::{Answer, Flags, Question, Sidecar};
-use request::{Header, Url};
+use request::{DEFAULT_METHOD, Header, Scheme, Url};
 
 /// Exit code where nothing can be said: the call is wrong, or the sidecar can't be asked.
 pub const NO_ANSWER: u8 = 2;
@@ -31,15 +31,18 @@ pub struct Args {
     #[command(flatten)]
     flags: Flags,
     /// The request's method.
-    #[arg(long, short = 'X', value_name = "METHOD", default_value = "GET")]
+    #[arg(long, short = 'X', value_name = "METHOD", default_value = DEFAULT_METHOD)]
     request: String,
     /// A field of the request's head, as 'x-version: 2' (repeatable).
     #[arg(long, short = 'H', value_name = "NAME: VALUE")]
     header: Vec<Header>,
+    /// The name that a TLS client asks for (SNI). Without: the URL's host, unless that is an address.
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
     /// How the answer is written.
     #[arg(long, short, value_name = "FORM", value_enum, default_value_t = Output::Text)]
     output: Output,
-    /// What the client calls, as it calls it: http://catalog/products/1
+    /// What the client calls, as it calls it: http://catalog/products/1, https://NAME, tls://NAME:PORT, tcp://NAME:PORT
     #[arg(value_name = "URL")]
     url: Url,
 }
@@ -49,8 +52,15 @@ pub struct Args {
 struct Report {
     /// Whose sidecar said so.
     from: String,
-    method: String,
+    /// None: it is a connection that is asked about, of which the sidecar sees no request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<String>,
     url: String,
+    /// What a TLS client asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_name: Option<String>,
+    #[serde(skip)]
+    scheme: Scheme,
     /// What it was asked about, as `IP:PORT`.
     destination: String,
     /// What there is to be said beside the answer.
@@ -59,7 +69,7 @@ struct Report {
 }
 
 impl Report {
-    /// Whether a backend would get the request.
+    /// Whether a backend would get the request or connection.
     fn is_forwarded(&self) -> bool {
         let outcome = self.answer.outcome.as_ref();
         outcome.is_some_and(|outcome| outcome.forwarded)
@@ -98,6 +108,12 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 async fn report(args: &Args) -> anyhow::Result<Report> {
+    let scheme = args.url.scheme;
+    let server_name = match &args.server_name {
+        Some(_) if !scheme.is_tls() => bail!("--server-name: only https:// and tls:// have one"),
+        given if scheme.is_tls() => args.url.server_name(given.as_deref()),
+        _ => None,
+    };
     let client = args.flags.client().await?;
     let namespace = args.flags.namespace(client.as_ref());
     let sidecar = Sidecar::find(client.as_ref(), &args.flags, &namespace).await?;
@@ -108,14 +124,23 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
         (sidecar.skips().iter())
             .map(|skip| format!("some of the pod's traffic passes its sidecar by ({skip})")),
     );
+    if args.url.hides(&args.request, &args.header) {
+        notes.push(
+            "method, path and headers are inside of the connection, where the sidecar does not look"
+                .to_owned(),
+        );
+    }
+    let said = (args.url).said(&args.request, &args.header, server_name.as_deref());
     let question = Question {
         destination: destination.clone(),
-        request: Some(args.url.request(&args.request, &args.header)),
+        said: Some(said),
     };
     Ok(Report {
         from: sidecar.name(),
-        method: args.request.clone(),
+        method: (scheme == Scheme::Http).then(|| args.request.clone()),
         url: args.url.to_string(),
+        server_name,
+        scheme,
         destination,
         notes,
         answer: sidecar.why(&question).await?,

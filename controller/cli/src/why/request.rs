@@ -1,4 +1,4 @@
-//! A request as curl is told it.
+//! A request or a connection as curl is told it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,17 +7,31 @@ use std::str::FromStr;
 use http::Uri;
 use serde_json::{Value, json};
 
-const DEFAULT_PORT: u16 = 80;
+use crate::sidecar::Said;
 
-/// `http://HOST[:PORT][/PATH][?QUERY]`
+/// What a client begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// A request.
+    Http,
+    /// A ClientHello, and requests inside of the TLS.
+    Https,
+    /// A ClientHello, and whatever inside of the TLS.
+    Tls,
+    /// Anything, of which nothing is known.
+    Tcp,
+}
+
+/// `SCHEME://HOST[:PORT][/PATH][?QUERY]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
+    pub scheme: Scheme,
     /// Without the brackets of an IPv6 address.
     pub host: String,
     pub port: u16,
     /// Host and port as written, for `Host`.
     authority: String,
-    /// With its query.
+    /// With its query; `/` of what has none.
     path: String,
 }
 
@@ -26,6 +40,39 @@ pub struct Url {
 pub struct Header {
     name: String,
     value: String,
+}
+
+impl Scheme {
+    fn of(text: &str) -> Option<Self> {
+        Some(match text {
+            "http" => Self::Http,
+            "https" => Self::Https,
+            "tls" => Self::Tls,
+            "tcp" => Self::Tcp,
+            _ => return None,
+        })
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    const fn default_port(self) -> Option<u16> {
+        match self {
+            Self::Http => Some(80),
+            Self::Https => Some(443),
+            Self::Tls | Self::Tcp => None,
+        }
+    }
+
+    pub const fn is_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Tls)
+    }
 }
 
 impl FromStr for Url {
@@ -39,22 +86,9 @@ impl FromStr for Url {
         let uri: Uri = with_scheme
             .parse()
             .map_err(|error| format!("{text:?} is no URL: {error}"))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err(
-                    "https: what an app has encrypted itself is bytes to its sidecar, and no HTTP route has a part in it; ask with \
-                     http:// what would become of the request in plaintext"
-                        .to_owned(),
-                );
-            }
-            other => {
-                return Err(format!(
-                    "{} is no scheme of a request",
-                    other.unwrap_or_default()
-                ));
-            }
-        }
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let scheme = Scheme::of(scheme)
+            .ok_or_else(|| format!("{scheme} is none of the schemes http, https, tls, tcp"))?;
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -66,24 +100,34 @@ impl FromStr for Url {
             Some((_, port)) if !port.ends_with(']') => {
                 port.parse().map_err(|_| format!("{port:?} is no port"))?
             }
-            _ => DEFAULT_PORT,
+            _ => (scheme.default_port())
+                .ok_or_else(|| format!("{text:?} names no port, as {text}:443"))?,
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = match path.starts_with('/') {
+            true => path.to_owned(),
+            false => format!("/{path}"),
+        };
+        if matches!(scheme, Scheme::Tls | Scheme::Tcp) && path != "/" {
+            return Err(format!("{path}: a connection has no path"));
+        }
         Ok(Self {
+            scheme,
             host: host.to_owned(),
             port,
             authority: authority.to_owned(),
-            path: match path.starts_with('/') {
-                true => path.to_owned(),
-                false => format!("/{path}"),
-            },
+            path,
         })
     }
 }
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.path)
+        write!(f, "{}://{}", self.scheme.as_str(), self.authority)?;
+        match self.scheme {
+            Scheme::Http | Scheme::Https => f.write_str(&self.path),
+            Scheme::Tls | Scheme::Tcp => Ok(()),
+        }
     }
 }
 
@@ -92,8 +136,30 @@ impl Url {
         self.host.parse().ok()
     }
 
-    /// The request as a sidecar is asked about it.
-    pub fn request(&self, method: &str, headers: &[Header]) -> Value {
+    /// The name that a TLS client asks for, where `given` is none: the host, unless that is an address (RFC 6066 section 3).
+    pub fn server_name(&self, given: Option<&str>) -> Option<String> {
+        let own = || self.ip().is_none().then_some(&*self.host);
+        given.or_else(own).map(str::to_owned)
+    }
+
+    /// Whether something is said that is inside of a connection which is bytes to the sidecar.
+    pub fn hides(&self, method: &str, headers: &[Header]) -> bool {
+        self.scheme != Scheme::Http
+            && (self.path != "/" || !headers.is_empty() || method != DEFAULT_METHOD)
+    }
+
+    /// What a sidecar is asked about.
+    pub fn said(&self, method: &str, headers: &[Header], server_name: Option<&str>) -> Said {
+        match self.scheme {
+            Scheme::Http => Said::Request(self.request(method, headers)),
+            Scheme::Https | Scheme::Tls => {
+                Said::Connection(json!({ "tls": true, "server_name": server_name }))
+            }
+            Scheme::Tcp => Said::Connection(json!({ "tls": false })),
+        }
+    }
+
+    fn request(&self, method: &str, headers: &[Header]) -> Value {
         let is_host = |header: &&Header| header.name.eq_ignore_ascii_case("host");
         let authority = headers.iter().find(is_host).map(|host| &host.value);
         let others = headers.iter().filter(|header| !is_host(header));
@@ -105,6 +171,9 @@ impl Url {
         })
     }
 }
+
+/// The method where none is given.
+pub const DEFAULT_METHOD: &str = "GET";
 
 impl FromStr for Header {
     type Err = String;
@@ -142,6 +211,14 @@ mod tests {
                 81,
                 "http://[fd00::1]:81/",
             ),
+            ("https://catalog/a", "catalog", 443, "https://catalog/a"),
+            ("tls://catalog:8883", "catalog", 8883, "tls://catalog:8883"),
+            (
+                "tcp://10.0.0.1:5432/",
+                "10.0.0.1",
+                5432,
+                "tcp://10.0.0.1:5432",
+            ),
         ] {
             let url: Url = text.parse().expect(text);
             assert_eq!((url.host.as_str(), url.port), (host, port), "{text}");
@@ -152,7 +229,9 @@ mod tests {
         for wrong in [
             "",
             "http://",
-            "https://catalog",
+            "tls://catalog",
+            "tcp://catalog:1/a",
+            "tcp://catalog:1?a",
             "ftp://a",
             "http://a:99999/",
             "http://u@a/",
@@ -175,5 +254,33 @@ mod tests {
         assert_eq!(url.request("GET", &[])["authority"], "catalog:81");
         assert!("x-version".parse::<Header>().is_err());
         assert!(": 2".parse::<Header>().is_err());
+    }
+
+    #[test]
+    fn a_tls_client_asks_for_the_host_unless_told_otherwise_and_for_no_address() {
+        for (url, given, expected) in [
+            ("https://broker.shop/a", None, json!("broker.shop")),
+            ("tls://broker:1", Some("eu.example"), json!("eu.example")),
+            ("tls://[fd00::1]:1", None, json!(null)),
+            ("tls://10.0.0.1:1", Some("eu.example"), json!("eu.example")),
+        ] {
+            let url: Url = url.parse().unwrap();
+            let name = url.server_name(given);
+            let said = url.said("GET", &[], name.as_deref());
+            let connection = json!({ "tls": true, "server_name": expected });
+            assert_eq!(said, Said::Connection(connection), "{url}");
+        }
+        let url: Url = "tcp://db:5432".parse().unwrap();
+        let bytes = Said::Connection(json!({ "tls": false }));
+        assert_eq!(url.said("GET", &[], None), bytes);
+        for (url, method, hides) in [
+            ("https://a", "GET", false),
+            ("https://a/b", "GET", true),
+            ("https://a", "PUT", true),
+            ("http://a/b", "PUT", false),
+        ] {
+            let url: Url = url.parse().unwrap();
+            assert_eq!(url.hides(method, &[]), hides, "{url}");
+        }
     }
 }

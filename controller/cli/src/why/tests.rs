@@ -90,8 +90,10 @@ async fn a_name_leads_where_the_pod_s_resolver_says() {
 fn report(answer: &Value, notes: &[&str]) -> Report {
     Report {
         from: "shop/client-1".to_owned(),
-        method: "GET".to_owned(),
+        method: Some("GET".to_owned()),
         url: "http://web/api".to_owned(),
+        server_name: None,
+        scheme: Scheme::Http,
         destination: "10.96.0.1:80".to_owned(),
         notes: notes.iter().map(ToString::to_string).collect(),
         answer: Answer::parse(&answer.to_string()).expect("an answer"),
@@ -156,6 +158,133 @@ The others, in order of precedence:
         lines.collect::<Vec<_>>()
     };
     assert_eq!(squeeze(&written(&report)), squeeze(expected));
+}
+
+/// What is told of a question about a connection.
+fn of_connection(scheme: Scheme, server_name: Option<&str>, answer: &Value) -> String {
+    let report = Report {
+        method: None,
+        url: "tls://web:80".to_owned(),
+        server_name: server_name.map(str::to_owned),
+        scheme,
+        ..report(answer, &[])
+    };
+    written(&report)
+}
+
+fn tls_routes(verdicts: [Value; 3], outcome: Value) -> Value {
+    let rule = |route: &str, backends: Value| json!({ "kind": "TLSRoute", "route": route, "rule": "", "backends": backends });
+    let backends = json!([{ "service": "shop/v1:80", "weight": 3, "endpoints": 2 }, { "weight": 1, "invalid": "BackendNotFound: no" }]);
+    let names = ["a.example", "*.b.example", "*.example"];
+    let matches = names.into_iter().zip(verdicts).zip([0, 1, 1]);
+    let matches = matches.map(|((name, mut verdict), rule)| {
+        verdict["rule"] = json!(rule);
+        verdict["matches"] = json!(format!("SNI {name}"));
+        verdict
+    });
+    json!({
+        "client_namespace": "shop", "target": "service",
+        "service": { "namespace": "shop", "name": "web", "port": 80, "protocol": "http" },
+        "routes": [{ "kind": "TLSRoute", "name": "shop/a" }, { "kind": "TLSRoute", "name": "shop/b" }],
+        "rules": [rule("shop/a", backends), rule("shop/b", json!([]))],
+        "matches": matches.collect::<Vec<_>>(), "outcome": outcome,
+    })
+}
+
+#[test]
+fn a_connection_is_told_from_the_route_that_takes_it_to_those_that_do_not() {
+    let asked = json!({ "verdict": "unmet", "part": "server-name", "wanted": "*.b.example", "has": "a.example" });
+    let answer = tls_routes(
+        [
+            json!({ "verdict": "takes" }),
+            asked,
+            json!({ "verdict": "outranked", "by": "exact-name" }),
+        ],
+        json!({ "forwarded": true, "backends": [
+            { "backend": 0, "share": 0.75 }, { "backend": 1, "share": 0.25, "reason": "backend-invalid" },
+        ] }),
+    );
+    let expected = "\
+TLS to tls://web:80, SNI a.example, from shop/client-1 (namespace shop)
+  10.96.0.1:80 is port 80 of Service shop/web (bytes, which go where TLSRoutes say)
+
+TLSRoute shop/a takes it (SNI a.example)
+  75 %     shop/v1:80, 2 endpoints
+  25 %     can't be used: BackendNotFound: no
+           → the sidecar ends the connection, backend-invalid
+
+The others, in order of precedence:
+  ROUTE            MATCHES          WHY NOT
+  TLSRoute shop/b  SNI *.b.example  the client asks for a.example
+  TLSRoute shop/b  SNI *.example    it would, but the other has the exact name
+";
+    assert_eq!(
+        of_connection(Scheme::Tls, Some("a.example"), &answer),
+        expected
+    );
+
+    // And what begins with no ClientHello, be it a request.
+    let no_hello = || json!({ "verdict": "unmet", "part": "client-hello", "wanted": "a.example", "has": null });
+    let answer = tls_routes(
+        [no_hello(), no_hello(), no_hello()],
+        json!({ "forwarded": false, "reason": "no-client-hello" }),
+    );
+    for text in [
+        of_connection(Scheme::Tcp, None, &answer),
+        written(&report(&answer, &[])),
+    ] {
+        for part in [
+            "no route takes it: the sidecar ends the connection, no-client-hello",
+            "All there are, in order of precedence:",
+            "SNI *.example    the client does not begin with a TLS ClientHello",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+    let no_name =
+        || json!({ "verdict": "unmet", "part": "server-name", "wanted": "a.example", "has": null });
+    let answer = tls_routes(
+        [no_name(), no_name(), no_name()],
+        json!({ "forwarded": false, "reason": "no-route" }),
+    );
+    let text = of_connection(Scheme::Https, None, &answer);
+    assert!(
+        text.contains("without SNI, from") && text.contains("the client asks for no name"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_port_without_routes_for_connections_is_told_with_what_it_carries() {
+    let with = |protocol: &str, rules: Value, outcome: Value| {
+        let answer = json!({
+            "client_namespace": "shop", "target": "service",
+            "service": { "namespace": "shop", "name": "web", "port": 80, "protocol": protocol },
+            "routes": [{ "kind": "HTTPRoute", "name": "shop/split" }],
+            "rules": rules, "matches": [{ "rule": 0, "matches": "everything", "verdict": "takes" }], "outcome": outcome,
+        });
+        of_connection(Scheme::Tls, Some("web"), &answer)
+    };
+    let backends = json!([{ "service": "shop/web:80", "weight": 1, "endpoints": 1 }]);
+    let own = json!([{ "kind": "", "route": "", "rule": "", "backends": backends }]);
+    let forwarded = json!({ "forwarded": true, "backends": [{ "backend": 0, "share": 1.0 }] });
+    let text = with("detect", own, forwarded);
+    assert!(
+        text.contains("what does not begin with HTTP goes to its own pods"),
+        "{text}"
+    );
+    assert!(text.contains("100 %    shop/web:80, 1 endpoint"), "{text}");
+    let refused = json!({ "forwarded": false, "reason": "bad-request", "status": 400 });
+    let text = with("http", json!([]), refused);
+    assert!(
+        text.contains("it is no HTTP") && text.contains("answers 400, bad-request"),
+        "{text}"
+    );
+    let text = with("http2", json!([]), json!({ "forwarded": false }));
+    assert!(
+        text.contains("it is no HTTP") && text.contains("the sidecar ends the connection"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -3,22 +3,19 @@
 use std::io::{self, Write};
 
 use super::Report;
+use super::request::Scheme;
 use crate::sidecar::{Answer, Match, Outcome, Rule, Verdict};
 
 pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
     let Report {
         from,
-        method,
-        url,
         destination,
         notes,
         answer,
+        ..
     } = report;
-    writeln!(
-        to,
-        "{method} {url} from {from} (namespace {})",
-        answer.client_namespace
-    )?;
+    let clients = &answer.client_namespace;
+    writeln!(to, "{} from {from} (namespace {clients})", asked(report))?;
     writeln!(to, "  {}", target(destination, answer))?;
     for note in notes {
         writeln!(to, "  note: {note}")?;
@@ -41,6 +38,13 @@ pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
         Some((taken, rule)) => {
             match (rule.route.is_empty(), &*answer.target) {
                 (false, _) => writeln!(to, "{} takes it ({})", rule.title(), taken.matches)?,
+                (true, "service") if report.method.is_none() && !answer.routes.is_empty() => {
+                    writeln!(
+                        to,
+                        "no route for connections is in force for it: what does not begin with HTTP goes to its own pods, whatever \
+                         HTTP routes say"
+                    )?;
+                }
                 (true, "service") => {
                     writeln!(
                         to,
@@ -51,9 +55,20 @@ pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
             }
             became(rule, outcome, to)?;
         }
-        None => writeln!(to, "{}", untaken(answer, outcome))?,
+        None => writeln!(to, "{}", untaken(report, outcome))?,
     }
     others(answer, to)
+}
+
+/// What was asked about.
+fn asked(report: &Report) -> String {
+    let url = &report.url;
+    match (report.scheme, &report.server_name) {
+        (Scheme::Http, _) => format!("{} {url}", report.method.as_deref().unwrap_or_default()),
+        (Scheme::Https | Scheme::Tls, Some(name)) => format!("TLS to {url}, SNI {name},"),
+        (Scheme::Https | Scheme::Tls, None) => format!("TLS to {url}, without SNI,"),
+        (Scheme::Tcp, _) => format!("a connection to {url}"),
+    }
 }
 
 /// What was called.
@@ -65,7 +80,10 @@ fn target(destination: &str, answer: &Answer) -> String {
             service.port,
             service.namespace,
             service.name,
-            protocol(&service.protocol)
+            match answer.stream_kind() {
+                Some(kind) => format!("bytes, which go where {kind}s say"),
+                None => protocol(&service.protocol).to_owned(),
+            }
         ),
         ("pod", Some(service)) => format!(
             "{destination} is a pod of namespace {} ({}), and no route has a part in calls to pods",
@@ -88,14 +106,30 @@ fn protocol(word: &str) -> &str {
 }
 
 /// Where no rule takes it.
-fn untaken(answer: &Answer, outcome: &Outcome) -> String {
+fn untaken(report: &Report, outcome: &Outcome) -> String {
+    let answer = &report.answer;
+    let nobody = match answer.stream_kind() {
+        Some(_) => "no route takes it",
+        None => "no rule takes it",
+    };
+    let service = answer.service.as_ref().filter(|_| report.method.is_none());
+    let protocol = service.map(|service| &*service.protocol);
     match (&*answer.target, &outcome.reason) {
-        (_, Some(reason)) => format!(
-            "no rule takes it: {}",
-            said(reason, outcome.status, outcome.grpc_status)
-        ),
         ("passthrough", None) => "its connection goes there as it is, as bytes".to_owned(),
-        _ => "no rule takes it".to_owned(),
+        (_, reason) if answer.stream_kind().is_none() && protocol.is_some() => {
+            let ended = match reason {
+                Some(reason) => said(reason, outcome.status, outcome.grpc_status),
+                None => "the sidecar ends the connection".to_owned(),
+            };
+            format!(
+                "it is no HTTP, which the port is declared to carry: {ended} (ask with http:// what becomes of requests)"
+            )
+        }
+        (_, Some(reason)) => {
+            let said = said(reason, outcome.status, outcome.grpc_status);
+            format!("{nobody}: {said}")
+        }
+        _ => nobody.to_owned(),
     }
 }
 
@@ -181,7 +215,11 @@ fn others(answer: &Answer, to: &mut impl Write) -> io::Result<()> {
         None => "All there are, in order of precedence:",
     };
     writeln!(to, "\n{what}")?;
-    crate::table::write(&["RULE", "MATCHES", "WHY NOT"], &rows, to)?;
+    let first = match answer.stream_kind() {
+        Some(_) => "ROUTE",
+        None => "RULE",
+    };
+    crate::table::write(&[first, "MATCHES", "WHY NOT"], &rows, to)?;
     match answer.matches_left_out {
         0 => Ok(()),
         more => writeln!(to, "and {more} more"),
@@ -198,6 +236,11 @@ fn row(answer: &Answer, one: &Match) -> Option<[String; 3]> {
             match (&*part, has) {
                 // The words of a path say what it is.
                 ("path", Some(has)) => format!("the path is {has}"),
+                ("client hello", _) => {
+                    "the client does not begin with a TLS ClientHello".to_owned()
+                }
+                ("server name", Some(has)) => format!("the client asks for {has}"),
+                ("server name", None) => "the client asks for no name".to_owned(),
                 ("method", Some(has)) => format!("the method is {has}, not {wanted}"),
                 (_, Some(has)) => format!("{part} {wanted}: it is {has:?}"),
                 (_, None) => format!("{part} {wanted}: there is none"),
@@ -212,6 +255,8 @@ fn criterion(word: &str) -> String {
     match word {
         "exact-path" => "has an exact path",
         "regular-expression" => "has a regular expression, which comes before prefixes",
+        "exact-name" => "has the exact name",
+        "longer-name" => "has a longer name",
         "longer-path" => "has a longer path",
         "method" => "wants a method",
         "more-headers" => "wants more headers",
