@@ -411,7 +411,7 @@ async fn why_says_that_a_tcp_route_takes_everything() {
     ));
     eventually("the HTTPRoute is in force", async || {
         let (code, said) = why(&client, &["http://front/a"]).await;
-        code == 0 && said.contains("HTTPRoute shop/http, rule 0 takes it")
+        code == 0 && said.contains("HTTPRoute shop/http, rule split takes it")
     })
     .await;
     let parts = [

@@ -9,8 +9,8 @@ use super::answer::{
 use crate::http2::{grpc_status, is_grpc};
 use crate::reason::Reason;
 use crate::route::{
-    Explained, Filter, HeaderFields as _, Mirror, NamedMatch, Outcome, RequestHead as _, Rule, RuleBackend, Unmet,
-    Verdict, explain, is_credential, outcome, query_value, split_query,
+    Explained, Filter, HeaderFields as _, Mirror, NamedMatch, Outcome, RequestHead as _, Rule,
+    RuleBackend, Unmet, Verdict, explain, is_credential, outcome, query_value, split_query,
 };
 use crate::table::{Logical, Protocol};
 
