@@ -23,7 +23,8 @@ problems += [f"{name} is new: add it to the list" for name in passed if name not
 # The report is a fixed form, so no YAML library is needed for what is asked of it.
 words = " ".join(report.split())
 for wanted in (
-    "profiles: - core: result: success statistics: Failed: 0 Passed: 3 Skipped: 0 name: MESH-GRPC",
+    # Which profile comes first is by chance.
+    "- core: result: success statistics: Failed: 0 Passed: 3 Skipped: 0 name: MESH-GRPC",
     "- core: result: success statistics: Failed: 0 Passed: 7 Skipped: 0 extended: result: success statistics: Failed: 0 Passed: 7 Skipped: 0",
     "summary: Core tests succeeded. Extended tests succeeded.",
     "gatewayAPIVersion: v1.7.0",
