@@ -124,6 +124,79 @@ fn status(mesh: &DynamicObject) -> Option<Value> {
         .iter()
         .map(|name| json!({ "name": name }));
     let features: Vec<Value> = features.collect();
-    let status = json!({ "conditions": [condition], "supportedFeatures": features });
-    (status != *before).then_some(status)
+    // Both are lists that others may add to: what they say stays, and is no reason to write.
+    let has = |list: &str, entry: &Value| {
+        let entries = before[list].as_array();
+        entries.is_some_and(|entries| entries.contains(entry))
+    };
+    let said = has("conditions", &condition)
+        && (features.iter()).all(|feature| has("supportedFeatures", feature))
+        && !has_former_features(mesh);
+    (!said).then(|| json!({ "conditions": [condition], "supportedFeatures": features }))
+}
+
+/// Whether another version of this controller has named features that this one does not have: they go with the next write.
+fn has_former_features(mesh: &DynamicObject) -> bool {
+    let entries = mesh.metadata.managed_fields.iter().flatten();
+    let ours = entries.filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+    ours.filter_map(|entry| entry.fields_v1.as_ref())
+        .filter_map(|fields| fields.0["f:status"]["f:supportedFeatures"].as_object())
+        .flat_map(|features| features.keys())
+        // As `k:{"name":"Mesh"}`; a `.` stands for the list itself.
+        .filter_map(|key| serde_json::from_str::<Value>(key.strip_prefix("k:")?).ok())
+        .any(|key| {
+            let name = key["name"].as_str();
+            name.is_some_and(|name| !SUPPORTED_FEATURES.contains(&name))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mesh(status: &Value, owned: &Value) -> DynamicObject {
+        let fields = json!({ "f:status": { "f:supportedFeatures": owned } });
+        let managed =
+            json!([{ "manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": fields }]);
+        let metadata = json!({ "name": "naru", "generation": 1, "managedFields": managed });
+        let spec = json!({ "controllerName": CONTROLLER_NAME });
+        serde_json::from_value(json!({ "metadata": metadata, "spec": spec, "status": status }))
+            .expect("an XMesh")
+    }
+
+    #[test]
+    fn what_others_say_in_a_status_is_no_reason_to_write_it_again() {
+        let none = json!({});
+        let written = status(&mesh(&Value::Null, &none)).expect("nothing is said yet");
+        assert_eq!(status(&mesh(&written, &none)), None);
+        // The CRD itself has a condition that nobody here answers for.
+        let mut shared = written;
+        let list = |status: &mut Value, name: &str, entry| {
+            let list = status[name].as_array_mut().expect("a list");
+            list.insert(0, entry);
+        };
+        let programmed = json!({ "type": "Programmed", "status": "Unknown", "reason": "Pending" });
+        list(&mut shared, "conditions", programmed);
+        list(&mut shared, "supportedFeatures", json!({ "name": "AAA" }));
+        assert_eq!(status(&mesh(&shared, &none)), None);
+    }
+
+    #[test]
+    fn what_is_missing_or_was_said_by_another_version_is_a_reason() {
+        let none = json!({});
+        let written = status(&mesh(&Value::Null, &none)).expect("nothing is said yet");
+        let mut fewer = written.clone();
+        fewer["supportedFeatures"]
+            .as_array_mut()
+            .expect("a list")
+            .pop();
+        assert!(status(&mesh(&fewer, &none)).is_some());
+        let current = json!({ ".": {}, "k:{\"name\":\"Mesh\"}": { ".": {}, "f:name": {} } });
+        assert_eq!(status(&mesh(&written, &current)), None);
+        let former = json!({ "k:{\"name\":\"Former\"}": { ".": {}, "f:name": {} } });
+        assert!(status(&mesh(&written, &former)).is_some());
+        let mut denied = written;
+        denied["conditions"][0]["status"] = json!("False");
+        assert!(status(&mesh(&denied, &none)).is_some());
+    }
 }
