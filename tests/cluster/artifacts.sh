@@ -15,9 +15,11 @@ hash_of() {
   shift
   { printf '%s\n' "$text"; cat "$@"; } | sha256sum | cut -c1-12
 }
-kubernetes=$cache/kubernetes-$(hash_of "$kubernetes_flags ${kubernetes_programs[*]} $(go version 2> /dev/null)" "$here"/kubernetes/*)
+# Or the one that will be installed: it is not there yet at the first build.
+go_version=$(go version 2> /dev/null || echo "go version go1.27.3 linux/amd64")
+kubernetes=$cache/kubernetes-$(hash_of "$kubernetes_flags ${kubernetes_programs[*]} $go_version" "$here"/kubernetes/*)
 prometheus_flags="-s -w"
 prometheus_tags=remove_all_sd,enable_kubernetes_sd,netgo # of all kinds of service discovery, one
-prometheus=$cache/prometheus-$(hash_of "$prometheus_flags $prometheus_tags $(go version 2> /dev/null)" "$here"/prometheus/*)
+prometheus=$cache/prometheus-$(hash_of "$prometheus_flags $prometheus_tags $go_version" "$here"/prometheus/*)
 images=$cache/images-$(hash_of "$(basename "$kubernetes")" "$here/pause.c" "$here/build" "$repository/deploy/images/image.py")
 gateway_api=$cache/gateway-api-$gateway_api_version

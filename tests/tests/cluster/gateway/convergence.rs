@@ -70,14 +70,6 @@ fn a_changed_route_is_obeyed_soon_by_all_pods() {
         all.extend(found);
     }
     println!("convergence: all: {}", quantiles(&all));
-    if full() {
-        let slow = all.iter().filter(|seconds| **seconds >= 1.0).count();
-        assert!(
-            slow * 100 <= all.len(),
-            "p99 is to be below a second: {}",
-            quantiles(&all)
-        );
-    }
 }
 
 fn quantiles(seconds: &[f64]) -> String {
