@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use crate::kubernetes::{Namespace, READY, eventually};
 use crate::objects::{pod_spec, shell, shop};
 
+/// How long a request may take before it has failed.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Requests at a fixed rate, from a pod of its own, for as long as the namespace lasts.
 pub struct Load<'a> {
     namespace: &'a Namespace,
@@ -36,9 +39,23 @@ impl<'a> Load<'a> {
         rate: u32,
         node: Option<&str>,
     ) -> Self {
+        // As many as can be under way before the first one has taken too long: a machine that stands still for a moment is no failure.
+        let concurrency = (rate * (TIMEOUT.as_secs() as u32 + 1)).to_string();
+        let timeout = TIMEOUT.as_millis().to_string();
         let rate = rate.to_string();
         let arguments = [
-            "load", "--json", "--url", url, "--paths", "/healthz", "--rate", &rate,
+            "load",
+            "--json",
+            "--url",
+            url,
+            "--paths",
+            "/healthz",
+            "--rate",
+            &rate,
+            "--concurrency",
+            &concurrency,
+            "--timeout",
+            &timeout,
         ];
         let mut spec = pod_spec(shop(&arguments));
         spec["restartPolicy"] = "Never".into();
@@ -87,7 +104,7 @@ impl<'a> Load<'a> {
 
     /// After what is under way has had its time: none may have failed, and there must have been some since `before`.
     pub fn assert_none_failed(&self, before: &Totals) -> Totals {
-        std::thread::sleep(Duration::from_secs(6));
+        std::thread::sleep(TIMEOUT + Duration::from_secs(1));
         let totals = self.totals();
         assert_eq!(totals.failed, 0, "{}", totals.failures);
         assert!(totals.ok > before.ok, "{totals:?}, before {before:?}");

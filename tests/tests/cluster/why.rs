@@ -135,10 +135,16 @@ fn a_request_is_explained_by_the_sidecar_of_whoever_would_send_it() {
     );
     eventually_said(&why(&["http://web/"]), 1, &["no-route"]);
 
+    // A connection with TLS, to a port that the Service does not have.
+    eventually_said(
+        &why(&["https://web/"]),
+        1,
+        &["none of the mesh's", "only 80"],
+    );
+
     // What can't be said.
     for (arguments, told) in [
         (why(&["http://nobody/"]), "has no Service nobody"),
-        (why(&["https://web/"]), "https"),
         (
             vec![
                 "why",

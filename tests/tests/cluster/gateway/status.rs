@@ -44,7 +44,8 @@ fn conditions(parents: &[Value], kind: &str) -> Vec<(String, String, String)> {
 fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     let namespace = Namespace::meshed("status");
     start(&namespace, &["v1"]);
-    let reference = |name: &str, port: u16| json!({ "group": "", "kind": "Service", "name": name, "port": port });
+    // The standard CRD wants names of ports where one Service is named twice.
+    let reference = |name: &str, section: &str, port: u16| json!({ "group": "", "kind": "Service", "name": name, "sectionName": section, "port": port });
     let mut object = route(
         "HTTPRoute",
         "several",
@@ -55,9 +56,9 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     let gateway =
         json!({ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge" });
     object["spec"]["parentRefs"] = json!([
-        reference("echo", 80),
-        reference("echo", 81),
-        reference("gone", 80),
+        reference("echo", "http", 80),
+        reference("echo", "nothing", 81),
+        reference("gone", "http", 80),
         gateway
     ]);
     namespace.apply(&[object.clone()]);
@@ -118,7 +119,7 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     assert_eq!(theirs().as_ref(), Some(&foreign));
 
     // A parent that is not named any more has no entry, and the generation is that of the change.
-    object["spec"]["parentRefs"] = json!([reference("echo", 80), gateway]);
+    object["spec"]["parentRefs"] = json!([reference("echo", "http", 80), gateway]);
     namespace.apply(&[object.clone()]);
     let found = expect(&[("echo:80", "True", "Accepted")]);
     let generation =
