@@ -8,6 +8,7 @@ mod destination;
 mod fake_api;
 mod kubernetes;
 mod quiet_http;
+mod report;
 mod routes;
 mod sandbox;
 mod sidecar;

@@ -24,7 +24,6 @@ mod tests;
 mod trust;
 mod webhook;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,9 +33,10 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::kubernetes::client;
+use crate::report::{Output, find_out};
 use api::Installation;
 use finding::{Group, failure, problem};
-use report::{Output, Report};
+use report::Report;
 
 /// How long the API server may take to answer at all.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
@@ -71,14 +71,7 @@ pub enum Stage {
 
 /// Checks, and writes the report. The exit code says whether there is no failure.
 pub fn run(args: Args) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let report = match runtime {
-        Ok(runtime) => runtime.block_on(report(&args)),
-        Err(error) => Err(error.into()),
-    };
-    let report = match report {
+    let report = match find_out(report(&args)) {
         Ok(report) => report,
         Err(error) => {
             eprintln!("naru check: {error:#}");
@@ -86,9 +79,7 @@ pub fn run(args: Args) -> ExitCode {
         }
     };
     let mut out = std::io::stdout().lock();
-    let written = report
-        .write(args.output, &mut out)
-        .and_then(|()| out.flush());
+    let written = report.write(args.output, &mut out);
     match report.ok && written.is_ok() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Stage;
 use super::finding::{Finding, Group, Level};
-pub use crate::kubernetes::Output;
+use crate::report::Output;
 
 #[derive(Serialize)]
 pub struct Report {
@@ -25,13 +25,7 @@ impl Report {
     }
 
     pub fn write(&self, output: Output, to: &mut impl Write) -> io::Result<()> {
-        match output {
-            Output::Json => {
-                serde_json::to_writer_pretty(&mut *to, self)?;
-                writeln!(to)
-            }
-            Output::Text => self.text(to),
-        }
+        output.write(self, to, |report, to| report.text(to))
     }
 
     fn text(&self, to: &mut impl Write) -> io::Result<()> {

@@ -6,10 +6,11 @@ use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
 
 use super::finding::{Finding, Level};
-use super::report::{Output, Report};
+use super::report::Report;
 use super::rights::{RIGHTS, Where};
 use super::{Stage, check};
 use crate::fake_api::FakeApi;
+use crate::report::Output;
 
 const PODS: &str = "/api/v1/pods";
 const SECRETS: &str = "/api/v1/secrets";

@@ -14,7 +14,7 @@ use kube::Client;
 use serde::Serialize;
 
 use crate::destination::{Leads, ServiceName, resolve};
-use crate::kubernetes::Output;
+use crate::report::{Output, find_out};
 use crate::sidecar::{Answer, Flags, Match, Question, Rule, Sidecar};
 use crate::why::NO_ANSWER;
 use unused::Unused;
@@ -83,24 +83,8 @@ struct Port {
 
 /// Asks, and writes what is answered.
 pub fn run(args: Args) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let report = match runtime {
-        Ok(runtime) => runtime.block_on(report(&args)),
-        Err(error) => Err(error.into()),
-    };
-    let written = report.and_then(|report| {
-        let mut out = io::stdout().lock();
-        match args.output {
-            Output::Json => {
-                serde_json::to_writer_pretty(&mut out, &report)?;
-                writeln!(out)?;
-            }
-            Output::Text => text(&report, &mut out)?,
-        }
-        Ok(out.flush()?)
-    });
+    let written = find_out(report(&args))
+        .and_then(|report| Ok(args.output.write(&report, &mut io::stdout().lock(), text)?));
     match written {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

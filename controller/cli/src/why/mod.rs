@@ -9,7 +9,6 @@ mod request;
 mod tests;
 mod text;
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -18,7 +17,7 @@ use kube::Client;
 use serde::Serialize;
 
 use crate::destination::{Leads, ServiceName, resolve};
-use crate::kubernetes::Output;
+use crate::report::{Output, find_out};
 use crate::sidecar::{Answer, Flags, Question, Sidecar};
 use request::{DEFAULT_METHOD, Header, Scheme, Url};
 
@@ -78,23 +77,9 @@ impl Report {
 
 /// Asks, and writes what is answered.
 pub fn run(args: Args) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let report = match runtime {
-        Ok(runtime) => runtime.block_on(report(&args)),
-        Err(error) => Err(error.into()),
-    };
-    let written = report.and_then(|report| {
+    let written = find_out(report(&args)).and_then(|report| {
         let mut out = std::io::stdout().lock();
-        match args.output {
-            Output::Json => {
-                serde_json::to_writer_pretty(&mut out, &report)?;
-                writeln!(out)?;
-            }
-            Output::Text => text::write(&report, &mut out)?,
-        }
-        out.flush()?;
+        args.output.write(&report, &mut out, text::write)?;
         Ok(report.is_forwarded())
     });
     match written {
