@@ -7,7 +7,7 @@ use regex::Regex;
 
 use super::gateway;
 use super::http_filter::header_name;
-use super::http_route::{Failure, at_most};
+use super::http_route::{Failure, METHODS, at_most};
 use super::problem::Invalid;
 
 const MAX_ORIGINS: usize = 64;
@@ -18,9 +18,6 @@ const MAX_HEADERS: usize = 64;
 const DEFAULT_MAX_AGE: i64 = 5;
 /// Stands for everything.
 const ANY: &str = "*";
-const METHODS: [&str; 10] = [
-    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", ANY,
-];
 
 /// As the CRD has it.
 static ORIGIN: LazyLock<Regex> = LazyLock::new(|| {
@@ -47,10 +44,10 @@ pub fn cors(field: &str, given: gateway::Cors) -> Result<Cors, Failure> {
     let methods = format!("{field}.allowMethods");
     set(&methods, &given.allow_methods, MAX_METHODS, true)?;
     for (i, method) in given.allow_methods.iter().enumerate() {
-        if !METHODS.contains(&method.as_str()) {
+        if method != ANY && !METHODS.contains(&method.as_str()) {
             return Err(Invalid::new(
                 format!("{methods}[{i}]"),
-                format!("{method:?} is none of {}", METHODS.join(", ")),
+                format!("{method:?} is none of {}, {ANY}", METHODS.join(", ")),
             )
             .into());
         }

@@ -19,7 +19,7 @@ const MAX_HEADERS: usize = 16;
 const MAX_HEADER_NAME: usize = 256;
 const MAX_HEADER_VALUE: usize = 4096;
 const MAX_PATH: usize = 1024;
-const MAX_HOSTNAME: usize = 253;
+pub const MAX_HOSTNAME: usize = 253;
 const REDIRECT_STATUSES: [i64; 5] = [301, 302, 303, 307, 308];
 const DEFAULT_REDIRECT_STATUS: i64 = 302;
 /// Of a mirror's fraction.
@@ -263,10 +263,8 @@ fn headers(field: &str, given: gateway::HeaderModifier) -> Result<HeaderModifier
     })
 }
 
-fn hostname(field: &str, given: Option<String>) -> Result<String, Invalid> {
-    let Some(hostname) = given else {
-        return Ok(String::new());
-    };
+/// Whether a text of whatever length is a DNS subdomain (RFC 1123).
+pub fn is_hostname(text: &str) -> bool {
     let label = |label: &str| {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         !label.is_empty()
@@ -274,7 +272,14 @@ fn hostname(field: &str, given: Option<String>) -> Result<String, Invalid> {
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    if hostname.len() > MAX_HOSTNAME || !hostname.split('.').all(label) {
+    text.split('.').all(label)
+}
+
+fn hostname(field: &str, given: Option<String>) -> Result<String, Invalid> {
+    let Some(hostname) = given else {
+        return Ok(String::new());
+    };
+    if hostname.len() > MAX_HOSTNAME || !is_hostname(&hostname) {
         return Err(Invalid::new(
             field,
             format!("{hostname:?} is not a hostname in lower case, without a port"),

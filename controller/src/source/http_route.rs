@@ -26,7 +26,7 @@ const DEFAULT_WEIGHT: i64 = 1;
 /// Retries where a rule asks for them and does not say how many.
 const DEFAULT_RETRY_ATTEMPTS: i64 = 1;
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
-const METHODS: [&str; 9] = [
+pub const METHODS: [&str; 9] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
 ];
 /// What a path that is no pattern may not contain, since no normal path does.

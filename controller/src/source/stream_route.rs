@@ -2,25 +2,16 @@
 //! a TLSRoute also has the names that clients ask for.
 
 use std::net::IpAddr;
-use std::sync::LazyLock;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use regex::Regex;
 
 use super::gateway;
+use super::http_filter::{MAX_HOSTNAME, is_hostname};
 use super::http_route::{self, at_most};
 use super::objects::{HttpRoute, RouteKind};
 use super::problem::Invalid;
 
 const MAX_HOSTNAMES: usize = 1_024;
-/// Characters of a hostname.
-const MAX_HOSTNAME: usize = 253;
-
-/// A DNS subdomain (RFC 1123), possibly with a first label that stands for any.
-static HOSTNAME: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"^(?:\*\.)?[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*$")
-        .expect("a constant pattern")
-});
 
 pub fn tls_route(object: gateway::TlsRoute) -> Result<HttpRoute, Invalid> {
     let hostnames = object.spec.hostnames.clone();
@@ -47,29 +38,26 @@ fn reduce(
     metadata: &ObjectMeta,
     spec: gateway::StreamRouteSpec,
 ) -> Result<HttpRoute, Invalid> {
-    if spec.rules.len() != 1 {
-        let message = format!("there has to be one, not {}", spec.rules.len());
-        return Err(Invalid::new("spec.rules", message));
+    let [given] = <[_; 1]>::try_from(spec.rules).map_err(|rules| {
+        let message = format!("there has to be one, not {}", rules.len());
+        Invalid::new("spec.rules", message)
+    })?;
+    if given.backend_refs.is_empty() {
+        let message = "there has to be at least one";
+        return Err(Invalid::new("spec.rules[0].backendRefs", message));
     }
-    let mut rules = Vec::with_capacity(spec.rules.len());
-    for (i, given) in spec.rules.into_iter().enumerate() {
-        if given.backend_refs.is_empty() {
-            let field = format!("spec.rules[{i}].backendRefs");
-            return Err(Invalid::new(field, "there has to be at least one"));
-        }
-        rules.push(Ok(gateway::HttpRule {
-            name: given.name,
-            backend_refs: (given.backend_refs.into_iter())
-                // The CRD knows none here, and the API server leaves them out.
-                .map(|backend| gateway::BackendRef {
-                    filters: Vec::new(),
-                    ..backend
-                })
-                .collect(),
-            ..gateway::HttpRule::default()
-        }));
-    }
-    http_route::reduce(kind, metadata, spec.parent_refs, rules)
+    let rule = gateway::HttpRule {
+        name: given.name,
+        backend_refs: (given.backend_refs.into_iter())
+            // The CRD knows none here, and the API server leaves them out.
+            .map(|backend| gateway::BackendRef {
+                filters: Vec::new(),
+                ..backend
+            })
+            .collect(),
+        ..gateway::HttpRule::default()
+    };
+    http_route::reduce(kind, metadata, spec.parent_refs, vec![Ok(rule)])
 }
 
 fn check_hostname(field: &str, hostname: &str) -> Result<(), Invalid> {
@@ -77,7 +65,7 @@ fn check_hostname(field: &str, hostname: &str) -> Result<(), Invalid> {
         format!("it has to have 1 to {MAX_HOSTNAME} characters")
     } else if hostname.parse::<IpAddr>().is_ok() {
         format!("{hostname:?} is an address: TLS clients ask for names")
-    } else if !HOSTNAME.is_match(hostname) {
+    } else if !is_hostname(hostname.strip_prefix("*.").unwrap_or(hostname)) {
         format!("{hostname:?} is not a name in lower case, as a.example, nor one after \"*.\"")
     } else {
         return Ok(());
