@@ -128,6 +128,23 @@ pub fn is_reset(ended: std::io::Result<String>) -> bool {
     ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
+/// Somebody who calls `front`, whose TCPRoute `tcp` sends all to the greeter `bytes`; a Service `web` is there beside it. What is
+/// behind lives as long as the second value.
+pub async fn bytes_behind_front(mesh: &Mesh) -> (Sidecar, (App, Greeter, [Sidecar; 2])) {
+    mesh.service("web", Some("http"), &[1]);
+    let web = App::named(mesh.app(1), "web").await;
+    let web_proxy = mesh.sidecar("web", 1, &[]).await;
+    mesh.service("bytes", None, &[2]);
+    let bytes = Greeter::plain(mesh.app(2), "bytes").await;
+    let bytes_proxy = mesh.sidecar("bytes", 2, &[]).await;
+    mesh.service("front", Some("http"), &[]);
+    mesh.put(&route("TCPRoute", "tcp", json!({}), &[("bytes", 1)]));
+    let client = mesh.sidecar("client", 3, &["front"]).await;
+    let greeting = greeting(client.calls("front")).await;
+    assert_eq!(greeting.expect("a greeting"), "bytes");
+    (client, (web, bytes, [web_proxy, bytes_proxy]))
+}
+
 #[tokio::test]
 async fn the_name_that_a_tls_client_asks_for_decides_who_it_reaches() {
     let mesh = Mesh::start().await;
@@ -228,17 +245,8 @@ async fn a_tcp_route_shares_connections_by_weight() {
 #[tokio::test]
 async fn of_two_kinds_on_one_port_the_more_specific_one_is_in_force() {
     let mesh = Mesh::start().await;
-    mesh.service("web", Some("http"), &[1]);
-    let _web = App::named(mesh.app(1), "web").await;
-    let _web_proxy = mesh.sidecar("web", 1, &[]).await;
-    mesh.service("bytes", None, &[2]);
-    let _bytes = Greeter::plain(mesh.app(2), "bytes").await;
-    let _bytes_proxy = mesh.sidecar("bytes", 2, &[]).await;
-    mesh.service("front", Some("http"), &[]);
-    mesh.put(&route("TCPRoute", "tcp", json!({}), &[("bytes", 1)]));
-    let client = mesh.sidecar("client", 3, &["front"]).await;
+    let (client, _behind) = bytes_behind_front(&mesh).await;
     let front = client.calls("front");
-    assert_eq!(greeting(front).await.expect("a greeting"), "bytes");
 
     mesh.put(&route("HTTPRoute", "http", json!({}), &[("web", 1)]));
     eventually("requests go where the HTTPRoute says", async || {

@@ -8,7 +8,7 @@ use tokio::process::Command;
 use crate::apps::{Answer, App, ask};
 use crate::mesh::{Mesh, NAMESPACE, Sidecar, cluster_ip};
 use crate::process::eventually;
-use crate::streams::{self, Greeter, greeting, is_reset, tls_greeting};
+use crate::streams::{self, Greeter, bytes_behind_front, greeting, is_reset, tls_greeting};
 
 /// Exit code, and what is written to both outputs.
 async fn naru(arguments: &[&str]) -> (i32, String) {
@@ -367,18 +367,9 @@ async fn why_and_routes_say_what_happens_to_connections() {
 #[tokio::test]
 async fn why_says_that_a_tcp_route_takes_everything() {
     let mesh = Mesh::start().await;
-    mesh.service("web", Some("http"), &[1]);
-    let _web = App::named(mesh.app(1), "web").await;
-    let _web_proxy = mesh.sidecar("web", 1, &[]).await;
-    mesh.service("bytes", None, &[2]);
-    let _bytes = Greeter::plain(mesh.app(2), "bytes").await;
-    let _bytes_proxy = mesh.sidecar("bytes", 2, &[]).await;
-    mesh.service("front", Some("http"), &[]);
-    let tcp = |backend| streams::route("TCPRoute", "tcp", json!({}), &[(backend, 1)]);
-    mesh.put(&tcp("bytes"));
-    let client = mesh.sidecar("client", 3, &["front"]).await;
+    let (client, _behind) = bytes_behind_front(&mesh).await;
     let front = client.calls("front");
-    assert_eq!(greeting(front).await.expect("a greeting"), "bytes");
+    let tcp = |backend| streams::route("TCPRoute", "tcp", json!({}), &[(backend, 1)]);
     let parts = [
         "(bytes, which go where TCPRoutes say)",
         "TCPRoute shop/tcp takes it (every connection)",

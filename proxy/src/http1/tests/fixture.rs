@@ -20,6 +20,19 @@ pub struct App {
     pub connections: Rc<Cell<usize>>,
 }
 
+/// An app that is sent the body `hello` each time, and answers the first request with `first` and all others with `then`. Each of its
+/// connections counts as one request before.
+pub async fn answering_hello(first: &'static str, then: &'static str) -> App {
+    app(move |number, mut talk| async move {
+        let mut answers = [first, then].into_iter().skip(number - 1);
+        while talk.head().await.is_some() {
+            assert_eq!(talk.exactly(5).await.expect("a body"), b"hello");
+            talk.say(answers.next().unwrap_or(then)).await;
+        }
+    })
+    .await
+}
+
 /// Starts an app that does `handle` on each connection. The number tells the first from the second.
 pub async fn app<F>(handle: impl Fn(usize, Talk<TcpStream>) -> F + 'static) -> App
 where

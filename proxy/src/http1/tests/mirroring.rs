@@ -284,14 +284,7 @@ fn a_body_that_breaks_off_is_no_whole_one_for_the_mirror() {
 #[test]
 fn a_request_that_is_retried_is_copied_once() {
     run(async {
-        let app = app(|number, mut talk| async move {
-            let mut answers = [BUSY, OK].iter().skip(number - 1);
-            while talk.head().await.is_some() {
-                assert_eq!(talk.exactly(5).await.expect("a body"), b"hello");
-                talk.say(answers.next().unwrap_or(&OK)).await;
-            }
-        })
-        .await;
+        let app = answering_hello(BUSY, OK).await;
         let (mirror, heard) = hearing("hello", BUSY).await;
         let mesh = Setup::new(&[app.address])
             .retry(&[503], 2)

@@ -8,14 +8,7 @@ const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy";
 #[test]
 fn a_bad_answer_is_tried_again_with_the_whole_body() {
     run(async {
-        let app = app(|number, mut talk| async move {
-            let mut answers = [BUSY, OK].iter().skip(number - 1);
-            while talk.head().await.is_some() {
-                assert_eq!(talk.exactly(5).await.expect("a body"), b"hello");
-                talk.say(answers.next().unwrap_or(&OK)).await;
-            }
-        })
-        .await;
+        let app = answering_hello(BUSY, OK).await;
         let mesh = Setup::new(&[app.address]).retry(&[503], 2).start();
         let mut client = client(&mesh);
         client
