@@ -1,5 +1,9 @@
 //! What the tests of several layers have in common.
 
+pub mod apps;
+pub mod mesh;
+pub mod process;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;

@@ -2,15 +2,14 @@
 //!
 //! Needs nothing but the toolchain. Addresses of 127.0.0.0/8 stand for pods, and mapped listeners for redirect rules.
 
+use naru_tests::{apps, mesh, process};
+
 mod admin;
-mod apps;
 mod control;
 mod filters;
 mod identity;
 mod injection;
 mod locality;
-mod mesh;
-mod process;
 mod rotation;
 mod shutdown;
 mod streams;

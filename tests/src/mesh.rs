@@ -7,17 +7,17 @@
 //! ```
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use naru_tests::programs;
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 
 use crate::apps::{self, Answer};
 use crate::process::{Process, eventually};
+use crate::programs;
 
 pub const NAMESPACE: &str = "shop";
 /// The port of every app, and the inbound port of every pod.
@@ -33,10 +33,27 @@ pub struct Mesh {
     pub controller: Process,
     directory: Directory,
     network: [u8; 2],
+    programs: Programs,
     /// More arguments of the controller.
     more: Vec<String>,
     token_key: KeyPair,
     _claim: TcpListener,
+}
+
+/// The programs that a mesh is made of.
+pub struct Programs {
+    pub folder: PathBuf,
+    /// Program and arguments that a sidecar's command line is given to. Empty: it runs by itself.
+    pub sidecars_under: Vec<String>,
+}
+
+impl Default for Programs {
+    fn default() -> Self {
+        Self {
+            folder: programs().to_owned(),
+            sidecars_under: Vec::new(),
+        }
+    }
 }
 
 struct Directory(PathBuf);
@@ -55,6 +72,11 @@ impl Mesh {
 
     /// One with more arguments.
     pub async fn start_with(more: &[&str]) -> Self {
+        Self::start_of(Programs::default(), more).await
+    }
+
+    /// One of other programs.
+    pub async fn start_of(programs: Programs, more: &[&str]) -> Self {
         let more: Vec<String> = more.iter().map(|arg| (*arg).to_owned()).collect();
         let (network, claim) = claim();
         let directory = Directory(std::env::temp_dir().join(format!(
@@ -68,9 +90,10 @@ impl Mesh {
         let public = directory.0.join("token.pub");
         std::fs::write(public, token_key.public_key_pem()).expect("write");
         let mesh = Self {
-            controller: start_controller(&directory, network, &more),
+            controller: start_controller(&programs, &directory, network, &more),
             directory,
             network,
+            programs,
             more,
             token_key,
             _claim: claim,
@@ -81,7 +104,8 @@ impl Mesh {
 
     /// Starts the controller again, on the same state and address.
     pub async fn restart_controller(&mut self) {
-        self.controller = start_controller(&self.directory, self.network, &self.more);
+        self.controller =
+            start_controller(&self.programs, &self.directory, self.network, &self.more);
         self.controller_is_ready().await;
     }
 
@@ -256,7 +280,7 @@ impl Mesh {
         }
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         let sidecar = Sidecar {
-            process: Process::start(&pod, &programs().join("naru-proxy"), &args),
+            process: self.start_proxy(&pod, args),
             admin,
             calls,
         };
@@ -266,6 +290,15 @@ impl Mesh {
         })
         .await;
         sidecar
+    }
+
+    fn start_proxy(&self, pod: &str, mut args: Vec<String>) -> Process {
+        let program = self.programs.folder.join("naru-proxy");
+        let [under, more @ ..] = &self.programs.sidecars_under[..] else {
+            return Process::start(pod, &program, &args);
+        };
+        args.splice(..0, [more, &[program.display().to_string()]].concat());
+        Process::start(pod, Path::new(under), &args)
     }
 
     fn token(&self, service_account: &str, pod: &str) -> String {
@@ -375,7 +408,12 @@ fn claim() -> ([u8; 2], TcpListener) {
     panic!("no addresses of 127.0.0.0/8 are free, or they are none of this machine's");
 }
 
-fn start_controller(directory: &Directory, [a, b]: [u8; 2], more: &[String]) -> Process {
+fn start_controller(
+    programs: &Programs,
+    directory: &Directory,
+    [a, b]: [u8; 2],
+    more: &[String],
+) -> Process {
     let path = |name: &str| directory.0.join(name).display().to_string();
     let mut args = vec![
         "run".to_owned(),
@@ -387,5 +425,5 @@ fn start_controller(directory: &Directory, [a, b]: [u8; 2], more: &[String]) -> 
         format!("--admin=127.{a}.{b}.254:15014"),
     ];
     args.extend_from_slice(more);
-    Process::start("controller", &programs().join("naru-controller"), &args)
+    Process::start("controller", &programs.folder.join("naru-controller"), &args)
 }
