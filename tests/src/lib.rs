@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 /// Every feature that a layer needs.
-const FEATURES: &str = "naru-tests/namespaces,naru-tests/cluster";
+const FEATURES: &str = "naru-tests/namespaces,naru-tests/cluster,naru-tests/instructions";
 
 /// The directory with the project's programs, built once in a run.
 pub fn programs() -> &'static Path {
@@ -39,6 +39,18 @@ pub fn programs() -> &'static Path {
             .expect("cargo names the program it built");
         naru.parent().expect("a directory").to_owned()
     })
+}
+
+/// The directory with the programs that images are made of, as the test clusters have them: optimised and static.
+pub fn image_programs() -> PathBuf {
+    let built = Command::new(repository().join("deploy/images/build"))
+        .args(["--profile", "sandbox", "--programs"])
+        .current_dir(repository())
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("deploy/images/build");
+    assert!(built.status.success(), "building the programs failed");
+    PathBuf::from(String::from_utf8_lossy(&built.stdout).trim())
 }
 
 /// The top of the project's files.

@@ -425,5 +425,9 @@ fn start_controller(
         format!("--admin=127.{a}.{b}.254:15014"),
     ];
     args.extend_from_slice(more);
-    Process::start("controller", &programs.folder.join("naru-controller"), &args)
+    Process::start(
+        "controller",
+        &programs.folder.join("naru-controller"),
+        &args,
+    )
 }
