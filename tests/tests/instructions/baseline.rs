@@ -128,11 +128,12 @@ impl Baseline {
 }
 
 impl Counts {
-    fn named(self) -> [(&'static str, f64); 3] {
+    fn named(self) -> [(&'static str, f64); 4] {
         [
             ("instructions", self.instructions),
             ("allocations", self.allocations),
             ("system calls", self.system_calls),
+            ("clock readings", self.clock_readings),
         ]
     }
 }

@@ -4,9 +4,8 @@
 //! some thousand basic blocks, and questions to the admin port see to it that the process gets there. They are answered by the
 //! control thread; each thread is counted by itself, and only the data worker's counts are taken.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use naru_tests::apps;
@@ -25,6 +24,9 @@ const ALLOCATORS: [&str; 6] = [
     "aligned_alloc",
 ];
 
+/// A system call only under valgrind, which hides the kernel's page with the clock.
+const CLOCK: &str = "clock_gettime";
+
 /// What was executed between two moments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
@@ -32,6 +34,8 @@ pub struct Counts {
     pub allocations: f64,
     #[serde(rename = "system calls")]
     pub system_calls: f64,
+    #[serde(rename = "clock readings")]
+    pub clock_readings: f64,
 }
 
 /// What a sidecar's command line is given to. Its counts and pipes go to `directory`.
@@ -41,6 +45,8 @@ pub fn command(directory: &Path) -> Vec<String> {
         "--tool=callgrind".to_owned(),
         "--quiet".to_owned(),
         "--separate-threads=yes".to_owned(),
+        // Otherwise a name is written out in the first file that has it, and in no later one.
+        "--compress-strings=no".to_owned(),
         // Counts system calls too; their time is not looked at.
         "--collect-systime=usec".to_owned(),
         format!("--vgdb-prefix={}", vgdb_prefix(directory)),
@@ -59,35 +65,32 @@ pub struct Counted<'a> {
 }
 
 impl Counted<'_> {
-    /// Forgets what was executed so far.
-    pub async fn zero(&self) {
-        self.tell("zero").await;
-    }
-
     /// What the data worker has executed since the last of these calls, kept in the file `profile`.
     pub async fn counts(&self, profile: &Path) -> Counts {
+        // Not `zero` in between: it leaves the system calls as they are.
         self.tell("dump").await;
         let prefix = format!("counts.{}.", self.sidecar.process.id());
         let threads = std::fs::read_dir(self.directory)
             .expect("counts")
             .map(|entry| entry.expect("an entry").path())
             .filter(|path| name(path).starts_with(&prefix));
-        let mut worker: Option<(PathBuf, Counts)> = None;
+        let mut worker: Option<(String, Counts)> = None;
         for path in threads {
-            let counts = read(&std::fs::read_to_string(&path).expect("counts"));
-            let busiest = worker
+            let file = std::fs::read_to_string(&path).expect("counts");
+            std::fs::remove_file(path).expect("remove");
+            let counts = read(&file);
+            // The others do next to nothing.
+            if worker
                 .as_ref()
-                .is_none_or(|(_, other)| other.instructions < counts.instructions);
-            let less = match busiest {
-                true => worker.replace((path, counts)).map(|(path, _)| path),
-                false => Some(path),
-            };
-            if let Some(path) = less {
-                std::fs::remove_file(path).expect("remove");
+                .is_none_or(|(_, other)| other.instructions < counts.instructions)
+            {
+                worker = Some((file, counts));
             }
         }
-        let (path, counts) = worker.expect("callgrind writes a file for each thread");
-        std::fs::rename(path, profile).expect("rename");
+        let (file, counts) = worker.expect("callgrind writes a file for each thread");
+        // Functions that have not returned were called no times, which callgrind_annotate takes for no calls at all.
+        let file = file.replace("\ncalls=0 ", "\ncalls=1 ");
+        std::fs::write(profile, file).expect("write");
         counts
     }
 
@@ -132,45 +135,37 @@ fn name(path: &Path) -> &str {
         .unwrap_or_default()
 }
 
-/// Counts of a file in callgrind's format: <https://valgrind.org/docs/manual/cl-format.html>.
+/// Counts of a file in callgrind's format: <https://valgrind.org/docs/manual/cl-format.html>. Its lines are the names of functions,
+/// each with what it executed itself, and with its calls: whom, how often, and what they executed altogether.
 fn read(file: &str) -> Counts {
     let mut counts = Counts::default();
-    let mut events: Vec<&str> = Vec::new();
-    // A function is named where it comes up first, and a number from there on.
-    let mut names: HashMap<&str, &str> = HashMap::new();
-    let mut called = "";
-    for line in file.lines() {
-        if let Some(names) = line.strip_prefix("events: ") {
-            events = names.split(' ').collect();
-        } else if let Some(values) = line.strip_prefix("totals: ") {
-            for (event, value) in events.iter().zip(values.split(' ')) {
-                let value = value.parse().expect("a number");
-                match *event {
-                    "Ir" => counts.instructions = value,
-                    "sysCount" => counts.system_calls = value,
-                    _ => {}
-                }
-            }
-        } else if let Some(function) = line.strip_prefix("cfn=").or(line.strip_prefix("fn=")) {
-            let (number, name) = function.split_once(' ').unwrap_or((function, ""));
-            let name = match name {
-                "" => names.get(number).copied().unwrap_or_default(),
-                name => {
-                    names.insert(number, name);
-                    name
-                }
-            };
-            if line.starts_with('c') {
-                called = name;
-            }
+    let (mut function, mut called) = ("", "");
+    let mut lines = file.lines();
+    while let Some(line) = lines.next() {
+        if let Some(name) = line.strip_prefix("fn=") {
+            function = name;
+        } else if let Some(name) = line.strip_prefix("cfn=") {
+            called = name;
         } else if let Some(calls) = line.strip_prefix("calls=") {
-            // A recursion has the level behind it.
-            let name = called.split('\'').next().unwrap_or_default();
-            if ALLOCATORS.contains(&name) {
-                let times = calls.split(' ').next().unwrap_or_default();
-                counts.allocations += times.parse::<f64>().expect("a number");
+            if ALLOCATORS.contains(&called) {
+                let (times, _) = calls.split_once(' ').expect("times and place");
+                counts.allocations += number(times);
+            }
+            lines.next();
+        } else if line.starts_with(|c: char| c.is_ascii_digit() || "+-*".contains(c)) {
+            // The place, and then what `command` has counted; zeros at the end are left out.
+            let mut costs = line.split(' ').skip(1).map(number);
+            counts.instructions += costs.next().unwrap_or_default();
+            let system_calls = costs.next().unwrap_or_default();
+            match function {
+                CLOCK => counts.clock_readings += system_calls,
+                _ => counts.system_calls += system_calls,
             }
         }
     }
     counts
+}
+
+fn number(text: &str) -> f64 {
+    text.parse().expect("a number")
 }

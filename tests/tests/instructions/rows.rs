@@ -83,6 +83,7 @@ pub async fn count(row: Row, programs: &Path, profiles: &Path) -> Sides {
     let mut client = Client::new(row, outbound.calls("app")).await;
     client.ask(WARM_UP).await;
 
+    let profile = |side: &str| profiles.join(format!("{}-{side}", row.name()));
     let sides = [("outbound", &outbound), ("inbound", &inbound)].map(|(side, sidecar)| {
         let counted = Counted {
             sidecar,
@@ -90,15 +91,14 @@ pub async fn count(row: Row, programs: &Path, profiles: &Path) -> Sides {
         };
         (side, counted)
     });
-    for (_, side) in &sides {
-        side.zero().await;
+    for (name, side) in &sides {
+        let _warm_up = side.counts(&profile(name)).await;
     }
     let mut least = Sides::new();
     for _ in 0..ROUNDS {
         client.ask(REQUESTS).await;
         for (name, side) in &sides {
-            let profile = profiles.join(format!("{}-{name}", row.name()));
-            let counts = side.counts(&profile).await;
+            let counts = side.counts(&profile(name)).await;
             println!("{} {name}: {counts:?}", row.name());
             let counts = counts.each(REQUESTS);
             let least = least.entry((*name).to_owned()).or_insert(counts);
@@ -117,6 +117,7 @@ impl Counts {
             instructions: self.instructions / requests,
             allocations: self.allocations / requests,
             system_calls: self.system_calls / requests,
+            clock_readings: self.clock_readings / requests,
         }
     }
 
@@ -125,6 +126,7 @@ impl Counts {
             instructions: self.instructions.min(other.instructions),
             allocations: self.allocations.min(other.allocations),
             system_calls: self.system_calls.min(other.system_calls),
+            clock_readings: self.clock_readings.min(other.clock_readings),
         }
     }
 }
