@@ -11,6 +11,8 @@ use std::process::Stdio;
 use naru_tests::apps;
 use naru_tests::mesh::Sidecar;
 use naru_tests::process::SOON;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
@@ -27,7 +29,7 @@ const ALLOCATORS: [&str; 6] = [
 /// A system call only under valgrind, which hides the kernel's page with the clock.
 const CLOCK: &str = "clock_gettime";
 
-/// What was executed between two moments.
+/// What was executed between two moments, or of that a request's share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
     pub instructions: f64,
@@ -38,9 +40,24 @@ pub struct Counts {
     pub clock_readings: f64,
 }
 
+/// Keeps this thread and what it starts on one processor: whether a sidecar reads what comes in one piece or in two is then no matter
+/// of how fast the other is.
+pub fn stay_on_one_processor() {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).expect("processors");
+    let mut one = CpuSet::new();
+    let first = (0..CpuSet::count()).find(|number| allowed.is_set(*number) == Ok(true));
+    one.set(first.expect("a processor")).expect("a processor");
+    sched_setaffinity(this, &one).expect("a processor of its own");
+}
+
 /// What a sidecar's command line is given to. Its counts and pipes go to `directory`.
 pub fn command(directory: &Path) -> Vec<String> {
     vec![
+        // Whoever is waked waits until who woke it has done what there is to do.
+        "chrt".to_owned(),
+        "--batch".to_owned(),
+        "0".to_owned(),
         "valgrind".to_owned(),
         "--tool=callgrind".to_owned(),
         "--quiet".to_owned(),
@@ -96,29 +113,25 @@ impl Counted<'_> {
 
     /// Has valgrind obey `word`.
     async fn tell(&self, word: &str) {
-        let mut vgdb = Command::new("vgdb")
+        let vgdb = Command::new("vgdb")
             .arg(format!("--vgdb-prefix={}", vgdb_prefix(self.directory)))
             .arg(format!("--pid={}", self.sidecar.process.id()))
             .args(["--max-invoke-ms=0", word])
             // The names of the pipes have the user's in them.
             .env_clear()
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
             .kill_on_drop(true)
-            .spawn()
-            .expect("vgdb, which comes with valgrind");
+            .output();
         let admin = self.sidecar.admin;
         let obeyed = async {
             tokio::select! {
-                ended = vgdb.wait() => ended.expect("vgdb"),
+                ended = vgdb => ended.expect("vgdb, which comes with valgrind"),
                 () = keep_busy(admin) => unreachable!("it never ends"),
             }
         };
         let obeyed = tokio::time::timeout(SOON, obeyed).await;
-        assert!(
-            obeyed.is_ok_and(|status| status.success()),
-            "valgrind does not {word} its counts"
-        );
+        let obeyed = obeyed.unwrap_or_else(|_| panic!("valgrind does not {word} its counts"));
+        assert!(obeyed.status.success(), "{word}: {obeyed:?}");
     }
 }
 
@@ -168,4 +181,20 @@ fn read(file: &str) -> Counts {
 
 fn number(text: &str) -> f64 {
     text.parse().expect("a number")
+}
+
+#[test]
+fn what_a_function_calls_is_not_counted_twice() {
+    let counts = read(
+        "version: 1\nevents: Ir sysCount sysTime\nsummary: 45 3 9\n\n\
+         fl=???\nfn=naru_proxy::serve\n0 30\ncfn=malloc\ncalls=2 0 \n0 10\ncfn=clock_gettime\ncalls=1 0 \n0 5 1 3\n\n\
+         fn=malloc\n0 10\n\nfn=clock_gettime\n+0 5 1 3\n\nfn=send\n* 0 2 6\n\ntotals: 45 3 9\n",
+    );
+    let expected = Counts {
+        instructions: 45.0,
+        allocations: 2.0,
+        system_calls: 2.0,
+        clock_readings: 1.0,
+    };
+    assert_eq!(counts, expected);
 }

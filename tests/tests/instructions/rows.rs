@@ -99,8 +99,8 @@ pub async fn count(row: Row, programs: &Path, profiles: &Path) -> Sides {
         client.ask(REQUESTS).await;
         for (name, side) in &sides {
             let counts = side.counts(&profile(name)).await;
-            println!("{} {name}: {counts:?}", row.name());
             let counts = counts.each(REQUESTS);
+            println!("{} {name}: {counts:?}", row.name());
             let least = least.entry((*name).to_owned()).or_insert(counts);
             *least = least.min(counts);
         }
@@ -111,13 +111,15 @@ pub async fn count(row: Row, programs: &Path, profiles: &Path) -> Sides {
 }
 
 impl Counts {
+    /// A request's share: whole instructions, tenths of all else.
     fn each(self, requests: u32) -> Self {
         let requests = f64::from(requests);
+        let tenths = |count: f64| (count / requests * 10.0).round() / 10.0;
         Self {
-            instructions: self.instructions / requests,
-            allocations: self.allocations / requests,
-            system_calls: self.system_calls / requests,
-            clock_readings: self.clock_readings / requests,
+            instructions: (self.instructions / requests).round(),
+            allocations: tenths(self.allocations),
+            system_calls: tenths(self.system_calls),
+            clock_readings: tenths(self.clock_readings),
         }
     }
 
