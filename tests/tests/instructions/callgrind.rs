@@ -1,4 +1,4 @@
-//! Sidecars under callgrind: their counts are zeroed and written out while they run, and read here.
+//! Sidecars under callgrind: their counts are written out while they run, and read here.
 //!
 //! No terminal and no ptrace, which containers tend to forbid: vgdb leaves its command in a pipe that valgrind looks at after every
 //! some thousand basic blocks, and questions to the admin port see to it that the process gets there. They are answered by the
@@ -84,8 +84,7 @@ pub struct Counted<'a> {
 impl Counted<'_> {
     /// What the data worker has executed since the last of these calls, kept in the file `profile`.
     pub async fn counts(&self, profile: &Path) -> Counts {
-        // Not `zero` in between: it leaves the system calls as they are.
-        self.tell("dump").await;
+        self.dump().await;
         let prefix = format!("counts.{}.", self.sidecar.process.id());
         let threads = std::fs::read_dir(self.directory)
             .expect("counts")
@@ -111,12 +110,12 @@ impl Counted<'_> {
         counts
     }
 
-    /// Has valgrind obey `word`.
-    async fn tell(&self, word: &str) {
+    /// Has valgrind write a file for each thread, and begin at zero again. (Its command `zero` leaves the system calls as they are.)
+    async fn dump(&self) {
         let vgdb = Command::new("vgdb")
             .arg(format!("--vgdb-prefix={}", vgdb_prefix(self.directory)))
             .arg(format!("--pid={}", self.sidecar.process.id()))
-            .args(["--max-invoke-ms=0", word])
+            .args(["--max-invoke-ms=0", "dump"])
             // The names of the pipes have the user's in them.
             .env_clear()
             .stdin(Stdio::null())
@@ -130,8 +129,8 @@ impl Counted<'_> {
             }
         };
         let obeyed = tokio::time::timeout(SOON, obeyed).await;
-        let obeyed = obeyed.unwrap_or_else(|_| panic!("valgrind does not {word} its counts"));
-        assert!(obeyed.status.success(), "{word}: {obeyed:?}");
+        let obeyed = obeyed.unwrap_or_else(|_| panic!("valgrind does not write its counts"));
+        assert!(obeyed.status.success(), "{obeyed:?}");
     }
 }
 
