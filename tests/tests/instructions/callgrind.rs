@@ -53,11 +53,16 @@ pub fn stay_on_one_processor() {
 
 /// What a sidecar's command line is given to. Its counts and pipes go to `directory`.
 pub fn command(directory: &Path) -> Vec<String> {
+    // Whoever is waked waits until who woke it has done what there is to do. In real time, which takes a right, nobody else comes in
+    // between either.
+    let [policy, priority] = match may_run_in_real_time() {
+        true => ["--fifo", "1"],
+        false => ["--batch", "0"],
+    };
     vec![
-        // Whoever is waked waits until who woke it has done what there is to do.
         "chrt".to_owned(),
-        "--batch".to_owned(),
-        "0".to_owned(),
+        policy.to_owned(),
+        priority.to_owned(),
         "valgrind".to_owned(),
         "--tool=callgrind".to_owned(),
         "--quiet".to_owned(),
@@ -69,6 +74,14 @@ pub fn command(directory: &Path) -> Vec<String> {
         format!("--vgdb-prefix={}", vgdb_prefix(directory)),
         format!("--callgrind-out-file={}/counts.%p", directory.display()),
     ]
+}
+
+/// Whether the sidecars' turns are theirs alone. Elsewhere other programs on the processor cut them up.
+pub fn may_run_in_real_time() -> bool {
+    let tried = std::process::Command::new("chrt")
+        .args(["--fifo", "1", "true"])
+        .output();
+    tried.is_ok_and(|tried| tried.status.success())
 }
 
 fn vgdb_prefix(directory: &Path) -> String {

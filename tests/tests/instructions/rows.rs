@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use naru_tests::apps::App;
 use naru_tests::mesh::{Mesh, Programs};
 use naru_tests::process::SOON;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -28,6 +29,13 @@ const ROUNDS: usize = 3;
 const PAGE: usize = 1024;
 /// Body of a POST and of its answer, and each direction of an opaque connection, in bytes.
 const MESSAGE: [u8; 128] = [b'm'; 128];
+
+/// Under valgrind, beside others, everything takes long.
+const PATIENT: [&str; 3] = [
+    "--connect-timeout=60s",
+    "--handshake-timeout=60s",
+    "--discovery-timeout=60s",
+];
 
 /// A kind of request.
 #[derive(Clone, Copy, Debug)]
@@ -78,8 +86,10 @@ pub async fn count(row: Row, programs: &Path, profiles: &Path) -> Sides {
     let mesh = Mesh::start_of(programs, &[]).await;
     mesh.service("app", Some(row.protocol()), &[1]);
     let _app = Server::start(row, mesh.app(1)).await;
-    let inbound = mesh.sidecar("app", 1, &[]).await;
-    let outbound = mesh.sidecar("client", 2, &["app"]).await;
+    mesh.put_pod("app", 1, json!({}));
+    mesh.put_pod("client", 2, json!({}));
+    let inbound = mesh.proxy("app", 1, &[], &PATIENT).await;
+    let outbound = mesh.proxy("client", 2, &["app"], &PATIENT).await;
     let mut client = Client::new(row, outbound.calls("app")).await;
     client.ask(WARM_UP).await;
 
