@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::callgrind::{Counts, may_run_in_real_time};
 use crate::rows::Sides;
 
-/// How much more than the baseline's a count may be, in per cent. In real time the counts scatter by less than one, however busy the
+/// How much more than the baseline's a count may be, in per cent. In real time the counts scatter by less than two, however busy the
 /// machine is; one call more is found in all that have fewer than thirty.
 const TOLERANCE: f64 = 3.0;
 /// The same for what something else than the code may have changed: instructions, where another compiler built the programs, or another
