@@ -93,6 +93,7 @@ pub mod logging;
 pub mod metrics;
 pub mod mirror;
 pub mod outbound;
+pub mod pool;
 pub mod prefixed;
 pub mod probe;
 pub mod reason;

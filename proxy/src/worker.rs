@@ -20,11 +20,12 @@ use crate::access_log::AccessLog;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::identity::Identity;
-use crate::metrics::{Direction, Metrics};
+use crate::metrics::{Direction, Metrics, PoolProtocol};
 use crate::mirror::Mirroring;
+use crate::pool::Pool;
 use crate::socket::{self, Listener, Listeners};
 use crate::table::Tables;
-use crate::{http1, http2, inbound, outbound};
+use crate::{http2, inbound, outbound};
 
 #[cfg(test)]
 mod tests;
@@ -58,7 +59,8 @@ pub struct Worker {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub drain: Drain,
-    pub http1_pool: http1::Pool,
+    pub http1_pool: Pool,
+    pub tcp_pool: Pool,
     pub http2_pool: http2::Pool,
     pub mirroring: Rc<Mirroring>,
     pub random: RefCell<SmallRng>,
@@ -73,7 +75,8 @@ impl Worker {
             metrics: shared.metrics,
             access_log: shared.access_log,
             drain: shared.drain,
-            http1_pool: http1::Pool::default(),
+            http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
+            tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
             http2_pool: http2::Pool::default(),
             mirroring: Rc::default(),
             random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),

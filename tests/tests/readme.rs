@@ -13,7 +13,7 @@ use naru_controller::metrics::AuthorityState;
 use naru_proxy::balance::{self, AttemptOutcome, Load};
 use naru_proxy::budget::RetryBudget;
 use naru_proxy::metrics::{
-    Direction, HttpVersion, MirrorLabels, MirrorOutcome, PoolState, PushOutcome, RenewalOutcome,
+    Direction, HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome, RenewalOutcome,
     RequestLabels, RetryOutcome, TcpLabels,
 };
 use naru_proxy::reason::Reason;
@@ -155,7 +155,7 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
     picked.finish(AttemptOutcome::IdentityMismatch, Duration::ZERO);
     metrics.upstream_connect(None);
     metrics.handshake(Direction::Inbound, None);
-    metrics.pool_connections(HttpVersion::Http2, PoolState::Idle, 1);
+    metrics.pool_connections(PoolProtocol::Http2, PoolState::Idle, 1);
     metrics.certificate_renewal(RenewalOutcome::Renewed);
     metrics.certificate(1, "0123456789abcdef");
     metrics.controller_heard(Instant::now());

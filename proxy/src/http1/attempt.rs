@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::body::{Body, Broken};
 use super::framing::{self, ResponseFraming};
 use super::head::{self, Request, Response, Version};
-use super::pool::Upstream;
 use super::reply;
 use crate::balance::AttemptOutcome;
 use crate::buffered::Buffered;
+use crate::pool::Upstream;
 use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::Failure;
 use crate::route::RequestHead as _;
@@ -109,7 +109,7 @@ pub async fn connect(
     };
     match pooled {
         Some(upstream) => Ok(upstream),
-        None => Upstream::connect(worker, endpoint).await.map_err(|error| {
+        None => worker.http1_pool.connect(worker, endpoint).await.map_err(|error| {
             tracing::debug!(address = %endpoint.address, %error, "connecting failed");
             if error.reason == Reason::ConnectTimeout {
                 worker.http1_pool.forget(endpoint.id);

@@ -20,7 +20,6 @@ mod forward;
 mod framing;
 mod head;
 mod mirror;
-mod pool;
 mod reply;
 mod serve;
 
@@ -35,5 +34,4 @@ pub mod fuzzing {
     pub use super::head::{HeadError, Request, Response, Version, find_end};
 }
 
-pub use pool::Pool;
 pub use serve::{LEAVING, serve};

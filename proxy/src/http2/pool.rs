@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::MAX_STREAMS_UPSTREAM;
 use super::connection::{self, Connection};
-use crate::metrics::HttpVersion;
+use crate::metrics::PoolProtocol;
 use crate::metrics::PoolState;
 use crate::reason::Reason;
 use crate::table::Endpoint;
@@ -264,7 +264,7 @@ impl Upstreams {
         if let Some(worker) = self.worker.upgrade() {
             worker
                 .metrics
-                .pool_connections(HttpVersion::Http2, state, change);
+                .pool_connections(PoolProtocol::Http2, state, change);
         }
     }
 }

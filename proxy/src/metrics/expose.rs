@@ -11,7 +11,7 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 use super::histogram::{BUCKETS, Snapshot};
 use super::request::status_labels;
-use super::totals::{PoolState, PushOutcome, RenewalOutcome};
+use super::totals::{PoolProtocol, PoolState, PushOutcome, RenewalOutcome};
 use super::{
     Direction, EJECTION_REASONS, HttpVersion, Metrics, MirrorOutcome, RequestLabels, RetryOutcome,
     ServiceKey, TcpLabels,
@@ -234,10 +234,10 @@ impl Exposed {
             "naru_pool_connections",
             "Upstream connections in the pools of all workers.",
         );
-        for version in HttpVersion::ALL {
+        for protocol in PoolProtocol::ALL {
             for state in PoolState::ALL {
-                let labels = [("protocol", version.as_str()), ("state", state.as_str())];
-                pool.add(&[], &labels, totals.pooled(version, state) as f64);
+                let labels = [("protocol", protocol.as_str()), ("state", state.as_str())];
+                pool.add(&[], &labels, totals.pooled(protocol, state) as f64);
             }
         }
         families.extend([connects, handshakes, pool].map(Family::finish));

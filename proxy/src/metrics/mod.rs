@@ -28,7 +28,7 @@ use request::RetryMetrics;
 pub use request::{RequestMetrics, TcpMetrics};
 use series::Series;
 use totals::Totals;
-pub use totals::{PoolState, PushOutcome, RenewalOutcome};
+pub use totals::{PoolProtocol, PoolState, PushOutcome, RenewalOutcome};
 
 /// Label sets of requests. Each is about 30 lines in a scrape and 1 KiB in memory.
 const MAX_REQUEST_SERIES: usize = 4_000;
@@ -275,8 +275,8 @@ impl Metrics {
     }
 
     /// Upstream connections of a pool have been added or, where negative, taken away.
-    pub fn pool_connections(&self, version: HttpVersion, state: PoolState, change: i64) {
-        self.inner.totals.pool_connections(version, state, change);
+    pub fn pool_connections(&self, protocol: PoolProtocol, state: PoolState, change: i64) {
+        self.inner.totals.pool_connections(protocol, state, change);
     }
 
     /// A line of the access log did not fit.

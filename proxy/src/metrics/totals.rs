@@ -5,10 +5,32 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::request::{ByReason, by_reason, reason_index};
-use super::{Direction, HttpVersion};
+use super::Direction;
 use crate::reason::Reason;
 
-/// Whether a pooled upstream connection has a request on it.
+/// What a pooled upstream connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PoolProtocol {
+    Http1,
+    Http2,
+    /// Opaque connections between sidecars.
+    Tcp,
+}
+
+impl PoolProtocol {
+    pub const ALL: [Self; 3] = [Self::Http1, Self::Http2, Self::Tcp];
+
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "http/2",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// Whether a pooled upstream connection has anything on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PoolState {
     Idle,
@@ -68,7 +90,7 @@ impl RenewalOutcome {
 pub(super) struct Totals {
     upstream_connects: ByReason,
     handshakes: [ByReason; Direction::ALL.len()],
-    pool: [[AtomicI64; PoolState::ALL.len()]; HttpVersion::ALL.len()],
+    pool: [[AtomicI64; PoolState::ALL.len()]; PoolProtocol::ALL.len()],
     access_log_dropped: AtomicU64,
     renewals: [AtomicU64; RenewalOutcome::ALL.len()],
     certificate_expiry: AtomicI64,
@@ -101,12 +123,12 @@ impl Totals {
         by_reason(&self.handshakes[direction as usize])
     }
 
-    pub fn pool_connections(&self, version: HttpVersion, state: PoolState, change: i64) {
-        self.pool[version as usize][state as usize].fetch_add(change, Relaxed);
+    pub fn pool_connections(&self, protocol: PoolProtocol, state: PoolState, change: i64) {
+        self.pool[protocol as usize][state as usize].fetch_add(change, Relaxed);
     }
 
-    pub fn pooled(&self, version: HttpVersion, state: PoolState) -> i64 {
-        self.pool[version as usize][state as usize].load(Relaxed)
+    pub fn pooled(&self, protocol: PoolProtocol, state: PoolState) -> i64 {
+        self.pool[protocol as usize][state as usize].load(Relaxed)
     }
 
     pub fn access_log_dropped(&self) {

@@ -27,8 +27,9 @@ use crate::drain::{DrainSignal, drain};
 use crate::http2::serve;
 use crate::identity::Identity;
 use crate::identity::testing::Authority;
-use crate::metrics::{Direction, Metrics, MirrorLabels, TcpLabels};
+use crate::metrics::{Direction, Metrics, MirrorLabels, PoolProtocol, TcpLabels};
 use crate::mirror::Mirroring;
+use crate::pool::Pool;
 use crate::route::{Mirror, RetryPolicy, Routes, Rule, ServiceLabels, decode_routes, default_rule};
 use crate::session::Session;
 use crate::stream::StreamRoutes;
@@ -139,7 +140,8 @@ impl Setup {
             metrics: metrics.clone(),
             access_log: self.access_log,
             drain,
-            http1_pool: Default::default(),
+            http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
+            tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
             http2_pool: Default::default(),
             mirroring: self.mirroring,
             random: RefCell::new(SmallRng::seed_from_u64(1)),

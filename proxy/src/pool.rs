@@ -1,5 +1,5 @@
-//! The idle upstream connections of one worker, by endpoint. The one that was used last is used first, so that those which are
-//! not needed grow old and end.
+//! The idle upstream connections of one worker, by endpoint, of a protocol in which a connection carries one thing at a time: HTTP/1,
+//! and opaque TCP between sidecars. The one that was used last is used first, so that those which are not needed grow old and end.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::buffered::Buffered;
 use crate::identity::Alpn;
-use crate::metrics::{HttpVersion, Metrics, PoolState};
+use crate::metrics::{Metrics, PoolProtocol, PoolState};
 use crate::socket;
 use crate::table::{Endpoint, Peer};
 use crate::upstream::{self, ConnectError, Stream};
@@ -25,8 +25,10 @@ const APP_IDLE: Duration = Duration::from_secs(4);
 const APP_IDLE_UNSAFE: Duration = Duration::from_secs(1);
 
 /// Idle upstream connections of one worker.
-#[derive(Default)]
 pub struct Pool {
+    protocol: PoolProtocol,
+    /// Where a worker has this pool.
+    of: fn(&Worker) -> &Pool,
     idle: RefCell<HashMap<u64, Vec<Idle>>>,
     count: Cell<usize>,
     sweeping: Cell<bool>,
@@ -37,7 +39,7 @@ struct Idle {
     since: Instant,
 }
 
-/// One upstream connection, while it carries an exchange.
+/// One upstream connection, while it carries an exchange or an app's connection.
 pub struct Upstream {
     pub connection: Buffered<Stream>,
     /// It has carried an exchange before.
@@ -53,10 +55,44 @@ pub struct Upstream {
 /// Counts a connection in `naru_pool_connections` for as long as it lives.
 struct Gauge {
     metrics: Metrics,
+    protocol: PoolProtocol,
     state: PoolState,
 }
 
 impl Pool {
+    /// `of`: where a worker has this pool.
+    pub fn new(protocol: PoolProtocol, of: fn(&Worker) -> &Self) -> Self {
+        Self {
+            protocol,
+            of,
+            idle: RefCell::default(),
+            count: Cell::default(),
+            sweeping: Cell::default(),
+        }
+    }
+
+    /// Opens a connection to `endpoint`, which can be put here.
+    pub async fn connect(
+        &self,
+        worker: &Worker,
+        endpoint: &Endpoint,
+    ) -> Result<Upstream, ConnectError> {
+        let alpn = match self.protocol {
+            PoolProtocol::Http1 => Alpn::Http1,
+            PoolProtocol::Http2 => Alpn::Http2,
+            PoolProtocol::Tcp => Alpn::Tcp,
+        };
+        let stream = upstream::connect(worker, endpoint, alpn).await?;
+        Ok(Upstream {
+            connection: Buffered::new(stream),
+            reused: false,
+            is_mesh: matches!(endpoint.peer, Peer::Mesh(_)),
+            opened: Instant::now(),
+            bounded: false,
+            gauge: Gauge::new(&worker.metrics, self.protocol),
+        })
+    }
+
     /// An idle connection to `endpoint` that is still open. `idempotent`: a request whose connection turns out to be closed may be
     /// sent again.
     pub fn take(&self, worker: &Worker, endpoint: &Endpoint, idempotent: bool) -> Option<Upstream> {
@@ -108,7 +144,7 @@ impl Pool {
         self.count.set(self.count.get() + 1);
         drop(idle);
         if !self.sweeping.replace(true) {
-            tokio::task::spawn_local(sweep(Rc::downgrade(worker)));
+            tokio::task::spawn_local(sweep(Rc::downgrade(worker), self.of));
         }
     }
 
@@ -137,13 +173,13 @@ impl Pool {
 }
 
 /// Runs while there is anything to look through.
-async fn sweep(worker: Weak<Worker>) {
+async fn sweep(worker: Weak<Worker>, of: fn(&Worker) -> &Pool) {
     loop {
         sleep(SWEEP_EVERY).await;
         let Some(worker) = worker.upgrade() else {
             return;
         };
-        if !worker.http1_pool.sweep(&worker) {
+        if !of(&worker).sweep(&worker) {
             return;
         }
     }
@@ -165,23 +201,10 @@ impl Idle {
 }
 
 impl Upstream {
-    /// Opens a connection to `endpoint`.
-    pub async fn connect(worker: &Worker, endpoint: &Endpoint) -> Result<Self, ConnectError> {
-        let stream = upstream::connect(worker, endpoint, Alpn::Http1).await?;
-        Ok(Self {
-            connection: Buffered::new(stream),
-            reused: false,
-            is_mesh: matches!(endpoint.peer, Peer::Mesh(_)),
-            opened: Instant::now(),
-            bounded: false,
-            gauge: Gauge::new(&worker.metrics),
-        })
-    }
-
-    /// Before each request. One that is a head alone fits into any receiver's buffer: if a sidecar's kernel does not acknowledge it,
-    /// the pod is out of reach. A body, or what follows an upgrade, may wait for its reader.
-    pub fn expect_acknowledgement(&mut self, worker: &Worker, head_alone: bool) {
-        let bounded = self.is_mesh && head_alone;
+    /// Whether what is sent from now on fits into any receiver's buffer, as the head of a request does: if a sidecar's kernel does not
+    /// acknowledge that, the pod is out of reach. More than that, as a body or what follows an upgrade, may wait for its reader.
+    pub fn expect_acknowledgement(&mut self, worker: &Worker, fits: bool) {
+        let bounded = self.is_mesh && fits;
         if bounded != self.bounded {
             let bound = bounded.then_some(worker.config.limits.peer_timeout);
             socket::await_acknowledgements(self.connection.io.tcp(), bound);
@@ -191,25 +214,24 @@ impl Upstream {
 }
 
 impl Gauge {
-    fn new(metrics: &Metrics) -> Self {
-        metrics.pool_connections(HttpVersion::Http1, PoolState::Active, 1);
+    fn new(metrics: &Metrics, protocol: PoolProtocol) -> Self {
+        metrics.pool_connections(protocol, PoolState::Active, 1);
         Self {
             metrics: metrics.clone(),
+            protocol,
             state: PoolState::Active,
         }
     }
 
     fn set(&mut self, state: PoolState) {
-        self.metrics
-            .pool_connections(HttpVersion::Http1, self.state, -1);
-        self.metrics.pool_connections(HttpVersion::Http1, state, 1);
+        self.metrics.pool_connections(self.protocol, self.state, -1);
+        self.metrics.pool_connections(self.protocol, state, 1);
         self.state = state;
     }
 }
 
 impl Drop for Gauge {
     fn drop(&mut self) {
-        self.metrics
-            .pool_connections(HttpVersion::Http1, self.state, -1);
+        self.metrics.pool_connections(self.protocol, self.state, -1);
     }
 }
