@@ -3,16 +3,24 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
 
 /// How much is read at once where it is kept, in bytes. One TLS record is 16 KiB.
 pub const READ_SIZE: usize = 16 * 1024;
 /// How much is read at once where it is passed on at once, in bytes.
-const PASS_SIZE: usize = 64 * 1024;
+pub const PASS_SIZE: usize = 64 * 1024;
+
+/// How long, and for how many bytes, a side that is still sending is listened to after the end, so that what was written last is
+/// not lost.
+const LINGER: Duration = Duration::from_secs(2);
+const MAX_LINGERED: usize = 1024 * 1024;
 
 /// A connection and the bytes that wait on either way.
 #[derive(Debug)]
@@ -64,15 +72,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
+        self.poll_pass_as(cx, to, 0, |read| Ok(0..read.len()))
+            .map_err(|(side, _)| side)
+    }
+
+    /// As [`Self::poll_pass`], but what is written is what `turn` makes of it: it gets what was read behind `room` bytes of its own,
+    /// and says which part of that is to be written. An error of its is one of this side.
+    pub fn poll_pass_as<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut Buffered<T>,
+        room: usize,
+        turn: impl FnOnce(&mut [u8]) -> io::Result<Range<usize>>,
+    ) -> Poll<Result<usize, (Side, io::Error)>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut read = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read)).map_err(|_| Side::From)?;
-            let mut rest = read.filled();
-            let length = rest.len();
+            let mut read = ReadBuf::new(&mut scratch[room..]);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))
+                .map_err(|error| (Side::From, error))?;
+            let length = read.filled().len();
+            if length == 0 {
+                return Poll::Ready(Ok(0));
+            }
+            let turned = turn(&mut scratch[..room + length]);
+            let mut rest = &scratch[turned.map_err(|error| (Side::From, error))?];
             while !rest.is_empty() {
                 match to.poll_write(cx, rest) {
                     Poll::Ready(Ok(written)) => rest = &rest[written..],
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Side::To)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err((Side::To, error))),
                     Poll::Pending => {
                         to.unsent.extend_from_slice(rest);
                         break;
@@ -120,6 +149,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_flush(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    /// Ends the connection so that what was written last arrives, even where the other side is still sending (RFC 9112 section 9.6).
+    pub async fn close(mut self) {
+        let ending = async {
+            poll_fn(|cx| self.poll_shutdown(cx)).await?;
+            let mut lingered = 0;
+            while lingered < MAX_LINGERED {
+                self.read.clear();
+                match poll_fn(|cx| self.poll_fill(cx)).await? {
+                    0 => break,
+                    length => lingered += length,
+                }
+            }
+            Ok::<_, io::Error>(())
+        };
+        // Whoever does not listen to the end has lost nothing that could be helped.
+        let _ = timeout(LINGER, ending).await;
     }
 
     pub async fn flush(&mut self) -> io::Result<()> {

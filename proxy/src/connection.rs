@@ -218,30 +218,48 @@ impl<'a> Opening<'a> {
         if !speculates {
             return Poll::Pending;
         }
-        if matches!(self.upstream, Speculation::None) && timer.as_mut().poll(cx).is_ready() {
-            let worker = self.session.worker.clone();
-            let logical = self.logical.clone();
-            let connecting = async move { tcp::connect(&worker, &logical).await };
-            self.upstream = Speculation::Connecting(Box::pin(connecting));
-        }
-        if let Speculation::Connecting(connecting) = &mut self.upstream
-            && let Poll::Ready(connected) = connecting.as_mut().poll(cx)
-        {
-            timer.as_mut().reset(Instant::now() + HOPELESS);
-            self.upstream = Speculation::Done(connected);
-        }
-        match &mut self.upstream {
-            // It speaks, or ends.
-            Speculation::Done(Ok(upstream)) => {
-                upstream.connection.poll_fill(cx).map(|_| FirstWord::Server)
+        self.poll_server(cx, timer)
+    }
+
+    /// Waits for the word of a server that may be the first to speak.
+    fn poll_server(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut timer: Pin<&mut Sleep>,
+    ) -> Poll<FirstWord> {
+        let worker = &self.session.worker;
+        loop {
+            match &mut self.upstream {
+                Speculation::None => {
+                    ready!(timer.as_mut().poll(cx));
+                    let (worker, logical) = (worker.clone(), self.logical.clone());
+                    let connecting = async move { tcp::connect(&worker, &logical).await };
+                    self.upstream = Speculation::Connecting(Box::pin(connecting));
+                }
+                Speculation::Connecting(connecting) => {
+                    let connected = ready!(connecting.as_mut().poll(cx));
+                    timer.as_mut().reset(Instant::now() + HOPELESS);
+                    self.upstream = Speculation::Done(connected);
+                }
+                // It speaks, or ends.
+                Speculation::Done(Ok(upstream)) => {
+                    match ready!(upstream.poll_first_word(cx, worker)) {
+                        tcp::FirstWord::Said => return Poll::Ready(FirstWord::Server),
+                        tcp::FirstWord::Stale(backend) => {
+                            let worker = worker.clone();
+                            let connecting =
+                                async move { tcp::connect_anew(&worker, &backend).await };
+                            self.upstream = Speculation::Connecting(Box::pin(connecting));
+                        }
+                    }
+                }
+                Speculation::Done(Err(reason)) => {
+                    let reason = *reason;
+                    ready!(timer.as_mut().poll(cx));
+                    self.upstream = Speculation::Hopeless(reason);
+                }
+                Speculation::Hopeless(_) => return Poll::Ready(FirstWord::Server),
             }
-            Speculation::Done(Err(reason)) => {
-                let reason = *reason;
-                ready!(timer.poll(cx));
-                self.upstream = Speculation::Hopeless(reason);
-                Poll::Ready(FirstWord::Server)
-            }
-            _ => Poll::Pending,
         }
     }
 

@@ -49,7 +49,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
     let mut client = Buffered::new(client);
     if strict {
         return match is_peer_in_time(&stranger.worker, &mut client).await {
-            true => serve_peer(stranger, &logical, client).await,
+            true => serve_peer(stranger, client).await,
             false => refuse(&stranger, &logical, &client),
         };
     }
@@ -68,7 +68,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
             if is_peer_in_time(&stranger.worker, &mut client).await =>
         {
             opening.abandon();
-            return serve_peer(stranger, &logical, client).await;
+            return serve_peer(stranger, client).await;
         }
         FirstWord::Gone => None,
         FirstWord::Client(detected) => {
@@ -177,7 +177,7 @@ fn client_hello(bytes: &[u8]) -> Option<bool> {
     None
 }
 
-async fn serve_peer(stranger: Session, logical: &Arc<Logical>, client: Buffered<TcpStream>) {
+async fn serve_peer(stranger: Session, client: Buffered<TcpStream>) {
     let worker = stranger.worker.clone();
     let handshake = shake_hands(&worker, client);
     let accepted = timeout(worker.config.limits.handshake_timeout, handshake)
@@ -200,7 +200,7 @@ async fn serve_peer(stranger: Session, logical: &Arc<Logical>, client: Buffered<
             http2::serve(session, client).await;
             None
         }
-        Alpn::Tcp => tcp::serve(&session, logical, Buffered::new(client), None).await,
+        Alpn::Tcp => tcp::serve_peer(&session, client).await,
     };
     if let Some(client) = reset {
         socket::reset(&client.get_ref().0.io);

@@ -2,8 +2,21 @@
 //!
 //! Each direction ends for itself, and an end is passed on as an end. What breaks is passed on as a break, so that nobody takes half
 //! of something for the whole. There is no time limit: whoever is silent is asked by TCP itself whether it is still there.
+//!
+//! ```text
+//!            plain: copy                           an endpoint without a sidecar, an address outside the mesh
+//! client ──▶
+//!            framed ══ a pooled TLS connection ══▶ peer ──▶ framed ──▶ app
+//! ```
+//!
+//! Between sidecars an app's connection is in frames ([`frame`]), so that the next one can follow on the same TLS connection.
+
+pub mod frame;
+mod framed;
+mod peer;
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -17,13 +30,16 @@ use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::buffered::{Buffered, Side};
 use crate::identity::Alpn;
 use crate::metrics::{Direction, TcpLabels, TcpMetrics};
+use crate::pool;
 use crate::reason::Reason;
 use crate::session::Session;
 use crate::socket;
 use crate::stream::StreamRoutes;
-use crate::table::{Backend, Logical};
-use crate::upstream::{self, Stream};
+use crate::table::{Backend, Endpoint, Logical, Peer};
+use crate::upstream::{self, ConnectError, Stream};
 use crate::worker::Worker;
+use framed::Framed;
+pub use peer::serve_peer;
 
 #[cfg(test)]
 mod tests;
@@ -33,24 +49,104 @@ const MAX_ATTEMPTS: usize = 3;
 /// What a connection that came about counts as for the endpoint.
 const CONNECTED: AttemptOutcome = AttemptOutcome::Response { status: 200 };
 
-/// An upstream connection, and the endpoint that it counts for.
+/// A connection to an endpoint, and the endpoint that it counts for.
 pub struct Upstream {
-    pub connection: Buffered<Stream>,
-    _in_flight: InFlight,
+    link: Link,
+    in_flight: InFlight,
+    backend: Arc<Backend>,
 }
 
-/// Connects to an endpoint of a Service, or of whatever else is behind a destination.
+enum Link {
+    Plain(Buffered<Stream>),
+    /// To a sidecar.
+    Framed(pool::Upstream, Framed),
+}
+
+/// What a server says first.
+pub enum FirstWord {
+    /// Something, or its connection has ended.
+    Said,
+    /// Nothing: a pooled connection was over. One that is opened for it takes its place.
+    Stale(Arc<Backend>),
+}
+
+/// Whether a pooled connection will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pooled {
+    Yes,
+    No,
+}
+
+/// Connects to an endpoint of a Service.
 pub async fn connect(worker: &Worker, logical: &Logical) -> Result<Upstream, Reason> {
-    match logical.default_rule.backends.first() {
-        Some(backend) => match &backend.backend {
-            Ok(backend) => connect_to(worker, backend).await,
-            Err(_) => Err(Reason::BackendInvalid),
-        },
-        None => Err(Reason::NoBackend),
-    }
+    connect_to(worker, default_backend(logical)?, Pooled::Yes).await
 }
 
-async fn connect_to(worker: &Worker, backend: &Backend) -> Result<Upstream, Reason> {
+/// Connects to an endpoint of `backend`, since a pooled connection was over.
+pub async fn connect_anew(worker: &Worker, backend: &Arc<Backend>) -> Result<Upstream, Reason> {
+    connect_to(worker, backend, Pooled::No).await
+}
+
+/// Connects to the app in this pod.
+async fn connect_app(
+    worker: &Worker,
+    logical: &Logical,
+) -> Result<(Buffered<Stream>, InFlight), Reason> {
+    let backend = default_backend(logical)?;
+    let open = async |endpoint: &Endpoint| upstream::connect(worker, endpoint, Alpn::Tcp).await;
+    let (stream, in_flight) = try_endpoints(worker, backend, open).await?;
+    Ok((Buffered::new(stream), in_flight))
+}
+
+fn default_backend(logical: &Logical) -> Result<&Arc<Backend>, Reason> {
+    let backend = logical.default_rule.backends.first();
+    let backend = backend.ok_or(Reason::NoBackend)?.backend.as_ref();
+    backend.map_err(|_| Reason::BackendInvalid)
+}
+
+async fn connect_to(
+    worker: &Worker,
+    backend: &Arc<Backend>,
+    pooled: Pooled,
+) -> Result<Upstream, Reason> {
+    let open = async |endpoint: &Endpoint| open(worker, endpoint, pooled).await;
+    let (link, in_flight) = try_endpoints(worker, backend, open).await?;
+    Ok(Upstream {
+        link,
+        in_flight,
+        backend: backend.clone(),
+    })
+}
+
+/// A connection to `endpoint` on which nothing has been sent yet.
+async fn open(worker: &Worker, endpoint: &Endpoint, pooled: Pooled) -> Result<Link, ConnectError> {
+    if !matches!(endpoint.peer, Peer::Mesh(_)) {
+        let stream = upstream::connect(worker, endpoint, Alpn::Tcp).await?;
+        return Ok(Link::Plain(Buffered::new(stream)));
+    }
+    // Whether an ejected endpoint has recovered is told by a new connection alone.
+    if pooled == Pooled::Yes
+        && !endpoint.load.is_ejected()
+        && let Some(mut upstream) = worker.tcp_pool.take(worker, endpoint, true)
+    {
+        upstream.expect_acknowledgement(worker, true);
+        return Ok(Link::Framed(upstream, Framed::opening(true)));
+    }
+    let opened = worker.tcp_pool.connect(worker, endpoint).await;
+    if let Err(error) = &opened
+        && error.reason == Reason::ConnectTimeout
+    {
+        worker.tcp_pool.forget(endpoint.id);
+    }
+    Ok(Link::Framed(opened?, Framed::opening(false)))
+}
+
+/// Opens a connection to one endpoint of `backend` after the other, until one comes about.
+async fn try_endpoints<T>(
+    worker: &Worker,
+    backend: &Backend,
+    open: impl AsyncFn(&Endpoint) -> Result<T, ConnectError>,
+) -> Result<(T, InFlight), Reason> {
     let mut tried: Vec<u64> = Vec::new();
     let mut failed = Reason::NoEndpoint;
     for _ in 0..MAX_ATTEMPTS {
@@ -67,13 +163,10 @@ async fn connect_to(worker: &Worker, backend: &Backend) -> Result<Upstream, Reas
         }
         tried.push(in_flight.endpoint.id);
         let began = Instant::now();
-        match upstream::connect(worker, &in_flight.endpoint, Alpn::Tcp).await {
-            Ok(stream) => {
+        match open(&in_flight.endpoint).await {
+            Ok(opened) => {
                 in_flight.answered(CONNECTED, began.elapsed());
-                return Ok(Upstream {
-                    connection: Buffered::new(stream),
-                    _in_flight: in_flight,
-                });
+                return Ok((opened, in_flight));
             }
             Err(error) => {
                 tracing::debug!(address = %in_flight.endpoint.address, %error, "connecting failed");
@@ -84,6 +177,36 @@ async fn connect_to(worker: &Worker, backend: &Backend) -> Result<Upstream, Reas
         }
     }
     Err(failed)
+}
+
+impl Upstream {
+    /// Waits for the server's first word, for a client that may be waiting for it.
+    pub fn poll_first_word(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<FirstWord> {
+        let (upstream, framed) = match &mut self.link {
+            Link::Plain(connection) => {
+                return connection.poll_fill(cx).map(|_| FirstWord::Said);
+            }
+            Link::Framed(upstream, framed) => (upstream, framed),
+        };
+        Poll::Ready(
+            match ready!(framed.poll_first_word(cx, &mut upstream.connection)) {
+                Ok(()) => FirstWord::Said,
+                Err(framed::Broken::Stale) => FirstWord::Stale(self.backend.clone()),
+                Err(framed::Broken::App) => FirstWord::Said,
+                Err(framed::Broken::Peer(error)) => {
+                    forget_if_out_of_reach(worker, &self.in_flight, &error);
+                    FirstWord::Said
+                }
+            },
+        )
+    }
+}
+
+/// A pod that does not acknowledge anything has vanished, whatever else is connected to it.
+fn forget_if_out_of_reach(worker: &Worker, in_flight: &InFlight, error: &io::Error) {
+    if error.kind() == io::ErrorKind::TimedOut {
+        worker.tcp_pool.forget(in_flight.endpoint.id);
+    }
 }
 
 /// Carries a connection to an endpoint of the backend that `routes` say. Returns the client's connection if it must be reset.
@@ -101,7 +224,7 @@ where
     let found = routes.find(&mut client, patience).await;
     let picked = found.and_then(|route| route.pick(&mut worker.random.borrow_mut()));
     let upstream = match picked {
-        Ok(backend) => connect_to(worker, backend).await,
+        Ok(backend) => connect_to(worker, backend, Pooled::Yes).await,
         Err(reason) => Err(reason),
     };
     serve(session, logical, client, Some(upstream)).await
@@ -118,23 +241,84 @@ pub async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let _busy = session.worker.drain.busy();
+    let worker = &session.worker;
+    let _busy = worker.drain.busy();
     let metrics = session.tcp_metrics(logical);
     metrics.opened();
-    let upstream = match upstream {
+    let mut upstream = match upstream {
         Some(upstream) => upstream,
-        None => connect(&session.worker, logical).await,
+        None => connect(worker, logical).await,
     };
-    match upstream {
-        Ok(mut upstream) => {
-            let broken = copy(&mut client, &mut upstream.connection, Some(&metrics)).await;
-            finish(client, &upstream.connection, &metrics, broken)
-        }
-        Err(reason) => {
-            metrics.closed(Some(reason));
-            Some(client.io)
-        }
+    loop {
+        let Upstream {
+            link,
+            in_flight,
+            backend,
+        } = match upstream {
+            Ok(upstream) => upstream,
+            Err(reason) => {
+                metrics.closed(Some(reason));
+                return Some(client.io);
+            }
+        };
+        let (mut connection, mut framed) = match link {
+            Link::Framed(connection, framed) => (connection, framed),
+            Link::Plain(mut connection) => {
+                let broken = copy(&mut client, &mut connection, Some(&metrics)).await;
+                return finish(client, connection.io.tcp(), &metrics, broken);
+            }
+        };
+        let carried = carry(worker, &mut client, &mut connection, &mut framed, &metrics).await;
+        let broken = match carried {
+            Ok(()) => {
+                worker
+                    .tcp_pool
+                    .put(worker, &in_flight.endpoint, connection);
+                metrics.closed(None);
+                return None;
+            }
+            Err(framed::Broken::Stale) => {
+                client.read = framed.into_unproven(&client.read);
+                upstream = connect_anew(worker, &backend).await;
+                continue;
+            }
+            Err(framed::Broken::App) => Broken::Client,
+            Err(framed::Broken::Peer(error)) => {
+                tracing::debug!(address = %in_flight.endpoint.address, %error, "a connection broke");
+                forget_if_out_of_reach(worker, &in_flight, &error);
+                Broken::Upstream
+            }
+        };
+        return finish(client, connection.connection.io.tcp(), &metrics, Some(broken));
     }
+}
+
+/// Carries a connection to a peer in frames.
+async fn carry<S>(
+    worker: &Worker,
+    client: &mut Buffered<S>,
+    upstream: &mut pool::Upstream,
+    framed: &mut Framed,
+    metrics: &TcpMetrics,
+) -> Result<(), framed::Broken>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|cx| {
+        let ended = framed.poll(cx, client, &mut upstream.connection);
+        // What may have to be sent again is not counted yet.
+        let is_stale = matches!(ended, Poll::Ready(Err(framed::Broken::Stale)));
+        if !framed.is_unproven() || ended.is_ready() && !is_stale {
+            let bytes = framed.take_bytes();
+            metrics.sent(bytes.sent);
+            metrics.received(bytes.received);
+        }
+        if !framed.is_unproven() {
+            upstream.expect_acknowledgement(worker, false);
+        }
+        ended
+    })
+    .await
 }
 
 /// Carries a connection to an address that the mesh knows nothing of. Returns the client's connection if it must be reset.
@@ -162,7 +346,7 @@ pub async fn pass_through(
             worker.metrics.upstream_connect(None);
             let mut upstream = Buffered::new(Stream::Plain(stream));
             let broken = copy(&mut client, &mut upstream, Some(&metrics)).await;
-            return finish(client, &upstream, &metrics, broken);
+            return finish(client, upstream.io.tcp(), &metrics, broken);
         }
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "connecting failed");
@@ -181,7 +365,7 @@ const PASS_THROUGH_PATIENCE: Duration = Duration::from_secs(60);
 
 fn finish<S>(
     client: Buffered<S>,
-    upstream: &Buffered<Stream>,
+    upstream: &TcpStream,
     metrics: &TcpMetrics,
     broken: Option<Broken>,
 ) -> Option<S> {
@@ -190,7 +374,7 @@ fn finish<S>(
         Broken::Upstream => Reason::UpstreamReset,
     }));
     broken?;
-    socket::reset(upstream.io.tcp());
+    socket::reset(upstream);
     Some(client.io)
 }
 

@@ -23,10 +23,6 @@ use crate::{socket, tcp};
 /// How long a client that knows nothing of the mesh may still send a request on a connection that would be ended. Whoever has
 /// other endpoints has been told of them by then.
 pub const LEAVING: Duration = Duration::from_secs(2);
-/// How long, and for how many bytes, a client that is still sending is listened to after the last response, so that the
-/// response is not lost (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(2);
-const MAX_LINGERED: usize = 1024 * 1024;
 /// Responses of the proxy's own that a client has not taken yet, in bytes, beyond which it gets no others.
 const MAX_UNSENT: usize = 16 * 1024;
 
@@ -100,7 +96,7 @@ where
             }
         }
     }
-    close(connection).await;
+    connection.close().await;
     None
 }
 
@@ -221,25 +217,4 @@ impl Patience<'_> {
             self.timer.as_mut().reset(due);
         }
     }
-}
-
-/// Ends a connection so that what was written last arrives, even where the client is still sending.
-async fn close<S>(mut connection: Buffered<S>)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let ending = async {
-        poll_fn(|cx| connection.poll_shutdown(cx)).await?;
-        let mut lingered = 0;
-        while lingered < MAX_LINGERED {
-            connection.read.clear();
-            match poll_fn(|cx| connection.poll_fill(cx)).await? {
-                0 => break,
-                length => lingered += length,
-            }
-        }
-        Ok::<_, std::io::Error>(())
-    };
-    // Whoever does not listen to the end has lost nothing that could be helped.
-    let _ = timeout(LINGER, ending).await;
 }

@@ -97,7 +97,7 @@ impl StreamRoutes {
 
 impl StreamRoute {
     /// One of the backends by weight.
-    pub fn pick(&self, random: &mut SmallRng) -> Result<&Backend, Reason> {
+    pub fn pick(&self, random: &mut SmallRng) -> Result<&Arc<Backend>, Reason> {
         let weights = self.backends.iter().map(|backend| backend.weight);
         let picked = by_weight(weights, random).ok_or(Reason::NoBackend)?;
         self.backends[picked].target()
@@ -105,8 +105,8 @@ impl StreamRoute {
 }
 
 impl StreamBackend {
-    fn target(&self) -> Result<&Backend, Reason> {
-        let backend = self.backend.as_deref();
+    fn target(&self) -> Result<&Arc<Backend>, Reason> {
+        let backend = self.backend.as_ref();
         backend.map_err(|_| Reason::BackendInvalid)
     }
 }

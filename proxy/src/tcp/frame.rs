@@ -1,0 +1,249 @@
+//! What goes over a connection of ALPN `naru-tcp`: the app's connections, one after the other, in frames.
+//!
+//! ```text
+//! ┌──────┬────────────┬─────────┐   OPEN  an app's connection begins; from the side that opened the TLS connection only
+//! │ kind │   length   │ payload │   DATA  its bytes, 1 to MAX_DATA of them
+//! │  1   │ 3, big end │ length  │   END   there will be no more of them this way; both ways: the next OPEN may come
+//! └──────┴────────────┴─────────┘
+//! ```
+//!
+//! There is no frame for a break: the connection itself breaks. So does one on which a frame comes that is unknown, or out of place.
+
+use std::io;
+use std::ops::Range;
+
+/// Length of what goes before the payload, in bytes.
+pub const HEADER: usize = 4;
+/// The most that one frame of [`Kind::Data`] carries, in bytes. No larger than what is read at once, since nothing is waited for to
+/// fill a frame.
+pub const MAX_DATA: usize = 64 * 1024;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Open,
+    Data { length: usize },
+    End,
+}
+
+/// Why a peer's frames are not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("a frame of unknown kind {0}")]
+    Unknown(u8),
+    #[error("a frame of kind {kind} with {length} bytes")]
+    Length { kind: u8, length: usize },
+    #[error("a frame that is out of place: {0:?}")]
+    OutOfPlace(Kind),
+}
+
+const OPEN: u8 = 1;
+const DATA: u8 = 2;
+const END: u8 = 3;
+
+impl Kind {
+    /// As it is sent. At most [`MAX_DATA`] bytes follow.
+    pub fn header(self) -> [u8; HEADER] {
+        let (kind, length) = match self {
+            Self::Open => (OPEN, 0),
+            Self::Data { length } => (DATA, length),
+            Self::End => (END, 0),
+        };
+        let [.., high, middle, low] = (length as u32).to_be_bytes();
+        [kind, high, middle, low]
+    }
+
+    pub fn parse([kind, high, middle, low]: [u8; HEADER]) -> Result<Self, FrameError> {
+        let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+        match (kind, length) {
+            (OPEN, 0) => Ok(Self::Open),
+            (END, 0) => Ok(Self::End),
+            (DATA, 1..=MAX_DATA) => Ok(Self::Data { length }),
+            (OPEN | DATA | END, _) => Err(FrameError::Length { kind, length }),
+            _ => Err(FrameError::Unknown(kind)),
+        }
+    }
+}
+
+impl From<FrameError> for io::Error {
+    fn from(error: FrameError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// Takes the frames of one app's connection apart, from after its OPEN to its END, however they are cut into reads.
+#[derive(Debug, Default)]
+pub struct Unframing {
+    header: [u8; HEADER],
+    /// How much there is of `header`.
+    known: usize,
+    /// How much of a payload is yet to come.
+    left: usize,
+    ended: bool,
+}
+
+/// What one read has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unframed {
+    /// Where the payload is now.
+    pub payload: Range<usize>,
+    /// How much has been looked at: all, unless the END has come.
+    pub used: usize,
+}
+
+impl Unframing {
+    /// The END has come.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Puts the payload that is in `bytes` into one piece, in place. What comes first is left where it is.
+    pub fn unframe(&mut self, bytes: &mut [u8]) -> Result<Unframed, FrameError> {
+        let mut payload = 0..0;
+        let mut at = 0;
+        while at < bytes.len() && !self.ended {
+            if self.left > 0 {
+                let piece = at..at + self.left.min(bytes.len() - at);
+                self.left -= piece.len();
+                at = piece.end;
+                if payload.is_empty() {
+                    payload = piece;
+                } else {
+                    let length = piece.len();
+                    bytes.copy_within(piece, payload.end);
+                    payload.end += length;
+                }
+                continue;
+            }
+            self.header[self.known] = bytes[at];
+            self.known += 1;
+            at += 1;
+            if self.known == HEADER {
+                self.known = 0;
+                match Kind::parse(self.header)? {
+                    Kind::Data { length } => self.left = length,
+                    Kind::End => self.ended = true,
+                    kind @ Kind::Open => return Err(FrameError::OutOfPlace(kind)),
+                }
+            }
+        }
+        Ok(Unframed { payload, used: at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn framed(pieces: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for piece in pieces {
+            let length = piece.len();
+            bytes.extend_from_slice(&Kind::Data { length }.header());
+            bytes.extend_from_slice(piece);
+        }
+        bytes.extend_from_slice(&Kind::End.header());
+        bytes
+    }
+
+    /// The payload of what is read in these pieces, and what was left after the END.
+    fn unframed<'a>(
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<(Vec<u8>, Vec<u8>), FrameError> {
+        let mut unframing = Unframing::default();
+        let (mut payload, mut rest) = (Vec::new(), Vec::new());
+        for piece in pieces {
+            let mut piece = piece.to_vec();
+            let unframed = unframing.unframe(&mut piece)?;
+            payload.extend_from_slice(&piece[unframed.payload]);
+            rest.extend_from_slice(&piece[unframed.used..]);
+        }
+        assert!(unframing.has_ended());
+        Ok((payload, rest))
+    }
+
+    #[test]
+    fn every_kind_is_read_as_it_was_written() {
+        let data = |length| Kind::Data { length };
+        for kind in [Kind::Open, Kind::End, data(1), data(0x1234), data(MAX_DATA)] {
+            assert_eq!(Kind::parse(kind.header()), Ok(kind));
+        }
+        assert_eq!(data(0x0102).header(), [2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn frames_may_be_cut_anywhere() {
+        let mut bytes = framed(&[b"one", b"2", b"a third one"]);
+        bytes.extend_from_slice(&Kind::Open.header());
+        let expected = (b"one2a third one".to_vec(), Kind::Open.header().to_vec());
+        for cut in 0..=bytes.len() {
+            let (first, second) = bytes.split_at(cut);
+            assert_eq!(unframed([first, second]), Ok(expected.clone()), "{cut}");
+        }
+        assert_eq!(unframed(bytes.chunks(1)), Ok(expected));
+    }
+
+    #[test]
+    fn what_is_too_long_unknown_or_out_of_place_is_refused() {
+        let oversized = [&[DATA][..], &(MAX_DATA as u32 + 1).to_be_bytes()[1..]].concat();
+        let length = MAX_DATA + 1;
+        let cases: [(&[u8], FrameError); 6] = [
+            (&oversized, FrameError::Length { kind: DATA, length }),
+            (&[DATA, 0, 0, 0], FrameError::Length { kind: DATA, length: 0 }),
+            (&[END, 0, 0, 1], FrameError::Length { kind: END, length: 1 }),
+            (&[OPEN, 1, 0, 0], FrameError::Length { kind: OPEN, length: 0x1_0000 }),
+            (&[OPEN, 0, 0, 0], FrameError::OutOfPlace(Kind::Open)),
+            (&[9, 0, 0, 1], FrameError::Unknown(9)),
+        ];
+        for (bytes, error) in cases {
+            assert_eq!(unframed([bytes]), Err(error));
+            assert_eq!(unframed(bytes.chunks(1)), Err(error));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn payload_arrives_as_it_was_sent(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..10),
+            cuts in prop::collection::vec(1..40_usize, 1..100),
+        ) {
+            let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+            let bytes = framed(&pieces);
+            let mut reads = Vec::new();
+            let mut rest = bytes.as_slice();
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (read, after) = rest.split_at((*cut).min(rest.len()));
+                reads.push(read);
+                rest = after;
+            }
+            prop_assert_eq!(unframed(reads), Ok((pieces.concat(), Vec::new())));
+        }
+
+        #[test]
+        fn whatever_comes_is_cut_anywhere_with_the_same_result(
+            bytes in prop::collection::vec(any::<u8>(), 0..100),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut whole = Unframing::default();
+            let mut all = bytes.clone();
+            let expected = whole.unframe(&mut all).map(|unframed| all[unframed.payload].to_vec());
+            let mut cutting = Unframing::default();
+            let cut = cut.index(bytes.len() + 1);
+            let mut got = Ok(Vec::new());
+            for piece in [&bytes[..cut], &bytes[cut..]] {
+                let mut piece = piece.to_vec();
+                got = got.and_then(|mut got: Vec<u8>| {
+                    let unframed = cutting.unframe(&mut piece)?;
+                    got.extend_from_slice(&piece[unframed.payload]);
+                    Ok(got)
+                });
+            }
+            prop_assert_eq!(got, expected);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A peer's connection: opens one to the app for each that the peer's app opens, one after the other.
+//!
+//! An OPEN that has been taken is answered, by a frame or by a break: the peer takes an orderly end before that for proof that nothing
+//! was taken.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Buf;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep};
+
+use super::connect_app;
+use super::frame::{FrameError, HEADER, Kind};
+use super::framed::{Broken, Framed};
+use crate::buffered::Buffered;
+use crate::reason::Reason;
+use crate::session::Session;
+use crate::socket;
+use crate::table::{Destination, Logical};
+
+/// Why there is no other OPEN.
+enum NoOpen {
+    /// The peer has ended the connection, or it broke while nothing was on it.
+    Gone,
+    /// It has been idle for too long, or the proxy shuts down.
+    Unwanted,
+    OutOfPlace(FrameError),
+}
+
+/// Carries what a peer opens until it has no more. Returns the connection if it must be reset.
+pub async fn serve_peer<S>(session: &Session, io: S) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let drain = session.worker.drain.clone();
+    let limits = &session.worker.config.limits;
+    let mut peer = Buffered::new(io);
+    // Whoever opens a connection has something for it that follows at once, and is served also where the shutdown has begun. From
+    // then on it may be idle for longer than any peer keeps it in its pool.
+    let mut is_new = true;
+    let mut timer = pin!(sleep(limits.handshake_timeout));
+    let mut leaving = pin!(drain.started());
+    loop {
+        let next = poll_fn(|cx| {
+            let opened = poll_open(cx, &mut peer);
+            let unwanted = opened.is_pending()
+                && (!is_new && leaving.as_mut().poll(cx).is_ready()
+                    || timer.as_mut().poll(cx).is_ready());
+            match unwanted {
+                true => Poll::Ready(Err(NoOpen::Unwanted)),
+                false => opened,
+            }
+        });
+        match next.await {
+            Ok(()) => {}
+            Err(NoOpen::Gone) => return None,
+            Err(NoOpen::Unwanted) => {
+                peer.close().await;
+                return None;
+            }
+            Err(NoOpen::OutOfPlace(error)) => {
+                tracing::debug!(%error, "a peer's connection is broken off");
+                return Some(peer.io);
+            }
+        }
+        let destination = session.destination.load().clone();
+        let Destination::Logical(logical) = &*destination else {
+            return Some(peer.io);
+        };
+        if !carry(session, logical, &mut peer).await {
+            return Some(peer.io);
+        }
+        is_new = false;
+        timer.as_mut().reset(Instant::now() + limits.keep_alive_idle);
+    }
+}
+
+/// Waits for an OPEN.
+fn poll_open<S>(cx: &mut Context<'_>, peer: &mut Buffered<S>) -> Poll<Result<(), NoOpen>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        if let Some(header) = peer.read.first_chunk::<HEADER>() {
+            let kind = Kind::parse(*header);
+            peer.read.advance(HEADER);
+            return Poll::Ready(match kind {
+                Ok(Kind::Open) => Ok(()),
+                Ok(kind) => Err(NoOpen::OutOfPlace(FrameError::OutOfPlace(kind))),
+                Err(error) => Err(NoOpen::OutOfPlace(error)),
+            });
+        }
+        match ready!(peer.poll_fill(cx)) {
+            Ok(0) | Err(_) => return Poll::Ready(Err(NoOpen::Gone)),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Carries one connection of the peer's app to the app of this pod. False: `peer` must be reset.
+async fn carry<S>(session: &Session, logical: &Logical, peer: &mut Buffered<S>) -> bool
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let _busy = session.worker.drain.busy();
+    let metrics = session.tcp_metrics(logical);
+    metrics.opened();
+    let (mut app, _in_flight) = match connect_app(&session.worker, logical).await {
+        Ok(connected) => connected,
+        Err(reason) => {
+            metrics.closed(Some(reason));
+            return false;
+        }
+    };
+    let mut framed = Framed::opened();
+    let ended = poll_fn(|cx| {
+        let ended = framed.poll(cx, &mut app, peer);
+        let bytes = framed.take_bytes();
+        metrics.sent(bytes.received);
+        metrics.received(bytes.sent);
+        ended
+    });
+    let broken = ended.await.err();
+    metrics.closed(broken.as_ref().map(|broken| match broken {
+        Broken::App => Reason::UpstreamReset,
+        Broken::Peer(_) | Broken::Stale => Reason::ClientGone,
+    }));
+    if let Some(broken) = &broken {
+        tracing::debug!(?broken, "a peer's connection broke");
+        socket::reset(app.io.tcp());
+    }
+    broken.is_none()
+}
