@@ -222,11 +222,7 @@ impl<'a> Opening<'a> {
     }
 
     /// Waits for the word of a server that may be the first to speak.
-    fn poll_server(
-        &mut self,
-        cx: &mut Context<'_>,
-        mut timer: Pin<&mut Sleep>,
-    ) -> Poll<FirstWord> {
+    fn poll_server(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<FirstWord> {
         let worker = &self.session.worker;
         loop {
             match &mut self.upstream {

@@ -271,9 +271,7 @@ where
         let carried = carry(worker, &mut client, &mut connection, &mut framed, &metrics).await;
         let broken = match carried {
             Ok(()) => {
-                worker
-                    .tcp_pool
-                    .put(worker, &in_flight.endpoint, connection);
+                worker.tcp_pool.put(worker, &in_flight.endpoint, connection);
                 metrics.closed(None);
                 return None;
             }
@@ -289,7 +287,12 @@ where
                 Broken::Upstream
             }
         };
-        return finish(client, connection.connection.io.tcp(), &metrics, Some(broken));
+        return finish(
+            client,
+            connection.connection.io.tcp(),
+            &metrics,
+            Some(broken),
+        );
     }
 }
 

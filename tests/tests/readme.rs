@@ -13,8 +13,8 @@ use naru_controller::metrics::AuthorityState;
 use naru_proxy::balance::{self, AttemptOutcome, Load};
 use naru_proxy::budget::RetryBudget;
 use naru_proxy::metrics::{
-    Direction, HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome, RenewalOutcome,
-    RequestLabels, RetryOutcome, TcpLabels,
+    Direction, HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome,
+    RenewalOutcome, RequestLabels, RetryOutcome, TcpLabels,
 };
 use naru_proxy::reason::Reason;
 use naru_proxy::route::ServiceLabels;

@@ -109,13 +109,17 @@ pub async fn connect(
     };
     match pooled {
         Some(upstream) => Ok(upstream),
-        None => worker.http1_pool.connect(worker, endpoint).await.map_err(|error| {
-            tracing::debug!(address = %endpoint.address, %error, "connecting failed");
-            if error.reason == Reason::ConnectTimeout {
-                worker.http1_pool.forget(endpoint.id);
-            }
-            Failed::no_connection(&error)
-        }),
+        None => worker
+            .http1_pool
+            .connect(worker, endpoint)
+            .await
+            .map_err(|error| {
+                tracing::debug!(address = %endpoint.address, %error, "connecting failed");
+                if error.reason == Reason::ConnectTimeout {
+                    worker.http1_pool.forget(endpoint.id);
+                }
+                Failed::no_connection(&error)
+            }),
     }
 }
 

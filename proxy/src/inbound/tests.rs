@@ -18,6 +18,8 @@ use crate::http2::tests::fixture::{Mesh, Setup, answering, call, get, run, until
 use crate::identity::testing::{Authority, TRUST_DOMAIN};
 use crate::identity::{Alpn, Identity};
 use crate::table::{Inbound, Protocol};
+use crate::tcp::frame::Kind;
+use crate::tcp::frame::testing::{data, receive, send, send_data};
 use crate::testing::{accept, client_hello, heard, is_reset, listener, pair};
 
 const POD: &str = "spiffe://cluster.local/ns/shop/sa/pod";
@@ -137,17 +139,18 @@ fn a_peers_opaque_connection_is_carried_under_its_name() {
     run(async {
         let pod = Pod::strict().await;
         let mut peer = pod.peer(Alpn::Tcp).await;
+        send(&mut peer, Kind::Open, b"").await;
         let mut app = accept(&pod.app).await;
         // Whoever is the first to speak.
         app.write_all(b"welcome").await.unwrap();
-        let mut welcome = [0; 7];
-        peer.read_exact(&mut welcome).await.unwrap();
-        peer.write_all(REQUEST).await.unwrap();
-        peer.shutdown().await.unwrap();
+        assert_eq!(receive(&mut peer).await, data(b"welcome"));
+        send_data(&mut peer, REQUEST).await;
+        send(&mut peer, Kind::End, b"").await;
         assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
         app.write_all(b"goodbye").await.unwrap();
         drop(app);
-        assert_eq!(heard(&mut peer).await, "goodbye");
+        assert_eq!(receive(&mut peer).await, data(b"goodbye"));
+        assert_eq!(receive(&mut peer).await, (Kind::End, Vec::new()));
         let labels = ["naru_tcp_closed_total{", BY_CALLER, "reason=\"\""];
         until(|| pod.mesh.metric(&labels) == 1.0).await;
         assert_eq!(pod.handshakes("ok"), 1.0);
@@ -281,8 +284,9 @@ fn permissive_takes_a_peers_tls_for_a_peers() {
         for protocol in [Protocol::Detect, Protocol::Tcp, Protocol::Http] {
             let pod = Pod::permissive(protocol).await;
             let mut peer = pod.peer(Alpn::Tcp).await;
+            send(&mut peer, Kind::Open, b"").await;
             let mut app = accept(&pod.app).await;
-            peer.write_all(b"!").await.unwrap();
+            send_data(&mut peer, b"!").await;
             app.read_exact(&mut [0]).await.unwrap();
             let labels = ["naru_tcp_connections_total{", BY_CALLER];
             assert_eq!(pod.mesh.metric(&labels), 1.0);

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::request::{ByReason, by_reason, reason_index};
 use super::Direction;
+use super::request::{ByReason, by_reason, reason_index};
 use crate::reason::Reason;
 
 /// What a pooled upstream connection carries.

@@ -131,6 +131,42 @@ impl Unframing {
     }
 }
 
+/// Frames, one at a time.
+#[cfg(test)]
+pub mod testing {
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+    use super::{HEADER, Kind};
+
+    pub async fn send(peer: &mut (impl AsyncWrite + Unpin), kind: Kind, payload: &[u8]) {
+        let frame = [&kind.header(), payload].concat();
+        peer.write_all(&frame).await.expect("a connection");
+        peer.flush().await.expect("a connection");
+    }
+
+    pub async fn send_data(peer: &mut (impl AsyncWrite + Unpin), payload: &[u8]) {
+        send(peer, data(payload).0, payload).await;
+    }
+
+    /// The next frame, whole.
+    pub async fn receive(peer: &mut (impl AsyncRead + Unpin)) -> (Kind, Vec<u8>) {
+        let mut header = [0; HEADER];
+        peer.read_exact(&mut header).await.expect("a frame");
+        let kind = Kind::parse(header).expect("a frame");
+        let mut payload = match kind {
+            Kind::Data { length } => vec![0; length],
+            Kind::Open | Kind::End => Vec::new(),
+        };
+        peer.read_exact(&mut payload).await.expect("a payload");
+        (kind, payload)
+    }
+
+    pub fn data(payload: &[u8]) -> (Kind, Vec<u8>) {
+        let length = payload.len();
+        (Kind::Data { length }, payload.to_vec())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -191,9 +227,27 @@ mod tests {
         let length = MAX_DATA + 1;
         let cases: [(&[u8], FrameError); 6] = [
             (&oversized, FrameError::Length { kind: DATA, length }),
-            (&[DATA, 0, 0, 0], FrameError::Length { kind: DATA, length: 0 }),
-            (&[END, 0, 0, 1], FrameError::Length { kind: END, length: 1 }),
-            (&[OPEN, 1, 0, 0], FrameError::Length { kind: OPEN, length: 0x1_0000 }),
+            (
+                &[DATA, 0, 0, 0],
+                FrameError::Length {
+                    kind: DATA,
+                    length: 0,
+                },
+            ),
+            (
+                &[END, 0, 0, 1],
+                FrameError::Length {
+                    kind: END,
+                    length: 1,
+                },
+            ),
+            (
+                &[OPEN, 1, 0, 0],
+                FrameError::Length {
+                    kind: OPEN,
+                    length: 0x1_0000,
+                },
+            ),
             (&[OPEN, 0, 0, 0], FrameError::OutOfPlace(Kind::Open)),
             (&[9, 0, 0, 1], FrameError::Unknown(9)),
         ];

@@ -73,7 +73,9 @@ where
             return Some(peer.io);
         }
         is_new = false;
-        timer.as_mut().reset(Instant::now() + limits.keep_alive_idle);
+        timer
+            .as_mut()
+            .reset(Instant::now() + limits.keep_alive_idle);
     }
 }
 

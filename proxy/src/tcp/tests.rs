@@ -5,17 +5,18 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
-use tokio_rustls::TlsAcceptor;
 
 use super::copy;
 use crate::buffered::Buffered;
 use crate::connection;
 use crate::http2::tests::fixture::{Mesh, Setup, nobody, run, until};
-use crate::identity::testing::Authority;
 use crate::session::Session;
 use crate::socket;
-use crate::table::{Peer, Protocol};
+use crate::table::Protocol;
 use crate::testing::{accept, greet, heard, is_reset, listener, pair};
+
+mod between_sidecars;
+mod peer;
 
 /// Long enough for everything that is already under way.
 const MOMENT: Duration = Duration::from_millis(50);
@@ -95,45 +96,6 @@ fn a_break_is_passed_on_as_a_break() {
         drop(broken);
         assert!(is_reset(&mut app).await);
         until(|| closed(&mesh, "client-gone") == 1.0).await;
-    });
-}
-
-#[test]
-fn tls_that_stops_without_its_end_is_a_break_and_with_it_an_end() {
-    const APP: &str = "spiffe://cluster.local/ns/shop/sa/app";
-    run(async {
-        let listener = listener().await;
-        let authority = Authority::new("mesh");
-        let mut setup = opaque(&[]);
-        setup.identity = authority.identity(crate::http2::tests::fixture::CLIENT);
-        let peer = Peer::Mesh(APP.into());
-        setup.endpoints = vec![(listener.local_addr().unwrap(), peer)];
-        let mesh = setup.start();
-        let app = authority.identity(APP);
-        let acceptor = TlsAcceptor::from(app.server_config().unwrap());
-
-        let mut cut = client(&mesh).await;
-        let mut app = acceptor.accept(accept(&listener).await).await.unwrap();
-        app.write_all(b"half").await.unwrap();
-        app.flush().await.unwrap();
-        let mut half = [0; 4];
-        cut.read_exact(&mut half).await.unwrap();
-        // An end of TCP that TLS knows nothing of.
-        let (mut tcp, _) = app.into_inner();
-        tcp.shutdown().await.unwrap();
-        assert!(is_reset(&mut cut).await);
-
-        let mut whole = client(&mesh).await;
-        let mut app = acceptor.accept(accept(&listener).await).await.unwrap();
-        app.write_all(b"whole").await.unwrap();
-        app.shutdown().await.unwrap();
-        assert_eq!(heard(&mut whole).await, "whole");
-        // The other way is open still.
-        whole.write_all(b"and back").await.unwrap();
-        drop(whole);
-        let mut back = String::new();
-        app.read_to_string(&mut back).await.unwrap();
-        assert_eq!(back, "and back");
     });
 }
 
