@@ -75,13 +75,13 @@ pub struct Limits {
     pub max_connections: usize,
     /// Concurrent streams of one downstream HTTP/2 connection.
     pub max_concurrent_streams: u32,
-    /// Idle HTTP/1.1 connections kept for one endpoint by one worker.
+    /// Idle HTTP/1.1 connections kept for one endpoint by one worker; as many again for opaque TCP between sidecars.
     pub max_idle_per_endpoint: usize,
-    /// Idle HTTP/1.1 connections kept by one worker.
+    /// Idle HTTP/1.1 connections kept by one worker; as many again for opaque TCP between sidecars.
     pub max_idle: usize,
     /// How long an upstream connection may stay unused in a pool.
     pub pool_idle: Duration,
-    /// How long an upstream connection is given new requests.
+    /// How long an upstream connection is given new requests, or connections of the app.
     pub pool_age: Duration,
     /// How long opening an upstream connection may take, TLS included.
     pub connect_timeout: Duration,
@@ -89,7 +89,7 @@ pub struct Limits {
     pub peer_timeout: Duration,
     /// How long a downstream client may take to send a request's head once it has begun.
     pub header_timeout: Duration,
-    /// How long a downstream HTTP connection may be kept with no request on it.
+    /// How long a downstream HTTP connection may be kept with no request on it, and a sidecar's for opaque TCP with nothing on it.
     pub keep_alive_idle: Duration,
     /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
     pub handshake_timeout: Duration,
@@ -228,22 +228,23 @@ limit_args! {
     max_connections: usize, "NARU_MAX_CONNECTIONS", "1";
     /// Concurrent streams of one downstream HTTP/2 connection.
     max_concurrent_streams: u32, "NARU_MAX_CONCURRENT_STREAMS", "1";
-    /// Idle HTTP/1.1 connections that one worker keeps for one endpoint.
+    /// Idle HTTP/1.1 connections that one worker keeps for one endpoint; as many again for opaque TCP between sidecars.
     max_idle_per_endpoint: usize, "NARU_MAX_IDLE_PER_ENDPOINT", "0";
-    /// Idle HTTP/1.1 connections that one worker keeps.
+    /// Idle HTTP/1.1 connections that one worker keeps; as many again for opaque TCP between sidecars.
     max_idle: usize, "NARU_MAX_IDLE", "0";
     /// How long an upstream connection may stay unused in a pool.
     pool_idle: Span, "NARU_POOL_IDLE", "1ms";
-    /// How long an upstream connection is given new requests.
+    /// How long an upstream connection is given new requests, or connections of the app.
     pool_age: Span, "NARU_POOL_AGE", "1ms";
     /// How long opening an upstream connection may take, TLS included.
     connect_timeout: Span, "NARU_CONNECT_TIMEOUT", "1ms";
-    /// How long another pod's sidecar may leave a request without any sign of life before its connection is given up: a node that is
-    /// cut off. Over HTTP/2, where it is asked at intervals of half of it, up to half as long again.
+    /// How long another pod's sidecar may leave a request, or the beginning of an opaque connection, without any sign of life before
+    /// its connection is given up: a node that is cut off. Over HTTP/2, where it is asked at intervals of half of it, up to half as
+    /// long again.
     peer_timeout: Span, "NARU_PEER_TIMEOUT", "1s";
     /// How long a client may take to send a request's head once it has begun.
     header_timeout: Span, "NARU_HEADER_TIMEOUT", "1ms";
-    /// How long a downstream HTTP connection is kept with no request on it.
+    /// How long a downstream HTTP connection is kept with no request on it, and a sidecar's for opaque TCP with nothing on it.
     keep_alive_idle: Span, "NARU_KEEP_ALIVE_IDLE", "1ms";
     /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
     handshake_timeout: Span, "NARU_HANDSHAKE_TIMEOUT", "1ms";

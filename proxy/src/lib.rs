@@ -36,14 +36,15 @@
 //!    speak, the connection is opaque.
 //!    Where [`stream`] routes are in force (TLSRoutes, a TCPRoute), it is bytes in any case, and they say where to.
 //! 5. **[`http1`], [`http2`] or [`tcp`] carries it.** The two HTTPs read one request after the other, or many at once; each
-//!    is on its own from here. An opaque connection skips the next step.
+//!    is on its own from here. An opaque connection skips the next step; to another sidecar it goes in frames ([`tcp::frame`]), so that
+//!    the next one can follow on the same upstream connection.
 //! 6. **[`route`] decides** which rule takes the request and which of its backends gets it, and applies the rule's filters.
 //!    The table is loaded anew for each request, so a changed route holds for the next one on a connection that has long been
 //!    open. A rule that redirects, and the lack of one, is answered here, and so is a
 //!    browser's preflight request. [`mirror`] sends copies to those whom the rule names.
 //! 7. **[`balance`] picks an endpoint** among those of the backend: the better of two by latency and load, none that has been
 //!    ejected.
-//! 8. **A pool gives a connection** to that endpoint, or [`upstream`] opens one: TCP to the pod's own address, then TLS in
+//! 8. **A [`pool`] gives a connection** to that endpoint, or [`upstream`] opens one: TCP to the pod's own address, then TLS in
 //!    which [`identity`] shows this pod's certificate and demands the very identity that the table names. Somebody else at
 //!    that address is refused before a byte of the request is sent, and ejected. ALPN says what is inside.
 //! 9. **The request goes out, and the response comes back**, each only as fast as the side that takes it. If the attempt

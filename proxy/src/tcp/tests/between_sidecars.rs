@@ -263,7 +263,6 @@ fn a_shutdown_ends_idle_connections_and_waits_for_those_in_use() {
         signal.start();
         until(|| pods.idle() == 0.0).await;
         // What is begun after that comes on a connection of its own, and is served as long as any are let in.
-        pods.client.worker.tcp_pool.forget(0);
         let (mut late, mut late_app) = pods.connection().await;
         greet(&mut late, &mut late_app).await;
         used.write_all(b"to the end").await.unwrap();

@@ -2,9 +2,9 @@
 
 use std::future::poll_fn;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -13,12 +13,13 @@ use crate::buffered::Buffered;
 use crate::http2::tests::fixture::{CLIENT, Mesh, Setup, run, until};
 use crate::identity::Identity;
 use crate::identity::testing::Authority;
-use crate::socket;
-use crate::table::{Peer, Protocol};
+use crate::table::{Destination, Peer, Protocol};
 use crate::tcp::frame::testing::{data, receive, send, send_data};
 use crate::tcp::frame::{HEADER, Kind};
 use crate::tcp::framed::{Framed, MAX_REPLAY};
+use crate::tcp::{Link, Pooled, default_backend, open};
 use crate::testing::{heard, is_reset, listener};
+use crate::{pool, socket};
 
 const APP: &str = "spiffe://cluster.local/ns/shop/sa/app";
 
@@ -209,15 +210,50 @@ fn a_server_that_speaks_first_is_heard_although_the_pooled_connection_was_over()
 }
 
 #[test]
+fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_word() {
+    run(async {
+        let pod = Pod::new(Protocol::Tcp).await;
+        let mut peer = pod.pooled().await;
+        let worker = &pod.mesh.worker;
+        let Destination::Logical(logical) = &**pod.mesh.cell.load() else {
+            panic!("a Service");
+        };
+        let backend = default_backend(logical).unwrap();
+        let endpoint = backend.endpoints().endpoints[0].clone();
+        let pooled = async || match open(worker, &endpoint, Pooled::Yes).await {
+            Ok(Link::Framed(upstream, framed)) => (upstream, framed.is_unproven()),
+            _ => panic!("a sidecar"),
+        };
+        let bound = |upstream: &pool::Upstream| {
+            let socket = SockRef::from(upstream.connection.io.tcp());
+            socket.tcp_user_timeout().unwrap()
+        };
+        let (upstream, is_unproven) = pooled().await;
+        assert!(upstream.reused && is_unproven);
+        let patience = worker.config.limits.peer_timeout;
+        assert_eq!(bound(&upstream), Some(patience));
+        worker.tcp_pool.put(worker, &endpoint, upstream);
+
+        let mut client = client(&pod.mesh).await;
+        assert_eq!(receive(&mut peer).await.0, Kind::Open);
+        send(&mut peer, Kind::End, b"").await;
+        assert_eq!(heard(&mut client).await, "");
+        drop(client);
+        until(|| pod.pool("\"idle\"") == 1.0).await;
+        let taken = worker.tcp_pool.take(worker, &endpoint, true).unwrap();
+        assert_eq!(bound(&taken), None);
+    });
+}
+
+#[test]
 fn frames_that_are_out_of_place_break_the_connection() {
     run(async {
-        let data = Kind::Data { length: 1 }.header();
         let cases: [&[u8]; 4] = [
             &Kind::Open.header(),
             &[77, 0, 0, 0],
             &[2, 255, 255, 255],
-            // An end within TLS that is none of the app's.
-            &data,
+            // The connection ends where the payload would follow.
+            &Kind::Data { length: 1 }.header(),
         ];
         for bytes in cases {
             let pod = Pod::new(Protocol::Tcp).await;
@@ -236,9 +272,8 @@ fn frames_that_are_out_of_place_break_the_connection() {
 fn tls_that_stops_without_its_end_is_a_break() {
     run(async {
         let pod = Pod::new(Protocol::Tcp).await;
-        let _pooled = pod.pooled().await;
+        let mut peer = pod.pooled().await;
         let mut client = client(&pod.mesh).await;
-        let mut peer = _pooled;
         assert_eq!(receive(&mut peer).await.0, Kind::Open);
         let (mut tcp, _) = peer.into_inner();
         tcp.shutdown().await.unwrap();

@@ -1,0 +1,65 @@
+//! Any bytes as the frames of an app's connection: they are read in one way, however they are cut into reads, and what was framed comes
+//! out as it went in.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use naru_proxy::tcp::frame::{FrameError, HEADER, Kind, MAX_DATA, Unframing};
+
+/// What is read of a connection.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Read {
+    payload: Vec<u8>,
+    /// Bytes taken in, headers included.
+    used: usize,
+    ended: bool,
+}
+
+/// From reads of at most `step` bytes.
+fn read(bytes: &[u8], step: usize) -> Result<Read, FrameError> {
+    let mut unframing = Unframing::default();
+    let mut read = Read::default();
+    for piece in bytes.chunks(step) {
+        let mut piece = piece.to_vec();
+        let unframed = unframing.unframe(&mut piece)?;
+        assert!(unframed.payload.end <= unframed.used && unframed.used <= piece.len());
+        assert!(unframing.has_ended() || unframed.used == piece.len());
+        read.payload.extend_from_slice(&piece[unframed.payload]);
+        read.used += unframed.used;
+    }
+    read.ended = unframing.has_ended();
+    Ok(read)
+}
+
+/// In frames of at most `step` bytes.
+fn framed(payload: &[u8], step: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for piece in payload.chunks(step.min(MAX_DATA)) {
+        let length = piece.len();
+        bytes.extend_from_slice(&Kind::Data { length }.header());
+        bytes.extend_from_slice(piece);
+    }
+    bytes.extend_from_slice(&Kind::End.header());
+    bytes
+}
+
+fuzz_target!(|input: (u16, u16, &[u8])| {
+    let (step, other, bytes) = input;
+    let (step, other) = (usize::from(step) + 1, usize::from(other) + 1);
+    let whole = read(bytes, usize::MAX);
+    assert_eq!(read(bytes, step), whole);
+    if let Ok(whole) = whole {
+        assert!(whole.payload.len() <= whole.used);
+    }
+    if let Some(header) = bytes.first_chunk::<HEADER>()
+        && let Ok(kind) = Kind::parse(*header)
+    {
+        assert_eq!(kind.header(), *header);
+    }
+    let sent = framed(bytes, step);
+    let received = Read {
+        payload: bytes.to_vec(),
+        used: sent.len(),
+        ended: true,
+    };
+    assert_eq!(read(&sent, other), Ok(received));
+});
