@@ -188,17 +188,14 @@ impl Upstream {
             }
             Link::Framed(upstream, framed) => (upstream, framed),
         };
-        Poll::Ready(
-            match ready!(framed.poll_first_word(cx, &mut upstream.connection)) {
-                Ok(()) => FirstWord::Said,
-                Err(framed::Broken::Stale) => FirstWord::Stale(self.backend.clone()),
-                Err(framed::Broken::App) => FirstWord::Said,
-                Err(framed::Broken::Peer(error)) => {
-                    forget_if_out_of_reach(worker, &self.in_flight, &error);
-                    FirstWord::Said
-                }
-            },
-        )
+        let heard = ready!(framed.poll_first_word(cx, &mut upstream.connection));
+        if let Err(framed::Broken::Peer(error)) = &heard {
+            forget_if_out_of_reach(worker, &self.in_flight, error);
+        }
+        Poll::Ready(match heard {
+            Err(framed::Broken::Stale) => FirstWord::Stale(self.backend.clone()),
+            _ => FirstWord::Said,
+        })
     }
 }
 

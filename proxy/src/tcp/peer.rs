@@ -72,6 +72,7 @@ where
         if !carry(session, logical, &mut peer).await {
             return Some(peer.io);
         }
+        peer.shrink();
         is_new = false;
         timer
             .as_mut()
