@@ -160,7 +160,7 @@ pub struct Opening<'a> {
 enum Speculation {
     None,
     Connecting(Pin<Box<dyn Future<Output = Result<Upstream, Reason>>>>),
-    Done(Result<Upstream, Reason>),
+    Done(Result<Box<Upstream>, Reason>),
     /// It could not be opened, and the client has waited for the server's word long enough.
     Hopeless(Reason),
 }
@@ -235,7 +235,7 @@ impl<'a> Opening<'a> {
                 Speculation::Connecting(connecting) => {
                     let connected = ready!(connecting.as_mut().poll(cx));
                     timer.as_mut().reset(Instant::now() + HOPELESS);
-                    self.upstream = Speculation::Done(connected);
+                    self.upstream = Speculation::Done(connected.map(Box::new));
                 }
                 // It speaks, or ends.
                 Speculation::Done(Ok(upstream)) => {
@@ -267,7 +267,7 @@ impl<'a> Opening<'a> {
     pub async fn into_upstream(self) -> Option<Result<Upstream, Reason>> {
         match self.upstream {
             Speculation::Connecting(connecting) => Some(connecting.await),
-            Speculation::Done(Ok(upstream)) => Some(Ok(upstream)),
+            Speculation::Done(Ok(upstream)) => Some(Ok(*upstream)),
             Speculation::Hopeless(reason) => Some(Err(reason)),
             // What failed some time ago says nothing about now.
             Speculation::None | Speculation::Done(Err(_)) => None,
