@@ -62,7 +62,8 @@ fn between_pods_there_is_tls_1_3_and_no_readable_byte() {
         "tls.handshake.type == 2",
         "tls.handshake.extensions.supported_version",
     );
-    assert!(versions.len() >= 4, "too few handshakes: {versions:?}");
+    // At least one with each server: what follows on an open connection needs none.
+    assert!(versions.len() >= 3, "too few handshakes: {versions:?}");
     assert!(
         versions.iter().all(|version| version == "0x0304"),
         "{versions:?}"
