@@ -26,7 +26,7 @@ use crate::session::{Session, UNAUTHENTICATED};
 use crate::stream::client_hello::MAX_CLIENT_HELLO;
 use crate::table::{Destination, Logical, Protocol};
 use crate::worker::Worker;
-use crate::{http1, http2, socket, tcp};
+use crate::{http1, http2, mux, socket, tcp};
 
 #[cfg(test)]
 mod tests;
@@ -195,7 +195,10 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>) {
     };
     let session = Session::inbound(worker, stranger.destination, name);
     let reset = match alpn {
-        Alpn::Http1 => http1::serve(session, client).await,
+        Alpn::Http1 => {
+            mux::serve(session, client).await;
+            None
+        }
         Alpn::Http2 => {
             http2::serve(session, client).await;
             None

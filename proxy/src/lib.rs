@@ -93,6 +93,7 @@ pub mod init;
 pub mod logging;
 pub mod metrics;
 pub mod mirror;
+pub mod mux;
 pub mod outbound;
 pub mod pool;
 pub mod prefixed;

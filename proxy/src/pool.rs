@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -11,8 +12,10 @@ use tokio::time::{Instant, sleep};
 use crate::buffered::Buffered;
 use crate::identity::Alpn;
 use crate::metrics::{Metrics, PoolProtocol, PoolState};
-use crate::socket;
+use crate::mux;
+use crate::reason::Reason;
 use crate::table::{Endpoint, Peer};
+use crate::upstream::streams::{Kept, Lease, Refusal};
 use crate::upstream::{self, ConnectError, Stream};
 use crate::worker::Worker;
 
@@ -23,6 +26,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const APP_IDLE: Duration = Duration::from_secs(4);
 /// The same for a request that must not be sent twice: no server in use closes so soon.
 const APP_IDLE_UNSAFE: Duration = Duration::from_secs(1);
+/// How many connections that turn out to take no more streams are passed over in one attempt.
+const MAX_STALE: usize = 4;
 
 /// Idle upstream connections of one worker.
 pub struct Pool {
@@ -39,7 +44,7 @@ struct Idle {
     since: Instant,
 }
 
-/// One upstream connection, while it carries an exchange or an app's connection.
+/// One upstream connection, while it carries an exchange or an app's connection. HTTP/1 to a sidecar has a stream of a shared one.
 pub struct Upstream {
     pub connection: Buffered<Stream>,
     /// It has carried an exchange before.
@@ -49,7 +54,16 @@ pub struct Upstream {
     opened: Instant,
     /// What is sent has to be acknowledged in time.
     bounded: bool,
-    gauge: Gauge,
+    counted: Counted,
+}
+
+/// What counts an upstream connection, and bounds how many there are.
+enum Counted {
+    /// A connection of its own.
+    Own(Gauge),
+    Leased(Lease<mux::Connection>),
+    Kept(Kept<mux::Connection>),
+    Nowhere,
 }
 
 /// Counts a connection in `naru_pool_connections` for as long as it lives.
@@ -83,14 +97,9 @@ impl Pool {
             PoolProtocol::Tcp => Alpn::Tcp,
         };
         let stream = upstream::connect(worker, endpoint, alpn).await?;
-        Ok(Upstream {
-            connection: Buffered::new(stream),
-            reused: false,
-            is_mesh: matches!(endpoint.peer, Peer::Mesh(_)),
-            opened: Instant::now(),
-            bounded: false,
-            gauge: Gauge::new(&worker.metrics, self.protocol),
-        })
+        let gauge = Gauge::new(&worker.metrics, self.protocol);
+        let is_mesh = matches!(endpoint.peer, Peer::Mesh(_));
+        Ok(Upstream::new(stream, is_mesh, Counted::Own(gauge)))
     }
 
     /// An idle connection to `endpoint` that is still open. `idempotent`: a request whose connection turns out to be closed may be
@@ -112,9 +121,10 @@ impl Pool {
                 break;
             }
             last.upstream.reused = true;
-            last.upstream.gauge.set(PoolState::Active);
-            found = Some(last.upstream);
-            break;
+            if last.upstream.counted.set_active() {
+                found = Some(last.upstream);
+                break;
+            }
         }
         if connections.is_empty() {
             idle.remove(&endpoint.id);
@@ -136,7 +146,7 @@ impl Pool {
             return;
         }
         upstream.connection.shrink();
-        upstream.gauge.set(PoolState::Idle);
+        upstream.counted.set_idle();
         connections.push(Idle {
             upstream,
             since: now,
@@ -196,20 +206,78 @@ impl Idle {
             true => limits.pool_idle,
             false => limits.pool_idle.min(APP_IDLE),
         };
-        self.idle(now) >= longest || now.duration_since(self.upstream.opened) >= limits.pool_age
+        self.upstream.counted.is_leaving()
+            || self.idle(now) >= longest
+            || now.duration_since(self.upstream.opened) >= limits.pool_age
     }
 }
 
 impl Upstream {
-    /// Whether what is sent from now on fits into any receiver's buffer, as the head of a request does: if a sidecar's kernel does not
-    /// acknowledge that, the pod is out of reach. More than that, as a body or what follows an upgrade, may wait for its reader.
+    fn new(stream: Stream, is_mesh: bool, counted: Counted) -> Self {
+        Self {
+            connection: Buffered::new(stream),
+            reused: false,
+            is_mesh,
+            opened: Instant::now(),
+            bounded: false,
+            counted,
+        }
+    }
+
+    /// Whether what is sent from now on fits into any receiver's buffer: if a sidecar's kernel does not acknowledge that, the pod is
+    /// out of reach. More than that may wait for its reader.
     pub fn expect_acknowledgement(&mut self, worker: &Worker, fits: bool) {
         let bounded = self.is_mesh && fits;
         if bounded != self.bounded {
             let bound = bounded.then_some(worker.config.limits.peer_timeout);
-            socket::await_acknowledgements(self.connection.io.tcp(), bound);
+            self.connection.io.await_acknowledgements(bound);
             self.bounded = bounded;
         }
+    }
+}
+
+/// Opens a stream to a sidecar, for HTTP/1 exchanges, which can be put into the pool for these.
+pub async fn open_stream(
+    worker: &Rc<Worker>,
+    endpoint: &Arc<Endpoint>,
+) -> Result<Upstream, Refusal> {
+    for _ in 0..MAX_STALE {
+        let lease = worker.http1_streams.acquire(worker, endpoint).await?;
+        match lease.connection.open_stream() {
+            Some(stream) => {
+                let stream = Stream::Multiplexed(stream);
+                return Ok(Upstream::new(stream, true, Counted::Leased(lease)));
+            }
+            None => lease.retire(),
+        }
+    }
+    Err(Refusal::of(Reason::ConnectFailed))
+}
+
+impl Counted {
+    /// False: the connection is not to be used any more.
+    fn set_active(&mut self) -> bool {
+        *self = match std::mem::replace(self, Self::Nowhere) {
+            Self::Own(mut gauge) => {
+                gauge.set(PoolState::Active);
+                Self::Own(gauge)
+            }
+            Self::Kept(kept) => kept.lease().map_or(Self::Nowhere, Self::Leased),
+            other => other,
+        };
+        !matches!(self, Self::Nowhere)
+    }
+
+    fn set_idle(&mut self) {
+        match self {
+            Self::Own(gauge) => gauge.set(PoolState::Idle),
+            Self::Leased(lease) => *self = Self::Kept(lease.keep()),
+            Self::Kept(_) | Self::Nowhere => {}
+        }
+    }
+
+    fn is_leaving(&self) -> bool {
+        matches!(self, Self::Kept(kept) if kept.connection.is_leaving())
     }
 }
 

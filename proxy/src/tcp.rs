@@ -262,7 +262,7 @@ where
             Link::Framed(connection, framed) => (connection, framed),
             Link::Plain(mut connection) => {
                 let broken = copy(&mut client, &mut connection, Some(&metrics)).await;
-                return finish(client, connection.io.tcp(), &metrics, broken);
+                return finish(client, &connection.io, &metrics, broken);
             }
         };
         let carried = carry(worker, &mut client, &mut connection, &mut framed, &metrics).await;
@@ -284,12 +284,7 @@ where
                 Broken::Upstream
             }
         };
-        return finish(
-            client,
-            connection.connection.io.tcp(),
-            &metrics,
-            Some(broken),
-        );
+        return finish(client, &connection.connection.io, &metrics, Some(broken));
     }
 }
 
@@ -346,7 +341,7 @@ pub async fn pass_through(
             worker.metrics.upstream_connect(None);
             let mut upstream = Buffered::new(Stream::Plain(stream));
             let broken = copy(&mut client, &mut upstream, Some(&metrics)).await;
-            return finish(client, upstream.io.tcp(), &metrics, broken);
+            return finish(client, &upstream.io, &metrics, broken);
         }
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "connecting failed");
@@ -365,7 +360,7 @@ const PASS_THROUGH_PATIENCE: Duration = Duration::from_secs(60);
 
 fn finish<S>(
     client: Buffered<S>,
-    upstream: &TcpStream,
+    upstream: &Stream,
     metrics: &TcpMetrics,
     broken: Option<Broken>,
 ) -> Option<S> {
@@ -374,7 +369,7 @@ fn finish<S>(
         Broken::Upstream => Reason::UpstreamReset,
     }));
     broken?;
-    socket::reset(upstream);
+    upstream.reset();
     Some(client.io)
 }
 

@@ -25,7 +25,8 @@ use crate::mirror::Mirroring;
 use crate::pool::Pool;
 use crate::socket::{self, Listener, Listeners};
 use crate::table::Tables;
-use crate::{http2, inbound, outbound};
+use crate::upstream::streams;
+use crate::{http2, inbound, mux, outbound};
 
 #[cfg(test)]
 mod tests;
@@ -60,8 +61,9 @@ pub struct Worker {
     pub access_log: AccessLog,
     pub drain: Drain,
     pub http1_pool: Pool,
+    pub http1_streams: streams::Pool<mux::Connection>,
+    pub http2_pool: streams::Pool<http2::Connection>,
     pub tcp_pool: Pool,
-    pub http2_pool: http2::Pool,
     pub mirroring: Rc<Mirroring>,
     pub random: RefCell<SmallRng>,
 }
@@ -76,8 +78,9 @@ impl Worker {
             access_log: shared.access_log,
             drain: shared.drain,
             http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
+            http1_streams: streams::Pool::default(),
+            http2_pool: streams::Pool::default(),
             tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
-            http2_pool: http2::Pool::default(),
             mirroring: Rc::default(),
             random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
@@ -13,12 +14,12 @@ use super::head::{self, Request, Response, Version};
 use super::reply;
 use crate::balance::AttemptOutcome;
 use crate::buffered::Buffered;
-use crate::pool::Upstream;
+use crate::pool::{self, Upstream};
 use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::Failure;
 use crate::route::RequestHead as _;
-use crate::table::Endpoint;
-use crate::upstream::ConnectError;
+use crate::table::{Endpoint, Peer};
+use crate::upstream::streams::Refusal;
 use crate::worker::Worker;
 
 /// A request that is on its way, with no final response yet.
@@ -72,11 +73,11 @@ impl Failed {
         }
     }
 
-    pub fn no_connection(error: &ConnectError) -> Self {
+    pub fn no_connection(refusal: Refusal) -> Self {
         Self {
             failure: Failure::NeverSent,
-            reason: error.reason,
-            outcome: AttemptOutcome::no_connection(error.reason),
+            reason: refusal.reason,
+            outcome: refusal.outcome(),
         }
     }
 
@@ -100,27 +101,32 @@ impl Failed {
 /// Gets a connection to `endpoint`. Nothing has been sent on it yet.
 pub async fn connect(
     worker: &Rc<Worker>,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     reusable: Reusable,
 ) -> Result<Upstream, Failed> {
     let pooled = match reusable {
         Reusable::No => None,
         Reusable::Yes { idempotent } => worker.http1_pool.take(worker, endpoint, idempotent),
     };
-    match pooled {
-        Some(upstream) => Ok(upstream),
-        None => worker
-            .http1_pool
-            .connect(worker, endpoint)
-            .await
-            .map_err(|error| {
-                tracing::debug!(address = %endpoint.address, %error, "connecting failed");
-                if error.reason == Reason::ConnectTimeout {
-                    worker.http1_pool.forget(endpoint.id);
-                }
-                Failed::no_connection(&error)
-            }),
+    if let Some(upstream) = pooled {
+        return Ok(upstream);
     }
+    let opened = match endpoint.peer {
+        Peer::Mesh(_) => pool::open_stream(worker, endpoint).await,
+        Peer::Plain | Peer::App => {
+            let opened = worker.http1_pool.connect(worker, endpoint).await;
+            opened.map_err(|error| {
+                tracing::debug!(address = %endpoint.address, %error, "connecting failed");
+                Refusal::of(error.reason)
+            })
+        }
+    };
+    opened.map_err(|refusal| {
+        if refusal.reason == Reason::ConnectTimeout {
+            worker.http1_pool.forget(endpoint.id);
+        }
+        Failed::no_connection(refusal)
+    })
 }
 
 /// Whether a pooled connection will do.

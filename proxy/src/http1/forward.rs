@@ -193,7 +193,7 @@ impl Forward<'_> {
         loop {
             let began = Instant::now();
             let connecting = attempt::connect(&worker, &endpoint, reusable);
-            let mut upstream = match self.wait_for(client, connecting).await {
+            let upstream = match self.wait_for(client, connecting).await {
                 Ok(Ok(upstream)) => upstream,
                 Ok(Err(failed)) => {
                     in_flight.finish(failed.outcome, began.elapsed());
@@ -204,10 +204,6 @@ impl Forward<'_> {
                     return Err(Unanswered::Interrupted(interrupt));
                 }
             };
-            upstream.expect_acknowledgement(
-                &worker,
-                client.framing.is_head_alone() && request.method() != "CONNECT",
-            );
             // What the connection took to open is nothing that the next request waits for.
             let sent = Instant::now();
             let mut attempt = Attempt::new(

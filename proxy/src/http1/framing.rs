@@ -50,13 +50,6 @@ pub struct RequestFraming {
     pub expects_continue: bool,
 }
 
-impl RequestFraming {
-    /// Whether nothing follows the head until a response has come.
-    pub fn is_head_alone(&self) -> bool {
-        self.body == Framing::None && !self.upgrade
-    }
-}
-
 /// What the connection-level fields of a response say. They have been taken out of the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseFraming {

@@ -16,7 +16,6 @@ use crate::buffered::Buffered;
 use crate::metrics::MirrorOutcome;
 use crate::mirror::{self, MAX_DISCARDED, Piece, Source};
 use crate::route::{RequestHead as _, Rule};
-use crate::socket;
 use crate::upstream::Stream;
 use crate::worker::Worker;
 
@@ -24,8 +23,6 @@ use crate::worker::Worker;
 struct Head {
     bytes: Bytes,
     is_head: bool,
-    /// There is no body, and what follows is no tunnel.
-    alone: bool,
     version: Version,
 }
 
@@ -64,7 +61,6 @@ pub fn start(
     let head = Rc::new(Head {
         bytes: bytes.freeze(),
         is_head: request.method() == "HEAD",
-        alone: framing.is_head_alone(),
         version: request.version(),
     });
     let copies = mirror::start(worker, rule, backend, |in_flight, source| {
@@ -86,14 +82,13 @@ async fn send(
         Version::Http10 => Reusable::No,
     };
     let began = Instant::now();
-    let mut upstream = match attempt::connect(&worker, &endpoint, reusable).await {
+    let upstream = match attempt::connect(&worker, &endpoint, reusable).await {
         Ok(upstream) => upstream,
         Err(failed) => {
             in_flight.finish(failed.outcome, began.elapsed());
             return MirrorOutcome::Failed;
         }
     };
-    upstream.expect_acknowledgement(&worker, head.alone);
     let sent = Instant::now();
     let mut attempt = Attempt::of_copy(upstream, &head.bytes, head.is_head);
     let mut sending = Sending {
@@ -115,7 +110,7 @@ async fn send(
             return MirrorOutcome::Failed;
         }
         Err(outcome) => {
-            socket::reset(attempt.upstream.connection.io.tcp());
+            attempt.upstream.connection.io.reset();
             return outcome;
         }
     };
@@ -128,7 +123,7 @@ async fn send(
     };
     let whole = poll_fn(|cx| discarding.poll(cx, &mut upstream.connection, &mut sending)).await;
     if sending.state != SendingState::Whole {
-        socket::reset(upstream.connection.io.tcp());
+        upstream.connection.io.reset();
     } else if whole == Ok(true) && framing.keep_alive && head.version == Version::Http11 {
         worker.http1_pool.put(&worker, &endpoint, upstream);
     }

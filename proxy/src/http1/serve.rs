@@ -18,7 +18,7 @@ use crate::drain::Drain;
 use crate::metrics::Direction;
 use crate::reason::Reason;
 use crate::session::{Session, UNAUTHENTICATED};
-use crate::{socket, tcp};
+use crate::tcp;
 
 /// How long a client that knows nothing of the mesh may still send a request on a connection that would be ended. Whoever has
 /// other endpoints has been told of them by then.
@@ -91,7 +91,7 @@ where
             After::Tunnel(mut upstream) => {
                 let broken = tcp::copy(&mut connection, &mut upstream.connection, None).await?;
                 tracing::debug!(?broken, "a tunnel broke");
-                socket::reset(upstream.connection.io.tcp());
+                upstream.connection.io.reset();
                 return Some(connection.io);
             }
         }

@@ -14,11 +14,12 @@ use http::{Request, Response, Version, request};
 use tokio::time::{Instant, sleep};
 
 use super::body::{Broken, Upload};
-use super::pool::{Lease, Refusal};
+use super::connection::Connection;
 use crate::balance::AttemptOutcome;
 use crate::reason::Reason;
 use crate::retry::Failure;
 use crate::table::Endpoint;
+use crate::upstream::streams::{Lease, Refusal};
 use crate::worker::Worker;
 
 /// How long a new connection is given to say that its peer takes extended CONNECT (its first frame does), and how often that is
@@ -32,7 +33,7 @@ const MAX_STALE: usize = 4;
 pub(super) struct Attempt {
     response: ResponseFuture,
     pub send: SendStream<Bytes>,
-    _lease: Lease,
+    _lease: Lease<Connection>,
 }
 
 /// Why an attempt came to nothing.
@@ -77,11 +78,7 @@ impl Failed {
     }
 
     fn no_connection(refusal: Refusal) -> Self {
-        let outcome = match AttemptOutcome::no_connection(refusal.reason) {
-            AttemptOutcome::ConnectFailed if refusal.reported => AttemptOutcome::Cancelled,
-            outcome => outcome,
-        };
-        Self::never_sent(refusal.reason, outcome)
+        Self::never_sent(refusal.reason, refusal.outcome())
     }
 
     /// The stream ended with `error` before a response.

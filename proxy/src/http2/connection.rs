@@ -1,6 +1,6 @@
 //! One upstream connection: opened, kept alive, aged and ended. One task drives its frames and looks at the clock.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,14 +12,15 @@ use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
 
-use super::pool::Upstreams;
 use super::{
     CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_RESET_STREAMS, MAX_SEND_BUFFER,
-    MAX_STREAMS_UPSTREAM, RESET_STREAM_MEMORY, STREAM_WINDOW,
+    RESET_STREAM_MEMORY, STREAM_WINDOW,
 };
 use crate::identity::Alpn;
+use crate::metrics::PoolProtocol;
 use crate::reason::Reason;
 use crate::table::{Endpoint, Peer};
+use crate::upstream::streams::{self, MAX_STREAMS, Pool, Streams, Upstreams};
 use crate::upstream::{self, Stream};
 use crate::worker::Worker;
 
@@ -27,16 +28,14 @@ use crate::worker::Worker;
 const MIN_TICK: Duration = Duration::from_millis(50);
 
 /// What the streams of a connection see of it.
-pub(super) struct Connection {
+pub struct Connection {
     /// `None`: no new streams. The connection ends in order once nobody holds a handle and no stream is left.
     sender: RefCell<Option<SendRequest<Bytes>>>,
-    streams: Cell<usize>,
-    /// Since when it has had no stream.
-    idle_since: Cell<Instant>,
+    streams: Streams,
 }
 
 /// The frames of a connection, and the times at which something is due.
-pub(super) struct Driver {
+pub struct Driver {
     frames: h2::client::Connection<Stream, Bytes>,
     ping: Option<PingPong>,
     asked: Option<Instant>,
@@ -55,10 +54,7 @@ pub(super) struct Driver {
 
 /// Connects to `endpoint`, and waits for its first word: it says how many streams it takes, and shows that it speaks HTTP/2
 /// before a request is entrusted to it.
-pub(super) async fn open(
-    worker: &Worker,
-    endpoint: &Endpoint,
-) -> Result<(Rc<Connection>, Driver), Reason> {
+async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Connection>, Driver), Reason> {
     let limits = &worker.config.limits;
     let deadline = Instant::now() + limits.connect_timeout;
     let stream = upstream::connect(worker, endpoint, Alpn::Http2)
@@ -100,8 +96,7 @@ pub(super) async fn open(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let connection = Rc::new(Connection {
         sender: RefCell::new(Some(sender)),
-        streams: Cell::new(0),
-        idle_since: Cell::new(now),
+        streams: Streams::new(),
     });
     let driver = Driver {
         frames,
@@ -155,18 +150,34 @@ impl Connection {
     pub fn sender(&self) -> Option<SendRequest<Bytes>> {
         self.sender.borrow().clone()
     }
+}
 
-    pub fn take_no_more(&self) {
-        self.sender.borrow_mut().take();
+impl streams::Connection for Connection {
+    type Driver = Driver;
+    const PROTOCOL: PoolProtocol = PoolProtocol::Http2;
+
+    async fn open(
+        worker: &Worker,
+        endpoint: &Endpoint,
+    ) -> Result<(Rc<Self>, Self::Driver), Reason> {
+        open(worker, endpoint).await
     }
 
-    pub fn streams(&self) -> usize {
-        self.streams.get()
+    async fn drive(self: &Rc<Self>, mut driver: Driver, upstreams: &Rc<Upstreams<Self>>) {
+        poll_fn(|cx| driver.poll(cx, self, upstreams)).await;
     }
 
-    pub fn has_room(&self) -> bool {
-        let streams = self.streams.get();
-        streams < MAX_STREAMS_UPSTREAM
+    fn pool(worker: &Worker) -> &Pool<Self> {
+        &worker.http2_pool
+    }
+
+    fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    fn has_room(&self) -> bool {
+        let streams = self.streams.count();
+        streams < MAX_STREAMS
             && self
                 .sender
                 .borrow()
@@ -174,33 +185,17 @@ impl Connection {
                 .is_some_and(|sender| streams < sender.current_max_send_streams())
     }
 
-    /// Returns how many streams there were before.
-    pub fn begin_stream(&self) -> usize {
-        self.streams.replace(self.streams.get() + 1)
-    }
-
-    /// Returns how many streams are left.
-    pub fn end_stream(&self) -> usize {
-        let left = self.streams.get() - 1;
-        self.streams.set(left);
-        if left == 0 {
-            self.idle_since.set(Instant::now());
-        }
-        left
+    fn take_no_more(&self) {
+        self.sender.borrow_mut().take();
     }
 }
 
 impl Driver {
-    /// Returns when the connection has ended. The streams that are left then end with an error.
-    pub async fn drive(mut self, connection: &Rc<Connection>, upstreams: &Rc<Upstreams>) {
-        poll_fn(|cx| self.poll(cx, connection, upstreams)).await;
-    }
-
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         connection: &Rc<Connection>,
-        upstreams: &Rc<Upstreams>,
+        upstreams: &Rc<Upstreams<Connection>>,
     ) -> Poll<()> {
         if let Poll::Ready(end) = Pin::new(&mut self.frames).poll(cx) {
             if let Err(error) = end {
@@ -227,8 +222,8 @@ impl Driver {
                 tracing::debug!("an upstream HTTP/2 connection no longer answers");
                 return Poll::Ready(());
             }
-            let idle = connection.streams.get() == 0
-                && now.duration_since(connection.idle_since.get()) >= self.pool_idle;
+            let idle_since = connection.streams.idle_since();
+            let idle = idle_since.is_some_and(|at| now.duration_since(at) >= self.pool_idle);
             if idle || now.duration_since(self.opened) >= self.pool_age {
                 upstreams.retire(connection);
                 // The frames have to be looked at once more, for a goodbye.

@@ -19,7 +19,6 @@ mod connection;
 mod exchange;
 mod forward;
 mod mirror;
-mod pool;
 mod reply;
 mod serve;
 
@@ -28,7 +27,9 @@ pub(crate) mod tests;
 
 use std::time::Duration;
 
-pub use pool::Pool;
+use crate::upstream::streams::MAX_STREAMS;
+
+pub use connection::Connection;
 pub(crate) use reply::{grpc_status, is_grpc};
 pub use serve::serve;
 
@@ -36,13 +37,10 @@ pub use serve::serve;
 /// round trip of 2 ms.
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for all streams of a connection. So large that streams at a standstill do not stop the others: it takes more
-/// than 128 of them on a downstream connection, and is never reached on an upstream one (see [`MAX_STREAMS_UPSTREAM`]). Memory is used
-/// only for what is under way.
+/// than 128 of them on a downstream connection, and is never reached on an upstream one: as many full stream windows fit into it as there may
+/// be streams ([`MAX_STREAMS`]), so that one client that does not read its responses takes nothing from the others who share the
+/// connection. Memory is used only for what is under way.
 const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
-/// Streams on one upstream connection. As many full stream windows fit into its connection window, so that one client that
-/// does not read its responses takes nothing from the others who share the connection. Also what RFC 9113 recommends as the
-/// least that a peer should allow.
-const MAX_STREAMS_UPSTREAM: usize = 100;
 /// Payload of a DATA frame that we take, in bytes. Larger than the least allowed, for fewer frames of large bodies; small enough
 /// that streams take turns.
 const MAX_FRAME: u32 = 32 * 1024;
@@ -56,4 +54,4 @@ const MAX_PENDING_RESETS: usize = 100;
 /// Streams that a peer made us reset by breaking the protocol, in the life of a connection.
 const MAX_ERROR_RESETS: usize = 1_024;
 
-const _: () = assert!(MAX_STREAMS_UPSTREAM * STREAM_WINDOW as usize <= CONNECTION_WINDOW as usize);
+const _: () = assert!(MAX_STREAMS * STREAM_WINDOW as usize <= CONNECTION_WINDOW as usize);

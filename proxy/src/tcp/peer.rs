@@ -17,7 +17,6 @@ use super::framed::{Broken, Framed};
 use crate::buffered::Buffered;
 use crate::reason::Reason;
 use crate::session::Session;
-use crate::socket;
 use crate::table::{Destination, Logical};
 
 /// Why there is no other OPEN.
@@ -132,7 +131,7 @@ where
     }));
     if let Some(broken) = &broken {
         tracing::debug!(?broken, "a peer's connection broke");
-        socket::reset(app.io.tcp());
+        app.io.reset();
     }
     broken.is_none()
 }

@@ -1,8 +1,11 @@
 //! Opening a connection to an endpoint: TCP, then TLS with the endpoint's identity pinned.
 
+pub mod streams;
+
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,8 +16,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::identity::{Alpn, is_identity_mismatch};
 use crate::metrics::Direction;
+use crate::mux;
 use crate::reason::Reason;
-use crate::socket::dial;
+use crate::socket::{self, dial};
 use crate::table::{Endpoint, Peer};
 use crate::worker::Worker;
 
@@ -31,6 +35,8 @@ pub struct ConnectError {
 pub enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// One of several on a connection between sidecars.
+    Multiplexed(mux::Stream),
 }
 
 /// Connects to `endpoint` within [`crate::config::Limits::connect_timeout`]. `alpn` says what the connection will carry; it is
@@ -95,10 +101,27 @@ async fn open(worker: &Worker, endpoint: &Endpoint, alpn: Alpn) -> Result<Stream
 }
 
 impl Stream {
-    pub fn tcp(&self) -> &TcpStream {
+    /// The socket, where this has one of its own.
+    pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Plain(tcp) => Some(tcp),
+            Self::Tls(tls) => Some(tls.get_ref().0),
+            Self::Multiplexed(_) => None,
+        }
+    }
+
+    /// The other end sees a break in place of an orderly end, once the stream is dropped.
+    pub fn reset(&self) {
+        // One that is dropped before its end is broken off in any case.
+        if let Some(tcp) = self.tcp() {
+            socket::reset(tcp);
+        }
+    }
+
+    /// Bounds how long what was sent may stay unacknowledged: see [`socket::await_acknowledgements`].
+    pub fn await_acknowledgements(&self, bound: Option<Duration>) {
+        if let Some(tcp) = self.tcp() {
+            socket::await_acknowledgements(tcp, bound);
         }
     }
 }
@@ -112,6 +135,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Multiplexed(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
@@ -125,6 +149,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
             Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Multiplexed(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
 
@@ -136,6 +161,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Multiplexed(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -143,6 +169,7 @@ impl AsyncWrite for Stream {
         match self {
             Self::Plain(io) => io.is_write_vectored(),
             Self::Tls(io) => io.is_write_vectored(),
+            Self::Multiplexed(io) => io.is_write_vectored(),
         }
     }
 
@@ -150,6 +177,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_flush(cx),
             Self::Tls(io) => Pin::new(io).poll_flush(cx),
+            Self::Multiplexed(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -157,6 +185,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Multiplexed(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

@@ -141,6 +141,7 @@ impl Setup {
             access_log: self.access_log,
             drain,
             http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
+            http1_streams: Default::default(),
             tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
             http2_pool: Default::default(),
             mirroring: self.mirroring,

@@ -225,7 +225,7 @@ fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_word() {
             _ => panic!("a sidecar"),
         };
         let bound = |upstream: &pool::Upstream| {
-            let socket = SockRef::from(upstream.connection.io.tcp());
+            let socket = SockRef::from(upstream.connection.io.tcp().unwrap());
             socket.tcp_user_timeout().unwrap()
         };
         let (upstream, is_unproven) = pooled().await;

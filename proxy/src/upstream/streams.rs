@@ -1,4 +1,5 @@
-//! The upstream connections of one worker, by endpoint: finds one with room for another stream, or opens one.
+//! Upstream connections that carry several streams, of one worker and one protocol, by endpoint: finds one with room for another
+//! stream, or opens one.
 //!
 //! In: an endpoint. Out: a [`Lease`] on one stream of a connection to it. Streams fill up the oldest connection first, so that what is
 //! no longer needed becomes idle and ends. Beyond [`MAX_CONNECTIONS`] requests wait in a bounded queue.
@@ -9,58 +10,105 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use super::MAX_STREAMS_UPSTREAM;
-use super::connection::{self, Connection};
-use crate::metrics::PoolProtocol;
-use crate::metrics::PoolState;
+use crate::balance::AttemptOutcome;
+use crate::metrics::{PoolProtocol, PoolState};
 use crate::reason::Reason;
 use crate::table::Endpoint;
 use crate::worker::Worker;
 
+/// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer should allow.
+pub const MAX_STREAMS: usize = 100;
 /// Connections of one worker to one endpoint: 3,200 streams at once.
 const MAX_CONNECTIONS: usize = 32;
 /// Requests of one worker that wait for a stream to one endpoint. More would only wait longer than their clients do.
 const MAX_WAITING: usize = 1_024;
 
+/// A connection that carries several streams.
+pub trait Connection: Sized + 'static {
+    /// Drives its frames, and looks at the clock.
+    type Driver: 'static;
+    const PROTOCOL: PoolProtocol;
+
+    /// Opens one. Nothing is entrusted to it before it is known that the other end takes streams.
+    fn open(
+        worker: &Worker,
+        endpoint: &Endpoint,
+    ) -> impl Future<Output = Result<(Rc<Self>, Self::Driver), Reason>>;
+
+    /// Returns when the connection has ended. The streams that are left then end with an error.
+    fn drive(
+        self: &Rc<Self>,
+        driver: Self::Driver,
+        upstreams: &Rc<Upstreams<Self>>,
+    ) -> impl Future<Output = ()>;
+
+    /// Where the worker keeps its connections of this kind.
+    fn pool(worker: &Worker) -> &Pool<Self>;
+
+    fn streams(&self) -> &Streams;
+
+    /// Whether another stream may be begun on it.
+    fn has_room(&self) -> bool;
+
+    /// No new streams. The connection ends in order once no stream is left.
+    fn take_no_more(&self);
+}
+
+/// Counts the streams of one connection.
+#[derive(Debug)]
+pub struct Streams {
+    count: Cell<usize>,
+    /// Since when there has been none.
+    idle_since: Cell<Instant>,
+}
+
 /// Upstream connections of one worker.
-#[derive(Default)]
-pub struct Pool {
-    endpoints: RefCell<HashMap<u64, Rc<Upstreams>>>,
+pub struct Pool<C: Connection> {
+    endpoints: RefCell<HashMap<u64, Rc<Upstreams<C>>>>,
 }
 
 /// The connections to one endpoint.
-pub(super) struct Upstreams {
+pub struct Upstreams<C: Connection> {
     endpoint: Arc<Endpoint>,
     worker: Weak<Worker>,
-    connections: RefCell<Vec<Rc<Connection>>>,
+    connections: RefCell<Vec<Rc<C>>>,
     connecting: Cell<usize>,
     /// Streams on one connection, as far as is known.
     limit: Cell<usize>,
-    waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease, Refusal>>>>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease<C>, Refusal>>>>,
 }
 
 /// The right to one stream. Given back when dropped.
-pub(super) struct Lease {
-    pub connection: Rc<Connection>,
-    upstreams: Rc<Upstreams>,
+pub struct Lease<C: Connection> {
+    pub connection: Rc<C>,
+    upstreams: Rc<Upstreams<C>>,
 }
 
 /// Why there is no stream. Nothing has been sent.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Refusal {
+pub struct Refusal {
     pub reason: Reason,
     /// Somebody else reports the same failed connection: it speaks against the endpoint once, however many waited for it.
     pub reported: bool,
 }
 
-impl Pool {
+impl<C: Connection> Default for Pool<C> {
+    fn default() -> Self {
+        Self {
+            endpoints: RefCell::default(),
+        }
+    }
+}
+
+impl<C: Connection> Pool<C> {
     /// A stream to `endpoint`.
-    pub(super) async fn acquire(
+    pub async fn acquire(
         &self,
         worker: &Rc<Worker>,
         endpoint: &Arc<Endpoint>,
-    ) -> Result<Lease, Refusal> {
+    ) -> Result<Lease<C>, Refusal> {
         let upstreams = self.upstreams(worker, endpoint);
         if upstreams.waiting.borrow().is_empty()
             && let Some(lease) = upstreams.lease()
@@ -79,7 +127,7 @@ impl Pool {
             .unwrap_or(Err(Refusal::of(Reason::ShuttingDown)))
     }
 
-    fn upstreams(&self, worker: &Rc<Worker>, endpoint: &Arc<Endpoint>) -> Rc<Upstreams> {
+    fn upstreams(&self, worker: &Rc<Worker>, endpoint: &Arc<Endpoint>) -> Rc<Upstreams<C>> {
         if let Some(upstreams) = self.endpoints.borrow().get(&endpoint.id) {
             return upstreams.clone();
         }
@@ -88,7 +136,7 @@ impl Pool {
             worker: Rc::downgrade(worker),
             connections: RefCell::default(),
             connecting: Cell::new(0),
-            limit: Cell::new(MAX_STREAMS_UPSTREAM),
+            limit: Cell::new(MAX_STREAMS),
             waiting: RefCell::default(),
         });
         self.endpoints
@@ -106,26 +154,67 @@ impl Pool {
     }
 }
 
+impl Streams {
+    pub fn new() -> Self {
+        Self {
+            count: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.count.get()
+    }
+
+    /// Since when there has been none. `None`: there is one.
+    pub fn idle_since(&self) -> Option<Instant> {
+        (self.count.get() == 0).then(|| self.idle_since.get())
+    }
+
+    /// Returns how many there were before.
+    fn begin(&self) -> usize {
+        self.count.replace(self.count.get() + 1)
+    }
+
+    /// Returns how many are left.
+    fn end(&self) -> usize {
+        let left = self.count.get() - 1;
+        self.count.set(left);
+        if left == 0 {
+            self.idle_since.set(Instant::now());
+        }
+        left
+    }
+}
+
 impl Refusal {
-    fn of(reason: Reason) -> Self {
+    pub fn of(reason: Reason) -> Self {
         Self {
             reason,
             reported: false,
         }
     }
+
+    /// What it says about the endpoint.
+    pub fn outcome(&self) -> AttemptOutcome {
+        match AttemptOutcome::no_connection(self.reason) {
+            AttemptOutcome::ConnectFailed if self.reported => AttemptOutcome::Cancelled,
+            outcome => outcome,
+        }
+    }
 }
 
-impl Upstreams {
+impl<C: Connection> Upstreams<C> {
     fn is_unused(&self) -> bool {
         self.connections.borrow().is_empty()
             && self.connecting.get() == 0
             && self.waiting.borrow().is_empty()
     }
 
-    fn lease(self: &Rc<Self>) -> Option<Lease> {
+    fn lease(self: &Rc<Self>) -> Option<Lease<C>> {
         let connections = self.connections.borrow();
         let connection = connections.iter().find(|c| c.has_room())?;
-        self.count(connection.begin_stream(), 1);
+        self.count(connection.streams().begin(), 1);
         Some(Lease {
             connection: connection.clone(),
             upstreams: self.clone(),
@@ -134,7 +223,7 @@ impl Upstreams {
 
     /// A connection's peer has said how many streams it takes.
     pub fn learn_limit(self: &Rc<Self>, streams: usize) {
-        self.limit.set(streams.clamp(1, MAX_STREAMS_UPSTREAM));
+        self.limit.set(streams.clamp(1, MAX_STREAMS));
         self.serve_waiting();
         self.open_for_waiting();
     }
@@ -152,13 +241,13 @@ impl Upstreams {
             let upstreams = self.clone();
             let worker = worker.clone();
             tokio::task::spawn_local(async move {
-                let opened = connection::open(&worker, &upstreams.endpoint).await;
+                let opened = C::open(&worker, &upstreams.endpoint).await;
                 upstreams.connecting.set(upstreams.connecting.get() - 1);
                 match opened {
                     Ok((connection, driver)) => {
                         upstreams.add(connection.clone());
                         drop(worker);
-                        driver.drive(&connection, &upstreams).await;
+                        connection.drive(driver, &upstreams).await;
                         upstreams.closed(&connection);
                     }
                     Err(reason) => upstreams.failed(reason),
@@ -167,7 +256,7 @@ impl Upstreams {
         }
     }
 
-    fn add(self: &Rc<Self>, connection: Rc<Connection>) {
+    fn add(self: &Rc<Self>, connection: Rc<C>) {
         self.connections.borrow_mut().push(connection);
         self.gauge(PoolState::Idle, 1);
         self.serve_waiting();
@@ -218,14 +307,14 @@ impl Upstreams {
     }
 
     /// No new streams on this connection. It ends with the last one that it has.
-    pub fn retire(self: &Rc<Self>, connection: &Rc<Connection>) {
+    pub fn retire(self: &Rc<Self>, connection: &Rc<C>) {
         connection.take_no_more();
         let mut connections = self.connections.borrow_mut();
         let before = connections.len();
         connections.retain(|other| !Rc::ptr_eq(other, connection));
         if connections.len() < before {
             drop(connections);
-            let state = match connection.streams() {
+            let state = match connection.streams().count() {
                 0 => PoolState::Idle,
                 _ => PoolState::Active,
             };
@@ -234,18 +323,18 @@ impl Upstreams {
         }
     }
 
-    fn closed(self: &Rc<Self>, connection: &Rc<Connection>) {
+    fn closed(self: &Rc<Self>, connection: &Rc<C>) {
         self.retire(connection);
         self.tidy();
     }
 
     fn tidy(&self) {
         if let Some(worker) = self.worker.upgrade() {
-            worker.http2_pool.tidy(self.endpoint.id);
+            C::pool(&worker).tidy(self.endpoint.id);
         }
     }
 
-    pub fn holds(&self, connection: &Rc<Connection>) -> bool {
+    pub fn holds(&self, connection: &Rc<C>) -> bool {
         self.connections
             .borrow()
             .iter()
@@ -262,23 +351,49 @@ impl Upstreams {
 
     fn gauge(&self, state: PoolState, change: i64) {
         if let Some(worker) = self.worker.upgrade() {
-            worker
-                .metrics
-                .pool_connections(PoolProtocol::Http2, state, change);
+            worker.metrics.pool_connections(C::PROTOCOL, state, change);
         }
     }
 }
 
-impl Lease {
+/// A stream that is kept for the next exchange, and has none.
+pub struct Kept<C: Connection> {
+    pub connection: Rc<C>,
+    upstreams: Rc<Upstreams<C>>,
+}
+
+impl<C: Connection> Kept<C> {
+    /// The right to use the stream once more. `None`: its connection is not to be used any more.
+    pub fn lease(self) -> Option<Lease<C>> {
+        if !self.connection.has_room() {
+            return None;
+        }
+        self.upstreams.count(self.connection.streams().begin(), 1);
+        Some(Lease {
+            connection: self.connection,
+            upstreams: self.upstreams,
+        })
+    }
+}
+
+impl<C: Connection> Lease<C> {
+    /// The exchange is over, and its stream is kept.
+    pub fn keep(&self) -> Kept<C> {
+        Kept {
+            connection: self.connection.clone(),
+            upstreams: self.upstreams.clone(),
+        }
+    }
+
     /// The connection takes no more streams, as it turned out.
     pub fn retire(&self) {
         self.upstreams.retire(&self.connection);
     }
 }
 
-impl Drop for Lease {
+impl<C: Connection> Drop for Lease<C> {
     fn drop(&mut self) {
-        let left = self.connection.end_stream();
+        let left = self.connection.streams().end();
         if left == 0 && self.upstreams.holds(&self.connection) {
             self.upstreams.count(left, -1);
         }

@@ -1,0 +1,260 @@
+//! What the streams of a connection and its driver share.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::BytesMut;
+
+use super::frame::{Header, Kind};
+use super::stream::{Half, Stream};
+use super::{MAX_OPEN, MAX_UNHEARD, MAX_UNSENT};
+use crate::upstream::streams::Streams;
+
+/// Who opens streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
+/// One connection, as its streams see it.
+#[derive(Debug)]
+pub struct Connection {
+    pub(super) side: Side,
+    pub(super) state: RefCell<State>,
+    /// The peer or we want no new streams.
+    leaving: Cell<bool>,
+    /// Exchanges that are under way.
+    pub(super) exchanges: Streams,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    /// Frames that wait to be written.
+    pub unsent: BytesMut,
+    /// The streams that are open on both sides.
+    streams: HashMap<u32, Rc<RefCell<Half>>>,
+    /// The stream that was opened last.
+    last: u32,
+    /// Streams wait for `unsent` to become shorter.
+    crowded: bool,
+    /// Who is woken to write.
+    driver: Option<Waker>,
+    /// The connection is over.
+    over: Option<Over>,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Over {
+    InOrder,
+    Broken(io::ErrorKind),
+}
+
+/// The peer does not keep to the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Violation {
+    #[error(transparent)]
+    Kind(#[from] super::frame::UnknownKind),
+    #[error("a stream that nobody opened")]
+    Stream,
+    #[error("more than a stream's window")]
+    Window,
+    #[error("a frame is too large")]
+    Large,
+}
+
+impl Connection {
+    pub(super) fn new(side: Side) -> Rc<Self> {
+        Rc::new(Self {
+            side,
+            state: RefCell::new(State {
+                unsent: BytesMut::new(),
+                streams: HashMap::new(),
+                last: 0,
+                crowded: false,
+                driver: None,
+                over: None,
+            }),
+            leaving: Cell::new(false),
+            exchanges: Streams::new(),
+        })
+    }
+
+    /// Opens a stream. `None`: the connection takes no more.
+    pub fn open_stream(self: &Rc<Self>) -> Option<Stream> {
+        if self.is_leaving() {
+            return None;
+        }
+        let mut state = self.state.borrow_mut();
+        if state.over.is_some() || state.streams.len() >= MAX_OPEN {
+            return None;
+        }
+        state.last = state.last.checked_add(1)?;
+        Some(self.add(&mut state))
+    }
+
+    fn add(self: &Rc<Self>, state: &mut State) -> Stream {
+        let half = Rc::new(RefCell::new(Half::default()));
+        state.streams.insert(state.last, half.clone());
+        Stream::new(self.clone(), state.last, half)
+    }
+
+    /// No new streams.
+    pub fn leave(&self) {
+        if self.leaving.replace(true) {
+            return;
+        }
+        let mut state = self.state.borrow_mut();
+        match self.side {
+            Side::Server => state.send(Kind::Leave, 0, 0),
+            Side::Client => state.wake_driver(),
+        }
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.get()
+    }
+
+    /// Whether no stream is open.
+    pub(super) fn is_unused(&self) -> bool {
+        self.state.borrow().streams.is_empty()
+    }
+
+    /// Takes in a frame of the peer. Returns a stream that it has opened.
+    pub(super) fn receive(
+        self: &Rc<Self>,
+        header: Header,
+        payload: &[u8],
+    ) -> Result<Option<Stream>, Violation> {
+        let mut state = self.state.borrow_mut();
+        let id = header.stream;
+        if header.kind == Kind::Leave {
+            self.leaving.set(true);
+            return Ok(None);
+        }
+        let known = state.streams.get(&id).cloned();
+        let Some(half) = known else {
+            // Late frames of streams that are over mean nothing any more.
+            if id <= state.last {
+                return Ok(None);
+            }
+            if self.side == Side::Client || header.kind != Kind::Data {
+                return Err(Violation::Stream);
+            }
+            state.last = id;
+            if state.streams.len() >= MAX_OPEN {
+                state.send(Kind::Reset, id, 0);
+                return Ok(None);
+            }
+            let stream = self.add(&mut state);
+            stream.half().borrow_mut().receive(payload)?;
+            return Ok(Some(stream));
+        };
+        let mut half = half.borrow_mut();
+        match header.kind {
+            Kind::Data => half.receive(payload)?,
+            Kind::End => half.end(),
+            Kind::Reset => {
+                half.reset(io::ErrorKind::ConnectionReset);
+                state.streams.remove(&id);
+            }
+            Kind::Window => half.widen(header.amount)?,
+            Kind::Leave => {}
+        }
+        if half.is_over() {
+            state.streams.remove(&id);
+        }
+        Ok(None)
+    }
+
+    /// The connection has ended: so have its streams.
+    pub(super) fn finish(&self, over: Over) {
+        self.leaving.set(true);
+        let mut state = self.state.borrow_mut();
+        state.over = Some(over);
+        state.unsent = BytesMut::new();
+        for (_, half) in state.streams.drain() {
+            match over {
+                Over::InOrder => half.borrow_mut().finish(),
+                Over::Broken(kind) => half.borrow_mut().reset(kind),
+            }
+        }
+    }
+}
+
+impl State {
+    /// Appends a frame without payload.
+    pub fn send(&mut self, kind: Kind, stream: u32, amount: u32) {
+        if self.over.is_none() {
+            Header {
+                kind,
+                amount,
+                stream,
+            }
+            .write(&mut self.unsent);
+            self.wake_driver();
+        }
+    }
+
+    /// Appends a DATA frame.
+    pub fn send_data(&mut self, stream: u32, bytes: &[u8]) {
+        let header = Header {
+            kind: Kind::Data,
+            amount: bytes.len() as u32,
+            stream,
+        };
+        self.unsent.reserve(super::frame::HEADER + bytes.len());
+        header.write(&mut self.unsent);
+        self.unsent.extend_from_slice(bytes);
+        self.wake_driver();
+    }
+
+    /// Ready when there is room for another DATA frame. Else the stream's writer is woken when there is.
+    pub fn poll_room(&mut self) -> Poll<()> {
+        if self.unsent.len() < MAX_UNSENT {
+            return Poll::Ready(());
+        }
+        self.crowded = true;
+        Poll::Pending
+    }
+
+    pub fn is_unheard(&self) -> bool {
+        self.unsent.len() > MAX_UNHEARD
+    }
+
+    /// What was unsent is on its way.
+    pub fn has_room(&mut self) {
+        if std::mem::take(&mut self.crowded) {
+            for half in self.streams.values() {
+                half.borrow_mut().wake_writer();
+            }
+        }
+    }
+
+    pub fn over(&self) -> Option<Over> {
+        self.over
+    }
+
+    /// The stream is of no more use to this side.
+    pub fn forget(&mut self, stream: u32) {
+        self.streams.remove(&stream);
+        self.wake_driver();
+    }
+
+    pub fn driven_by(&mut self, cx: &Context<'_>) {
+        match &mut self.driver {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.driver = Some(cx.waker().clone()),
+        }
+    }
+
+    fn wake_driver(&self) {
+        if let Some(driver) = &self.driver {
+            driver.wake_by_ref();
+        }
+    }
+}

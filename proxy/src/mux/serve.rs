@@ -1,0 +1,184 @@
+//! The two ends of a connection: the one that serves its streams, and the one that opens them.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
+
+use super::MAX_OPEN;
+use super::connection::{Connection, Side};
+use super::driver::Driver;
+use super::stream::Stream;
+use crate::identity::Alpn;
+use crate::metrics::PoolProtocol;
+use crate::reason::Reason;
+use crate::session::Session;
+use crate::table::Endpoint;
+use crate::upstream::streams::{self, MAX_STREAMS, Pool, Streams, Upstreams};
+use crate::worker::Worker;
+use crate::{http1, upstream};
+
+/// How long the end of a connection may take.
+const LINGER: Duration = Duration::from_secs(2);
+/// How often the clock is looked at, at most.
+const MIN_TICK: Duration = Duration::from_millis(50);
+
+/// Serves the streams of a peer's connection until it ends: HTTP/1.1 on each of them.
+pub async fn serve<S>(session: Session, downstream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let worker = session.worker.clone();
+    let mut driver = Driver::new(Side::Server, downstream);
+    let connection = driver.connection.clone();
+    let live = Rc::new(Cell::new(0));
+    let mut accept = |stream: Stream| {
+        // A stream's task outlives it by a turn.
+        if live.get() >= 2 * MAX_OPEN {
+            return;
+        }
+        live.set(live.get() + 1);
+        let (session, live) = (session.clone(), live.clone());
+        tokio::task::spawn_local(async move {
+            // What is left of a stream is broken off as it is dropped.
+            drop(http1::serve(session, stream).await);
+            live.set(live.get() - 1);
+        });
+    };
+    let mut draining = pin!(worker.drain.started());
+    let idle = worker.config.limits.keep_alive_idle;
+    let mut timer = pin!(sleep(idle));
+    let mut was_used = false;
+    let over = poll_fn(|cx| {
+        if driver.poll(cx, &mut accept).is_ready() {
+            return Poll::Ready(true);
+        }
+        if !connection.is_leaving() && draining.as_mut().poll(cx).is_ready() {
+            connection.leave();
+        }
+        if !connection.is_unused() {
+            was_used = true;
+        } else if std::mem::take(&mut was_used) {
+            timer.as_mut().reset(Instant::now() + idle);
+        }
+        if connection.is_unused() && timer.as_mut().poll(cx).is_ready() {
+            connection.leave();
+        }
+        match connection.is_finished() {
+            true => Poll::Ready(false),
+            false => Poll::Pending,
+        }
+    });
+    if !over.await {
+        end(driver).await;
+    }
+}
+
+/// Ends a connection so that the peer sees that it was ended, and not broken.
+async fn end<S: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<S>) {
+    let ending = async {
+        poll_fn(|cx| driver.poll_shutdown(cx)).await?;
+        poll_fn(|cx| driver.poll_drained(cx)).await;
+        Ok::<_, std::io::Error>(())
+    };
+    // A peer that does not listen to the end has lost nothing that could be helped.
+    let _ = timeout(LINGER, ending).await;
+}
+
+/// The client's end of a connection, and the times at which something is due.
+pub struct Upstream {
+    driver: Driver<upstream::Stream>,
+    opened: Instant,
+    tick: Interval,
+    pool_idle: Duration,
+    pool_age: Duration,
+}
+
+impl streams::Connection for Connection {
+    type Driver = Upstream;
+    const PROTOCOL: PoolProtocol = PoolProtocol::Http1;
+
+    async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Self>, Upstream), Reason> {
+        let limits = &worker.config.limits;
+        let stream = upstream::connect(worker, endpoint, Alpn::Http1)
+            .await
+            .map_err(|error| {
+                tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
+                error.reason
+            })?;
+        // The peer always reads: what its kernel does not acknowledge in time has not arrived.
+        stream.await_acknowledgements(Some(limits.peer_timeout));
+        let driver = Driver::new(Side::Client, stream);
+        let tick = limits.pool_idle.min(limits.pool_age) / 2;
+        let mut tick = interval(tick.max(MIN_TICK));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let connection = driver.connection.clone();
+        let upstream = Upstream {
+            driver,
+            opened: Instant::now(),
+            tick,
+            pool_idle: limits.pool_idle,
+            pool_age: limits.pool_age,
+        };
+        Ok((connection, upstream))
+    }
+
+    async fn drive(self: &Rc<Self>, mut upstream: Upstream, upstreams: &Rc<Upstreams<Self>>) {
+        let over = poll_fn(|cx| upstream.poll(cx, self, upstreams)).await;
+        if !over {
+            end(upstream.driver).await;
+        }
+    }
+
+    fn pool(worker: &Worker) -> &Pool<Self> {
+        &worker.http1_streams
+    }
+
+    fn streams(&self) -> &Streams {
+        &self.exchanges
+    }
+
+    fn has_room(&self) -> bool {
+        !self.is_leaving() && self.exchanges.count() < MAX_STREAMS
+    }
+
+    fn take_no_more(&self) {
+        self.leave();
+    }
+}
+
+impl Upstream {
+    /// Ready when the connection has ended (true), or is to be.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &Rc<Connection>,
+        upstreams: &Rc<Upstreams<Connection>>,
+    ) -> Poll<bool> {
+        let mut refuse = |stream: Stream| drop(stream);
+        if self.driver.poll(cx, &mut refuse).is_ready() {
+            return Poll::Ready(true);
+        }
+        while self.tick.poll_tick(cx).is_ready() {
+            let now = Instant::now();
+            let unused = connection.is_unused();
+            let idle_since = connection.exchanges.idle_since().filter(|_| unused);
+            let idle = idle_since.is_some_and(|at| now.duration_since(at) >= self.pool_idle);
+            if idle || now.duration_since(self.opened) >= self.pool_age {
+                connection.leave();
+            }
+        }
+        if connection.is_leaving() {
+            upstreams.retire(connection);
+        }
+        match connection.is_finished() {
+            true => Poll::Ready(false),
+            false => Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! One stream: a connection, as far as whoever carries bytes on it can tell.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::connection::{Connection, Over, Side, Violation};
+use super::frame::Kind;
+use super::{MAX_DATA, STREAM_WINDOW};
+
+/// Room that is kept for what comes next, in bytes.
+const KEPT_ROOM: usize = 2 * 1024;
+
+/// One stream. Dropped before both directions have ended, it is broken off.
+#[derive(Debug)]
+pub struct Stream {
+    connection: Rc<Connection>,
+    id: u32,
+    half: Rc<RefCell<Half>>,
+}
+
+/// This side's half of a stream.
+#[derive(Debug)]
+pub(super) struct Half {
+    /// What has come and nobody has read.
+    received: BytesMut,
+    /// What the peer may send beyond that.
+    granted: u32,
+    /// What has been read, and the peer has not been told.
+    taken: u32,
+    /// What we may send.
+    credit: u32,
+    /// Something has been sent: the peer knows of the stream.
+    begun: bool,
+    /// The peer has ended its direction.
+    ended: bool,
+    /// We have ended ours.
+    shut: bool,
+    broken: Option<io::ErrorKind>,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Default for Half {
+    fn default() -> Self {
+        Self {
+            received: BytesMut::new(),
+            granted: STREAM_WINDOW,
+            taken: 0,
+            credit: STREAM_WINDOW,
+            begun: false,
+            ended: false,
+            shut: false,
+            broken: None,
+            reader: None,
+            writer: None,
+        }
+    }
+}
+
+impl Half {
+    pub fn receive(&mut self, payload: &[u8]) -> Result<(), Violation> {
+        let length = u32::try_from(payload.len()).map_err(|_| Violation::Large)?;
+        self.granted = self.granted.checked_sub(length).ok_or(Violation::Window)?;
+        if self.ended {
+            return Err(Violation::Stream);
+        }
+        self.received.extend_from_slice(payload);
+        wake(&mut self.reader);
+        Ok(())
+    }
+
+    /// The peer sends no more.
+    pub fn end(&mut self) {
+        self.ended = true;
+        wake(&mut self.reader);
+    }
+
+    /// The peer may have been told of more than it had window for only by a mistake of its own.
+    pub fn widen(&mut self, amount: u32) -> Result<(), Violation> {
+        let wider = self.credit.saturating_add(amount);
+        if wider > STREAM_WINDOW {
+            return Err(Violation::Window);
+        }
+        self.credit = wider;
+        self.wake_writer();
+        Ok(())
+    }
+
+    /// The stream is broken.
+    pub fn reset(&mut self, kind: io::ErrorKind) {
+        self.broken = Some(kind);
+        wake(&mut self.reader);
+        wake(&mut self.writer);
+    }
+
+    /// The whole connection has ended in order.
+    pub fn finish(&mut self) {
+        self.end();
+        wake(&mut self.writer);
+    }
+
+    pub fn wake_writer(&mut self) {
+        wake(&mut self.writer);
+    }
+
+    /// Both directions have ended.
+    pub fn is_over(&self) -> bool {
+        self.ended && self.shut
+    }
+}
+
+impl Stream {
+    pub(super) fn new(connection: Rc<Connection>, id: u32, half: Rc<RefCell<Half>>) -> Self {
+        Self {
+            connection,
+            id,
+            half,
+        }
+    }
+
+    pub(super) fn half(&self) -> &RefCell<Half> {
+        &self.half
+    }
+
+    /// Whether the peer knows of the stream.
+    fn is_known(&self, half: &Half) -> bool {
+        half.begun || self.connection.side == Side::Server
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut half = self.half.borrow_mut();
+        if half.received.is_empty() {
+            return match half.broken {
+                // What was complete before the break is complete.
+                _ if half.ended => Poll::Ready(Ok(())),
+                Some(kind) => Poll::Ready(Err(kind.into())),
+                None => {
+                    half.reader = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            };
+        }
+        let length = half.received.len().min(buf.remaining());
+        buf.put_slice(&half.received[..length]);
+        half.received.advance(length);
+        if half.received.is_empty() && half.received.capacity() > KEPT_ROOM {
+            half.received = BytesMut::new();
+        }
+        half.taken += length as u32;
+        if half.taken >= STREAM_WINDOW / 2 && !half.ended {
+            let taken = std::mem::take(&mut half.taken);
+            half.granted += taken;
+            let mut state = self.connection.state.borrow_mut();
+            state.send(Kind::Window, self.id, taken);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut half = self.half.borrow_mut();
+        let mut state = self.connection.state.borrow_mut();
+        if let Some(kind) = half.broken {
+            return Poll::Ready(Err(kind.into()));
+        }
+        if half.shut || state.over() == Some(Over::InOrder) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let length = bytes.len().min(MAX_DATA).min(half.credit as usize);
+        if length == 0 && !bytes.is_empty() || state.poll_room().is_pending() {
+            half.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        half.credit -= length as u32;
+        half.begun = true;
+        state.send_data(self.id, &bytes[..length]);
+        Poll::Ready(Ok(length))
+    }
+
+    /// The driver writes what there is before it waits for anything.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut half = self.half.borrow_mut();
+        if let Some(kind) = half.broken {
+            return Poll::Ready(Err(kind.into()));
+        }
+        if !std::mem::replace(&mut half.shut, true) && self.is_known(&half) {
+            let mut state = self.connection.state.borrow_mut();
+            state.send(Kind::End, self.id, 0);
+            if half.is_over() {
+                state.forget(self.id);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let half = self.half.borrow();
+        let mut state = self.connection.state.borrow_mut();
+        if self.is_known(&half) && !half.is_over() && half.broken.is_none() {
+            state.send(Kind::Reset, self.id, 0);
+        }
+        state.forget(self.id);
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
