@@ -17,6 +17,7 @@ use crate::config::Limits;
 use crate::http2::tests::fixture::{Mesh, Setup, answering, call, get, run, until};
 use crate::identity::testing::{Authority, TRUST_DOMAIN};
 use crate::identity::{Alpn, Identity};
+use crate::mux;
 use crate::table::{Inbound, Protocol};
 use crate::tcp::frame::Kind;
 use crate::tcp::frame::testing::{data, receive, send, send_data};
@@ -161,7 +162,8 @@ fn a_peers_opaque_connection_is_carried_under_its_name() {
 fn a_peers_requests_are_carried_under_its_name() {
     run(async {
         let pod = Pod::strict().await;
-        let mut peer = pod.peer(Alpn::Http1).await;
+        let connection = mux::tests::client(pod.peer(Alpn::Http1).await);
+        let mut peer = connection.connection.open_stream().unwrap();
         peer.write_all(REQUEST).await.unwrap();
         let (_, response) = tokio::join!(pod.answer(), heard(&mut peer));
         assert!(response.ends_with("\r\n\r\nok"), "{response}");

@@ -39,8 +39,8 @@ pub(super) struct State {
     streams: HashMap<u32, Rc<RefCell<Half>>>,
     /// The stream that was opened last.
     last: u32,
-    /// Streams wait for `unsent` to become shorter.
-    crowded: bool,
+    /// Who waits for `unsent` to become shorter.
+    crowd: Vec<Waker>,
     /// Who is woken to write.
     driver: Option<Waker>,
     /// The connection is over.
@@ -75,7 +75,7 @@ impl Connection {
                 unsent: BytesMut::new(),
                 streams: HashMap::new(),
                 last: 0,
-                crowded: false,
+                crowd: Vec::new(),
                 driver: None,
                 over: None,
             }),
@@ -84,23 +84,12 @@ impl Connection {
         })
     }
 
-    /// Opens a stream. `None`: the connection takes no more.
+    /// A new stream, which is opened by its first bytes. `None`: the connection takes no more.
     pub fn open_stream(self: &Rc<Self>) -> Option<Stream> {
-        if self.is_leaving() {
+        if self.is_leaving() || self.state.borrow().streams.len() >= MAX_OPEN {
             return None;
         }
-        let mut state = self.state.borrow_mut();
-        if state.over.is_some() || state.streams.len() >= MAX_OPEN {
-            return None;
-        }
-        state.last = state.last.checked_add(1)?;
-        Some(self.add(&mut state))
-    }
-
-    fn add(self: &Rc<Self>, state: &mut State) -> Stream {
-        let half = Rc::new(RefCell::new(Half::default()));
-        state.streams.insert(state.last, half.clone());
-        Stream::new(self.clone(), state.last, half)
+        Some(Stream::new(self.clone(), None, Rc::default()))
     }
 
     /// No new streams.
@@ -150,9 +139,10 @@ impl Connection {
                 state.send(Kind::Reset, id, 0);
                 return Ok(None);
             }
-            let stream = self.add(&mut state);
-            stream.half().borrow_mut().receive(payload)?;
-            return Ok(Some(stream));
+            let half = Rc::new(RefCell::new(Half::default()));
+            half.borrow_mut().receive(payload)?;
+            state.streams.insert(id, half.clone());
+            return Ok(Some(Stream::new(self.clone(), Some(id), half)));
         };
         let mut half = half.borrow_mut();
         match header.kind {
@@ -177,6 +167,7 @@ impl Connection {
         let mut state = self.state.borrow_mut();
         state.over = Some(over);
         state.unsent = BytesMut::new();
+        state.has_room();
         for (_, half) in state.streams.drain() {
             match over {
                 Over::InOrder => half.borrow_mut().finish(),
@@ -213,12 +204,22 @@ impl State {
         self.wake_driver();
     }
 
-    /// Ready when there is room for another DATA frame. Else the stream's writer is woken when there is.
-    pub fn poll_room(&mut self) -> Poll<()> {
+    /// Numbers a stream of ours. The peer sees the numbers rise, so this is done as the first frame is appended. `None`: there are
+    /// no numbers left.
+    pub fn open(&mut self, half: &Rc<RefCell<Half>>) -> Option<u32> {
+        self.last = self.last.checked_add(1)?;
+        self.streams.insert(self.last, half.clone());
+        Some(self.last)
+    }
+
+    /// Ready when there is room for another DATA frame.
+    pub fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.unsent.len() < MAX_UNSENT {
             return Poll::Ready(());
         }
-        self.crowded = true;
+        if !self.crowd.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.crowd.push(cx.waker().clone());
+        }
         Poll::Pending
     }
 
@@ -228,10 +229,8 @@ impl State {
 
     /// What was unsent is on its way.
     pub fn has_room(&mut self) {
-        if std::mem::take(&mut self.crowded) {
-            for half in self.streams.values() {
-                half.borrow_mut().wake_writer();
-            }
+        for waker in self.crowd.drain(..) {
+            waker.wake();
         }
     }
 

@@ -24,7 +24,7 @@ mod serve;
 mod stream;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use connection::Connection;
 pub use serve::serve;

@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::{Connection, Over, Side, Violation};
+use super::connection::{Connection, Over, Violation};
 use super::frame::Kind;
 use super::{MAX_DATA, STREAM_WINDOW};
 
@@ -20,7 +20,8 @@ const KEPT_ROOM: usize = 2 * 1024;
 #[derive(Debug)]
 pub struct Stream {
     connection: Rc<Connection>,
-    id: u32,
+    /// `None`: nothing has been sent, and the peer does not know of it.
+    id: Option<u32>,
     half: Rc<RefCell<Half>>,
 }
 
@@ -35,8 +36,6 @@ pub(super) struct Half {
     taken: u32,
     /// What we may send.
     credit: u32,
-    /// Something has been sent: the peer knows of the stream.
-    begun: bool,
     /// The peer has ended its direction.
     ended: bool,
     /// We have ended ours.
@@ -53,7 +52,6 @@ impl Default for Half {
             granted: STREAM_WINDOW,
             taken: 0,
             credit: STREAM_WINDOW,
-            begun: false,
             ended: false,
             shut: false,
             broken: None,
@@ -116,21 +114,16 @@ impl Half {
 }
 
 impl Stream {
-    pub(super) fn new(connection: Rc<Connection>, id: u32, half: Rc<RefCell<Half>>) -> Self {
+    pub(super) fn new(
+        connection: Rc<Connection>,
+        id: Option<u32>,
+        half: Rc<RefCell<Half>>,
+    ) -> Self {
         Self {
             connection,
             id,
             half,
         }
-    }
-
-    pub(super) fn half(&self) -> &RefCell<Half> {
-        &self.half
-    }
-
-    /// Whether the peer knows of the stream.
-    fn is_known(&self, half: &Half) -> bool {
-        half.begun || self.connection.side == Side::Server
     }
 }
 
@@ -146,6 +139,8 @@ impl AsyncRead for Stream {
                 // What was complete before the break is complete.
                 _ if half.ended => Poll::Ready(Ok(())),
                 Some(kind) => Poll::Ready(Err(kind.into())),
+                // Nothing was sent on it, and nothing will be.
+                None if self.id.is_none() && self.connection.is_leaving() => Poll::Ready(Ok(())),
                 None => {
                     half.reader = Some(cx.waker().clone());
                     Poll::Pending
@@ -162,8 +157,10 @@ impl AsyncRead for Stream {
         if half.taken >= STREAM_WINDOW / 2 && !half.ended {
             let taken = std::mem::take(&mut half.taken);
             half.granted += taken;
-            let mut state = self.connection.state.borrow_mut();
-            state.send(Kind::Window, self.id, taken);
+            if let Some(id) = self.id {
+                let mut state = self.connection.state.borrow_mut();
+                state.send(Kind::Window, id, taken);
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -175,22 +172,35 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let mut half = self.half.borrow_mut();
-        let mut state = self.connection.state.borrow_mut();
-        if let Some(kind) = half.broken {
+        let Self {
+            connection,
+            id,
+            half,
+        } = self.get_mut();
+        let mut this = half.borrow_mut();
+        let mut state = connection.state.borrow_mut();
+        if let Some(kind) = this.broken {
             return Poll::Ready(Err(kind.into()));
         }
-        if half.shut || state.over() == Some(Over::InOrder) {
+        let over = state.over() == Some(Over::InOrder);
+        if this.shut || over || id.is_none() && connection.is_leaving() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let length = bytes.len().min(MAX_DATA).min(half.credit as usize);
-        if length == 0 && !bytes.is_empty() || state.poll_room().is_pending() {
-            half.writer = Some(cx.waker().clone());
+        let length = bytes.len().min(MAX_DATA).min(this.credit as usize);
+        if length == 0 && !bytes.is_empty() {
+            this.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        half.credit -= length as u32;
-        half.begun = true;
-        state.send_data(self.id, &bytes[..length]);
+        ready!(state.poll_room(cx));
+        let number = match *id {
+            Some(id) => id,
+            None => match state.open(half) {
+                Some(opened) => *id.insert(opened),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            },
+        };
+        this.credit -= length as u32;
+        state.send_data(number, &bytes[..length]);
         Poll::Ready(Ok(length))
     }
 
@@ -204,11 +214,13 @@ impl AsyncWrite for Stream {
         if let Some(kind) = half.broken {
             return Poll::Ready(Err(kind.into()));
         }
-        if !std::mem::replace(&mut half.shut, true) && self.is_known(&half) {
+        if !std::mem::replace(&mut half.shut, true)
+            && let Some(id) = self.id
+        {
             let mut state = self.connection.state.borrow_mut();
-            state.send(Kind::End, self.id, 0);
+            state.send(Kind::End, id, 0);
             if half.is_over() {
-                state.forget(self.id);
+                state.forget(id);
             }
         }
         Poll::Ready(Ok(()))
@@ -217,12 +229,15 @@ impl AsyncWrite for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        let Some(id) = self.id else {
+            return;
+        };
         let half = self.half.borrow();
         let mut state = self.connection.state.borrow_mut();
-        if self.is_known(&half) && !half.is_over() && half.broken.is_none() {
-            state.send(Kind::Reset, self.id, 0);
+        if !half.is_over() && half.broken.is_none() {
+            state.send(Kind::Reset, id, 0);
         }
-        state.forget(self.id);
+        state.forget(id);
     }
 }
 
