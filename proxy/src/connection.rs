@@ -9,6 +9,9 @@
 //!
 //! Nothing is waited for that may never come: in protocols in which the server speaks first the client is silent. So once a client
 //! has been silent for a moment, an endpoint is connected to as if the connection were opaque; whoever speaks first then decides.
+//!
+//! What carries a connection is boxed, but for HTTP/1: a task has the room of the largest thing that it may come to, for as long as
+//! its connection lives, and most are idle HTTP/1.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -45,9 +48,10 @@ pub async fn serve(session: Session, client: Buffered<TcpStream>) {
     let destination = session.destination.load().clone();
     let reset = match &*destination {
         Destination::Passthrough => {
-            tcp::pass_through(&session.worker, session.destination.address, client).await
+            let address = session.destination.address;
+            Box::pin(tcp::pass_through(&session.worker, address, client)).await
         }
-        Destination::Unknown => serve_unknown(session, client).await,
+        Destination::Unknown => Box::pin(serve_unknown(session, client)).await,
         Destination::Logical(logical) => serve_logical(session, logical, client).await,
     };
     if let Some(client) = reset {
@@ -61,10 +65,10 @@ async fn serve_logical(
     mut client: Buffered<TcpStream>,
 ) -> Option<TcpStream> {
     if let Some(routes) = &logical.stream_routes {
-        return tcp::serve_routed(&session, logical, routes, client).await;
+        return Box::pin(tcp::serve_routed(&session, logical, routes, client)).await;
     }
     match logical.protocol {
-        Protocol::Tcp => tcp::serve(&session, logical, client, None).await,
+        Protocol::Tcp => Box::pin(tcp::serve(&session, logical, client, None)).await,
         Protocol::Http2 => serve_http2(session, client).await,
         Protocol::Http => match speaks_http2(&mut client).await {
             Ok(true) => serve_http2(session, client).await,
@@ -84,7 +88,7 @@ async fn serve_logical(
                 }
                 FirstWord::Client(Detected::Tls | Detected::Other) | FirstWord::Server => {
                     let upstream = opening.into_upstream().await;
-                    tcp::serve(&session, logical, client, upstream).await
+                    Box::pin(tcp::serve(&session, logical, client, upstream)).await
                 }
                 FirstWord::Gone => None,
             }
@@ -119,7 +123,7 @@ pub async fn serve_http1(session: Session, client: Buffered<TcpStream>) -> Optio
 }
 
 pub async fn serve_http2(session: Session, client: Buffered<TcpStream>) -> Option<TcpStream> {
-    http2::serve(session, Prefixed::new(client.read, client.io)).await;
+    Box::pin(http2::serve(session, Prefixed::new(client.read, client.io))).await;
     None
 }
 

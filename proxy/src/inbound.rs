@@ -49,7 +49,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
     let mut client = Buffered::new(client);
     if strict {
         return match is_peer_in_time(&stranger.worker, &mut client).await {
-            true => serve_peer(stranger, client).await,
+            true => Box::pin(serve_peer(stranger, client)).await,
             false => refuse(&stranger, &logical, &client),
         };
     }
@@ -68,7 +68,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
             if is_peer_in_time(&stranger.worker, &mut client).await =>
         {
             opening.abandon();
-            return serve_peer(stranger, client).await;
+            return Box::pin(serve_peer(stranger, client)).await;
         }
         FirstWord::Gone => None,
         FirstWord::Client(detected) => {
@@ -83,21 +83,21 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
             match http {
                 Some(Detected::Http2) => {
                     opening.abandon();
-                    connection::serve_http2(stranger.clone(), client).await
+                    Box::pin(connection::serve_http2(stranger.clone(), client)).await
                 }
                 Some(_) => {
                     opening.abandon();
-                    connection::serve_http1(stranger.clone(), client).await
+                    Box::pin(connection::serve_http1(stranger.clone(), client)).await
                 }
                 None => {
                     let upstream = opening.into_upstream().await;
-                    tcp::serve(&stranger, &logical, client, upstream).await
+                    Box::pin(tcp::serve(&stranger, &logical, client, upstream)).await
                 }
             }
         }
         FirstWord::Server => {
             let upstream = opening.into_upstream().await;
-            tcp::serve(&stranger, &logical, client, upstream).await
+            Box::pin(tcp::serve(&stranger, &logical, client, upstream)).await
         }
     };
     if let Some(client) = reset {
@@ -179,7 +179,7 @@ fn client_hello(bytes: &[u8]) -> Option<bool> {
 
 async fn serve_peer(stranger: Session, client: Buffered<TcpStream>) {
     let worker = stranger.worker.clone();
-    let handshake = shake_hands(&worker, client);
+    let handshake = Box::pin(shake_hands(&worker, client));
     let accepted = timeout(worker.config.limits.handshake_timeout, handshake)
         .await
         .unwrap_or(Err(Reason::TlsFailed));
@@ -200,10 +200,10 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>) {
             None
         }
         Alpn::Http2 => {
-            http2::serve(session, client).await;
+            Box::pin(http2::serve(session, client)).await;
             None
         }
-        Alpn::Tcp => tcp::serve_peer(&session, client).await,
+        Alpn::Tcp => Box::pin(tcp::serve_peer(&session, client)).await,
     };
     if let Some(client) = reset {
         socket::reset(&client.get_ref().0.io);

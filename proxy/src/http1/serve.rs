@@ -50,12 +50,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let mut connection = Buffered::new(downstream);
-    let limits = session.worker.config.limits.clone();
+    let worker = session.worker.clone();
+    let limits = &worker.config.limits;
     let mut request = Request::default();
     let mut response = Response::default();
     let timer = pin!(sleep(limits.keep_alive_idle));
-    let drain = session.worker.drain.clone();
-    let leaving = pin!(leaving(&session, &drain));
+    let leaving = pin!(leaving(&session, &worker.drain));
     let mut patience = Patience {
         timer,
         leaving,

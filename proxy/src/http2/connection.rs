@@ -96,7 +96,7 @@ async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Connection>, D
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let connection = Rc::new(Connection {
         sender: RefCell::new(Some(sender)),
-        streams: Streams::new(),
+        streams: Streams::default(),
     });
     let driver = Driver {
         frames,

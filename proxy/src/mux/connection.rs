@@ -80,7 +80,7 @@ impl Connection {
                 over: None,
             }),
             leaving: Cell::new(false),
-            exchanges: Streams::new(),
+            exchanges: Streams::default(),
         })
     }
 

@@ -46,7 +46,8 @@ pub async fn connect(
     endpoint: &Endpoint,
     alpn: Alpn,
 ) -> Result<Stream, ConnectError> {
-    let connecting = open(worker, endpoint, alpn);
+    // Boxed: handshakes need room that whoever waits for them would hold for as long as its connection lives.
+    let connecting = Box::pin(open(worker, endpoint, alpn));
     let connected = timeout(worker.config.limits.connect_timeout, connecting)
         .await
         .unwrap_or_else(|_| {

@@ -77,8 +77,10 @@ pub struct Upstreams<C: Connection> {
     connecting: Cell<usize>,
     /// Streams on one connection, as far as is known.
     limit: Cell<usize>,
-    waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease<C>, Refusal>>>>,
+    waiting: RefCell<VecDeque<Waiter<C>>>,
 }
+
+type Waiter<C> = oneshot::Sender<Result<Lease<C>, Refusal>>;
 
 /// The right to one stream. Given back when dropped.
 pub struct Lease<C: Connection> {
@@ -154,14 +156,16 @@ impl<C: Connection> Pool<C> {
     }
 }
 
-impl Streams {
-    pub fn new() -> Self {
+impl Default for Streams {
+    fn default() -> Self {
         Self {
             count: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
         }
     }
+}
 
+impl Streams {
     pub fn count(&self) -> usize {
         self.count.get()
     }

@@ -195,3 +195,20 @@ fn only_what_comes_from_outside_for_the_proxy_itself_is_its_own() {
     }
     assert!(!is_own(&config, Direction::Inbound, at(8080)));
 }
+
+fn size_of_future<A, B, C, F: Future>(_: impl FnOnce(A, B, C) -> F) -> usize {
+    size_of::<F>()
+}
+
+/// What an idle connection costs beside its socket, and what is moved to start one.
+#[test]
+fn the_tasks_of_connections_are_small() {
+    let outbound = size_of_future(outbound::serve);
+    assert!(outbound <= 4_608, "{outbound}");
+    let inbound = size_of_future(inbound::serve);
+    assert!(inbound <= 2_048, "{inbound}");
+    let stream = size_of_future(|session, stream, ()| {
+        crate::http1::serve::<crate::mux::Stream>(session, stream)
+    });
+    assert!(stream <= 3_072, "{stream}");
+}
