@@ -20,7 +20,7 @@ use crate::connection::{self, FirstWord, Opening};
 use crate::detect::{Detected, detect};
 use crate::identity::Alpn;
 use crate::metrics::Direction;
-use crate::prefixed::Prefixed;
+use crate::read_ahead::ReadAhead;
 use crate::reason::Reason;
 use crate::session::{Session, UNAUTHENTICATED};
 use crate::stream::client_hello::MAX_CLIENT_HELLO;
@@ -35,7 +35,7 @@ mod tests;
 /// side: peers' proxies do speak first, after a way through the network.
 const SILENCE: std::time::Duration = std::time::Duration::from_millis(10);
 
-type PeerStream = TlsStream<Prefixed<TcpStream>>;
+type PeerStream = TlsStream<ReadAhead<TcpStream>>;
 
 /// Carries one connection to its end.
 pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAddr) {
@@ -219,7 +219,7 @@ async fn shake_hands(
         .identity
         .server_config()
         .ok_or(Reason::NoCertificate)?;
-    let client = Prefixed::new(client.read, client.io);
+    let client = ReadAhead::new(client.read, client.io);
     let client = TlsAcceptor::from(config)
         .accept(client)
         .await

@@ -98,6 +98,7 @@ pub mod outbound;
 pub mod pool;
 pub mod prefixed;
 pub mod probe;
+pub mod read_ahead;
 pub mod reason;
 pub mod retry;
 pub mod route;

@@ -114,6 +114,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
+    // Linux gives these on to the connections that are accepted: six system calls less for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -134,31 +137,32 @@ fn named(flag: &str, address: SocketAddr, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), text)
 }
 
-/// Where a redirected connection was going. `None`: it was made to the listener itself.
-pub fn original_destination(stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
-    let local = stream.local_addr()?;
+/// Where a redirected connection was going. `None`: it was made to the listener itself. `listener`: an address of it.
+pub fn original_destination(
+    stream: &TcpStream,
+    listener: SocketAddr,
+) -> io::Result<Option<SocketAddr>> {
     let socket = SockRef::from(stream);
-    let original = match local {
+    let original = match listener {
         SocketAddr::V4(_) => socket.original_dst_v4(),
         SocketAddr::V6(_) => socket.original_dst_v6(),
     };
-    match original {
-        Ok(original) => Ok(original.as_socket().filter(|original| *original != local)),
+    match original.map(|original| original.as_socket()) {
+        Ok(Some(original)) if original.port() == listener.port() => {
+            Ok((original != stream.local_addr()?).then_some(original))
+        }
+        Ok(original) => Ok(original),
         // Nothing is known of a connection that no rule has touched.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// What holds for every connection of the data path.
-pub fn prepare(stream: &TcpStream) -> io::Result<()> {
-    // Messages are written whole: there is nothing to wait for.
-    stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+        .with_retries(KEEPALIVE_PROBES)
 }
 
 /// Connects to a pod, or to the app in this one.
@@ -179,7 +183,9 @@ pub async fn dial(
         SockRef::from(&socket).set_priority(APP_SOCKET_PRIORITY)?;
     }
     let stream = socket.connect(address).await?;
-    prepare(&stream)?;
+    // Messages are written whole: there is nothing to wait for.
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
     Ok(stream)
 }
 
@@ -244,7 +250,7 @@ mod tests {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-            let found = original_destination(&accepted.unwrap().0);
+            let found = original_destination(&accepted.unwrap().0, address);
             assert!(!matches!(found, Ok(Some(_))), "{found:?}");
         });
     }
@@ -270,16 +276,20 @@ mod tests {
     #[test]
     fn every_connection_is_without_delay_and_asks_whether_its_peer_is_there() {
         runtime().block_on(async {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
-            let stream = dial(address, None, None).await.unwrap();
-            assert!(stream.nodelay().unwrap());
-            let socket = SockRef::from(&stream);
-            assert!(socket.keepalive().unwrap());
-            let noticed_after = socket.tcp_keepalive_time().unwrap()
-                + socket.tcp_keepalive_interval().unwrap()
-                    * socket.tcp_keepalive_retries().unwrap();
-            assert!(noticed_after <= Duration::from_secs(60));
+            let dialled = dial(address, None, None).await.unwrap();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            for stream in [dialled, accepted] {
+                assert!(stream.nodelay().unwrap());
+                let socket = SockRef::from(&stream);
+                assert!(socket.keepalive().unwrap());
+                let noticed_after = socket.tcp_keepalive_time().unwrap()
+                    + socket.tcp_keepalive_interval().unwrap()
+                        * socket.tcp_keepalive_retries().unwrap();
+                assert!(noticed_after <= Duration::from_secs(60));
+            }
         });
     }
 }

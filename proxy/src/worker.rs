@@ -227,7 +227,9 @@ async fn accept(
     permits: Arc<Semaphore>,
     targets: Rc<[Target]>,
 ) {
-    let socket = match TcpListener::from_std(listener.socket) {
+    let socket = TcpListener::from_std(listener.socket)
+        .and_then(|socket| Ok((socket.local_addr()?, socket)));
+    let (address, socket) = match socket {
         Ok(socket) => socket,
         Err(error) => {
             tracing::error!(%error, "a listener could not be set up");
@@ -245,7 +247,8 @@ async fn accept(
                         return;
                     };
                     let known = listener.destination;
-                    arrived(&worker, stream, known, listener.direction, permit, &targets).await;
+                    let direction = listener.direction;
+                    arrived(&worker, stream, address, known, direction, permit, &targets).await;
                 }
                 Err(error) => {
                     if logged.is_none_or(|at| at.elapsed() >= ACCEPT_ERROR_EVERY) {
@@ -279,6 +282,7 @@ async fn late_arrivals(drain: &Drain) {
 async fn arrived(
     worker: &Rc<Worker>,
     stream: TcpStream,
+    listener: SocketAddr,
     known: Option<SocketAddr>,
     direction: Direction,
     permit: OwnedSemaphorePermit,
@@ -286,10 +290,10 @@ async fn arrived(
 ) {
     let destination = match known {
         Some(destination) => Ok(Some(destination)),
-        None => socket::original_destination(&stream)
+        None => socket::original_destination(&stream, listener)
             .map(|found| found.filter(|found| !is_own(&worker.config, direction, *found))),
     };
-    let destination = match destination.and_then(|found| socket::prepare(&stream).map(|()| found)) {
+    let destination = match destination {
         Ok(Some(destination)) => destination,
         Ok(None) => {
             tracing::debug!(

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -17,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 use crate::identity::{Alpn, is_identity_mismatch};
 use crate::metrics::Direction;
 use crate::mux;
+use crate::read_ahead::ReadAhead;
 use crate::reason::Reason;
 use crate::socket::{self, dial};
 use crate::table::{Endpoint, Peer};
@@ -34,7 +36,7 @@ pub struct ConnectError {
 #[derive(Debug)]
 pub enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
     /// One of several on a connection between sidecars.
     Multiplexed(mux::Stream),
 }
@@ -83,7 +85,9 @@ async fn open(worker: &Worker, endpoint: &Endpoint, alpn: Alpn) -> Result<Stream
             source: io::ErrorKind::NotFound.into(),
         })?;
     let name = ServerName::IpAddress(endpoint.address.ip().into());
-    let tls = TlsConnector::from(config).connect(name, tcp).await;
+    let tls = TlsConnector::from(config)
+        .connect(name, ReadAhead::new(BytesMut::new(), tcp))
+        .await;
     let tls = tls.and_then(|tls| match tls.get_ref().1.alpn_protocol() {
         Some(agreed) if agreed == alpn.as_bytes() => Ok(tls),
         _ => Err(io::Error::other("the peer did not agree to the protocol")),
@@ -106,7 +110,7 @@ impl Stream {
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(tcp) => Some(tcp),
-            Self::Tls(tls) => Some(tls.get_ref().0),
+            Self::Tls(tls) => Some(&tls.get_ref().0.io),
             Self::Multiplexed(_) => None,
         }
     }
