@@ -190,7 +190,7 @@ pub async fn dial(
 }
 
 /// Bounds how long what was sent may stay unacknowledged; `None`: by the kernel's own limits, some 15 minutes. Only where no more is
-/// sent than any receiver takes at once.
+/// sent than any receiver takes at once, or to a receiver that always reads.
 pub fn await_acknowledgements(stream: &TcpStream, bound: Option<Duration>) {
     // Fails only for a socket that is over anyway.
     let _ = SockRef::from(stream).set_tcp_user_timeout(bound);

@@ -124,6 +124,7 @@ pub async fn connect(
     opened.map_err(|refusal| {
         if refusal.reason == Reason::ConnectTimeout {
             worker.http1_pool.forget(endpoint.id);
+            worker.http1_streams.forget(endpoint.id);
         }
         Failed::no_connection(refusal)
     })

@@ -249,6 +249,7 @@ impl Forward<'_> {
                 Ok(Progress::Failed(failed)) => {
                     if failed.outcome == AttemptOutcome::TimedOut {
                         worker.http1_pool.forget(endpoint.id);
+                        worker.http1_streams.forget(endpoint.id);
                     }
                     in_flight.finish(failed.outcome, sent.elapsed());
                     Err(Unanswered::Failed(failed))

@@ -155,6 +155,7 @@ impl Connection {
 impl streams::Connection for Connection {
     type Driver = Driver;
     const PROTOCOL: PoolProtocol = PoolProtocol::Http2;
+    const MAX_CONNECTIONS: usize = 32;
 
     async fn open(
         worker: &Worker,

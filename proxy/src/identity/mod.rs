@@ -75,9 +75,9 @@ impl Alpn {
 
     pub const fn as_bytes(self) -> &'static [u8] {
         match self {
-            Self::Http1 => b"naru-http/1.1",
+            Self::Http1 => b"naru-http/1.1-streams",
             Self::Http2 => b"naru-h2",
-            Self::Tcp => b"naru-tcp",
+            Self::Tcp => b"naru-tcp-frames",
         }
     }
 

@@ -4,13 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
 use bytes::BytesMut;
+use tokio::time::Instant;
 
 use super::frame::{Header, Kind};
 use super::stream::{Half, Stream};
-use super::{MAX_OPEN, MAX_UNHEARD, MAX_UNSENT};
+use super::{CALM_WINDOW, MAX_OPEN, MAX_RAPID_RESETS, MAX_UNHEARD, MAX_UNREAD, MAX_UNSENT};
 use crate::upstream::streams::Streams;
 
 /// Who opens streams.
@@ -35,12 +36,17 @@ pub struct Connection {
 pub(super) struct State {
     /// Frames that wait to be written.
     pub unsent: BytesMut,
-    /// The streams that are open on both sides.
+    /// Those of which not both directions have ended.
     streams: HashMap<u32, Rc<RefCell<Half>>>,
     /// The stream that was opened last.
     last: u32,
-    /// Who waits for `unsent` to become shorter.
-    crowd: Vec<Waker>,
+    /// Streams that wait for `unsent` to become shorter, each once.
+    crowd: Vec<Rc<RefCell<Half>>>,
+    /// What has come for all streams and nobody has read, in bytes.
+    unread: usize,
+    rapid_resets: u32,
+    /// Since when they are counted.
+    calm_since: Instant,
     /// Who is woken to write.
     driver: Option<Waker>,
     /// The connection is over.
@@ -63,6 +69,10 @@ pub(super) enum Violation {
     Stream,
     #[error("more than a stream's window")]
     Window,
+    #[error("more for streams that are not read than there can be")]
+    Unread,
+    #[error("it opens streams only to reset them")]
+    RapidReset,
     #[error("a frame is too large")]
     Large,
 }
@@ -76,6 +86,9 @@ impl Connection {
                 streams: HashMap::new(),
                 last: 0,
                 crowd: Vec::new(),
+                unread: 0,
+                rapid_resets: 0,
+                calm_since: Instant::now(),
                 driver: None,
                 over: None,
             }),
@@ -108,6 +121,11 @@ impl Connection {
         self.leaving.get()
     }
 
+    /// Whether a stream has ever been opened.
+    pub(super) fn was_used(&self) -> bool {
+        self.state.borrow().last > 0
+    }
+
     /// Whether no stream is open.
     pub(super) fn is_unused(&self) -> bool {
         self.state.borrow().streams.is_empty()
@@ -136,19 +154,27 @@ impl Connection {
             }
             state.last = id;
             if state.streams.len() >= MAX_OPEN {
-                state.send(Kind::Reset, id, 0);
+                // An end without an answer: nothing was taken.
+                state.send(Kind::End, id, 0);
                 return Ok(None);
             }
             let half = Rc::new(RefCell::new(Half::default()));
             half.borrow_mut().receive(payload)?;
             state.streams.insert(id, half.clone());
+            state.received(payload.len())?;
             return Ok(Some(Stream::new(self.clone(), Some(id), half)));
         };
         let mut half = half.borrow_mut();
         match header.kind {
-            Kind::Data => half.receive(payload)?,
+            Kind::Data => {
+                half.receive(payload)?;
+                state.received(payload.len())?;
+            }
             Kind::End => half.end(),
             Kind::Reset => {
+                if self.side == Side::Server && half.is_rapid_reset() {
+                    state.rapid_reset()?;
+                }
                 half.reset(io::ErrorKind::ConnectionReset);
                 state.streams.remove(&id);
             }
@@ -212,25 +238,61 @@ impl State {
         Some(self.last)
     }
 
-    /// Ready when there is room for another DATA frame.
-    pub fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if self.unsent.len() < MAX_UNSENT {
-            return Poll::Ready(());
+    fn received(&mut self, length: usize) -> Result<(), Violation> {
+        self.unread += length;
+        match self.unread > MAX_UNREAD {
+            true => Err(Violation::Unread),
+            false => Ok(()),
         }
-        if !self.crowd.iter().any(|waker| waker.will_wake(cx.waker())) {
-            self.crowd.push(cx.waker().clone());
+    }
+
+    /// So much of what has come was read, or will not be.
+    pub fn read(&mut self, length: usize) {
+        self.unread -= length;
+    }
+
+    fn rapid_reset(&mut self) -> Result<(), Violation> {
+        if self.calm_since.elapsed() >= CALM_WINDOW {
+            self.calm_since = Instant::now();
+            self.rapid_resets = 0;
         }
-        Poll::Pending
+        self.rapid_resets += 1;
+        match self.rapid_resets > MAX_RAPID_RESETS {
+            true => Err(Violation::RapidReset),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether there is room for another DATA frame.
+    pub fn is_crowded(&self) -> bool {
+        self.unsent.len() >= MAX_UNSENT
+    }
+
+    /// The stream's writer is to be woken when there is room.
+    pub fn wait_for_room(&mut self, half: &Rc<RefCell<Half>>) {
+        if !self.crowd.iter().any(|other| Rc::ptr_eq(other, half)) {
+            self.crowd.push(half.clone());
+        }
+    }
+
+    /// Nobody waits for room for this stream any more.
+    pub fn wait_no_more(&mut self, half: &Rc<RefCell<Half>>) {
+        self.crowd.retain(|other| !Rc::ptr_eq(other, half));
     }
 
     pub fn is_unheard(&self) -> bool {
         self.unsent.len() > MAX_UNHEARD
     }
 
+    #[cfg(test)]
+    pub fn has_crowd(&self) -> bool {
+        !self.crowd.is_empty()
+    }
+
     /// What was unsent is on its way.
     pub fn has_room(&mut self) {
-        for waker in self.crowd.drain(..) {
-            waker.wake();
+        for half in self.crowd.drain(..) {
+            half.borrow_mut().wake_writer();
         }
     }
 

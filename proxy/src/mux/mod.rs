@@ -1,4 +1,4 @@
-//! Many byte streams on one connection between two sidecars: what `naru-http/1.1` is made of.
+//! Many byte streams on one connection between two sidecars: what `naru-http/1.1-streams` is made of.
 //!
 //! In: a connection with a peer that has proved who it is. Out: streams, each of which carries HTTP/1.1 as a connection of its own
 //! would, byte for byte, and one exchange after the other. Sidecars talk in many small pieces, and what a piece costs is the system
@@ -15,7 +15,8 @@
 //!   no other, and the connection itself is always read. So what the kernel does not get acknowledged in time says that the peer
 //!   is out of reach, however slow its app is.
 //! * Each direction of a stream ends for itself, and a break is passed on as a break.
-//! * A side that ends the connection in order has taken nothing from streams that it has not answered.
+//! * A server that ends a stream in order without an answer has taken nothing from it, and one that ends the connection in order has
+//!   taken nothing from those that it has not answered: what was sent there may be sent to somebody else.
 
 mod connection;
 mod driver;
@@ -25,6 +26,10 @@ mod stream;
 
 #[cfg(test)]
 pub(crate) mod tests;
+
+use std::time::Duration;
+
+use crate::upstream::streams::MAX_STREAMS;
 
 pub use connection::Connection;
 pub use serve::serve;
@@ -43,3 +48,13 @@ const MAX_UNHEARD: usize = 1024 * 1024;
 /// Streams that a peer may have open at once: more than a client begins, since a stream that it keeps for the next exchange counts
 /// here.
 const MAX_OPEN: usize = 256;
+/// What has come for all streams of a connection and nobody has read, in bytes: more than the windows of all that a client uses at once
+/// ([`MAX_STREAMS`]).
+const MAX_UNREAD: usize = 32 * 1024 * 1024;
+/// Streams that a client may reset before their answer within [`RAPID`], in each [`CALM_WINDOW`]: as for HTTP/2, whose clients could
+/// make us work for nothing (CVE-2023-44487).
+const MAX_RAPID_RESETS: u32 = 2_000;
+const RAPID: Duration = Duration::from_millis(10);
+const CALM_WINDOW: Duration = Duration::from_secs(10);
+
+const _: () = assert!(MAX_STREAMS * STREAM_WINDOW as usize <= MAX_UNREAD);

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::MAX_OPEN;
-use super::connection::{Connection, Side};
+use super::connection::{Connection, Over, Side};
 use super::driver::Driver;
 use super::stream::Stream;
 use crate::identity::Alpn;
@@ -25,6 +25,8 @@ use crate::{http1, upstream};
 
 /// How long the end of a connection may take.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a connection that came late is waited on for its first stream, when the proxy shuts down.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How often the clock is looked at, at most.
 const MIN_TICK: Duration = Duration::from_millis(50);
 
@@ -37,20 +39,25 @@ where
     let mut driver = Driver::new(Side::Server, downstream);
     let connection = driver.connection.clone();
     let live = Rc::new(Cell::new(0));
+    let leaving = connection.clone();
     let mut accept = |stream: Stream| {
-        // A stream's task outlives it by a turn.
+        // A task may outlive its stream while its app takes nothing.
         if live.get() >= 2 * MAX_OPEN {
-            return;
+            leaving.leave();
+            return stream.refuse();
         }
-        live.set(live.get() + 1);
-        let (session, live) = (session.clone(), live.clone());
+        let (session, live) = (session.clone(), Live::new(&live));
         tokio::task::spawn_local(async move {
             // What is left of a stream is broken off as it is dropped.
             drop(http1::serve(session, stream).await);
-            live.set(live.get() - 1);
+            drop(live);
         });
     };
-    let mut draining = pin!(worker.drain.started());
+    // A peer that has just come has its first request on the way.
+    let mut draining = pin!(async {
+        worker.drain.started().await;
+        sleep(FIRST_REQUEST).await;
+    });
     let idle = worker.config.limits.keep_alive_idle;
     let mut timer = pin!(sleep(idle));
     let mut was_used = false;
@@ -58,8 +65,11 @@ where
         if driver.poll(cx, &mut accept).is_ready() {
             return Poll::Ready(true);
         }
-        if !connection.is_leaving() && draining.as_mut().poll(cx).is_ready() {
-            connection.leave();
+        if !connection.is_leaving() {
+            let drained = draining.as_mut().poll(cx).is_ready();
+            if drained || worker.drain.is_draining() && connection.was_used() {
+                connection.leave();
+            }
         }
         if !connection.is_unused() {
             was_used = true;
@@ -79,6 +89,22 @@ where
     }
 }
 
+/// Counts a stream's task.
+struct Live(Rc<Cell<usize>>);
+
+impl Live {
+    fn new(live: &Rc<Cell<usize>>) -> Self {
+        live.set(live.get() + 1);
+        Self(live.clone())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// Ends a connection so that the peer sees that it was ended, and not broken.
 async fn end<S: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<S>) {
     let ending = async {
@@ -86,8 +112,13 @@ async fn end<S: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<S>) {
         poll_fn(|cx| driver.poll_drained(cx)).await;
         Ok::<_, std::io::Error>(())
     };
-    // A peer that does not listen to the end has lost nothing that could be helped.
-    let _ = timeout(LINGER, ending).await;
+    let ended = timeout(LINGER, ending).await;
+    // For streams that were about to be opened.
+    driver.connection.finish(match ended {
+        Ok(Ok(())) => Over::InOrder,
+        Ok(Err(error)) => Over::Broken(error.kind()),
+        Err(_) => Over::Broken(std::io::ErrorKind::TimedOut),
+    });
 }
 
 /// The client's end of a connection, and the times at which something is due.
@@ -102,6 +133,8 @@ pub struct Upstream {
 impl streams::Connection for Connection {
     type Driver = Upstream;
     const PROTOCOL: PoolProtocol = PoolProtocol::Http1;
+    // What HTTP/1 upgrades to holds a stream for as long as it lives.
+    const MAX_CONNECTIONS: usize = 256;
 
     async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Self>, Upstream), Reason> {
         let limits = &worker.config.limits;
@@ -111,7 +144,7 @@ impl streams::Connection for Connection {
                 tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
                 error.reason
             })?;
-        // The peer always reads: what its kernel does not acknowledge in time has not arrived.
+        // The peer always reads, whatever becomes of its streams: what its kernel does not acknowledge in time has not arrived.
         stream.await_acknowledgements(Some(limits.peer_timeout));
         let driver = Driver::new(Side::Client, stream);
         let tick = limits.pool_idle.min(limits.pool_age) / 2;

@@ -4,14 +4,15 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 use super::connection::{Connection, Over, Violation};
 use super::frame::Kind;
-use super::{MAX_DATA, STREAM_WINDOW};
+use super::{MAX_DATA, RAPID, STREAM_WINDOW};
 
 /// Room that is kept for what comes next, in bytes.
 const KEPT_ROOM: usize = 2 * 1024;
@@ -41,6 +42,7 @@ pub(super) struct Half {
     /// We have ended ours.
     shut: bool,
     broken: Option<io::ErrorKind>,
+    opened: Instant,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -55,6 +57,7 @@ impl Default for Half {
             ended: false,
             shut: false,
             broken: None,
+            opened: Instant::now(),
             reader: None,
             writer: None,
         }
@@ -79,7 +82,7 @@ impl Half {
         wake(&mut self.reader);
     }
 
-    /// The peer may have been told of more than it had window for only by a mistake of its own.
+    /// The peer's reader has taken so much. More than the window: the peer miscounts.
     pub fn widen(&mut self, amount: u32) -> Result<(), Violation> {
         let wider = self.credit.saturating_add(amount);
         if wider > STREAM_WINDOW {
@@ -107,6 +110,11 @@ impl Half {
         wake(&mut self.writer);
     }
 
+    /// Whether a stream that is reset now had neither an answer nor the time for one.
+    pub fn is_rapid_reset(&self) -> bool {
+        self.credit == STREAM_WINDOW && self.opened.elapsed() < RAPID
+    }
+
     /// Both directions have ended.
     pub fn is_over(&self) -> bool {
         self.ended && self.shut
@@ -114,6 +122,15 @@ impl Half {
 }
 
 impl Stream {
+    /// Nothing is taken from a stream that the peer has opened: an end without an answer says so.
+    pub(super) fn refuse(self) {
+        let mut half = self.half.borrow_mut();
+        (half.ended, half.shut) = (true, true);
+        if let Some(id) = self.id {
+            self.connection.state.borrow_mut().send(Kind::End, id, 0);
+        }
+    }
+
     pub(super) fn new(
         connection: Rc<Connection>,
         id: Option<u32>,
@@ -153,12 +170,13 @@ impl AsyncRead for Stream {
         if half.received.is_empty() && half.received.capacity() > KEPT_ROOM {
             half.received = BytesMut::new();
         }
+        let mut state = self.connection.state.borrow_mut();
+        state.read(length);
         half.taken += length as u32;
         if half.taken >= STREAM_WINDOW / 2 && !half.ended {
             let taken = std::mem::take(&mut half.taken);
             half.granted += taken;
             if let Some(id) = self.id {
-                let mut state = self.connection.state.borrow_mut();
                 state.send(Kind::Window, id, taken);
             }
         }
@@ -187,17 +205,21 @@ impl AsyncWrite for Stream {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let length = bytes.len().min(MAX_DATA).min(this.credit as usize);
-        if length == 0 && !bytes.is_empty() {
+        let crowded = state.is_crowded();
+        if length == 0 && !bytes.is_empty() || crowded {
             this.writer = Some(cx.waker().clone());
+            if crowded {
+                state.wait_for_room(half);
+            }
             return Poll::Pending;
         }
-        ready!(state.poll_room(cx));
-        let number = match *id {
-            Some(id) => id,
-            None => match state.open(half) {
-                Some(opened) => *id.insert(opened),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            },
+        let number = match id.or_else(|| state.open(half)) {
+            Some(number) => *id.insert(number),
+            None => {
+                drop(state);
+                connection.leave();
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
         };
         this.credit -= length as u32;
         state.send_data(number, &bytes[..length]);
@@ -229,11 +251,13 @@ impl AsyncWrite for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        let half = self.half.borrow();
+        let mut state = self.connection.state.borrow_mut();
+        state.wait_no_more(&self.half);
+        state.read(half.received.len());
         let Some(id) = self.id else {
             return;
         };
-        let half = self.half.borrow();
-        let mut state = self.connection.state.borrow_mut();
         if !half.is_over() && half.broken.is_none() {
             state.send(Kind::Reset, id, 0);
         }

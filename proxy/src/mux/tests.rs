@@ -304,8 +304,61 @@ fn more_streams_than_may_be_open_are_refused() {
         }
         let mut refused = [0; HEADER];
         bytes.read_exact(&mut refused).await.unwrap();
-        assert_eq!(refused[..], frame(Kind::Reset, count + 1, 0, b"")[..]);
+        assert_eq!(refused[..], frame(Kind::End, count + 1, 0, b"")[..]);
         assert_eq!(server.accepted.borrow().len(), MAX_OPEN);
+    });
+}
+
+#[test]
+fn streams_that_gave_up_waiting_for_room_leave_nothing_behind() {
+    run(async {
+        let (bytes, server_io) = duplex(1);
+        let server = End::new(Side::Server, server_io);
+        let (_listening, mut speaking) = tokio::io::split(bytes);
+        for stream in 1..=20 {
+            speaking.write_all(&data(stream, b"?")).await.unwrap();
+            let mut served = server.next().await;
+            let writing = spawn_local(async move { served.write_all(&vec![1; MAX_DATA]).await });
+            settled().await;
+            speaking
+                .write_all(&frame(Kind::Reset, stream, 0, b""))
+                .await
+                .unwrap();
+            settled().await;
+            assert!(writing.is_finished());
+        }
+        let state = server.connection.state.borrow();
+        assert!(state.is_crowded() && !state.has_crowd());
+    });
+}
+
+#[test]
+fn a_client_that_opens_streams_only_to_reset_them_is_let_go() {
+    run(async {
+        let (server, mut bytes) = server_and_bytes();
+        for stream in 1..=MAX_RAPID_RESETS + 1 {
+            let both = [&data(stream, b"x")[..], &frame(Kind::Reset, stream, 0, b"")].concat();
+            if bytes.write_all(&both).await.is_err() {
+                break;
+            }
+        }
+        let over = server.over.await.unwrap();
+        assert_eq!(over, Over::Broken(io::ErrorKind::InvalidData));
+    });
+}
+
+#[test]
+fn a_refused_stream_is_one_from_which_nothing_was_taken() {
+    run(async {
+        let (client, server) = ends();
+        let mut stream = client.connection.open_stream().unwrap();
+        stream.write_all(b"?").await.unwrap();
+        server.next().await.refuse();
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+        drop(stream);
+        settled().await;
+        assert!(client.connection.is_unused() && server.connection.is_unused());
+        assert!(!client.over.is_finished() && !server.over.is_finished());
     });
 }
 

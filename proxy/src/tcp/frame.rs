@@ -1,4 +1,4 @@
-//! What goes over a connection of ALPN `naru-tcp`: the app's connections, one after the other, in frames.
+//! What goes over a connection of ALPN `naru-tcp-frames`: the app's connections, one after the other, in frames.
 //!
 //! ```text
 //! ┌──────┬────────────┬─────────┐   OPEN  an app's connection begins; from the side that opened the TLS connection only

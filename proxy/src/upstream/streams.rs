@@ -2,7 +2,7 @@
 //! stream, or opens one.
 //!
 //! In: an endpoint. Out: a [`Lease`] on one stream of a connection to it. Streams fill up the oldest connection first, so that what is
-//! no longer needed becomes idle and ends. Beyond [`MAX_CONNECTIONS`] requests wait in a bounded queue.
+//! no longer needed becomes idle and ends. Beyond [`Connection::MAX_CONNECTIONS`] requests wait in a bounded queue.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -20,8 +20,6 @@ use crate::worker::Worker;
 
 /// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer should allow.
 pub const MAX_STREAMS: usize = 100;
-/// Connections of one worker to one endpoint: 3,200 streams at once.
-const MAX_CONNECTIONS: usize = 32;
 /// Requests of one worker that wait for a stream to one endpoint. More would only wait longer than their clients do.
 const MAX_WAITING: usize = 1_024;
 
@@ -30,6 +28,8 @@ pub trait Connection: Sized + 'static {
     /// Drives its frames, and looks at the clock.
     type Driver: 'static;
     const PROTOCOL: PoolProtocol;
+    /// Connections of one worker to one endpoint. Beyond them requests wait.
+    const MAX_CONNECTIONS: usize;
 
     /// Opens one. Nothing is entrusted to it before it is known that the other end takes streams.
     fn open(
@@ -147,6 +147,17 @@ impl<C: Connection> Pool<C> {
         upstreams
     }
 
+    /// No new streams on the connections to an endpoint that is out of reach.
+    pub fn forget(&self, endpoint: u64) {
+        let upstreams = self.endpoints.borrow().get(&endpoint).cloned();
+        if let Some(upstreams) = upstreams {
+            let connections = upstreams.connections.borrow().clone();
+            for connection in &connections {
+                upstreams.retire(connection);
+            }
+        }
+    }
+
     /// Forgets an endpoint that nothing is going on with.
     fn tidy(&self, id: u64) {
         let mut endpoints = self.endpoints.borrow_mut();
@@ -239,7 +250,7 @@ impl<C: Connection> Upstreams<C> {
         };
         let needed = self.waiting.borrow().len().div_ceil(self.limit.get());
         while self.connecting.get() < needed
-            && self.connecting.get() + self.connections.borrow().len() < MAX_CONNECTIONS
+            && self.connecting.get() + self.connections.borrow().len() < C::MAX_CONNECTIONS
         {
             self.connecting.set(self.connecting.get() + 1);
             let upstreams = self.clone();
