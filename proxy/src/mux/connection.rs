@@ -121,6 +121,11 @@ impl Connection {
         self.leaving.get()
     }
 
+    /// Asks the peer whether it is there.
+    pub(super) fn ping(&self) {
+        self.state.borrow_mut().send(Kind::Ping, 0, 0);
+    }
+
     /// Whether a stream has ever been opened.
     pub(super) fn was_used(&self) -> bool {
         self.state.borrow().last > 0
@@ -139,9 +144,18 @@ impl Connection {
     ) -> Result<Option<Stream>, Violation> {
         let mut state = self.state.borrow_mut();
         let id = header.stream;
-        if header.kind == Kind::Leave {
-            self.leaving.set(true);
-            return Ok(None);
+        match header.kind {
+            Kind::Leave => {
+                self.leaving.set(true);
+                return Ok(None);
+            }
+            Kind::Ping => {
+                state.send(Kind::Pong, 0, 0);
+                return Ok(None);
+            }
+            // That something has come is all that it says.
+            Kind::Pong => return Ok(None),
+            Kind::Data | Kind::End | Kind::Reset | Kind::Window => {}
         }
         let known = state.streams.get(&id).cloned();
         let Some(half) = known else {
@@ -179,7 +193,7 @@ impl Connection {
                 state.streams.remove(&id);
             }
             Kind::Window => half.widen(header.amount)?,
-            Kind::Leave => {}
+            Kind::Leave | Kind::Ping | Kind::Pong => {}
         }
         if half.is_over() {
             state.streams.remove(&id);

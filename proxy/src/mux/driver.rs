@@ -24,6 +24,8 @@ const KEPT_ROOM: usize = 16 * 1024;
 pub struct Driver<S> {
     pub(super) connection: Rc<Connection>,
     io: Buffered<S>,
+    /// Something has come since this was last unset.
+    pub(super) heard: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
@@ -31,6 +33,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         Self {
             connection: Connection::new(side),
             io: Buffered::new(io),
+            heard: false,
         }
     }
 
@@ -59,6 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 Poll::Ready(Ok(0)) if self.io.read.is_empty() => return Some(Over::InOrder),
                 Poll::Ready(Ok(0)) => return Some(Over::Broken(io::ErrorKind::UnexpectedEof)),
                 Poll::Ready(Ok(_)) => {
+                    self.heard = true;
                     if let Err(violation) = self.take_frames(accept) {
                         tracing::debug!(%violation, "a peer breaks the protocol between sidecars");
                         return Some(Over::Broken(io::ErrorKind::InvalidData));

@@ -27,6 +27,10 @@ pub enum Kind {
     Window,
     /// The sender takes no new streams (on stream 0).
     Leave,
+    /// The receiver is asked whether it is there, whatever its apps do (on stream 0).
+    Ping,
+    /// It is.
+    Pong,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +58,8 @@ impl Header {
             2 => Kind::Reset,
             3 => Kind::Window,
             4 => Kind::Leave,
+            5 => Kind::Ping,
+            6 => Kind::Pong,
             other => return Err(UnknownKind(other)),
         };
         Ok(Some(Self {

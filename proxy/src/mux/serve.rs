@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
 use super::MAX_OPEN;
 use super::connection::{Connection, Over, Side};
@@ -126,6 +126,7 @@ pub struct Upstream {
     driver: Driver<upstream::Stream>,
     opened: Instant,
     tick: Interval,
+    liveness: Liveness,
     pool_idle: Duration,
     pool_age: Duration,
 }
@@ -155,6 +156,7 @@ impl streams::Connection for Connection {
             driver,
             opened: Instant::now(),
             tick,
+            liveness: Liveness::new(limits.connect_timeout / 4),
             pool_idle: limits.pool_idle,
             pool_age: limits.pool_age,
         };
@@ -206,6 +208,10 @@ impl Upstream {
                 connection.leave();
             }
         }
+        if self.liveness.poll_lost(cx, connection, &mut self.driver) {
+            tracing::debug!("a peer does not answer: it gets no new streams");
+            connection.leave();
+        }
         if connection.is_leaving() {
             upstreams.retire(connection);
         }
@@ -213,5 +219,60 @@ impl Upstream {
             true => Poll::Ready(false),
             false => Poll::Pending,
         }
+    }
+}
+
+/// Whether the peer is there, while exchanges wait for it. A pod that has vanished refuses nothing, and its streams would be given one
+/// request after the other until what was sent is overdue ([`crate::config::Limits::peer_timeout`]). A new connection finds out sooner.
+struct Liveness {
+    timer: Pin<Box<Sleep>>,
+    /// Silence before the peer is asked, and how long its answer may take. It is its proxy that answers, not its app.
+    patience: Duration,
+    watching: bool,
+    asked: bool,
+}
+
+impl Liveness {
+    fn new(patience: Duration) -> Self {
+        Self {
+            timer: Box::pin(sleep(patience)),
+            patience,
+            watching: false,
+            asked: false,
+        }
+    }
+
+    /// True: the peer was asked, and has not answered in time.
+    fn poll_lost<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &Connection,
+        driver: &mut Driver<S>,
+    ) -> bool {
+        if connection.is_leaving() || connection.exchanges.count() == 0 {
+            self.watching = false;
+            return false;
+        }
+        if !std::mem::replace(&mut self.watching, true) {
+            self.restart(driver);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if self.asked && !driver.heard {
+                return true;
+            }
+            let quiet = !driver.heard;
+            self.restart(driver);
+            if quiet {
+                self.asked = true;
+                connection.ping();
+            }
+        }
+        false
+    }
+
+    fn restart<S>(&mut self, driver: &mut Driver<S>) {
+        driver.heard = false;
+        self.asked = false;
+        self.timer.as_mut().reset(Instant::now() + self.patience);
     }
 }

@@ -382,6 +382,20 @@ fn a_side_that_leaves_gets_no_new_streams_and_keeps_those_that_it_has() {
 }
 
 #[test]
+fn a_peer_that_is_asked_whether_it_is_there_answers() {
+    run(async {
+        let (server, mut bytes) = server_and_bytes();
+        bytes
+            .write_all(&frame(Kind::Ping, 0, 0, b""))
+            .await
+            .unwrap();
+        let answer = read(&mut bytes, HEADER).await;
+        assert_eq!(answer, frame(Kind::Pong, 0, 0, b""));
+        assert!(!server.over.is_finished());
+    });
+}
+
+#[test]
 fn an_end_in_order_is_told_from_a_break() {
     run(async {
         let (mut bytes, client_io) = duplex(PIPE);
@@ -412,8 +426,11 @@ fn an_end_in_order_is_told_from_a_break() {
 
 proptest! {
     #[test]
-    fn a_header_is_read_as_it_was_written(kind in 0usize..5, amount in 0u32..1 << 24, stream: u32) {
-        let kind = [Kind::Data, Kind::End, Kind::Reset, Kind::Window, Kind::Leave][kind];
+    fn a_header_is_read_as_it_was_written(kind in 0usize..7, amount in 0u32..1 << 24, stream: u32) {
+        let kind = [Kind::Data, Kind::End, Kind::Reset, Kind::Window, Kind::Leave,
+            Kind::Ping,
+            Kind::Pong,
+        ][kind];
         let header = Header { kind, amount, stream };
         let mut out = BytesMut::new();
         header.write(&mut out);
