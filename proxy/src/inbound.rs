@@ -12,21 +12,18 @@ use std::sync::Arc;
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use crate::buffered::Buffered;
 use crate::connection::{self, FirstWord, Opening};
 use crate::detect::{Detected, detect};
 use crate::identity::Alpn;
 use crate::metrics::Direction;
-use crate::read_ahead::ReadAhead;
 use crate::reason::Reason;
 use crate::session::{Session, UNAUTHENTICATED};
 use crate::stream::client_hello::MAX_CLIENT_HELLO;
 use crate::table::{Destination, Logical, Protocol};
 use crate::worker::Worker;
-use crate::{http1, http2, mux, socket, tcp};
+use crate::{http1, http2, mux, socket, tcp, tls};
 
 #[cfg(test)]
 mod tests;
@@ -35,7 +32,7 @@ mod tests;
 /// side: peers' proxies do speak first, after a way through the network.
 const SILENCE: std::time::Duration = std::time::Duration::from_millis(10);
 
-type PeerStream = TlsStream<ReadAhead<TcpStream>>;
+type PeerStream = tls::Stream<TcpStream>;
 
 /// Carries one connection to its end.
 pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAddr) {
@@ -206,7 +203,7 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>) {
         Alpn::Tcp => Box::pin(tcp::serve_peer(&session, client)).await,
     };
     if let Some(client) = reset {
-        socket::reset(&client.get_ref().0.io);
+        socket::reset(client.get_ref());
     }
 }
 
@@ -219,21 +216,16 @@ async fn shake_hands(
         .identity
         .server_config()
         .ok_or(Reason::NoCertificate)?;
-    let client = ReadAhead::new(client.read, client.io);
-    let client = TlsAcceptor::from(config)
-        .accept(client)
+    let accepted = tls::accept(config, client.read, client.io)
         .await
         .map_err(|error| {
             tracing::debug!(%error, "a TLS handshake failed");
             Reason::TlsFailed
         })?;
-    let tls = client.get_ref().1;
-    let alpn = tls.alpn_protocol().and_then(Alpn::from_bytes);
-    let name = tls
-        .peer_certificates()
-        .and_then(|certificates| worker.identity.peer_identity(certificates));
+    let alpn = accepted.alpn.as_deref().and_then(Alpn::from_bytes);
+    let name = worker.identity.peer_identity(&accepted.certificates);
     match (name, alpn) {
-        (Some(name), Some(alpn)) => Ok((client, name, alpn)),
+        (Some(name), Some(alpn)) => Ok((accepted.stream, name, alpn)),
         (None, _) => Err(Reason::IdentityRequired),
         (_, None) => Err(Reason::TlsFailed),
     }

@@ -99,7 +99,6 @@ pub mod outbound;
 pub mod pool;
 pub mod prefixed;
 pub mod probe;
-pub mod read_ahead;
 pub mod reason;
 pub mod retry;
 pub mod route;
@@ -108,6 +107,7 @@ pub mod socket;
 pub mod stream;
 pub mod table;
 pub mod tcp;
+pub mod tls;
 pub mod upstream;
 pub mod worker;
 

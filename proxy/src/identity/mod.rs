@@ -424,6 +424,8 @@ impl Identity {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = TICKETS_PER_HANDSHAKE;
         server.max_early_data_size = 0;
+        // Records are sealed and opened by `tls`.
+        server.enable_secret_extraction = true;
         self.inner.current.store(Some(Arc::new(Generation {
             certificate,
             trust,
@@ -443,6 +445,8 @@ impl Identity {
             .client_base(expected, roots, Some(&generation.certificate))
             .ok()?;
         base.resumption = Resumption::in_memory_sessions(MAX_TICKETS);
+        // Records are sealed and opened by `tls`.
+        base.enable_secret_extraction = true;
         Some(Alpn::ALL.map(|alpn| {
             let mut config = base.clone();
             config.alpn_protocols = vec![alpn.as_bytes().to_vec()];

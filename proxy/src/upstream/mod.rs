@@ -7,21 +7,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use crate::identity::{Alpn, is_identity_mismatch};
 use crate::metrics::Direction;
 use crate::mux;
-use crate::read_ahead::ReadAhead;
 use crate::reason::Reason;
 use crate::socket::{self, dial};
 use crate::table::{Endpoint, Peer};
+use crate::tls;
 use crate::worker::Worker;
 
 /// Why no connection came about. Nothing of any request has been sent.
@@ -36,7 +33,7 @@ pub struct ConnectError {
 #[derive(Debug)]
 pub enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
+    Tls(Box<tls::Stream<TcpStream>>),
     /// One of several on a connection between sidecars.
     Multiplexed(mux::Stream),
 }
@@ -85,13 +82,6 @@ async fn open(worker: &Worker, endpoint: &Endpoint, alpn: Alpn) -> Result<Stream
             source: io::ErrorKind::NotFound.into(),
         })?;
     let name = ServerName::IpAddress(endpoint.address.ip().into());
-    let tls = TlsConnector::from(config)
-        .connect(name, ReadAhead::new(BytesMut::new(), tcp))
-        .await;
-    let tls = tls.and_then(|tls| match tls.get_ref().1.alpn_protocol() {
-        Some(agreed) if agreed == alpn.as_bytes() => Ok(tls),
-        _ => Err(io::Error::other("the peer did not agree to the protocol")),
-    });
     let failed = |source| ConnectError {
         reason: match is_identity_mismatch(&source) {
             true => Reason::IdentityMismatch,
@@ -99,7 +89,7 @@ async fn open(worker: &Worker, endpoint: &Endpoint, alpn: Alpn) -> Result<Stream
         },
         source,
     };
-    let tls = tls.map_err(failed);
+    let tls = tls::connect(config, name, tcp).await.map_err(failed);
     let reason = tls.as_ref().err().map(|error| error.reason);
     worker.metrics.handshake(Direction::Outbound, reason);
     Ok(Stream::Tls(Box::new(tls?)))
@@ -110,7 +100,7 @@ impl Stream {
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(tcp) => Some(tcp),
-            Self::Tls(tls) => Some(&tls.get_ref().0.io),
+            Self::Tls(tls) => Some(tls.get_ref()),
             Self::Multiplexed(_) => None,
         }
     }

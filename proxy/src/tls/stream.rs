@@ -1,0 +1,555 @@
+//! What an application sends and receives, over records.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use rustls::client::ClientConnectionData;
+use rustls::kernel::KernelConnection;
+use rustls::server::ServerConnectionData;
+use rustls::{
+    AlertDescription, ConnectionTrafficSecrets, ContentType, ExtractedSecrets, HandshakeType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::record::{
+    self, HEADER, Keys, MAX_CONTENT, OVERHEAD, RecordError, UnknownCipher, inner_length,
+};
+
+/// How many records are sealed for one write and looked for in one read.
+const RECORDS: usize = 4;
+/// Room for them, in bytes.
+const ROOM: usize = RECORDS * (MAX_CONTENT + OVERHEAD);
+/// How many records without data may follow each other.
+const MAX_FRUITLESS: u32 = 32;
+/// The longest message that a peer may send after the handshake, in bytes: a ticket with the client's certificates in it.
+const MAX_MESSAGE: usize = 64 * 1024;
+
+/// A connection after its handshake.
+///
+/// Writing takes up to four records at a time and sends them; what the socket does not take at once waits, and is sent by the next
+/// write, or by a flush. A peer that ends the connection without saying so is an error: somebody may have cut it off.
+#[derive(Debug)]
+pub struct Stream<S> {
+    io: S,
+    sealing: Keys,
+    opening: Keys,
+    kernel: Kernel,
+    /// Read, and not opened yet.
+    received: BytesMut,
+    /// Opened, and not taken yet.
+    content: BytesMut,
+    /// The beginning of a message of the handshake protocol.
+    message: Vec<u8>,
+    /// Sealed, and not sent yet.
+    unsent: BytesMut,
+    /// Records without data since the last with some.
+    fruitless: u32,
+    /// The peer wants the next key to be used.
+    owes_key: bool,
+    /// Found behind content that has yet to be taken.
+    failure: Option<StreamError>,
+    said_end: bool,
+    heard_end: bool,
+    is_broken: bool,
+}
+
+/// What rustls keeps of a connection: the next keys, and where tickets belong.
+pub enum Kernel {
+    Client(KernelConnection<ClientConnectionData>),
+    Server(KernelConnection<ServerConnectionData>),
+}
+
+/// Why a peer's records are not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("the peer broke the connection off: {0:?}")]
+    Alert(AlertDescription),
+    #[error("a message that does not belong here: {0}")]
+    Unexpected(&'static str),
+    #[error("a message of {0} bytes")]
+    TooLong(usize),
+    #[error("a message that is not whole")]
+    Malformed,
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+    #[error(transparent)]
+    Cipher(#[from] UnknownCipher),
+}
+
+impl<S> Stream<S> {
+    /// `received`: what has been read of `io` after the handshake.
+    pub(super) fn new(
+        io: S,
+        secrets: ExtractedSecrets,
+        kernel: Kernel,
+        received: BytesMut,
+    ) -> io::Result<Self> {
+        let received = match received.is_empty() {
+            true => BytesMut::new(),
+            false => received,
+        };
+        Ok(Self {
+            io,
+            sealing: Keys::new(secrets.tx).map_err(io::Error::other)?,
+            opening: Keys::new(secrets.rx).map_err(io::Error::other)?,
+            kernel,
+            received,
+            content: BytesMut::new(),
+            message: Vec::new(),
+            unsent: BytesMut::new(),
+            fruitless: 0,
+            owes_key: false,
+            failure: None,
+            said_end: false,
+            heard_end: false,
+            is_broken: false,
+        })
+    }
+
+    /// What carries the records.
+    pub fn get_ref(&self) -> &S {
+        &self.io
+    }
+
+    /// Seals what is to be sent to the beginning of `out`, as far as there is room, in as few records as it fits. Returns how much
+    /// was taken, and the length of the records.
+    fn seal(
+        &mut self,
+        pieces: &[IoSlice<'_>],
+        out: &mut [u8],
+    ) -> Result<(usize, usize), StreamError> {
+        let (mut taken, mut sealed) = (0, 0);
+        if self.owes_key || self.sealing.are_worn() {
+            sealed += self.change_key(out)?;
+        }
+        let mut pieces = pieces.iter().map(|piece| &**piece);
+        let mut next = || pieces.by_ref().find(|piece| !piece.is_empty());
+        let mut piece = next().unwrap_or_default();
+        while !piece.is_empty() && out.len() - sealed > OVERHEAD {
+            let out = &mut out[sealed..];
+            let room = (out.len() - OVERHEAD).min(MAX_CONTENT);
+            let (first, rest) = piece.split_at(piece.len().min(room));
+            let mut length = first.len();
+            piece = match rest {
+                [] => next().unwrap_or_default(),
+                rest => rest,
+            };
+            let kind = ContentType::ApplicationData;
+            sealed += if length == room || piece.is_empty() {
+                self.sealing.seal(kind, first, out)?
+            } else {
+                let content = &mut out[HEADER..HEADER + room];
+                content[..length].copy_from_slice(first);
+                while length < room && !piece.is_empty() {
+                    let (part, rest) = piece.split_at(piece.len().min(room - length));
+                    content[length..length + part.len()].copy_from_slice(part);
+                    length += part.len();
+                    piece = match rest {
+                        [] => next().unwrap_or_default(),
+                        rest => rest,
+                    };
+                }
+                self.sealing.seal_in_place(kind, length, out)?
+            };
+            taken += length;
+        }
+        Ok((taken, sealed))
+    }
+
+    /// Tells the peer that the next key follows, and takes it (RFC 8446 section 4.6.3).
+    fn change_key(&mut self, out: &mut [u8]) -> Result<usize, StreamError> {
+        const NOT_REQUESTED: u8 = 0;
+        let message = [HandshakeType::KeyUpdate.into(), 0, 0, 1, NOT_REQUESTED];
+        let sealed = self.sealing.seal(ContentType::Handshake, &message, out)?;
+        self.take_next_key()?;
+        self.owes_key = false;
+        Ok(sealed)
+    }
+
+    fn take_next_key(&mut self) -> Result<(), StreamError> {
+        self.sealing = Keys::new(self.kernel.next_sealing()?)?;
+        Ok(())
+    }
+
+    /// Seals an alert behind what is unsent.
+    fn alert(&mut self, description: AlertDescription) {
+        let level = match description {
+            AlertDescription::CloseNotify => 1,
+            _ => 2,
+        };
+        let mut record = [0; OVERHEAD + 2];
+        let content = [level, description.into()];
+        if let Ok(length) = self.sealing.seal(ContentType::Alert, &content, &mut record) {
+            self.unsent.extend_from_slice(&record[..length]);
+        }
+    }
+
+    /// Opens the whole records at the beginning of `bytes`, as far as `buf` has room. Returns how much they were.
+    fn open(&mut self, bytes: &[u8], buf: &mut ReadBuf<'_>) -> Result<usize, StreamError> {
+        let mut opened = 0;
+        while buf.remaining() > 0 && self.content.is_empty() && !self.heard_end {
+            let Some(length) = record::length(&bytes[opened..])? else {
+                break;
+            };
+            let record = &bytes[opened..opened + length];
+            opened += length;
+            let inner = inner_length(length);
+            if inner <= buf.remaining() {
+                let out = buf.initialize_unfilled_to(inner);
+                let (kind, length) = self.opening.open(record, out)?;
+                if self.is_data(kind, &out[..length])? {
+                    buf.advance(length);
+                }
+            } else {
+                self.content.resize(inner, 0);
+                let mut out = std::mem::take(&mut self.content);
+                let (kind, length) = self.opening.open(record, &mut out)?;
+                if self.is_data(kind, &out[..length])? {
+                    out.truncate(length);
+                    self.content = out;
+                    self.take_content(buf);
+                }
+            }
+        }
+        Ok(opened)
+    }
+
+    fn take_content(&mut self, buf: &mut ReadBuf<'_>) {
+        let length = self.content.len().min(buf.remaining());
+        buf.put_slice(&self.content[..length]);
+        self.content.advance(length);
+        if self.content.is_empty() {
+            self.content = BytesMut::new();
+        }
+    }
+
+    /// Whether a record's content is data. Does what it says where it is not.
+    fn is_data(&mut self, kind: ContentType, content: &[u8]) -> Result<bool, StreamError> {
+        if kind == ContentType::ApplicationData && !content.is_empty() {
+            self.fruitless = 0;
+            return match self.message.is_empty() {
+                true => Ok(true),
+                false => Err(StreamError::Unexpected("data within a message")),
+            };
+        }
+        self.fruitless += 1;
+        if self.fruitless > MAX_FRUITLESS {
+            return Err(StreamError::Unexpected("too many records without data"));
+        }
+        match kind {
+            ContentType::ApplicationData => {}
+            ContentType::Alert => self.heed_alert(content)?,
+            ContentType::Handshake => self.heed_messages(content)?,
+            kind => return Err(RecordError::Type(kind).into()),
+        }
+        Ok(false)
+    }
+
+    fn heed_alert(&mut self, content: &[u8]) -> Result<(), StreamError> {
+        // Its level means nothing any more (RFC 8446 section 6).
+        let [_level, description] = content else {
+            return Err(StreamError::Malformed);
+        };
+        match AlertDescription::from(*description) {
+            AlertDescription::CloseNotify => self.heard_end = true,
+            // The end follows it.
+            AlertDescription::UserCanceled => {}
+            description => return Err(StreamError::Alert(description)),
+        }
+        Ok(())
+    }
+
+    /// Heeds messages of the handshake protocol, which records may cut anywhere.
+    fn heed_messages(&mut self, content: &[u8]) -> Result<(), StreamError> {
+        if content.is_empty() {
+            return Err(StreamError::Malformed);
+        }
+        let mut message = std::mem::take(&mut self.message);
+        message.extend_from_slice(content);
+        let mut rest = message.as_slice();
+        while let Some(([kind, length @ ..], body)) = rest.split_first_chunk::<4>() {
+            let [high, middle, low] = *length;
+            let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+            if length > MAX_MESSAGE {
+                return Err(StreamError::TooLong(length));
+            }
+            let Some((body, after)) = body.split_at_checked(length) else {
+                break;
+            };
+            rest = after;
+            self.heed_message(HandshakeType::from(*kind), body, rest.is_empty())?;
+        }
+        self.message = rest.to_vec();
+        Ok(())
+    }
+
+    fn heed_message(
+        &mut self,
+        kind: HandshakeType,
+        body: &[u8],
+        is_last: bool,
+    ) -> Result<(), StreamError> {
+        match (kind, &mut self.kernel) {
+            (HandshakeType::NewSessionTicket, Kernel::Client(kernel)) => {
+                kernel.handle_new_session_ticket(body)?;
+            }
+            // What follows in the same record was sealed with the old key (RFC 8446 section 5.1).
+            (HandshakeType::KeyUpdate, _) if !is_last => {
+                return Err(StreamError::Unexpected("something behind a key update"));
+            }
+            (HandshakeType::KeyUpdate, kernel) => {
+                let is_requested = match body {
+                    [0] => false,
+                    [1] => true,
+                    _ => return Err(StreamError::Malformed),
+                };
+                self.opening = Keys::new(kernel.next_opening()?)?;
+                // However many are asked for until then, the next that is sent answers all.
+                self.owes_key |= is_requested;
+            }
+            _ => return Err(StreamError::Unexpected("a message of a handshake")),
+        }
+        Ok(())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
+    /// Opens what there is, and reads what is missing. `buf` has room.
+    fn poll_open(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<Result<(), io::Error>> {
+        let before = buf.filled().len();
+        if !self.received.is_empty() {
+            let mut received = std::mem::take(&mut self.received);
+            let opened = self.open_or_fail(&received, buf);
+            received.advance(opened);
+            if !received.is_empty() {
+                self.received = received;
+            }
+        }
+        while buf.filled().len() == before && !self.heard_end {
+            if let Some(error) = self.failure.take() {
+                return Poll::Ready(Err(self.break_off(cx, error)));
+            }
+            let read = SCRATCH.with_borrow_mut(|scratch| {
+                // The beginning of a record.
+                let kept = self.received.len();
+                scratch[..kept].copy_from_slice(&self.received);
+                let mut read = ReadBuf::new(&mut scratch[kept..]);
+                ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+                let end = kept + read.filled().len();
+                let opened = self.open_or_fail(&scratch[..end], buf);
+                self.received.clear();
+                match &scratch[opened..end] {
+                    [] => self.received = BytesMut::new(),
+                    rest => self.received.extend_from_slice(rest),
+                }
+                Poll::Ready(Ok::<_, io::Error>(end - kept))
+            });
+            if ready!(read)? == 0 {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the peer ended the connection without saying so",
+                )));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// As [`Self::open`]. What came before a failure is taken first.
+    fn open_or_fail(&mut self, bytes: &[u8], buf: &mut ReadBuf<'_>) -> usize {
+        self.open(bytes, buf).unwrap_or_else(|error| {
+            self.failure = Some(error);
+            bytes.len()
+        })
+    }
+
+    /// Tells the peer what is wrong with it, as far as the socket takes it.
+    fn break_off(&mut self, cx: &mut Context<'_>, error: StreamError) -> io::Error {
+        self.is_broken = true;
+        if let Some(alert) = error.alert() {
+            self.alert(alert);
+            let _ = self.poll_send(cx);
+        }
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+
+    /// Sends what waits.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let sent = ready!(Pin::new(&mut self.io).poll_write(cx, &self.unsent))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.advance(sent);
+        }
+        if self.unsent.capacity() > 0 {
+            self.unsent = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        if !this.content.is_empty() {
+            this.take_content(buf);
+            return Poll::Ready(Ok(()));
+        }
+        if this.is_broken {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        this.poll_open(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.is_broken || this.said_end {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        ready!(this.poll_send(cx))?;
+        SCRATCH.with_borrow_mut(|sealed| {
+            let (taken, length) = match this.seal(pieces, sealed) {
+                Ok(done) => done,
+                Err(error) => {
+                    this.is_broken = true;
+                    return Poll::Ready(Err(io::Error::other(error)));
+                }
+            };
+            let mut rest = &sealed[..length];
+            while !rest.is_empty() {
+                match Pin::new(&mut this.io).poll_write(cx, rest) {
+                    Poll::Ready(Ok(0)) => {
+                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    }
+                    Poll::Ready(sent) => rest = &rest[sent?..],
+                    Poll::Pending => {
+                        this.unsent.extend_from_slice(rest);
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(Ok(taken))
+        })
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !std::mem::replace(&mut this.said_end, true) && !this.is_broken {
+            this.alert(AlertDescription::CloseNotify);
+        }
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+impl Kernel {
+    fn next_sealing(&mut self) -> Result<Secrets, rustls::Error> {
+        match self {
+            Self::Client(kernel) => kernel.update_tx_secret(),
+            Self::Server(kernel) => kernel.update_tx_secret(),
+        }
+    }
+
+    fn next_opening(&mut self) -> Result<Secrets, rustls::Error> {
+        match self {
+            Self::Client(kernel) => kernel.update_rx_secret(),
+            Self::Server(kernel) => kernel.update_rx_secret(),
+        }
+    }
+}
+
+type Secrets = (u64, ConnectionTrafficSecrets);
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client(_) => "Client",
+            Self::Server(_) => "Server",
+        })
+    }
+}
+
+impl StreamError {
+    /// What the peer is told, where it is the one to blame.
+    fn alert(&self) -> Option<AlertDescription> {
+        match self {
+            Self::Record(error) => Some(error.alert()),
+            Self::Alert(_) => None,
+            Self::Unexpected(_) => Some(AlertDescription::UnexpectedMessage),
+            Self::TooLong(_) | Self::Malformed => Some(AlertDescription::DecodeError),
+            Self::Tls(_) | Self::Cipher(_) => Some(AlertDescription::InternalError),
+        }
+    }
+}
+
+/// For tests that go behind its back.
+#[cfg(test)]
+impl<S> Stream<S> {
+    pub(super) fn io(&mut self) -> &mut S {
+        &mut self.io
+    }
+
+    pub(super) fn sealing(&mut self) -> &mut Keys {
+        &mut self.sealing
+    }
+
+    pub(super) fn opening(&mut self) -> &mut Keys {
+        &mut self.opening
+    }
+
+    pub(super) fn follow_key(&mut self) -> Result<(), StreamError> {
+        self.take_next_key()
+    }
+
+    /// Room that is held, in bytes.
+    pub(super) fn held(&self) -> usize {
+        let buffers = [&self.received, &self.content, &self.unsent];
+        buffers.map(BytesMut::capacity).iter().sum::<usize>() + self.message.capacity()
+    }
+}
+
+thread_local! {
+    /// Records on their way out or in, zeroed once for each thread.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; ROOM].into_boxed_slice());
+}
