@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
@@ -15,7 +16,7 @@ const QUIET: &str = "kube_client=off,kube_runtime=off";
 /// Changes what is logged. Cheap to clone.
 #[derive(Clone)]
 pub struct LogFilter {
-    handle: reload::Handle<EnvFilter, Registry>,
+    handle: reload::Handle<Targets, Registry>,
     current: Arc<Mutex<String>>,
 }
 
@@ -23,7 +24,7 @@ pub struct LogFilter {
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     #[error("{0}: expected error, warn, info, debug, trace, off, or MODULE=LEVEL,…")]
-    Parse(tracing_subscriber::filter::ParseError),
+    Parse(ParseError),
     #[error(transparent)]
     Reload(#[from] reload::Error),
 }
@@ -43,7 +44,7 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<LogFilter> {
     Ok(log)
 }
 
-fn layer(filter: &str) -> Result<(reload::Layer<EnvFilter, Registry>, LogFilter), FilterError> {
+fn layer(filter: &str) -> Result<(reload::Layer<Targets, Registry>, LogFilter), FilterError> {
     let (layer, handle) = reload::Layer::new(parse(filter)?);
     let log = LogFilter {
         handle,
@@ -52,12 +53,19 @@ fn layer(filter: &str) -> Result<(reload::Layer<EnvFilter, Registry>, LogFilter)
     Ok((layer, log))
 }
 
-fn parse(filter: &str) -> Result<EnvFilter, FilterError> {
-    let parsed = match filter.is_empty() || filter.contains("kube_") {
-        true => EnvFilter::try_new(filter),
-        false => EnvFilter::try_new(format!("{filter},{QUIET}")),
+fn parse(filter: &str) -> Result<Targets, FilterError> {
+    let quiet = match filter.is_empty() || filter.contains("kube_") {
+        true => "",
+        false => QUIET,
     };
-    parsed.map_err(FilterError::Parse)
+    parse_filter(&format!("{filter},{quiet}")).map_err(FilterError::Parse)
+}
+
+/// Reads a filter as sidecars do: a level, or `MODULE=LEVEL`, or several of them with commas between. Nothing at all is `error`.
+pub fn parse_filter(filter: &str) -> Result<Targets, ParseError> {
+    // What stands between two commas may be nothing, and would be `error` too.
+    let directives: Vec<_> = filter.split(',').filter(|one| !one.is_empty()).collect();
+    directives.join(",").parse()
 }
 
 impl LogFilter {
@@ -78,7 +86,7 @@ impl LogFilter {
 
     /// A filter that stands for nothing that is logged.
     #[cfg(test)]
-    pub(crate) fn for_tests() -> (reload::Layer<EnvFilter, Registry>, Self) {
+    pub(crate) fn for_tests() -> (reload::Layer<Targets, Registry>, Self) {
         layer("info").expect("a filter")
     }
 }

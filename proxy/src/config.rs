@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::identity::SpiffeId;
+use crate::logging;
 use crate::probe::Probes;
 
 /// Most data workers. More threads than that are no sidecar any more, and each has pools of its own.
@@ -396,7 +397,7 @@ fn parse_mark(text: &str) -> Result<u32, String> {
 }
 
 fn parse_filter(text: &str) -> Result<String, String> {
-    tracing_subscriber::EnvFilter::try_new(text)
+    logging::parse(text)
         .map(|_| text.to_owned())
         .map_err(|error| error.to_string())
 }

@@ -2,16 +2,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
 /// Changes what is logged. Cheap to clone.
 #[derive(Clone)]
 pub struct LogFilter {
-    handle: reload::Handle<EnvFilter, Registry>,
+    handle: reload::Handle<Targets, Registry>,
     current: Arc<Mutex<String>>,
 }
 
@@ -19,7 +20,7 @@ pub struct LogFilter {
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     #[error("{0}: expected error, warn, info, debug, trace, off, or MODULE=LEVEL,…")]
-    Parse(tracing_subscriber::filter::ParseError),
+    Parse(ParseError),
     #[error(transparent)]
     Reload(#[from] reload::Error),
 }
@@ -39,9 +40,15 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<LogFilter> {
     Ok(log)
 }
 
-fn layer(filter: &str) -> Result<(reload::Layer<EnvFilter, Registry>, LogFilter), FilterError> {
-    let (layer, handle) =
-        reload::Layer::new(EnvFilter::try_new(filter).map_err(FilterError::Parse)?);
+/// Reads a filter: a level, or `MODULE=LEVEL`, or several of them with commas between. Nothing at all is `error`.
+pub fn parse(filter: &str) -> Result<Targets, ParseError> {
+    // What stands between two commas may be nothing, and would be `error` too.
+    let directives: Vec<_> = filter.split(',').filter(|one| !one.is_empty()).collect();
+    directives.join(",").parse()
+}
+
+fn layer(filter: &str) -> Result<(reload::Layer<Targets, Registry>, LogFilter), FilterError> {
+    let (layer, handle) = reload::Layer::new(parse(filter).map_err(FilterError::Parse)?);
     let log = LogFilter {
         handle,
         current: Arc::new(Mutex::new(filter.to_owned())),
@@ -61,14 +68,40 @@ impl LogFilter {
     /// Puts another filter in force.
     pub fn set(&self, filter: &str) -> Result<(), FilterError> {
         self.handle
-            .reload(EnvFilter::try_new(filter).map_err(FilterError::Parse)?)?;
+            .reload(parse(filter).map_err(FilterError::Parse)?)?;
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = filter.to_owned();
         Ok(())
     }
 
     /// A filter that stands for nothing that is logged.
     #[cfg(test)]
-    pub(crate) fn for_tests() -> (reload::Layer<EnvFilter, Registry>, Self) {
+    pub(crate) fn for_tests() -> (reload::Layer<Targets, Registry>, Self) {
         layer("info").expect("a filter")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_level_or_levels_of_modules() {
+        let passes =
+            |filter: &str, module, level| parse(filter).unwrap().would_enable(module, &level);
+        for info in [
+            "info",
+            "info,",
+            ",info",
+            "naru_proxy=info",
+            "off,naru_proxy=info,",
+        ] {
+            assert!(passes(info, "naru_proxy::tcp", Level::INFO), "{info}");
+            assert!(!passes(info, "naru_proxy::tcp", Level::DEBUG), "{info}");
+        }
+        assert!(!passes("off", "naru_proxy", Level::ERROR));
+        assert!(passes("", "naru_proxy", Level::ERROR) && !passes("", "naru_proxy", Level::WARN));
+        assert!(parse("naru_proxy=loud").is_err() && parse("a=b=c").is_err());
     }
 }

@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
-use tracing_subscriber::EnvFilter;
 
 use super::options::{Resources, quantity};
 use super::{Options, Refusal, annotation};
+use crate::logging::parse_filter;
 
 /// Settings of one sidecar and its redirect rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Settings {
 }
 
 fn filter(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text)
+    parse_filter(text)
         .map(|_| text.to_owned())
         .map_err(|error| error.to_string())
 }
