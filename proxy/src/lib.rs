@@ -45,7 +45,7 @@
 //! 7. **[`balance`] picks an endpoint** among those of the backend: the better of two by latency and load, none that has been
 //!    ejected.
 //! 8. **A [`pool`] gives a connection** to that endpoint, or a stream of one: between sidecars [`mux`] carries the HTTP/1 of many
-//!    clients on few connections, as h2 does with HTTP/2. Where there is none, [`upstream`] opens one: TCP to the pod's own address, then TLS in
+//!    clients on few connections, as h2 does with HTTP/2. Where there is none, [`upstream`] opens one: TCP to the pod's own address, then [`tls`] in
 //!    which [`identity`] shows this pod's certificate and demands the very identity that the table names. Somebody else at
 //!    that address is refused before a byte of the request is sent, and ejected. ALPN says what is inside.
 //! 9. **The request goes out, and the response comes back**, each only as fast as the side that takes it. If the attempt
@@ -58,7 +58,7 @@
 //!
 //! 1. The connection arrives at the pod's own address and port; the rules redirect it to the inbound listener.
 //! 2. **[`inbound`] finds out who it is from.** A ClientHello that offers one of our ALPN protocols is a peer's: the
-//!    handshake proves its identity. Anything else is a client without a sidecar. It is let in as it is, or refused, as the
+//!    handshake ([`tls`]) proves its identity. Anything else is a client without a sidecar. It is let in as it is, or refused, as the
 //!    pod's [`table`] says; the app's own TLS is let through untouched.
 //! 3. What ALPN said is carried by the same [`http1`] (on each stream of [`mux`]), [`http2`] or [`tcp`], with one rule that leads to the app in this pod.
 //!    The client's identity is the `client` of every series that is counted here.

@@ -203,7 +203,7 @@ async fn pieces_of_one_write_share_records() {
     assert_eq!(read, pieces.concat());
     // Two records, by the lengths in their headers.
     let (mut client, mut server) = Peers::new().ours().await;
-    client.write_vectored(&slices).await.unwrap();
+    assert_eq!(client.write_vectored(&slices).await.unwrap(), written);
     client.flush().await.unwrap();
     let mut wire = vec![0; written + 2 * OVERHEAD];
     server.io().read_exact(&mut wire).await.unwrap();
