@@ -18,6 +18,8 @@ use super::stream::{Kernel, Stream};
 
 /// The most of a peer's handshake that is held, in bytes. A message may take several records.
 const MAX_HANDSHAKE: usize = 64 * 1024;
+/// How many records a peer's handshake may take: one or two for each of its messages, in practice.
+const MAX_RECORDS: usize = 64;
 /// How much is read at once, in bytes: most flights fit.
 const READ_SIZE: usize = 4 * 1024;
 
@@ -46,7 +48,7 @@ where
     let offered = config.alpn_protocols.first().cloned();
     let mut connection = UnbufferedClientConnection::new(config, name).map_err(broken)?;
     let mut received = BytesMut::new();
-    shake_hands(&mut connection, process_client, &mut io, &mut received).await?;
+    shake_hands(&mut connection, &mut io, &mut received).await?;
     if connection.alpn_protocol() != offered.as_deref() {
         return Err(io::Error::other(
             "the peer did not agree to the protocol that was offered",
@@ -72,7 +74,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut connection = UnbufferedServerConnection::new(config).map_err(broken)?;
-    shake_hands(&mut connection, process_server, &mut io, &mut received).await?;
+    shake_hands(&mut connection, &mut io, &mut received).await?;
     let alpn = connection.alpn_protocol().map(<[u8]>::to_vec);
     let certificates = connection.peer_certificates().unwrap_or_default().to_vec();
     let (secrets, kernel) = connection
@@ -85,10 +87,43 @@ where
     })
 }
 
+/// What rustls has for clients and servers alike, without a trait of its own.
+trait Handshake {
+    type Data;
+
+    fn process<'c, 'i>(&'c mut self, shown: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    /// Whether something waits to be encoded.
+    fn wants_write(&self) -> bool;
+}
+
+impl Handshake for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, shown: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(shown)
+    }
+
+    fn wants_write(&self) -> bool {
+        (**self).wants_write()
+    }
+}
+
+impl Handshake for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, shown: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(shown)
+    }
+
+    fn wants_write(&self) -> bool {
+        (**self).wants_write()
+    }
+}
+
 /// Brings the handshake to its end. What follows it stays in `received`.
-async fn shake_hands<C, D, S>(
-    connection: &mut C,
-    process: for<'c, 'i> fn(&'c mut C, &'i mut [u8]) -> UnbufferedStatus<'c, 'i, D>,
+async fn shake_hands<S>(
+    connection: &mut impl Handshake,
     io: &mut S,
     received: &mut BytesMut,
 ) -> io::Result<()>
@@ -98,10 +133,11 @@ where
     let mut unsent = Vec::new();
     // How much of `received` rustls may see: whole records.
     let mut shown = 0;
+    let mut records = 0;
     loop {
         let mut is_blocked = false;
         let mut failure = None;
-        let status = process(connection, &mut received[..shown]);
+        let status = connection.process(&mut received[..shown]);
         let discard = status.discard;
         match status.state {
             Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut unsent)?,
@@ -123,37 +159,43 @@ where
         received.advance(discard);
         shown -= discard;
         if let Some(error) = failure {
-            say_goodbye(connection, process, io, &mut received[..shown]).await;
+            say_goodbye(connection, io, unsent, &mut received[..shown]).await;
             return Err(broken(error));
         }
         if is_blocked {
+            // Each may make rustls look at all of those before it again.
+            records += 1;
+            if records > MAX_RECORDS {
+                return Err(no_handshake());
+            }
             shown = next_record(io, received, shown).await?;
         }
     }
 }
 
 /// Tells the peer by an alert what is wrong with it, if it wants to know.
-async fn say_goodbye<C, D, S>(
-    connection: &mut C,
-    process: for<'c, 'i> fn(&'c mut C, &'i mut [u8]) -> UnbufferedStatus<'c, 'i, D>,
+async fn say_goodbye<S>(
+    connection: &mut impl Handshake,
     io: &mut S,
+    mut unsent: Vec<u8>,
     mut shown: &mut [u8],
 ) where
     S: AsyncWrite + Unpin,
 {
-    let mut alert = Vec::new();
-    loop {
-        let status = process(connection, shown);
+    // Only as long as something waits: rustls would look at the record in error again. And only with all of `shown`: it remembers
+    // where in that the parts of messages are.
+    while connection.wants_write() {
+        let status = connection.process(shown);
         let discard = status.discard;
         let Ok(ConnectionState::EncodeTlsData(data)) = status.state else {
             break;
         };
-        if encode(data, &mut alert).is_err() {
+        if encode(data, &mut unsent).is_err() {
             return;
         }
         shown = &mut shown[discard..];
     }
-    if io.write_all(&alert).await.is_ok() {
+    if io.write_all(&unsent).await.is_ok() {
         let _ = io.flush().await;
     }
 }
@@ -167,11 +209,9 @@ where
         if let Some([kind, _, _, high, low]) = received[shown..].first_chunk::<HEADER>() {
             let length = HEADER + usize::from(u16::from_be_bytes([*high, *low]));
             let is_unknown = matches!((*kind).into(), ContentType::Unknown(_));
-            if is_unknown || length > MAX_RECORD || shown + length > MAX_HANDSHAKE {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "what the peer says is no handshake, or too long for one",
-                ));
+            let is_empty = length == HEADER;
+            if is_unknown || is_empty || length > MAX_RECORD || shown + length > MAX_HANDSHAKE {
+                return Err(no_handshake());
             }
             if received.len() >= shown + length {
                 return Ok(shown + length);
@@ -200,18 +240,11 @@ fn encode<D>(mut data: EncodeTlsData<'_, D>, out: &mut Vec<u8>) -> io::Result<()
     Ok(())
 }
 
-fn process_client<'c, 'i>(
-    connection: &'c mut UnbufferedClientConnection,
-    received: &'i mut [u8],
-) -> UnbufferedStatus<'c, 'i, ClientConnectionData> {
-    connection.process_tls_records(received)
-}
-
-fn process_server<'c, 'i>(
-    connection: &'c mut UnbufferedServerConnection,
-    received: &'i mut [u8],
-) -> UnbufferedStatus<'c, 'i, ServerConnectionData> {
-    connection.process_tls_records(received)
+fn no_handshake() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "what the peer says is no handshake, or too long for one",
+    )
 }
 
 fn broken(error: rustls::Error) -> io::Error {

@@ -223,13 +223,14 @@ impl<'a> Parts<'a> {
 
 /// Type and length of the content, which its type follows and then any number of zeros.
 fn content(inner: &[u8]) -> Result<(ContentType, usize), RecordError> {
+    // With its padding, too (RFC 8446 section 5.4).
+    if inner.len() > MAX_CONTENT + 1 {
+        return Err(RecordError::Content);
+    }
     let length = inner
         .iter()
         .rposition(|byte| *byte != 0)
         .ok_or(RecordError::Empty)?;
-    if length > MAX_CONTENT {
-        return Err(RecordError::Content);
-    }
     Ok((inner[length].into(), length))
 }
 

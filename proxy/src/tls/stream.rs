@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
 use rustls::client::ClientConnectionData;
@@ -25,6 +25,8 @@ const RECORDS: usize = 4;
 const ROOM: usize = RECORDS * (MAX_CONTENT + OVERHEAD);
 /// How many records without data may follow each other.
 const MAX_FRUITLESS: u32 = 32;
+/// How many tickets of one connection are taken. Each costs a key and a place among all.
+const MAX_TICKETS: u32 = 4;
 /// The longest message that a peer may send after the handshake, in bytes: a ticket with the client's certificates in it.
 const MAX_MESSAGE: usize = 64 * 1024;
 
@@ -32,7 +34,6 @@ const MAX_MESSAGE: usize = 64 * 1024;
 ///
 /// Writing takes up to four records at a time and sends them; what the socket does not take at once waits, and is sent by the next
 /// write, or by a flush. A peer that ends the connection without saying so is an error: somebody may have cut it off.
-#[derive(Debug)]
 pub struct Stream<S> {
     io: S,
     sealing: Keys,
@@ -48,6 +49,8 @@ pub struct Stream<S> {
     unsent: BytesMut,
     /// Records without data since the last with some.
     fruitless: u32,
+    /// How many have been taken.
+    tickets: u32,
     /// The peer wants the next key to be used.
     owes_key: bool,
     /// Found behind content that has yet to be taken.
@@ -104,6 +107,7 @@ impl<S> Stream<S> {
             message: Vec::new(),
             unsent: BytesMut::new(),
             fruitless: 0,
+            tickets: 0,
             owes_key: false,
             failure: None,
             said_end: false,
@@ -267,8 +271,9 @@ impl<S> Stream<S> {
 
     /// Heeds messages of the handshake protocol, which records may cut anywhere.
     fn heed_messages(&mut self, content: &[u8]) -> Result<(), StreamError> {
+        // RFC 8446 section 5.4.
         if content.is_empty() {
-            return Err(StreamError::Malformed);
+            return Err(StreamError::Unexpected("a record without a message"));
         }
         let mut message = std::mem::take(&mut self.message);
         message.extend_from_slice(content);
@@ -297,7 +302,10 @@ impl<S> Stream<S> {
     ) -> Result<(), StreamError> {
         match (kind, &mut self.kernel) {
             (HandshakeType::NewSessionTicket, Kernel::Client(kernel)) => {
-                kernel.handle_new_session_ticket(body)?;
+                if self.tickets < MAX_TICKETS {
+                    self.tickets += 1;
+                    kernel.handle_new_session_ticket(body)?;
+                }
             }
             // What follows in the same record was sealed with the old key (RFC 8446 section 5.1).
             (HandshakeType::KeyUpdate, _) if !is_last => {
@@ -337,7 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         }
         while buf.filled().len() == before && !self.heard_end {
             if let Some(error) = self.failure.take() {
-                return Poll::Ready(Err(self.break_off(cx, error)));
+                return Poll::Ready(Err(self.break_off(error)));
             }
             let read = SCRATCH.with_borrow_mut(|scratch| {
                 // The beginning of a record.
@@ -373,11 +381,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     }
 
     /// Tells the peer what is wrong with it, as far as the socket takes it.
-    fn break_off(&mut self, cx: &mut Context<'_>, error: StreamError) -> io::Error {
+    fn break_off(&mut self, error: StreamError) -> io::Error {
         self.is_broken = true;
         if let Some(alert) = error.alert() {
             self.alert(alert);
-            let _ = self.poll_send(cx);
+            // Whoever waits to write is not to be woken for it.
+            let _ = self.poll_send(&mut Context::from_waker(Waker::noop()));
         }
         io::Error::new(io::ErrorKind::InvalidData, error)
     }
@@ -395,6 +404,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
             self.unsent = BytesMut::new();
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// What apps say stays out of it.
+impl<S: fmt::Debug> fmt::Debug for Stream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream")
+            .field("io", &self.io)
+            .field("received", &self.received.len())
+            .field("content", &self.content.len())
+            .field("unsent", &self.unsent.len())
+            .field("said_end", &self.said_end)
+            .field("heard_end", &self.heard_end)
+            .field("is_broken", &self.is_broken)
+            .finish_non_exhaustive()
     }
 }
 
@@ -448,16 +472,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
             };
             let mut rest = &sealed[..length];
             while !rest.is_empty() {
-                match Pin::new(&mut this.io).poll_write(cx, rest) {
-                    Poll::Ready(Ok(0)) => {
-                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                let failure = match Pin::new(&mut this.io).poll_write(cx, rest) {
+                    Poll::Ready(Ok(sent @ 1..)) => {
+                        rest = &rest[sent..];
+                        continue;
                     }
-                    Poll::Ready(sent) => rest = &rest[sent?..],
-                    Poll::Pending => {
-                        this.unsent.extend_from_slice(rest);
-                        break;
-                    }
+                    Poll::Ready(Ok(0)) => Some(io::Error::from(io::ErrorKind::WriteZero)),
+                    Poll::Ready(Err(error)) => Some(error),
+                    Poll::Pending => None,
+                };
+                // Nothing may be sent without it, whatever comes.
+                this.unsent.extend_from_slice(rest);
+                if let Some(error) = failure {
+                    return Poll::Ready(Err(error));
                 }
+                break;
             }
             Poll::Ready(Ok(taken))
         })
@@ -501,15 +530,6 @@ impl Kernel {
 
 type Secrets = (u64, ConnectionTrafficSecrets);
 
-impl fmt::Debug for Kernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Client(_) => "Client",
-            Self::Server(_) => "Server",
-        })
-    }
-}
-
 impl StreamError {
     /// What the peer is told, where it is the one to blame.
     fn alert(&self) -> Option<AlertDescription> {
@@ -517,7 +537,9 @@ impl StreamError {
             Self::Record(error) => Some(error.alert()),
             Self::Alert(_) => None,
             Self::Unexpected(_) => Some(AlertDescription::UnexpectedMessage),
-            Self::TooLong(_) | Self::Malformed => Some(AlertDescription::DecodeError),
+            Self::TooLong(_) | Self::Malformed | Self::Tls(rustls::Error::InvalidMessage(_)) => {
+                Some(AlertDescription::DecodeError)
+            }
             Self::Tls(_) | Self::Cipher(_) => Some(AlertDescription::InternalError),
         }
     }
