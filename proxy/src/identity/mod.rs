@@ -424,6 +424,8 @@ impl Identity {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = TICKETS_PER_HANDSHAKE;
         server.max_early_data_size = 0;
+        // `tls` takes the first moment at which data may be sent for the end of the handshake.
+        server.send_half_rtt_data = false;
         // Records are sealed and opened by `tls`.
         server.enable_secret_extraction = true;
         self.inner.current.store(Some(Arc::new(Generation {

@@ -45,6 +45,7 @@ impl RecordError {
     pub fn alert(self) -> AlertDescription {
         match self {
             Self::Type(_) | Self::Empty => AlertDescription::UnexpectedMessage,
+            Self::Length(..=TAG) => AlertDescription::DecodeError,
             Self::Length(_) | Self::Content => AlertDescription::RecordOverflow,
             Self::Sealed => AlertDescription::BadRecordMac,
         }

@@ -79,6 +79,8 @@ pub enum StreamError {
     TooLong(usize),
     #[error("a message that is not whole")]
     Malformed,
+    #[error("a key update that asks for {0}, which is nothing")]
+    KeyUpdate(u8),
     #[error(transparent)]
     Tls(#[from] rustls::Error),
     #[error(transparent)]
@@ -235,12 +237,17 @@ impl<S> Stream<S> {
 
     /// Whether a record's content is data. Does what it says where it is not.
     fn is_data(&mut self, kind: ContentType, content: &[u8]) -> Result<bool, StreamError> {
+        // RFC 8446 section 5.1.
+        if kind != ContentType::Handshake && !self.message.is_empty() {
+            return Err(StreamError::Unexpected("something within a message"));
+        }
+        // RFC 8446 section 5.4: data alone may be none.
+        if kind != ContentType::ApplicationData && content.is_empty() {
+            return Err(StreamError::Unexpected("a record without a message"));
+        }
         if kind == ContentType::ApplicationData && !content.is_empty() {
             self.fruitless = 0;
-            return match self.message.is_empty() {
-                true => Ok(true),
-                false => Err(StreamError::Unexpected("data within a message")),
-            };
+            return Ok(true);
         }
         self.fruitless += 1;
         if self.fruitless > MAX_FRUITLESS {
@@ -271,10 +278,6 @@ impl<S> Stream<S> {
 
     /// Heeds messages of the handshake protocol, which records may cut anywhere.
     fn heed_messages(&mut self, content: &[u8]) -> Result<(), StreamError> {
-        // RFC 8446 section 5.4.
-        if content.is_empty() {
-            return Err(StreamError::Unexpected("a record without a message"));
-        }
         let mut message = std::mem::take(&mut self.message);
         message.extend_from_slice(content);
         let mut rest = message.as_slice();
@@ -315,6 +318,7 @@ impl<S> Stream<S> {
                 let is_requested = match body {
                     [0] => false,
                     [1] => true,
+                    [other] => return Err(StreamError::KeyUpdate(*other)),
                     _ => return Err(StreamError::Malformed),
                 };
                 self.opening = Keys::new(kernel.next_opening()?)?;
@@ -383,10 +387,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Tells the peer what is wrong with it, as far as the socket takes it.
     fn break_off(&mut self, error: StreamError) -> io::Error {
         self.is_broken = true;
-        if let Some(alert) = error.alert() {
+        let alert = error.alert().filter(|_| !self.said_end);
+        if let Some(alert) = alert {
+            let nobody_writes = self.unsent.is_empty();
             self.alert(alert);
-            // Whoever waits to write is not to be woken for it.
-            let _ = self.poll_send(&mut Context::from_waker(Waker::noop()));
+            // Whoever waits to write has a waker there that must not be lost; it sends this, too.
+            if nobody_writes {
+                let _ = self.poll_send(&mut Context::from_waker(Waker::noop()));
+            }
         }
         io::Error::new(io::ErrorKind::InvalidData, error)
     }
@@ -540,6 +548,7 @@ impl StreamError {
             Self::TooLong(_) | Self::Malformed | Self::Tls(rustls::Error::InvalidMessage(_)) => {
                 Some(AlertDescription::DecodeError)
             }
+            Self::KeyUpdate(_) => Some(AlertDescription::IllegalParameter),
             Self::Tls(_) | Self::Cipher(_) => Some(AlertDescription::InternalError),
         }
     }

@@ -351,7 +351,7 @@ async fn what_does_not_belong_there_ends_the_connection_and_the_peer_is_told() {
         (
             ContentType::Handshake,
             &[24, 0, 0, 1, 2],
-            AlertDescription::DecodeError,
+            AlertDescription::IllegalParameter,
         ),
         (
             ContentType::Handshake,
