@@ -3,13 +3,16 @@
 //! rustls gets one record at a time and no more than the handshake needs. What a peer sends in the same breath stays for the stream.
 
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, UnbufferedConnectionCommon, UnbufferedStatus,
+};
 use rustls::{ClientConfig, ContentType, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -88,13 +91,10 @@ where
 }
 
 /// What rustls has for clients and servers alike, without a trait of its own.
-trait Handshake {
+trait Handshake: Deref<Target = UnbufferedConnectionCommon<Self::Data>> {
     type Data;
 
     fn process<'c, 'i>(&'c mut self, shown: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-
-    /// Whether something waits to be encoded.
-    fn wants_write(&self) -> bool;
 }
 
 impl Handshake for UnbufferedClientConnection {
@@ -103,10 +103,6 @@ impl Handshake for UnbufferedClientConnection {
     fn process<'c, 'i>(&'c mut self, shown: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(shown)
     }
-
-    fn wants_write(&self) -> bool {
-        (**self).wants_write()
-    }
 }
 
 impl Handshake for UnbufferedServerConnection {
@@ -114,10 +110,6 @@ impl Handshake for UnbufferedServerConnection {
 
     fn process<'c, 'i>(&'c mut self, shown: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(shown)
-    }
-
-    fn wants_write(&self) -> bool {
-        (**self).wants_write()
     }
 }
 
@@ -135,33 +127,38 @@ where
     let mut shown = 0;
     let mut records = 0;
     loop {
-        let mut is_blocked = false;
-        let mut failure = None;
         let status = connection.process(&mut received[..shown]);
         let discard = status.discard;
-        match status.state {
-            Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut unsent)?,
+        let looked = match status.state {
+            Ok(ConnectionState::EncodeTlsData(data)) => {
+                encode(data, &mut unsent)?;
+                Ok(false)
+            }
             Ok(ConnectionState::TransmitTlsData(data)) => {
                 io.write_all(&unsent).await?;
                 io.flush().await?;
                 unsent.clear();
                 data.done();
+                Ok(false)
             }
-            Ok(ConnectionState::BlockedHandshake) => is_blocked = true,
+            Ok(ConnectionState::BlockedHandshake) => Ok(true),
             Ok(ConnectionState::WriteTraffic(_)) => {
                 received.advance(discard);
                 return Ok(());
             }
             // No data can come before the end of the handshake, and none is taken after it.
             Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
-            Err(error) => failure = Some(error),
-        }
+            Err(error) => Err(error),
+        };
         received.advance(discard);
         shown -= discard;
-        if let Some(error) = failure {
-            say_goodbye(connection, io, unsent, &mut received[..shown]).await;
-            return Err(broken(error));
-        }
+        let is_blocked = match looked {
+            Ok(is_blocked) => is_blocked,
+            Err(error) => {
+                say_goodbye(connection, io, unsent, &mut received[..shown]).await;
+                return Err(broken(error));
+            }
+        };
         if is_blocked {
             // Each may make rustls look at all of those before it again.
             records += 1;

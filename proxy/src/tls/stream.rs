@@ -125,9 +125,9 @@ impl<S> Stream<S> {
 
     /// Seals what is to be sent to the beginning of `out`, as far as there is room, in as few records as it fits. Returns how much
     /// was taken, and the length of the records.
-    fn seal(
+    fn seal<'a>(
         &mut self,
-        pieces: &[IoSlice<'_>],
+        pieces: &'a [IoSlice<'_>],
         out: &mut [u8],
     ) -> Result<(usize, usize), StreamError> {
         let (mut taken, mut sealed) = (0, 0);
@@ -135,17 +135,17 @@ impl<S> Stream<S> {
             sealed += self.change_key(out)?;
         }
         let mut pieces = pieces.iter().map(|piece| &**piece);
-        let mut next = || pieces.by_ref().find(|piece| !piece.is_empty());
-        let mut piece = next().unwrap_or_default();
+        let mut or_next = |rest: &'a [u8]| match rest {
+            [] => pieces.find(|piece| !piece.is_empty()).unwrap_or_default(),
+            rest => rest,
+        };
+        let mut piece = or_next(&[]);
         while !piece.is_empty() && out.len() - sealed > OVERHEAD {
             let out = &mut out[sealed..];
             let room = (out.len() - OVERHEAD).min(MAX_CONTENT);
             let (first, rest) = piece.split_at(piece.len().min(room));
             let mut length = first.len();
-            piece = match rest {
-                [] => next().unwrap_or_default(),
-                rest => rest,
-            };
+            piece = or_next(rest);
             let kind = ContentType::ApplicationData;
             sealed += if length == room || piece.is_empty() {
                 self.sealing.seal(kind, first, out)?
@@ -156,10 +156,7 @@ impl<S> Stream<S> {
                     let (part, rest) = piece.split_at(piece.len().min(room - length));
                     content[length..length + part.len()].copy_from_slice(part);
                     length += part.len();
-                    piece = match rest {
-                        [] => next().unwrap_or_default(),
-                        rest => rest,
-                    };
+                    piece = or_next(rest);
                 }
                 self.sealing.seal_in_place(kind, length, out)?
             };
@@ -213,8 +210,7 @@ impl<S> Stream<S> {
                     buf.advance(length);
                 }
             } else {
-                self.content.resize(inner, 0);
-                let mut out = std::mem::take(&mut self.content);
+                let mut out = BytesMut::zeroed(inner);
                 let (kind, length) = self.opening.open(record, &mut out)?;
                 if self.is_data(kind, &out[..length])? {
                     out.truncate(length);
@@ -479,24 +475,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
                 }
             };
             let mut rest = &sealed[..length];
-            while !rest.is_empty() {
-                let failure = match Pin::new(&mut this.io).poll_write(cx, rest) {
-                    Poll::Ready(Ok(sent @ 1..)) => {
-                        rest = &rest[sent..];
-                        continue;
-                    }
-                    Poll::Ready(Ok(0)) => Some(io::Error::from(io::ErrorKind::WriteZero)),
-                    Poll::Ready(Err(error)) => Some(error),
-                    Poll::Pending => None,
-                };
-                // Nothing may be sent without it, whatever comes.
-                this.unsent.extend_from_slice(rest);
-                if let Some(error) = failure {
-                    return Poll::Ready(Err(error));
+            let sent = loop {
+                if rest.is_empty() {
+                    break Ok(());
                 }
-                break;
-            }
-            Poll::Ready(Ok(taken))
+                match Pin::new(&mut this.io).poll_write(cx, rest) {
+                    Poll::Ready(Ok(0)) => break Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(sent)) => rest = &rest[sent..],
+                    Poll::Ready(Err(error)) => break Err(error),
+                    Poll::Pending => break Ok(()),
+                }
+            };
+            // Nothing may be sent without it, whatever comes.
+            this.unsent.extend_from_slice(rest);
+            Poll::Ready(sent.map(|()| taken))
         })
     }
 
