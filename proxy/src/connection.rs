@@ -9,6 +9,7 @@
 //!
 //! Nothing is waited for that may never come: in protocols in which the server speaks first the client is silent. So once a client
 //! has been silent for a moment, an endpoint is connected to as if the connection were opaque; whoever speaks first then decides.
+//! In HTTP/2 either side may: a server's SETTINGS leave the decision to the client.
 //!
 //! What carries a connection is boxed, but for HTTP/1: a task has the room of the largest thing that it may come to, for as long as
 //! its connection lives, and most are idle HTTP/1.
@@ -39,7 +40,7 @@ pub const SILENCE: Duration = Duration::from_millis(1);
 /// How long a client may be silent once no endpoint could be connected to. One that would have been the first to speak can be told
 /// in its own protocol; one that waits for the server's word learns it from the end of its connection.
 const HOPELESS: Duration = Duration::from_secs(1);
-/// How long what a client has said may be the start of several things. Requests come in one piece; what stops in the middle of
+/// How long what a client, or a server, has said may be the start of several things. Requests come in one piece; what stops in the middle of
 /// a line waits for an answer, and is nothing that a proxy could count.
 const AMBIGUITY: Duration = Duration::from_millis(500);
 
@@ -165,6 +166,11 @@ enum Speculation {
     None,
     Connecting(Pin<Box<dyn Future<Output = Result<Upstream, Reason>>>>),
     Done(Result<Box<Upstream>, Reason>),
+    /// It has sent HTTP/2's SETTINGS, with `parameters` or without, and the client nothing yet.
+    Settings {
+        upstream: Box<Upstream>,
+        parameters: bool,
+    },
     /// It could not be opened, and the client has waited for the server's word long enough.
     Hopeless(Reason),
 }
@@ -228,6 +234,7 @@ impl<'a> Opening<'a> {
     /// Waits for the word of a server that may be the first to speak.
     fn poll_server(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<FirstWord> {
         let worker = &self.session.worker;
+        let is_opaque = self.logical.protocol == Protocol::Tcp;
         loop {
             match &mut self.upstream {
                 Speculation::None => {
@@ -242,16 +249,42 @@ impl<'a> Opening<'a> {
                     self.upstream = Speculation::Done(connected.map(Box::new));
                 }
                 // It speaks, or ends.
-                Speculation::Done(Ok(upstream)) => {
-                    match ready!(upstream.poll_first_word(cx, worker)) {
-                        tcp::FirstWord::Said => return Poll::Ready(FirstWord::Server),
-                        tcp::FirstWord::Stale(backend) => {
-                            let worker = worker.clone();
-                            let connecting =
-                                async move { tcp::connect_anew(&worker, &backend).await };
-                            self.upstream = Speculation::Connecting(Box::pin(connecting));
-                        }
+                Speculation::Done(Ok(upstream)) => match upstream.poll_first_word(cx, worker) {
+                    // Half a word may be the start of several things.
+                    Poll::Pending if upstream.has_begun() => {
+                        return timer.poll(cx).map(|()| FirstWord::Server);
                     }
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(tcp::FirstWord::Said) => return Poll::Ready(FirstWord::Server),
+                    Poll::Ready(tcp::FirstWord::Settings { .. }) if is_opaque => {
+                        return Poll::Ready(FirstWord::Server);
+                    }
+                    Poll::Ready(tcp::FirstWord::Settings { parameters }) => {
+                        timer.as_mut().reset(Instant::now() + AMBIGUITY);
+                        let Speculation::Done(Ok(upstream)) =
+                            std::mem::replace(&mut self.upstream, Speculation::None)
+                        else {
+                            return Poll::Ready(FirstWord::Server);
+                        };
+                        self.upstream = Speculation::Settings {
+                            upstream,
+                            parameters,
+                        };
+                    }
+                    Poll::Ready(tcp::FirstWord::Stale(backend)) => {
+                        let worker = worker.clone();
+                        let connecting = async move { tcp::connect_anew(&worker, &backend).await };
+                        self.upstream = Speculation::Connecting(Box::pin(connecting));
+                    }
+                },
+                // A client of HTTP/2 that waits for the server's word gets the proxy's own. Nine bytes of an empty frame are too
+                // little to go by.
+                Speculation::Settings { parameters, .. } => {
+                    let word = match parameters {
+                        true => FirstWord::Client(Detected::Http2),
+                        false => FirstWord::Server,
+                    };
+                    return timer.poll(cx).map(|()| word);
                 }
                 Speculation::Done(Err(reason)) => {
                     let reason = *reason;
@@ -271,7 +304,9 @@ impl<'a> Opening<'a> {
     pub async fn into_upstream(self) -> Option<Result<Upstream, Reason>> {
         match self.upstream {
             Speculation::Connecting(connecting) => Some(connecting.await),
-            Speculation::Done(Ok(upstream)) => Some(Ok(*upstream)),
+            Speculation::Done(Ok(upstream)) | Speculation::Settings { upstream, .. } => {
+                Some(Ok(*upstream))
+            }
             Speculation::Hopeless(reason) => Some(Err(reason)),
             // What failed some time ago says nothing about now.
             Speculation::None | Speculation::Done(Err(_)) => None,

@@ -2,6 +2,8 @@
 //!
 //! In: what has come so far. Out: what it is, or that more is needed. HTTP is claimed only for what is HTTP: a mistake there
 //! breaks the connection, while HTTP that is taken for something else just goes by uncounted.
+//!
+//! A server that sends first settles the matter as well, unless either side may send first: see [`greeting`].
 
 /// How HTTP/2 begins (RFC 9113 section 3.4).
 pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -19,6 +21,43 @@ pub enum Detected {
     Tls,
     /// Anything else: passed on as it is.
     Other,
+}
+
+/// What a server has sent before its client has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Greeting {
+    /// SETTINGS, with which an HTTP/2 server begins as soon as it has accepted a connection: the
+    /// client, which may begin at the same time, decides. `parameters`: there are some in it.
+    Http2 { parameters: bool },
+    /// The greeting of a protocol in which the server is the one to begin.
+    Other,
+}
+
+/// Length of a frame's header (RFC 9113 section 4.1).
+const FRAME_HEADER: usize = 9;
+/// Type of SETTINGS, their flags (no acknowledgement), and the stream that they are on.
+const SETTINGS: [u8; 6] = [4, 0, 0, 0, 0, 0];
+/// Length of one parameter in SETTINGS, in bytes.
+const PARAMETER: usize = 6;
+/// Longest frame that a server may send before its client has allowed more, in bytes.
+const MAX_FRAME: usize = 16 * 1024;
+
+/// What `bytes`, the first of a server, are the start of. `None`: more bytes are needed.
+pub fn greeting(bytes: &[u8]) -> Option<Greeting> {
+    let header = &bytes[..bytes.len().min(FRAME_HEADER)];
+    let (length, rest) = header.split_at(header.len().min(3));
+    if length.first().is_some_and(|high| *high != 0) || !SETTINGS.starts_with(rest) {
+        return Some(Greeting::Other);
+    }
+    let [_, high, low] = *length else {
+        return None;
+    };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    if length > MAX_FRAME || !length.is_multiple_of(PARAMETER) {
+        return Some(Greeting::Other);
+    }
+    let parameters = length > 0;
+    (header.len() == FRAME_HEADER).then_some(Greeting::Http2 { parameters })
 }
 
 /// What `bytes` are the start of. `None`: they may be the start of several things.
@@ -133,6 +172,36 @@ mod tests {
     }
 
     #[test]
+    fn a_servers_settings_are_told_from_other_greetings() {
+        let http2 = |parameters| Some(Greeting::Http2 { parameters });
+        for (bytes, expected) in [
+            (&b"\0\0\0\x04\0\0\0\0\0"[..], http2(false)),
+            (b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64", http2(true)),
+            (b"\0\0\x18\x04\0\0\0\0\0", http2(true)),
+            (b"", None),
+            (b"\0", None),
+            (b"\0\0", None),
+            (b"\0\0\x12", None),
+            (b"\0\0\x12\x04\0\0\0\0", None),
+            // An acknowledgement, another stream, another type, a length that SETTINGS can't have.
+            (b"\0\0\0\x04\x01\0\0\0\0", Some(Greeting::Other)),
+            (b"\0\0\0\x04\0\0\0\0\x01", Some(Greeting::Other)),
+            (b"\0\0\x08\x06\0\0\0\0\0", Some(Greeting::Other)),
+            (b"\0\0\x07", Some(Greeting::Other)),
+            (b"\0\x40\x02", Some(Greeting::Other)),
+            (b"\x01\0\0", Some(Greeting::Other)),
+            // MySQL, SMTP, SSH, VNC, a length of four bytes and then text.
+            (b"\x4a\0\0\0\x0a8.0.36", Some(Greeting::Other)),
+            (b"220 ready\r\n", Some(Greeting::Other)),
+            (b"SSH-2.0-OpenSSH_9.6\r\n", Some(Greeting::Other)),
+            (b"RFB 003.008\n", Some(Greeting::Other)),
+            (b"\0\0\0\x04name", Some(Greeting::Other)),
+        ] {
+            assert_eq!(greeting(bytes), expected, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
     fn nothing_is_waited_for_without_end() {
         assert_eq!(detect(&[b'A'; MAX_METHOD + 1]), Some(Detected::Other));
         let long = [&b"GET /"[..], &[b'x'; MAX_LINE]].concat();
@@ -147,6 +216,15 @@ mod tests {
             let cut = cut.min(bytes.len());
             if let Some(early) = detect(&bytes[..cut]) {
                 prop_assert_eq!(Some(early), detect(bytes));
+            }
+        }
+
+        /// More bytes change no answer about a server.
+        #[test]
+        fn a_greeting_stands(bytes in proptest::collection::vec(0u8..7, 0..20), cut in 0usize..20) {
+            let cut = cut.min(bytes.len());
+            if let Some(early) = greeting(&bytes[..cut]) {
+                prop_assert_eq!(Some(early), greeting(&bytes));
             }
         }
 

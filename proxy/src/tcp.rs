@@ -28,6 +28,7 @@ use tokio::time::Instant;
 
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::buffered::{Buffered, Side};
+use crate::detect::{self, Greeting};
 use crate::identity::Alpn;
 use crate::metrics::{Direction, TcpLabels, TcpMetrics};
 use crate::pool;
@@ -64,8 +65,10 @@ enum Link {
 
 /// What a server says first.
 pub enum FirstWord {
-    /// Something, or its connection has ended.
+    /// Something that only a protocol begins with in which the server is the first to speak, or its connection has ended.
     Said,
+    /// HTTP/2's SETTINGS, with `parameters` or without: the client may be the first to speak all the same.
+    Settings { parameters: bool },
     /// Nothing: a pooled connection was over. One that is opened for it takes its place.
     Stale(Arc<Backend>),
 }
@@ -182,20 +185,50 @@ async fn try_endpoints<T>(
 impl Upstream {
     /// Waits for the server's first word, for a client that may be waiting for it.
     pub fn poll_first_word(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<FirstWord> {
-        let (upstream, framed) = match &mut self.link {
-            Link::Plain(connection) => {
-                return connection.poll_fill(cx).map(|_| FirstWord::Said);
+        loop {
+            match self.greeting() {
+                Some(Greeting::Http2 { parameters }) => {
+                    return Poll::Ready(FirstWord::Settings { parameters });
+                }
+                Some(Greeting::Other) => return Poll::Ready(FirstWord::Said),
+                None => {}
             }
-            Link::Framed(upstream, framed) => (upstream, framed),
-        };
-        let heard = ready!(framed.poll_first_word(cx, &mut upstream.connection));
-        if let Err(framed::Broken::Peer(error)) = &heard {
-            forget_if_out_of_reach(worker, &self.in_flight, error);
+            let heard = match &mut self.link {
+                Link::Plain(connection) => match ready!(connection.poll_fill(cx)) {
+                    Ok(1..) => Ok(()),
+                    Ok(0) | Err(_) => return Poll::Ready(FirstWord::Said),
+                },
+                Link::Framed(upstream, framed) => {
+                    ready!(framed.poll_first_word(cx, &mut upstream.connection))
+                }
+            };
+            match heard {
+                Ok(()) => {}
+                Err(framed::Broken::Stale) => {
+                    return Poll::Ready(FirstWord::Stale(self.backend.clone()));
+                }
+                Err(framed::Broken::Peer(error)) => {
+                    forget_if_out_of_reach(worker, &self.in_flight, &error);
+                    return Poll::Ready(FirstWord::Said);
+                }
+                Err(framed::Broken::App) => return Poll::Ready(FirstWord::Said),
+            }
         }
-        Poll::Ready(match heard {
-            Err(framed::Broken::Stale) => FirstWord::Stale(self.backend.clone()),
-            _ => FirstWord::Said,
-        })
+    }
+
+    /// Whether the server has begun to say something.
+    pub fn has_begun(&self) -> bool {
+        match &self.link {
+            Link::Plain(connection) => !connection.read.is_empty(),
+            Link::Framed(upstream, _) => !upstream.connection.read.is_empty(),
+        }
+    }
+
+    fn greeting(&self) -> Option<Greeting> {
+        match &self.link {
+            Link::Plain(connection) => detect::greeting(&connection.read),
+            Link::Framed(upstream, framed) => framed.greeting(&upstream.connection),
+        }
     }
 }
 

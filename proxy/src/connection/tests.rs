@@ -306,3 +306,93 @@ fn what_is_not_of_the_mesh_is_passed_through_untouched() {
         assert!(is_reset(&mut client_of(&mesh, Arc::new(cell)).await).await);
     });
 }
+
+/// SETTINGS as servers send them: with a parameter, and without any.
+const SETTINGS: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
+const NO_SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+
+/// Accepts the connection that is made for a silent client, and sends `first` on it.
+async fn greeted(listener: &TcpListener, first: &[u8]) -> TcpStream {
+    let mut app = accept(listener).await;
+    app.write_all(first).await.unwrap();
+    app
+}
+
+#[test]
+fn a_servers_settings_leave_the_word_to_a_client_that_is_late() {
+    run(async {
+        for settings in [SETTINGS, NO_SETTINGS] {
+            let (mesh, listener) = app(Protocol::Detect).await;
+            let client = client(&mesh).await;
+            let mut speculative = greeted(&listener, settings).await;
+            sleep(SILENT).await;
+            let late = spawn_local(async move {
+                let (send, connection) = h2::client::handshake(client).await.unwrap();
+                spawn_local(connection);
+                call(&send, get("/"), b"").await
+            });
+            let mut served = h2::server::handshake(accept(&listener).await)
+                .await
+                .unwrap();
+            let (_, mut respond) = served.accept().await.unwrap().unwrap();
+            respond
+                .send_response(http::Response::new(()), true)
+                .unwrap();
+            spawn_local(async move { while served.accept().await.is_some() {} });
+            assert_eq!(late.await.unwrap().unwrap().status, 200);
+            assert_eq!((opaque(&mesh), requests(&mesh, "http/2")), (0.0, 1.0));
+            // The connection that was made for nothing has ended.
+            let _ = speculative.read_to_end(&mut Vec::new()).await;
+        }
+    });
+}
+
+#[test]
+fn what_follows_settings_in_another_protocol_is_passed_on_with_them() {
+    run(async {
+        let (mesh, listener) = app(Protocol::Detect).await;
+        let mut client = client(&mesh).await;
+        let mut app = greeted(&listener, NO_SETTINGS).await;
+        client.write_all(b"*1\r\n").await.unwrap();
+        let mut arrived = [0; 4];
+        app.read_exact(&mut arrived).await.unwrap();
+        assert_eq!(&arrived, b"*1\r\n");
+        let mut greeting = vec![0; NO_SETTINGS.len()];
+        client.read_exact(&mut greeting).await.unwrap();
+        assert_eq!(greeting, NO_SETTINGS);
+        assert_eq!(opaque(&mesh), 1.0);
+    });
+}
+
+#[test]
+fn a_client_that_waits_for_the_servers_settings_gets_some() {
+    run(async {
+        // With a parameter it is HTTP/2 beyond doubt; nine bytes are passed on as they are, and half of them too.
+        for (said, is_http2) in [
+            (SETTINGS, true),
+            (NO_SETTINGS, false),
+            (&b"\0\0"[..], false),
+        ] {
+            let (mesh, listener) = app(Protocol::Detect).await;
+            let mut client = client(&mesh).await;
+            let _app = greeted(&listener, said).await;
+            let mut first = vec![0; said.len()];
+            client.read_exact(&mut first).await.unwrap();
+            assert_eq!(first == said, !is_http2, "{}", first.escape_ascii());
+            assert!(SETTINGS[3..9] == first[3.min(first.len())..9.min(first.len())] || !is_http2);
+            assert_eq!(opaque(&mesh), if is_http2 { 0.0 } else { 1.0 });
+        }
+    });
+}
+
+#[test]
+fn a_port_that_is_declared_bytes_is_bytes_whatever_its_server_says() {
+    run(async {
+        let (mesh, listener) = app(Protocol::Tcp).await;
+        let mut client = client(&mesh).await;
+        let _app = greeted(&listener, SETTINGS).await;
+        let mut first = vec![0; SETTINGS.len()];
+        client.read_exact(&mut first).await.unwrap();
+        assert_eq!(first, SETTINGS);
+    });
+}

@@ -338,6 +338,41 @@ fn an_app_that_speaks_first_is_heard_by_strangers() {
 }
 
 #[test]
+fn settings_of_the_app_leave_the_word_to_strangers_and_to_peers() {
+    run(async {
+        for is_peer in [false, true] {
+            let pod = Pod::permissive(Protocol::Detect).await;
+            let caller = pod.caller().await;
+            let mut app = accept(&pod.app).await;
+            app.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64")
+                .await
+                .unwrap();
+            sleep(SILENT).await;
+            if is_peer {
+                let identity = pod.authority.identity(CALLER);
+                let _peer = handshake(caller, &identity, Alpn::Tcp).await.unwrap();
+                until(|| pod.handshakes("ok") == 1.0).await;
+                continue;
+            }
+            let calling = spawn_local(async move {
+                let (send, connection) = h2::client::handshake(caller).await.unwrap();
+                spawn_local(connection);
+                call(&send, get("/"), b"").await
+            });
+            let mut served = h2::server::handshake(accept(&pod.app).await).await.unwrap();
+            let (_, mut respond) = served.accept().await.unwrap().unwrap();
+            respond
+                .send_response(http::Response::new(()), true)
+                .unwrap();
+            spawn_local(async move { while served.accept().await.is_some() {} });
+            assert_eq!(calling.await.unwrap().unwrap().status, 200);
+            let labels = ["naru_requests_total{", BY_STRANGER, "protocol=\"http/2\""];
+            assert_eq!(pod.mesh.metric(&labels), 1.0);
+        }
+    });
+}
+
+#[test]
 fn a_port_that_is_declared_opaque_is_not_looked_into() {
     run(async {
         let pod = Pod::permissive(Protocol::Tcp).await;

@@ -72,7 +72,7 @@ impl From<FrameError> for io::Error {
 }
 
 /// Takes the frames of one app's connection apart, from after its OPEN to its END, however they are cut into reads.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Unframing {
     header: [u8; HEADER],
     /// How much there is of `header`.

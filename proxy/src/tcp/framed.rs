@@ -14,10 +14,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::frame::{HEADER, Kind, MAX_DATA, Unframing};
 use crate::buffered::{Buffered, PASS_SIZE, Side};
+use crate::detect::{self, Greeting};
 
 /// What is kept of the app's bytes to be sent again, in bytes. Also what any receiver's buffer takes: as long as there is no more, a
 /// peer's kernel has no reason not to acknowledge it.
 pub const MAX_REPLAY: usize = 16 * 1024;
+
+/// How much of what a server has sent first is looked at, in bytes: its greeting may be cut into frames.
+const GREETING: usize = 64;
 
 const _: () = assert!(PASS_SIZE <= MAX_DATA);
 
@@ -97,6 +101,21 @@ impl Framed {
     /// What was passed on since this was last asked for.
     pub fn take_bytes(&mut self) -> Bytes {
         std::mem::take(&mut self.bytes)
+    }
+
+    /// What the server has sent first, as [`detect::greeting`] tells it: `peer` keeps it. `None`: more bytes are needed.
+    pub fn greeting<B>(&self, peer: &Buffered<B>) -> Option<Greeting> {
+        let mut start = [0; GREETING];
+        let length = peer.read.len().min(GREETING);
+        start[..length].copy_from_slice(&peer.read[..length]);
+        let mut unframing = self.unframing.clone();
+        match unframing.unframe(&mut start[..length]) {
+            Ok(_) if unframing.has_ended() => Some(Greeting::Other),
+            Ok(unframed) => detect::greeting(&start[unframed.payload])
+                .or((length == GREETING).then_some(Greeting::Other)),
+            // Reading tells why.
+            Err(_) => Some(Greeting::Other),
+        }
     }
 
     /// Opens the connection for a server that may be the first to speak. Ready when the peer has said something, which is kept.

@@ -1,11 +1,14 @@
 //! A client, two proxies and an app.
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
+use tokio::time::sleep;
 
 use super::client;
-use crate::http2::tests::fixture::{CLIENT, Mesh, Setup, run, until};
+use crate::http2::tests::fixture::{CLIENT, Mesh, Setup, call, get, run, until};
 use crate::identity::testing::{Authority, Leaf};
 use crate::inbound;
 use crate::socket;
@@ -307,5 +310,43 @@ fn a_client_that_turns_out_to_speak_http_leaves_no_opened_connection_behind() {
         })
         .await;
         assert_eq!(pods.idle(), 0.0);
+    });
+}
+
+#[test]
+fn a_servers_settings_decide_nothing_between_sidecars_either() {
+    run(async {
+        let pods = Pods::new(Protocol::Detect).await;
+        let (client, mut app) = pods.connection().await;
+        app.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64")
+            .await
+            .unwrap();
+        // The frames have arrived at the client's sidecar.
+        let received = [
+            "naru_tcp_bytes_total{",
+            "direction=\"inbound\"",
+            "\"received\"",
+        ];
+        until(|| pods.server.metric(&received) == 15.0).await;
+        sleep(Duration::from_millis(20)).await;
+        let calling = spawn_local(async move {
+            let (send, connection) = h2::client::handshake(client).await.unwrap();
+            spawn_local(connection);
+            call(&send, get("/"), b"").await
+        });
+        assert!(is_reset(&mut app).await);
+        let mut served = h2::server::handshake(accept(&pods.app).await)
+            .await
+            .unwrap();
+        let (_, mut respond) = served.accept().await.unwrap().unwrap();
+        respond
+            .send_response(http::Response::new(()), true)
+            .unwrap();
+        spawn_local(async move { while served.accept().await.is_some() {} });
+        assert_eq!(calling.await.unwrap().unwrap().status, 200);
+        let requests = ["naru_requests_total{", "protocol=\"http/2\""];
+        assert_eq!(pods.client.metric(&requests), 1.0);
+        let opaque = ["naru_tcp_connections_total{", "service=\"web\""];
+        assert_eq!(pods.client.metric(&opaque), 0.0);
     });
 }
