@@ -92,6 +92,7 @@ pub mod identity;
 pub mod inbound;
 pub mod init;
 pub mod logging;
+pub mod login;
 pub mod metrics;
 pub mod mirror;
 pub mod mux;

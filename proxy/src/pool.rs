@@ -16,7 +16,7 @@ use crate::mux;
 use crate::reason::Reason;
 use crate::table::{Endpoint, Peer};
 use crate::upstream::streams::{Kept, Lease, Refusal};
-use crate::upstream::{self, ConnectError, Stream};
+use crate::upstream::{self, Caller, ConnectError, Stream};
 use crate::worker::Worker;
 
 /// How often idle connections are looked through for those that are over.
@@ -51,6 +51,8 @@ pub struct Upstream {
     pub reused: bool,
     /// The other end is a sidecar that has proved who it is.
     pub is_mesh: bool,
+    /// A login holds for it ([`crate::login`]): it is of one client, and no pool takes it.
+    pub is_bound: bool,
     opened: Instant,
     /// What is sent has to be acknowledged in time.
     bounded: bool,
@@ -137,7 +139,8 @@ impl Pool {
         let limits = &worker.config.limits;
         let now = Instant::now();
         let too_old = now.duration_since(upstream.opened) >= limits.pool_age;
-        if too_old || !upstream.connection.read.is_empty() || self.count.get() >= limits.max_idle {
+        let unfit = too_old || upstream.is_bound;
+        if unfit || !upstream.connection.read.is_empty() || self.count.get() >= limits.max_idle {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -218,6 +221,7 @@ impl Upstream {
             connection: Buffered::new(stream),
             reused: false,
             is_mesh,
+            is_bound: false,
             opened: Instant::now(),
             bounded: false,
             counted,
@@ -242,7 +246,10 @@ pub async fn open_stream(
     endpoint: &Arc<Endpoint>,
 ) -> Result<Upstream, Refusal> {
     for _ in 0..MAX_STALE {
-        let lease = worker.http1_streams.acquire(worker, endpoint).await?;
+        let lease = worker
+            .http1_streams
+            .acquire(worker, endpoint, Caller::default())
+            .await?;
         match lease.connection.open_stream() {
             Some(stream) => {
                 let stream = Stream::Multiplexed(stream);

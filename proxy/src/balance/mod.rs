@@ -177,6 +177,12 @@ pub fn pick(set: &EndpointSet, tried: &[u64], random: &mut SmallRng) -> Option<I
     pick_at(set, tried, random, Nanos::now())
 }
 
+/// The endpoint with this id, in whatever state it is: for a client that is bound to it.
+pub fn stay(set: &EndpointSet, id: u64) -> Option<InFlight> {
+    let endpoint = set.endpoints.iter().find(|other| other.id == id)?;
+    Some(InFlight::new(endpoint, Admission::Regular, Nanos::now()))
+}
+
 /// Whether [`pick`] would find an endpoint that has not been tried, without taking it up.
 pub fn is_usable(set: &EndpointSet) -> bool {
     let now = Nanos::now();

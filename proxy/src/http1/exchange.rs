@@ -14,12 +14,13 @@ use super::{attempt, reply};
 use crate::buffered::Buffered;
 use crate::deadlines::Deadlines;
 use crate::exchange::{Asked, End, Told};
+use crate::login::Login;
 use crate::metrics::{Direction, HttpVersion, RequestMetrics};
 use crate::pool::Upstream;
 use crate::reason::Reason;
 use crate::route::{Decision, RequestHead as _, Rule, decide};
 use crate::session::Session;
-use crate::table::Destination;
+use crate::table::{Destination, Endpoint};
 
 /// What becomes of the client's connection.
 pub enum After {
@@ -39,6 +40,7 @@ pub struct Client<'a, S> {
     pub connection: &'a mut Buffered<S>,
     pub version: Version,
     pub framing: RequestFraming,
+    pub login: &'a mut Login,
     started: Instant,
 }
 
@@ -49,6 +51,7 @@ pub async fn run<S>(
     request: &mut Request,
     response: &mut Response,
     framing: RequestFraming,
+    login: &mut Login,
 ) -> After
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -65,6 +68,7 @@ where
         connection,
         version: request.version(),
         framing,
+        login,
         started: Instant::now(),
     };
     let mut told = Told::default();
@@ -133,6 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 backend,
                 origin,
             } => {
+                let backend = self.backend_of_login(&rule).unwrap_or(backend);
                 let metrics = session.request_metrics(&rule, Some(backend));
                 metrics.begin(HttpVersion::Http1);
                 let logical = logical.clone();
@@ -180,6 +185,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 (metrics, self.answer(reason))
             }
         }
+    }
+
+    /// The backend with an endpoint that the client has logged in at: a login is over where the next request goes elsewhere.
+    fn backend_of_login(&self, rule: &Rule) -> Option<usize> {
+        let endpoint = self.login.endpoint()?;
+        (0..rule.backends.len()).find(|index| {
+            rule.target(*index).is_some_and(|backend| {
+                let set = backend.endpoints();
+                set.endpoints.iter().any(|other| other.id == endpoint)
+            })
+        })
     }
 
     /// Answers with an error of the proxy's own, before anything has been done about the request's body.
@@ -230,6 +246,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
             reason: Some(Reason::ClientGone),
         };
         (end, After::Cut)
+    }
+
+    /// Keeps an upstream connection whose exchange is complete: for this client, where a login holds for it, else for all.
+    pub fn keep(&mut self, endpoint: &Arc<Endpoint>, upstream: Upstream) {
+        match upstream.is_bound {
+            true => self.login.keep(endpoint, upstream),
+            false => {
+                let worker = &self.session.worker;
+                worker.http1_pool.put(worker, endpoint, upstream);
+            }
+        }
     }
 
     /// Whether the client's connection may carry another request, as far as client and proxy want.

@@ -24,6 +24,7 @@ use crate::pool::Upstream;
 use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::Retries;
 use crate::route::{RequestHead as _, Rule};
+use crate::table::Backend;
 
 /// Forwards a request by a rule that has been decided upon.
 pub struct Forward<'a> {
@@ -53,6 +54,8 @@ struct Answered {
 
 enum Unanswered {
     Failed(Failed),
+    /// The connection on which the client had logged in broke.
+    LoginLost,
     Interrupted(Interrupt),
     BadRequest,
 }
@@ -88,11 +91,7 @@ impl Forward<'_> {
         let mut tried: Vec<u64> = Vec::new();
         let mut failed_before: Option<Failed> = None;
         loop {
-            let picked = balance::pick(
-                &backend.endpoints(),
-                &tried,
-                &mut worker.random.borrow_mut(),
-            );
+            let picked = pick(client, &backend, &tried);
             let Some(in_flight) = picked else {
                 // After an attempt, what it failed of says more than that nothing is left.
                 let reason = failed_before.map_or(Reason::NoEndpoint, |failed| failed.reason);
@@ -127,6 +126,13 @@ impl Forward<'_> {
                 Err(unanswered) => {
                     let failed = match unanswered {
                         Unanswered::Failed(failed) => failed,
+                        Unanswered::LoginLost => {
+                            let end = End {
+                                status: None,
+                                reason: Some(Reason::UpstreamReset),
+                            };
+                            return (end, After::Cut);
+                        }
                         Unanswered::Interrupted(Interrupt::ClientGone) => {
                             return Client::<S>::gone();
                         }
@@ -192,7 +198,19 @@ impl Forward<'_> {
         };
         loop {
             let began = Instant::now();
-            let connecting = attempt::connect(&worker, &endpoint, reusable);
+            let mut login = client.login.take(endpoint.id);
+            let logged_in = login.is_some();
+            if let Some(upstream) = &mut login
+                && !upstream.connection.is_quiet()
+            {
+                return Err(Unanswered::LoginLost);
+            }
+            let connecting = async {
+                match login {
+                    Some(upstream) => Ok(upstream),
+                    None => attempt::connect(&worker, &endpoint, reusable).await,
+                }
+            };
             let upstream = match self.wait_for(client, connecting).await {
                 Ok(Ok(upstream)) => upstream,
                 Ok(Err(failed)) => {
@@ -231,11 +249,19 @@ impl Forward<'_> {
                         status: response.status,
                     };
                     in_flight.answered(outcome, sent.elapsed());
+                    attempt.upstream.is_bound |= client.framing.logs_in || framing.logs_in;
                     Ok(Answered {
                         upstream: attempt.upstream,
                         in_flight,
                         framing,
                     })
+                }
+                Ok(Progress::Stale) if logged_in => Err(Unanswered::LoginLost),
+                Ok(Progress::Failed(failed))
+                    if logged_in && failed.reason == Reason::UpstreamReset =>
+                {
+                    in_flight.finish(failed.outcome, sent.elapsed());
+                    Err(Unanswered::LoginLost)
                 }
                 Ok(Progress::Stale) if idempotent && upload.is_replayable() => {
                     reusable = Reusable::No;
@@ -321,8 +347,7 @@ impl Forward<'_> {
             Fate::Complete => {
                 let whole = upload.is_done();
                 if whole && framing.keep_alive && client.version == Version::Http11 {
-                    let worker = &client.session.worker;
-                    worker.http1_pool.put(worker, &in_flight.endpoint, upstream);
+                    client.keep(&in_flight.endpoint, upstream);
                 }
                 let after = match keep_alive && whole {
                     true => After::Next,
@@ -423,8 +448,23 @@ impl Interrupt {
     }
 }
 
+/// The endpoint that the client has logged in at, or the one that balancing picks.
+fn pick<S>(client: &Client<'_, S>, backend: &Backend, tried: &[u64]) -> Option<InFlight> {
+    let endpoints = backend.endpoints();
+    if let Some(id) = client.login.endpoint()
+        && let Some(bound) = balance::stay(&endpoints, id)
+    {
+        return Some(bound);
+    }
+    let random = &client.session.worker.random;
+    balance::pick(&endpoints, tried, &mut random.borrow_mut())
+}
+
 /// Keeps the connection of a response that nobody will see, where all of it is there already.
-fn discard<S>(client: &Client<'_, S>, answered: Answered, upload: &Body) {
+fn discard<S>(client: &mut Client<'_, S>, answered: Answered, upload: &Body)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let Answered {
         mut upstream,
         in_flight,
@@ -440,7 +480,6 @@ fn discard<S>(client: &Client<'_, S>, answered: Answered, upload: &Body) {
         _ => false,
     };
     if whole && upload.is_done() && framing.keep_alive && client.version == Version::Http11 {
-        let worker = &client.session.worker;
-        worker.http1_pool.put(worker, &in_flight.endpoint, upstream);
+        client.keep(&in_flight.endpoint, upstream);
     }
 }

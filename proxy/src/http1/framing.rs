@@ -2,6 +2,7 @@
 //! two parsers could read differently is refused.
 
 use super::head::{Request, Response, Version};
+use crate::login;
 use crate::reason::REASON_HEADER;
 use crate::route::RequestHead as _;
 
@@ -48,6 +49,8 @@ pub struct RequestFraming {
     pub upgrade: bool,
     /// The client waits for 100 before it sends the body.
     pub expects_continue: bool,
+    /// It carries credentials that hold for the connection: see [`crate::login`].
+    pub logs_in: bool,
 }
 
 /// What the connection-level fields of a response say. They have been taken out of the head.
@@ -56,6 +59,8 @@ pub struct ResponseFraming {
     pub body: Framing,
     /// The connection may carry another exchange after this one.
     pub keep_alive: bool,
+    /// It is part of a login that holds for the connection: see [`crate::login`].
+    pub logs_in: bool,
 }
 
 /// Fields that belong to one connection whether `Connection` names them or not (RFC 9110 section 7.6.1).
@@ -90,6 +95,7 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     let mut upgrade_field = false;
     let mut to_http2 = false;
     let mut expects_continue = false;
+    let mut logs_in = false;
     let mut to_drop = false;
     for (name, value) in head.fields.iter() {
         match name.len() {
@@ -110,6 +116,7 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
             }
             10 if is(name, "keep-alive") => to_drop = true,
             11 if is(name, REASON_HEADER) => to_drop = true,
+            13 if is(name, "authorization") => logs_in |= login::is_of_connection(value),
             14 if is(name, "content-length") => match length {
                 None => length = Some(parse_length(value)?),
                 Some(_) => return Err(FramingError::SeveralLengths),
@@ -121,6 +128,7 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
                 }
                 chunked = true;
             }
+            19 if is(name, "proxy-authorization") => logs_in |= login::is_of_connection(value),
             _ => {}
         }
     }
@@ -155,6 +163,7 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
         keep_alive: !connection.close && (!http10 || connection.keep_alive),
         upgrade,
         expects_continue: expects_continue && !http10,
+        logs_in,
     })
 }
 
@@ -170,6 +179,7 @@ pub fn response(
     let mut chunked = false;
     let mut connection = Connection::default();
     let mut drop_lengths = false;
+    let mut logs_in = false;
     for (name, value) in head.fields.iter() {
         match name.len() {
             10 if is(name, "connection") => connection.read(value)?,
@@ -184,6 +194,9 @@ pub fn response(
                     }
                 }
             }
+            // What IIS says of a login that holds for the connection.
+            15 if is(name, "persistent-auth") => logs_in |= is(value, "true"),
+            16 if is(name, "www-authenticate") => logs_in |= login::is_of_connection(value),
             17 if is(name, "transfer-encoding") => {
                 encoded = true;
                 let last = value
@@ -192,6 +205,7 @@ pub fn response(
                     .unwrap_or_default();
                 chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
             }
+            18 if is(name, "proxy-authenticate") => logs_in |= login::is_of_connection(value),
             _ => {}
         }
     }
@@ -229,6 +243,7 @@ pub fn response(
             && (!http10 || connection.keep_alive)
             && body != Framing::UntilClose
             && !ambiguous,
+        logs_in,
     })
 }
 

@@ -43,7 +43,7 @@ enum SendingState {
 }
 
 /// Starts the copies of a request for `backend`, which get `body` as it comes by. What becomes a tunnel has none: nobody would hold
-/// the other end.
+/// the other end. Neither has a login that holds for a connection: it is for the server that has asked for it.
 pub fn start(
     worker: &Rc<Worker>,
     rule: &Rule,
@@ -52,7 +52,7 @@ pub fn start(
     framing: &RequestFraming,
     body: Body,
 ) -> Body {
-    if framing.upgrade || request.method() == "CONNECT" {
+    if framing.upgrade || framing.logs_in || request.method() == "CONNECT" {
         return body;
     }
     let mut bytes = BytesMut::new();
@@ -117,6 +117,7 @@ async fn send(
     let status = response.status;
     in_flight.answered(AttemptOutcome::Response { status }, sent.elapsed());
     let mut upstream = attempt.upstream;
+    upstream.is_bound |= framing.logs_in;
     let mut discarding = Discarding {
         body: Body::new(framing.body),
         discarded: 0,

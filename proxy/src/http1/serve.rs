@@ -15,6 +15,7 @@ use super::framing::{self, RequestFraming};
 use super::head::{self, HeadError, Request, Response};
 use crate::buffered::Buffered;
 use crate::drain::Drain;
+use crate::login::Login;
 use crate::metrics::Direction;
 use crate::reason::Reason;
 use crate::session::{Session, UNAUTHENTICATED};
@@ -54,6 +55,7 @@ where
     let limits = &worker.config.limits;
     let mut request = Request::default();
     let mut response = Response::default();
+    let mut login = Login::default();
     let timer = pin!(sleep(limits.keep_alive_idle));
     let leaving = pin!(leaving(&session, &worker.drain));
     let mut patience = Patience {
@@ -64,14 +66,15 @@ where
         max_head: limits.max_header_bytes,
     };
     loop {
-        let framing = match next_request(&mut connection, &mut request, &mut patience).await {
-            Ok(framing) => framing,
-            Err(NoRequest::Over) => break,
-            Err(NoRequest::Refused(reason)) => {
-                exchange::refuse(&session, &mut connection, reason);
-                break;
-            }
-        };
+        let framing =
+            match next_request(&mut connection, &mut request, &mut patience, &mut login).await {
+                Ok(framing) => framing,
+                Err(NoRequest::Over) => break,
+                Err(NoRequest::Refused(reason)) => {
+                    exchange::refuse(&session, &mut connection, reason);
+                    break;
+                }
+            };
         if session.is_unwelcome() {
             exchange::turn_away(&session);
             return Some(connection.io);
@@ -83,6 +86,7 @@ where
             &mut request,
             &mut response,
             framing,
+            &mut login,
         );
         match done.await {
             After::Next => {}
@@ -117,6 +121,7 @@ async fn next_request<S>(
     connection: &mut Buffered<S>,
     request: &mut Request,
     patience: &mut Patience<'_>,
+    login: &mut Login,
 ) -> Result<RequestFraming, NoRequest>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -154,7 +159,15 @@ where
                 due.insert((begun, Instant::now() + time)).1
             }
         };
-        poll_fn(|cx| patience.poll_more(cx, connection, begun, due)).await?;
+        poll_fn(|cx| {
+            let more = patience.poll_more(cx, connection, begun, due);
+            // As it would be without proxies: the server's end is the client's.
+            match more.is_pending() && !begun && login.poll_lost(cx).is_ready() {
+                true => Poll::Ready(Err(NoRequest::Over)),
+                false => more,
+            }
+        })
+        .await?;
         if !begun && connection.read.starts_with(b"\r\n") {
             connection.read.advance(2);
         }

@@ -19,6 +19,7 @@ use crate::balance::AttemptOutcome;
 use crate::reason::Reason;
 use crate::retry::Failure;
 use crate::table::Endpoint;
+use crate::upstream::Caller;
 use crate::upstream::streams::{Lease, Refusal};
 use crate::worker::Worker;
 
@@ -113,13 +114,14 @@ impl Failed {
 pub(super) async fn start(
     worker: &Rc<Worker>,
     endpoint: &Arc<Endpoint>,
+    caller: Caller,
     head: &request::Parts,
     ends: bool,
 ) -> Result<Attempt, Failed> {
     for _ in 0..MAX_STALE {
         let lease = worker
             .http2_pool
-            .acquire(worker, endpoint)
+            .acquire(worker, endpoint, caller)
             .await
             .map_err(Failed::no_connection)?;
         let Some(mut sender) = lease.connection.sender() else {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::forward::Forward;
 use super::reply;
-use super::serve::Downstream;
+use super::serve::{Downstream, logs_in};
 use crate::deadlines::Deadlines;
 use crate::exchange::{Asked, End, Told};
 use crate::metrics::{HttpVersion, RequestMetrics};
@@ -50,6 +50,9 @@ pub(super) async fn run(
         started,
     };
     head.headers.remove(reply::REASON);
+    if logs_in(&head.headers) {
+        downstream.bind();
+    }
     let mut told = Told::default();
     let (metrics, end) = client.serve(&mut head, body, &mut told).await;
     let elapsed = started.elapsed();

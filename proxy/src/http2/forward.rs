@@ -165,7 +165,8 @@ impl Forward<'_> {
         let endpoint = in_flight.endpoint.clone();
         let mut attempt = {
             let worker = worker.clone();
-            let start = attempt::start(&worker, &endpoint, head, upload.is_empty());
+            let caller = client.downstream.caller();
+            let start = attempt::start(&worker, &endpoint, caller, head, upload.is_empty());
             match self.wait_for(client, start).await {
                 Ok(Ok(attempt)) => attempt,
                 Ok(Err(failed)) => {

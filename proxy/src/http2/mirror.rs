@@ -13,10 +13,12 @@ use tokio::time::Instant;
 
 use super::attempt::{self, Progress};
 use super::body::{Upload, poll_room, send_end};
+use super::serve::logs_in;
 use crate::balance::{AttemptOutcome, InFlight};
 use crate::metrics::MirrorOutcome;
 use crate::mirror::{self, MAX_DISCARDED, Piece, Source};
 use crate::route::Rule;
+use crate::upstream::Caller;
 use crate::worker::Worker;
 
 /// The body of a copy on its way.
@@ -28,7 +30,7 @@ struct Sending {
 }
 
 /// Starts the copies of a request for `backend`, which get the body as `upload` reads it. What becomes a tunnel has none: nobody would
-/// hold the other end.
+/// hold the other end. Neither has a login that holds for a connection: it is for the server that has asked for it.
 pub(super) fn start(
     worker: &Rc<Worker>,
     rule: &Rule,
@@ -36,7 +38,8 @@ pub(super) fn start(
     head: &request::Parts,
     upload: Upload,
 ) -> Upload {
-    if head.method == Method::CONNECT || head.extensions.get::<Protocol>().is_some() {
+    let is_tunnel = head.method == Method::CONNECT || head.extensions.get::<Protocol>().is_some();
+    if is_tunnel || logs_in(&head.headers) {
         return upload;
     }
     let head = Rc::new(head.clone());
@@ -54,7 +57,9 @@ async fn send(
 ) -> MirrorOutcome {
     let began = Instant::now();
     let ends = source.is_at_end();
-    let mut attempt = match attempt::start(&worker, &in_flight.endpoint, &head, ends).await {
+    let caller = Caller::default();
+    let mut attempt = match attempt::start(&worker, &in_flight.endpoint, caller, &head, ends).await
+    {
         Ok(attempt) => attempt,
         Err(failed) => {
             in_flight.finish(failed.outcome, began.elapsed());

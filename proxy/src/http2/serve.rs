@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::Connection;
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
@@ -17,8 +19,10 @@ use super::{
     CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_PENDING_RESETS, MAX_RESET_STREAMS,
     MAX_SEND_BUFFER, RESET_STREAM_MEMORY, STREAM_WINDOW, exchange,
 };
+use crate::login;
 use crate::metrics::Direction;
 use crate::session::Session;
+use crate::upstream::Caller;
 
 /// Streams that a client may give up within [`RAPID`] and before their response, in each [`CALM_WINDOW`]. A client that opens
 /// streams to reset them makes us work for nothing (CVE-2023-44487).
@@ -39,6 +43,8 @@ pub(super) struct Downstream {
     active: Cell<Instant>,
     rapid_resets: Cell<u32>,
     window_began: Cell<Instant>,
+    /// Whose connections its streams use: its own, once its client has logged in on it.
+    caller: Cell<Caller>,
 }
 
 /// Serves the streams of one downstream connection until it ends.
@@ -67,8 +73,21 @@ where
         active: Cell::new(now),
         rapid_resets: Cell::new(0),
         window_began: Cell::new(now),
+        caller: Cell::default(),
     });
     accept_streams(&downstream, connection).await;
+    let caller = downstream.caller();
+    if caller.login != 0 {
+        downstream.session.worker.http2_pool.leave(caller);
+    }
+}
+
+/// Whether a request carries credentials that hold for its connection.
+pub(super) fn logs_in(headers: &HeaderMap) -> bool {
+    [AUTHORIZATION, PROXY_AUTHORIZATION].iter().any(|name| {
+        let mut values = headers.get_all(name).iter();
+        values.any(|value| login::is_of_connection(value.as_bytes()))
+    })
 }
 
 fn settings(max_streams: u32, max_header_bytes: usize) -> h2::server::Builder {
@@ -194,6 +213,20 @@ impl Downstream {
             downstream.live.set(downstream.live.get() - 1);
             downstream.active.set(Instant::now());
         });
+    }
+
+    /// For whom the upstream connections of this one are.
+    pub fn caller(&self) -> Caller {
+        self.caller.get()
+    }
+
+    /// From now on it shares no upstream connection: its client logs in on its own.
+    pub fn bind(&self) {
+        if self.caller.get().login == 0 {
+            self.caller.set(Caller {
+                login: login::next_id(),
+            });
+        }
     }
 
     /// The client has given up a stream before its response.

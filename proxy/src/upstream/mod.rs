@@ -29,6 +29,13 @@ pub struct ConnectError {
     pub source: io::Error,
 }
 
+/// For whom an upstream connection is. Those who are equal share connections to an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Caller {
+    /// The downstream HTTP/2 connection whose client has logged in on its connection ([`crate::login`]). 0: there is no login.
+    pub login: u64,
+}
+
 /// A connection to an endpoint.
 #[derive(Debug)]
 pub enum Stream {

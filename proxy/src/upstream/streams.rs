@@ -16,6 +16,7 @@ use crate::balance::AttemptOutcome;
 use crate::metrics::{PoolProtocol, PoolState};
 use crate::reason::Reason;
 use crate::table::Endpoint;
+use crate::upstream::Caller;
 use crate::worker::Worker;
 
 /// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer should allow.
@@ -66,12 +67,16 @@ pub struct Streams {
 
 /// Upstream connections of one worker.
 pub struct Pool<C: Connection> {
-    endpoints: RefCell<HashMap<u64, Rc<Upstreams<C>>>>,
+    endpoints: RefCell<HashMap<Key, Rc<Upstreams<C>>>>,
 }
+
+/// An endpoint's id, and for whom the connections to it are.
+type Key = (u64, Caller);
 
 /// The connections to one endpoint.
 pub struct Upstreams<C: Connection> {
     endpoint: Arc<Endpoint>,
+    caller: Caller,
     worker: Weak<Worker>,
     connections: RefCell<Vec<Rc<C>>>,
     connecting: Cell<usize>,
@@ -110,8 +115,9 @@ impl<C: Connection> Pool<C> {
         &self,
         worker: &Rc<Worker>,
         endpoint: &Arc<Endpoint>,
+        caller: Caller,
     ) -> Result<Lease<C>, Refusal> {
-        let upstreams = self.upstreams(worker, endpoint);
+        let upstreams = self.upstreams(worker, endpoint, caller);
         if upstreams.waiting.borrow().is_empty()
             && let Some(lease) = upstreams.lease()
         {
@@ -129,28 +135,45 @@ impl<C: Connection> Pool<C> {
             .unwrap_or(Err(Refusal::of(Reason::ShuttingDown)))
     }
 
-    fn upstreams(&self, worker: &Rc<Worker>, endpoint: &Arc<Endpoint>) -> Rc<Upstreams<C>> {
-        if let Some(upstreams) = self.endpoints.borrow().get(&endpoint.id) {
+    fn upstreams(
+        &self,
+        worker: &Rc<Worker>,
+        endpoint: &Arc<Endpoint>,
+        caller: Caller,
+    ) -> Rc<Upstreams<C>> {
+        let key = (endpoint.id, caller);
+        if let Some(upstreams) = self.endpoints.borrow().get(&key) {
             return upstreams.clone();
         }
         let upstreams = Rc::new(Upstreams {
             endpoint: endpoint.clone(),
+            caller,
             worker: Rc::downgrade(worker),
             connections: RefCell::default(),
             connecting: Cell::new(0),
             limit: Cell::new(MAX_STREAMS),
             waiting: RefCell::default(),
         });
-        self.endpoints
-            .borrow_mut()
-            .insert(endpoint.id, upstreams.clone());
+        self.endpoints.borrow_mut().insert(key, upstreams.clone());
         upstreams
     }
 
     /// No new streams on the connections to an endpoint that is out of reach.
     pub fn forget(&self, endpoint: u64) {
-        let upstreams = self.endpoints.borrow().get(&endpoint).cloned();
-        if let Some(upstreams) = upstreams {
+        self.retire_all(|key| key.0 == endpoint);
+    }
+
+    /// No new streams on the connections of a caller that is gone.
+    pub fn leave(&self, caller: Caller) {
+        self.retire_all(|key| key.1 == caller);
+    }
+
+    fn retire_all(&self, of: impl Fn(&Key) -> bool) {
+        let endpoints = self.endpoints.borrow();
+        let found = endpoints.iter().filter(|(key, _)| of(key));
+        let found: Vec<_> = found.map(|(_, upstreams)| upstreams.clone()).collect();
+        drop(endpoints);
+        for upstreams in found {
             let connections = upstreams.connections.borrow().clone();
             for connection in &connections {
                 upstreams.retire(connection);
@@ -159,10 +182,10 @@ impl<C: Connection> Pool<C> {
     }
 
     /// Forgets an endpoint that nothing is going on with.
-    fn tidy(&self, id: u64) {
+    fn tidy(&self, key: Key) {
         let mut endpoints = self.endpoints.borrow_mut();
-        if endpoints.get(&id).is_some_and(|u| u.is_unused()) {
-            endpoints.remove(&id);
+        if endpoints.get(&key).is_some_and(|u| u.is_unused()) {
+            endpoints.remove(&key);
         }
     }
 }
@@ -345,7 +368,7 @@ impl<C: Connection> Upstreams<C> {
 
     fn tidy(&self) {
         if let Some(worker) = self.worker.upgrade() {
-            C::pool(&worker).tidy(self.endpoint.id);
+            C::pool(&worker).tidy((self.endpoint.id, self.caller));
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod fixture;
 mod hostile;
+mod logins;
 mod messages;
 mod mirroring;
 mod retrying;

@@ -54,6 +54,29 @@ fn requests_of_all_clients_share_one_connection() {
 }
 
 #[test]
+fn a_client_that_logs_in_on_its_connection_shares_none_with_others() {
+    run(async {
+        let app = answering(200, "").await;
+        let mesh = Setup::new(&[app.address]).start();
+        let (alice, other) = (mesh.client().await, mesh.client().await);
+        call(&other, get("/"), b"").await.expect("a response");
+        let mut login = get("/");
+        let credentials = "Negotiate YII=".parse().expect("a value");
+        login.headers_mut().insert("authorization", credentials);
+        call(&alice, login, b"").await.expect("a response");
+        assert_eq!(app.connections.get(), 2);
+        for _ in 0..3 {
+            call(&alice, get("/"), b"").await.expect("a response");
+            call(&other, get("/"), b"").await.expect("a response");
+        }
+        assert_eq!(app.connections.get(), 2);
+        // The connection goes with its client.
+        drop(alice);
+        until(|| mesh.metric(&["naru_pool_connections{", "http/2", "idle"]) == 1.0).await;
+    });
+}
+
+#[test]
 fn more_streams_than_a_peer_takes_go_on_further_connections() {
     run(async {
         let (app, go) = held(2).await;
