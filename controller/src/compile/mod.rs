@@ -8,6 +8,7 @@ mod endpoints;
 mod http_route;
 mod inbound;
 mod route_status;
+mod route_statuses;
 mod service;
 mod stream_route;
 mod version;
@@ -25,6 +26,7 @@ use crate::source::{Event, HttpRoute, Name, Object, RouteKind};
 
 pub use changed::{ANY_NAMESPACE, ANY_PORT, Changed};
 pub use route_status::{ParentStatus, RouteStatus, Verdict};
+pub use route_statuses::{RouteStatuses, concerns_routes};
 
 /// The mesh's own settings.
 #[derive(Clone, Debug)]
@@ -139,6 +141,21 @@ impl Catalog {
         let pods = self.index.pods.values();
         let meshed = pods.filter(|pod| pod.meshed && !pod.ended);
         meshed.map(|pod| pod.name.namespace.clone()).collect()
+    }
+
+    /// The objects that the status of routes depends on.
+    pub fn route_objects(&self) -> impl Iterator<Item = Object> {
+        let Index {
+            namespaces,
+            services,
+            routes,
+            grants,
+            ..
+        } = &self.index;
+        (namespaces.values().cloned().map(Object::Namespace))
+            .chain(services.values().cloned().map(Object::Service))
+            .chain(routes.values().cloned().map(Object::HttpRoute))
+            .chain(grants.values().cloned().map(Object::ReferenceGrant))
     }
 
     pub fn object_counts(&self) -> Vec<(&'static str, usize)> {

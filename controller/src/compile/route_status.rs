@@ -1,7 +1,7 @@
 //! What is thought of a route, for its status: whether each Service that it names as a parent takes it, and whether its
 //! backends are there. It is what `http_route` and `service` act upon, put into Gateway API's words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use super::Catalog;
@@ -56,21 +56,54 @@ impl fmt::Display for Loss {
     }
 }
 
+/// The routes that win on each port of a Service, by number.
+pub(super) type ServiceWinners = HashMap<u16, PortWinners>;
+
+/// Who wins on a port. Routes of different namespaces are no rivals: they hold for different clients, or one replaces the
+/// other.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PortWinners {
+    /// There is no HTTP on it.
+    opaque: bool,
+    by_namespace: HashMap<String, Winner>,
+}
+
+/// The first of the routes of one namespace.
+#[derive(Debug, PartialEq, Eq)]
+struct Winner {
+    kind: RouteKind,
+    /// The oldest TCPRoute, where the kind is TCPRoute: it takes every connection.
+    oldest: Option<Name>,
+}
+
 impl Catalog {
     /// Of every route, in order of name.
+    #[cfg(test)]
     pub fn route_statuses(&self) -> Vec<RouteStatus> {
         let mut statuses: Vec<RouteStatus> = (self.index.routes.values())
-            .map(|route| self.route_status(route))
+            .map(|route| {
+                let parents = route.parents.iter().map(|parent| &parent.service);
+                let winners = parents.filter_map(|name| {
+                    let service = self.index.services.get(name)?;
+                    Some((name.clone(), self.winners(service)))
+                });
+                self.route_status(route, &winners.collect())
+            })
             .collect();
         statuses.sort_by(|a, b| a.route.cmp(&b.route));
         statuses
     }
 
-    fn route_status(&self, route: &HttpRoute) -> RouteStatus {
+    /// `winners`: of every Service that is a parent of the route.
+    pub(super) fn route_status(
+        &self,
+        route: &HttpRoute,
+        winners: &HashMap<Name, ServiceWinners>,
+    ) -> RouteStatus {
         let resolved_refs = self.resolved_refs(route);
         let parents = (route.parents.iter()).map(|parent| ParentStatus {
             parent: parent.clone(),
-            accepted: self.accepted(route, parent),
+            accepted: self.accepted(route, parent, winners.get(&parent.service)),
             resolved_refs: resolved_refs.clone(),
         });
         RouteStatus {
@@ -80,7 +113,48 @@ impl Catalog {
         }
     }
 
-    fn accepted(&self, route: &HttpRoute, parent: &ParentRef) -> Verdict {
+    /// Who wins on each port of a Service: one walk over its routes for each port.
+    pub(super) fn winners(&self, service: &Service) -> ServiceWinners {
+        let of_port = |port: &ServicePort| {
+            let mut by_namespace: HashMap<String, Winner> = HashMap::new();
+            let mut oldest: HashMap<&str, &HttpRoute> = HashMap::new();
+            for route in self.routes_on(service, port) {
+                let namespace = &route.name.namespace;
+                if route.kind == RouteKind::Tcp {
+                    let first = oldest.entry(namespace).or_insert(route);
+                    if route.age() < first.age() {
+                        *first = route;
+                    }
+                }
+                match by_namespace.get_mut(namespace) {
+                    Some(winner) => winner.kind = winner.kind.max(route.kind),
+                    None => {
+                        let kind = route.kind;
+                        by_namespace.insert(namespace.clone(), Winner { kind, oldest: None });
+                    }
+                }
+            }
+            for (namespace, winner) in &mut by_namespace {
+                if winner.kind == RouteKind::Tcp {
+                    let oldest = oldest.get(namespace.as_str());
+                    winner.oldest = oldest.map(|route| route.name.clone());
+                }
+            }
+            PortWinners {
+                opaque: self.is_opaque(service, port),
+                by_namespace,
+            }
+        };
+        let ports = service.ports.iter().map(|port| (port.port, of_port(port)));
+        ports.collect()
+    }
+
+    fn accepted(
+        &self,
+        route: &HttpRoute,
+        parent: &ParentRef,
+        winners: Option<&ServiceWinners>,
+    ) -> Verdict {
         let name = &parent.service;
         if let Some(reason) = &route.refused {
             return Verdict::no("UnsupportedValue", reason.clone());
@@ -103,7 +177,8 @@ impl Catalog {
         }
         let (mut has_some, mut losses) = (false, BTreeMap::<Loss, Vec<String>>::new());
         for port in ports {
-            match self.loss(route, service, port) {
+            let winners = winners.and_then(|ports| ports.get(&port.port));
+            match winners.and_then(|winners| winners.loss(route)) {
                 None => has_some = true,
                 Some(loss) => losses.entry(loss).or_default().push(port.port.to_string()),
             }
@@ -129,29 +204,6 @@ impl Catalog {
         }
     }
 
-    /// Why a route is not in force on a port that it names, if so. Routes of other namespaces are no rivals: they hold for other
-    /// clients, or this one replaces them.
-    fn loss(&self, route: &HttpRoute, service: &Service, port: &ServicePort) -> Option<Loss> {
-        if route.kind.is_http() && self.is_opaque(service, port) {
-            return Some(Loss::Opaque);
-        }
-        let mut first = route;
-        for rival in self.routes_on(service, port) {
-            let before =
-                rival.kind > first.kind || (rival.kind == first.kind && rival.age() < first.age());
-            if before && rival.name.namespace == route.name.namespace {
-                first = rival;
-            }
-        }
-        if first.kind > route.kind {
-            Some(Loss::ToKind(first.kind))
-        } else if route.kind == RouteKind::Tcp && first.name != route.name {
-            Some(Loss::ToOlder(first.name.clone()))
-        } else {
-            None
-        }
-    }
-
     /// What the first backend or mirror that can't be used lacks.
     fn resolved_refs(&self, route: &HttpRoute) -> Verdict {
         let mut referents = route.referents();
@@ -160,6 +212,22 @@ impl Catalog {
             Some(Unresolved { reason, message }) => Verdict::no(reason, message),
             None => Verdict::yes("ResolvedRefs", "every backend is known".to_owned()),
         }
+    }
+}
+
+impl PortWinners {
+    /// Why a route is not in force on a port that it names, if so.
+    fn loss(&self, route: &HttpRoute) -> Option<Loss> {
+        if route.kind.is_http() && self.opaque {
+            return Some(Loss::Opaque);
+        }
+        let winner = self.by_namespace.get(&route.name.namespace)?;
+        if winner.kind > route.kind {
+            return Some(Loss::ToKind(winner.kind));
+        }
+        let oldest = winner.oldest.as_ref()?;
+        (route.kind == RouteKind::Tcp && *oldest != route.name)
+            .then(|| Loss::ToOlder(oldest.clone()))
     }
 }
 

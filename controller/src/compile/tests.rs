@@ -6,6 +6,7 @@ mod endpoints;
 mod filters;
 mod pods;
 mod status;
+mod statuses;
 mod streams;
 
 use naru_contract::resource::Body;

@@ -24,7 +24,7 @@ impl<K: Eq + Hash, V: Ord + Clone> Relation<K, V> {
         }
     }
 
-    pub fn get(&self, key: &K) -> impl Iterator<Item = &V> {
+    pub fn get<'a>(&'a self, key: &K) -> impl Iterator<Item = &'a V> + use<'a, K, V> {
         self.0.get(key).into_iter().flatten()
     }
 }

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
 use naru_contract::resource::Body;
@@ -18,9 +18,10 @@ use naru_contract::{ResourceName, TrustAnchors};
 use prost::Message;
 use tokio::sync::{Notify, watch};
 
+use super::route_feed::RouteFeed;
 use super::table::{ClosureChange, Source};
-use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, RouteStatus, Viewer};
-use crate::source::{Event, Kind};
+use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, Viewer};
+use crate::source::Event;
 
 /// How long a proxy may take to say that it has the trust anchors before it counts as behind.
 const ANCHORS_TIME: Duration = Duration::from_secs(10);
@@ -34,8 +35,8 @@ pub struct Hub {
     shared: Mutex<Shared>,
     anchors: RwLock<Anchors>,
     synced: watch::Sender<bool>,
-    /// Told when something changes that the status of a route may depend on.
-    route_changes: watch::Sender<()>,
+    /// Told what the status of a route may depend on, once somebody writes it.
+    route_feed: OnceLock<Arc<RouteFeed>>,
 }
 
 /// The trust anchors in force, and since when.
@@ -100,19 +101,17 @@ impl Hub {
             shared: Mutex::default(),
             anchors: RwLock::new(Anchors::new(trust_anchors)),
             synced,
-            route_changes: watch::Sender::new(()),
+            route_feed: OnceLock::new(),
         }
     }
 
     /// Takes in a change from the source.
     pub fn apply(&self, event: Event) {
         let seen = Instant::now();
-        let about_routes = match &event {
-            Event::Apply(object) => concerns_routes(object.key().kind),
-            Event::Delete(key) => concerns_routes(key.kind),
-            Event::Synced => false,
-        };
         let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(feed) = self.route_feed.get() {
+            feed.put(&event);
+        }
         let changed = catalog.apply(event);
         if !changed.is_empty() {
             lock(&self.shared).forget(&changed);
@@ -120,9 +119,6 @@ impl Hub {
         }
         let is_synced = catalog.is_synced();
         drop(catalog);
-        if about_routes {
-            self.route_changes.send_replace(());
-        }
         self.synced
             .send_if_modified(|synced| std::mem::replace(synced, is_synced) != is_synced);
     }
@@ -163,14 +159,18 @@ impl Hub {
         self.synced.subscribe()
     }
 
-    /// Told when the status of some route may have changed.
-    pub fn route_changes(&self) -> watch::Receiver<()> {
-        self.route_changes.subscribe()
-    }
-
-    /// What is thought of every route.
-    pub fn route_statuses(&self) -> Vec<RouteStatus> {
-        self.catalog().route_statuses()
+    /// What happens to the objects that the status of routes depends on, from everything that there is on. For one taker.
+    pub fn route_feed(&self) -> Arc<RouteFeed> {
+        // Under this lock nothing changes between what there is and what happens.
+        let catalog = self.catalog();
+        let feed = self.route_feed.get_or_init(|| {
+            let feed = RouteFeed::default();
+            for object in catalog.route_objects() {
+                feed.put(&Event::Apply(object));
+            }
+            Arc::new(feed)
+        });
+        feed.clone()
     }
 
     /// The namespaces that have pods with sidecars.
@@ -452,21 +452,6 @@ impl Source for View<'_> {
             }
             _ => self.catalog.compile(self.viewer, name).map(Arc::new),
         }
-    }
-}
-
-/// Whether the status of a route may depend on objects of a kind.
-fn concerns_routes(kind: Kind) -> bool {
-    match kind {
-        Kind::Service
-        | Kind::HttpRoute
-        | Kind::GrpcRoute
-        | Kind::TlsRoute
-        | Kind::TcpRoute
-        | Kind::ReferenceGrant
-        // Ports that it declares to be opaque have no HTTP to route.
-        | Kind::Namespace => true,
-        Kind::Pod | Kind::EndpointSlice | Kind::BackendTrafficPolicy => false,
     }
 }
 

@@ -11,6 +11,7 @@ mod accept;
 mod delta;
 mod grpc;
 mod hub;
+mod route_feed;
 mod stream;
 mod table;
 mod tls;
@@ -28,6 +29,7 @@ use tonic::transport::Server;
 use tracing::warn;
 
 pub use hub::Hub;
+pub use route_feed::RouteFeed;
 pub use tls::TlsError;
 
 use crate::compile::Catalog;

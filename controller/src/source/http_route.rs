@@ -79,12 +79,12 @@ pub fn reduce(
         let field = format!("spec.parentRefs[{i}]");
         let port = optional_port(&format!("{field}.port"), parent.port)?;
         // Gateways are not ours here.
-        if parent.group.as_deref().unwrap_or(GATEWAY_GROUP).is_empty()
-            && parent.kind.as_deref() == Some("Service")
-        {
+        let group = parent.group.unwrap_or_else(|| GATEWAY_GROUP.to_owned());
+        if kubernetes::is_core(&group) && parent.kind.as_deref() == Some("Service") {
             let names_namespace = parent.namespace.is_some();
             let namespace = parent.namespace.unwrap_or_else(|| name.namespace.clone());
             parents.push(ParentRef {
+                group,
                 names_namespace,
                 service: Name::new(namespace, parent.name),
                 port,
@@ -263,8 +263,9 @@ pub fn referent(
     namespace: &str,
     given: gateway::BackendObject,
 ) -> Result<Referent, Invalid> {
+    let group = given.group.filter(|group| !kubernetes::is_core(group));
     let referent = Referent {
-        group: given.group.unwrap_or_default(),
+        group: group.unwrap_or_default(),
         kind: given.kind.unwrap_or_else(|| "Service".to_owned()),
         name: Name::new(
             given.namespace.unwrap_or_else(|| namespace.to_owned()),

@@ -227,6 +227,12 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
     })
 }
 
+/// Whether a reference's group is Kubernetes' own. Its name is empty, and people also write `core`, as the examples of
+/// Argo Rollouts and Linkerd do.
+pub fn is_core(group: &str) -> bool {
+    matches!(group, "" | "core")
+}
+
 /// Name and namespace of a namespaced object.
 pub fn name(metadata: &ObjectMeta) -> Result<Name, Invalid> {
     let namespace = metadata.namespace.as_deref().filter(|n| !n.is_empty());

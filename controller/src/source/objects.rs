@@ -323,6 +323,8 @@ fn mirrors(filters: &[Filter]) -> impl Iterator<Item = &Referent> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentRef {
     pub service: Name,
+    /// Kubernetes' own, as the route spells it: empty, or `core`.
+    pub group: String,
     /// The namespace was named, and is not just the route's own.
     pub names_namespace: bool,
     /// `None`: every port.

@@ -295,3 +295,30 @@ fn a_retry_budget_has_the_defaults_of_the_specification() {
         (20, 10_000, 1_500)
     );
 }
+
+#[test]
+fn a_group_that_is_called_core_is_kubernetes_own() {
+    let text = route(
+        "    - { filters: [{ type: RequestMirror, requestMirror: { backendRef: { group: core, name: web, port: 80 } } }], backendRefs: [{ group: core, kind: Service, name: web, port: 80 }] }\n",
+    )
+    .replace("group: \"\"", "group: core");
+    let parsed = objects(&text, false).unwrap();
+    let [Object::HttpRoute(route)] = &parsed[..] else {
+        panic!("{parsed:?}");
+    };
+    assert_eq!(route.parents[0].service, Name::new("shop", "web"));
+    assert_eq!(route.parents[0].group, "core");
+    assert_eq!(route.referents().count(), 2);
+    assert!(route.referents().all(Referent::is_service));
+    // A Service without a port is refused as it is with an empty group.
+    assert!(objects(&text.replace(", port: 80 }]", " }]"), false).is_err());
+
+    let grant = "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: { name: g, namespace: shop }\nspec: { from: [{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: other }], to: [{ group: core, kind: Service }] }\n";
+    let parsed = objects(grant, false).unwrap();
+    assert!(matches!(&parsed[..], [Object::ReferenceGrant(grant)] if grant.to == [None]));
+    let policy = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: { name: b, namespace: shop }\nspec: { targetRefs: [{ group: core, kind: Service, name: web }] }\n";
+    let parsed = objects(policy, false).unwrap();
+    assert!(
+        matches!(&parsed[..], [Object::BackendTrafficPolicy(policy)] if policy.targets == ["web"])
+    );
+}

@@ -28,7 +28,7 @@ pub fn reference_grant(object: gateway::ReferenceGrant) -> Result<ReferenceGrant
             })
             .collect(),
         to: to
-            .filter(|to| to.group.is_empty() && to.kind == "Service")
+            .filter(|to| kubernetes::is_core(&to.group) && to.kind == "Service")
             .map(|to| to.name.filter(|name| !name.is_empty()))
             .collect(),
     })
@@ -42,7 +42,7 @@ pub fn backend_traffic_policy(
         name: kubernetes::name(&object.metadata)?,
         created: kubernetes::created(&object.metadata),
         targets: targets
-            .filter(|target| target.group.is_empty() && target.kind == "Service")
+            .filter(|target| kubernetes::is_core(&target.group) && target.kind == "Service")
             .map(|target| target.name)
             .collect(),
         retry_budget: match object.spec.retry_constraint {

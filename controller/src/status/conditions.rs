@@ -62,10 +62,10 @@ pub fn condition(
     })
 }
 
-/// As the route itself has it.
+/// Field by field as the route has it: programs look for their own parentRef in the status (Flagger).
 fn parent_ref(parent: &ParentRef) -> Value {
     let mut fields = Map::new();
-    fields.insert("group".to_owned(), json!(""));
+    fields.insert("group".to_owned(), json!(parent.group));
     fields.insert("kind".to_owned(), json!("Service"));
     fields.insert("name".to_owned(), json!(parent.service.name));
     if parent.names_namespace {

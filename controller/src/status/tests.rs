@@ -200,11 +200,60 @@ async fn a_write_on_an_old_version_is_made_again_on_the_new_one() {
     fixture.held.send_replace(true);
     sleep(QUIET).await;
     assert!(fixture.parents().is_null());
-    assert_eq!(fixture.api.take_written().len(), 1);
+    // At once, since the other is likely done, but not for ever.
+    assert_eq!(fixture.api.take_written().len(), 5);
     fixture.api.answer_no_more(path);
     fixture.route(1, "web", foreign());
     fixture.condition("Accepted", ("True", "Accepted", 1)).await;
     assert_eq!(fixture.parents()[0], foreign()["parents"][0]);
+}
+
+#[tokio::test]
+async fn a_parent_ref_is_written_as_the_route_has_it_field_by_field() {
+    let fixture = Fixture::start();
+    fixture.service("web", 80);
+    let parents = json!([
+        {"group": "core", "kind": "Service", "name": "web"},
+        {"group": "", "kind": "Service", "name": "web", "namespace": "shop", "port": 80},
+        {"group": "core", "kind": "Service", "name": "web", "sectionName": "http"},
+    ]);
+    let route = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"namespace": "shop", "name": "web", "generation": 1},
+        "spec": {
+            "parentRefs": parents,
+            "rules": [{"backendRefs": [{"group": "core", "kind": "Service", "name": "web", "port": 80}]}],
+        },
+    });
+    fixture.tell(&route);
+    fixture.api.apply(ROUTES, route);
+    fixture.hub.apply(Event::Synced);
+    fixture.held.send_replace(true);
+    fixture.condition("Accepted", ("True", "Accepted", 1)).await;
+    fixture
+        .condition("ResolvedRefs", ("True", "ResolvedRefs", 1))
+        .await;
+    let written = fixture.parents();
+    let written = written.as_array().unwrap().iter();
+    let refs: Vec<_> = written.map(|entry| entry["parentRef"].clone()).collect();
+    assert_eq!(json!(refs), parents);
+}
+
+#[tokio::test]
+async fn a_route_that_is_made_again_under_its_name_has_its_status_again() {
+    let fixture = Fixture::start();
+    fixture.service("web", 80);
+    fixture.route(1, "web", json!({}));
+    fixture.hub.apply(Event::Synced);
+    fixture.held.send_replace(true);
+    fixture.condition("Accepted", ("True", "Accepted", 1)).await;
+    let key = ObjectKey {
+        kind: Kind::HttpRoute,
+        name: Name::new("shop", "web"),
+    };
+    fixture.hub.apply(Event::Delete(key));
+    fixture.route(1, "web", json!({}));
+    fixture.condition("Accepted", ("True", "Accepted", 1)).await;
 }
 
 #[tokio::test]

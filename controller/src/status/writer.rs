@@ -1,58 +1,218 @@
 //! Writes the status of routes while this replica holds the lease.
+//!
+//! ```text
+//! hub's feed ─▶ statuses (a thread for work that blocks) ─▶ waiting ─▶ a few writes at a time
+//! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use k8s_openapi::jiff::{Timestamp, Unit};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{FIELD_MANAGER, conditions};
-use crate::compile::RouteStatus;
+use crate::compile::{RouteStatus, RouteStatuses};
 use crate::metrics::{Metrics, StatusOutcome};
-use crate::serve::Hub;
+use crate::serve::{Hub, RouteFeed};
 use crate::source::{Name, RouteKind, RouteName};
 
-/// How long to wait after a change: whoever makes several at once is likely done, and a route's backends are known.
-const SETTLE: Duration = Duration::from_millis(100);
+/// How long to wait after a change for those that were made with it. Programs that roll out step by step wait for the status
+/// of each step (Flagger), so it is short.
+const SETTLE: Duration = Duration::from_millis(20);
 /// How long after a write that failed it is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 /// How often all routes are compared with what the cluster has: somebody else may have written over ours.
 const COMPARE: Duration = Duration::from_secs(600);
 /// How long reading and writing one route may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Routes that are written at a time.
+const MAX_AT_ONCE: usize = 8;
+/// How often a route is read and written at once that others write at the same moment, before it waits for [`AGAIN`].
+const MAX_CONFLICTS: usize = 4;
 
 /// Writes for ever.
 pub async fn run(client: Client, hub: Arc<Hub>, metrics: Metrics, mut held: watch::Receiver<bool>) {
+    let feed = hub.route_feed();
     // Before everything is known, backends would be missed that are there.
     let _ = hub.synced().wait_for(|synced| *synced).await;
-    let mut changes = hub.route_changes();
-    loop {
-        if held.wait_for(|held| *held).await.is_err() {
-            return;
-        }
-        let mut writer = Writer {
+    let mut statuses = RouteStatuses::default();
+    while held.wait_for(|held| *held).await.is_ok() {
+        let writer = Writer {
             client: &client,
             metrics: &metrics,
-            written: HashMap::new(),
+            queue: Queue::default(),
         };
-        while *held.borrow() {
-            changes.mark_unchanged();
-            let failed = writer.write(hub.route_statuses(), &held).await;
-            let pause = if failed { AGAIN } else { COMPARE };
+        match writer.write_while(&mut held, &feed, statuses).await {
+            Some(after) => statuses = after,
+            None => return,
+        }
+    }
+}
+
+struct Writer<'a> {
+    client: &'a Client,
+    metrics: &'a Metrics,
+    queue: Queue,
+}
+
+/// What has to be written, and what has been.
+#[derive(Default)]
+struct Queue {
+    wanted: HashMap<RouteName, RouteStatus>,
+    waiting: BTreeSet<(Turn, RouteName)>,
+    /// Routes that are being written.
+    busy: HashSet<RouteName>,
+    /// What the cluster has of us.
+    written: HashMap<RouteName, RouteStatus>,
+}
+
+/// In which order routes are written.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    /// The route itself was changed, and somebody waits for what is thought of it.
+    First,
+    /// Something that it depends on was.
+    Then,
+}
+
+impl Writer<'_> {
+    /// Writes until the lease is lost. `None`: the program ends.
+    async fn write_while(
+        mut self,
+        held: &mut watch::Receiver<bool>,
+        feed: &RouteFeed,
+        mut statuses: RouteStatuses,
+    ) -> Option<RouteStatuses> {
+        let mut writes = FuturesUnordered::new();
+        // What others wrote while they held the lease is compared with what they should have.
+        statuses.concern_all();
+        let (mut look_at, mut compare_at) = (Some(Instant::now()), Instant::now() + COMPARE);
+        let mut again_at = None;
+        loop {
+            while writes.len() < MAX_AT_ONCE
+                && let Some(status) = self.queue.next()
+            {
+                writes.push(write(self.client.clone(), status));
+            }
             tokio::select! {
-                () = lost(&mut held) => {}
-                changed = changes.changed() => match changed {
-                    Ok(()) => sleep(SETTLE).await,
-                    Err(_) => return,
-                },
-                () = sleep(pause) => if !failed { writer.written.clear() },
+                () = lost(held) => return Some(statuses),
+                Some((status, outcome)) = writes.next() => {
+                    if !self.written(status, outcome) {
+                        again_at.get_or_insert_with(|| Instant::now() + AGAIN);
+                    }
+                }
+                () = feed.changed(), if look_at.is_none() => look_at = Some(Instant::now() + SETTLE),
+                () = at(look_at) => {
+                    look_at = None;
+                    let events = feed.take();
+                    let looked = tokio::task::spawn_blocking(move || {
+                        events.into_iter().for_each(|event| statuses.apply(event));
+                        let taken = statuses.take();
+                        (statuses, taken)
+                    });
+                    let taken;
+                    (statuses, taken) = looked.await.ok()?;
+                    for (route, status) in taken {
+                        self.queue.want(route, status);
+                    }
+                }
+                () = at(again_at) => {
+                    again_at = None;
+                    self.queue.again();
+                }
+                () = sleep_until(compare_at) => {
+                    compare_at = Instant::now() + COMPARE;
+                    self.queue.written.clear();
+                    statuses.concern_all();
+                    look_at = Some(Instant::now());
+                }
             }
         }
+    }
+
+    /// False: it has to be tried again.
+    fn written(&mut self, status: RouteStatus, outcome: Result<bool, String>) -> bool {
+        let route = &status.route;
+        match outcome {
+            Ok(wrote) => {
+                if wrote {
+                    self.metrics.status_written(StatusOutcome::Written);
+                }
+                self.queue.done(status);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%route, error, "the status of a route could not be written");
+                self.metrics.status_written(StatusOutcome::Failed);
+                self.queue.failed(route);
+                false
+            }
+        }
+    }
+}
+
+impl Queue {
+    /// A route should have that status. `None`: it is gone.
+    fn want(&mut self, route: RouteName, status: Option<RouteStatus>) {
+        for turn in [Turn::First, Turn::Then] {
+            self.waiting.remove(&(turn, route.clone()));
+        }
+        self.wanted.remove(&route);
+        let Some(status) = status else {
+            self.written.remove(&route);
+            return;
+        };
+        let written = self.written.get(&route);
+        if written == Some(&status) && !self.busy.contains(&route) {
+            return;
+        }
+        let turn = match written {
+            Some(written) if written.generation == status.generation => Turn::Then,
+            _ => Turn::First,
+        };
+        self.waiting.insert((turn, route.clone()));
+        self.wanted.insert(route, status);
+    }
+
+    /// The next to be written. Two writes of one route would be in each other's way.
+    fn next(&mut self) -> Option<RouteStatus> {
+        loop {
+            let free = |(_, route): &&(Turn, RouteName)| !self.busy.contains(route);
+            let next = self.waiting.iter().find(free)?.clone();
+            self.waiting.remove(&next);
+            let (_, route) = next;
+            if let Some(status) = self.wanted.get(&route) {
+                self.busy.insert(route);
+                return Some(status.clone());
+            }
+        }
+    }
+
+    fn done(&mut self, status: RouteStatus) {
+        self.busy.remove(&status.route);
+        if self.wanted.get(&status.route) == Some(&status) {
+            self.wanted.remove(&status.route);
+        }
+        self.written.insert(status.route.clone(), status);
+    }
+
+    /// What the cluster has now is not known.
+    fn failed(&mut self, route: &RouteName) {
+        self.busy.remove(route);
+        self.written.remove(route);
+    }
+
+    /// Everything that is still wanted waits for its turn.
+    fn again(&mut self) {
+        let turns = self.wanted.keys().map(|route| (Turn::Then, route.clone()));
+        self.waiting.extend(turns);
     }
 }
 
@@ -61,82 +221,62 @@ async fn lost(held: &mut watch::Receiver<bool>) {
     let _ = held.wait_for(|held| !*held).await;
 }
 
-struct Writer<'a> {
-    client: &'a Client,
-    metrics: &'a Metrics,
-    /// What the cluster has of us.
-    written: HashMap<RouteName, RouteStatus>,
+/// Returns at that time; never, if there is none.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
-impl Writer<'_> {
-    /// Writes what is not there yet. True: not everything could be.
-    async fn write(&mut self, statuses: Vec<RouteStatus>, held: &watch::Receiver<bool>) -> bool {
-        let mut before = std::mem::take(&mut self.written);
-        let mut failed = false;
-        for status in statuses {
-            if before.remove(&status.route).as_ref() == Some(&status) {
-                self.written.insert(status.route.clone(), status);
-                continue;
-            }
-            if !*held.borrow() {
-                return true;
-            }
-            let route = &status.route;
-            match timeout(WRITE_TIMEOUT, self.write_one(&status)).await {
-                Ok(Ok(wrote)) => {
-                    if wrote {
-                        self.metrics.status_written(StatusOutcome::Written);
-                    }
-                    self.written.insert(route.clone(), status);
+/// Reads and writes one route. False: it was as it should be, or the route is gone.
+async fn write(client: Client, status: RouteStatus) -> (RouteStatus, Result<bool, String>) {
+    let written = async {
+        let mut conflicts = 0;
+        loop {
+            match write_once(&client, &status).await {
+                Err(kube::Error::Api(error)) if error.code == 409 && conflicts < MAX_CONFLICTS => {
+                    conflicts += 1;
                 }
-                Ok(Err(error)) => {
-                    tracing::warn!(%route, %error, "the status of a route could not be written");
-                    self.metrics.status_written(StatusOutcome::Failed);
-                    failed = true;
-                }
-                Err(_) => {
-                    tracing::warn!(%route, "the status of a route could not be written in time");
-                    self.metrics.status_written(StatusOutcome::Failed);
-                    failed = true;
-                }
+                other => return other.map_err(|error| error.to_string()),
             }
         }
-        failed
-    }
+    };
+    let written = timeout(WRITE_TIMEOUT, written).await;
+    let outcome = written.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+    (status, outcome)
+}
 
-    /// False: it was as it should be, or the route is gone.
-    async fn write_one(&self, status: &RouteStatus) -> kube::Result<bool> {
-        let Name { namespace, name } = &status.route.name;
-        let resource = resource(status.route.kind);
-        let routes: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), namespace, &resource);
-        let Some(route) = routes.get_opt(name).await? else {
-            return Ok(false);
-        };
-        let now = Timestamp::now().round(Unit::Second).unwrap_or_default();
-        let Some(parents) = conditions::parents(&route.data, status, &now.to_string()) else {
-            return Ok(false);
-        };
-        let patch: Value = json!({
-            "apiVersion": resource.api_version,
-            "kind": resource.kind,
-            "metadata": {
-                "name": name,
-                "namespace": namespace,
-                // Only on what was read: the entries of others in it are theirs.
-                "resourceVersion": route.metadata.resource_version,
-            },
-            "status": {"parents": parents},
-        });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let patched = routes
-            .patch_status(name, &params, &Patch::Apply(&patch))
-            .await;
-        match patched {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-            Err(error) => Err(error),
-        }
+async fn write_once(client: &Client, status: &RouteStatus) -> kube::Result<bool> {
+    let Name { namespace, name } = &status.route.name;
+    let resource = resource(status.route.kind);
+    let routes: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+    let Some(route) = routes.get_opt(name).await? else {
+        return Ok(false);
+    };
+    let now = Timestamp::now().round(Unit::Second).unwrap_or_default();
+    let Some(parents) = conditions::parents(&route.data, status, &now.to_string()) else {
+        return Ok(false);
+    };
+    let patch: Value = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            // Only on what was read: the entries of others in it are theirs.
+            "resourceVersion": route.metadata.resource_version,
+        },
+        "status": {"parents": parents},
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let patched = routes
+        .patch_status(name, &params, &Patch::Apply(&patch))
+        .await;
+    match patched {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -131,7 +131,7 @@ fn a_port_that_a_service_loses_is_named_as_changed() {
 }
 
 /// Objects that have to do with each other, each in several forms.
-fn manifests() -> Vec<String> {
+pub fn manifests() -> Vec<String> {
     let mut all = Vec::new();
     for i in 0..2 {
         all.extend([
