@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 use serde_json::{Map, Value, json};
 
+use super::operations::{Operation, Path, add, replace};
 use super::probes::Target;
 use super::settings::Settings;
 use super::{
-    ADMIN_PORT, INIT_CONTAINER, Options, PROGRAM, PROXY_UID, Redirection, Resources, SIDECAR,
-    VERIFY_UID,
+    ADMIN_PORT, INIT_CONTAINER, Options, PROGRAM, PROXY_UID, Redirection, Refusal, Resources,
+    SIDECAR, VERIFY_UID,
 };
 
 /// Holds the pod's token and the trust anchors.
@@ -23,6 +24,8 @@ pub const ANCHORS_KEY: &str = "trust-anchors.pem";
 const TOKEN: &str = "token";
 /// Whom the token is for.
 const AUDIENCE: &str = "naru.dev";
+/// What the sidecar asks the app for each probe.
+const PROBES: &str = "NARU_PROBES";
 /// How long a token holds, in seconds. The kubelet makes a new one in time.
 const TOKEN_SECONDS: u32 = 3_600;
 /// How long a sidecar may take until it is ready before it is started again, in seconds: as long as a controller on a new node
@@ -141,7 +144,7 @@ pub fn sidecar(
         environment.push(variable(("NARU_ACCESS_LOG", "true".to_owned())));
     }
     if !probes.is_empty() {
-        environment.push(variable(("NARU_PROBES", json!(probes).to_string())));
+        environment.push(variable((PROBES, json!(probes).to_string())));
     }
     let asked = |path: &str, more: Value| {
         let mut probe = json!({ "httpGet": { "path": path, "port": ADMIN_PORT } });
@@ -182,6 +185,36 @@ pub fn sidecar(
     };
     merge(&mut container, lifecycle);
     container
+}
+
+/// Adds to what a sidecar asks the app. `at`: where it is.
+pub fn more_probes(
+    at: Path,
+    sidecar: &Container,
+    probes: &BTreeMap<String, Target>,
+) -> Result<Operation, Refusal> {
+    let mut variables = sidecar.env.iter().flatten();
+    let variable_at = variables.position(|variable| variable.name == PROBES);
+    let mut all = json!({});
+    if let Some(index) = variable_at {
+        let value = sidecar
+            .env
+            .as_ref()
+            .and_then(|env| env[index].value.as_deref());
+        let value = value.unwrap_or_default().replace("$$", "$");
+        all = serde_json::from_str(&value).map_err(|error| Refusal::Probes(error.to_string()))?;
+        if !all.is_object() {
+            return Err(Refusal::Probes("it is no object of JSON".to_owned()));
+        }
+    }
+    merge(&mut all, json!(probes));
+    let value = variable((PROBES, all.to_string()));
+    let at = at.key("env");
+    Ok(match (variable_at, &sidecar.env) {
+        (Some(index), _) => replace(at.index(index), value),
+        (None, Some(_)) => add(at.key("-"), value),
+        (None, None) => add(at, json!([value])),
+    })
 }
 
 fn mounted(at: &str) -> Value {

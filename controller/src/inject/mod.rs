@@ -6,13 +6,18 @@
 //!               certificate                                 └─ probes     from the node to the sidecar's admin port
 //! ```
 //!
+//! A pod that has its sidecar already comes again when another webhook has changed it, or as a copy that somebody made of another
+//! pod (`kubectl debug --copy-to`). Then it is given what is missing: probes of containers that came later, labels.
+//!
 //! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it is left as it is, with the
 //! reason; or a refusal. All operations of one pod are applied together or not at all, so that no pod is half injected.
 
+mod address;
 mod certificate;
 mod containers;
 mod operations;
 mod options;
+mod pod_resources;
 mod probes;
 mod review;
 mod serve;
@@ -79,6 +84,8 @@ pub struct Options {
 pub enum Decision {
     /// It gets a sidecar.
     Inject(Vec<Operation>),
+    /// It has one already, and gets what is missing beside it.
+    Complete(Vec<Operation>),
     /// It has one already, or is to have none.
     Leave(Vec<Operation>),
     /// It was to have one, and cannot.
@@ -116,6 +123,10 @@ pub enum Refusal {
          another runAsUser, or set the annotation naru.dev/inject: disabled"
     )]
     User(String),
+    #[error(
+        "naru: the variable NARU_PROBES of the container {SIDECAR} cannot be read: {0}. Make the pod without the containers          {INIT_CONTAINER} and {SIDECAR}: it gets its own"
+    )]
+    Probes(String),
     #[error("naru: the object in the review is no pod: {0}")]
     NoPod(String),
 }
@@ -136,7 +147,7 @@ pub fn decide(pod: &Pod, by_namespace: bool, options: &Options) -> Result<Decisi
     };
     let spec = pod.spec.clone().unwrap_or_default();
     match (has_sidecar(&spec)?, asked) {
-        (true, _) => Ok(Decision::Leave(Vec::new())),
+        (true, _) => complete(pod, &spec, options),
         (false, false) => Ok(Decision::Leave(without_label(pod))),
         (false, true) => match cannot(pod, &spec, options) {
             Some(reason) => {
@@ -210,20 +221,53 @@ fn without_label(pod: &Pod) -> Vec<Operation> {
         .collect()
 }
 
-fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>, Refusal> {
-    check(spec)?;
-    let settings = Settings::of(pod, options)?;
+/// What a pod that has a sidecar lacks beside it: nothing, if nobody has changed it since it was injected.
+fn complete(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Decision, Refusal> {
+    check_containers(spec)?;
+    let mut operations = metadata(pod, spec, options.redirection);
+    let mut moved = Vec::new();
+    let probes = probes::redirect(spec, &mut moved);
+    if !probes.is_empty() {
+        let (at, sidecar) = probes::sidecar(spec).ok_or(Refusal::ContainerName(SIDECAR))?;
+        operations.extend(moved);
+        operations.push(containers::more_probes(at, sidecar, &probes)?);
+    }
+    Ok(match operations.is_empty() {
+        true => Decision::Leave(operations),
+        false => Decision::Complete(operations),
+    })
+}
+
+/// The label and the annotations of a pod with a sidecar, as far as it lacks them.
+fn metadata(pod: &Pod, spec: &PodSpec, redirection: Redirection) -> Vec<Operation> {
     let metadata = Path::root().key("metadata");
-    let mut operations = set_key(
-        metadata.key("labels"),
-        pod.metadata.labels.is_some(),
-        [(INJECTED_LABEL, "true".to_owned())],
-    );
+    let labels = pod.metadata.labels.as_ref();
+    let label = labels.and_then(|labels| labels.get(INJECTED_LABEL));
+    let label =
+        (label.map(String::as_str) != Some("true")).then(|| (INJECTED_LABEL, "true".to_owned()));
+    let mut operations = set_key(metadata.key("labels"), labels.is_some(), label);
+    let given = pod.metadata.annotations.as_ref();
+    let has = |name: &str, value: &str| {
+        given.is_some_and(|given| given.get(name).is_some_and(|given| given == value))
+    };
+    let annotations = annotations(pod, spec, redirection).into_iter();
     operations.extend(set_key(
         metadata.key("annotations"),
-        pod.metadata.annotations.is_some(),
-        annotations(pod, spec, options.redirection),
+        given.is_some(),
+        annotations.filter(|(name, value)| !has(name, value)),
     ));
+    operations
+}
+
+fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>, Refusal> {
+    check_containers(spec)?;
+    let mut volumes = spec.volumes.iter().flatten();
+    if volumes.any(|volume| volume.name == containers::VOLUME) {
+        return Err(Refusal::VolumeName(containers::VOLUME));
+    }
+    let mut settings = Settings::of(pod, options)?;
+    settings.resources = pod_resources::fit(spec, settings.resources);
+    let mut operations = metadata(pod, spec, options.redirection);
     // Paths of probes are those of the pod as it came: they go before containers are inserted.
     let probes = probes::redirect(spec, &mut operations);
     let at = Path::root().key("spec");
@@ -251,14 +295,15 @@ fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>
     Ok(operations)
 }
 
-/// What a pod may not have beside a sidecar.
-fn check(spec: &PodSpec) -> Result<(), Refusal> {
+/// What a pod's own containers may not have beside a sidecar.
+fn check_containers(spec: &PodSpec) -> Result<(), Refusal> {
     let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
     for container in spec
         .init_containers
         .iter()
         .flatten()
         .chain(&spec.containers)
+        .filter(|container| !is_ours(&container.name))
     {
         let own = container.security_context.as_ref();
         if own.and_then(|context| context.run_as_user).or(of_pod) == Some(PROXY_UID) {
@@ -272,11 +317,12 @@ fn check(spec: &PodSpec) -> Result<(), Refusal> {
             return Err(Refusal::Port { container, port });
         }
     }
-    let mut volumes = spec.volumes.iter().flatten();
-    match volumes.any(|volume| volume.name == containers::VOLUME) {
-        true => Err(Refusal::VolumeName(containers::VOLUME)),
-        false => Ok(()),
-    }
+    Ok(())
+}
+
+/// Whether a container's name is one of ours. That it is ours, [`has_sidecar`] has seen.
+fn is_ours(name: &str) -> bool {
+    [INIT_CONTAINER, SIDECAR].contains(&name)
 }
 
 /// Annotations for others, unless the pod has its own; and for the CNI plugin.
@@ -293,7 +339,8 @@ fn annotations(pod: &Pod, spec: &PodSpec, redirection: Redirection) -> Vec<(&'st
     if redirection == Redirection::Cni || given().any(|given| given == REDIRECTION_ANNOTATION) {
         annotations.push((REDIRECTION_ANNOTATION, redirection.as_str().to_owned()));
     }
-    if let Some(Container { name, .. }) = spec.containers.first()
+    let mut own = spec.containers.iter().filter(|c| !is_ours(&c.name));
+    if let Some(Container { name, .. }) = own.next()
         && !given().any(|given| given == DEFAULT_CONTAINER_ANNOTATION)
     {
         annotations.push((DEFAULT_CONTAINER_ANNOTATION, name.clone()));

@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
+use super::address::qualified;
 use super::{Certificate, Options};
 use crate::issuer::Issuer;
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Flags of `naru-controller run` for injection.
 #[derive(Args, Clone, Debug)]
@@ -60,7 +63,8 @@ pub struct InjectArgs {
     /// When the node pulls that image.
     #[arg(long, env = "NARU_PROXY_PULL_POLICY", value_name = "POLICY", value_enum, default_value_t = PullPolicy::IfNotPresent)]
     pub proxy_pull_policy: PullPolicy,
-    /// The controller's gRPC address, as sidecars are told it.
+    /// The controller's gRPC address, as sidecars are told it. A name that ends in .svc is completed by the cluster's domain, as this
+    /// pod's resolv.conf has it.
     #[arg(
         long,
         env = "NARU_PROXY_CONTROLLER",
@@ -150,10 +154,12 @@ pub struct Resources {
 impl InjectArgs {
     /// Where to listen and what to inject. `None`: there is to be no webhook.
     pub fn webhook(&self, controller_identity: String) -> Option<(SocketAddr, Options)> {
+        // Outside of a pod it may say nothing, or not be there.
+        let resolv_conf = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
         let options = Options {
             image: self.proxy_image.clone()?,
             pull_policy: self.proxy_pull_policy,
-            controller: self.proxy_controller.clone(),
+            controller: qualified(&self.proxy_controller, &resolv_conf),
             controller_identity,
             native_sidecars: self.native_sidecars,
             redirection: self.redirection,

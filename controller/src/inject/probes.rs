@@ -13,9 +13,11 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::ADMIN_PORT;
 use super::operations::{Operation, Path, add, remove, replace};
+use super::{ADMIN_PORT, SIDECAR, is_ours};
 
+/// Where the sidecar's admin port has what probes ask for.
+const PATH: &str = "/probe/";
 /// How long the sidecar waits for the app where nothing is said, in seconds: for a probe, Kubernetes' own default, …
 const PROBE_SECONDS: i32 = 1;
 /// … and for a hook, for which the kubelet waits this long.
@@ -52,23 +54,29 @@ struct Http {
     headers: Vec<(String, String)>,
 }
 
-/// Sends every probe of `spec` to the sidecar. The names of the targets are the paths after `/probe/`.
+/// Sends every probe of `spec` to the sidecar, but for those that go there already. The names of the targets are the paths after
+/// `/probe/`.
 pub fn redirect(spec: &PodSpec, operations: &mut Vec<Operation>) -> BTreeMap<String, Target> {
     let mut targets = BTreeMap::new();
-    let lists = [
-        (
-            "initContainers",
-            spec.init_containers.as_deref().unwrap_or_default(),
-        ),
-        ("containers", &spec.containers),
-    ];
-    for (list, containers) in lists {
-        for (index, container) in containers.iter().enumerate() {
-            let at = Path::root().key("spec").key(list).index(index);
-            of_container(container, at, &mut targets, operations);
-        }
+    for (at, container) in containers(spec).filter(|(_, c)| !is_ours(&c.name)) {
+        of_container(container, at, &mut targets, operations);
     }
     targets
+}
+
+/// The sidecar of a pod that has one, and where it is.
+pub fn sidecar(spec: &PodSpec) -> Option<(Path, &Container)> {
+    containers(spec).find(|(_, container)| container.name == SIDECAR)
+}
+
+fn containers(spec: &PodSpec) -> impl Iterator<Item = (Path, &Container)> {
+    let init = spec.init_containers.as_deref().unwrap_or_default();
+    let lists = [("initContainers", init), ("containers", &spec.containers)];
+    lists.into_iter().flat_map(|(list, containers)| {
+        let at = Path::root().key("spec").key(list);
+        let containers = containers.iter().enumerate();
+        containers.map(move |(index, container)| (at.index(index), container))
+    })
 }
 
 fn of_container(
@@ -125,7 +133,7 @@ fn of_container(
 }
 
 fn to_sidecar(name: &str) -> Value {
-    json!({ "path": format!("/probe/{name}"), "port": ADMIN_PORT, "scheme": "HTTP" })
+    json!({ "path": format!("{PATH}{name}"), "port": ADMIN_PORT, "scheme": "HTTP" })
 }
 
 /// The field that says how a probe is made, and what the sidecar has to do in its place.
@@ -152,6 +160,10 @@ fn action(probe: &Probe, container: &Container) -> Option<(&'static str, Action)
 
 fn http(get: &HTTPGetAction, container: &Container) -> Option<Action> {
     let port = here(&get.host).then(|| number(&get.port, container))??;
+    let path = get.path.as_deref().unwrap_or_default();
+    if i32::from(port) == ADMIN_PORT && path.starts_with(PATH) {
+        return None;
+    }
     let headers = get.http_headers.iter().flatten();
     Some(Action::Http(Http {
         port,

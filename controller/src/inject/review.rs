@@ -18,6 +18,8 @@ const MAX_NAME: usize = 253;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Injected,
+    /// The pod had a sidecar already, and was given what was missing beside it.
+    Completed,
     /// The pod has a sidecar already, or is to have none.
     Unchanged,
     /// The pod was to have one, and by its nature cannot.
@@ -28,8 +30,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Injected,
+        Self::Completed,
         Self::Unchanged,
         Self::Skipped,
         Self::Refused,
@@ -39,6 +42,7 @@ impl Outcome {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Injected => "injected",
+            Self::Completed => "completed",
             Self::Unchanged => "unchanged",
             Self::Skipped => "skipped",
             Self::Refused => "refused",
@@ -122,6 +126,7 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
     let mut response = json!({ "uid": request.uid, "allowed": decision.is_ok() });
     let (outcome, operations, reason) = match decision {
         Ok(Decision::Inject(operations)) => (Outcome::Injected, operations, None),
+        Ok(Decision::Complete(operations)) => (Outcome::Completed, operations, None),
         Ok(Decision::Leave(operations)) => (Outcome::Unchanged, operations, None),
         Ok(Decision::Skip { reason, operations }) => {
             response["warnings"] = json!([format!("naru: this pod gets no sidecar: {reason}")]);
@@ -138,13 +143,14 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
         response["patchType"] = "JSONPatch".into();
         response["patch"] = patch(&operations)?;
     }
+    let has_sidecar = [Outcome::Injected, Outcome::Completed].contains(&outcome);
     let body =
         json!({ "apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response });
     Ok(Answer {
         outcome,
         pod: format!("{namespace}/{name}"),
         reason,
-        namespace: (outcome == Outcome::Injected && !request.dry_run).then_some(namespace),
+        namespace: (has_sidecar && !request.dry_run).then_some(namespace),
         body: body.to_string().into_bytes(),
     })
 }

@@ -147,13 +147,12 @@ impl Webhook {
                 if let Some(namespace) = &answer.namespace {
                     (self.injected)(namespace);
                 }
-                let reason = answer.reason.as_deref().unwrap_or_default();
-                info!(
-                    pod = answer.pod,
-                    outcome = answer.outcome.as_str(),
-                    reason,
-                    "injection"
-                );
+                let (pod, outcome) = (&answer.pod, answer.outcome.as_str());
+                match &answer.reason {
+                    Some(reason) => info!(pod, outcome, reason, "injection"),
+                    // As many lines as there are pods would say nothing: the metric counts them.
+                    None => debug!(pod, outcome, "injection"),
+                }
                 with_type(StatusCode::OK, "application/json", answer.body)
             }
             Err((status, problem)) => {

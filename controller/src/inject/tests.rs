@@ -514,6 +514,137 @@ fn probes_go_to_the_sidecar_and_keep_everything_else() {
     );
 }
 
+fn completed(pod: &Value, options: &Options) -> Value {
+    match decided(pod, true, options) {
+        Ok(Decision::Complete(operations)) => applied(pod, &operations),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What the sidecar asks the app, by name.
+fn probes_of(sidecar: &Value) -> Value {
+    let probes = variable(sidecar, "NARU_PROBES").expect("probes");
+    serde_json::from_str(&probes.replace("$$", "$")).expect("JSON")
+}
+
+#[test]
+fn containers_that_a_later_webhook_adds_have_their_probes_moved_as_well() {
+    let later = json!({
+        "name": "later",
+        "livenessProbe": { "httpGet": { "path": "/a$b", "port": 9000 } },
+        "readinessProbe": { "tcpSocket": { "port": 9001 }, "periodSeconds": 3 },
+        "lifecycle": { "preStop": { "httpGet": { "path": "/bye", "port": 9000 } } },
+    });
+    let with_probe = pod(json!({ "containers": [{
+        "name": "web", "readinessProbe": { "httpGet": { "path": "/$", "port": 8080 } },
+        "lifecycle": { "preStop": { "httpGet": { "path": "/bye", "port": 8080 } } },
+    }] }));
+    for native_sidecars in [true, false] {
+        let options = Options {
+            native_sidecars,
+            ..options()
+        };
+        for before in [&with_probe, &simple()] {
+            let mut changed = injected_with(before, &options);
+            let containers = changed["spec"]["containers"]
+                .as_array_mut()
+                .expect("a list");
+            containers.insert(0, later.clone());
+            let after = completed(&changed, &options);
+            let list = if native_sidecars {
+                "initContainers"
+            } else {
+                "containers"
+            };
+            let ours = after["spec"][list].as_array().expect("a list").iter();
+            let ours: Vec<_> = ours.filter(|c| c["name"] == "naru-proxy").collect();
+            let probes = probes_of(ours[0]);
+            assert_eq!(probes["later/liveness"]["http"]["path"], "/a$b");
+            assert_eq!(probes["later/readiness"]["tcp"]["port"], 9001);
+            let own = if before == &simple() {
+                Value::Null
+            } else {
+                json!("/$")
+            };
+            assert_eq!(probes["web/readiness"]["http"]["path"], own);
+            let added = &after["spec"]["containers"][0];
+            assert_eq!(
+                added["readinessProbe"]["httpGet"]["path"],
+                "/probe/later/readiness"
+            );
+            assert_eq!(added["readinessProbe"]["periodSeconds"], 3);
+            assert_eq!(added["readinessProbe"]["tcpSocket"], Value::Null);
+            let hook = added["lifecycle"]["preStop"]["httpGet"]["path"].as_str();
+            assert!(hook.is_some_and(|path| path.starts_with("/probe/later/pre-stop/")));
+            // Everything else is as it was, and a third time there is nothing to do.
+            let web = |pod: &Value| {
+                let containers = pod["spec"]["containers"].as_array().expect("a list");
+                containers.iter().find(|c| c["name"] == "web").cloned()
+            };
+            assert_eq!(web(&after), web(&changed));
+            let again = decided(&after, true, &options);
+            assert_eq!(again, Ok(Decision::Leave(Vec::new())));
+        }
+    }
+}
+
+#[test]
+fn what_a_later_webhook_puts_in_a_sidecars_way_is_refused_as_at_first() {
+    let with = |container: Value| {
+        let mut pod = injected(&simple());
+        let containers = pod["spec"]["containers"].as_array_mut().expect("a list");
+        containers.push(container);
+        decided(&pod, true, &options()).expect_err("a refusal")
+    };
+    let port = with(json!({ "name": "b", "ports": [{ "containerPort": 15006 }] }));
+    assert!(matches!(port, Refusal::Port { port: 15006, .. }));
+    let user = with(json!({ "name": "b", "securityContext": { "runAsUser": 1337 } }));
+    assert_eq!(user, Refusal::User("b".to_owned()));
+    let mut unreadable = injected(&simple());
+    let env = unreadable["spec"]["initContainers"][1]["env"].as_array_mut();
+    env.expect("variables")
+        .push(json!({ "name": "NARU_PROBES", "value": "[]" }));
+    unreadable["spec"]["containers"][0]["livenessProbe"] = json!({ "tcpSocket": { "port": 1 } });
+    let refusal = decided(&unreadable, true, &options());
+    assert!(matches!(refusal, Err(Refusal::Probes(_))), "{refusal:?}");
+}
+
+#[test]
+fn a_copy_of_a_pod_gets_back_what_kubectl_leaves_out() {
+    for options in [options(), by_cni()] {
+        let mut copy = injected_with(&simple(), &options);
+        let original = copy["metadata"].clone();
+        // As `kubectl debug --copy-to` makes it.
+        copy["metadata"] = json!({ "name": "copy" });
+        for by_namespace in [true, false] {
+            let Ok(Decision::Complete(operations)) = decided(&copy, by_namespace, &options) else {
+                panic!("nothing is put back");
+            };
+            let after = applied(&copy, &operations);
+            assert_eq!(after["metadata"]["labels"], original["labels"]);
+            assert_eq!(after["metadata"]["annotations"], original["annotations"]);
+            assert_eq!(after["spec"], copy["spec"]);
+        }
+    }
+}
+
+#[test]
+fn a_sidecar_fits_into_what_its_pod_says_it_needs_as_a_whole() {
+    let mut pod = simple();
+    pod["spec"]["containers"][0]["resources"] = json!({ "requests": { "memory": "64Mi" } });
+    pod["spec"]["resources"] =
+        json!({ "requests": { "memory": "80Mi" }, "limits": { "memory": "128Mi" } });
+    let after = injected(&pod);
+    let memory = 16 << 20;
+    for ours in 0..2 {
+        let resources = &after["spec"]["initContainers"][ours]["resources"];
+        let requests = json!({ "cpu": "20m", "memory": memory.to_string() });
+        assert_eq!(resources["requests"], requests);
+        assert_eq!(resources["limits"], json!({ "memory": "134217728" }));
+    }
+    assert_eq!(after["spec"]["resources"], pod["spec"]["resources"]);
+}
+
 fn review(pod: &Value) -> Value {
     json!({
         "apiVersion": "admission.k8s.io/v1",
