@@ -101,7 +101,9 @@ impl Changes<'_> {
         for service in both() {
             self.service_ports(service, ANY_NAMESPACE);
             self.destinations(&service.cluster_ips);
+            self.destinations(&service.external_ips);
         }
+        self.node_ports(before, after);
         let same = |f: fn(&Service, &Service) -> bool| match (before, after) {
             (Some(before), Some(after)) => f(before, after),
             _ => false,
@@ -131,12 +133,41 @@ impl Changes<'_> {
         }
     }
 
+    /// Ports of nodes that lead to another port than before.
+    fn node_ports(&mut self, before: Option<&Service>, after: Option<&Service>) {
+        let said = |service: Option<&Service>| -> HashSet<(u16, u16, bool)> {
+            let mut said = HashSet::new();
+            if let Some(service) = service {
+                let is_proxied = !service.cluster_ips.is_empty() && !service.external_name;
+                let ports = service.ports.iter();
+                said.extend(ports.filter_map(|p| Some((p.node_port?, p.port, is_proxied))));
+            }
+            said
+        };
+        let index = self.index;
+        for (node_port, _, _) in said(before).symmetric_difference(&said(after)) {
+            for ip in index.node_ips.all() {
+                let address = SocketAddr::new(ip, *node_port);
+                self.resource(ResourceName::Destination(address));
+            }
+        }
+    }
+
     fn pod(&mut self, before: Option<&Pod>, after: Option<&Pod>) {
         let index = self.index;
         let Some(name) = after.or(before).map(|pod| &pod.name) else {
             return;
         };
         self.inbound(name);
+        // The first pod on a node makes its address known, and the last one takes it along.
+        let is_on = |pod: Option<&Pod>, ip: &IpAddr| pod.is_some_and(|p| p.host_ips.contains(ip));
+        for ip in (before.into_iter().chain(after)).flat_map(|pod| &pod.host_ips) {
+            let is_there = is_on(after, ip);
+            let alone = index.node_ips.count(*ip) == usize::from(is_there);
+            if alone && is_on(before, ip) != is_there {
+                self.destination(*ip);
+            }
+        }
         let as_endpoint = |pod: &Pod| Pod {
             labels: Default::default(),
             named_ports: Vec::new(),

@@ -9,7 +9,7 @@ use naru_contract::{Protocol, ResourceName};
 
 use super::{Catalog, Compiled, Viewer};
 use crate::index;
-use crate::source::{EndpointSlice, Pod, SliceEndpoint};
+use crate::source::{EndpointSlice, Name, Pod, SliceEndpoint};
 
 impl Catalog {
     pub(super) fn destination(&self, viewer: &Viewer, address: SocketAddr) -> Compiled {
@@ -22,6 +22,9 @@ impl Catalog {
         } else if let Some(pod) = self.index.pod_at(ip) {
             let pod = self.pod_destination(pod, ip, port);
             target = Some(Target::Pod(Box::new(pod)));
+        } else if let Some(name) = self.service_outside(viewer, ip, port) {
+            target = Some(Target::Service(name.to_string()));
+            needs.push(name);
         }
         Compiled::new(Body::Destination(contract::Destination { target }), needs)
     }
@@ -29,12 +32,32 @@ impl Catalog {
     fn service_at(&self, viewer: &Viewer, ip: IpAddr, port: u16) -> Option<ResourceName> {
         let name = (self.index.services_by_ip.get(&ip))
             .find(|name| self.service_port(name, port).is_some())?;
-        Some(ResourceName::Service {
-            client_namespace: viewer.namespace.clone(),
-            namespace: name.namespace.clone(),
-            name: name.name.clone(),
-            port,
-        })
+        Some(of_service(viewer, name, port))
+    }
+
+    /// A Service that is called as from outside of the cluster: at an external address, a load balancer's, or at a node's port.
+    /// What is a Service's or a pod's own address stays so: another's `externalIPs` take nothing away from it.
+    fn service_outside(&self, viewer: &Viewer, ip: IpAddr, port: u16) -> Option<ResourceName> {
+        // Nothing else than a Service with addresses of its own is reached so (kube-proxy).
+        let is_proxied = |name: &&Name| {
+            let service = self.index.services.get(*name);
+            service.is_some_and(|s| !s.external_name && !s.cluster_ips.is_empty())
+        };
+        let mut at_ip = self
+            .index
+            .services_by_external_ip
+            .get(&ip)
+            .filter(is_proxied);
+        if let Some(name) = at_ip.find(|name| self.service_port(name, port).is_some()) {
+            return Some(of_service(viewer, name, port));
+        }
+        if self.index.node_ips.count(ip) == 0 {
+            return None;
+        }
+        let name = (self.index.services_by_node_port.get(&port)).find(is_proxied)?;
+        let mut ports = self.index.services.get(name)?.ports.iter();
+        let reached = ports.find(|given| given.node_port == Some(port))?;
+        Some(of_service(viewer, name, reached.port))
     }
 
     fn pod_destination(&self, pod: &Pod, ip: IpAddr, port: u16) -> contract::PodDestination {
@@ -88,5 +111,14 @@ impl Catalog {
         ports.peek()?;
         let declared = ports.find_map(|port| self.declared_of_service(service, port));
         Some((service.name.name.clone(), declared))
+    }
+}
+
+fn of_service(viewer: &Viewer, name: &Name, port: u16) -> ResourceName {
+    ResourceName::Service {
+        client_namespace: viewer.namespace.clone(),
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        port,
     }
 }

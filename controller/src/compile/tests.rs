@@ -4,6 +4,7 @@ mod attachment;
 mod changes;
 mod endpoints;
 mod filters;
+mod outside;
 mod pods;
 mod status;
 mod statuses;

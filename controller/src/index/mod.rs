@@ -8,6 +8,7 @@
 //!              HTTPRoute          BackendTrafficPolicy ─▶ Service
 //! ```
 
+mod node_ips;
 mod relation;
 mod zones;
 
@@ -18,6 +19,7 @@ use crate::source::{
     BackendTrafficPolicy, EndpointSlice, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
     ReferenceGrant, RouteKind, RouteName, Service,
 };
+use node_ips::NodeIps;
 use relation::Relation;
 use zones::NodeZones;
 
@@ -36,6 +38,9 @@ pub struct Index {
     pub pods_by_namespace: Relation<String, Name>,
     pub grants_by_namespace: Relation<String, Name>,
     pub services_by_ip: Relation<IpAddr, Name>,
+    pub services_by_external_ip: Relation<IpAddr, Name>,
+    pub services_by_node_port: Relation<u16, Name>,
+    pub node_ips: NodeIps,
     pub pods_by_ip: Relation<IpAddr, Name>,
     /// Only of pods whose labels do not say in which zone they are.
     pub pods_by_node: Relation<String, Name>,
@@ -118,6 +123,12 @@ impl Index {
                 for ip in &o.cluster_ips {
                     self.services_by_ip.set(*ip, &o.name, there);
                 }
+                for ip in &o.external_ips {
+                    (self.services_by_external_ip).set(*ip, &o.name, there);
+                }
+                for port in o.ports.iter().filter_map(|port| port.node_port) {
+                    self.services_by_node_port.set(port, &o.name, there);
+                }
             }
             Object::Pod(o) => {
                 let namespace = o.name.namespace.clone();
@@ -125,6 +136,7 @@ impl Index {
                 for ip in &o.ips {
                     self.pods_by_ip.set(*ip, &o.name, there);
                 }
+                self.node_ips.set(&o.host_ips, there);
                 if !o.node.is_empty() && o.labelled_zone().is_none() {
                     self.pods_by_node.set(o.node.clone(), &o.name, there);
                 }

@@ -54,6 +54,15 @@ pub fn service(object: core::Service) -> Result<Service, Invalid> {
             cluster_ips.push(ip);
         }
     }
+    let mut external_ips = Vec::new();
+    for (i, text) in spec.external_ips.iter().flatten().enumerate() {
+        external_ips.push(ip(&format!("spec.externalIPs[{i}]"), text)?);
+    }
+    let balancer = object.status.and_then(|status| status.load_balancer);
+    let ingress = balancer.and_then(|balancer| balancer.ingress);
+    // The other mode has connections go to the load balancer, which may do something to them.
+    let ingress = (ingress.into_iter().flatten()).filter(|i| i.ip_mode.as_deref() != Some("Proxy"));
+    external_ips.extend(ingress.filter_map(|ingress| ip("status", &ingress.ip?).ok()));
     let mut ports = Vec::new();
     for (i, given) in spec.ports.into_iter().flatten().enumerate() {
         let field = format!("spec.ports[{i}]");
@@ -71,6 +80,9 @@ pub fn service(object: core::Service) -> Result<Service, Invalid> {
                 name: given.name.unwrap_or_default(),
                 port,
                 target_port,
+                node_port: (given.node_port)
+                    .and_then(|port| u16::try_from(port).ok())
+                    .filter(|port| *port > 0),
                 declared: given.app_protocol.as_deref().and_then(declared_protocol),
             });
         }
@@ -78,6 +90,7 @@ pub fn service(object: core::Service) -> Result<Service, Invalid> {
     Ok(Service {
         name,
         cluster_ips,
+        external_ips,
         external_name,
         ports,
         selector: spec.selector.unwrap_or_default(),
@@ -114,6 +127,10 @@ pub fn pod(object: core::Pod) -> Result<Pod, Invalid> {
             ips.push(ip);
         }
     }
+    let host_ips = status.host_ips.iter().flatten().map(|host| &host.ip);
+    let host_ips = (host_ips.chain(&status.host_ip))
+        .filter_map(|text| ip("status.hostIP", text).ok())
+        .collect();
     let mut named_ports = Vec::new();
     // A sidecar that starts first is among the init containers.
     let containers = (spec.init_containers.into_iter().flatten()).chain(spec.containers);
@@ -136,6 +153,7 @@ pub fn pod(object: core::Pod) -> Result<Pod, Invalid> {
             .filter(|account| !account.is_empty())
             .unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned()),
         node: spec.node_name.unwrap_or_default(),
+        host_ips,
         workload,
         named_ports,
         bare_ports,

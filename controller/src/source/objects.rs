@@ -129,6 +129,8 @@ pub struct Service {
     pub name: Name,
     /// Empty: headless, or not yet assigned.
     pub cluster_ips: Vec<IpAddr>,
+    /// Where its ports are reached as at its own addresses: `externalIPs`, and those of load balancers.
+    pub external_ips: Vec<IpAddr>,
     /// An alias for a name outside of the cluster: it has no endpoints.
     pub external_name: bool,
     /// TCP ports only.
@@ -147,6 +149,8 @@ pub struct ServicePort {
     pub name: String,
     pub port: u16,
     pub target_port: TargetPort,
+    /// The port of every node at which it is reached as well.
+    pub node_port: Option<u16>,
     /// What `appProtocol` says; `None`: nothing that we know.
     pub declared: Option<Protocol>,
 }
@@ -167,6 +171,8 @@ pub struct Pod {
     pub service_account: String,
     /// Empty: not on one yet.
     pub node: String,
+    /// That node's own.
+    pub host_ips: Vec<IpAddr>,
     /// It has a sidecar.
     pub meshed: bool,
     /// Every container has ended for good: its addresses may belong to another pod now.

@@ -46,6 +46,7 @@ fn a_service_is_reduced_to_its_tcp_ports() {
             name: "http".into(),
             port: 80,
             target_port: TargetPort::Name("web".into()),
+            node_port: None,
             declared: Some(Protocol::Http1),
         }]
     );

@@ -140,6 +140,12 @@ pub fn manifests() -> Vec<String> {
             service_number(i).replace("targetPort: web", "targetPort: web, appProtocol: tcp"),
             service_number(i).replace("clusterIP: \"10.0.0.1\"", "clusterIP: None"),
             service_number(i).replace(&format!("app: w{i}"), "app: w0"),
+            service_number(i).replace("spec: {", "spec: { externalIPs: [10.9.0.1],"),
+            service_number(i).replace("port: 80", "nodePort: 30080, port: 80"),
+            service_number(i)
+                .replace("port: 80", "nodePort: 30080, port: 81")
+                .replace("spec: {", "spec: { externalIPs: [10.2.0.1],"),
+            pod_of(i, true).replace("phase:", "hostIP: 10.8.0.1, phase:"),
             pod_of(i, true),
             pod_of(i, false),
             pod_of(i, true).replace("containerPort: 8080", "containerPort: 8081"),
@@ -206,6 +212,7 @@ fn everything() -> Vec<(Viewer, ResourceName)> {
                 [80, 81, 8080, 8082].map(|port| format!("destination/{address}.{i}:{port}")),
             );
         }
+        names.extend(["10.9.0.1:80", "10.8.0.1:30080"].map(|at| format!("destination/{at}")));
         for port in [80, 81] {
             names.push(format!("endpoints/shop/w{i}/{port}"));
             names.extend(
