@@ -225,7 +225,11 @@ impl State {
             }
         }
         if let Some(document) = self.documents.get(path) {
-            return Answer::Now(200, document.clone());
+            // A refusal, if it is one.
+            let status = document["code"]
+                .as_u64()
+                .and_then(|code| u16::try_from(code).ok());
+            return Answer::Now(status.unwrap_or(200), document.clone());
         }
         let (path, name) = match self.collections.contains_key(path) {
             true => (path.to_owned(), None),

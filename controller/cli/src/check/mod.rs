@@ -28,14 +28,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use kube::Client;
+use kube::{Client, Error};
 use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::kubernetes::client;
 use crate::report::{Output, find_out};
 use api::Installation;
-use finding::{Group, failure, problem};
+use finding::{Group, failure, problem, warning};
 use report::Report;
 
 /// How long the API server may take to answer at all.
@@ -101,6 +101,9 @@ async fn check(client: &Client, address: &str, namespace: &str, pre: bool) -> Re
     };
     let installation = match timeout(FIRST_ANSWER, first).await {
         Ok(Ok(installation)) => installation,
+        Ok(Err(Error::Api(status))) if status.code == 403 => {
+            return without_rights(cluster, client, namespace, &status.message).await;
+        }
         // Nothing else can be known.
         Ok(Err(error)) => return no_answer(cluster, address, &problem(&error), pre).await,
         Err(_) => return no_answer(cluster, address, "no answer in time", pre).await,
@@ -126,6 +129,27 @@ async fn check(client: &Client, address: &str, namespace: &str, pre: bool) -> Re
             Report::new(Stage::After, groups)
         }
     }
+}
+
+/// What can be known of an installation whose controller may not be looked at.
+async fn without_rights(
+    mut cluster: Group,
+    client: &Client,
+    namespace: &str,
+    refused: &str,
+) -> Report {
+    cluster::check(&mut cluster, client).await;
+    let found = warning(
+        format!("whether there is a controller can't be checked: {refused}"),
+        format!(
+            "run naru check as somebody who may get deployments, pods and endpointslices in {namespace}, or have it permitted to you; \
+             --namespace names another, and --pre checks what an installation needs"
+        ),
+    );
+    let mut controller = Group::new("controller");
+    controller.check("ready", async { Ok(vec![found]) }).await;
+    let routes = routes::check(client).await;
+    Report::new(Stage::After, vec![cluster, controller, routes])
 }
 
 async fn no_answer(mut cluster: Group, address: &str, problem: &str, pre: bool) -> Report {

@@ -263,6 +263,33 @@ async fn an_api_server_that_is_away_is_one_line() {
 }
 
 #[tokio::test]
+async fn a_user_without_rights_in_the_controllers_namespace_is_told_so() {
+    let api = installed();
+    let forbidden = crate::fake_api::status(403, "deployments.apps is forbidden: User eve");
+    api.document(
+        "/apis/apps/v1/namespaces/naru-system/deployments/naru-controller",
+        forbidden,
+    );
+    let found = wrong(&api).await;
+    assert_eq!(at(&found), ("ready", Level::Warning));
+    assert!(found.text.contains("User eve"), "{}", found.text);
+    let fix = found.fix.unwrap_or_default();
+    assert!(
+        fix.contains("naru-system") && fix.contains("somebody who may"),
+        "{fix}"
+    );
+    // What has to do with other namespaces is checked.
+    api.apply(ROUTES, route("False"));
+    let report = report(&api).await;
+    assert_eq!(report.stage, Stage::After);
+    let checks: Vec<_> = above(&report, Level::Info)
+        .iter()
+        .map(|f| f.check)
+        .collect();
+    assert_eq!(checks, ["ready", "accepted"]);
+}
+
+#[tokio::test]
 async fn a_version_that_is_not_tested_is_a_warning_and_an_ancient_one_a_failure() {
     let api = empty();
     api.document("/version", version("1", "40"));

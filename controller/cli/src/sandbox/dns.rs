@@ -28,6 +28,8 @@ const UDP_LEAST: u16 = 512;
 const UDP_MOST: u16 = 1_232;
 /// Connections by TCP at once.
 const MAX_CONNECTIONS: usize = 256;
+/// Aliases that are followed from one name, as resolvers do.
+const MAX_ALIASES: usize = 8;
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long to wait after a socket failed.
@@ -127,15 +129,28 @@ impl Names {
             return Some(answer);
         };
         let kind = question.query_type();
-        let records = held
-            .iter()
-            .filter_map(Data::record)
-            .filter(|data| {
-                let own = data.record_type();
-                own == kind || own == RecordType::CNAME || kind == RecordType::ANY
-            })
-            .map(|data| Record::from_rdata(question.name().clone(), TTL_SECONDS, data));
-        answer.add_answers(records);
+        let (mut owner, mut held) = (question.name().clone(), held);
+        for _ in 0..=MAX_ALIASES {
+            let records = held
+                .iter()
+                .filter_map(Data::record)
+                .filter(|data| {
+                    let own = data.record_type();
+                    own == kind || own == RecordType::CNAME || kind == RecordType::ANY
+                })
+                .map(|data| Record::from_rdata(owner.clone(), TTL_SECONDS, data));
+            answer.add_answers(records);
+            // A pod's resolver asks for no alias's target itself: the answer has to lead there.
+            let target = held.iter().find_map(Data::target);
+            let target = target.filter(|_| kind != RecordType::CNAME && kind != RecordType::ANY);
+            let Some((name, records)) = target.and_then(|target| {
+                let name = Name::from_str(&format!("{target}.")).ok()?;
+                Some((name, self.names.get(&target)?))
+            }) else {
+                break;
+            };
+            (owner, held) = (name, records);
+        }
         if answer.answers.is_empty() {
             answer.add_authority(authority());
         }
@@ -144,6 +159,14 @@ impl Names {
 }
 
 impl Data {
+    /// The name that an alias stands for, as [`Names`] has it.
+    fn target(&self) -> Option<String> {
+        match self {
+            Self::Alias(target) => Some(target.trim_end_matches('.').to_lowercase()),
+            _ => None,
+        }
+    }
+
     fn record(&self) -> Option<RData> {
         let name = |text: &str| Name::from_str(&format!("{text}.")).ok();
         Some(match self {
@@ -194,8 +217,10 @@ async fn by_udp(socket: UdpSocket, names: watch::Receiver<Arc<Names>>) {
         };
         let names = names.borrow().clone();
         if let Some(answer) = names.answer(&query[..length]).and_then(|mut answer| {
-            // As many pods, as many orders.
-            answer.answers.shuffle(&mut rand::rng());
+            // As many pods, as many orders; but aliases before what they lead to.
+            let is_alias = |record: &Record| record.record_type() == RecordType::CNAME;
+            let aliases = answer.answers.iter().take_while(|r| is_alias(r)).count();
+            answer.answers[aliases..].shuffle(&mut rand::rng());
             fit(answer, room(&query[..length]))
         }) {
             // The client asks again.
@@ -307,6 +332,38 @@ mod tests {
             let (code, texts) = answers(&format!("{name}."), RecordType::TXT);
             assert_eq!((code, texts.len()), (ResponseCode::NoError, 0), "{name}");
         }
+    }
+
+    #[test]
+    fn an_alias_leads_to_the_addresses_of_what_it_stands_for() {
+        let mut names = names();
+        let alias = |name: &str| Data::Alias(name.to_owned());
+        names.add(
+            "alias.shop.svc.cluster.local",
+            alias("Web.shop.svc.cluster.local."),
+        );
+        names.add(
+            "second.shop.svc.cluster.local",
+            alias("alias.shop.svc.cluster.local"),
+        );
+        names.add("out.shop.svc.cluster.local", alias("example.com"));
+        names.add(
+            "loop.shop.svc.cluster.local",
+            alias("loop.shop.svc.cluster.local"),
+        );
+        let told = |name: &str, kind| {
+            let answer = ask(&names, &format!("{name}.shop.svc.cluster.local."), kind);
+            let told = answer.answers.iter().map(|record| record.data.to_string());
+            told.collect::<Vec<_>>()
+        };
+        let both = ["web.shop.svc.cluster.local.", "10.96.0.16"];
+        assert_eq!(told("alias", RecordType::A), both);
+        assert_eq!(told("second", RecordType::A)[2..], both[1..]);
+        assert_eq!(told("second", RecordType::A).len(), 3);
+        assert_eq!(told("alias", RecordType::CNAME), both[..1]);
+        // What is elsewhere is not known here, and nobody is led in circles.
+        assert_eq!(told("out", RecordType::A), ["example.com."]);
+        assert_eq!(told("loop", RecordType::A).len(), MAX_ALIASES + 1);
     }
 
     #[test]

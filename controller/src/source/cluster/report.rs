@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -19,6 +21,12 @@ const MAX_WAITING: usize = 256;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes in an Event's note: the API server takes 1 kB.
 const MAX_NOTE: usize = 1_000;
+/// Bytes of the object's name in its Event's, which has a few more and may have 253.
+const MAX_NAME: usize = 200;
+/// Who writes, as Events name it.
+const CONTROLLER: &str = "naru-controller";
+/// Where the API server wants Events of objects that are in no namespace.
+const NO_NAMESPACE: &str = "default";
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -27,24 +35,52 @@ pub struct Report(mpsc::Sender<(ObjectReference, String)>);
 /// The future writes what is reported, for as long as there is a [`Report`].
 pub fn start(client: Client) -> (Report, impl Future<Output = ()>) {
     let (sender, mut waiting) = mpsc::channel::<(ObjectReference, String)>(MAX_WAITING);
-    let recorder = Recorder::new(client, Reporter::from("naru-controller"));
     let publish = async move {
         while let Some((reference, note)) = waiting.recv().await {
-            let event = Event {
-                type_: EventType::Warning,
-                reason: "Invalid".to_owned(),
-                note: Some(note),
-                action: "Parse".to_owned(),
-                secondary: None,
-            };
-            match timeout(WRITE_TIMEOUT, recorder.publish(&event, &reference)).await {
-                Ok(Ok(())) => {}
+            let namespace = reference.namespace.as_deref().unwrap_or(NO_NAMESPACE);
+            let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+            let event = event(reference, note);
+            let params = PostParams::default();
+            match timeout(WRITE_TIMEOUT, events.create(&params, &event)).await {
+                Ok(Ok(_)) => {}
+                // Another controller has written it, or this one before it was started again.
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
                 Ok(Err(error)) => tracing::debug!(%error, "an Event could not be written"),
                 Err(_) => tracing::debug!("an Event could not be written in time"),
             }
         }
     };
     (Report(sender), publish)
+}
+
+/// All controllers give the same Event the same name: the first one writes it.
+fn event(regarding: ObjectReference, note: String) -> Event {
+    let name = text(&regarding.name);
+    let name = &name[..name.floor_char_boundary(MAX_NAME)];
+    let hash = hash(&[text(&regarding.uid), text(&regarding.kind), &note]);
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{name}.{hash:016x}")),
+            ..ObjectMeta::default()
+        },
+        type_: Some("Warning".to_owned()),
+        reason: Some("Invalid".to_owned()),
+        action: Some("Parse".to_owned()),
+        note: Some(note),
+        event_time: Some(MicroTime(Timestamp::now())),
+        reporting_controller: Some(CONTROLLER.to_owned()),
+        reporting_instance: Some(CONTROLLER.to_owned()),
+        regarding: Some(regarding),
+        ..Event::default()
+    }
+}
+
+/// FNV-1a: the same on every replica.
+fn hash(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 impl Report {

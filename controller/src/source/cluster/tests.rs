@@ -294,6 +294,32 @@ async fn an_object_that_does_not_parse_keeps_its_last_good_state_and_stops_nothi
 }
 
 #[tokio::test]
+async fn two_controllers_write_an_event_once() {
+    let api = with_crds();
+    let mut bad = service("bad", 80);
+    bad["spec"]["ports"][0]["port"] = json!("eighty");
+    api.apply(SERVICES, bad);
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let mut cluster = Cluster::start(api.clone());
+        assert!(cluster.synced().await.is_empty());
+        let written = async {
+            loop {
+                let written = cluster.api.take_written();
+                if let [(_, _, event)] = &written[..] {
+                    return event["metadata"]["name"].as_str().map(str::to_owned);
+                }
+                assert!(written.is_empty(), "{written:?}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        names.push(timeout(PATIENCE, written).await.expect("an Event"));
+    }
+    // By that name the API server takes one.
+    assert!(names[0].is_some() && names[0] == names[1], "{names:?}");
+}
+
+#[tokio::test]
 async fn a_kind_that_is_installed_later_is_picked_up() {
     let mut cluster = Cluster::start(FakeApi::new(&BUILT_IN));
     assert!(cluster.synced().await.is_empty());
