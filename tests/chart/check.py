@@ -7,6 +7,7 @@ usage: check.py   (with the packages of requirements.txt; nothing is downloaded)
 import importlib.util
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,18 @@ HELM = ["v4", "v3"]
 # Of the Prometheus operator: no schema of Kubernetes' own.
 FOREIGN = {"ServiceMonitor", "PodMonitor"}
 
+DIGEST = "sha256:" + "a" * 64
 EVERYTHING = {
+    "enabled": True,
     "mtls": "strict",
+    "clusterDomain": "corp.example",
+    "commonLabels": {"team": "platform"},
+    "global": {"imagePullSecrets": ["company", {"name": "pull"}], "of": "another chart"},
     "imagePullSecrets": [{"name": "pull"}],
     "controller": {
-        "image": {"tag": "1.2.3"},
+        "image": {"tag": "1.2.3", "digest": DIGEST},
+        "serviceAccount": {"annotations": {"iam/role": "mesh"}},
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
         "podLabels": {"team": "mesh"},
         "podAnnotations": {"a/b": "c"},
         "nodeSelector": {"kubernetes.io/os": "linux"},
@@ -33,7 +41,7 @@ EVERYTHING = {
         "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
         "priorityClassName": "system-cluster-critical",
     },
-    "proxy": {"nativeSidecars": False, "resources": {"cpuLimit": "1"}},
+    "proxy": {"image": {"digest": DIGEST}, "nativeSidecars": False, "resources": {"cpuLimit": "1"}},
     "identity": {"secretName": "own-ca", "create": False, "rotation": {"trustFor": "1h30m", "retireFor": "48h"}},
     "cni": {"binDir": "/usr/lib/cni"},
     "webhook": {"failurePolicy": "Ignore", "certificate": {"secretName": "tls", "caBundle": "PEM"}, "annotations": {"a/b": "c"}},
@@ -42,7 +50,8 @@ EVERYTHING = {
 CNI = {
     "redirection": "cni",
     "imagePullSecrets": [{"name": "pull"}],
-    "cni": {"confDir": "/etc/kubernetes/cni", "nodeSelector": {"pool": "mesh"}, "priorityClassName": ""},
+    "commonLabels": {"team": "platform"},
+    "cni": {"serviceAccount": {"annotations": {"iam/role": "agent"}}, "extraEnv": [{"name": "A", "value": "b"}], "confDir": "/etc/kubernetes/cni", "nodeSelector": {"pool": "mesh"}, "priorityClassName": ""},
     "monitoring": {"podMonitor": {"enabled": True}, "labels": {"release": "prometheus"}},
 }
 OFF = {"networkPolicy": {"enabled": False}, "monitoring": {"scrapeAnnotations": False}}
@@ -65,6 +74,14 @@ WRONG = [
     {"webhook": {"timeoutSeconds": 31}},
     {"monitoring": {"interval": "often"}},
     {"unknown": True},
+    {"enabled": "yes"},
+    {"clusterDomain": "Corp.Example."},
+    {"controller": {"image": {"digest": "sha256:abc"}}},
+    {"proxy": {"image": {"digest": "latest"}}},
+    {"commonLabels": {"app.kubernetes.io/name": "other"}},
+    {"controller": {"extraEnv": [{"value": "nameless"}]}},
+    {"controller": {"serviceAccount": {"name": "other"}}},
+    {"global": {"imagePullSecrets": [{"secret": "pull"}]}},
 ]
 
 
@@ -99,12 +116,12 @@ class Helm:
         text = "".join(part.get("text", "") for part in result.get("content", [])) or json.dumps(answer.get("error"))
         return not result.get("isError", "error" in answer), text
 
-    def render(self, version, values, kubernetes="1.37", namespace="naru-system", files=()):
+    def render(self, version, values, kubernetes="1.37", namespace="naru-system", files=(), chart=CHART):
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             yaml.safe_dump(values, file)
             file.flush()
             return self.call(
-                "helm_template", release_name="naru", chart=str(CHART), namespace=namespace, values_files=[*map(str, files), file.name],
+                "helm_template", release_name="naru", chart=str(chart), namespace=namespace, values_files=[*map(str, files), file.name],
                 kube_version=f"v{kubernetes}.0", helm_version=version,
             )
 
@@ -133,6 +150,8 @@ def flags_of(program):
 def check_cni(check, what, objects):
     """The agent has what it needs on each node, and no more."""
     pod = objects["DaemonSet"]["spec"]["template"]["spec"]
+    check(what, pod["containers"][0]["env"] == [{"name": "A", "value": "b"}], pod["containers"][0])
+    check(what, objects["ServiceAccount"]["metadata"]["annotations"] == {"iam/role": "agent"}, objects["ServiceAccount"])
     context = pod["containers"][0]["securityContext"]
     check(what, context["capabilities"] == {"drop": ["ALL"], "add": ["DAC_OVERRIDE", "NET_ADMIN", "SYS_ADMIN"]}, context)
     check(what, not context["privileged"] and not context["allowPrivilegeEscalation"], context)
@@ -144,6 +163,39 @@ def check_cni(check, what, objects):
     rules = objects["Role"]["rules"]
     check(what, rules == [{"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": ["naru-cni"], "verbs": ["get"]}], rules)
     check(what, "ClusterRole" not in objects, "has rights outside its namespace")
+
+
+def check_everything(check, what, rendered):
+    """What a platform's own conventions ask of every chart."""
+    for object in rendered:
+        templates = [object, object["spec"]["template"]] if "template" in object.get("spec", {}) else [object]
+        for template in templates:
+            labels = template["metadata"]["labels"]
+            check(what, labels.get("team") in ("platform", "mesh"), f"{object['kind']} {object['metadata']['name']} has the labels {labels}")
+    by_kind = {object["kind"]: object for object in rendered}
+    pod = by_kind["Deployment"]["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    check(what, container["image"] == f"naru/controller:1.2.3@{DIGEST}", container["image"])
+    check(what, any(arg.startswith("--proxy-image=naru/proxy:") and arg.endswith(f"@{DIGEST}") for arg in container["args"]), container["args"])
+    check(what, "--proxy-controller=naru-controller.naru-system.svc.corp.example:15010" in container["args"], container["args"])
+    check(what, pod["imagePullSecrets"] == [{"name": "pull"}, {"name": "company"}], pod["imagePullSecrets"])
+    check(what, [variable["name"] for variable in container["env"]] == ["NARU_NAMESPACE", "HTTPS_PROXY"], container["env"])
+    check(what, by_kind["ServiceAccount"]["metadata"]["annotations"] == {"iam/role": "mesh"}, by_kind["ServiceAccount"])
+
+
+def check_umbrella(check, helm, version):
+    """A part of another chart, which gives it what such charts give their parts."""
+    with tempfile.TemporaryDirectory() as folder:
+        chart = pathlib.Path(folder) / "platform"
+        shutil.copytree(CHART, chart / "charts" / "naru")
+        part = {"name": "naru", "version": "*", "condition": "naru.enabled"}
+        (chart / "Chart.yaml").write_text(yaml.safe_dump({"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [part]}))
+        for enabled in (True, False):
+            values = {"naru": {"enabled": enabled}, "global": {"imagePullSecrets": ["company"]}}
+            well, said = helm.render(version, values, chart=chart)
+            what = f"helm {version}, a part of another chart, enabled: {enabled}"
+            check(what, well and ("naru-controller" in said) == enabled, said[:300])
+            check(what, not enabled or "name: company" in said.replace("\\n", "\n"), said[:300])
 
 
 def main():
@@ -185,6 +237,8 @@ def main():
                         known = flags[object["kind"]]
                         check(what, given <= known, f"flags that do not exist: {given - known}")
                 check(what, ("DaemonSet" in kinds) == (name == "cni"), f"renders {kinds}")
+                if name == "everything":
+                    check_everything(check, what, rendered)
                 if name == "cni":
                     check_cni(check, what, {object["kind"]: object for object in rendered if object["metadata"]["name"] == "naru-cni"})
         for wrong in WRONG:
@@ -192,6 +246,7 @@ def main():
             check(f"helm {version}, wrong values {wrong}", not well, "are taken")
         well, said = helm.render(version, {}, namespace="other")
         check(f"helm {version}, another namespace", not well and "naru-system" in said, said)
+        check_umbrella(check, helm, version)
         # A cluster that has no native sidecars.
         well, said = helm.render(version, {}, kubernetes="1.28")
         check(f"helm {version}, Kubernetes 1.28", well and "--native-sidecars=false" in said, said[:300])
