@@ -1,6 +1,7 @@
 //! What only a real Kubernetes can show. `tests/run cluster` brings one up with Naru installed, runs these one after the
 //! other, and takes it down; on one that is up already (`tests/cluster/up --naru`), `cargo test` runs any of them.
 
+mod admission;
 mod chart;
 mod check;
 mod cni;

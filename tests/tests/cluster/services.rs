@@ -18,8 +18,11 @@ fn every_kind_of_service_is_reached() {
     let namespace = Namespace::meshed("services");
     let mut container = server();
     container["ports"] = json!([{ "name": "http", "containerPort": 8080 }]);
+    // Only what is taken for the Service reaches pods that let nobody in without an identity.
+    let mut web = deployment("web", 2, pod_spec(container));
+    web["spec"]["template"]["metadata"]["annotations"] = json!({ "naru.dev/mtls": "strict" });
     namespace.apply(&[
-        deployment("web", 2, pod_spec(container)),
+        web,
         service("named", json!({ "ports": [{ "port": 80, "targetPort": "http" }] })),
         service("headless", json!({ "clusterIP": "None", "ports": [{ "port": 8080 }] })),
         service(
@@ -38,6 +41,10 @@ fn every_kind_of_service_is_reached() {
             "nodes",
             json!({ "type": "NodePort", "ports": [{ "port": 80, "targetPort": 8080, "appProtocol": "http" }] }),
         ),
+        service(
+            "outside",
+            json!({ "externalIPs": ["192.0.2.80"], "ports": [{ "port": 80, "targetPort": 8080 }] }),
+        ),
     ]);
     namespace.rolled_out("deployment/web");
     let dual = namespace.get(&["service", "dual"]);
@@ -52,6 +59,9 @@ fn every_kind_of_service_is_reached() {
         "http://{}:8080",
         pods[0]["status"]["podIP"].as_str().expect("an address")
     );
+    let node = pods[0]["status"]["hostIP"].as_str().expect("a node");
+    let nodes = namespace.get(&["service", "nodes"]);
+    let node = format!("http://{node}:{}", nodes["spec"]["ports"][0]["nodePort"]);
     let calls = [
         ("named", "http://named"),
         ("headless", "http://headless:8080"),
@@ -60,6 +70,8 @@ fn every_kind_of_service_is_reached() {
         ("by-ipv6", &ipv6),
         ("alias", "http://alias"),
         ("node-port", "http://nodes.services.svc.cluster.local"),
+        ("node", &node),
+        ("external-address", "http://192.0.2.80"),
         ("pod-address", &pod),
     ];
     let jobs = calls
