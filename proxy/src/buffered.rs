@@ -193,6 +193,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         Poll::Pending
     }
 
+    /// Ready when the connection has broken. Its end in order is no break: the other side may have sent all that it will, and wait
+    /// for an answer. What it sends is kept, up to a bound.
+    pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.read.len() < READ_SIZE {
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
     /// Gives back the room of empty buffers, where nothing is expected for a while.
     pub fn shrink(&mut self) {
         for buffer in [&mut self.read, &mut self.unsent] {

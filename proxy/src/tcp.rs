@@ -18,6 +18,7 @@ mod peer;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -45,8 +46,11 @@ pub use peer::serve_peer;
 #[cfg(test)]
 mod tests;
 
-/// Endpoints that are tried before the client is refused.
+/// Endpoints that refuse a connection before the client is refused.
 const MAX_ATTEMPTS: usize = 3;
+/// How long endpoints are tried that do not accept a connection in time, one after the other, and the only one again and again: a
+/// paused app accepts late, and a client without a mesh would wait for it. The client may leave before.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a connection that came about counts as for the endpoint.
 const CONNECTED: AttemptOutcome = AttemptOutcome::Response { status: 200 };
 
@@ -152,7 +156,9 @@ async fn try_endpoints<T>(
 ) -> Result<(T, InFlight), Reason> {
     let mut tried: Vec<u64> = Vec::new();
     let mut failed = Reason::NoEndpoint;
-    for _ in 0..MAX_ATTEMPTS {
+    let mut refused = 0;
+    let started = Instant::now();
+    while refused < MAX_ATTEMPTS && started.elapsed() < PATIENCE {
         let picked = balance::pick(
             &backend.endpoints(),
             &tried,
@@ -161,10 +167,13 @@ async fn try_endpoints<T>(
         let Some(mut in_flight) = picked else {
             break;
         };
-        if tried.contains(&in_flight.endpoint.id) {
-            break;
+        let id = in_flight.endpoint.id;
+        match tried.contains(&id) {
+            // Only one that may still accept is worth another try.
+            true if failed != Reason::ConnectTimeout => break,
+            true => {}
+            false => tried.push(id),
         }
-        tried.push(in_flight.endpoint.id);
         let began = Instant::now();
         match open(&in_flight.endpoint).await {
             Ok(opened) => {
@@ -174,12 +183,29 @@ async fn try_endpoints<T>(
             Err(error) => {
                 tracing::debug!(address = %in_flight.endpoint.address, %error, "connecting failed");
                 failed = error.reason;
+                refused += usize::from(failed != Reason::ConnectTimeout);
                 let outcome = AttemptOutcome::no_connection(error.reason);
                 in_flight.finish(outcome, began.elapsed());
             }
         }
     }
     Err(failed)
+}
+
+/// Waits for a connection to an endpoint, as long as the client's has not broken.
+async fn unless_broken<S, T>(
+    client: &mut Buffered<S>,
+    connecting: impl Future<Output = Result<T, Reason>>,
+) -> Result<T, Reason>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut connecting = pin!(connecting);
+    poll_fn(|cx| match connecting.as_mut().poll(cx) {
+        Poll::Ready(connected) => Poll::Ready(connected),
+        Poll::Pending => client.poll_broken(cx).map(|()| Err(Reason::ClientGone)),
+    })
+    .await
 }
 
 impl Upstream {
@@ -254,7 +280,10 @@ where
     let found = routes.find(&mut client, patience).await;
     let picked = found.and_then(|route| route.pick(&mut worker.random.borrow_mut()));
     let upstream = match picked {
-        Ok(backend) => connect_to(worker, backend, Pooled::Yes).await,
+        Ok(backend) => {
+            let connecting = connect_to(worker, backend, Pooled::Yes);
+            unless_broken(&mut client, connecting).await
+        }
         Err(reason) => Err(reason),
     };
     serve(session, logical, client, Some(upstream)).await
@@ -277,7 +306,7 @@ where
     metrics.opened();
     let mut upstream = match upstream {
         Some(upstream) => upstream,
-        None => connect(worker, logical).await,
+        None => unless_broken(&mut client, connect(worker, logical)).await,
     };
     loop {
         let Upstream {
@@ -307,7 +336,7 @@ where
             }
             Err(framed::Broken::Stale) => {
                 client.read = framed.into_unproven(&client.read);
-                upstream = connect_anew(worker, &backend).await;
+                upstream = unless_broken(&mut client, connect_anew(worker, &backend)).await;
                 continue;
             }
             Err(framed::Broken::App) => Broken::Client,

@@ -56,7 +56,7 @@ pub struct Driver {
 /// before a request is entrusted to it.
 async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Connection>, Driver), Reason> {
     let limits = &worker.config.limits;
-    let deadline = Instant::now() + limits.connect_timeout;
+    let deadline = Instant::now() + upstream::patience(worker, endpoint);
     let stream = upstream::connect(worker, endpoint, Alpn::Http2)
         .await
         .map_err(|error| {

@@ -109,7 +109,12 @@ where
     let _busy = session.worker.drain.busy();
     let metrics = session.tcp_metrics(logical);
     metrics.opened();
-    let (mut app, _in_flight) = match connect_app(&session.worker, logical).await {
+    let mut connecting = pin!(connect_app(&session.worker, logical));
+    let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
+        Poll::Ready(connected) => Poll::Ready(connected),
+        Poll::Pending => peer.poll_gone(cx).map(|()| Err(Reason::ClientGone)),
+    });
+    let (mut app, _in_flight) = match connected.await {
         Ok(connected) => connected,
         Err(reason) => {
             metrics.closed(Some(reason));

@@ -16,6 +16,7 @@ use crate::table::Protocol;
 use crate::testing::{accept, greet, heard, is_reset, listener, pair};
 
 mod between_sidecars;
+mod patience;
 mod peer;
 
 /// Long enough for everything that is already under way.

@@ -21,6 +21,11 @@ use crate::table::{Endpoint, Peer};
 use crate::tls;
 use crate::worker::Worker;
 
+/// How long the app in this pod may take to accept a connection, if the connect time-out is no
+/// longer. Its kernel is this one, so it is there: it does not accept because it is paused or busy,
+/// and no other endpoint could be tried instead. Linux itself would ask for two minutes.
+const APP_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Why no connection came about. Nothing of any request has been sent.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}: {source}")]
@@ -45,7 +50,16 @@ pub enum Stream {
     Multiplexed(mux::Stream),
 }
 
-/// Connects to `endpoint` within [`crate::config::Limits::connect_timeout`]. `alpn` says what the connection will carry; it is
+/// How long a connection to `endpoint` may take to open.
+pub fn patience(worker: &Worker, endpoint: &Endpoint) -> Duration {
+    let patience = worker.config.limits.connect_timeout;
+    match endpoint.peer {
+        Peer::App => patience.max(APP_PATIENCE),
+        Peer::Mesh(_) | Peer::Plain => patience,
+    }
+}
+
+/// Connects to `endpoint` within its [`patience`]. `alpn` says what the connection will carry; it is
 /// only spoken about with mesh peers.
 pub async fn connect(
     worker: &Worker,
@@ -54,7 +68,7 @@ pub async fn connect(
 ) -> Result<Stream, ConnectError> {
     // Boxed: handshakes need room that whoever waits for them would hold for as long as its connection lives.
     let connecting = Box::pin(open(worker, endpoint, alpn));
-    let connected = timeout(worker.config.limits.connect_timeout, connecting)
+    let connected = timeout(patience(worker, endpoint), connecting)
         .await
         .unwrap_or_else(|_| {
             Err(ConnectError {
