@@ -1,5 +1,5 @@
 //! What happened to the objects that the status of routes depends on, for the one task that writes it. In: events, as the hub
-//! applies them. Out: the latest of each object. It is bounded by the number of objects, however late they are taken.
+//! applies them. Out: the latest of each object, however many there were before it is taken.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

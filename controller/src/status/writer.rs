@@ -15,7 +15,7 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{FIELD_MANAGER, conditions};
 use crate::compile::{RouteStatus, RouteStatuses};
@@ -43,17 +43,43 @@ pub async fn run(client: Client, hub: Arc<Hub>, metrics: Metrics, mut held: watc
     // Before everything is known, backends would be missed that are there.
     let _ = hub.synced().wait_for(|synced| *synced).await;
     let mut statuses = RouteStatuses::default();
-    while held.wait_for(|held| *held).await.is_ok() {
-        let writer = Writer {
-            client: &client,
-            metrics: &metrics,
-            queue: Queue::default(),
+    loop {
+        let is_held = *held.borrow();
+        let after = if is_held {
+            let writer = Writer {
+                client: &client,
+                metrics: &metrics,
+                queue: Queue::default(),
+            };
+            writer.write_while(&mut held, &feed, statuses).await
+        } else {
+            // What happens is taken all the same: names that come and go would fill the feed.
+            tokio::select! {
+                changed = held.changed() => changed.is_ok().then_some(statuses),
+                () = feed.changed() => {
+                    sleep(SETTLE).await;
+                    look(&feed, statuses).await.map(|(statuses, _)| statuses)
+                }
+            }
         };
-        match writer.write_while(&mut held, &feed, statuses).await {
+        match after {
             Some(after) => statuses = after,
             None => return,
         }
     }
+}
+
+type Looked = Vec<(RouteName, Option<RouteStatus>)>;
+
+/// Works out the statuses that have to do with what has happened. `None`: the program ends.
+async fn look(feed: &RouteFeed, mut statuses: RouteStatuses) -> Option<(RouteStatuses, Looked)> {
+    let events = feed.take();
+    let looked = tokio::task::spawn_blocking(move || {
+        events.into_iter().for_each(|event| statuses.apply(event));
+        let taken = statuses.take();
+        (statuses, taken)
+    });
+    looked.await.ok()
 }
 
 struct Writer<'a> {
@@ -111,14 +137,8 @@ impl Writer<'_> {
                 () = feed.changed(), if look_at.is_none() => look_at = Some(Instant::now() + SETTLE),
                 () = at(look_at) => {
                     look_at = None;
-                    let events = feed.take();
-                    let looked = tokio::task::spawn_blocking(move || {
-                        events.into_iter().for_each(|event| statuses.apply(event));
-                        let taken = statuses.take();
-                        (statuses, taken)
-                    });
                     let taken;
-                    (statuses, taken) = looked.await.ok()?;
+                    (statuses, taken) = look(feed, statuses).await?;
                     for (route, status) in taken {
                         self.queue.want(route, status);
                     }
