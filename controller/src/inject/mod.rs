@@ -146,10 +146,12 @@ pub fn decide(pod: &Pod, by_namespace: bool, options: &Options) -> Result<Decisi
         }
     };
     let spec = pod.spec.clone().unwrap_or_default();
-    match (has_sidecar(&spec)?, asked) {
-        (true, _) => complete(pod, &spec, options),
-        (false, false) => Ok(Decision::Leave(without_label(pod))),
-        (false, true) => match cannot(pod, &spec, options) {
+    match (has_sidecar(&spec), asked) {
+        (Ok(true), _) => complete(pod, &spec, options),
+        // Whose containers have our names is its own affair.
+        (_, false) => Ok(Decision::Leave(without_label(pod))),
+        (Err(refusal), true) => Err(refusal),
+        (Ok(false), true) => match cannot(pod, &spec, options) {
             Some(reason) => {
                 let mut operations = without_label(pod);
                 operations.extend(set_key(

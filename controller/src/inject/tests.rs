@@ -429,6 +429,11 @@ fn what_is_in_a_sidecars_way_is_refused() {
         with("name", json!("naru-init")),
         Refusal::ContainerName("naru-init")
     );
+    // A pod that is to have no sidecar may have a container of any name.
+    let mut named = annotated(&simple(), json!({ "naru.dev/inject": "disabled" }));
+    named["spec"]["containers"][0]["name"] = json!("naru-proxy");
+    let left = decided(&named, true, &options());
+    assert_eq!(left, Ok(Decision::Leave(Vec::new())));
     let mut pod = simple();
     pod["spec"]["securityContext"] = user;
     let refusal = decided(&pod, true, &options());

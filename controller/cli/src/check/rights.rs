@@ -60,13 +60,7 @@ pub const RIGHTS: [Right; 26] = [
     ),
     (Everywhere, EXPERIMENTAL, "xmeshes", "", &["list"]),
     (Everywhere, EXPERIMENTAL, "xmeshes/status", "", &["patch"]),
-    (
-        Everywhere,
-        "events.k8s.io",
-        "events",
-        "",
-        &["create", "patch"],
-    ),
+    (Everywhere, "events.k8s.io", "events", "", &["create"]),
     (
         Everywhere,
         "authentication.k8s.io",
