@@ -43,14 +43,21 @@ fn one(
     request: String,
     limit: String,
 ) -> (String, String) {
-    let limit = match (amount(pod.limits.as_ref(), name), nanos(&limit)) {
+    let of_pod = |amounts: &Option<_>| amount(amounts.as_ref(), name);
+    let (pod_request, pod_limit) = (of_pod(&pod.requests), of_pod(&pod.limits));
+    let requested = requested(spec, name);
+    if pod_request.is_none() && pod_limit.is_some() && requested == 0 {
+        // The API server makes the pod's limit its request, unless a container has one.
+        return (String::new(), String::new());
+    }
+    let limit = match (pod_limit, nanos(&limit)) {
         (Some(most), Some(asked)) if asked > most => text(most, name),
         _ => limit,
     };
-    let Some(all) = amount(pod.requests.as_ref(), name) else {
+    let Some(all) = pod_request.or(pod_limit) else {
         return (request, limit);
     };
-    let room = (all - requested(spec, name)).max(0);
+    let room = (all - requested).max(0);
     // Without a request of its own a container with a limit requests that.
     let wanted = match nanos(&request) {
         Some(wanted) => wanted,
@@ -187,6 +194,12 @@ mod tests {
         let without = asked(["", ""], ["", "256Mi"]);
         let full = fitted(pod, web("64Mi"), without);
         assert_eq!(full, asked(["", "0"], ["", "134217728"]));
+        // A limit bounds what is requested where no request does, and is the request where nothing is requested.
+        let limited = json!({ "limits": { "memory": "80Mi" } });
+        let fitted_16 = fitted(limited.clone(), web("64Mi"), usual());
+        assert_eq!(fitted_16, asked(["20m", "16777216"], ["", "83886080"]));
+        let alone = fitted(limited, json!([{ "name": "web" }]), usual());
+        assert_eq!(alone, asked(["20m", ""], ["", ""]));
         // A pod that says nothing as a whole, and one that says nothing of this.
         assert_eq!(fitted(Value::Null, web("64Mi"), usual()), usual());
         assert_eq!(fitted(json!({}), web("64Mi"), usual()), usual());
