@@ -4,21 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
 use super::{Admission, AttemptOutcome, EjectionCounter, EjectionReason, Nanos};
 
 /// Time in which what was seen loses all but 1/e of its weight, in nanoseconds. Long enough to outlast a garbage collection,
 /// short enough that a scaled-up or healed pod is found out about.
 const DECAY: f64 = 10e9;
+/// What an observation weighs at least where the estimate falls: a client with few requests learns
+/// from these, not from time alone, that an endpoint is well again.
+const LEAST_WEIGHT: f64 = 0.4;
 /// Latencies below are taken as this one, in nanoseconds: less is the noise of scheduling.
-const LATENCY_FLOOR: f64 = 2e6;
+const LATENCY_FLOOR: f64 = 5e6;
 /// Responses before anything is made of an endpoint's latency, and the best of them counts: the first request pays for the
 /// handshake, and often for an app that is warming up. Until then what is in flight decides.
 const WARM_UP: u32 = 3;
-/// One observation raises the estimate to at most this many times its value, so that one outlier banishes an endpoint for
-/// seconds and not for minutes. Slowness that lasts gets there with the next ones.
-const PEAK_RISE: f64 = 3.0;
+/// One observation raises the estimate to at most this many times its value, so that outliers make
+/// no endpoint a slow one. Slowness that lasts gets there with the next ones.
+const PEAK_RISE: f64 = 1.3;
 /// Endpoints whose estimates differ by less than this factor count as equally fast, and what is in flight decides.
-const SAME_SPEED: f64 = 2.0;
+const SAME_SPEED: f64 = 3.0;
 /// Failures in a row after which an endpoint is ejected. With one request in two failing it takes about 60 requests.
 const FAILURES_TO_EJECT: u32 = 5;
 /// Of the first ejection; doubles with each that follows.
@@ -33,6 +39,8 @@ const AVOIDED_FOR: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Load {
     in_flight: AtomicU32,
+    /// When it was picked last.
+    picked: AtomicU64,
     /// Bits of an `f64`: peak EWMA of the latency in nanoseconds as of `observed`.
     latency: AtomicU64,
     observed: AtomicU64,
@@ -86,7 +94,8 @@ impl Load {
         self.is_unwell()
     }
 
-    pub(super) fn started(&self) {
+    pub(super) fn started(&self, now: Nanos) {
+        self.picked.store(now.0, Relaxed);
         self.in_flight.fetch_add(1, Relaxed);
     }
 
@@ -161,19 +170,41 @@ impl Load {
         until != 0 && until <= now.0 && !self.probing.swap(true, Relaxed)
     }
 
+    /// Whether this is picked rather than `other`. The slower one of two gets a share that falls
+    /// with the square of what waiting for it would cost: enough to be seen to be well again, and
+    /// too little to be felt.
+    pub(super) fn wins(&self, other: &Self, now: Nanos, random: &mut SmallRng) -> bool {
+        match self.costs(other, now) {
+            Some((mine, theirs)) => {
+                let (mine, theirs) = (mine * mine, theirs * theirs);
+                random.random_range(0.0..mine + theirs) >= mine
+            }
+            None => self.has_less_to_do(other),
+        }
+    }
+
     /// Whether this is a better choice than `other`.
     pub(super) fn is_better(&self, other: &Self, now: Nanos) -> bool {
-        let in_flight = |load: &Self| f64::from(load.in_flight.load(Relaxed)) + 1.0;
-        match (self.latency(now), other.latency(now)) {
-            (Some(mine), Some(theirs))
-                if mine > theirs * SAME_SPEED || theirs > mine * SAME_SPEED =>
-            {
-                mine * in_flight(self) < theirs * in_flight(other)
-            }
-            // Equally fast, or one is new: it is taken to be as fast as the other until it has answered, so its share is what it
-            // can carry, and no stampede.
-            _ => in_flight(self) < in_flight(other),
+        match self.costs(other, now) {
+            Some((mine, theirs)) => mine < theirs,
+            None => self.has_less_to_do(other),
         }
+    }
+
+    /// What it costs to wait for this and for `other`. `None`: they are equally fast, or one is
+    /// new: it is taken to be as fast as the other until it has answered, so its share is what it
+    /// can carry, and no stampede.
+    fn costs(&self, other: &Self, now: Nanos) -> Option<(f64, f64)> {
+        let (mine, theirs) = (self.latency(now)?, other.latency(now)?);
+        let in_flight = |load: &Self| f64::from(load.in_flight.load(Relaxed)) + 1.0;
+        (mine > theirs * SAME_SPEED || theirs > mine * SAME_SPEED)
+            .then(|| (mine * in_flight(self), theirs * in_flight(other)))
+    }
+
+    /// Less in flight or, with as much, nothing for longer: an idle client's requests take turns.
+    fn has_less_to_do(&self, other: &Self) -> bool {
+        let load = |load: &Self| (load.in_flight.load(Relaxed), load.picked.load(Relaxed));
+        load(self) < load(other)
     }
 
     /// Decays while nothing is observed, so that a slow endpoint is tried again some time. `None`: not known yet.
@@ -203,7 +234,7 @@ impl Load {
             return;
         } else {
             let age = now.since(Nanos(self.observed.load(Relaxed)));
-            let weight = (-(age as f64) / DECAY).exp();
+            let weight = (-(age as f64) / DECAY).exp().min(1.0 - LEAST_WEIGHT);
             old * weight + seen * (1.0 - weight)
         };
         self.latency.store(new.to_bits(), Relaxed);

@@ -150,7 +150,7 @@ impl InFlight {
     }
 
     fn new(endpoint: &Arc<Endpoint>, admission: Admission, now: Nanos) -> Self {
-        endpoint.load.started();
+        endpoint.load.started(now);
         Self {
             endpoint: endpoint.clone(),
             admission,
@@ -242,7 +242,7 @@ fn draw(
             endpoint.load.standing(now) == Standing::Available && !tried.contains(&endpoint.id)
         };
         let chosen = match (usable(first), usable(second)) {
-            (true, true) if second.load.is_better(&first.load, now) => second,
+            (true, true) if second.load.wins(&first.load, now, random) => second,
             (true, _) => first,
             (false, true) => second,
             (false, false) => continue,
