@@ -32,7 +32,7 @@ use crate::identity::Identity;
 use crate::logging::LogFilter;
 use crate::metrics::Metrics;
 use crate::probe::{Asked, Failure, Probes};
-use crate::table::{Store, Tables};
+use crate::table::{Store, Tables, View};
 
 use why::{Asks, Question};
 
@@ -88,6 +88,8 @@ pub struct Health {
     listening: AtomicBool,
     worker_lost: AtomicBool,
     draining: AtomicBool,
+    /// Sockets of others that pass the mesh by.
+    bypassing: Mutex<Vec<String>>,
 }
 
 impl Health {
@@ -101,10 +103,33 @@ impl Health {
         self.worker_lost.store(true, Relaxed);
     }
 
+    /// Which sockets of other processes are treated as the proxy's own.
+    pub fn set_bypassing(&self, sockets: Vec<String>) {
+        *self
+            .bypassing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = sockets;
+    }
+
+    fn bypassing(&self) -> Vec<String> {
+        let sockets = self.bypassing.lock();
+        sockets.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The proxy is shutting down.
     pub fn draining(&self) {
         self.draining.store(true, Relaxed);
     }
+}
+
+/// What the proxy goes by, and what goes past it.
+#[derive(Serialize)]
+struct ConfigView {
+    #[serde(flatten)]
+    tables: View,
+    /// Sockets of processes that run as the proxy's user: see [`crate::bypass`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bypassing: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -299,7 +324,10 @@ impl Admin {
     }
 
     fn config(&self) -> Answer {
-        let view = self.store().view();
+        let view = ConfigView {
+            tables: self.store().view(),
+            bypassing: self.health.bypassing(),
+        };
         json(StatusCode::OK, &view)
     }
 

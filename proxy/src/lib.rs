@@ -78,6 +78,7 @@ pub mod admin;
 pub mod balance;
 pub mod budget;
 pub mod buffered;
+pub mod bypass;
 pub mod cni;
 pub mod config;
 pub mod connection;

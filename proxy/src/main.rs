@@ -16,6 +16,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use naru_proxy::access_log::AccessLog;
 use naru_proxy::admin::{self, Admin, Health};
+use naru_proxy::bypass;
 use naru_proxy::cni::agent::{self, InstallArgs};
 use naru_proxy::cni::{PLUGIN, plugin};
 use naru_proxy::config::{Config, RunArgs};
@@ -153,6 +154,11 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     tasks.spawn(renewal.run());
     tasks.spawn(sync.run());
     tasks.spawn(admin::serve(admin_listener, admin));
+    tasks.spawn(bypass::watch(
+        config.clone(),
+        health.clone(),
+        metrics.clone(),
+    ));
 
     let listeners = Listeners::bind(&config).context("listening for connections")?;
     let workers = worker::start(

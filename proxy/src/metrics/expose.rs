@@ -305,6 +305,13 @@ impl Exposed {
                     + inner.ejections.refused()) as f64,
             ),
             single(
+                Family::gauge(
+                    "naru_bypassing_sockets",
+                    "Sockets of other processes that run as the proxy's user.",
+                ),
+                totals.bypassing() as f64,
+            ),
+            single(
                 Family::counter(
                     "naru_access_log_dropped_total",
                     "Lines of the access log that could not be written in time.",

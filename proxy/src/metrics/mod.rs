@@ -279,6 +279,11 @@ impl Metrics {
         self.inner.totals.pool_connections(protocol, state, change);
     }
 
+    /// So many sockets of others are let through as the proxy's own.
+    pub fn bypassing(&self, sockets: usize) {
+        self.inner.totals.set_bypassing(sockets);
+    }
+
     /// A line of the access log did not fit.
     pub fn access_log_dropped(&self) {
         self.inner.totals.access_log_dropped();

@@ -91,6 +91,7 @@ pub(super) struct Totals {
     upstream_connects: ByReason,
     handshakes: [ByReason; Direction::ALL.len()],
     pool: [[AtomicI64; PoolState::ALL.len()]; PoolProtocol::ALL.len()],
+    bypassing: AtomicI64,
     access_log_dropped: AtomicU64,
     renewals: [AtomicU64; RenewalOutcome::ALL.len()],
     certificate_expiry: AtomicI64,
@@ -129,6 +130,14 @@ impl Totals {
 
     pub fn pooled(&self, protocol: PoolProtocol, state: PoolState) -> i64 {
         self.pool[protocol as usize][state as usize].load(Relaxed)
+    }
+
+    pub fn set_bypassing(&self, sockets: usize) {
+        self.bypassing.store(sockets as i64, Relaxed);
+    }
+
+    pub fn bypassing(&self) -> i64 {
+        self.bypassing.load(Relaxed)
     }
 
     pub fn access_log_dropped(&self) {

@@ -38,6 +38,7 @@ use crate::stream::StreamRoutes;
 pub use attached::Attached;
 pub use store::{Outbox, Store};
 pub use tables::{Miss, Misses, Tables, tables};
+pub use view::View;
 
 /// What one original destination stands for at the moment.
 #[derive(Debug)]
