@@ -43,36 +43,61 @@ pub struct Finding {
     /// What to do about it. Every warning and failure has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
+    /// The check could not be made: what it would have found is not known.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unchecked: bool,
 }
 
 /// What one check finds, without its name.
-pub struct Found(Level, String, Option<String>);
+pub struct Found {
+    level: Level,
+    text: String,
+    fix: Option<String>,
+    unchecked: bool,
+}
 
 impl Found {
+    fn new(level: Level, text: impl Into<String>, fix: Option<String>) -> Self {
+        Self {
+            level,
+            text: text.into(),
+            fix,
+            unchecked: false,
+        }
+    }
+
     pub fn level(&self) -> Level {
-        self.0
+        self.level
     }
 
     #[cfg(test)]
     pub fn text(&self) -> &str {
-        &self.1
+        &self.text
     }
 }
 
 pub fn ok(text: impl Into<String>) -> Found {
-    Found(Level::Ok, text.into(), None)
+    Found::new(Level::Ok, text, None)
 }
 
 pub fn info(text: impl Into<String>) -> Found {
-    Found(Level::Info, text.into(), None)
+    Found::new(Level::Info, text, None)
 }
 
 pub fn warning(text: impl Into<String>, fix: impl Into<String>) -> Found {
-    Found(Level::Warning, text.into(), Some(fix.into()))
+    Found::new(Level::Warning, text, Some(fix.into()))
+}
+
+/// What is not known, for lack of a right.
+pub fn unchecked(text: impl Into<String>, fix: impl Into<String>) -> Found {
+    Found {
+        unchecked: true,
+        ..warning(text, fix)
+    }
 }
 
 pub fn failure(text: impl Into<String>, fix: impl Into<String>) -> Found {
-    Found(Level::Failure, text.into(), Some(fix.into()))
+    Found::new(Level::Failure, text, Some(fix.into()))
 }
 
 /// Findings of one group.
@@ -104,12 +129,13 @@ impl Group {
                 "see whether the API server is overloaded: kubectl get --raw /readyz?verbose",
             )],
         };
-        let good = found.iter().all(|Found(level, ..)| *level < Level::Failure);
-        let named = found.into_iter().map(|Found(level, text, fix)| Finding {
+        let good = found.iter().all(|found| found.level < Level::Failure);
+        let named = found.into_iter().map(|found| Finding {
             check,
-            level,
-            text,
-            fix,
+            level: found.level,
+            text: found.text,
+            fix: found.fix,
+            unchecked: found.unchecked,
         });
         self.findings.extend(named);
         good
@@ -119,7 +145,7 @@ impl Group {
 fn not_checked(error: &Error) -> Found {
     let text = format!("this can't be checked: {}", problem(error));
     match error {
-        Error::Api(status) if status.code == 403 => warning(
+        Error::Api(status) if status.code == 403 => unchecked(
             text,
             "run naru check as somebody who may, or have it permitted to you",
         ),

@@ -47,8 +47,20 @@ impl Report {
             findings.filter(|finding| finding.level == level).count()
         };
         let (failures, warnings) = (count(Level::Failure), count(Level::Warning));
+        let findings = self.groups.iter().flat_map(|group| &group.findings);
+        let unchecked = findings.filter(|finding| finding.unchecked).count();
         match (self.ok, self.stage) {
             (false, _) => writeln!(to, "{failures} failures, {warnings} warnings"),
+            (true, stage) if unchecked > 0 => {
+                let unknown = match stage {
+                    Stage::Before => "can be installed",
+                    Stage::After => "works",
+                };
+                writeln!(
+                    to,
+                    "{warnings} warnings; whether Naru {unknown} is not known: {unchecked} checks could not be made"
+                )
+            }
             (true, Stage::Before) => {
                 writeln!(to, "{warnings} warnings; Naru can be installed")
             }

@@ -287,6 +287,11 @@ async fn a_user_without_rights_in_the_controllers_namespace_is_told_so() {
         .map(|f| f.check)
         .collect();
     assert_eq!(checks, ["ready", "accepted"]);
+    let mut text = Vec::new();
+    report.write(Output::Text, &mut text).expect("memory");
+    let text = String::from_utf8(text).expect("text");
+    assert!(text.contains("is not known: 1 checks"), "{text}");
+    assert!(!text.contains("; Naru works"), "{text}");
 }
 
 #[tokio::test]
