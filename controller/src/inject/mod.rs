@@ -124,7 +124,8 @@ pub enum Refusal {
     )]
     User(String),
     #[error(
-        "naru: the variable NARU_PROBES of the container {SIDECAR} cannot be read: {0}. Make the pod without the containers          {INIT_CONTAINER} and {SIDECAR}: it gets its own"
+        "naru: the variable NARU_PROBES of the container {SIDECAR} cannot be read: {0}. Make the pod without the containers \
+         {INIT_CONTAINER} and {SIDECAR}: it gets its own"
     )]
     Probes(String),
     #[error("naru: the object in the review is no pod: {0}")]
