@@ -175,11 +175,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
 
     /// Whether an idle connection can still be used: it is open and has said nothing unasked.
     pub fn is_quiet(&mut self) -> bool {
-        if !self.read.is_empty() {
-            return false;
-        }
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.poll_fill(&mut cx).is_pending()
+        self.is_quiet_for(std::task::Waker::noop())
+    }
+
+    /// As [`Self::is_quiet`]. Then `waker` is woken when it has ended, or says something.
+    pub fn is_quiet_for(&mut self, waker: &std::task::Waker) -> bool {
+        let mut cx = Context::from_waker(waker);
+        self.read.is_empty() && self.poll_fill(&mut cx).is_pending()
     }
 
     /// Ready when the other side is gone. What it sends in the meantime is kept, up to a bound beyond which nobody looks.

@@ -1,6 +1,11 @@
 //! The idle upstream connections of one worker, by endpoint, of a protocol in which a connection carries one thing at a time: HTTP/1,
 //! and opaque TCP between sidecars. The one that was used last is used first, so that those which are not needed grow old and end.
 
+mod tcp_info;
+#[cfg(test)]
+mod tests;
+mod watch;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -11,21 +16,37 @@ use tokio::time::{Instant, sleep};
 
 use crate::buffered::Buffered;
 use crate::identity::Alpn;
-use crate::metrics::{Metrics, PoolProtocol, PoolState};
+use crate::metrics::{AppConnection, Metrics, PoolProtocol, PoolState};
 use crate::mux;
 use crate::reason::Reason;
 use crate::table::{Endpoint, Peer};
 use crate::upstream::streams::{Kept, Lease, Refusal};
 use crate::upstream::{self, Caller, ConnectError, Stream};
 use crate::worker::Worker;
+use tcp_info::TcpInfo;
+pub use watch::Watched;
 
 /// How often idle connections are looked through for those that are over.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Also how soon they give way to connections that wait.
+const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// How long a connection to an app may be idle: below the 5 s that Node.js and others give a client (an app that closes as a
 /// request arrives costs that request).
 const APP_IDLE: Duration = Duration::from_secs(4);
-/// The same for a request that must not be sent twice: no server in use closes so soon.
+/// The most that it is for a request that can't be sent twice. How long apps keep connections is
+/// learned: see [`crate::balance::Habits`].
 const APP_IDLE_UNSAFE: Duration = Duration::from_secs(1);
+/// How long the first answer on a new connection may take before others are closed that are idle,
+/// in case the server has no thread left for it.
+pub const STARVED_AFTER: Duration = Duration::from_millis(100);
+/// How long a connection that the app has ended may take to show what became of the bytes that it
+/// got after that: see [`Upstream::took_nothing`]. The kernel of this machine tells at once, unless
+/// it is busy.
+const TELLING: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+];
 /// How many connections that turn out to take no more streams are passed over in one attempt.
 const MAX_STALE: usize = 4;
 
@@ -54,6 +75,8 @@ pub struct Upstream {
     /// A login holds for it ([`crate::login`]): it is of one client, and no pool takes it.
     pub is_bound: bool,
     opened: Instant,
+    /// To an endpoint without a sidecar, where it carries HTTP/1.1.
+    pub watched: Option<Watched>,
     /// What is sent has to be acknowledged in time.
     bounded: bool,
     counted: Counted,
@@ -104,23 +127,32 @@ impl Pool {
         Ok(Upstream::new(stream, is_mesh, Counted::Own(gauge)))
     }
 
-    /// An idle connection to `endpoint` that is still open. `idempotent`: a request whose connection turns out to be closed may be
-    /// sent again.
-    pub fn take(&self, worker: &Worker, endpoint: &Endpoint, idempotent: bool) -> Option<Upstream> {
+    /// An idle connection to `endpoint` that is still open. `repeatable`: a request whose
+    /// connection turns out to be closed may be sent again.
+    pub fn take(&self, worker: &Worker, endpoint: &Endpoint, repeatable: bool) -> Option<Upstream> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&endpoint.id)?;
         let now = Instant::now();
         let mut found = None;
         while let Some(mut last) = connections.pop() {
             self.count.set(self.count.get() - 1);
-            if last.is_over(worker, now) || !last.upstream.connection.is_quiet() {
+            if last.is_over(worker, now) || !last.is_quiet() {
                 continue;
             }
-            if !idempotent && !last.upstream.is_mesh && last.idle(now) > APP_IDLE_UNSAFE {
-                // Good enough for others. Those below it have been idle for longer still.
-                self.count.set(self.count.get() + 1);
-                connections.push(last);
-                break;
+            if !repeatable && !last.upstream.is_mesh {
+                let oldest = connections.first().unwrap_or(&last);
+                if last.idle(now) > oldest.trusted_idle(endpoint, now) {
+                    // Good enough for others. Those below it have been idle for longer still.
+                    self.count.set(self.count.get() + 1);
+                    connections.push(last);
+                    break;
+                }
+                if !last.upstream.entrust(endpoint) {
+                    continue;
+                }
+            }
+            if (last.upstream.watched.as_ref()).is_some_and(|watched| !watched.set_in_use()) {
+                continue;
             }
             last.upstream.reused = true;
             if last.upstream.counted.set_active() {
@@ -143,17 +175,25 @@ impl Pool {
         if unfit || !upstream.connection.read.is_empty() || self.count.get() >= limits.max_idle {
             return;
         }
+        if upstream.is_starving_others() {
+            worker.metrics.app_connection(AppConnection::Starved);
+            return;
+        }
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(endpoint.id).or_default();
         if connections.len() >= limits.max_idle_per_endpoint {
             return;
         }
         upstream.connection.shrink();
-        upstream.counted.set_idle();
-        connections.push(Idle {
+        let mut newest = Idle {
             upstream,
             since: now,
-        });
+        };
+        if !newest.settle() {
+            return;
+        }
+        newest.upstream.counted.set_idle();
+        connections.push(newest);
         self.count.set(self.count.get() + 1);
         drop(idle);
         if !self.sweeping.replace(true) {
@@ -168,13 +208,29 @@ impl Pool {
         }
     }
 
+    /// The first answer on `upstream`, a new connection to `endpoint`, takes its time: others make
+    /// room if they may be the cause.
+    pub fn make_room(&self, worker: &Worker, endpoint: &Endpoint, upstream: &Upstream) {
+        if upstream.watched.as_ref().is_some_and(Watched::waits) {
+            let idle = self.idle.borrow().get(&endpoint.id).map_or(0, Vec::len);
+            for _ in 0..idle {
+                worker.metrics.app_connection(AppConnection::Starved);
+            }
+            self.forget(endpoint.id);
+        }
+    }
+
     /// Ends what is over. False: nothing is left.
     fn sweep(&self, worker: &Worker) -> bool {
         let now = Instant::now();
         let mut left = 0;
         self.idle.borrow_mut().retain(|_, connections| {
             connections.retain_mut(|idle| {
-                !idle.is_over(worker, now) && idle.upstream.connection.is_quiet()
+                if idle.upstream.is_starving_others() {
+                    worker.metrics.app_connection(AppConnection::Starved);
+                    return false;
+                }
+                !idle.is_over(worker, now) && idle.is_quiet()
             });
             left += connections.len();
             !connections.is_empty()
@@ -203,6 +259,38 @@ impl Idle {
         now.duration_since(self.since)
     }
 
+    /// It is idle from now on. False: it has been closed already.
+    fn settle(&mut self) -> bool {
+        let Some(watched) = &self.upstream.watched else {
+            return true;
+        };
+        watched.set_idle();
+        let waker = watched.waker();
+        let is_quiet = self.upstream.connection.is_quiet_for(&waker);
+        if !is_quiet {
+            waker.wake();
+        }
+        is_quiet
+    }
+
+    fn is_quiet(&mut self) -> bool {
+        match &self.upstream.watched {
+            Some(watched) => (self.upstream.connection).is_quiet_for(&watched.waker()),
+            None => self.upstream.connection.is_quiet(),
+        }
+    }
+
+    /// How long a connection to `endpoint` may have been idle that carries a request which can't be
+    /// sent twice, as this one shows, which has been idle the longest.
+    fn trusted_idle(&self, endpoint: &Endpoint, now: Instant) -> Duration {
+        let habits = &endpoint.load.habits;
+        let idle = self.idle(now);
+        if habits.is_news(idle) && self.upstream.tcp_info().is_some_and(TcpInfo::is_open) {
+            habits.saw_open(idle);
+        }
+        habits.trusted_idle().min(APP_IDLE_UNSAFE)
+    }
+
     fn is_over(&self, worker: &Worker, now: Instant) -> bool {
         let limits = &worker.config.limits;
         let longest = match self.upstream.is_mesh {
@@ -223,9 +311,59 @@ impl Upstream {
             is_mesh,
             is_bound: false,
             opened: Instant::now(),
+            watched: None,
             bounded: false,
             counted,
         }
+    }
+
+    /// To an endpoint without a sidecar, watched for what it shows of that.
+    pub fn watched(mut self, watched: Watched) -> Self {
+        self.watched = Some(watched);
+        self
+    }
+
+    fn is_starving_others(&self) -> bool {
+        let watched = self.watched.as_ref();
+        watched.is_some_and(Watched::is_starving_others)
+    }
+
+    /// Makes it carry a request that can't be sent twice. False: the endpoint has closed it.
+    fn entrust(&mut self, endpoint: &Endpoint) -> bool {
+        let Some(info) = self.tcp_info() else {
+            return true;
+        };
+        if let Some(watched) = &self.watched {
+            // Across the network what arrived may not have been acknowledged yet.
+            let is_own = endpoint.peer == Peer::App;
+            watched.set_acknowledged(if is_own { info.acknowledged } else { 0 });
+        }
+        info.is_open()
+    }
+
+    /// Whether the kernel shows that nothing of a request that can't be sent twice has reached the
+    /// own app: the app had ended the connection before, all that came after that was refused, and
+    /// none of it acknowledged.
+    pub async fn took_nothing(&self) -> bool {
+        let before = self.watched.as_ref().map_or(0, Watched::acknowledged);
+        if before == 0 {
+            return false;
+        }
+        for wait in TELLING {
+            if !wait.is_zero() {
+                sleep(wait).await;
+            }
+            match self.tcp_info() {
+                Some(info) if info.acknowledged == before && info.is_over() => return true,
+                Some(info) if info.acknowledged == before => {}
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    fn tcp_info(&self) -> Option<TcpInfo> {
+        TcpInfo::of(self.connection.io.tcp()?)
     }
 
     /// Whether what is sent from now on fits into any receiver's buffer: if a sidecar's kernel does not acknowledge that, the pod is

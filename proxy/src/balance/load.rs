@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::{Admission, AttemptOutcome, EjectionCounter, EjectionReason, Nanos};
+use super::{Admission, AttemptOutcome, EjectionCounter, EjectionReason, Habits, Nanos};
 
 /// Time in which what was seen loses all but 1/e of its weight, in nanoseconds. Long enough to outlast a garbage collection,
 /// short enough that a scaled-up or healed pod is found out about.
@@ -38,6 +38,8 @@ const AVOIDED_FOR: Duration = Duration::from_secs(1);
 /// Load and health of an endpoint. Shared by all workers; atomics only.
 #[derive(Debug, Default)]
 pub struct Load {
+    /// What it does with its connections, as far as pools have seen.
+    pub habits: Habits,
     in_flight: AtomicU32,
     /// When it was picked last.
     picked: AtomicU64,

@@ -14,6 +14,7 @@
 //! Where some endpoints are preferred (those of the client's zone), they alone are picked from as long as one of them is available
 //! and untried; otherwise all are, as if none were preferred. Ejected ones among the preferred go on being probed.
 
+mod habits;
 mod load;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ use rand::rngs::SmallRng;
 
 use crate::reason::Reason;
 use crate::table::{Endpoint, EndpointSet};
+pub use habits::Habits;
 pub use load::Load;
 use load::Standing;
 

@@ -14,7 +14,7 @@ use super::head::{self, Request, Response, Version};
 use super::reply;
 use crate::balance::AttemptOutcome;
 use crate::buffered::Buffered;
-use crate::pool::{self, Upstream};
+use crate::pool::{self, Upstream, Watched};
 use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::Failure;
 use crate::route::RequestHead as _;
@@ -29,6 +29,8 @@ pub struct Attempt {
     scanned: usize,
     /// Something of a response has come.
     answered: bool,
+    /// The upstream has ended the connection in order, before that.
+    pub ended_in_order: bool,
     is_head: bool,
     is_connect: bool,
 }
@@ -106,7 +108,7 @@ pub async fn connect(
 ) -> Result<Upstream, Failed> {
     let pooled = match reusable {
         Reusable::No => None,
-        Reusable::Yes { idempotent } => worker.http1_pool.take(worker, endpoint, idempotent),
+        Reusable::Yes { repeatable } => worker.http1_pool.take(worker, endpoint, repeatable),
     };
     if let Some(upstream) = pooled {
         return Ok(upstream);
@@ -114,7 +116,10 @@ pub async fn connect(
     let opened = match endpoint.peer {
         Peer::Mesh(_) => pool::open_stream(worker, endpoint).await,
         Peer::Plain | Peer::App => {
-            let opened = worker.http1_pool.connect(worker, endpoint).await;
+            let watched = Watched::new(endpoint, &worker.metrics);
+            // Boxed: every connection would have the room for it, and most requests find one.
+            let opened = Box::pin(worker.http1_pool.connect(worker, endpoint)).await;
+            let opened = opened.map(|upstream| upstream.watched(watched));
             opened.map_err(|error| {
                 tracing::debug!(address = %endpoint.address, %error, "connecting failed");
                 Refusal::of(error.reason)
@@ -133,7 +138,10 @@ pub async fn connect(
 /// Whether a pooled connection will do.
 #[derive(Clone, Copy, Debug)]
 pub enum Reusable {
-    Yes { idempotent: bool },
+    /// `repeatable`: the request can be sent again if the connection turns out to be closed.
+    Yes {
+        repeatable: bool,
+    },
     No,
 }
 
@@ -157,6 +165,7 @@ impl Attempt {
             upstream,
             scanned: 0,
             answered: false,
+            ended_in_order: false,
             is_head: request.method() == "HEAD",
             is_connect: request.method() == "CONNECT",
         }
@@ -169,6 +178,7 @@ impl Attempt {
             upstream,
             scanned: 0,
             answered: false,
+            ended_in_order: false,
             is_head,
             is_connect: false,
         }
@@ -258,8 +268,19 @@ impl Attempt {
             }
             self.scanned = connection.read.len();
             match ready!(connection.poll_fill(cx)) {
-                Ok(0) => return Poll::Ready(Err(self.ended(None))),
-                Ok(_) => self.answered = true,
+                Ok(0) => {
+                    self.ended_in_order = true;
+                    return Poll::Ready(Err(self.ended(None)));
+                }
+                Ok(_) => {
+                    let is_first = !std::mem::replace(&mut self.answered, true);
+                    if is_first
+                        && !self.upstream.reused
+                        && let Some(watched) = &self.upstream.watched
+                    {
+                        watched.answered();
+                    }
+                }
                 Err(error) => return Poll::Ready(Err(self.ended(Some(&error)))),
             }
         }

@@ -19,8 +19,8 @@ use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
 use crate::deadlines::Deadlines;
 use crate::exchange::{End, Told};
-use crate::metrics::RequestMetrics;
-use crate::pool::Upstream;
+use crate::metrics::{AppConnection, RequestMetrics};
+use crate::pool::{self, Upstream};
 use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::Retries;
 use crate::route::{RequestHead as _, Rule};
@@ -190,10 +190,14 @@ impl Forward<'_> {
         let endpoint = in_flight.endpoint.clone();
         let max_head = worker.config.limits.max_header_bytes;
         let version = client.version;
-        let idempotent = is_idempotent(request);
+        let repeatable = is_idempotent(request)
+            && client
+                .framing
+                .body
+                .is_at_most(worker.config.limits.max_replay_bytes);
         // Whoever speaks HTTP/1.0 closes after the response.
         let mut reusable = match version {
-            Version::Http11 => Reusable::Yes { idempotent },
+            Version::Http11 => Reusable::Yes { repeatable },
             Version::Http10 => Reusable::No,
         };
         loop {
@@ -231,7 +235,15 @@ impl Forward<'_> {
                 upload,
                 client.connection,
             );
+            let is_new = attempt.upstream.watched.is_some() && !attempt.upstream.reused;
+            let mut patience = is_new.then(|| Box::pin(sleep(pool::STARVED_AFTER)));
             let progress = poll_fn(|cx| {
+                if let Some(timer) = &mut patience
+                    && timer.as_mut().poll(cx).is_ready()
+                {
+                    patience = None;
+                    (worker.http1_pool).make_room(&worker, &endpoint, &attempt.upstream);
+                }
                 let connection = &mut *client.connection;
                 match attempt.poll(cx, connection, version, upload, response, max_head) {
                     Poll::Ready(progress) => Poll::Ready(Ok(progress)),
@@ -263,11 +275,18 @@ impl Forward<'_> {
                     in_flight.finish(failed.outcome, sent.elapsed());
                     Err(Unanswered::LoginLost)
                 }
-                Ok(Progress::Stale) if idempotent && upload.is_replayable() => {
-                    reusable = Reusable::No;
-                    continue;
-                }
                 Ok(Progress::Stale) => {
+                    // Boxed: it is rare, and every connection would have the room for it.
+                    let took_nothing = async {
+                        attempt.ended_in_order && Box::pin(attempt.upstream.took_nothing()).await
+                    };
+                    if upload.is_replayable() && (repeatable || took_nothing.await) {
+                        if !repeatable {
+                            worker.metrics.app_connection(AppConnection::Resent);
+                        }
+                        reusable = Reusable::No;
+                        continue;
+                    }
                     let failed = Failed::reset(Reason::UpstreamReset);
                     in_flight.finish(failed.outcome, sent.elapsed());
                     Err(Unanswered::Failed(failed))

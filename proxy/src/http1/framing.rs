@@ -18,6 +18,17 @@ pub enum Framing {
     UntilClose,
 }
 
+impl Framing {
+    /// Whether the body is known to have no more than this many bytes.
+    pub fn is_at_most(self, bytes: usize) -> bool {
+        match self {
+            Self::None => true,
+            Self::Length(length) => length <= bytes as u64,
+            Self::Chunked | Self::UntilClose => false,
+        }
+    }
+}
+
 /// Why a message is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {

@@ -78,7 +78,7 @@ async fn send(
     let endpoint = in_flight.endpoint.clone();
     // A connection that turns out to be closed is no matter for another try.
     let reusable = match head.version {
-        Version::Http11 => Reusable::Yes { idempotent: false },
+        Version::Http11 => Reusable::Yes { repeatable: false },
         Version::Http10 => Reusable::No,
     };
     let began = Instant::now();

@@ -11,7 +11,7 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 use super::histogram::{BUCKETS, Snapshot};
 use super::request::status_labels;
-use super::totals::{PoolProtocol, PoolState, PushOutcome, RenewalOutcome};
+use super::totals::{AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome};
 use super::{
     Direction, EJECTION_REASONS, HttpVersion, Metrics, MirrorOutcome, RequestLabels, RetryOutcome,
     ServiceKey, TcpLabels,
@@ -240,7 +240,15 @@ impl Exposed {
                 pool.add(&[], &labels, totals.pooled(protocol, state) as f64);
             }
         }
-        families.extend([connects, handshakes, pool].map(Family::finish));
+        let mut apps = Family::counter(
+            "naru_app_connection_events_total",
+            "What became of HTTP/1.1 connections to endpoints without a sidecar.",
+        );
+        for event in AppConnection::ALL {
+            let count = totals.app_connections(event);
+            apps.add(&[], &[("event", event.as_str())], count as f64);
+        }
+        families.extend([connects, handshakes, pool, apps].map(Family::finish));
     }
 
     fn control(&self, families: &mut Vec<MetricFamily>) {

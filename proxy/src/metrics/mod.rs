@@ -28,7 +28,7 @@ use request::RetryMetrics;
 pub use request::{RequestMetrics, TcpMetrics};
 use series::Series;
 use totals::Totals;
-pub use totals::{PoolProtocol, PoolState, PushOutcome, RenewalOutcome};
+pub use totals::{AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome};
 
 /// Label sets of requests. Each is about 30 lines in a scrape and 1 KiB in memory.
 const MAX_REQUEST_SERIES: usize = 4_000;
@@ -282,6 +282,11 @@ impl Metrics {
     /// So many sockets of others are let through as the proxy's own.
     pub fn bypassing(&self, sockets: usize) {
         self.inner.totals.set_bypassing(sockets);
+    }
+
+    /// Something became of an HTTP/1.1 connection to an endpoint without a sidecar.
+    pub fn app_connection(&self, event: AppConnection) {
+        self.inner.totals.app_connection(event);
     }
 
     /// A line of the access log did not fit.

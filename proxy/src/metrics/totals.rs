@@ -48,6 +48,30 @@ impl PoolState {
     }
 }
 
+/// What became of an HTTP/1.1 connection to an endpoint without a sidecar, the own app's included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AppConnection {
+    /// The endpoint closed it while it was idle.
+    Closed,
+    /// It was not kept, since a newer one waits for its first answer.
+    Starved,
+    /// It was closed as a request arrived, which was sent again: none of it was acknowledged.
+    Resent,
+}
+
+impl AppConnection {
+    pub const ALL: [Self; 3] = [Self::Closed, Self::Starved, Self::Resent];
+
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed-idle",
+            Self::Starved => "starved",
+            Self::Resent => "resent",
+        }
+    }
+}
+
 /// What became of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PushOutcome {
@@ -92,6 +116,7 @@ pub(super) struct Totals {
     handshakes: [ByReason; Direction::ALL.len()],
     pool: [[AtomicI64; PoolState::ALL.len()]; PoolProtocol::ALL.len()],
     bypassing: AtomicI64,
+    app_connections: [AtomicU64; AppConnection::ALL.len()],
     access_log_dropped: AtomicU64,
     renewals: [AtomicU64; RenewalOutcome::ALL.len()],
     certificate_expiry: AtomicI64,
@@ -138,6 +163,14 @@ impl Totals {
 
     pub fn bypassing(&self) -> i64 {
         self.bypassing.load(Relaxed)
+    }
+
+    pub fn app_connection(&self, event: AppConnection) {
+        self.app_connections[event as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn app_connections(&self, event: AppConnection) -> u64 {
+        self.app_connections[event as usize].load(Relaxed)
     }
 
     pub fn access_log_dropped(&self) {

@@ -88,6 +88,7 @@ fn chunks_and_trailers_go_through() {
         })
         .await;
         let mesh = Setup::new(&[app.address]).start();
+        super::closing::seen_open(&mesh);
         let mut client = client(&mesh);
         for _ in 0..2 {
             let request = "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n";

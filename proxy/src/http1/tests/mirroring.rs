@@ -109,6 +109,7 @@ fn the_connection_of_a_copy_is_used_again() {
         let mesh = Setup::new(&[app.address])
             .mirror(&[mirror.address], 100)
             .start();
+        super::closing::seen_open(&mesh);
         let mut client = client(&mesh);
         for number in 1..=5 {
             client.talk.say(GET).await;

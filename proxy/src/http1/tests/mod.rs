@@ -1,5 +1,6 @@
 //! The whole of HTTP/1 serving, between clients and apps that are sockets and bytes.
 
+mod closing;
 mod fixture;
 mod hostile;
 mod logins;

@@ -10,6 +10,7 @@ fn a_bad_answer_is_tried_again_with_the_whole_body() {
     run(async {
         let app = answering_hello(BUSY, OK).await;
         let mesh = Setup::new(&[app.address]).retry(&[503], 2).start();
+        super::closing::seen_open(&mesh);
         let mut client = client(&mesh);
         client
             .talk
@@ -128,6 +129,7 @@ fn what_may_have_been_done_is_not_done_twice() {
         })
         .await;
         let mesh = Setup::new(&[app.address]).start();
+        super::closing::seen_open(&mesh);
         let mut client = client(&mesh);
         client.talk.say(GET).await;
         assert_eq!(client.talk.head().await.expect("a head"), OK);
