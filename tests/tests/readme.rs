@@ -246,6 +246,11 @@ fn every_flag_of_the_proxy_and_the_controller_is_in_the_readme() {
     assert_eq!(flags_of_readme("naru-proxy cni-install", true), agent);
     let controller = flags_of::<naru_controller::config::Config>();
     assert_eq!(flags_of_readme("naru-controller run", true), controller);
+    let uninstall = flags_of::<naru_controller::uninstall::UninstallArgs>();
+    assert_eq!(
+        flags_of_readme("naru-controller uninstall", true),
+        uninstall
+    );
 }
 
 /// The flags in what clap prints for `--help`: each begins a line, after a short name or as far in. `-h` is everywhere.

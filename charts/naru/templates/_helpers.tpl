@@ -26,6 +26,12 @@ app.kubernetes.io/component: cni
 {{ include "naru.commonLabels" . }}
 {{- end }}
 
+{{- define "naru.uninstallLabels" -}}
+app.kubernetes.io/name: naru
+app.kubernetes.io/component: uninstall
+{{ include "naru.commonLabels" . }}
+{{- end }}
+
 {{- define "naru.commonLabels" -}}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}

@@ -33,6 +33,7 @@ pub fn read(directory: &Path) -> Result<Option<Kept>, StoreError> {
         record: read(RECORD)?,
         wish,
         version: None,
+        owners: None,
     }))
 }
 

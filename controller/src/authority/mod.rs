@@ -14,6 +14,7 @@ mod files;
 mod plan;
 mod record;
 mod store;
+mod trusted;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use crate::metrics::{AuthorityState, Metrics};
 use plan::{Change, Phase, Read, View};
 use record::Record;
 pub use store::{Kept, SecretStore, Store, StoreError};
+pub use trusted::{Make, MakeError, remove};
 
 /// How long what has vanished stays away before it is put back. Whoever replaces it by deleting it first, or takes the whole
 /// installation away, is done by then.
@@ -58,6 +60,8 @@ pub enum AuthorityError {
     Ca(#[from] CaError),
     #[error("what is remembered of a rotation does not parse: {0}")]
     Record(#[from] serde_json::Error),
+    #[error(transparent)]
+    Make(#[from] MakeError),
 }
 
 /// Keeps the authority in force.
@@ -73,19 +77,25 @@ pub struct Keeper {
     missing_since: Option<Instant>,
     /// The last problem that was told.
     told: Option<String>,
+    /// The API server does not let the Secret be taken away from its owner.
+    owned: bool,
 }
 
 impl Keeper {
-    /// Takes the authority from where it is kept, or makes one there.
+    /// Takes the authority from where it is kept, or makes one there if it may.
     pub async fn open(
         store: Store,
         terms: Terms,
         trust_domain: &str,
+        may_make: &Make,
     ) -> Result<Self, AuthorityError> {
         let now = SystemTime::now();
         let kept = match store.read().await? {
             Some(kept) => kept,
-            None => make(&store, trust_domain, now).await?,
+            None => {
+                may_make.check().await?;
+                make(&store, trust_domain, now).await?
+            }
         };
         let record = kept.record.as_deref().map(Record::parse).transpose();
         let read = match (Read::new(&kept, trust_domain, now), &record) {
@@ -104,6 +114,7 @@ impl Keeper {
             phase: Phase::Steady,
             missing_since: None,
             told: None,
+            owned: false,
         };
         keeper.look(now, false).await;
         Ok(keeper)
@@ -169,6 +180,20 @@ impl Keeper {
             return self.restore().await;
         };
         self.missing_since = None;
+        if kept.owners.is_some() && !self.owned {
+            match self.store.disown(&kept).await {
+                Ok(()) => return Ok(true),
+                Err(StoreError::Conflict) => return Err(StoreError::Conflict.into()),
+                Err(error) => {
+                    self.owned = true;
+                    warn!(
+                        %error,
+                        "the authority's Secret belongs to the webhook's configuration, and would be deleted with it: \
+                         remove its metadata.ownerReferences"
+                    );
+                }
+            }
+        }
         let stored = kept.record.as_deref().map(Record::parse).transpose();
         // Whoever has replaced everything has replaced what is remembered as well: here it is known still.
         let record = match &stored {

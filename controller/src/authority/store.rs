@@ -17,7 +17,7 @@ use futures_util::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -34,6 +34,8 @@ const FURTHER: &str = "ca.crt";
 const RECORD: &str = "naru-rotation.json";
 const WISH: &str = "naru.dev/rotate";
 const TYPE: &str = "kubernetes.io/tls";
+/// Earlier controllers had the Secret belong to the webhook's configuration.
+const FORMER_OWNER: &str = "MutatingWebhookConfiguration";
 /// In whose name fields are written.
 const MANAGER: &str = "naru-controller";
 /// How long one watch lasts before it is begun again where it ended, in seconds.
@@ -53,6 +55,8 @@ pub struct Kept {
     pub wish: Option<String>,
     /// Of the Secret.
     pub(super) version: Option<String>,
+    /// The Secret belongs to the webhook's configuration, and would be deleted with it. The owners that it is to keep.
+    pub(super) owners: Option<Vec<OwnerReference>>,
 }
 
 /// Where an authority is kept.
@@ -66,8 +70,6 @@ pub struct SecretStore {
     pub client: Client,
     pub namespace: String,
     pub name: String,
-    /// Whom one that is made belongs to.
-    pub owner: Option<OwnerReference>,
 }
 
 /// Why it cannot be read or written.
@@ -93,6 +95,7 @@ impl Kept {
             record: Some(record),
             wish: None,
             version: None,
+            owners: None,
         }
     }
 }
@@ -119,6 +122,14 @@ impl Store {
         match self {
             Self::Secret(store) => store.write(read, change).await,
             Self::Directory(directory) => files::write(directory, change),
+        }
+    }
+
+    /// Takes the Secret away from an owner with which it would be deleted.
+    pub async fn disown(&self, read: &Kept) -> Result<(), StoreError> {
+        match self {
+            Self::Secret(store) => store.disown(read).await,
+            Self::Directory(_) => Ok(()),
         }
     }
 
@@ -159,10 +170,13 @@ impl SecretStore {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    async fn read(&self) -> Result<Option<Kept>, StoreError> {
+    pub(super) async fn read(&self) -> Result<Option<Kept>, StoreError> {
         let Some(secret) = self.api().get_opt(&self.name).await? else {
             return Ok(None);
         };
+        let owners = secret.metadata.owner_references.unwrap_or_default();
+        let (ours, others): (Vec<_>, Vec<_>) =
+            (owners.into_iter()).partition(|owner| owner.kind == FORMER_OWNER);
         let mut data = secret.data.unwrap_or_default();
         let mut take = |key: &str| data.remove(key).map(|value| value.0);
         let annotations = secret.metadata.annotations.unwrap_or_default();
@@ -174,7 +188,33 @@ impl SecretStore {
             record: take(RECORD),
             wish: annotations.get(WISH).cloned(),
             version: secret.metadata.resource_version,
+            owners: (!ours.is_empty()).then_some(others),
         }))
+    }
+
+    async fn disown(&self, read: &Kept) -> Result<(), StoreError> {
+        let patch = json!({ "metadata": {
+            "resourceVersion": read.version, "ownerReferences": read.owners,
+        } });
+        let api = self.api();
+        taken(api.patch(&self.name, &params(), &Patch::Merge(patch)).await)
+    }
+
+    /// Deletes what was read, unless that has changed since.
+    pub(super) async fn delete(&self, read: &Kept) -> Result<(), StoreError> {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                resource_version: read.version.clone(),
+                uid: None,
+            }),
+            ..DeleteParams::default()
+        };
+        match self.api().delete(&self.name, &params).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => Err(StoreError::Conflict),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn create(&self, kept: &Kept) -> Result<(), StoreError> {
@@ -194,7 +234,7 @@ impl SecretStore {
                 name: Some(self.name.clone()),
                 namespace: Some(self.namespace.clone()),
                 annotations: annotations.map(|wish| BTreeMap::from([wish])),
-                owner_references: self.owner.clone().map(|owner| vec![owner]),
+                // No owner: whatever it belonged to, the key's only copy would be deleted with it.
                 ..ObjectMeta::default()
             },
             type_: Some(TYPE.to_owned()),
@@ -216,12 +256,8 @@ impl SecretStore {
         }
         // The version makes the API server refuse a write on what is no longer there.
         let patch = json!({ "metadata": { "resourceVersion": read.version }, "data": data });
-        let params = PatchParams {
-            field_manager: Some(MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
         let api = self.api();
-        taken(api.patch(&self.name, &params, &Patch::Merge(patch)).await)
+        taken(api.patch(&self.name, &params(), &Patch::Merge(patch)).await)
     }
 
     fn watch(&self, changed: mpsc::Sender<()>) -> impl Future<Output = ()> + Send + use<> {
@@ -250,6 +286,13 @@ fn taken(answer: Result<Secret, kube::Error>) -> Result<(), StoreError> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => Err(StoreError::Conflict),
         Err(error) => Err(error.into()),
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
     }
 }
 

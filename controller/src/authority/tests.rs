@@ -12,6 +12,7 @@ use crate::fake_api::{self, FakeApi};
 use crate::issuer::{Pair, SpiffeId};
 
 const SECRETS: &str = "/api/v1/secrets";
+const PODS: &str = "/api/v1/pods";
 const TRUST_DOMAIN: &str = "cluster.local";
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -22,17 +23,20 @@ const TERMS: Terms = Terms {
 };
 
 fn api() -> FakeApi {
-    FakeApi::new(&[SECRETS])
+    FakeApi::new(&[SECRETS, PODS])
 }
 
 async fn opened(api: &FakeApi) -> Result<Keeper, AuthorityError> {
+    opened_by(api, &Make::WithoutSidecars(api.client())).await
+}
+
+async fn opened_by(api: &FakeApi, may_make: &Make) -> Result<Keeper, AuthorityError> {
     let store = Store::Secret(Box::new(SecretStore {
         client: api.client(),
         namespace: "naru-system".to_owned(),
         name: "naru-ca".to_owned(),
-        owner: None,
     }));
-    Keeper::open(store, TERMS, TRUST_DOMAIN).await
+    Keeper::open(store, TERMS, TRUST_DOMAIN, may_make).await
 }
 
 async fn keeper(api: &FakeApi) -> Keeper {
@@ -338,6 +342,81 @@ async fn an_authority_that_was_given_is_never_replaced_by_ours() {
     );
 }
 
+/// A pod with a sidecar.
+fn injected(api: &FakeApi) {
+    api.apply(
+        PODS,
+        json!({
+            "metadata": { "namespace": "shop", "name": "web-1", "labels": { "naru.dev/injected": "true" } },
+            "spec": { "containers": [
+                { "name": "naru-proxy", "command": ["/usr/local/bin/naru-proxy"] }, { "name": "web" },
+            ] },
+        }),
+    );
+}
+
+#[tokio::test]
+async fn no_authority_is_made_while_sidecars_trust_one_that_is_lost() {
+    let api = api();
+    keeper(&api).await;
+    injected(&api);
+    let backup = secret(&api);
+    api.delete(SECRETS, "naru-system", "naru-ca");
+    let refused = opened(&api).await.err().expect("a refusal").to_string();
+    for said in [
+        "shop/web-1",
+        "backup",
+        "--ca-replace-lost",
+        "identity.replaceLost",
+    ] {
+        assert!(refused.contains(said), "{said} in {refused}");
+    }
+    assert_eq!(api.get(SECRETS, "naru-system", "naru-ca"), None);
+    // The Secret from a backup is the same authority.
+    api.apply(SECRETS, backup.clone());
+    keeper(&api).await;
+    assert_eq!(secret(&api)["data"]["tls.crt"], backup["data"]["tls.crt"]);
+    // By force there is another one.
+    api.delete(SECRETS, "naru-system", "naru-ca");
+    opened_by(&api, &Make::Always).await.expect("an authority");
+    assert_ne!(secret(&api)["data"]["tls.crt"], backup["data"]["tls.crt"]);
+}
+
+#[tokio::test]
+async fn an_api_server_that_does_not_say_who_has_a_sidecar_lets_no_authority_be_made() {
+    let api = api();
+    api.uninstall(PODS);
+    let error = opened(&api).await.err().expect("no answer");
+    assert!(
+        matches!(error, AuthorityError::Store(StoreError::Api(_))),
+        "{error}"
+    );
+    assert_eq!(api.get(SECRETS, "naru-system", "naru-ca"), None);
+}
+
+#[tokio::test]
+async fn the_secret_belongs_to_no_object_and_one_that_did_is_freed() {
+    let api = api();
+    let mut keeper = keeper(&api).await;
+    assert!(secret(&api)["metadata"]["ownerReferences"].is_null());
+    let owner = |kind: &str| json!({ "apiVersion": "x/v1", "kind": kind, "name": "x", "uid": "u" });
+    let mut object = secret(&api);
+    let both = [owner("MutatingWebhookConfiguration"), owner("Certificate")];
+    object["metadata"]["ownerReferences"] = json!(both);
+    api.apply(SECRETS, object.clone());
+    keeper.look(SystemTime::now(), false).await;
+    assert_eq!(
+        secret(&api)["metadata"]["ownerReferences"],
+        json!([owner("Certificate")])
+    );
+    // Where that is forbidden the rest goes on.
+    api.apply(SECRETS, object);
+    let path = "/api/v1/namespaces/naru-system/secrets/naru-ca";
+    api.answer(path, 403, fake_api::status(403, "Forbidden"));
+    let state = keeper.look(SystemTime::now(), false).await;
+    assert_eq!(state, AuthorityState::Steady);
+}
+
 /// As cert-manager makes it: a root, and an authority below it.
 struct Company {
     root: CertifiedIssuer<'static, KeyPair>,
@@ -440,7 +519,7 @@ impl Directory {
 
     async fn keeper(&self) -> Keeper {
         let store = Store::Directory(self.0.clone());
-        let opened = Keeper::open(store, TERMS, TRUST_DOMAIN).await;
+        let opened = Keeper::open(store, TERMS, TRUST_DOMAIN, &Make::Always).await;
         opened.expect("an authority")
     }
 

@@ -39,7 +39,7 @@ use operations::{Path, add, remove, set_key};
 use settings::Settings;
 
 /// The label by which everybody knows that a pod has a sidecar.
-const INJECTED_LABEL: &str = "naru.dev/injected";
+pub(crate) const INJECTED_LABEL: &str = "naru.dev/injected";
 /// Whether this pod is to have a sidecar, whatever its namespace says.
 const INJECT_ANNOTATION: &str = "naru.dev/inject";
 /// Why a pod has none although it was to have one.
@@ -170,6 +170,15 @@ pub fn decide(pod: &Pod, by_namespace: bool, options: &Options) -> Result<Decisi
 fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     let annotations = pod.metadata.annotations.as_ref()?;
     annotations.get(name).map(String::as_str)
+}
+
+/// Whether a pod has our sidecar.
+pub(crate) fn is_sidecar(spec: &PodSpec) -> bool {
+    let mut containers = (spec.init_containers.iter().flatten()).chain(&spec.containers);
+    containers.any(|container| {
+        let program = container.command.iter().flatten().next();
+        container.name == SIDECAR && program.map(String::as_str) == Some(PROGRAM)
+    })
 }
 
 /// Both containers of ours are there. One of them, or another container of that name, is somebody else's.

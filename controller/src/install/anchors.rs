@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use tracing::{info, warn};
@@ -44,13 +44,13 @@ impl Anchors {
     }
 
     /// Makes sure that `namespace` has the anchors.
-    pub async fn need(&mut self, namespace: String, owner: Option<&OwnerReference>) {
+    pub async fn need(&mut self, namespace: String) {
         let now = Instant::now();
         self.written.retain(|_, at| now.duration_since(*at) < FRESH);
         if self.written.contains_key(&namespace) {
             return;
         }
-        match self.write(&namespace, owner).await {
+        match self.write(&namespace).await {
             Ok(()) => {
                 self.written.insert(namespace, now);
             }
@@ -72,9 +72,9 @@ impl Anchors {
     }
 
     /// Brings the anchors up to date where there are some, and puts them back where there are none any more and pods need them.
-    pub async fn look(&mut self, mut meshed: BTreeSet<String>, owner: Option<&OwnerReference>) {
+    pub async fn look(&mut self, mut meshed: BTreeSet<String>) {
         for namespace in std::mem::take(&mut self.waiting) {
-            self.need(namespace, owner).await;
+            self.need(namespace).await;
         }
         let named = ListParams::default().fields(&format!("metadata.name={ANCHORS_CONFIG_MAP}"));
         let api = Api::<ConfigMap>::all(self.client.clone());
@@ -88,27 +88,29 @@ impl Anchors {
             let data = found.data.as_ref().and_then(|data| data.get(ANCHORS_KEY));
             let namespace = found.metadata.namespace.unwrap_or_default();
             meshed.remove(&namespace);
-            if data == Some(&self.pem) {
+            // Earlier controllers had it belong to the webhook's configuration: what is applied without takes that away.
+            let owned = !found
+                .metadata
+                .owner_references
+                .unwrap_or_default()
+                .is_empty();
+            if data == Some(&self.pem) && !owned {
                 continue;
             }
-            if let Err(error) = self.write(&namespace, owner).await {
+            if let Err(error) = self.write(&namespace).await {
                 warn!(namespace, %error, "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written");
             }
         }
         for namespace in meshed {
-            self.need(namespace, owner).await;
+            self.need(namespace).await;
         }
     }
 
-    async fn write(
-        &self,
-        namespace: &str,
-        owner: Option<&OwnerReference>,
-    ) -> Result<(), kube::Error> {
+    async fn write(&self, namespace: &str) -> Result<(), kube::Error> {
         let object = ConfigMap {
             metadata: ObjectMeta {
                 name: Some(ANCHORS_CONFIG_MAP.to_owned()),
-                owner_references: owner.map(|owner| vec![owner.clone()]),
+                // No owner: sidecars need it for as long as they run.
                 ..ObjectMeta::default()
             },
             data: Some(BTreeMap::from([(ANCHORS_KEY.to_owned(), self.pem.clone())])),

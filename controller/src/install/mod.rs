@@ -5,8 +5,8 @@
 //! ConfigMap in a namespace ◀┴─ trust anchors, whenever they change
 //! ```
 //!
-//! In: the API server, and namespaces that were injected into. Out: those objects, put right again when they differ. What is made
-//! here belongs to the webhook's configuration, which belongs to whoever installed it: when that goes, the rest goes.
+//! In: the API server, and namespaces that were injected into. Out: those objects, put right again when they differ. They belong
+//! to no other object, so that none takes them along when it is deleted; [`crate::uninstall`] removes them.
 
 mod anchors;
 #[cfg(test)]
@@ -21,8 +21,6 @@ use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
-
-pub use webhook::owner;
 
 use crate::issuer::InForce;
 
@@ -71,7 +69,6 @@ impl Install {
     async fn run(self, mut needed: mpsc::Receiver<String>) {
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut owner = None;
         let mut trust = self.trust.clone();
         let mut anchors = anchors::Anchors::new(self.client.clone(), pem(&mut trust));
         loop {
@@ -80,20 +77,19 @@ impl Install {
                 Ok(()) = trust.changed() => anchors.change(pem(&mut trust)),
                 namespace = needed.recv() => match namespace {
                     Some(namespace) => {
-                        anchors.need(namespace, owner.as_ref()).await;
+                        anchors.need(namespace).await;
                         continue;
                     }
                     None => return,
                 },
             }
-            match webhook::look(&self, anchors.pem()).await {
-                Ok(found) => owner = Some(found),
-                Err(error) => warn!(
+            if let Err(error) = webhook::look(&self, anchors.pem()).await {
+                warn!(
                     name = self.webhook_configuration, %error,
                     "the webhook's configuration cannot be brought up to date"
-                ),
+                );
             }
-            anchors.look((self.meshed)(), owner.as_ref()).await;
+            anchors.look((self.meshed)()).await;
         }
     }
 }

@@ -47,8 +47,7 @@ fn in_force() -> Arc<InForce> {
 async fn a_ca_bundle_that_differs_is_written_and_one_that_does_not_is_left() {
     let api = api();
     let (install, _trusted) = install(&api);
-    let found = webhook::look(&install, "PEM").await.expect("an owner");
-    assert_eq!(found.uid, "u-1");
+    webhook::look(&install, "PEM").await.expect("a look");
     let written = api.take_written();
     assert_eq!(written.len(), 1);
     let (method, _, body) = &written[0];
@@ -59,14 +58,14 @@ async fn a_ca_bundle_that_differs_is_written_and_one_that_does_not_is_left() {
         { "name": "a", "clientConfig": { "caBundle": "UEVN" }, "admissionReviewVersions": ["v1"], "sideEffects": "None" },
     ] });
     api.apply(WEBHOOKS, up_to_date);
-    webhook::look(&install, "PEM").await.expect("an owner");
+    webhook::look(&install, "PEM").await.expect("a look");
     assert_eq!(api.take_written(), []);
     // Somebody else fills it.
     let others = Install {
         ca_bundle: false,
         ..install
     };
-    webhook::look(&others, "OTHER").await.expect("an owner");
+    webhook::look(&others, "OTHER").await.expect("a look");
     assert_eq!(api.take_written(), []);
 }
 
@@ -96,7 +95,7 @@ async fn a_namespace_with_sidecars_gets_the_anchors_and_keeps_them_up_to_date() 
     until(second.clone()).await;
     api.take_written();
     anchors::Anchors::new(api.client(), second)
-        .look(BTreeSet::new(), None)
+        .look(BTreeSet::new())
         .await;
     assert_eq!(api.take_written(), []);
 }
@@ -106,9 +105,9 @@ async fn a_namespace_that_could_not_be_written_to_is_tried_again() {
     let api = api();
     let mut anchors = anchors::Anchors::new(api.client(), "PEM".to_owned());
     api.down(true);
-    anchors.need("shop".to_owned(), None).await;
+    anchors.need("shop".to_owned()).await;
     api.down(false);
-    anchors.look(BTreeSet::new(), None).await;
+    anchors.look(BTreeSet::new()).await;
     assert!(api.get(CONFIG_MAPS, "shop", "naru-trust-anchors").is_some());
 }
 
@@ -118,10 +117,10 @@ async fn namespaces_that_wait_are_bounded() {
     let mut anchors = anchors::Anchors::new(api.client(), "PEM".to_owned());
     api.down(true);
     for number in 0..=MAX_WAITING {
-        anchors.need(format!("shop-{number}"), None).await;
+        anchors.need(format!("shop-{number}")).await;
     }
     api.down(false);
-    anchors.look(BTreeSet::new(), None).await;
+    anchors.look(BTreeSet::new()).await;
     let written =
         |number: usize| api.get(CONFIG_MAPS, &format!("shop-{number}"), "naru-trust-anchors");
     assert!(written(0).is_some());
@@ -150,4 +149,46 @@ async fn anchors_that_somebody_has_taken_away_are_put_back_where_pods_need_them(
     });
     let (_, _, body) = written.await.expect("the anchors are written");
     assert_eq!(body["data"]["trust-anchors.pem"], first);
+}
+
+#[tokio::test]
+async fn anchors_belong_to_no_object_that_could_take_them_along_and_those_of_before_are_freed() {
+    let api = api();
+    let owner = json!([{
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "name": "naru-injector", "uid": "u-1",
+    }]);
+    api.apply(
+        CONFIG_MAPS,
+        json!({
+            "metadata": { "name": "naru-trust-anchors", "namespace": "shop", "ownerReferences": owner },
+            "data": { "trust-anchors.pem": "PEM" },
+        }),
+    );
+    let mut anchors = anchors::Anchors::new(api.client(), "PEM".to_owned());
+    anchors.look(BTreeSet::from(["cart".to_owned()])).await;
+    let written = api.take_written();
+    assert_eq!(written.len(), 2, "{written:?}");
+    for (_, path, body) in written {
+        assert!(
+            body["metadata"]["ownerReferences"].is_null(),
+            "{path}: {body}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_the_webhooks_configuration_anchors_are_still_kept() {
+    let api = api();
+    api.delete(WEBHOOKS, "", "naru-injector");
+    let (mut install, _trusted) = install(&api);
+    install.meshed = Box::new(|| BTreeSet::from(["shop".to_owned()]));
+    let (_needed, task) = install.start();
+    tokio::spawn(task);
+    let kept = tokio::time::timeout(Duration::from_secs(30), async {
+        while api.get(CONFIG_MAPS, "shop", "naru-trust-anchors").is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    kept.await.expect("the anchors are written");
 }

@@ -2,22 +2,15 @@
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::Api;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Client};
 use serde_json::json;
 use tracing::info;
 
 use super::{Install, MANAGER};
 
-/// What things of ours belong to.
-pub async fn owner(client: Client, name: &str) -> Result<OwnerReference, kube::Error> {
-    let api = Api::<MutatingWebhookConfiguration>::all(client);
-    Ok(reference(&api.get(name).await?))
-}
-
-/// Brings the caBundle up to date. Returns what things of ours belong to.
-pub async fn look(install: &Install, anchors_pem: &str) -> Result<OwnerReference, kube::Error> {
+/// Brings the caBundle up to date.
+pub async fn look(install: &Install, anchors_pem: &str) -> Result<(), kube::Error> {
     let name = &install.webhook_configuration;
     let api = Api::<MutatingWebhookConfiguration>::all(install.client.clone());
     let found = api.get(name).await?;
@@ -39,15 +32,5 @@ pub async fn look(install: &Install, anchors_pem: &str) -> Result<OwnerReference
         api.patch(name, &params, &patch).await?;
         info!(name, "the webhook's caBundle is up to date");
     }
-    Ok(reference(&found))
-}
-
-fn reference(found: &MutatingWebhookConfiguration) -> OwnerReference {
-    OwnerReference {
-        api_version: "admissionregistration.k8s.io/v1".to_owned(),
-        kind: "MutatingWebhookConfiguration".to_owned(),
-        name: found.metadata.name.clone().unwrap_or_default(),
-        uid: found.metadata.uid.clone().unwrap_or_default(),
-        ..OwnerReference::default()
-    }
+    Ok(())
 }

@@ -26,6 +26,7 @@ use tonic::{Request, Streaming};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
 
+use super::refusal::{Refused, Watched};
 use crate::config::Config;
 use crate::identity::{Certify, Identity, RenewError, TrustError, read_anchors};
 
@@ -91,7 +92,20 @@ impl Controller {
         &self,
         messages: mpsc::Receiver<FromProxy>,
     ) -> Result<Streaming<ToProxy>, SyncError> {
-        let channel = self.connect(true).await?;
+        let refused = Refused::default();
+        let opened = self.open(messages, &refused).await;
+        opened.map_err(|error| match refused.is_set() {
+            true => SyncError::CertificateRefused,
+            false => error,
+        })
+    }
+
+    async fn open(
+        &self,
+        messages: mpsc::Receiver<FromProxy>,
+        refused: &Refused,
+    ) -> Result<Streaming<ToProxy>, SyncError> {
+        let channel = self.connect(true, refused).await?;
         let mut grpc = Grpc::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -108,7 +122,11 @@ impl Controller {
     }
 
     /// A new connection to the first address that accepts one and proves to be the controller.
-    async fn connect(&self, with_certificate: bool) -> Result<Channel, ConnectError> {
+    async fn connect(
+        &self,
+        with_certificate: bool,
+        refused: &Refused,
+    ) -> Result<Channel, ConnectError> {
         // Read anew each time: whoever rotates the file lets in a proxy that missed the rotation.
         let bootstrap = read_anchors(&self.config.trust_anchors).unwrap_or_else(|error| {
             let file = self.config.trust_anchors.display();
@@ -129,7 +147,7 @@ impl Controller {
         for address in addresses {
             let attempt = self.connect_to(address, &tls);
             match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
-                Ok(Ok(stream)) => return channel(name, stream).await,
+                Ok(Ok(stream)) => return channel(name, refused.watch(stream)).await,
                 Ok(Err(error)) => errors.push((address, error)),
                 Err(_) => errors.push((address, io::ErrorKind::TimedOut.into())),
             }
@@ -175,7 +193,7 @@ impl Certify for Controller {
             })?
             .trim()
             .to_owned();
-        let channel = self.connect(false).await?;
+        let channel = self.connect(false, &Refused::default()).await?;
         let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let call = async {
             ready(&mut grpc).await?;
@@ -198,6 +216,8 @@ pub enum SyncError {
     Connect(#[from] ConnectError),
     #[error("the controller did not answer in time")]
     NoAnswer,
+    #[error("the controller does not accept this proxy's certificate: another one is asked for")]
+    CertificateRefused,
     #[error("{}", describe(.0))]
     Refused(tonic::Status),
     #[error("the controller ended the stream")]
@@ -240,7 +260,7 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, ConnectError> {
 }
 
 /// gRPC on one connection that is open already. When it ends, so do the calls: the channel opens no other by itself.
-async fn channel(name: &str, stream: TlsStream<TcpStream>) -> Result<Channel, ConnectError> {
+async fn channel(name: &str, stream: Watched) -> Result<Channel, ConnectError> {
     let stream = Mutex::new(Some(TokioIo::new(stream)));
     let connector = service_fn(move |_: Uri| {
         let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();

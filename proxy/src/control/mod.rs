@@ -11,6 +11,7 @@
 
 mod backoff;
 mod connect;
+mod refusal;
 mod sync;
 
 #[cfg(test)]

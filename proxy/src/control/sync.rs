@@ -89,12 +89,24 @@ impl Sync {
                 backoff.reset();
             }
             let wait = backoff.wait();
+            let identity = &self.controller.identity;
+            let mut changes = identity.changes();
+            let refused = matches!(error, SyncError::CertificateRefused);
+            if refused {
+                identity.certificate_refused();
+            }
             if let SyncError::Renewed = error {
                 debug!("opening the stream anew, with the new certificate");
             } else {
                 warn!(%error, retry_in = ?wait, "no stream from the controller; the tables stay in force");
             }
-            self.meanwhile(tokio::time::sleep(wait)).await;
+            self.meanwhile(async move {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    Ok(()) = changes.changed(), if refused => {}
+                }
+            })
+            .await;
         }
     }
 

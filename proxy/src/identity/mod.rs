@@ -42,7 +42,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use renew::{Certify, RenewError, Renewal};
 pub use spiffe::{ClaimsError, SpiffeId, SpiffeIdError};
@@ -103,6 +103,7 @@ struct Inner {
     changing: Mutex<()>,
     changed: watch::Sender<u64>,
     issuing: watch::Sender<Issuing>,
+    refused: Notify,
     names: Mutex<HashSet<Arc<str>>>,
 }
 
@@ -200,6 +201,7 @@ impl Identity {
                 changing: Mutex::new(()),
                 changed: watch::Sender::new(0),
                 issuing: watch::Sender::new(Issuing::default()),
+                refused: Notify::new(),
                 names: Mutex::default(),
             }),
         })
@@ -346,6 +348,16 @@ impl Identity {
     /// Tells which authority certificates are to be of.
     pub fn issuing(&self) -> watch::Receiver<Issuing> {
         self.inner.issuing.subscribe()
+    }
+
+    /// The controller does not accept the certificate in force.
+    pub fn certificate_refused(&self) {
+        self.inner.refused.notify_one();
+    }
+
+    /// Waits until the certificate in force is said to be refused.
+    async fn refused(&self) {
+        self.inner.refused.notified().await;
     }
 
     /// Whether [`Self::set_trust_anchors`] would take `anchors`.

@@ -2,7 +2,7 @@
 //!
 //! In: something that asks the controller ([`Certify`]). Out: a certificate in the [`Identity`], renewed at a random point after
 //! half of its life, so that a mesh which was started at once does not renew at once; and sooner, when another authority issues
-//! certificates. A renewal that fails leaves the
+//! certificates, or the controller refuses the one in force. A renewal that fails leaves the
 //! old certificate in force and is tried again, ever more slowly, for as long as it takes. Keys are made here, used in
 //! memory only, and never logged.
 
@@ -29,6 +29,10 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 /// Longest wait between tries: short enough that half a day of trouble leaves hundreds of tries.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+/// In what time a certificate that the controller refuses is replaced, at a random point: many proxies may be refused at once.
+const REFUSED_WITHIN: Duration = Duration::from_secs(5);
+/// How long it takes at least from one such renewal to the next, in seconds: one that helps is not needed twice.
+const REFUSED_PAUSE: i64 = 60;
 /// How far the clock may be from the controller's before that is worth a word, in seconds. More than a slow answer takes.
 const CLOCK_TOLERANCE: i64 = 10;
 
@@ -72,6 +76,7 @@ impl<C: Certify> Renewal<C> {
     /// Never returns.
     pub async fn run(mut self) {
         let mut issuing = self.identity.issuing();
+        let mut refused_at = None;
         loop {
             let (validity, issuer) = self.renew_until_done().await;
             let mut at = renew_at(validity.not_after, unix_now(), rand::rng().random());
@@ -86,8 +91,19 @@ impl<C: Certify> Renewal<C> {
                         "another authority issues certificates"
                     );
                 }
-                if !sleep_until(at, &mut issuing).await {
-                    break;
+                match sleep_until(at, &mut issuing, &self.identity).await {
+                    Woken::Due => break,
+                    Woken::Issuing => {}
+                    Woken::Refused => {
+                        let now = unix_now();
+                        let earliest =
+                            refused_at.map_or(now, |at: i64| now.max(at + REFUSED_PAUSE));
+                        let soon = renew_soon(REFUSED_WITHIN, earliest, rand::rng().random());
+                        if soon < at {
+                            (at, refused_at) = (soon, Some(soon));
+                            info!(renew_at = at, "the controller refuses the certificate");
+                        }
+                    }
                 }
             }
         }
@@ -155,16 +171,29 @@ impl<C: Certify> Renewal<C> {
     }
 }
 
-/// True: before that time, something was said about which authority certificates are to be of.
-async fn sleep_until(at: i64, issuing: &mut watch::Receiver<Issuing>) -> bool {
+/// Why it is looked at anew when to renew.
+enum Woken {
+    Due,
+    /// Something was said about which authority certificates are to be of.
+    Issuing,
+    /// The controller does not accept the certificate.
+    Refused,
+}
+
+async fn sleep_until(
+    at: i64,
+    issuing: &mut watch::Receiver<Issuing>,
+    identity: &Identity,
+) -> Woken {
     loop {
         let left = u64::try_from(at - unix_now()).unwrap_or(0);
         if left == 0 {
-            return false;
+            return Woken::Due;
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(left).min(LONGEST_SLEEP)) => {}
-            Ok(()) = issuing.changed() => return true,
+            Ok(()) = issuing.changed() => return Woken::Issuing,
+            () = identity.refused() => return Woken::Refused,
         }
     }
 }

@@ -152,6 +152,14 @@ fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
 #[test]
 fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
     let _reinstalled = Reinstalled;
+    eventually(
+        "no pod of another test has a sidecar",
+        READY,
+        || match injected() {
+            names if names.is_empty() => Ok(()),
+            names => Err(names),
+        },
+    );
     helm(&["uninstall", "naru", "--wait", "--timeout", "120s"]);
     let namespace = Namespace::with_labels("release", json!({}));
     namespace.serve_web(2);
@@ -201,6 +209,21 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
     ] {
         assert!(during.contains(&made), "{made}");
     }
+    let load = Load::start(&namespace, "load", "http://web", 50);
+    let well = load.totals();
+    refused_uninstall();
+    assert!(objects().contains(&format!("Secret {SYSTEM}/naru-ca")));
+    out_of_the_mesh(&namespace);
+    load.assert_none_failed(&well);
+    namespace.kubectl(&["delete", "pod", "load"]);
+    namespace.kubectl(&[
+        "wait",
+        "--for=delete",
+        "pod",
+        "-l",
+        "naru.dev/injected=true",
+        "--timeout=120s",
+    ]);
     helm(&["uninstall", "naru", "--wait", "--timeout", "120s"]);
     eventually("all is as it was", READY, || {
         let after = objects();
@@ -212,7 +235,7 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
         }
     });
 
-    // Its pods go on, and new ones are admitted.
+    // New pods are admitted.
     namespace.kubectl(&["rollout", "restart", "deployment/web"]);
     namespace.rolled_out("deployment/web");
     assert!(of_sidecars(&namespace, image).is_empty());
@@ -220,6 +243,8 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
     let secret = own_authority();
     kubectl(&["-n", SYSTEM, "apply", "-f", secret.to_str().expect("text")]);
     install_naru(&["--set=identity.create=false"]);
+    let label = ["naru.dev/inject=enabled", "--overwrite"];
+    kubectl(&[&["label", "namespace", &namespace.0][..], &label].concat());
     let role = get(&["-n", SYSTEM, "role/naru-controller"]);
     assert!(
         !role["rules"]
@@ -236,6 +261,15 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
         "secret",
         "naru-ca",
         "-o=jsonpath={.data}",
+    ]);
+    out_of_the_mesh(&namespace);
+    namespace.kubectl(&[
+        "wait",
+        "--for=delete",
+        "pod",
+        "-l",
+        "naru.dev/injected=true",
+        "--timeout=120s",
     ]);
     helm(&["uninstall", "naru", "--wait", "--timeout", "120s"]);
     eventually("the anchors are gone", READY, || {
@@ -255,6 +289,44 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
     assert_eq!(kept, given);
     kubectl(&["-n", SYSTEM, "delete", "secret", "naru-ca"]);
     let _of_this_test = std::fs::remove_file(secret);
+}
+
+/// The names of all pods that have a sidecar.
+fn injected() -> String {
+    kubectl(&[
+        "get",
+        "pods",
+        "-A",
+        "-l",
+        "naru.dev/injected=true",
+        "-o",
+        "name",
+    ])
+}
+
+/// Helm does not uninstall while pods have sidecars, and says what is to be done.
+fn refused_uninstall() {
+    let uninstall = [
+        "uninstall",
+        "naru",
+        "--namespace",
+        SYSTEM,
+        "--timeout",
+        "120s",
+    ];
+    let refused = run(script("helm").args(uninstall)).expect_err("pods have sidecars");
+    let logs = kubectl(&["-n", SYSTEM, "logs", "job/naru-uninstall-check"]);
+    let remedy = "kubectl label namespace release naru.dev/inject-";
+    assert!(logs.contains(remedy), "{logs}");
+    // Helm 4 shows it by itself.
+    assert!(refused.contains(remedy), "{refused}");
+}
+
+/// As the README has it.
+fn out_of_the_mesh(namespace: &Namespace) {
+    kubectl(&["label", "namespace", &namespace.0, "naru.dev/inject-"]);
+    namespace.kubectl(&["rollout", "restart", "deployment/web"]);
+    namespace.rolled_out("deployment/web");
 }
 
 /// Helm leaves the namespace, and Kubernetes makes two objects in every one.

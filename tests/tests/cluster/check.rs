@@ -6,7 +6,7 @@ use crate::controllers::Away;
 use crate::kubernetes::{Namespace, READY, apply, eventually, kubectl, script};
 
 /// Whether all is well, and the report.
-fn check(arguments: &[&str]) -> (bool, Value) {
+pub fn check(arguments: &[&str]) -> (bool, Value) {
     let mut command = script("naru");
     command.args(["check", "--output=json"]).args(arguments);
     let output = command.output().expect("tests/cluster/naru");

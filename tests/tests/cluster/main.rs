@@ -2,6 +2,7 @@
 //! other, and takes it down; on one that is up already (`tests/cluster/up --naru`), `cargo test` runs any of them.
 
 mod admission;
+mod authority;
 mod chart;
 mod check;
 mod cni;

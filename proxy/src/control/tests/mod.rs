@@ -549,3 +549,39 @@ async fn a_controller_that_is_not_there_is_named() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_proxy_whose_certificate_is_refused_gets_another_by_its_token() {
+    let mut fake = Fake::start().await;
+    let (proxy, stream) = synced(&mut fake).await;
+    let address = fake.address.to_string();
+    drop((stream, fake));
+    until(|| proxy.metric("naru_controller_connected ") == 0.0).await;
+    // The old authority is lost: the new one's root comes with the file, and the certificate in force is good for ten hours.
+    let new = Arc::new(Authority::new("b"));
+    std::fs::write(proxy.files.anchors(), new.pem()).unwrap();
+    let mut fake = Fake::start_as(new.clone(), Leaf::new(CONTROLLER), &address).await;
+    let mut stream = timeout(3 * LONG, fake.stream()).await.expect("a stream");
+    assert_eq!(stream.certificates, 1);
+    stream.hello().await;
+    assert_eq!(fake.settings.lock().unwrap().tokens, ["token-1"]);
+    let body = Body::TrustAnchors(trust_anchors(&[new.anchor()], ""));
+    soon(stream.push(vec![resource("trust-anchors", 9, body)])).await;
+    assert!(proxy.identity.trusts(&[new.anchor()]));
+    assert_eq!(proxy.endpoints().await, ["10.0.0.1:8080"]);
+}
+
+#[tokio::test]
+async fn a_controller_of_an_authority_that_the_file_does_not_name_is_shown_no_token() {
+    let mut fake = Fake::start().await;
+    let (proxy, stream) = synced(&mut fake).await;
+    let address = fake.address.to_string();
+    drop((stream, fake));
+    until(|| proxy.metric("naru_controller_connected ") == 0.0).await;
+    let stranger = Arc::new(Authority::new("stranger"));
+    let fake = Fake::start_as(stranger, Leaf::new(CONTROLLER), &address).await;
+    proxy.identity.certificate_refused();
+    let failed = "naru_certificate_renewals_total{outcome=\"failed\"} ";
+    until(|| proxy.metric(failed) > 0.0).await;
+    assert!(fake.settings.lock().unwrap().tokens.is_empty());
+}
