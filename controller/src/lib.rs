@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+mod annotations;
 pub mod authority;
 pub mod compile;
 pub mod config;

@@ -35,6 +35,7 @@ pub use options::{InjectArgs, PullPolicy, Redirection, Resources};
 pub use review::{Answer, Outcome, answer};
 pub use serve::{Injected, serve};
 
+use crate::annotations;
 use operations::{Path, add, remove, set_key};
 use settings::Settings;
 
@@ -134,18 +135,8 @@ pub enum Refusal {
 
 /// What to do with `pod`. `by_namespace`: the namespace's pods are to have sidecars; otherwise only those that say so.
 pub fn decide(pod: &Pod, by_namespace: bool, options: &Options) -> Result<Decision, Refusal> {
-    let asked = match annotation(pod, INJECT_ANNOTATION) {
-        None => by_namespace,
-        Some("enabled") => true,
-        Some("disabled") => false,
-        Some(other) => {
-            return Err(Refusal::Annotation {
-                name: INJECT_ANNOTATION,
-                value: other.to_owned(),
-                problem: "expected enabled or disabled".to_owned(),
-            });
-        }
-    };
+    let asked = settings::read(pod, INJECT_ANNOTATION, annotations::inject)?;
+    let asked = asked.unwrap_or(by_namespace);
     let spec = pod.spec.clone().unwrap_or_default();
     match (has_sidecar(&spec), asked) {
         (Ok(true), _) => complete(pod, &spec, options),

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::address::qualified;
 use super::{Certificate, Options};
+use crate::annotations::quantity;
 use crate::issuer::Issuer;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -48,8 +49,8 @@ pub struct InjectArgs {
         requires = "webhook_certificate"
     )]
     pub webhook_key: Option<PathBuf>,
-    /// Name of the MutatingWebhookConfiguration whose caBundle is kept up to date. What the controller makes in the cluster belongs
-    /// to it. Needs --kubernetes.
+    /// Name of the MutatingWebhookConfiguration whose caBundle is kept up to date, while the trust anchors are kept in the
+    /// namespaces with sidecars. Needs --kubernetes.
     #[arg(
         long,
         env = "NARU_WEBHOOK_CONFIGURATION",
@@ -185,40 +186,6 @@ impl InjectArgs {
                 issuer: issuer.clone(),
                 name: self.webhook_name.clone(),
             },
-        }
-    }
-}
-
-/// A quantity of Kubernetes that is not negative: digits, perhaps with a point, and a unit or an exponent.
-pub fn quantity(text: &str) -> Result<String, String> {
-    const UNITS: [&str; 14] = [
-        "", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei",
-    ];
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let is_number = number.parse::<f64>().is_ok();
-    let is_exponent = unit
-        .strip_prefix(['e', 'E'])
-        .is_some_and(|exponent| exponent.parse::<i8>().is_ok());
-    match text.is_empty() || is_number && (is_exponent || UNITS.contains(&unit)) {
-        true => Ok(text.to_owned()),
-        false => Err("expected a quantity, as 100m, 0.5, 64Mi or 1Gi".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quantity_is_what_kubernetes_takes_for_one() {
-        for right in ["", "1", "100m", "0.5", "64Mi", "1e3", "1E", "2.5Gi", ".5"] {
-            assert_eq!(quantity(right).as_deref(), Ok(right));
-        }
-        for wrong in ["x", "1 Gi", "-1", "1.2.3", "10mb", "Mi", "1e", "1ee2"] {
-            assert!(quantity(wrong).is_err(), "{wrong:?}");
         }
     }
 }

@@ -1,12 +1,11 @@
 //! What a pod's annotations ask of its sidecar. In: the pod and the defaults. Out: settings that are known to be right, so that
 //! a slip of the pen is told when the pod is created and not by a sidecar that does not start.
 
-use std::net::IpAddr;
-
 use k8s_openapi::api::core::v1::Pod;
 
-use super::options::{Resources, quantity};
+use super::options::Resources;
 use super::{Options, Refusal, annotation};
+use crate::annotations::{boolean, is_strict, networks, ports, quantity};
 use crate::logging::parse_filter;
 
 /// Settings of one sidecar and its redirect rules.
@@ -23,33 +22,29 @@ pub struct Settings {
 
 impl Settings {
     pub fn of(pod: &Pod, options: &Options) -> Result<Self, Refusal> {
-        let read = |name, read: fn(&str) -> Result<String, String>| match annotation(pod, name) {
-            None => Ok(None),
-            Some(value) => read(value)
-                .map(Some)
-                .map_err(|problem| Refusal::Annotation {
-                    name,
-                    value: value.to_owned(),
-                    problem,
-                }),
-        };
         let quantity = |name, default: &str| {
-            Ok::<_, Refusal>(read(name, quantity)?.unwrap_or_else(|| default.to_owned()))
+            let given = read(pod, name, quantity)?;
+            Ok::<_, Refusal>(given.unwrap_or_else(|| default.to_owned()))
         };
+        // These are the controller's to use: a pod with a wrong one would not be as it was meant.
+        read(pod, "naru.dev/mtls", is_strict)?;
+        read(pod, "naru.dev/opaque-ports", ports)?;
+        let ports = |name| Ok::<_, Refusal>(read(pod, name, ports)?.map_or(String::new(), joined));
+        let networks = read(pod, "naru.dev/skip-outbound-cidrs", networks)?;
+        let access_log = read(pod, "naru.dev/access-log", boolean)?;
         let default = &options.resources;
         Ok(Self {
-            log: read("naru.dev/log-level", filter)?.unwrap_or_else(|| options.log.clone()),
-            access_log: read("naru.dev/access-log", boolean)?.as_deref() == Some("true"),
+            log: read(pod, "naru.dev/log-level", filter)?.unwrap_or_else(|| options.log.clone()),
+            access_log: access_log.unwrap_or(false),
             resources: Resources {
                 cpu_request: quantity("naru.dev/proxy-cpu-request", &default.cpu_request)?,
                 cpu_limit: quantity("naru.dev/proxy-cpu-limit", &default.cpu_limit)?,
                 memory_request: quantity("naru.dev/proxy-memory-request", &default.memory_request)?,
                 memory_limit: quantity("naru.dev/proxy-memory-limit", &default.memory_limit)?,
             },
-            skip_inbound_ports: read("naru.dev/skip-inbound-ports", ports)?.unwrap_or_default(),
-            skip_outbound_ports: read("naru.dev/skip-outbound-ports", ports)?.unwrap_or_default(),
-            skip_outbound_cidrs: read("naru.dev/skip-outbound-cidrs", networks)?
-                .unwrap_or_default(),
+            skip_inbound_ports: ports("naru.dev/skip-inbound-ports")?,
+            skip_outbound_ports: ports("naru.dev/skip-outbound-ports")?,
+            skip_outbound_cidrs: networks.map_or(String::new(), joined),
         })
     }
 }
@@ -60,45 +55,25 @@ fn filter(text: &str) -> Result<String, String> {
         .map_err(|error| error.to_string())
 }
 
-fn boolean(text: &str) -> Result<String, String> {
-    match text {
-        "true" | "false" => Ok(text.to_owned()),
-        _ => Err("expected true or false".to_owned()),
-    }
+/// What an annotation of the pod says. `None`: it is not there.
+pub(super) fn read<'a, T>(
+    pod: &'a Pod,
+    name: &'static str,
+    read: impl Fn(&'a str) -> Result<T, String>,
+) -> Result<Option<T>, Refusal> {
+    let Some(value) = annotation(pod, name) else {
+        return Ok(None);
+    };
+    read(value)
+        .map(Some)
+        .map_err(|problem| Refusal::Annotation {
+            name,
+            value: value.to_owned(),
+            problem,
+        })
 }
 
-fn ports(text: &str) -> Result<String, String> {
-    list(text, |item| match item.parse::<u16>() {
-        Ok(1..) => Ok(()),
-        _ => Err(format!("{item:?} is no port: expected 1 to 65535")),
-    })
-}
-
-fn networks(text: &str) -> Result<String, String> {
-    list(text, |item| {
-        let (address, prefix) = item.split_once('/').unwrap_or((item, "0"));
-        let longest = match address.parse() {
-            Ok(IpAddr::V4(_)) => 32,
-            Ok(IpAddr::V6(_)) => 128,
-            Err(_) => {
-                return Err(format!(
-                    "{item:?} is no network: expected ADDRESS or ADDRESS/BITS"
-                ));
-            }
-        };
-        match prefix.parse::<u8>() {
-            Ok(prefix) if prefix <= longest => Ok(()),
-            _ => Err(format!(
-                "{item:?} is no network: the prefix is 0 to {longest}"
-            )),
-        }
-    })
-}
-
-/// The items between commas, without what is around them.
-fn list(text: &str, check: impl Fn(&str) -> Result<(), String>) -> Result<String, String> {
-    let items = text.split(',').map(str::trim);
-    let items: Vec<&str> = items.filter(|item| !item.is_empty()).collect();
-    items.iter().try_for_each(|item| check(item))?;
-    Ok(items.join(","))
+fn joined<T: ToString>(items: Vec<T>) -> String {
+    let items: Vec<String> = items.iter().map(T::to_string).collect();
+    items.join(",")
 }

@@ -342,6 +342,8 @@ fn an_annotation_that_is_wrong_is_told_with_its_name() {
     let wrong = [
         ("naru.dev/log-level", "naru=loud"),
         ("naru.dev/access-log", "yes"),
+        ("naru.dev/mtls", "enforced"),
+        ("naru.dev/opaque-ports", "80-90"),
         ("naru.dev/proxy-cpu-request", "lots"),
         ("naru.dev/proxy-memory-limit", "1GB"),
         ("naru.dev/skip-inbound-ports", "http"),

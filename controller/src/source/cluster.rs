@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::DynamicObject;
 use kube::core::Status;
 use kube::runtime::watcher;
@@ -34,7 +35,7 @@ use tokio::time::Instant;
 use super::problem::Invalid;
 use super::{Event, Name, ObjectKey, parse};
 use crate::metrics::Metrics;
-use report::Report;
+use report::{Report, Until};
 use served::{SERVED, Served};
 
 /// How long one watch lasts before it is begun again where it ended, in seconds. Also how long a connection that died
@@ -128,7 +129,7 @@ struct Watch {
     /// Objects of the list that is being read.
     listing: HashSet<Name>,
     /// Objects that can't be used as they are, and why.
-    invalid: HashMap<Name, Invalid>,
+    invalid: HashMap<Name, Vec<Invalid>>,
     /// Since the last success.
     failures: u32,
     /// The last failure, if there was no success since.
@@ -256,8 +257,10 @@ impl Watch {
         object.metadata.managed_fields = None;
         let reference = report::reference(self.served, api_version, &object.metadata);
         match parse::object(api_version, self.served.kind.as_str(), whole(object)) {
-            Ok(Some(object)) => {
-                if self.invalid.remove(&name).is_some() {
+            Ok(Some(parse::Parsed { object, ignored })) => {
+                if !ignored.is_empty() {
+                    self.is_invalid(&name, reference, ignored, Until::RestUsed);
+                } else if self.invalid.remove(&name).is_some() {
                     tracing::info!(object = %object.key(), "object is right again");
                     self.count_invalid();
                 }
@@ -266,16 +269,33 @@ impl Watch {
             }
             Ok(None) => Ok(()),
             Err(invalid) => {
-                // Every heartbeat of an object's status is a new version of it: only another problem is news.
-                if self.invalid.get(&name) != Some(&invalid) {
-                    let last_good = self.known.contains(&name);
-                    self.report.invalid(reference, &invalid, last_good);
-                    self.invalid.insert(name, invalid);
-                    self.count_invalid();
-                }
+                let until = match self.known.contains(&name) {
+                    true => Until::LastGood,
+                    false => Until::LeftOut,
+                };
+                self.is_invalid(&name, reference, vec![invalid], until);
                 Ok(())
             }
         }
+    }
+
+    /// Tells of what is wrong with an object, once.
+    fn is_invalid(
+        &mut self,
+        name: &Name,
+        reference: ObjectReference,
+        invalid: Vec<Invalid>,
+        until: Until,
+    ) {
+        // Every heartbeat of an object's status is a new version of it: only another problem is news.
+        if self.invalid.get(name) == Some(&invalid) {
+            return;
+        }
+        for invalid in &invalid {
+            self.report.invalid(reference.clone(), invalid, until);
+        }
+        self.invalid.insert(name.clone(), invalid);
+        self.count_invalid();
     }
 
     async fn delete(&mut self, name: Name) -> Result<(), Closed> {

@@ -46,7 +46,7 @@ pub struct Scan {
 
 struct File {
     stamp: Option<Stamp>,
-    /// Of its last version that was right.
+    /// Of its last version that could be used.
     objects: Vec<Arc<Object>>,
     problems: Vec<Problem>,
 }
@@ -155,29 +155,36 @@ fn refresh(files: &mut BTreeMap<FileId, File>, id: &FileId, metadata: &fs::Metad
         problems: Vec::new(),
     });
     let json = path.extension().is_some_and(|e| e == "json");
-    let read = read(path).map_err(|error| vec![whole(error.to_string())]);
-    match read.and_then(|text| parse::objects(&text, json)) {
-        Ok(objects) => {
-            if !file.problems.is_empty() {
-                tracing::info!(file = %path.display(), "manifest is right again");
-            }
-            file.problems.clear();
-            file.objects = objects.into_iter().map(Arc::new).collect();
+    let found = match read(path) {
+        Ok(text) => parse::read(&text, json),
+        Err(error) => parse::Found {
+            problems: vec![whole(error.to_string())],
+            ..parse::Found::default()
+        },
+    };
+    let usable = found.problems.is_empty();
+    let problems = [found.problems, found.ignored].concat();
+    if problems != file.problems {
+        for problem in &problems {
+            let then = match usable {
+                true => "The rest of the object is in force",
+                false => "What the file said before stays in force until it is right",
+            };
+            tracing::error!(
+                file = %path.display(), line = problem.line, object = problem.object,
+                field = problem.field, last_good_objects = file.objects.len(),
+                "manifest {}, {problem}. {then}",
+                path.display(),
+            );
         }
-        Err(problems) => {
-            if problems != file.problems {
-                for problem in &problems {
-                    tracing::error!(
-                        file = %path.display(), line = problem.line, object = problem.object,
-                        field = problem.field, last_good_objects = file.objects.len(),
-                        "manifest {}, {problem}. What the file said before stays in force until it is right",
-                        path.display(),
-                    );
-                }
-            }
-            file.problems = problems;
+        if problems.is_empty() {
+            tracing::info!(file = %path.display(), "manifest is right again");
         }
     }
+    if usable {
+        file.objects = found.objects.into_iter().map(Arc::new).collect();
+    }
+    file.problems = problems;
     file.stamp = settled.then_some(stamp);
     !settled
 }

@@ -12,6 +12,10 @@ use naru_contract::{MtlsMode, Protocol};
 
 use super::objects::*;
 use super::problem::Invalid;
+use crate::annotations::{is_strict, ports};
+
+/// An object, and what of it is not understood while the rest is used.
+type Read<T> = Result<(T, Vec<Invalid>), Invalid>;
 
 /// Namespace of a namespaced object that names none.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -24,16 +28,20 @@ const MTLS_ANNOTATION: &str = "naru.dev/mtls";
 const OPAQUE_PORTS_ANNOTATION: &str = "naru.dev/opaque-ports";
 const SKIP_INBOUND_PORTS_ANNOTATION: &str = "naru.dev/skip-inbound-ports";
 
-pub fn namespace(object: core::Namespace) -> Result<Namespace, Invalid> {
-    Ok(Namespace {
-        annotations: annotations(&object.metadata)?,
+pub fn namespace(object: core::Namespace) -> Read<Namespace> {
+    let mut reader = Reader::of(&object.metadata);
+    let namespace = Namespace {
+        annotations: reader.annotations(),
         name: required_name(&object.metadata)?,
-    })
+    };
+    Ok((namespace, reader.ignored))
 }
 
-pub fn service(object: core::Service) -> Result<Service, Invalid> {
+pub fn service(object: core::Service) -> Read<Service> {
     let name = name(&object.metadata)?;
-    let annotations = annotations(&object.metadata)?;
+    let mut reader = Reader::of(&object.metadata);
+    let annotations = reader.annotations();
+    let ignored = reader.ignored;
     let spec = object.spec.unwrap_or_default();
     let external_name = spec.type_.as_deref() == Some("ExternalName");
     let mut cluster_ips = Vec::new();
@@ -87,7 +95,7 @@ pub fn service(object: core::Service) -> Result<Service, Invalid> {
             });
         }
     }
-    Ok(Service {
+    let service = Service {
         name,
         cluster_ips,
         external_ips,
@@ -97,14 +105,17 @@ pub fn service(object: core::Service) -> Result<Service, Invalid> {
         publish_not_ready_addresses: spec.publish_not_ready_addresses.unwrap_or(false),
         node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         annotations,
-    })
+    };
+    Ok((service, ignored))
 }
 
-pub fn pod(object: core::Pod) -> Result<Pod, Invalid> {
+pub fn pod(object: core::Pod) -> Read<Pod> {
     let name = name(&object.metadata)?;
-    let annotations = annotations(&object.metadata)?;
     let workload = workload(&object.metadata);
-    let bare_ports = ports(&object.metadata, SKIP_INBOUND_PORTS_ANNOTATION)?.unwrap_or_default();
+    let mut reader = Reader::of(&object.metadata);
+    let annotations = reader.annotations();
+    let bare_ports = reader.ports(SKIP_INBOUND_PORTS_ANNOTATION);
+    let ignored = reader.ignored;
     let labels: BTreeMap<String, String> = object.metadata.labels.unwrap_or_default();
     let spec = object.spec.unwrap_or_default();
     let status = object.status.unwrap_or_default();
@@ -143,7 +154,7 @@ pub fn pod(object: core::Pod) -> Result<Pod, Invalid> {
         }
     }
     let account = spec.service_account_name.or(spec.service_account);
-    Ok(Pod {
+    let pod = Pod {
         meshed: labels.get(INJECTED_LABEL).is_some_and(|v| v == "true"),
         ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         name,
@@ -156,9 +167,10 @@ pub fn pod(object: core::Pod) -> Result<Pod, Invalid> {
         host_ips,
         workload,
         named_ports,
-        bare_ports,
+        bare_ports: bare_ports.unwrap_or_default(),
         annotations,
-    })
+    };
+    Ok((pod, ignored))
 }
 
 pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice, Invalid> {
@@ -283,39 +295,54 @@ fn required_name(metadata: &ObjectMeta) -> Result<String, Invalid> {
     }
 }
 
-fn annotations(metadata: &ObjectMeta) -> Result<Annotations, Invalid> {
-    let get = |key: &str| metadata.annotations.as_ref().and_then(|all| all.get(key));
-    let field = |key: &str| format!("metadata.annotations[{key:?}]");
-    let mtls = match get(MTLS_ANNOTATION).map(String::as_str) {
-        None => None,
-        Some("permissive") => Some(MtlsMode::Permissive),
-        Some("strict") => Some(MtlsMode::Strict),
-        Some(other) => {
-            return Err(Invalid::new(
-                field(MTLS_ANNOTATION),
-                format!("{other:?} is neither permissive nor strict"),
-            ));
-        }
-    };
-    let opaque_ports = ports(metadata, OPAQUE_PORTS_ANNOTATION)?;
-    Ok(Annotations { mtls, opaque_ports })
+/// What the annotations of an object say, and what in them is not understood.
+struct Reader<'a> {
+    metadata: &'a ObjectMeta,
+    ignored: Vec<Invalid>,
 }
 
-/// The ports that an annotation lists.
-fn ports(metadata: &ObjectMeta, key: &str) -> Result<Option<Vec<u16>>, Invalid> {
-    let Some(text) = metadata.annotations.as_ref().and_then(|all| all.get(key)) else {
-        return Ok(None);
-    };
-    let parts = text.split(',').map(str::trim).filter(|p| !p.is_empty());
-    let ports: Option<Vec<u16>> = parts
-        .map(|part| part.parse().ok().filter(|port| *port > 0))
-        .collect();
-    ports.map(Some).ok_or_else(|| {
-        Invalid::new(
-            format!("metadata.annotations[{key:?}]"),
-            format!("{text:?} is not a list of ports, as \"3306,5432\""),
-        )
-    })
+impl<'a> Reader<'a> {
+    fn of(metadata: &'a ObjectMeta) -> Self {
+        Self {
+            metadata,
+            ignored: Vec::new(),
+        }
+    }
+
+    fn annotations(&mut self) -> Annotations {
+        // A slip must not let in what was to be kept out.
+        let unread = "clients without an identity of the mesh are refused until it is right";
+        let mtls = self.read(MTLS_ANNOTATION, is_strict, unread);
+        Annotations {
+            mtls: mtls.map(|is_strict| match is_strict {
+                Ok(false) => MtlsMode::Permissive,
+                Ok(true) | Err(()) => MtlsMode::Strict,
+            }),
+            opaque_ports: self.ports(OPAQUE_PORTS_ANNOTATION),
+        }
+    }
+
+    /// The ports that an annotation lists.
+    fn ports(&mut self, key: &str) -> Option<Vec<u16>> {
+        let unread = "this annotation is left out until it is right";
+        self.read(key, ports, unread)?.ok()
+    }
+
+    /// `unread`: what follows if it is not understood.
+    fn read<T>(
+        &mut self,
+        key: &str,
+        read: fn(&str) -> Result<T, String>,
+        unread: &str,
+    ) -> Option<Result<T, ()>> {
+        let text = self.metadata.annotations.as_ref()?.get(key)?;
+        Some(read(text).map_err(|problem| {
+            self.ignored.push(Invalid::new(
+                format!("metadata.annotations[{key:?}]"),
+                format!("{text:?}: {problem}; {unread}"),
+            ));
+        }))
+    }
 }
 
 /// What owns the pod, as `deployment/web`.

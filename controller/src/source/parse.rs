@@ -14,10 +14,28 @@ use super::{gateway, grpc_route, http_route, kubernetes, locate, policy, stream_
 /// Longest message of a parser that we pass on, in bytes.
 const MAX_MESSAGE_BYTES: usize = 300;
 
-/// Every object in the text.
+/// Every object in the text. What is left out of an object is no problem here.
+#[cfg(test)]
 pub fn objects(text: &str, json: bool) -> Result<Vec<Object>, Vec<Problem>> {
-    let mut objects = Vec::new();
-    let mut problems = Vec::new();
+    let found = read(text, json);
+    match found.problems.is_empty() {
+        true => Ok(found.objects),
+        false => Err(found.problems),
+    }
+}
+
+/// What is in a text.
+#[derive(Default)]
+pub struct Found {
+    pub objects: Vec<Object>,
+    /// Values that are not understood while the rest of their objects is used.
+    pub ignored: Vec<Problem>,
+    /// What keeps objects from being used.
+    pub problems: Vec<Problem>,
+}
+
+pub fn read(text: &str, json: bool) -> Found {
+    let mut found = Found::default();
     let documents = match json {
         true => vec![(0, text)],
         false => documents(text),
@@ -30,7 +48,7 @@ pub fn objects(text: &str, json: bool) -> Result<Vec<Object>, Vec<Problem>> {
         match value {
             Err(mut problem) => {
                 problem.line += lines_before;
-                problems.push(problem);
+                found.problems.push(problem);
             }
             Ok(value) => {
                 let place = Place {
@@ -38,14 +56,11 @@ pub fn objects(text: &str, json: bool) -> Result<Vec<Object>, Vec<Problem>> {
                     lines_before,
                     field: String::new(),
                 };
-                place.objects(value, &mut objects, &mut problems);
+                place.objects(value, &mut found);
             }
         }
     }
-    match problems.is_empty() {
-        true => Ok(objects),
-        false => Err(problems),
-    }
+    found
 }
 
 /// The documents of a YAML text, each with the number of lines before it. Nothing but a boundary can begin a line with
@@ -108,7 +123,7 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn objects(&self, value: Value, objects: &mut Vec<Object>, problems: &mut Vec<Problem>) {
+    fn objects(&self, value: Value, found: &mut Found) {
         let text = |field: &str| value.pointer(field).and_then(Value::as_str);
         let kind = text("/kind").unwrap_or_default().to_owned();
         let version = text("/apiVersion").unwrap_or_default().to_owned();
@@ -126,7 +141,7 @@ impl Place<'_> {
                 for (i, item) in items.into_iter().enumerate() {
                     let field = format!("{}[{i}]", locate::with_key(&self.field, "items"));
                     let place = Place { field, ..*self };
-                    place.objects(item, objects, problems);
+                    place.objects(item, found);
                 }
             }
             return;
@@ -134,16 +149,22 @@ impl Place<'_> {
         for (field, given) in [("apiVersion", &version), ("kind", &kind)] {
             if given.is_empty() {
                 let message = "every object needs apiVersion and kind, as v1 and Service";
-                problems.push(self.problem(name, Invalid::new(field, message)));
+                let problem = self.problem(name, Invalid::new(field, message));
+                found.problems.push(problem);
                 return;
             }
         }
         match object(&version, &kind, value) {
-            Ok(Some(object)) => objects.push(object),
+            Ok(Some(Parsed { object, ignored })) => {
+                let ignored = ignored.into_iter();
+                let ignored = ignored.map(|invalid| self.problem(name.clone(), invalid));
+                found.ignored.extend(ignored);
+                found.objects.push(object);
+            }
             Ok(None) => {
                 tracing::debug!(api_version = version, kind, "kind is not used: ignored");
             }
-            Err(invalid) => problems.push(self.problem(name, invalid)),
+            Err(invalid) => found.problems.push(self.problem(name, invalid)),
         }
     }
 
@@ -162,17 +183,33 @@ impl Place<'_> {
     }
 }
 
+/// One object.
+pub(super) struct Parsed {
+    pub object: Object,
+    /// What of it is not understood while the rest is used.
+    pub ignored: Vec<Invalid>,
+}
+
 /// One object. `None`: of a kind that we have no use for.
-pub(super) fn object(version: &str, kind: &str, value: Value) -> Result<Option<Object>, Invalid> {
+pub(super) fn object(version: &str, kind: &str, value: Value) -> Result<Option<Parsed>, Invalid> {
     let (group, version) = version.split_once('/').unwrap_or(("", version));
-    Ok(Some(match (group, version, kind) {
+    let mut ignored = Vec::new();
+    let object = match (group, version, kind) {
         ("", "v1", "Namespace") => {
-            Object::Namespace(kubernetes::namespace(typed::<core::Namespace>(value)?)?)
+            let (namespace, left_out) = kubernetes::namespace(typed::<core::Namespace>(value)?)?;
+            ignored = left_out;
+            Object::Namespace(namespace)
         }
         ("", "v1", "Service") => {
-            Object::Service(kubernetes::service(typed::<core::Service>(value)?)?)
+            let (service, left_out) = kubernetes::service(typed::<core::Service>(value)?)?;
+            ignored = left_out;
+            Object::Service(service)
         }
-        ("", "v1", "Pod") => Object::Pod(kubernetes::pod(typed::<core::Pod>(value)?)?),
+        ("", "v1", "Pod") => {
+            let (pod, left_out) = kubernetes::pod(typed::<core::Pod>(value)?)?;
+            ignored = left_out;
+            Object::Pod(pod)
+        }
         ("discovery.k8s.io", "v1", "EndpointSlice") => {
             let slice = typed::<discovery::EndpointSlice>(value)?;
             Object::EndpointSlice(kubernetes::endpoint_slice(slice)?)
@@ -202,7 +239,8 @@ pub(super) fn object(version: &str, kind: &str, value: Value) -> Result<Option<O
             Object::BackendTrafficPolicy(policy::backend_traffic_policy(given)?)
         }
         _ => return Ok(None),
-    }))
+    };
+    Ok(Some(Parsed { object, ignored }))
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {

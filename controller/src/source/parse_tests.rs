@@ -105,12 +105,6 @@ fn a_wrong_value_is_reported_with_line_and_field_and_the_way_out() {
             "spec.clusterIP",
         ),
         ("port: 80", "port: 80000", 12, "spec.ports[0].port"),
-        (
-            "81, 82",
-            "81-82",
-            7,
-            "metadata.annotations[\"naru.dev/opaque-ports\"]",
-        ),
         ("  name: web\n", "", 5, "metadata.name"),
     ] {
         let problem = one_problem(&SERVICE.replacen(from, to, 1));
@@ -120,6 +114,77 @@ fn a_wrong_value_is_reported_with_line_and_field_and_the_way_out() {
             "{problem}"
         );
     }
+}
+
+#[test]
+fn an_annotation_that_is_not_understood_is_reported_and_the_object_is_used_without_it() {
+    let found = read(&SERVICE.replace("81, 82", "81-82"), false);
+    assert_eq!(found.problems, []);
+    let [Object::Service(service)] = &found.objects[..] else {
+        panic!("{:?}", found.objects);
+    };
+    assert_eq!(service.annotations.opaque_ports, None);
+    assert_eq!(service.ports.len(), 1);
+    let [ignored] = &found.ignored[..] else {
+        panic!("{:?}", found.ignored);
+    };
+    assert_eq!(
+        (ignored.line, &*ignored.field),
+        (7, "metadata.annotations[\"naru.dev/opaque-ports\"]")
+    );
+    assert!(ignored.message.contains("81-82"), "{ignored}");
+}
+
+fn mtls(value: &str) -> (Option<MtlsMode>, usize) {
+    let text = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: shop, annotations: {{ naru.dev/mtls: {value} }} }}\n"
+    );
+    let mut found = read(&text, false);
+    assert_eq!(found.problems, []);
+    match found.objects.pop() {
+        Some(Object::Namespace(namespace)) => (namespace.annotations.mtls, found.ignored.len()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn mtls_is_read_in_any_case_and_what_cannot_be_read_counts_as_strict() {
+    for (value, mode) in [
+        ("strict", MtlsMode::Strict),
+        ("STRICT", MtlsMode::Strict),
+        ("Permissive", MtlsMode::Permissive),
+        ("'permissive '", MtlsMode::Permissive),
+    ] {
+        assert_eq!(mtls(value), (Some(mode), 0), "{value}");
+    }
+    for value in ["enforce", "'on'", "''", "permisive", "'strict,permissive'"] {
+        assert_eq!(mtls(value), (Some(MtlsMode::Strict), 1), "{value}");
+    }
+}
+
+#[test]
+fn a_pod_with_wrong_annotations_stays_in_the_mesh() {
+    let text = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  namespace: shop
+  labels: { naru.dev/injected: "true" }
+  annotations: { naru.dev/mtls: all, naru.dev/opaque-ports: x, naru.dev/skip-inbound-ports: "80;81" }
+spec: { containers: [] }
+"#;
+    let found = read(text, false);
+    let [Object::Pod(pod)] = &found.objects[..] else {
+        panic!("{:?}", found.problems);
+    };
+    assert!(pod.meshed);
+    assert_eq!(pod.annotations.mtls, Some(MtlsMode::Strict));
+    assert_eq!(
+        (&pod.annotations.opaque_ports, &*pod.bare_ports),
+        (&None, &[][..])
+    );
+    assert_eq!(found.ignored.len(), 3);
 }
 
 #[test]

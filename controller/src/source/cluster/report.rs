@@ -28,6 +28,17 @@ const CONTROLLER: &str = "naru-controller";
 /// Where the API server wants Events of objects that are in no namespace.
 const NO_NAMESPACE: &str = "default";
 
+/// What is in force until an object is right.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// What it said before.
+    LastGood,
+    /// Nothing of it.
+    LeftOut,
+    /// All of it but what is not understood.
+    RestUsed,
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Report(mpsc::Sender<(ObjectReference, String)>);
@@ -84,13 +95,14 @@ fn hash(parts: &[&str]) -> u64 {
 }
 
 impl Report {
-    pub fn invalid(&self, object: ObjectReference, invalid: &Invalid, last_good: bool) {
+    pub fn invalid(&self, object: ObjectReference, invalid: &Invalid, until: Until) {
         let (kind, name) = (text(&object.kind), text(&object.name));
         let namespace = text(&object.namespace);
         let Invalid { field, message } = invalid;
-        let force = match last_good {
-            true => "what it said before stays in force until it is right",
-            false => "it is left out until it is right",
+        let force = match until {
+            Until::LastGood => "what it said before stays in force until it is right",
+            Until::LeftOut => "it is left out until it is right",
+            Until::RestUsed => "the rest of the object is in force",
         };
         tracing::error!(
             kind,

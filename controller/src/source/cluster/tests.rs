@@ -242,7 +242,7 @@ async fn after_a_long_absence_only_what_changed_changes() {
 async fn an_object_that_does_not_parse_keeps_its_last_good_state_and_stops_nothing() {
     let api = with_crds();
     let mut bad = service("bad", 80);
-    bad["metadata"]["annotations"] = json!({"naru.dev/opaque-ports": "all"});
+    bad["spec"]["clusterIP"] = json!("10.96.0");
     api.apply(SERVICES, bad.clone());
     api.apply(SERVICES, service("web", 80));
     let mut cluster = Cluster::start(api);
@@ -277,7 +277,7 @@ async fn an_object_that_does_not_parse_keeps_its_last_good_state_and_stops_nothi
         "{path}"
     );
     assert_eq!(name, Some("bad"));
-    assert!(note.is_some_and(|note| note.contains("naru.dev/opaque-ports") && note.contains("left out")));
+    assert!(note.is_some_and(|note| note.contains("spec.clusterIP") && note.contains("left out")));
     let (_, name, note) = notes[1];
     assert_eq!(name, Some("web"));
     assert!(
@@ -317,6 +317,41 @@ async fn two_controllers_write_an_event_once() {
     }
     // By that name the API server takes one.
     assert!(names[0].is_some() && names[0] == names[1], "{names:?}");
+}
+
+#[tokio::test]
+async fn an_annotation_that_is_not_understood_is_told_and_costs_the_object_nothing_else() {
+    let api = with_crds();
+    let namespace = |mtls: &str| {
+        let annotations = json!({"naru.dev/mtls": mtls});
+        json!({"metadata": {"name": "shop", "annotations": annotations}})
+    };
+    api.apply(NAMESPACES, namespace("on"));
+    let mut cluster = Cluster::start(api);
+    assert_eq!(cluster.synced().await, ["+Namespace shop"]);
+    let invalid = |count| format!("naru_controller_invalid_objects{{kind=\"Namespace\"}} {count}");
+    assert!(cluster.metric(&invalid(1)));
+    let note = timeout(PATIENCE, async {
+        loop {
+            match cluster.api.take_written().pop() {
+                Some((_, _, event)) => return event["note"].clone(),
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    });
+    let note = note.await.expect("an Event");
+    let note = note.as_str().unwrap_or_default();
+    for said in [
+        "naru.dev/mtls",
+        "\"on\"",
+        "refused",
+        "the rest of the object",
+    ] {
+        assert!(note.contains(said), "{said} in {note}");
+    }
+    cluster.api.apply(NAMESPACES, namespace("Strict"));
+    assert_eq!(cluster.next().await, "+Namespace shop");
+    assert!(cluster.metric(&invalid(0)));
 }
 
 #[tokio::test]
