@@ -1,6 +1,8 @@
 //! `naru`: what a person types.
 #![forbid(unsafe_code)]
 
+#[path = "../../src/annotations.rs"]
+mod annotations;
 mod check;
 mod destination;
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::rights;
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Its pods.
-const SELECTOR: &str = "app.kubernetes.io/name=naru,app.kubernetes.io/component=controller";
+pub const SELECTOR: &str = "app.kubernetes.io/name=naru,app.kubernetes.io/component=controller";
 
 pub async fn check(client: &Client, installed: &Installation) -> Group {
     let mut group = Group::new("controller");

@@ -14,21 +14,30 @@ use super::rights::{EXPERIMENTAL, RIGHTS, Where};
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// Group and plural of what the chart has in its namespace, Helm's own Secrets among them.
-const NAMESPACED: [(&str, &str); 8] = [
+const NAMESPACED: [(&str, &str); 9] = [
     ("", "secrets"),
     ("", "serviceaccounts"),
     ("", "services"),
     ("apps", "deployments"),
+    ("batch", "jobs"),
     ("networking.k8s.io", "networkpolicies"),
     ("policy", "poddisruptionbudgets"),
     (RBAC, "rolebindings"),
     (RBAC, "roles"),
 ];
 /// … and beside all namespaces.
-const OF_CLUSTER: [(&str, &str); 3] = [
+const OF_CLUSTER: [(&str, &str); 5] = [
     (
         "admissionregistration.k8s.io",
         "mutatingwebhookconfigurations",
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "validatingadmissionpolicies",
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "validatingadmissionpolicybindings",
     ),
     (RBAC, "clusterrolebindings"),
     (RBAC, "clusterroles"),
@@ -82,6 +91,9 @@ async fn rights(client: &Client, namespace: &str) -> Result<Vec<Found>, Error> {
                     ));
                 }
             }
+        }
+        if !may(client, "", "configmaps", None, "delete").await? {
+            missing.push("delete configmaps, which uninstalling is to do".to_owned());
         }
     }
     let mut found = vec![match missing.is_empty() {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kubeconfig ─▶ is there a controller? ─┬─ no ─▶ cluster, rights, surroundings
-//!                                       └─ yes ▶ cluster, controller, webhook, trust, pods, routes
+//!                                       └─ yes ▶ cluster, controller, webhook, trust, pods, routes, values
 //! ```
 //!
 //! In: an API server. Out: a report in which everything that is wrong comes with its fix. It changes nothing in the cluster:
@@ -10,9 +10,13 @@
 
 mod api;
 mod cluster;
+mod connected;
 mod controller;
 mod finding;
 mod install_rights;
+#[cfg(test)]
+mod mesh_tests;
+mod metrics;
 pub mod names;
 pub mod pods;
 mod report;
@@ -22,6 +26,7 @@ mod surroundings;
 #[cfg(test)]
 mod tests;
 mod trust;
+mod values;
 mod webhook;
 
 use std::path::PathBuf;
@@ -118,14 +123,15 @@ async fn check(client: &Client, address: &str, namespace: &str, pre: bool) -> Re
             Report::new(Stage::Before, vec![cluster, rights, surroundings])
         }
         Some(installed) => {
-            let (controller, webhook, trust, pods, routes) = tokio::join!(
+            let (controller, webhook, trust, pods, routes, values) = tokio::join!(
                 controller::check(client, &installed),
                 webhook::check(client, &installed),
                 trust::check(client, &installed),
                 pods::check(client, &installed),
                 routes::check(client),
+                values::check(client, &installed),
             );
-            let groups = vec![cluster, controller, webhook, trust, pods, routes];
+            let groups = vec![cluster, controller, webhook, trust, pods, routes, values];
             Report::new(Stage::After, groups)
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::ListParams;
 use kube::{Api, Client, Error};
@@ -208,11 +209,15 @@ pub fn not_ready(pod: &Pod) -> Option<String> {
 /// The workload that a pod is of, as NAMESPACE/KIND/NAME; of a pod by itself, NAMESPACE.
 pub fn owner(pod: &Pod) -> String {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let mut owners = pod.metadata.owner_references.iter().flatten();
-    let Some(owner) = owners.find(|owner| owner.controller == Some(true)) else {
-        return namespace.to_owned();
-    };
-    match &*owner.kind {
+    owner_of(&pod.metadata).unwrap_or_else(|| namespace.to_owned())
+}
+
+/// The workload that a pod is of. `None`: it is by itself.
+pub fn owner_of(pod: &ObjectMeta) -> Option<String> {
+    let namespace = pod.namespace.as_deref().unwrap_or_default();
+    let mut owners = pod.owner_references.iter().flatten();
+    let owner = owners.find(|owner| owner.controller == Some(true))?;
+    Some(match &*owner.kind {
         // Its name is the Deployment's and a hash.
         "ReplicaSet" => {
             let name = owner
@@ -222,7 +227,7 @@ pub fn owner(pod: &Pod) -> String {
             format!("{namespace}/deployment/{name}")
         }
         kind => format!("{namespace}/{}/{}", kind.to_lowercase(), owner.name),
-    }
+    })
 }
 
 #[cfg(test)]

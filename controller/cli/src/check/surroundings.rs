@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::ListParams;
 use kube::{Api, Client, Error};
@@ -10,7 +10,8 @@ use kube::{Api, Client, Error};
 use super::api::{all, label};
 use super::cluster::some;
 use super::finding::{Found, Group, failure, info, ok, warning};
-use super::names::{ANCHORS_CONFIG_MAP, CONTROLLER, INJECT, WEBHOOK_CONFIGURATION};
+use super::names::{ANCHORS_CONFIG_MAP, CONTROLLER, INJECT, INJECTED_LABEL, WEBHOOK_CONFIGURATION};
+use super::pods::{has_sidecar, is_over};
 
 /// By whom an object was installed.
 const RELEASE: &str = "meta.helm.sh/release-name";
@@ -117,20 +118,24 @@ async fn leftovers(client: &Client, namespace: &str) -> Result<Vec<Found>, Error
     }
     let named = ListParams::default().fields(&format!("metadata.name={ANCHORS_CONFIG_MAP}"));
     let anchors = all(&Api::<ConfigMap>::all(client.clone()), named).await?;
-    let without_owner: Vec<String> = anchors
+    let left: Vec<String> = anchors
         .iter()
-        .filter(|map| map.metadata.owner_references.iter().flatten().count() == 0)
         .filter(|map| map.metadata.name.as_deref() == Some(ANCHORS_CONFIG_MAP))
         .filter_map(|map| map.metadata.namespace.clone())
         .collect();
-    if !without_owner.is_empty() {
+    if !left.is_empty() {
         found.push(info(format!(
-            "the ConfigMap {ANCHORS_CONFIG_MAP} is in {}, and will be taken over when a pod there gets a sidecar",
-            some(&without_owner)
+            "the ConfigMap {ANCHORS_CONFIG_MAP} of an installation is in {}, and will be brought up to date when a pod there gets a sidecar",
+            some(&left)
         )));
     }
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
-    if let Ok(Some(_)) = secrets.get_opt("naru-ca").await {
+    let secret = secrets.get_opt("naru-ca").await;
+    let api = Api::<Deployment>::namespaced(client.clone(), namespace);
+    if api.get_opt(CONTROLLER).await?.is_none() {
+        found.extend(orphans(client, namespace, !matches!(secret, Ok(None))).await?);
+    }
+    if let Ok(Some(_)) = secret {
         found.push(info(format!(
             "the Secret naru-ca in {namespace} will be the mesh's certificate authority"
         )));
@@ -139,6 +144,47 @@ async fn leftovers(client: &Client, namespace: &str) -> Result<Vec<Found>, Error
         found.push(ok("nothing is left of another installation"));
     }
     Ok(found)
+}
+
+/// Pods with sidecars that have no controller. `authority`: that which they trust is there.
+async fn orphans(client: &Client, namespace: &str, authority: bool) -> Result<Vec<Found>, Error> {
+    let injected = ListParams::default().labels(&format!("{INJECTED_LABEL}=true"));
+    let pods = all(&Api::<Pod>::all(client.clone()), injected).await?;
+    let names: Vec<String> = pods
+        .iter()
+        .filter(|pod| label(pod.metadata.labels.as_ref(), INJECTED_LABEL).is_some())
+        .filter(|pod| has_sidecar(pod) && !is_over(pod))
+        .map(|pod| {
+            let (namespace, name) = (&pod.metadata.namespace, &pod.metadata.name);
+            format!(
+                "{}/{}",
+                namespace.as_deref().unwrap_or_default(),
+                name.as_deref().unwrap_or_default()
+            )
+        })
+        .collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let way_out = match authority {
+        true => format!(
+            "install Naru again in {namespace}, where their authority is still there; or take them out of the mesh: remove the \
+             label {INJECT} from their namespaces, and restart their workloads"
+        ),
+        false => format!(
+            "take them out of the mesh: remove the label {INJECT} from their namespaces, and restart their workloads. The authority \
+             that they trust is gone: put its Secret back into {namespace} from a backup before Naru is installed again, or no \
+             controller starts while they are there"
+        ),
+    };
+    Ok(vec![failure(
+        format!(
+            "{} pods have sidecars and no controller: certificates end within a day, and endpoints are those of long ago: {}",
+            names.len(),
+            some(&names)
+        ),
+        way_out,
+    )])
 }
 
 fn release(annotations: Option<&std::collections::BTreeMap<String, String>>) -> String {

@@ -13,12 +13,13 @@ use crate::fake_api::FakeApi;
 use crate::report::Output;
 
 const PODS: &str = "/api/v1/pods";
-const SECRETS: &str = "/api/v1/secrets";
+pub(super) const SECRETS: &str = "/api/v1/secrets";
 const CONFIG_MAPS: &str = "/api/v1/configmaps";
-const NAMESPACES: &str = "/api/v1/namespaces";
-const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
+pub(super) const NAMESPACES: &str = "/api/v1/namespaces";
+pub(super) const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
-const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+pub(super) const WEBHOOKS: &str =
+    "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/httproutes";
 const MY_RIGHTS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
@@ -90,7 +91,7 @@ fn allowed(allowed: bool) -> Value {
 }
 
 /// The same with Naru, one labelled namespace, and a pod in it with its sidecar.
-fn installed() -> FakeApi {
+pub(super) fn installed() -> FakeApi {
     let api = empty();
     let mut params = CertificateParams::default();
     let name = "spiffe://cluster.local".try_into().expect("a URI");
@@ -143,7 +144,43 @@ fn installed() -> FakeApi {
         json!({ "metadata": { "name": "naru-check" }, "spec": { "initContainers": sidecar, "containers": [] } }),
     );
     api.apply(ROUTES, route("True"));
+    for name in ["naru-controller-1", "naru-controller-2"] {
+        api.apply(
+            PODS,
+            json!({
+                "metadata": { "name": name, "namespace": "naru-system" },
+                "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
+            }),
+        );
+        controller_says(&api, name, "a1", "steady", 1);
+    }
+    sidecar_says(&api, 1, "a1");
     api
+}
+
+pub(super) fn controller_says(api: &FakeApi, pod: &str, issuer: &str, state: &str, streams: u32) {
+    let other = if state == "steady" {
+        "missing"
+    } else {
+        "steady"
+    };
+    let text = format!(
+        "naru_controller_connected_proxies {streams}\n\
+         naru_controller_authority_info{{issuer=\"{issuer}\"}} 1\n\
+         naru_controller_authority_state{{state=\"{other}\"}} 0\n\
+         naru_controller_authority_state{{state=\"{state}\"}} 1\n\
+         naru_controller_invalid_objects{{kind=\"HTTPRoute\"}} 0\n"
+    );
+    let path = format!("/api/v1/namespaces/naru-system/pods/{pod}:15014/proxy/metrics");
+    api.document(&path, text.into());
+}
+
+pub(super) fn sidecar_says(api: &FakeApi, connected: u32, issuer: &str) {
+    let text = format!(
+        "naru_controller_connected {connected}\nnaru_certificate_info{{issuer=\"{issuer}\"}} 1\n"
+    );
+    let path = "/api/v1/namespaces/shop/pods/web-1:15020/proxy/metrics";
+    api.document(path, text.into());
 }
 
 fn deployment() -> Value {
@@ -184,18 +221,18 @@ fn route(accepted: &str) -> Value {
     })
 }
 
-async fn report(api: &FakeApi) -> Report {
+pub(super) async fn report(api: &FakeApi) -> Report {
     check(&api.client(), "https://api", "naru-system", false).await
 }
 
 /// What is above `level`, by check.
-fn above(report: &Report, level: Level) -> Vec<&Finding> {
+pub(super) fn above(report: &Report, level: Level) -> Vec<&Finding> {
     let findings = report.groups.iter().flat_map(|group| &group.findings);
     findings.filter(|finding| finding.level > level).collect()
 }
 
 /// The one thing that is wrong.
-async fn wrong(api: &FakeApi) -> Finding {
+pub(super) async fn wrong(api: &FakeApi) -> Finding {
     let report = report(api).await;
     let wrong = above(&report, Level::Info);
     assert_eq!(wrong.len(), 1, "{wrong:#?}");
@@ -204,7 +241,7 @@ async fn wrong(api: &FakeApi) -> Finding {
     wrong[0].clone()
 }
 
-fn at(finding: &Finding) -> (&'static str, Level) {
+pub(super) fn at(finding: &Finding) -> (&'static str, Level) {
     (finding.check, finding.level)
 }
 
@@ -249,7 +286,7 @@ async fn a_good_installation_has_no_warning_and_is_not_written_to() {
     assert!(
         json["groups"]
             .as_array()
-            .is_some_and(|groups| groups.len() == 6)
+            .is_some_and(|groups| groups.len() == 7)
     );
 }
 
@@ -335,6 +372,7 @@ async fn rights_that_are_missing_to_install_are_named() {
 async fn what_is_left_of_an_installation_is_a_failure() {
     let api = installed();
     api.delete(DEPLOYMENTS, "naru-system", "naru-controller");
+    api.delete(PODS, "shop", "web-1");
     let wrong = wrong(&api).await;
     assert_eq!(at(&wrong), ("leftovers", Level::Failure));
 }

@@ -11,6 +11,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::api::{Installation, all};
 use super::cluster::some;
+use super::connected::connected;
 use super::finding::{Found, Group, failure, ok, warning};
 use super::names::{ANCHORS_CONFIG_MAP, ANCHORS_KEY, CONTROLLER, INJECTED_LABEL};
 use super::pods::is_over;
@@ -24,6 +25,7 @@ pub async fn check(client: &Client, installed: &Installation) -> Group {
     let mut group = Group::new("trust");
     group.check("authority", of_secret(client, installed)).await;
     group.check("anchors", anchors(client, installed)).await;
+    group.check("connected", connected(client, installed)).await;
     group
 }
 
@@ -66,10 +68,11 @@ async fn of_secret(client: &Client, installed: &Installation) -> Result<Vec<Foun
     let Some(secret) = api.get_opt(name).await? else {
         return Ok(vec![failure(
             format!(
-                "the Secret {name} in {namespace} is not there: the next controller that starts makes another authority, which no sidecar trusts"
+                "the Secret {name} in {namespace} is not there: no controller that starts has the mesh's authority"
             ),
             format!(
-                "put it back from a backup; without one: kubectl -n {namespace} rollout restart deployment/{CONTROLLER}, and then every workload with a sidecar"
+                "a controller that runs puts it back within a minute. Else put it back from a backup, and kubectl -n {namespace} \
+                 rollout restart deployment/{CONTROLLER}; without one: helm upgrade … --set identity.replaceLost=true makes another"
             ),
         )]);
     };
