@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::api::{Installation, all};
 use super::cluster::some;
-use super::finding::{Found, failure, ok, warning};
+use super::finding::{Found, failure, ok, unchecked, warning};
 use super::metrics::{Metrics, SIDECAR_PORT, of_controllers};
 use super::names::{CONTROLLER, INJECTED_LABEL, SIDECAR};
 use super::pods::{has_sidecar, is_over, not_ready};
@@ -173,7 +173,7 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
     }
     if let Some((_, why)) = silent.first() {
         let pods: Vec<PodName> = silent.iter().map(|(pod, _)| pod.clone()).collect();
-        found.push(warning(
+        found.push(unchecked(
             format!(
                 "{} sidecars could not be asked ({why}): {}",
                 pods.len(),
