@@ -31,6 +31,10 @@ pub struct Buffered<S> {
     /// To be written before anything else is.
     pub unsent: BytesMut,
     unflushed: bool,
+    /// The other side has ended its half.
+    ended: bool,
+    /// Our half has been ended.
+    shut: bool,
 }
 
 /// Which of two connections broke.
@@ -40,6 +44,13 @@ pub enum Side {
     To,
 }
 
+impl<S> Buffered<S> {
+    /// Whether the other side has ended its half, as far as has been read.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
     pub fn new(io: S) -> Self {
         Self {
@@ -47,6 +58,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
             read: BytesMut::new(),
             unsent: BytesMut::new(),
             unflushed: false,
+            ended: false,
+            shut: false,
         }
     }
 
@@ -58,6 +71,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
             let mut read = ReadBuf::new(&mut scratch[..READ_SIZE]);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
             self.read.extend_from_slice(read.filled());
+            self.ended |= read.filled().is_empty();
             Poll::Ready(Ok(read.filled().len()))
         })
     }
@@ -151,6 +165,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
+    /// As [`Self::poll_shutdown`], and done with the first time that it is.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.shut {
+            ready!(self.poll_shutdown(cx))?;
+            self.shut = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Ends the connection so that what was written last arrives, even where the other side is still sending (RFC 9112 section 9.6).
     pub async fn close(mut self) {
         let ending = async {
@@ -184,25 +207,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         self.read.is_empty() && self.poll_fill(&mut cx).is_pending()
     }
 
-    /// Ready when the other side is gone. What it sends in the meantime is kept, up to a bound beyond which nobody looks.
-    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.read.len() < READ_SIZE {
-            match ready!(self.poll_fill(cx)) {
-                Ok(0) | Err(_) => return Poll::Ready(()),
-                Ok(_) => {}
+    /// Ready when the connection is broken. The end of the other side's half is no such thing: it
+    /// may wait for its answer (RFC 9112 section 9.6). What it sends in the meantime is kept, up to
+    /// a bound beyond which nobody looks.
+    pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.ended && self.read.len() < READ_SIZE {
+            if ready!(self.poll_fill(cx)).is_err() {
+                return Poll::Ready(());
             }
         }
         Poll::Pending
     }
 
-    /// Ready when the connection has broken. Its end in order is no break: the other side may have sent all that it will, and wait
-    /// for an answer. What it sends is kept, up to a bound.
-    pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the other side is gone, or sends no more. What it sends in the meantime is kept,
+    /// up to a bound.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.read.len() < READ_SIZE {
             match ready!(self.poll_fill(cx)) {
-                Ok(0) => break,
+                Ok(0) | Err(_) => return Poll::Ready(()),
                 Ok(_) => {}
-                Err(_) => return Poll::Ready(()),
             }
         }
         Poll::Pending

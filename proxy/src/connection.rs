@@ -70,7 +70,7 @@ async fn serve_logical(
     }
     match logical.protocol {
         Protocol::Tcp => Box::pin(tcp::serve(&session, logical, client, None)).await,
-        Protocol::Http2 => serve_http2(session, client).await,
+        Protocol::Http2 => Box::pin(serve_declared_http2(session, client)).await,
         Protocol::Http => match speaks_http2(&mut client).await {
             Ok(true) => serve_http2(session, client).await,
             Ok(false) => serve_http1(session, client).await,
@@ -126,6 +126,45 @@ pub async fn serve_http1(session: Session, client: Buffered<TcpStream>) -> Optio
 pub async fn serve_http2(session: Session, client: Buffered<TcpStream>) -> Option<TcpStream> {
     Box::pin(http2::serve(session, Prefixed::new(client.read, client.io))).await;
     None
+}
+
+/// Carries the connection of a port that is declared to speak HTTP/2. A client that speaks
+/// something else is counted, and answered if it is HTTP/1. One that is silent may wait for
+/// SETTINGS.
+pub async fn serve_declared_http2(
+    session: Session,
+    mut client: Buffered<TcpStream>,
+) -> Option<TcpStream> {
+    match tokio::time::timeout(AMBIGUITY, first_bytes(&mut client)).await {
+        Err(_) | Ok(Ok(Detected::Http2)) => serve_http2(session, client).await,
+        Ok(Ok(Detected::Http1)) => {
+            tracing::debug!("a client speaks HTTP/1 to a port that is declared to speak HTTP/2");
+            http1::refuse(&session, client, Reason::VersionNotSupported).await;
+            None
+        }
+        Ok(Ok(Detected::Tls | Detected::Other)) => {
+            tracing::debug!("a client of a port that is declared to speak HTTP/2 does not");
+            if let Destination::Logical(logical) = &**session.destination.load() {
+                let metrics = session.tcp_metrics(logical);
+                metrics.opened();
+                metrics.closed(Some(Reason::BadRequest));
+            }
+            Some(client.io)
+        }
+        Ok(Err(_)) => None,
+    }
+}
+
+/// What a client speaks, once that can be told.
+async fn first_bytes(client: &mut Buffered<TcpStream>) -> std::io::Result<Detected> {
+    loop {
+        if let Some(detected) = detect(&client.read) {
+            return Ok(detected);
+        }
+        if poll_fn(|cx| client.poll_fill(cx)).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
 }
 
 /// Which HTTP a client speaks, that is known to speak HTTP.

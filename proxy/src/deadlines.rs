@@ -14,6 +14,8 @@ pub struct Deadlines {
     request: Option<Instant>,
     attempt: Option<Instant>,
     for_each_attempt: Option<Duration>,
+    /// How long a client is still taken to wait that has ended its half.
+    half_closed: Option<Instant>,
     /// Made when it is first needed.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -25,6 +27,7 @@ impl Deadlines {
             request: rule.request_timeout.and_then(|t| started.checked_add(t)),
             attempt: None,
             for_each_attempt: rule.backend_request_timeout,
+            half_closed: None,
             timer: None,
         }
     }
@@ -39,15 +42,26 @@ impl Deadlines {
         self.attempt = None;
     }
 
+    /// The client has ended its half, and may be gone: that is not told by its connection any more.
+    pub fn half_closed(&mut self, patience: Duration) {
+        if self.half_closed.is_none() {
+            self.half_closed = Instant::now().checked_add(patience);
+        }
+    }
+
     /// Ready when the next one has run out, with what it is called.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
-        let (due, reason) = match (self.request, self.attempt) {
-            (Some(request), Some(attempt)) if attempt < request => {
-                (attempt, Reason::BackendRequestTimeout)
-            }
-            (Some(request), _) => (request, Reason::RequestTimeout),
-            (None, Some(attempt)) => (attempt, Reason::BackendRequestTimeout),
-            (None, None) => return Poll::Pending,
+        let all = [
+            (self.request, Reason::RequestTimeout),
+            (self.attempt, Reason::BackendRequestTimeout),
+            (self.half_closed, Reason::ClientGone),
+        ];
+        let next = all
+            .iter()
+            .filter_map(|(due, reason)| Some(((*due)?, *reason)))
+            .min_by_key(|(due, _)| *due);
+        let Some((due, reason)) = next else {
+            return Poll::Pending;
         };
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if timer.deadline() != due {

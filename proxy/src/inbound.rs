@@ -78,6 +78,10 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
                 (Protocol::Detect | Protocol::Tcp, _) => None,
             };
             match http {
+                Some(Detected::Http2) if logical.protocol == Protocol::Http2 => {
+                    opening.abandon();
+                    Box::pin(connection::serve_declared_http2(stranger.clone(), client)).await
+                }
                 Some(Detected::Http2) => {
                     opening.abandon();
                     Box::pin(connection::serve_http2(stranger.clone(), client)).await

@@ -107,6 +107,7 @@ pub mod route;
 pub mod session;
 pub mod socket;
 pub mod stream;
+pub mod strict;
 pub mod table;
 pub mod tcp;
 pub mod tls;

@@ -78,7 +78,11 @@ reasons! {
     HeaderTooLarge = "header-too-large", 431;
     /// The client took too long to send a request's head.
     HeaderTimeout = "header-timeout", 408;
-    /// The HTTP version is not one that the proxy speaks.
+    /// The request's method is CONNECT: no route would see what goes through its tunnel. A forward
+    /// proxy's port is declared opaque.
+    ConnectMethod = "connect-method", 501;
+    /// The HTTP version is not one that the proxy speaks, or not the one that the port is declared
+    /// to speak.
     VersionNotSupported = "version-not-supported", 505;
     /// The client went away, or broke off its request body.
     ClientGone = "client-gone", 0;

@@ -92,7 +92,7 @@ fn request(bytes: &[u8], step: usize) {
     assert_eq!(framed.body, framing.body);
 }
 
-fn response(bytes: &[u8], step: usize, to_head: bool, to_connect: bool) {
+fn response(bytes: &[u8], step: usize, to_head: bool) {
     let end = find_end(bytes, 0, false);
     assert_eq!(end, end_by_reads(bytes, step, false));
     let Ok(Some(end)) = end else { return };
@@ -100,7 +100,7 @@ fn response(bytes: &[u8], step: usize, to_head: bool, to_connect: bool) {
     if head.parse(&bytes[..end]).is_err() {
         return;
     }
-    let Ok(framing) = response_framing(&mut head, to_head, to_connect) else {
+    let Ok(framing) = response_framing(&mut head, to_head) else {
         return;
     };
     let mut out = BytesMut::new();
@@ -110,14 +110,14 @@ fn response(bytes: &[u8], step: usize, to_head: bool, to_connect: bool) {
     let mut again = Response::default();
     again.parse(&out).expect("what is sent is a head");
     assert_eq!(again.status, head.status);
-    let framed = response_framing(&mut again, to_head, to_connect);
+    let framed = response_framing(&mut again, to_head);
     let framed = framed.expect("a head that is passed on is not ambiguous");
     assert_eq!(framed.body, framing.body);
 }
 
-fuzz_target!(|input: (u8, bool, bool, &[u8])| {
-    let (step, to_head, to_connect, bytes) = input;
+fuzz_target!(|input: (u8, bool, &[u8])| {
+    let (step, to_head, bytes) = input;
     let step = usize::from(step).max(1);
     request(bytes, step);
-    response(bytes, step, to_head, to_connect);
+    response(bytes, step, to_head);
 });

@@ -396,3 +396,35 @@ fn a_port_that_is_declared_bytes_is_bytes_whatever_its_server_says() {
         assert_eq!(first, SETTINGS);
     });
 }
+
+#[test]
+fn a_port_that_is_declared_to_speak_http2_answers_http1() {
+    run(async {
+        let mesh = service(Protocol::Http2, &[nobody().await]);
+        let mut client = client(&mesh).await;
+        client.write_all(REQUEST).await.unwrap();
+        let answer = heard(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 505 "), "{answer}");
+        assert!(
+            answer.contains("naru-reason: version-not-supported\r\n"),
+            "{answer}"
+        );
+        let counted = ["naru_responses_total", "reason=\"version-not-supported\""];
+        assert_eq!(mesh.metric(&counted), 1.0);
+    });
+}
+
+#[test]
+fn what_is_no_http_on_a_port_that_is_declared_to_speak_http2_is_counted() {
+    run(async {
+        let mesh = service(Protocol::Http2, &[nobody().await]);
+        let mut client = client(&mesh).await;
+        client
+            .write_all(b"\x00nothing of the kind\r\n")
+            .await
+            .unwrap();
+        assert!(is_reset(&mut client).await);
+        let counted = ["naru_tcp_closed_total", "reason=\"bad-request\""];
+        until(|| mesh.metric(&counted) == 1.0).await;
+    });
+}

@@ -32,7 +32,6 @@ pub struct Attempt {
     /// The upstream has ended the connection in order, before that.
     pub ended_in_order: bool,
     is_head: bool,
-    is_connect: bool,
 }
 
 /// Why an attempt came to nothing.
@@ -150,15 +149,11 @@ impl Attempt {
     pub fn new<S>(
         mut upstream: Upstream,
         request: &Request,
-        upgrade: bool,
         body: &mut Body,
         client: &mut Buffered<S>,
     ) -> Self {
         let out = &mut upstream.connection.unsent;
         request.write(out);
-        if upgrade {
-            out.extend_from_slice(b"Connection: upgrade\r\n");
-        }
         out.extend_from_slice(b"\r\n");
         out.extend_from_slice(body.rewind(client));
         Self {
@@ -167,7 +162,6 @@ impl Attempt {
             answered: false,
             ended_in_order: false,
             is_head: request.method() == "HEAD",
-            is_connect: request.method() == "CONNECT",
         }
     }
 
@@ -180,7 +174,6 @@ impl Attempt {
             answered: false,
             ended_in_order: false,
             is_head,
-            is_connect: false,
         }
     }
 
@@ -252,8 +245,7 @@ impl Attempt {
                     connection.read.advance(end);
                     self.scanned = 0;
                     let parsed = parsed.map_err(|error| error.to_string()).and_then(|()| {
-                        framing::response(response, self.is_head, self.is_connect)
-                            .map_err(|error| error.to_string())
+                        framing::response(response, self.is_head).map_err(|error| error.to_string())
                     });
                     return Poll::Ready(parsed.map_err(|error| {
                         tracing::debug!(error, "an upstream's response is refused");
@@ -327,7 +319,7 @@ pub fn write_head<S>(
     if response.status == 101 {
         client
             .unsent
-            .extend_from_slice(b"Connection: upgrade\r\n\r\n");
+            .extend_from_slice(b"Connection: Upgrade\r\n\r\n");
     } else {
         reply::end_head(&mut client.unsent, client_version, keep_alive);
     }

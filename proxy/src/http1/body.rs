@@ -15,6 +15,10 @@ use crate::mirror::Copies;
 /// What is written together with a head or another piece, rather than for itself, in bytes.
 const MAX_COALESCED: usize = 2 * READ_SIZE;
 
+/// What may be left of a request's body when its response comes, for its connection to be kept: it
+/// is waited for, in bytes.
+const MAX_LEFT: u64 = 256 * 1024;
+
 /// Which side a body stopped at.
 #[derive(Debug)]
 pub enum Broken {
@@ -49,6 +53,10 @@ pub struct Body {
     replayable: bool,
     /// Who gets the body as well. Boxed: few do.
     copies: Option<Box<Copies>>,
+    /// The taker wants no more: what comes is thrown away.
+    refused: bool,
+    /// How much has come, modulo 2^32, so that a body on its way is told from one that is not.
+    taken: u32,
     /// Everything has been written and flushed.
     done: bool,
 }
@@ -69,8 +77,20 @@ impl Body {
             max_kept: 0,
             replayable: false,
             copies: None,
+            refused: false,
+            taken: 0,
             done: false,
         }
+    }
+
+    /// The body of a response: servers of old write the chunked coding with blanks that a client's
+    /// body may not have.
+    pub fn of_response(framing: Framing) -> Self {
+        let mut body = Self::new(framing);
+        if let Rest::Chunked(chunked) = &mut body.rest {
+            *chunked = Chunked::of_response();
+        }
+        body
     }
 
     /// A body that can be sent again as long as it is no longer than `max_kept` bytes.
@@ -102,9 +122,37 @@ impl Body {
         self.replayable
     }
 
-    /// Whether everything has been written.
+    /// Whether everything has been written, or thrown away.
     pub fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// Whether everything has been written.
+    pub fn is_sent(&self) -> bool {
+        self.done && !self.refused
+    }
+
+    /// Whether what is left of it is worth waiting for.
+    pub fn ends_soon(&self) -> bool {
+        match self.rest {
+            Rest::Nothing => true,
+            Rest::Length(left) => left <= MAX_LEFT,
+            Rest::Chunked(_) | Rest::UntilClose => false,
+        }
+    }
+
+    pub fn is_refused(&self) -> bool {
+        self.refused
+    }
+
+    /// A number that changes as more of it comes.
+    pub fn taken(&self) -> u32 {
+        self.taken
+    }
+
+    /// The taker wants no more of it. The rest is taken off the sender's connection all the same.
+    pub fn refuse(&mut self) {
+        self.refused = true;
     }
 
     /// Whether everything has been received.
@@ -153,7 +201,11 @@ impl Body {
             if let Some(copies) = &mut self.copies {
                 ready!(copies.poll_turn(cx));
             }
-            if self.checked > 0 {
+            if self.refused && (self.checked > 0 || self.is_received()) {
+                from.read.advance(self.checked);
+                self.checked = 0;
+                self.done = self.is_received();
+            } else if self.checked > 0 {
                 ready!(self.poll_write(cx, from, to)).map_err(|_| Broken::Taker)?;
             } else if self.is_received() {
                 ready!(to.poll_flush(cx)).map_err(|_| Broken::Taker)?;
@@ -171,6 +223,7 @@ impl Body {
                     }
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
+                    Poll::Pending if self.refused => return Poll::Pending,
                     Poll::Pending => {
                         // Whatever there is goes out before anything is waited for.
                         ready!(to.poll_flush(cx)).map_err(|_| Broken::Taker)?;
@@ -253,6 +306,7 @@ impl Body {
             }
         }
         self.checked = taken;
+        self.taken = self.taken.wrapping_add(taken as u32);
         Ok(())
     }
 }

@@ -1,12 +1,15 @@
 //! The chunked transfer coding (RFC 9112 section 7.1), followed and not taken apart: the bytes are checked to the
 //! letter and passed on as they came, extensions and trailers included.
 
+use crate::strict;
+
 /// A chunk's size line with its extensions, in bytes.
 const MAX_SIZE_LINE: usize = 256;
 /// All trailer fields of a message, in bytes.
 const MAX_TRAILERS: usize = 16 * 1024;
-/// Hexadecimal digits of a chunk's size: 2^60 bytes is more than anybody sends.
-const MAX_SIZE_DIGITS: usize = 15;
+/// The largest size of a chunk, in bytes: more than anybody sends, and what readers with a signed
+/// number take too. Zeros before it count as part of the line.
+const MAX_SIZE: u64 = i64::MAX as u64;
 
 /// Follows a chunked body through the reads that bring it.
 #[derive(Clone, Debug)]
@@ -15,15 +18,33 @@ pub struct Chunked {
     /// Bytes of the current size line, or of the trailers so far.
     length: usize,
     size: u64,
-    digits: usize,
+    /// It is a response's: blanks may stand before the end of a size line, as servers of old pad
+    /// it.
+    of_response: bool,
     /// The current trailer line so far.
     line: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
+    /// Before the first digit of a size.
+    SizeStart,
     Size,
-    Extension,
+    /// After a size or an extension, and blanks: only another extension may follow.
+    Blanks,
+    /// Before an extension's name.
+    NameStart,
+    Name,
+    /// After an extension's name, and blanks.
+    AfterName,
+    /// Before an extension's value.
+    ValueStart,
+    Value,
+    Quoted,
+    /// After a backslash in a quoted value.
+    Escaped,
+    /// After a quoted value.
+    AfterQuoted,
     SizeLineFeed,
     Data,
     DataReturn,
@@ -47,8 +68,10 @@ pub enum Segment {
 /// Why a chunked body is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkError {
-    #[error("a chunk's size is not a hexadecimal number")]
+    #[error("a chunk's size is not a hexadecimal number, or too large")]
     Size,
+    #[error("a chunk's extensions break the syntax")]
+    Extension,
     #[error("a chunk's size line is longer than {MAX_SIZE_LINE} bytes")]
     SizeLineTooLong,
     #[error("a line of the coding does not end in CRLF")]
@@ -62,16 +85,24 @@ pub enum ChunkError {
 impl Default for Chunked {
     fn default() -> Self {
         Self {
-            state: State::Size,
+            state: State::SizeStart,
             length: 0,
             size: 0,
-            digits: 0,
+            of_response: false,
             line: Vec::new(),
         }
     }
 }
 
 impl Chunked {
+    /// The body of a response.
+    pub fn of_response() -> Self {
+        Self {
+            of_response: true,
+            ..Self::default()
+        }
+    }
+
     pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
@@ -112,40 +143,76 @@ impl Chunked {
         Ok(taken)
     }
 
+    /// What comes after `byte` of a size line: `size *( BWS ";" BWS name [ BWS "=" BWS value ] )
+    /// CRLF` (RFC 9112 section 7.1.1). An extension may be followed by blanks only where another
+    /// one comes, which a response is forgiven.
+    fn size_line(&mut self, byte: u8) -> Result<State, ChunkError> {
+        if let (State::SizeStart | State::Size, Some(digit)) =
+            (self.state, (byte as char).to_digit(16))
+        {
+            if self.size > MAX_SIZE >> 4 {
+                return Err(ChunkError::Size);
+            }
+            self.size = self.size << 4 | u64::from(digit);
+            return Ok(State::Size);
+        }
+        let blank = matches!(byte, b' ' | b'\t');
+        Ok(match (self.state, byte) {
+            (State::SizeStart, _) => return Err(ChunkError::Size),
+            (State::NameStart | State::ValueStart, _) if blank => self.state,
+            (State::NameStart | State::Name, _) if is_token(byte) => State::Name,
+            (State::ValueStart | State::Value, _) if is_token(byte) => State::Value,
+            (State::ValueStart, b'"') => State::Quoted,
+            (State::Quoted, b'\\') => State::Escaped,
+            (State::Quoted, b'"') => State::AfterQuoted,
+            (State::Quoted | State::Escaped, b'\t' | b' '..=b'~' | 0x80..) => State::Quoted,
+            (State::Name | State::AfterName, b'=') => State::ValueStart,
+            (State::Name | State::AfterName, _) if blank => State::AfterName,
+            (State::Size | State::Value | State::AfterQuoted | State::Blanks, _) if blank => {
+                State::Blanks
+            }
+            (
+                State::Size
+                | State::Name
+                | State::AfterName
+                | State::Value
+                | State::AfterQuoted
+                | State::Blanks,
+                b';',
+            ) => State::NameStart,
+            (State::Size | State::Name | State::Value | State::AfterQuoted, b'\r') => {
+                State::SizeLineFeed
+            }
+            (State::AfterName | State::Blanks, b'\r') if self.of_response => State::SizeLineFeed,
+            (State::Size, _) => return Err(ChunkError::Size),
+            _ => return Err(ChunkError::Extension),
+        })
+    }
+
     fn step(&mut self, byte: u8) -> Result<(), ChunkError> {
         match self.state {
-            State::Size => match (byte as char).to_digit(16) {
-                Some(digit) => {
-                    self.digits += 1;
-                    if self.digits > MAX_SIZE_DIGITS {
-                        return Err(ChunkError::Size);
-                    }
-                    self.size = self.size * 16 + u64::from(digit);
-                }
-                None if self.digits == 0 => return Err(ChunkError::Size),
-                None => match byte {
-                    b'\r' => self.state = State::SizeLineFeed,
-                    b';' | b' ' | b'\t' => self.state = State::Extension,
-                    _ => return Err(ChunkError::Size),
-                },
-            },
-            State::Extension => {
+            State::SizeStart
+            | State::Size
+            | State::Blanks
+            | State::NameStart
+            | State::Name
+            | State::AfterName
+            | State::ValueStart
+            | State::Value
+            | State::Quoted
+            | State::Escaped
+            | State::AfterQuoted => {
                 self.length += 1;
                 if self.length > MAX_SIZE_LINE {
                     return Err(ChunkError::SizeLineTooLong);
                 }
-                match byte {
-                    b'\r' => self.state = State::SizeLineFeed,
-                    b'\t' | b' '..=b'~' | 0x80.. => {}
-                    _ => return Err(ChunkError::LineEnd),
-                }
+                self.state = self.size_line(byte)?;
             }
             State::SizeLineFeed => {
                 if byte != b'\n' {
                     return Err(ChunkError::LineEnd);
                 }
                 self.length = 0;
-                self.digits = 0;
                 self.state = if self.size == 0 {
                     State::Trailer
                 } else {
@@ -164,7 +231,8 @@ impl Chunked {
                 if byte != b'\n' {
                     return Err(ChunkError::LineEnd);
                 }
-                self.state = State::Size;
+                self.state = State::SizeStart;
+                self.size = 0;
             }
             State::Trailer => {
                 self.length += 1;
@@ -185,7 +253,7 @@ impl Chunked {
                     self.state = State::Done;
                     return Ok(());
                 }
-                if !is_permitted_trailer(&self.line) {
+                if !is_permitted_trailer(&self.line, !self.of_response) {
                     return Err(ChunkError::Trailer);
                 }
                 self.line.clear();
@@ -196,25 +264,21 @@ impl Chunked {
     }
 }
 
-/// A field that does not change how the message is framed or routed (RFC 9110 section 6.5.1).
-fn is_permitted_trailer(line: &[u8]) -> bool {
+/// A field that does not change how the message is framed or routed.
+fn is_permitted_trailer(line: &[u8], of_request: bool) -> bool {
     let Some(colon) = memchr::memchr(b':', line) else {
         return false;
     };
     let name = &line[..colon];
-    let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    const FORBIDDEN: [&str; 5] = [
-        "content-length",
-        "transfer-encoding",
-        "host",
-        "connection",
-        crate::reason::REASON_HEADER,
-    ];
     !name.is_empty()
-        && name.iter().all(token)
-        && !FORBIDDEN
-            .iter()
-            .any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
+        && name.iter().all(|byte| is_token(*byte))
+        && strict::is_trailer(name, of_request)
+        && !name.eq_ignore_ascii_case(crate::reason::REASON_HEADER.as_bytes())
+}
+
+/// A byte of a name (RFC 9110 section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -257,7 +321,22 @@ mod tests {
             b"+5\r\nhello\r\n",
             b" 5\r\nhello\r\n",
             b"\r\n",
-            b"10000000000000000\r\n",
+            b"8000000000000000\r\n",
+            b"5 3\r\nhello\r\n0\r\n\r\n",
+            b"5;\r\nhello\r\n0\r\n\r\n",
+            b"5 \t x\r\nhello\r\n0\r\n\r\n",
+            b"5 \r\nhello\r\n0\r\n\r\n",
+            b"5;a \r\nhello\r\n0\r\n\r\n",
+            b"5;a=\r\nhello\r\n0\r\n\r\n",
+            b"5;a=\"b\r\nhello\r\n0\r\n\r\n",
+            b"5;a=\"b\"c\r\nhello\r\n0\r\n\r\n",
+            b"5;a b\r\nhello\r\n0\r\n\r\n",
+            b"5;=b\r\nhello\r\n0\r\n\r\n",
+            b"5,a\r\nhello\r\n0\r\n\r\n",
+            b"5;\xc3\r\nhello\r\n0\r\n\r\n",
+            b"0\r\nHost: b\r\n\r\n",
+            b"0\r\n:path: /\r\n\r\n",
+            b"0\r\nAuthorization: b\r\n\r\n",
             b"5\r\nhelloX\r\n",
             b"0\r\nContent-Length: 5\r\n\r\n",
             b"0\r\n folded\r\n\r\n",
@@ -280,6 +359,40 @@ mod tests {
             let (content, taken) = content(body, cuts).unwrap();
             assert_eq!(content, b"hello");
             assert_eq!(&body[taken..], b"NEXT");
+        }
+    }
+
+    #[test]
+    fn a_size_line_may_have_what_the_grammar_has() {
+        for line in [
+            "5",
+            "0000000000000005",
+            "00000000000000000005",
+            "5;a",
+            "5;a=b;c=\"d e\"",
+            "5 ; a = b ;c",
+            "5;a=\"\\\"\"",
+        ] {
+            let body = format!("{line}\r\nhello\r\n0;end\r\n\r\n");
+            for cuts in [1, body.len()] {
+                let (content, taken) = content(body.as_bytes(), cuts).unwrap();
+                assert_eq!((&*content, taken), (&b"hello"[..], body.len()), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_response_may_pad_its_sizes_and_no_more() {
+        let padded = b"5   \r\nhello\r\n0 \r\nSet-Cookie: a\r\n\r\n";
+        let mut chunked = Chunked::of_response();
+        assert_eq!(chunked.advance(padded), Ok(padded.len()));
+        assert!(chunked.is_done());
+        for line in ["5 3", "5;", "5 \t x", " 5"] {
+            let line = format!("{line}\r\n");
+            assert!(
+                Chunked::of_response().advance(line.as_bytes()).is_err(),
+                "{line}"
+            );
         }
     }
 

@@ -15,6 +15,7 @@ use super::exchange::{After, Client};
 use super::framing::{Framing, ResponseFraming, is_idempotent};
 use super::head::{Request, Response, Version};
 use super::mirror;
+use super::untimely::{finish, is_unsolicited};
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
 use crate::deadlines::Deadlines;
@@ -22,9 +23,11 @@ use crate::exchange::{End, Told};
 use crate::metrics::{AppConnection, RequestMetrics};
 use crate::pool::{self, Upstream};
 use crate::reason::{REASON_HEADER, Reason};
-use crate::retry::Retries;
-use crate::route::{RequestHead as _, Rule};
+use crate::retry::{Failure, Retries};
+use crate::route::Rule;
 use crate::table::Backend;
+
+const EXPECTATION_FAILED: u16 = 417;
 
 /// Forwards a request by a rule that has been decided upon.
 pub struct Forward<'a> {
@@ -117,14 +120,20 @@ impl Forward<'_> {
                             (Failed::status(failure), wait)
                         }
                         _ => {
-                            return self
-                                .pass_on(client, request, response, answered, upload)
-                                .await;
+                            return self.pass_on(client, response, answered, upload).await;
                         }
                     }
                 }
                 Err(unanswered) => {
                     let failed = match unanswered {
+                        // An app that sees its client's half end may hang up, and then it is the
+                        // client that is gone.
+                        Unanswered::Failed(failed)
+                            if failed.failure == Failure::Reset
+                                && client.connection.has_ended() =>
+                        {
+                            return Client::<S>::gone();
+                        }
                         Unanswered::Failed(failed) => failed,
                         Unanswered::LoginLost => {
                             let end = End {
@@ -202,39 +211,31 @@ impl Forward<'_> {
         };
         loop {
             let began = Instant::now();
-            let mut login = client.login.take(endpoint.id);
+            let login = client.login.take(endpoint.id);
             let logged_in = login.is_some();
-            if let Some(upstream) = &mut login
-                && !upstream.connection.is_quiet()
-            {
-                return Err(Unanswered::LoginLost);
-            }
-            let connecting = async {
-                match login {
-                    Some(upstream) => Ok(upstream),
-                    None => attempt::connect(&worker, &endpoint, reusable).await,
-                }
-            };
-            let upstream = match self.wait_for(client, connecting).await {
-                Ok(Ok(upstream)) => upstream,
-                Ok(Err(failed)) => {
-                    in_flight.finish(failed.outcome, began.elapsed());
-                    return Err(Unanswered::Failed(failed));
-                }
-                Err(interrupt) => {
-                    in_flight.finish(interrupt.outcome(), began.elapsed());
-                    return Err(Unanswered::Interrupted(interrupt));
+            let upstream = match login {
+                Some(mut upstream) => match upstream.connection.is_quiet() {
+                    true => upstream,
+                    false => return Err(Unanswered::LoginLost),
+                },
+                None => {
+                    let connecting = attempt::connect(&worker, &endpoint, reusable);
+                    match self.wait_for(client, connecting).await {
+                        Ok(Ok(upstream)) => upstream,
+                        Ok(Err(failed)) => {
+                            in_flight.finish(failed.outcome, began.elapsed());
+                            return Err(Unanswered::Failed(failed));
+                        }
+                        Err(interrupt) => {
+                            in_flight.finish(interrupt.outcome(), began.elapsed());
+                            return Err(Unanswered::Interrupted(interrupt));
+                        }
+                    }
                 }
             };
             // What the connection took to open is nothing that the next request waits for.
             let sent = Instant::now();
-            let mut attempt = Attempt::new(
-                upstream,
-                request,
-                client.framing.upgrade,
-                upload,
-                client.connection,
-            );
+            let mut attempt = Attempt::new(upstream, request, upload, client.connection);
             let is_new = attempt.upstream.watched.is_some() && !attempt.upstream.reused;
             let mut patience = is_new.then(|| Box::pin(sleep(pool::STARVED_AFTER)));
             let progress = poll_fn(|cx| {
@@ -247,7 +248,11 @@ impl Forward<'_> {
                 let connection = &mut *client.connection;
                 match attempt.poll(cx, connection, version, upload, response, max_head) {
                     Poll::Ready(progress) => Poll::Ready(Ok(progress)),
-                    Poll::Pending if upload.is_done() => self.poll_interrupt(cx, client).map(Err),
+                    Poll::Pending if upload.is_done() => {
+                        let interrupt =
+                            ready!(self.poll_waiting(cx, client, &mut attempt.upstream));
+                        Poll::Ready(Err(interrupt))
+                    }
                     Poll::Pending => self
                         .deadlines
                         .poll(cx)
@@ -256,6 +261,13 @@ impl Forward<'_> {
             })
             .await;
             return match progress {
+                Ok(Progress::Head(framing))
+                    if is_unsolicited(response.status, &framing, &attempt.upstream, sent)
+                        && upload.is_replayable() =>
+                {
+                    reusable = Reusable::No;
+                    continue;
+                }
                 Ok(Progress::Head(framing)) => {
                     let outcome = AttemptOutcome::Response {
                         status: response.status,
@@ -313,7 +325,6 @@ impl Forward<'_> {
     async fn pass_on<S>(
         &mut self,
         client: &mut Client<'_, S>,
-        request: &Request,
         response: &mut Response,
         answered: Answered,
         mut upload: Body,
@@ -337,20 +348,27 @@ impl Forward<'_> {
         if status == 101 && !client.framing.upgrade {
             return client.answer_after(Reason::UpstreamProtocolError, &mut upload);
         }
-        let tunnel = status == 101 || request.method() == "CONNECT" && (200..300).contains(&status);
-        let mut download = Body::new(framing.body);
+        let tunnel = status == 101;
+        let mut download = Body::of_response(framing.body);
         let mut until_close = framing.body == Framing::UntilClose;
         if client.version == Version::Http10 && framing.body == Framing::Chunked {
             response.fields.remove("transfer-encoding");
             download = download.content_only();
             until_close = true;
         }
-        let keep_alive = client.keeps_alive() && !until_close && !client.is_unsure_of(&upload);
+        // An answer that comes before the end of the request: either what is left is little and
+        // taken, or the client is told not to send its next request here (RFC 9112 section 9.6).
+        let request_ends = upload.is_received() || framing.keep_alive && upload.ends_soon();
+        let unsure = client.is_unsure_of(&upload);
+        let keep_alive = client.keeps_alive() && !until_close && request_ends && !unsure;
+        // curl asks again without `Expect` after a 417, but not where it says that the connection
+        // ends. It does all the same: whether what comes next is the body is not known.
+        let unsaid = tunnel || unsure && status == EXPECTATION_FAILED;
         write_head(
             client.connection,
             client.version,
             response,
-            keep_alive || tunnel,
+            keep_alive || unsaid,
         );
         let complete = |reason| End {
             status: Some(status),
@@ -364,8 +382,12 @@ impl Forward<'_> {
                 .await;
         match fate {
             Fate::Complete => {
-                let whole = upload.is_done();
-                if whole && framing.keep_alive && client.version == Version::Http11 {
+                // Boxed: few answers come before the end of their request.
+                let whole = upload.is_done()
+                    || !unsure
+                        && Box::pin(finish(client, &mut upload, &mut upstream, keep_alive)).await;
+                let reusable = upload.is_sent() && !client.connection.has_ended();
+                if reusable && framing.keep_alive && client.version == Version::Http11 {
                     client.keep(&in_flight.endpoint, upstream);
                 }
                 let after = match keep_alive && whole {
@@ -414,15 +436,41 @@ impl Forward<'_> {
         let sending = !upload.is_done()
             && match upload.poll(cx, client.connection, &mut upstream.connection) {
                 Poll::Ready(Err(Broken::Sender(_) | Broken::Coding(_))) => return gone(),
-                // The rest of the response may be on its way all the same.
-                Poll::Ready(Err(Broken::Taker) | Ok(())) => false,
+                // The rest of the response may be on its way all the same. A client may take it
+                // only once its own body is out.
+                Poll::Ready(Err(Broken::Taker)) => {
+                    upload.refuse();
+                    cx.waker().wake_by_ref();
+                    true
+                }
+                Poll::Ready(Ok(())) => false,
                 Poll::Pending => true,
             };
-        if !sending && client.connection.poll_gone(cx).is_ready() {
-            return gone();
+        if !sending {
+            let interrupt = ready!(self.poll_waiting(cx, client, upstream));
+            return Poll::Ready(Fate::Interrupted(interrupt));
         }
         let reason = ready!(self.deadlines.poll(cx));
         Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))
+    }
+
+    /// Ready when there is no waiting for `upstream` any more. The client has sent all of its
+    /// request: if it ends its half, that is passed on, as an app without a proxy would see it.
+    fn poll_waiting<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client<'_, S>,
+        upstream: &mut Upstream,
+    ) -> Poll<Interrupt>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let interrupted = self.poll_interrupt(cx, client);
+        if interrupted.is_pending() && client.connection.has_ended() {
+            // A connection that can't be ended shows that when it is read.
+            let _ = upstream.connection.poll_end(cx);
+        }
+        interrupted
     }
 
     /// Waits for `future`, unless the client goes or time runs out before.
@@ -450,10 +498,17 @@ impl Forward<'_> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if client.connection.poll_gone(cx).is_ready() {
+        if client.connection.poll_broken(cx).is_ready() {
             return Poll::Ready(Interrupt::ClientGone);
         }
-        self.deadlines.poll(cx).map(Interrupt::Timeout)
+        if client.connection.has_ended() {
+            let limits = &client.session.worker.config.limits;
+            self.deadlines.half_closed(limits.keep_alive_idle);
+        }
+        self.deadlines.poll(cx).map(|reason| match reason {
+            Reason::ClientGone => Interrupt::ClientGone,
+            reason => Interrupt::Timeout(reason),
+        })
     }
 }
 
@@ -498,7 +553,8 @@ where
         }
         _ => false,
     };
-    if whole && upload.is_done() && framing.keep_alive && client.version == Version::Http11 {
+    let reusable = upload.is_sent() && !client.connection.has_ended();
+    if whole && reusable && framing.keep_alive && client.version == Version::Http11 {
         client.keep(&in_flight.endpoint, upstream);
     }
 }

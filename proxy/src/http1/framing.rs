@@ -3,8 +3,9 @@
 
 use super::head::{Request, Response, Version};
 use crate::login;
-use crate::reason::REASON_HEADER;
+use crate::reason::{REASON_HEADER, Reason};
 use crate::route::RequestHead as _;
+use crate::strict::{self, Authority};
 
 /// How the end of a body is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +43,26 @@ pub enum FramingError {
     Encoding,
     #[error("Transfer-Encoding in HTTP/1.0")]
     EncodingInHttp10,
-    #[error("an HTTP/1.1 request needs exactly one Host")]
+    #[error("the target is neither a path, nor a URI of HTTP, nor what its method asks for")]
+    Target,
+    #[error("the method is CONNECT")]
+    Connect,
+    #[error("an HTTP/1.1 request needs exactly one Host, and that a host")]
     Host,
     #[error("the target's authority and Host differ")]
     TargetAndHost,
     #[error("Connection names a field that may not be dropped on the way")]
     ConnectionField,
+}
+
+impl FramingError {
+    /// What a client is told whose request is refused.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Connect => Reason::ConnectMethod,
+            _ => Reason::BadRequest,
+        }
+    }
 }
 
 /// What the connection-level fields of a request say. They have been taken out of the head.
@@ -85,14 +100,27 @@ const NOT_TO_BE_NAMED: [&str; 6] = [
     "cookie",
     "content-type",
 ];
+/// Fields that belong to one connection where `Connection` names them. The name of any other field
+/// that is there is refused: one reader would drop the field, and another keep it, which may be one
+/// that a proxy in front has set.
+const MAY_BE_NAMED: [&str; 6] = [
+    "te",
+    "trailer",
+    "upgrade",
+    "http2-settings",
+    "proxy-authorization",
+    "proxy-authenticate",
+];
 /// Names that one `Connection` field may list beside the well-known words.
-const MAX_NAMED_FIELDS: usize = 8;
+const MAX_NAMED_FIELDS: usize = 16;
 
 #[derive(Default)]
 struct Connection {
     close: bool,
     keep_alive: bool,
     upgrade: bool,
+    /// How many fields say all this.
+    fields: usize,
     named: Vec<Vec<u8>>,
 }
 
@@ -116,10 +144,7 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
             }
             7 if is(name, "upgrade") => {
                 upgrade_field = true;
-                // HTTP/2 has prior knowledge in a mesh; switched to on the way, it would hide requests (RFC 9113 section 3.1).
-                to_http2 |= value
-                    .split(|byte| *byte == b',')
-                    .any(|protocol| is(protocol.trim_ascii(), "h2c"));
+                to_http2 |= offers_http2(value);
             }
             10 if is(name, "connection") => {
                 to_drop = true;
@@ -152,15 +177,18 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     if hosts > 1 || (hosts == 0 && !http10) {
         return Err(FramingError::Host);
     }
-    if let (Some(target), Some(host)) = (head.target_authority(), head.fields.get("host"))
-        && !host.eq_ignore_ascii_case(target.as_bytes())
-    {
-        return Err(FramingError::TargetAndHost);
-    }
+    check_target(head)?;
+    connection.check(head)?;
     let upgrade = connection.upgrade && upgrade_field && !to_http2 && !http10;
+    // As it is written, where it says nothing else: servers compare it, case included.
+    let keeps_field = upgrade && connection.says_upgrade_alone();
     if to_drop {
-        head.fields
-            .retain(|name, _| !connection.drops(name) && !is(name, REASON_HEADER));
+        head.fields.retain(|name, _| {
+            (!connection.drops(name) || upgrade && is_of_upgrade(name)) && !is(name, REASON_HEADER)
+        });
+    }
+    if upgrade && !keeps_field {
+        head.fields.set("Connection", b"Upgrade");
     }
     if upgrade_field && !upgrade {
         head.fields.remove("upgrade");
@@ -178,11 +206,63 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     })
 }
 
-/// Reads and takes out the connection-level fields of a final response to a request with `method`.
+/// Whether an `Upgrade` names HTTP/2, quoted or not. It has prior knowledge in a mesh; switched to
+/// on the way, it would hide requests (RFC 9113 section 3.1).
+fn offers_http2(value: &[u8]) -> bool {
+    value.split(|byte| *byte == b',').any(|protocol| {
+        let protocol = protocol.trim_ascii();
+        let protocol = protocol
+            .strip_prefix(b"\"")
+            .unwrap_or(protocol)
+            .trim_ascii();
+        protocol.get(..2).is_some_and(|start| is(start, "h2"))
+    })
+}
+
+/// Checks what a request is addressed to (RFC 9112 section 3.2).
+fn check_target(head: &mut Request) -> Result<(), FramingError> {
+    let host = match head.fields.get("host") {
+        Some(value) => {
+            let text = std::str::from_utf8(value).map_err(|_| FramingError::Host)?;
+            Some(Authority::of_host(text).ok_or(FramingError::Host)?)
+        }
+        None => None,
+    };
+    let method = head.method();
+    let addressed = if method == "CONNECT" {
+        Some(Authority::of_connect(head.target()).ok_or(FramingError::Target)?)
+    } else if let Some(authority) = head.target_authority() {
+        Some(Authority::parse(authority).ok_or(FramingError::Target)?)
+    } else if strict::is_path(head.target(), method) {
+        None
+    } else {
+        return Err(FramingError::Target);
+    };
+    let Some(addressed) = addressed else {
+        return Ok(());
+    };
+    if host.is_some_and(|host| !addressed.agrees_with(&host)) {
+        return Err(FramingError::TargetAndHost);
+    }
+    if method == "CONNECT" {
+        return Err(FramingError::Connect);
+    }
+    let path = head.path_and_query();
+    if path.starts_with('?') {
+        // An empty path is `/` (RFC 9110 section 4.2.3), to routes as well as to the app.
+        let path = format!("/{path}");
+        head.set_path_and_query(&path);
+    }
+    match strict::is_path(head.path_and_query(), "") {
+        true => Ok(()),
+        false => Err(FramingError::Target),
+    }
+}
+
+/// Reads and takes out the connection-level fields of a response. `method_is_head`: of the request.
 pub fn response(
     head: &mut Response,
     method_is_head: bool,
-    method_is_connect: bool,
 ) -> Result<ResponseFraming, FramingError> {
     let http10 = head.version() == Version::Http10;
     let mut length: Option<u64> = None;
@@ -208,6 +288,7 @@ pub fn response(
             // What IIS says of a login that holds for the connection.
             15 if is(name, "persistent-auth") => logs_in |= is(value, "true"),
             16 if is(name, "www-authenticate") => logs_in |= login::is_of_connection(value),
+            17 if is(name, "transfer-encoding") && is(value, "identity") => {}
             17 if is(name, "transfer-encoding") => {
                 encoded = true;
                 let last = value
@@ -220,11 +301,15 @@ pub fn response(
             _ => {}
         }
     }
-    // Both: the encoding is what counts (RFC 9112 section 6.3), and the connection is not to be trusted further.
-    let ambiguous = encoded && length.is_some();
-    let bodyless = method_is_head || matches!(head.status, 100..=199 | 204 | 304);
-    let tunnel = method_is_connect && (200..300).contains(&head.status);
-    let body = if bodyless || tunnel {
+    // RFC 9112 section 6.1 and RFC 9110 section 8.6 have neither with these.
+    let unframed = matches!(head.status, 100..=199 | 204);
+    // Both: the encoding is what counts (RFC 9112 section 6.3), and the connection is not to be
+    // trusted further. Nor is that of a server that announces a body where there is none: it may
+    // send it.
+    let ambiguous =
+        encoded && length.is_some() || unframed && (encoded || length.is_some_and(|l| l > 0));
+    let bodyless = method_is_head || unframed || head.status == 304;
+    let body = if bodyless {
         Framing::None
     } else if chunked {
         Framing::Chunked
@@ -238,11 +323,16 @@ pub fn response(
         }
     };
     let upgraded = head.status == 101;
-    head.fields.retain(|name, _| {
+    // `identity` was once the name of no coding. Servers of old still send it.
+    let no_coding = |name: &[u8], value: &[u8]| {
+        is(name, "transfer-encoding") && (unframed || is(value, "identity"))
+    };
+    head.fields.retain(|name, value| {
         !(connection.drops(name) && !(upgraded && is(name, "upgrade")))
-            && !(ambiguous && is(name, "content-length"))
+            && !((ambiguous || unframed) && is(name, "content-length"))
+            && !no_coding(name, value)
     });
-    if drop_lengths && !ambiguous {
+    if drop_lengths && !ambiguous && !unframed {
         head.fields.set(
             "Content-Length",
             length.unwrap_or_default().to_string().as_bytes(),
@@ -268,6 +358,7 @@ pub fn is_idempotent(request: &Request) -> bool {
 
 impl Connection {
     fn read(&mut self, value: &[u8]) -> Result<(), FramingError> {
+        self.fields += 1;
         for token in value.split(|byte| *byte == b',') {
             let token = token.trim_ascii();
             if token.is_empty() {
@@ -288,6 +379,26 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether it names a field that is there and that another reader would keep.
+    fn check(&self, head: &Request) -> Result<(), FramingError> {
+        let strips = |name: &Vec<u8>| {
+            !MAY_BE_NAMED.iter().any(|other| is(name, other))
+                && !HOP_BY_HOP.iter().any(|other| is(name, other))
+                && head
+                    .fields
+                    .iter()
+                    .any(|(other, _)| other.eq_ignore_ascii_case(name))
+        };
+        match self.named.iter().any(strips) {
+            true => Err(FramingError::ConnectionField),
+            false => Ok(()),
+        }
+    }
+
+    fn says_upgrade_alone(&self) -> bool {
+        self.fields == 1 && !self.close && self.named.is_empty()
+    }
+
     fn drops(&self, name: &[u8]) -> bool {
         HOP_BY_HOP.iter().any(|other| is(name, other))
             || self
@@ -295,6 +406,10 @@ impl Connection {
                 .iter()
                 .any(|other| name.eq_ignore_ascii_case(other))
     }
+}
+
+fn is_of_upgrade(name: &[u8]) -> bool {
+    is(name, "connection") || is(name, "upgrade")
 }
 
 fn is(name: &[u8], other: &str) -> bool {
@@ -315,136 +430,4 @@ fn parse_length(value: &[u8]) -> Result<u64, FramingError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of_request(text: &str) -> Result<RequestFraming, FramingError> {
-        let mut head = Request::default();
-        head.parse(text.as_bytes()).unwrap();
-        request(&mut head)
-    }
-
-    #[test]
-    fn a_request_that_can_be_read_in_two_ways_is_refused() {
-        use FramingError::*;
-        for (fields, error) in [
-            (
-                "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
-                LengthAndEncoding,
-            ),
-            ("Content-Length: 1\r\nContent-Length: 1\r\n", SeveralLengths),
-            ("Content-Length: 1, 1\r\n", Length),
-            ("Content-Length: +1\r\n", Length),
-            ("Content-Length: 0x1\r\n", Length),
-            ("Content-Length: \r\n", Length),
-            ("Content-Length: 18446744073709551616\r\n", Length),
-            ("Transfer-Encoding: gzip, chunked\r\n", Encoding),
-            ("Transfer-Encoding: chunked, chunked\r\n", Encoding),
-            ("Transfer-Encoding: xchunked\r\n", Encoding),
-            (
-                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                Encoding,
-            ),
-            ("Transfer-Encoding: \r\n", Encoding),
-            ("Host: y\r\n", Host),
-            ("Connection: close, host\r\n", ConnectionField),
-            (
-                "Connection: content-length\r\nContent-Length: 4\r\n",
-                ConnectionField,
-            ),
-        ] {
-            let text = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
-            assert_eq!(of_request(&text), Err(error), "{fields}");
-        }
-        assert_eq!(of_request("GET / HTTP/1.1\r\n\r\n"), Err(Host));
-        assert_eq!(
-            of_request("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"),
-            Err(EncodingInHttp10)
-        );
-        assert_eq!(
-            of_request("GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n"),
-            Err(TargetAndHost)
-        );
-    }
-
-    #[test]
-    fn connection_fields_are_taken_out_and_others_stay() {
-        let mut head = Request::default();
-        head.parse(
-            b"GET / HTTP/1.1\r\nHost: x\r\nKeep-Alive: 3\r\nConnection: close, X-Hop\r\nx-hop: 1\r\nUpgrade: y\r\nNaru-Reason: z\r\nTE: trailers\r\n\r\n",
-        )
-        .unwrap();
-        let framing = request(&mut head).unwrap();
-        assert!(!framing.keep_alive && !framing.upgrade);
-        let names: Vec<_> = head.fields.iter().map(|(name, _)| name.to_vec()).collect();
-        assert_eq!(names, [&b"Host"[..], b"TE"]);
-    }
-
-    #[test]
-    fn http10_keeps_a_connection_only_when_asked() {
-        assert!(!of_request("GET / HTTP/1.0\r\n\r\n").unwrap().keep_alive);
-        assert!(
-            of_request("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
-                .unwrap()
-                .keep_alive
-        );
-        assert!(
-            of_request("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                .unwrap()
-                .keep_alive
-        );
-    }
-
-    fn of_response(text: &str, method: &str) -> Result<ResponseFraming, FramingError> {
-        let mut head = Response::default();
-        head.parse(text.as_bytes()).unwrap();
-        response(&mut head, method == "HEAD", method == "CONNECT")
-    }
-
-    #[test]
-    fn a_response_body_ends_where_rfc_9112_says() {
-        for (head, method, body) in [
-            ("200 OK\r\nContent-Length: 5\r\n", "GET", Framing::Length(5)),
-            ("200 OK\r\nContent-Length: 5\r\n", "HEAD", Framing::None),
-            ("204 No\r\nContent-Length: 5\r\n", "GET", Framing::None),
-            ("304 Same\r\nContent-Length: 5\r\n", "GET", Framing::None),
-            ("200 OK\r\nContent-Length: 5\r\n", "CONNECT", Framing::None),
-            (
-                "200 OK\r\nTransfer-Encoding: chunked\r\n",
-                "GET",
-                Framing::Chunked,
-            ),
-            (
-                "200 OK\r\nTransfer-Encoding: gzip, chunked\r\n",
-                "GET",
-                Framing::Chunked,
-            ),
-            (
-                "200 OK\r\nTransfer-Encoding: gzip\r\n",
-                "GET",
-                Framing::UntilClose,
-            ),
-            (
-                "200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n",
-                "GET",
-                Framing::Chunked,
-            ),
-            ("200 OK\r\n", "GET", Framing::UntilClose),
-            (
-                "200 OK\r\nContent-Length: 5, 5\r\n",
-                "GET",
-                Framing::Length(5),
-            ),
-        ] {
-            let framing = of_response(&format!("HTTP/1.1 {head}\r\n"), method).unwrap();
-            assert_eq!(framing.body, body, "{method} {head}");
-        }
-        assert_eq!(
-            of_response(
-                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-                "GET"
-            ),
-            Err(FramingError::SeveralLengths)
-        );
-    }
-}
+mod tests;

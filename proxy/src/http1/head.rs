@@ -7,9 +7,7 @@ use std::mem::MaybeUninit;
 use bytes::BytesMut;
 
 use crate::route::{HeaderFields, RequestHead};
-
-/// Fields in one head. Heads are bounded in bytes too; this bounds the work per byte.
-pub const MAX_FIELDS: usize = 256;
+use crate::strict::MAX_FIELDS;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -23,7 +21,8 @@ pub struct Request {
     pub fields: Fields,
     method: Span,
     target: Span,
-    /// Host and port of an absolute target (`GET http://host/path`), which then stands in `target` too.
+    /// The authority of an absolute target (`GET http://host/path`), which then stands in `target`
+    /// too.
     authority: Option<Span>,
     minor_version: u8,
 }
@@ -123,7 +122,7 @@ impl Request {
         self.fields.text(self.target)
     }
 
-    /// Authority of an absolute target.
+    /// The authority of an absolute target, userinfo included.
     pub fn target_authority(&self) -> Option<&str> {
         self.authority.map(|span| self.fields.text(span))
     }
@@ -149,8 +148,6 @@ impl RequestHead for Request {
     fn path_and_query(&self) -> &str {
         let target = self.target();
         match self.authority {
-            // CONNECT's target is an authority and nothing else.
-            None if self.method() == "CONNECT" => "",
             None => target,
             Some(authority) => {
                 let start = (authority.start + authority.length - self.target.start) as usize;
@@ -163,10 +160,8 @@ impl RequestHead for Request {
     }
 
     fn authority(&self) -> Option<&str> {
-        if self.method() == "CONNECT" {
-            return Some(self.target());
-        }
         self.target_authority()
+            .map(|text| text.rsplit('@').next().unwrap_or_default())
             .or_else(|| std::str::from_utf8(self.fields.get("host")?).ok())
     }
 
@@ -188,13 +183,14 @@ impl RequestHead for Request {
     }
 
     fn set_authority(&mut self, authority: &str) {
-        if self.authority.is_some() {
-            let mut target = String::from("http://");
+        if let Some(before) = self.authority {
+            let scheme = before.start - self.target.start;
+            let mut target = self.target()[..scheme as usize].to_owned();
             target.push_str(authority);
             target.push_str(self.path_and_query());
             self.target = self.fields.append(target.as_bytes());
             self.authority = Some(Span {
-                start: self.target.start + 7,
+                start: self.target.start + scheme,
                 length: authority.len() as u32,
             });
         }
@@ -215,11 +211,26 @@ impl Response {
         }
     }
 
-    /// Takes over a whole head, its last empty line included.
+    /// Takes over a whole head, its last empty line included. Servers of old fold lines and put
+    /// spaces before a colon: what they mean by that is read in one way (RFC 9112 sections 5.1 and
+    /// 5.2), and passed on as it is written today.
     pub fn parse(&mut self, head: &[u8]) -> Result<(), HeadError> {
+        let mut config = httparse::ParserConfig::default();
+        match self.parse_as(&config, head) {
+            Err(HeadError::Syntax(FIELD_NAME)) => {}
+            parsed => return parsed,
+        }
+        config
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .allow_spaces_after_header_name_in_responses(true);
+        self.parse_as(&config, head)?;
+        self.fields.unfold();
+        Ok(())
+    }
+
+    fn parse_as(&mut self, config: &httparse::ParserConfig, head: &[u8]) -> Result<(), HeadError> {
         let mut headers = [MaybeUninit::uninit(); MAX_FIELDS];
         let mut parsed = httparse::Response::new(&mut []);
-        let config = httparse::ParserConfig::default();
         match config.parse_response_with_uninit_headers(&mut parsed, head, &mut headers) {
             Ok(httparse::Status::Complete(length)) if length == head.len() => {}
             Ok(_) => return Err(HeadError::Syntax("it ends early")),
@@ -273,6 +284,25 @@ impl Fields {
             name: Span::of(head, header.name.as_bytes()),
             value: Span::of(head, header.value),
         }));
+    }
+
+    /// Makes one line of every folded value.
+    fn unfold(&mut self) {
+        for field in &mut self.spans {
+            let value = field.value;
+            let bytes = &mut self.block[value.start as usize..][..value.length as usize];
+            for byte in bytes
+                .iter_mut()
+                .filter(|byte| matches!(byte, b'\r' | b'\n'))
+            {
+                *byte = b' ';
+            }
+            let trimmed = bytes.trim_ascii();
+            field.value = Span {
+                start: value.start + (bytes.len() - bytes.trim_ascii_start().len()) as u32,
+                length: trimmed.len() as u32,
+            };
+        }
     }
 
     /// Name and value of every field, in order.
@@ -426,11 +456,13 @@ fn absolute_authority(target: &str) -> Option<&str> {
     Some(&rest[..end])
 }
 
+const FIELD_NAME: &str = "a field name";
+
 fn head_error(error: httparse::Error) -> HeadError {
     HeadError::Syntax(match error {
         httparse::Error::TooManyHeaders => return HeadError::TooManyFields,
         httparse::Error::Version => return HeadError::Version,
-        httparse::Error::HeaderName => "a field name",
+        httparse::Error::HeaderName => FIELD_NAME,
         httparse::Error::HeaderValue => "a field value",
         httparse::Error::NewLine => "a line's end",
         httparse::Error::Status => "the status",
@@ -511,6 +543,40 @@ mod tests {
             find_end(b"HTTP/1.1 200 OK\nA: b\n\n", 0, false),
             Ok(Some(22))
         );
+    }
+
+    #[test]
+    fn folded_lines_and_blanks_before_a_colon_of_a_response_are_written_as_today() {
+        for (text, line) in [
+            ("A: b;\r\n  c\r\n\td", "A: b;    c  \td"),
+            ("A : b", "A: b"),
+            ("A:\r\n b", "A: b"),
+            ("A: b\n c", "A: b  c"),
+            (
+                "Transfer-Encoding:\r\n chunked",
+                "Transfer-Encoding: chunked",
+            ),
+        ] {
+            let mut response = Response::default();
+            let head = format!("HTTP/1.1 200 OK\r\n{text}\r\nB: c\r\n\r\n");
+            response.parse(head.as_bytes()).unwrap();
+            let mut out = BytesMut::new();
+            response.write(response.version(), &mut out);
+            let out = String::from_utf8(out.to_vec()).unwrap();
+            assert_eq!(out, format!("HTTP/1.1 200 OK\r\n{line}\r\nB: c\r\n"));
+            let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{text}\r\n\r\n");
+            assert!(
+                Request::default().parse(request.as_bytes()).is_err(),
+                "{text}"
+            );
+        }
+        for text in [" A: b", "A b: c", "no colon", ": b", "A: b\rc"] {
+            let head = format!("HTTP/1.1 200 OK\r\n{text}\r\n\r\n");
+            assert!(
+                Response::default().parse(head.as_bytes()).is_err(),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub fn start(
     framing: &RequestFraming,
     body: Body,
 ) -> Body {
-    if framing.upgrade || framing.logs_in || request.method() == "CONNECT" {
+    if framing.upgrade || framing.logs_in {
         return body;
     }
     let mut bytes = BytesMut::new();
@@ -119,7 +119,7 @@ async fn send(
     let mut upstream = attempt.upstream;
     upstream.is_bound |= framing.logs_in;
     let mut discarding = Discarding {
-        body: Body::new(framing.body),
+        body: Body::of_response(framing.body),
         discarded: 0,
     };
     let whole = poll_fn(|cx| discarding.poll(cx, &mut upstream.connection, &mut sending)).await;

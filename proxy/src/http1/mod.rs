@@ -10,7 +10,7 @@
 //! downstream ─────▶ head ───────────▶ decide ────────▶ attempt ────▶ upstream
 //!                    │ framing   └─▶ reply     ◀── body, both ways ──▶
 //!                    ▼
-//!               one request, read in one way only       after 101 and CONNECT: tcp
+//!               one request, read in one way only       after 101: tcp
 //! ```
 
 mod attempt;
@@ -23,6 +23,7 @@ mod head;
 mod mirror;
 mod reply;
 mod serve;
+mod untimely;
 
 #[cfg(test)]
 mod tests;
@@ -35,4 +36,4 @@ pub mod fuzzing {
     pub use super::head::{HeadError, Request, Response, Version, find_end};
 }
 
-pub use serve::{LEAVING, serve};
+pub use serve::{LEAVING, refuse, serve};

@@ -104,6 +104,15 @@ where
     None
 }
 
+/// Answers whatever a client asks with an error, and ends its connection.
+pub async fn refuse<S>(session: &Session, mut client: Buffered<S>, reason: Reason)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    exchange::refuse(session, &mut client, reason);
+    client.close().await;
+}
+
 /// Ready when an idle connection is to be ended because the proxy shuts down. The connections of the own app are left alone: it
 /// may need them to finish.
 async fn leaving(session: &Session, drain: &Drain) {
@@ -177,7 +186,7 @@ where
     parsed.map_err(|error| refusal(&error))?;
     framing::request(request).map_err(|error| {
         tracing::debug!(%error, "a request is refused");
-        NoRequest::Refused(Reason::BadRequest)
+        NoRequest::Refused(error.reason())
     })
 }
 

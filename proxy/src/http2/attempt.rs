@@ -193,6 +193,8 @@ pub(super) enum Progress {
     Failed(Failed),
     /// The client has broken off its request.
     ClientGone(Option<h2::Reason>),
+    /// The client's trailers may not be such.
+    BadRequest,
 }
 
 impl Attempt {
@@ -204,6 +206,7 @@ impl Attempt {
                 Poll::Ready(Err(Broken::Sender(error))) => {
                     return Poll::Ready(Progress::ClientGone(error.reason()));
                 }
+                Poll::Ready(Err(Broken::Trailers)) => return Poll::Ready(Progress::BadRequest),
                 // Why is told by the response: a server may have answered without waiting for the body.
                 Poll::Ready(Err(Broken::Taker)) => upload.stop(),
                 Poll::Ready(Ok(())) | Poll::Pending => {}

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
+use super::head::are_trailers;
 use super::reply::REASON;
 use crate::mirror::Copies;
 
@@ -18,6 +19,8 @@ const MAX_REPLAY_PIECES: usize = 256;
 pub(super) enum Broken {
     /// The side that sends it.
     Sender(h2::Error),
+    /// It sends trailers that may not be such.
+    Trailers,
     /// The side that takes it. Why is told where its response is awaited.
     Taker,
 }
@@ -191,6 +194,12 @@ impl Upload {
             }
         }
         let trailers = ready!(self.body.poll_trailers(cx)).map_err(Broken::Sender)?;
+        if trailers
+            .as_ref()
+            .is_some_and(|map| !are_trailers(map, true))
+        {
+            return Poll::Ready(Err(Broken::Trailers));
+        }
         self.ended(trailers);
         Poll::Ready(Ok(false))
     }
@@ -264,6 +273,12 @@ impl Download {
                     None => {
                         let trailers = ready!(self.body.poll_trailers(cx));
                         let trailers = trailers.map_err(Broken::Sender)?;
+                        if trailers
+                            .as_ref()
+                            .is_some_and(|map| !are_trailers(map, false))
+                        {
+                            return Poll::Ready(Err(Broken::Trailers));
+                        }
                         self.done = true;
                         return Poll::Ready(send_end(to, trailers, self.trusted));
                     }

@@ -5,14 +5,15 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use h2::RecvStream;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use http::header::HOST;
 use http::{Request, Response, request};
 use tokio::time::Instant;
 
 use super::forward::Forward;
-use super::reply;
 use super::serve::{Downstream, logs_in};
+use super::{head, reply};
 use crate::deadlines::Deadlines;
 use crate::exchange::{Asked, End, Told};
 use crate::metrics::{HttpVersion, RequestMetrics};
@@ -74,7 +75,7 @@ impl Client<'_> {
     /// Returns where the request is counted, and how it ended.
     async fn serve(
         &mut self,
-        head: &mut request::Parts,
+        request: &mut request::Parts,
         body: RecvStream,
         told: &mut Told,
     ) -> (Arc<RequestMetrics>, End) {
@@ -91,12 +92,16 @@ impl Client<'_> {
         drop(destination);
         logical.budget.deposit();
         let logical = &*told.logical.insert(logical);
-        if is_ambiguous(head) {
+        let is_extended_connect = request.extensions.get::<Protocol>().is_some();
+        let max_bytes = session.worker.config.limits.max_header_bytes;
+        if let Some(reason) = head::refusal(request, is_extended_connect, max_bytes) {
+            tracing::debug!(%reason, "a request is refused");
+            self.downstream.meter.refused();
             let metrics = session.request_metrics(&logical.default_rule, None);
             metrics.begin(HttpVersion::Http2);
-            return (metrics, self.answer(Reason::BadRequest));
+            return (metrics, self.answer(reason));
         }
-        let decision = decide(logical, head, &mut session.worker.random.borrow_mut());
+        let decision = decide(logical, request, &mut session.worker.random.borrow_mut());
         match decision {
             Decision::Forward {
                 rule,
@@ -116,7 +121,7 @@ impl Client<'_> {
                     deadlines: Deadlines::new(self.started, &rule),
                     told,
                 };
-                let end = forward.run(self, head, body).await;
+                let end = forward.run(self, request, body).await;
                 (metrics, end)
             }
             Decision::Redirect {
@@ -200,18 +205,4 @@ impl Client<'_> {
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Option<h2::Reason>> {
         self.respond.poll_reset(cx).map(Result::ok)
     }
-}
-
-fn is_ambiguous(head: &request::Parts) -> bool {
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let Some(host) = hosts.next() else {
-        return false;
-    };
-    let differs = head.uri.authority().is_some_and(|authority| {
-        !authority
-            .as_str()
-            .as_bytes()
-            .eq_ignore_ascii_case(host.as_bytes())
-    });
-    differs || hosts.next().is_some()
 }

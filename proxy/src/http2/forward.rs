@@ -8,14 +8,14 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
+use http::header::CONTENT_LENGTH;
 use http::{Response, request};
 use tokio::time::{Instant, sleep};
 
 use super::attempt::{self, Attempt, Failed, Progress};
 use super::body::{Broken, Download, Upload};
 use super::exchange::Client;
-use super::mirror;
-use super::reply;
+use super::{head, mirror, reply};
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
 use crate::deadlines::Deadlines;
@@ -43,6 +43,8 @@ pub(super) struct Forward<'a> {
 enum Interrupt {
     /// With the code of the client's RST_STREAM, if there was one.
     ClientGone(Option<h2::Reason>),
+    /// The client's trailers are refused.
+    BadRequest,
     Timeout(Reason),
 }
 
@@ -189,6 +191,7 @@ impl Forward<'_> {
             .await;
             let interrupt = match progress {
                 Ok(Progress::Interim(mut interim)) => {
+                    interim.headers_mut().remove(CONTENT_LENGTH);
                     if !matches!(endpoint.peer, Peer::Mesh(_)) {
                         interim.headers_mut().remove(reply::REASON);
                     }
@@ -210,6 +213,7 @@ impl Forward<'_> {
                     return Err(Unanswered::Failed(failed));
                 }
                 Ok(Progress::ClientGone(code)) => Interrupt::ClientGone(code),
+                Ok(Progress::BadRequest) => Interrupt::BadRequest,
                 Err(interrupt) => interrupt,
             };
             attempt.send.send_reset(interrupt.code());
@@ -232,6 +236,7 @@ impl Forward<'_> {
         } = answered;
         upload.keep_no_more();
         let (mut head, body) = response.into_parts();
+        head::tidy(&mut head);
         // Only a proxy speaks of reasons, and only a sidecar is known to be one.
         let trusted = matches!(in_flight.endpoint.peer, Peer::Mesh(_));
         if !trusted {
@@ -271,6 +276,7 @@ impl Forward<'_> {
                 attempt.send.send_reset(interrupt.code());
                 match interrupt {
                     Interrupt::ClientGone(_) => Some(Reason::ClientGone),
+                    Interrupt::BadRequest => Some(Reason::BadRequest),
                     Interrupt::Timeout(reason) => {
                         break_off(client, &mut send, None, reason);
                         Some(reason)
@@ -296,6 +302,7 @@ impl Forward<'_> {
         if let Poll::Ready(Err(broken)) = download.poll(cx, client) {
             return match broken {
                 Broken::Sender(error) => Poll::Ready(Fate::Truncated(error)),
+                Broken::Trailers => Poll::Ready(Fate::Truncated(h2::Reason::PROTOCOL_ERROR.into())),
                 Broken::Taker => match client.poll_reset(cx) {
                     Poll::Ready(code) => gone(code.ok()),
                     Poll::Pending => gone(None),
@@ -305,6 +312,10 @@ impl Forward<'_> {
         if let Poll::Ready(Err(broken)) = upload.poll(cx, upstream) {
             match broken {
                 Broken::Sender(error) => return gone(error.reason()),
+                Broken::Trailers => {
+                    client.send_reset(h2::Reason::PROTOCOL_ERROR);
+                    return Poll::Ready(Fate::Interrupted(Interrupt::BadRequest));
+                }
                 // The rest of the response may be on its way all the same.
                 Broken::Taker => upload.stop(),
             }
@@ -351,14 +362,14 @@ impl Interrupt {
     fn code(&self) -> h2::Reason {
         match self {
             Self::ClientGone(Some(code)) => *code,
-            Self::ClientGone(None) | Self::Timeout(_) => h2::Reason::CANCEL,
+            Self::ClientGone(None) | Self::BadRequest | Self::Timeout(_) => h2::Reason::CANCEL,
         }
     }
 
     /// What it says about the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {
-            Self::ClientGone(_) => AttemptOutcome::Cancelled,
+            Self::ClientGone(_) | Self::BadRequest => AttemptOutcome::Cancelled,
             Self::Timeout(_) => AttemptOutcome::TimedOut,
         }
     }
@@ -367,6 +378,7 @@ impl Interrupt {
 fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {
     match interrupt {
         Interrupt::ClientGone(_) => client.gone(),
+        Interrupt::BadRequest => client.answer(Reason::BadRequest),
         Interrupt::Timeout(reason) => client.answer(reason),
     }
 }

@@ -85,7 +85,7 @@ async fn send(
                 in_flight.finish(failed.outcome, sent.elapsed());
                 return MirrorOutcome::Failed;
             }
-            Ok(Progress::ClientGone(_)) => return MirrorOutcome::BrokenOff,
+            Ok(Progress::ClientGone(_) | Progress::BadRequest) => return MirrorOutcome::BrokenOff,
             Err(outcome) => {
                 attempt.send.send_reset(h2::Reason::CANCEL);
                 return outcome;

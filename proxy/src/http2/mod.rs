@@ -18,6 +18,8 @@ mod body;
 mod connection;
 mod exchange;
 mod forward;
+mod head;
+mod meter;
 mod mirror;
 mod reply;
 mod serve;

@@ -102,6 +102,7 @@ pub(crate) const fn grpc_status(reason: Reason) -> u16 {
         Reason::NoRoute
         | Reason::Redirect
         | Reason::CorsPreflight
+        | Reason::ConnectMethod
         | Reason::VersionNotSupported => 12, // UNIMPLEMENTED
         Reason::BadRequest | Reason::NoClientHello | Reason::UpstreamProtocolError => INTERNAL,
         Reason::ClientGone => 1, // CANCELLED

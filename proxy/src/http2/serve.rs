@@ -15,13 +15,15 @@ use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+use super::head::HEAD_ROOM;
+use super::meter::{Meter, Metered};
 use super::{
     CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_PENDING_RESETS, MAX_RESET_STREAMS,
     MAX_SEND_BUFFER, RESET_STREAM_MEMORY, STREAM_WINDOW, exchange,
 };
 use crate::login;
 use crate::metrics::Direction;
-use crate::session::Session;
+use crate::session::{Session, UNAUTHENTICATED};
 use crate::upstream::Caller;
 
 /// Streams that a client may give up within [`RAPID`] and before their response, in each [`CALM_WINDOW`]. A client that opens
@@ -45,6 +47,7 @@ pub(super) struct Downstream {
     window_began: Cell<Instant>,
     /// Whose connections its streams use: its own, once its client has logged in on it.
     caller: Cell<Caller>,
+    pub meter: Rc<Meter>,
 }
 
 /// Serves the streams of one downstream connection until it ends.
@@ -53,8 +56,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let limits = &session.worker.config.limits;
+    let is_peer = session.direction == Direction::Inbound && &*session.client != UNAUTHENTICATED;
+    let meter = Meter::new(&session.worker.metrics, is_peer);
     let handshake = settings(limits.max_concurrent_streams, limits.max_header_bytes)
-        .handshake::<_, Bytes>(downstream);
+        .handshake::<_, Bytes>(Metered::new(downstream, &meter));
     let connection = match timeout(limits.header_timeout, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
@@ -74,6 +79,7 @@ where
         rapid_resets: Cell::new(0),
         window_began: Cell::new(now),
         caller: Cell::default(),
+        meter,
     });
     accept_streams(&downstream, connection).await;
     let caller = downstream.caller();
@@ -97,7 +103,9 @@ fn settings(max_streams: u32, max_header_bytes: usize) -> h2::server::Builder {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_concurrent_streams(max_streams)
-        .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(
+            u32::try_from(max_header_bytes.saturating_mul(HEAD_ROOM)).unwrap_or(u32::MAX),
+        )
         .max_send_buffer_size(MAX_SEND_BUFFER)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .reset_stream_duration(RESET_STREAM_MEMORY)
@@ -200,6 +208,7 @@ impl Downstream {
         request: http::Request<h2::RecvStream>,
         mut respond: h2::server::SendResponse<Bytes>,
     ) {
+        self.meter.accepted();
         // h2 counts a stream until it is closed, and its task may outlive that by a turn.
         let limit = self.session.worker.config.limits.max_concurrent_streams;
         if self.live.get() >= limit.saturating_mul(2) {

@@ -326,6 +326,13 @@ impl Exposed {
                 ),
                 totals.access_log_lines_dropped() as f64,
             ),
+            single(
+                Family::counter(
+                    "naru_http2_slowed_total",
+                    "How often a client's HTTP/2 connection was not read for a while: its frames cost too much.",
+                ),
+                totals.http2_connections_slowed() as f64,
+            ),
         ]);
         let issuer = totals.certificate_issuer();
         if !issuer.is_empty() {

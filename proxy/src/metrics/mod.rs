@@ -289,6 +289,11 @@ impl Metrics {
         self.inner.totals.app_connection(event);
     }
 
+    /// A client's HTTP/2 connection is read slowly from now on.
+    pub fn http2_slowed(&self) {
+        self.inner.totals.http2_slowed();
+    }
+
     /// A line of the access log did not fit.
     pub fn access_log_dropped(&self) {
         self.inner.totals.access_log_dropped();

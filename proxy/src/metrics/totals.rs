@@ -118,6 +118,7 @@ pub(super) struct Totals {
     bypassing: AtomicI64,
     app_connections: [AtomicU64; AppConnection::ALL.len()],
     access_log_dropped: AtomicU64,
+    http2_slowed: AtomicU64,
     renewals: [AtomicU64; RenewalOutcome::ALL.len()],
     certificate_expiry: AtomicI64,
     certificate_issuer: Mutex<String>,
@@ -171,6 +172,14 @@ impl Totals {
 
     pub fn app_connections(&self, event: AppConnection) -> u64 {
         self.app_connections[event as usize].load(Relaxed)
+    }
+
+    pub fn http2_slowed(&self) {
+        self.http2_slowed.fetch_add(1, Relaxed);
+    }
+
+    pub fn http2_connections_slowed(&self) -> u64 {
+        self.http2_slowed.load(Relaxed)
     }
 
     pub fn access_log_dropped(&self) {

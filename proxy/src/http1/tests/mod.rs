@@ -1,6 +1,7 @@
 //! The whole of HTTP/1 serving, between clients and apps that are sockets and bytes.
 
 mod closing;
+mod ends;
 mod fixture;
 mod hostile;
 mod logins;

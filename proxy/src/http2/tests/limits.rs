@@ -179,6 +179,39 @@ fn a_flood_of_empty_frames_is_cut_off() {
     });
 }
 
+/// How often a connection was not read for a while.
+fn slowed(mesh: &Mesh) -> f64 {
+    let text = mesh.worker.metrics.render().expect("metrics");
+    let text = String::from_utf8(text).expect("text");
+    text.lines()
+        .find_map(|line| line.strip_prefix("naru_http2_slowed_total "))
+        .map_or(0.0, |value| value.parse().expect("a number"))
+}
+
+#[test]
+fn a_flood_of_frames_that_ask_for_nothing_is_read_slowly_and_others_are_served() {
+    run(async {
+        let window = [0, 0, 0, 1];
+        for (kind, stream, payload) in [
+            (6, 0, &[0; 8][..]),         // PING
+            (4, 0, &[0, 3, 0, 0, 0, 9]), // SETTINGS
+            (2, 1, &[0, 0, 0, 0, 9]),    // PRIORITY
+            (8, 0, &window),             // WINDOW_UPDATE
+        ] {
+            let app = answering(200, "").await;
+            let mesh = Setup::new(&[app.address]).start();
+            let mut raw = Raw::new(&mesh).await;
+            for _ in 0..25_000 {
+                assert!(raw.frame(kind, 0, stream, payload).await);
+            }
+            until(|| slowed(&mesh) >= 1.0).await;
+            let client = mesh.client().await;
+            let got = call(&client, get("/"), b"").await.expect("a response");
+            assert_eq!(got.status, 200);
+        }
+    });
+}
+
 #[test]
 fn fields_of_a_connection_are_refused() {
     run(async {

@@ -1,6 +1,7 @@
 //! The whole of HTTP/2 serving, between h2's own client and server, over real sockets upstream.
 
 pub(crate) mod fixture;
+mod heads;
 mod limits;
 mod mirroring;
 mod pooling;

@@ -1,0 +1,210 @@
+//! Which side ends what, and when: halves of connections, answers that come early, and servers that
+//! hang up.
+
+use tokio::io::AsyncWriteExt;
+
+use super::fixture::*;
+
+/// An app that waits for the end of its client's half before it answers, and ends.
+async fn patient() -> App {
+    app(|_, mut talk| async move {
+        let head = talk.head().await.expect("a request");
+        if head.starts_with("POST ") {
+            talk.exactly(5).await.expect("a body");
+        }
+        assert_eq!(talk.rest().await, "", "the end of a half is passed on");
+        talk.say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
+            .await;
+    })
+    .await
+}
+
+#[test]
+fn a_client_that_ends_its_half_after_the_request_gets_its_answer() {
+    run(async {
+        for request in [
+            GET,
+            "GET / HTTP/1.0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello",
+        ] {
+            for inbound in [false, true] {
+                let app = patient().await;
+                let mesh = Setup::new(&[app.address]).start();
+                let mut client = match inbound {
+                    true => inbound_client(&mesh, "spiffe://t/ns/a/sa/b"),
+                    false => client(&mesh),
+                };
+                client.talk.say(request).await;
+                client.talk.io.shutdown().await.expect("half a close");
+                let answer = client.talk.rest().await;
+                assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+                assert!(answer.ends_with("\r\n\r\nlate"), "{answer}");
+                assert!(!client.served.await.expect("no panic"), "ended in order");
+            }
+        }
+    });
+}
+
+#[test]
+fn requests_before_the_end_of_a_half_are_all_answered() {
+    run(async {
+        let app = answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client.talk.say(&GET.repeat(3)).await;
+        client.talk.io.shutdown().await.expect("half a close");
+        assert_eq!(client.talk.rest().await.matches("\r\n\r\nok").count(), 3);
+    });
+}
+
+const POST: &str = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: ";
+
+#[test]
+fn an_answer_before_a_long_body_says_that_the_connection_ends() {
+    run(async {
+        for close in ["", "Connection: close\r\n"] {
+            let app = app(move |_, mut talk| async move {
+                talk.head().await.expect("a request");
+                let answer =
+                    format!("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n{close}\r\n");
+                talk.say(&answer).await;
+            })
+            .await;
+            let mesh = Setup::new(&[app.address]).start();
+            let mut client = client(&mesh);
+            client.talk.say(&format!("{POST}400000\r\n\r\n")).await;
+            let head = client.talk.head().await.expect("an answer");
+            assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
+            assert!(head.contains("Connection: close\r\n"), "{head}");
+        }
+    });
+}
+
+#[test]
+fn what_little_is_left_after_an_early_answer_is_waited_for() {
+    run(async {
+        // The first app reads what comes; the second hangs up although it has said nothing of that.
+        for reads in [true, false] {
+            let app = app(move |_, mut talk| async move {
+                while let Some(head) = talk.head().await {
+                    talk.say("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+                        .await;
+                    if head.starts_with("POST ") && reads {
+                        talk.exactly(60_000).await.expect("the body");
+                    } else if head.starts_with("POST ") {
+                        return;
+                    }
+                }
+            })
+            .await;
+            let mesh = Setup::new(&[app.address]).start();
+            let mut client = client(&mesh);
+            client.talk.say(&format!("{POST}60000\r\n\r\n")).await;
+            for _ in 0..2 {
+                let head = client.talk.head().await.expect("an answer");
+                assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
+                assert!(!head.contains("Connection: close"), "{head}");
+                // The body, and the next request right behind it.
+                client.talk.say(&"b".repeat(60_000)).await;
+                client.talk.say(&format!("{POST}60000\r\n\r\n")).await;
+            }
+        }
+    });
+}
+
+#[test]
+fn an_app_that_answers_first_still_gets_the_whole_body() {
+    run(async {
+        let (done, seen) = tokio::sync::oneshot::channel();
+        let done = std::cell::Cell::new(Some(done));
+        let done = std::rc::Rc::new(done);
+        let app = app(move |_, mut talk| {
+            let done = done.clone();
+            async move {
+                talk.head().await.expect("a request");
+                talk.say("HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+                    .await;
+                let body = talk.exactly(1_000_000).await.map(|body| body.len());
+                done.take()
+                    .expect("one request")
+                    .send(body)
+                    .expect("a test");
+            }
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        client.talk.say(&format!("{POST}1000000\r\n\r\n")).await;
+        client.talk.head().await.expect("an answer");
+        client.talk.say(&"b".repeat(1_000_000)).await;
+        assert_eq!(seen.await, Ok(Some(1_000_000)));
+    });
+}
+
+#[test]
+fn a_408_that_has_crossed_a_request_is_no_answer_to_it() {
+    run(async {
+        let app = app(|number, mut talk| async move {
+            talk.head().await.expect("a request");
+            talk.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                .await;
+            if number > 1 || talk.head().await.is_none() {
+                return;
+            }
+            talk.say(
+                "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            )
+            .await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let mut client = client(&mesh);
+        for _ in 0..2 {
+            client.talk.say(GET).await;
+            let head = client.talk.head().await.expect("an answer");
+            assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        }
+        assert_eq!(app.connections.get(), 2);
+    });
+}
+
+#[test]
+fn a_408_on_a_new_connection_is_an_answer() {
+    run(async {
+        let (head, _) = ask(
+            "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            GET,
+        )
+        .await;
+        assert!(head.starts_with("HTTP/1.1 408 "), "{head}");
+    });
+}
+
+#[test]
+fn a_client_whose_expectation_fails_may_ask_again() {
+    run(async {
+        for (status, says) in [
+            ("417 Expectation Failed", false),
+            ("401 Unauthorized", true),
+        ] {
+            let app = app(move |_, mut talk| async move {
+                talk.head().await.expect("a request");
+                talk.say(&format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"))
+                    .await;
+                assert_eq!(talk.rest().await, "", "nothing is taken for the body");
+            })
+            .await;
+            let mesh = Setup::new(&[app.address]).start();
+            let mut client = client(&mesh);
+            client
+                .talk
+                .say(&format!("{POST}60\r\nExpect: 100-continue\r\n\r\n"))
+                .await;
+            let head = client.talk.head().await.expect("an answer");
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{head}");
+            assert_eq!(head.contains("Connection: close"), says, "{head}");
+            client.talk.say(GET).await;
+            assert_eq!(client.talk.rest().await, "");
+        }
+    });
+}
