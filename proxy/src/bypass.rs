@@ -49,10 +49,14 @@ struct Foreign {
 pub async fn watch(config: Arc<Config>, health: Arc<Health>, metrics: Metrics) {
     let user = geteuid().as_raw();
     let by_user = config.socket_mark.is_none() && config.outbound_port != 0 && user != 0;
+    if !by_user {
+        // The control thread takes the end of a task for a defect.
+        return std::future::pending().await;
+    }
     let mut known: HashSet<u64> = HashSet::new();
     let mut warned = false;
     let mut looks = 0;
-    while by_user {
+    loop {
         sleep(if looks < LOOKS_AT_FIRST {
             AT_FIRST
         } else {
@@ -67,6 +71,7 @@ pub async fn watch(config: Arc<Config>, health: Arc<Health>, metrics: Metrics) {
                 tracing::debug!(%error, "can't read the list of the pod's sockets");
                 continue;
             }
+            // The runtime is shutting down.
             Err(_) => return,
         };
         // What is there twice is no socket that was just being opened or closed.
@@ -89,8 +94,6 @@ pub async fn watch(config: Arc<Config>, health: Arc<Health>, metrics: Metrics) {
         health.set_bypassing(named);
         known = found.into_iter().map(|f| f.inode).collect();
     }
-    // The control thread takes the end of a task for a defect.
-    std::future::pending::<()>().await;
 }
 
 /// The sockets of `user` in the pod that are not this process's.

@@ -25,6 +25,10 @@ pub use watch::manifests;
 
 /// What happened to the cluster's objects.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is an Apply, and none is kept"
+)]
 pub enum Event {
     Apply(Object),
     Delete(ObjectKey),
