@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::ops::Range;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -203,8 +203,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
 
     /// As [`Self::is_quiet`]. Then `waker` is woken when it has ended, or says something.
     pub fn is_quiet_for(&mut self, waker: &std::task::Waker) -> bool {
+        if !self.read.is_empty() {
+            return false;
+        }
+        // Unconstrained: the waker of a task that has used up its turn would be woken at once.
+        let filled = tokio::task::coop::unconstrained(poll_fn(|cx| self.poll_fill(cx)));
         let mut cx = Context::from_waker(waker);
-        self.read.is_empty() && self.poll_fill(&mut cx).is_pending()
+        pin!(filled).poll(&mut cx).is_pending()
     }
 
     /// Ready when the connection is broken. The end of the other side's half is no such thing: it

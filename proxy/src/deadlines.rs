@@ -51,6 +51,9 @@ impl Deadlines {
 
     /// Ready when the next one has run out, with what it is called.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        if (self.request, self.attempt, self.half_closed) == (None, None, None) {
+            return Poll::Pending;
+        }
         let all = [
             (self.request, Reason::RequestTimeout),
             (self.attempt, Reason::BackendRequestTimeout),

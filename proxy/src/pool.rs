@@ -264,7 +264,7 @@ impl Idle {
         let Some(watched) = &self.upstream.watched else {
             return true;
         };
-        watched.set_idle();
+        watched.set_idle(self.since.into_std());
         let waker = watched.waker();
         let is_quiet = self.upstream.connection.is_quiet_for(&waker);
         if !is_quiet {
@@ -275,7 +275,8 @@ impl Idle {
 
     fn is_quiet(&mut self) -> bool {
         match &self.upstream.watched {
-            Some(watched) => (self.upstream.connection).is_quiet_for(&watched.waker()),
+            // What comes on its socket wakes the watch: there is no need to look.
+            Some(watched) => !watched.is_over(),
             None => self.upstream.connection.is_quiet(),
         }
     }

@@ -81,6 +81,20 @@ impl<'a> Authority<'a> {
     }
 }
 
+/// Whether a `Host` is of the kind that most are: a name or an IPv4 address, with a port of at most
+/// four digits or without one. The others may be right too: see [`Authority::of_host`].
+pub fn is_plain_host(text: &[u8]) -> bool {
+    let is_host = |byte: &u8| ALLOWED[usize::from(*byte)] & HOST != 0;
+    let length = text.iter().take_while(|byte| is_host(byte)).count();
+    match &text[length..] {
+        [] => length > 0,
+        [b':', port @ ..] => {
+            length > 0 && port.len() <= 4 && port.iter().all(|byte| byte.is_ascii_digit())
+        }
+        _ => false,
+    }
+}
+
 /// Whether `text` is fit for `:authority`. gRPC clients that were given a list of addresses send
 /// the list.
 pub fn is_authority_or_list(text: &str) -> bool {
@@ -183,6 +197,26 @@ fn is_encoded(text: &str, part: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_looks_like_a_plain_host_is_a_host(text in "[a-z0-9.:%@,\\[\\]/ _-]{0,12}") {
+            if is_plain_host(text.as_bytes()) {
+                prop_assert!(Authority::of_host(&text).is_some(), "{}", text);
+            }
+        }
+    }
+
+    #[test]
+    fn names_with_and_without_a_port_are_plain_hosts() {
+        for text in ["web", "web.shop:8080", "10.0.0.1:80", "a:"] {
+            assert!(is_plain_host(text.as_bytes()), "{text}");
+        }
+        for text in ["", ":80", "a:80:90", "a b", "a,b", "a/b", "a:x", "\u{e9}"] {
+            assert!(!is_plain_host(text.as_bytes()), "{text}");
+        }
+    }
 
     #[test]
     fn a_host_is_read_to_the_letter() {

@@ -158,7 +158,8 @@ async fn try_endpoints<T>(
     let mut failed = Reason::NoEndpoint;
     let mut refused = 0;
     let started = Instant::now();
-    while refused < MAX_ATTEMPTS && started.elapsed() < PATIENCE {
+    let mut began = started;
+    while refused < MAX_ATTEMPTS && began.duration_since(started) < PATIENCE {
         let picked = balance::pick(
             &backend.endpoints(),
             &tried,
@@ -174,7 +175,6 @@ async fn try_endpoints<T>(
             true => {}
             false => tried.push(id),
         }
-        let began = Instant::now();
         match open(&in_flight.endpoint).await {
             Ok(opened) => {
                 in_flight.answered(CONNECTED, began.elapsed());
@@ -185,7 +185,9 @@ async fn try_endpoints<T>(
                 failed = error.reason;
                 refused += usize::from(failed != Reason::ConnectTimeout);
                 let outcome = AttemptOutcome::no_connection(error.reason);
-                in_flight.finish(outcome, began.elapsed());
+                let ended = Instant::now();
+                in_flight.finish(outcome, ended.duration_since(began));
+                began = ended;
             }
         }
     }

@@ -130,6 +130,7 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     let mut length = None;
     let mut chunked = false;
     let mut hosts = 0;
+    let mut is_plain_host = true;
     let mut connection = Connection::default();
     let mut upgrade_field = false;
     let mut to_http2 = false;
@@ -138,7 +139,10 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     let mut to_drop = false;
     for (name, value) in head.fields.iter() {
         match name.len() {
-            4 if is(name, "host") => hosts += 1,
+            4 if is(name, "host") => {
+                hosts += 1;
+                is_plain_host = strict::is_plain_host(value);
+            }
             6 if is(name, "expect") => {
                 expects_continue |= value.eq_ignore_ascii_case(b"100-continue")
             }
@@ -177,7 +181,10 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     if hosts > 1 || (hosts == 0 && !http10) {
         return Err(FramingError::Host);
     }
-    check_target(head)?;
+    // What nearly every request asks for; the rest is looked at more closely.
+    if !(is_plain_host && asks_for_path(head)) {
+        check_target(head)?;
+    }
     connection.check(head)?;
     let upgrade = connection.upgrade && upgrade_field && !to_http2 && !http10;
     // As it is written, where it says nothing else: servers compare it, case included.
@@ -217,6 +224,16 @@ fn offers_http2(value: &[u8]) -> bool {
             .trim_ascii();
         protocol.get(..2).is_some_and(|start| is(start, "h2"))
     })
+}
+
+/// Whether the target is in origin-form, and the method one that may have it.
+fn asks_for_path(head: &Request) -> bool {
+    match head.target_bytes() {
+        [b'/', rest @ ..] => {
+            memchr::memchr(b'#', rest).is_none() && head.method_bytes() != b"CONNECT"
+        }
+        _ => false,
+    }
 }
 
 /// Checks what a request is addressed to (RFC 9112 section 3.2).

@@ -122,6 +122,14 @@ impl Request {
         self.fields.text(self.target)
     }
 
+    pub fn target_bytes(&self) -> &[u8] {
+        self.fields.bytes(self.target)
+    }
+
+    pub fn method_bytes(&self) -> &[u8] {
+        self.fields.bytes(self.method)
+    }
+
     /// The authority of an absolute target, userinfo included.
     pub fn target_authority(&self) -> Option<&str> {
         self.authority.map(|span| self.fields.text(span))

@@ -63,9 +63,14 @@ impl Watched {
     }
 
     /// Nothing is on it from now on, and [`Self::waker`] is to be woken if anything comes.
-    pub fn set_idle(&self) {
-        let since = self.0.opened.elapsed().as_micros() as u64;
+    pub fn set_idle(&self, since: Instant) {
+        let since = since.duration_since(self.0.opened).as_micros() as u64;
         self.0.idle_since.store(since, Relaxed);
+    }
+
+    /// It was closed while it was idle, or something came on it.
+    pub fn is_over(&self) -> bool {
+        self.0.idle_since.load(Relaxed) == OVER
     }
 
     /// It is used again. False: it was closed while it was idle.
