@@ -1,7 +1,8 @@
 //! Labels and annotations of Naru's: where each belongs, and which values it takes.
 //!
-//! In: the name and the value of a label or an annotation. Out: what it means, or what is wrong with it. `naru check` is built
-//! with this file as well, so that it knows what the controller knows.
+//! In: the name and the value of a label or an annotation. Out: what it means, or what is wrong
+//! with it. `naru check` is built with this file as well, so that it knows what the controller
+//! knows.
 
 #![allow(dead_code)] // The command does not use all of it.
 
@@ -101,7 +102,8 @@ const KNOWN: &[Known] = &[
     },
 ];
 
-/// What is wrong with a label or an annotation of an object. `None`: nothing, or the name is none of Naru's.
+/// What is wrong with a label or an annotation of an object. `None`: nothing, or the name is none
+/// of Naru's.
 pub fn problem(place: Place, kind: &str, name: &str, value: &str) -> Option<String> {
     if !name.starts_with(PREFIX) {
         return None;
@@ -219,7 +221,8 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
     (text.split(',').map(str::trim)).filter(|item| !item.is_empty())
 }
 
-/// A quantity of Kubernetes that is not negative: digits, perhaps with a point, and a unit or an exponent.
+/// A quantity of Kubernetes that is not negative: digits, perhaps with a point, and a unit or an
+/// exponent.
 pub fn quantity(text: &str) -> Result<String, String> {
     const UNITS: [&str; 14] = [
         "", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei",

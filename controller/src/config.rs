@@ -49,8 +49,8 @@ pub struct Config {
         requires = "kubernetes"
     )]
     pub ca_secret: Option<String>,
-    /// Make another certificate authority where the one that sidecars trust is lost. Without: the controller does not start while pods
-    /// with sidecars are there and the Secret is not.
+    /// Make another certificate authority where the one that sidecars trust is lost. Without: the
+    /// controller does not start while pods with sidecars are there and the Secret is not.
     #[arg(long, env = "NARU_CA_REPLACE_LOST")]
     pub ca_replace_lost: bool,
     /// How long another certificate authority is trusted before certificates are issued with it. Longer than a minute, and than the

@@ -45,7 +45,8 @@ struct Args {
 enum Command {
     /// Serve the proxies of a mesh.
     Run(Box<Config>),
-    /// What `helm uninstall` runs: refuse while pods have sidecars, and remove what the controller has made.
+    /// What `helm uninstall` runs: refuse while pods have sidecars, and remove what the controller
+    /// has made.
     Uninstall(UninstallArgs),
 }
 

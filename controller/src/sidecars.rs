@@ -14,7 +14,8 @@ const MAX_NAMED: usize = 5;
 /// Namespace and name of a pod.
 pub type PodName = (String, String);
 
-/// Pods that have a sidecar, and are not about to end. The label alone proves nothing: anybody may write it.
+/// Pods that have a sidecar, and are not about to end. The label alone proves nothing: anybody may
+/// write it.
 pub async fn pods(client: &Client) -> Result<Vec<PodName>, kube::Error> {
     let api = Api::<Pod>::all(client.clone());
     let mut params = ListParams::default()

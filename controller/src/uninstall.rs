@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! before  --check  pods with sidecars? ─▶ refuse, and say how to take them out of the mesh
-//! after            wait for the controllers to end ─▶ delete the ConfigMaps and the Secret that they have made
+//! after            wait for the controllers to end ─▶ delete the ConfigMaps and the Secret that
+//! they have made
 //! ```
 //!
-//! The certificate authority and the trust anchors belong to no object, so that nothing but this removes them.
+//! The certificate authority and the trust anchors belong to no object, so that nothing but this
+//! removes them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,7 +26,8 @@ use crate::sidecars;
 
 /// The controllers' pods.
 const CONTROLLERS: &str = "app.kubernetes.io/name=naru,app.kubernetes.io/component=controller";
-/// How long controllers may take to end: one that runs puts back what is deleted, as long as it has its rights.
+/// How long controllers may take to end: one that runs puts back what is deleted, as long as it has
+/// its rights.
 const CONTROLLERS_END: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Namespaces that are named in a message.
@@ -44,7 +47,8 @@ pub struct UninstallArgs {
         default_value = "naru-system"
     )]
     pub namespace: String,
-    /// Name of the Secret with the certificate authority, which is deleted if a controller has made it. Without: none is.
+    /// Name of the Secret with the certificate authority, which is deleted if a controller has made
+    /// it. Without: none is.
     #[arg(long, env = "NARU_CA_SECRET", value_name = "NAME")]
     pub ca_secret: Option<String>,
     /// Trust domain of the mesh.

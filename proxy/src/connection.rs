@@ -40,8 +40,9 @@ pub const SILENCE: Duration = Duration::from_millis(1);
 /// How long a client may be silent once no endpoint could be connected to. One that would have been the first to speak can be told
 /// in its own protocol; one that waits for the server's word learns it from the end of its connection.
 const HOPELESS: Duration = Duration::from_secs(1);
-/// How long what a client, or a server, has said may be the start of several things. Requests come in one piece; what stops in the middle of
-/// a line waits for an answer, and is nothing that a proxy could count.
+/// How long what a client, or a server, has said may be the start of several things. Requests come
+/// in one piece; what stops in the middle of a line waits for an answer, and is nothing that a
+/// proxy could count.
 const AMBIGUITY: Duration = Duration::from_millis(500);
 
 /// Carries a connection of unproven protocol to its end.
@@ -316,8 +317,8 @@ impl<'a> Opening<'a> {
                         self.upstream = Speculation::Connecting(Box::pin(connecting));
                     }
                 },
-                // A client of HTTP/2 that waits for the server's word gets the proxy's own. Nine bytes of an empty frame are too
-                // little to go by.
+                // A client of HTTP/2 that waits for the server's word gets the proxy's own. Nine
+                // bytes of an empty frame are too little to go by.
                 Speculation::Settings { parameters, .. } => {
                     let word = match parameters {
                         true => FirstWord::Client(Detected::Http2),

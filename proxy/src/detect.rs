@@ -3,7 +3,8 @@
 //! In: what has come so far. Out: what it is, or that more is needed. HTTP is claimed only for what is HTTP: a mistake there
 //! breaks the connection, while HTTP that is taken for something else just goes by uncounted.
 //!
-//! A server that sends first settles the matter as well, unless either side may send first: see [`greeting`].
+//! A server that sends first settles the matter as well, unless either side may send first: see
+//! [`greeting`].
 
 /// How HTTP/2 begins (RFC 9113 section 3.4).
 pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

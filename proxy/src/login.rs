@@ -1,9 +1,9 @@
-//! Logins that hold for a connection: NTLM and Negotiate (RFC 4559) authenticate the connection and not the request, so a server
-//! answers whatever follows on it as the user who has logged in.
+//! Logins that hold for a connection: NTLM and Negotiate (RFC 4559) authenticate the connection and
+//! not the request, so a server answers whatever follows on it as the user who has logged in.
 //!
-//! In: the credentials and challenges of requests and responses. Out: the upstream connection that belongs to one downstream
-//! connection and must never reach a pool. It lives as long as that connection does, which ends when the server ends it, as it
-//! would without proxies.
+//! In: the credentials and challenges of requests and responses. Out: the upstream connection that
+//! belongs to one downstream connection and must never reach a pool. It lives as long as that
+//! connection does, which ends when the server ends it, as it would without proxies.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +14,9 @@ use crate::table::Endpoint;
 
 /// Schemes of credentials that authenticate the connection they are sent on.
 const SCHEMES: [&[u8]; 4] = [b"ntlm", b"negotiate", b"nego2", b"kerberos"];
-/// The upstream connection on which a downstream connection's client has logged in, as long as it carries no exchange. There is one
-/// at most: a client that is routed to another server logs in there.
+/// The upstream connection on which a downstream connection's client has logged in, as long as it
+/// carries no exchange. There is one at most: a client that is routed to another server logs in
+/// there.
 #[derive(Default)]
 pub struct Login {
     held: Option<Box<(Arc<Endpoint>, Upstream)>>,
@@ -50,14 +51,15 @@ impl Login {
     }
 }
 
-/// A number for an HTTP/2 connection whose client logs in on it. No other has the same, and none has 0.
+/// A number for an HTTP/2 connection whose client logs in on it. No other has the same, and none
+/// has 0.
 pub fn next_id() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
-/// Whether `value`, of `Authorization` or `WWW-Authenticate` or their twins for proxies, belongs to a login that holds for the
-/// connection. A field may list several challenges.
+/// Whether `value`, of `Authorization` or `WWW-Authenticate` or their twins for proxies, belongs to
+/// a login that holds for the connection. A field may list several challenges.
 pub fn is_of_connection(value: &[u8]) -> bool {
     value.split(|byte| *byte == b',').any(|challenge| {
         let challenge = challenge.trim_ascii_start();

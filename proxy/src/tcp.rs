@@ -48,8 +48,9 @@ mod tests;
 
 /// Endpoints that refuse a connection before the client is refused.
 const MAX_ATTEMPTS: usize = 3;
-/// How long endpoints are tried that do not accept a connection in time, one after the other, and the only one again and again: a
-/// paused app accepts late, and a client without a mesh would wait for it. The client may leave before.
+/// How long endpoints are tried that do not accept a connection in time, one after the other, and
+/// the only one again and again: a paused app accepts late, and a client without a mesh would wait
+/// for it. The client may leave before.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a connection that came about counts as for the endpoint.
 const CONNECTED: AttemptOutcome = AttemptOutcome::Response { status: 200 };
@@ -69,9 +70,11 @@ enum Link {
 
 /// What a server says first.
 pub enum FirstWord {
-    /// Something that only a protocol begins with in which the server is the first to speak, or its connection has ended.
+    /// Something that only a protocol begins with in which the server is the first to speak, or its
+    /// connection has ended.
     Said,
-    /// HTTP/2's SETTINGS, with `parameters` or without: the client may be the first to speak all the same.
+    /// HTTP/2's SETTINGS, with `parameters` or without: the client may be the first to speak all
+    /// the same.
     Settings { parameters: bool },
     /// Nothing: a pooled connection was over. One that is opened for it takes its place.
     Stale(Arc<Backend>),

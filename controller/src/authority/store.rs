@@ -55,7 +55,8 @@ pub struct Kept {
     pub wish: Option<String>,
     /// Of the Secret.
     pub(super) version: Option<String>,
-    /// The Secret belongs to the webhook's configuration, and would be deleted with it. The owners that it is to keep.
+    /// The Secret belongs to the webhook's configuration, and would be deleted with it. The owners
+    /// that it is to keep.
     pub(super) owners: Option<Vec<OwnerReference>>,
 }
 

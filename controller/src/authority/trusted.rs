@@ -13,7 +13,8 @@ use crate::sidecars;
 pub enum Make {
     /// In any case: there is no cluster, or it is wished for.
     Always,
-    /// While no pod of the cluster has a sidecar. Every sidecar trusts an authority that was there before.
+    /// While no pod of the cluster has a sidecar. Every sidecar trusts an authority that was there
+    /// before.
     WithoutSidecars(Client),
 }
 

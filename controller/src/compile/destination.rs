@@ -35,8 +35,9 @@ impl Catalog {
         Some(of_service(viewer, name, port))
     }
 
-    /// A Service that is called as from outside of the cluster: at an external address, a load balancer's, or at a node's port.
-    /// What is a Service's or a pod's own address stays so: another's `externalIPs` take nothing away from it.
+    /// A Service that is called as from outside of the cluster: at an external address, a load
+    /// balancer's, or at a node's port. What is a Service's or a pod's own address stays so:
+    /// another's `externalIPs` take nothing away from it.
     fn service_outside(&self, viewer: &Viewer, ip: IpAddr, port: u16) -> Option<ResourceName> {
         // Nothing else than a Service with addresses of its own is reached so (kube-proxy).
         let is_proxied = |name: &&Name| {

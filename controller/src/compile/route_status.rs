@@ -59,8 +59,8 @@ impl fmt::Display for Loss {
 /// The routes that win on each port of a Service, by number.
 pub(super) type ServiceWinners = HashMap<u16, PortWinners>;
 
-/// Who wins on a port. Routes of different namespaces are no rivals: they hold for different clients, or one replaces the
-/// other.
+/// Who wins on a port. Routes of different namespaces are no rivals: they hold for different
+/// clients, or one replaces the other.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PortWinners {
     /// There is no HTTP on it.

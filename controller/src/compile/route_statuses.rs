@@ -1,8 +1,9 @@
-//! The statuses of all routes, kept up to date. In: what happened to the objects that they depend on. Out: what is thought of
-//! the routes that a change concerns.
+//! The statuses of all routes, kept up to date. In: what happened to the objects that they depend
+//! on. Out: what is thought of the routes that a change concerns.
 //!
-//! It has objects of its own and shares nothing with what serves proxies, so that no push waits for it. Who wins on a
-//! Service's ports is worked out once for all its routes, and only when a route or the Service changes.
+//! It has objects of its own and shares nothing with what serves proxies, so that no push waits for
+//! it. Who wins on a Service's ports is worked out once for all its routes, and only when a route
+//! or the Service changes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -143,8 +144,8 @@ impl RouteStatuses {
         self.concerned.extend(routes.cloned());
     }
 
-    /// What is thought of every route that a change since the last call concerns, in order of name. `None`: it is gone, or was
-    /// before what follows.
+    /// What is thought of every route that a change since the last call concerns, in order of name.
+    /// `None`: it is gone, or was before what follows.
     pub fn take(&mut self) -> Vec<(RouteName, Option<RouteStatus>)> {
         for name in std::mem::take(&mut self.stale) {
             let index = &self.catalog.index;

@@ -1,4 +1,5 @@
-//! The nodes' own addresses, as the pods on them say: every node has some pod, and so no right to read Nodes is needed.
+//! The nodes' own addresses, as the pods on them say: every node has some pod, and so no right to
+//! read Nodes is needed.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

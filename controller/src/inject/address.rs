@@ -1,5 +1,6 @@
-//! The controller's address, as sidecars are told it. A name that needs a search list (`naru-controller.naru-system.svc`) is
-//! found by pods with the usual ones alone, and not with `dnsPolicy: None`: it is completed by the cluster's domain.
+//! The controller's address, as sidecars are told it. A name that needs a search list
+//! (`naru-controller.naru-system.svc`) is found by pods with the usual ones alone, and not with
+//! `dnsPolicy: None`: it is completed by the cluster's domain.
 
 /// `resolv_conf`: of the controller's own pod, whose search list names the domain.
 pub fn qualified(address: &str, resolv_conf: &str) -> String {

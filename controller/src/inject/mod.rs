@@ -6,8 +6,9 @@
 //!               certificate                                 └─ probes     from the node to the sidecar's admin port
 //! ```
 //!
-//! A pod that has its sidecar already comes again when another webhook has changed it, or as a copy that somebody made of another
-//! pod (`kubectl debug --copy-to`). Then it is given what is missing: probes of containers that came later, labels.
+//! A pod that has its sidecar already comes again when another webhook has changed it, or as a copy
+//! that somebody made of another pod (`kubectl debug --copy-to`). Then it is given what is missing:
+//! probes of containers that came later, labels.
 //!
 //! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it is left as it is, with the
 //! reason; or a refusal. All operations of one pod are applied together or not at all, so that no pod is half injected.
@@ -224,7 +225,8 @@ fn without_label(pod: &Pod) -> Vec<Operation> {
         .collect()
 }
 
-/// What a pod that has a sidecar lacks beside it: nothing, if nobody has changed it since it was injected.
+/// What a pod that has a sidecar lacks beside it: nothing, if nobody has changed it since it was
+/// injected.
 fn complete(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Decision, Refusal> {
     check_containers(spec)?;
     let mut operations = metadata(pod, spec, options.redirection);

@@ -49,8 +49,8 @@ pub struct InjectArgs {
         requires = "webhook_certificate"
     )]
     pub webhook_key: Option<PathBuf>,
-    /// Name of the MutatingWebhookConfiguration whose caBundle is kept up to date, while the trust anchors are kept in the
-    /// namespaces with sidecars. Needs --kubernetes.
+    /// Name of the MutatingWebhookConfiguration whose caBundle is kept up to date, while the trust
+    /// anchors are kept in the namespaces with sidecars. Needs --kubernetes.
     #[arg(
         long,
         env = "NARU_WEBHOOK_CONFIGURATION",
@@ -64,8 +64,8 @@ pub struct InjectArgs {
     /// When the node pulls that image.
     #[arg(long, env = "NARU_PROXY_PULL_POLICY", value_name = "POLICY", value_enum, default_value_t = PullPolicy::IfNotPresent)]
     pub proxy_pull_policy: PullPolicy,
-    /// The controller's gRPC address, as sidecars are told it. A name that ends in .svc is completed by the cluster's domain, as this
-    /// pod's resolv.conf has it.
+    /// The controller's gRPC address, as sidecars are told it. A name that ends in .svc is
+    /// completed by the cluster's domain, as this pod's resolv.conf has it.
     #[arg(
         long,
         env = "NARU_PROXY_CONTROLLER",

@@ -1,6 +1,7 @@
-//! A pod may say what it needs as a whole (`spec.resources`, Kubernetes 1.34). The API server then refuses containers that request
-//! more than that together, or are limited to more than it. In: the pod, and what a sidecar is to have. Out: as much of that as the
-//! pod has room for: the pod's own figures stay.
+//! A pod may say what it needs as a whole (`spec.resources`, Kubernetes 1.34). The API server then
+//! refuses containers that request more than that together, or are limited to more than it. In: the
+//! pod, and what a sidecar is to have. Out: as much of that as the pod has room for: the pod's own
+//! figures stay.
 
 use std::collections::BTreeMap;
 
@@ -71,7 +72,8 @@ fn one(
     }
 }
 
-/// What the pod's own containers request together, as the scheduler counts: those that run at the same time.
+/// What the pod's own containers request together, as the scheduler counts: those that run at the
+/// same time.
 fn requested(spec: &PodSpec, name: &str) -> i128 {
     let of = |container: &Container| {
         let resources = container.resources.as_ref();
@@ -194,7 +196,8 @@ mod tests {
         let without = asked(["", ""], ["", "256Mi"]);
         let full = fitted(pod, web("64Mi"), without);
         assert_eq!(full, asked(["", "0"], ["", "134217728"]));
-        // A limit bounds what is requested where no request does, and is the request where nothing is requested.
+        // A limit bounds what is requested where no request does, and is the request where nothing
+        // is requested.
         let limited = json!({ "limits": { "memory": "80Mi" } });
         let fitted_16 = fitted(limited.clone(), web("64Mi"), usual());
         assert_eq!(fitted_16, asked(["20m", "16777216"], ["", "83886080"]));

@@ -54,7 +54,8 @@ struct Http {
     headers: Vec<(String, String)>,
 }
 
-/// Sends every probe of `spec` to the sidecar, but for those that go there already. The names of the targets are the paths after
+/// Sends every probe of `spec` to the sidecar, but for those that go there already. The names of
+/// the targets are the paths after
 /// `/probe/`.
 pub fn redirect(spec: &PodSpec, operations: &mut Vec<Operation>) -> BTreeMap<String, Target> {
     let mut targets = BTreeMap::new();

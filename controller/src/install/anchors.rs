@@ -88,7 +88,8 @@ impl Anchors {
             let data = found.data.as_ref().and_then(|data| data.get(ANCHORS_KEY));
             let namespace = found.metadata.namespace.unwrap_or_default();
             meshed.remove(&namespace);
-            // Earlier controllers had it belong to the webhook's configuration: what is applied without takes that away.
+            // Earlier controllers had it belong to the webhook's configuration: what is applied
+            // without takes that away.
             let owned = !found
                 .metadata
                 .owner_references

@@ -5,8 +5,9 @@
 //! ConfigMap in a namespace ◀┴─ trust anchors, whenever they change
 //! ```
 //!
-//! In: the API server, and namespaces that were injected into. Out: those objects, put right again when they differ. They belong
-//! to no other object, so that none takes them along when it is deleted; [`crate::uninstall`] removes them.
+//! In: the API server, and namespaces that were injected into. Out: those objects, put right again
+//! when they differ. They belong to no other object, so that none takes them along when it is
+//! deleted; [`crate::uninstall`] removes them.
 
 mod anchors;
 #[cfg(test)]

@@ -159,7 +159,8 @@ impl Hub {
         self.synced.subscribe()
     }
 
-    /// What happens to the objects that the status of routes depends on, from everything that there is on. For one taker.
+    /// What happens to the objects that the status of routes depends on, from everything that there
+    /// is on. For one taker.
     pub fn route_feed(&self) -> Arc<RouteFeed> {
         // Under this lock nothing changes between what there is and what happens.
         let catalog = self.catalog();

@@ -1,5 +1,6 @@
-//! What happened to the objects that the status of routes depends on, for the one task that writes it. In: events, as the hub
-//! applies them. Out: the latest of each object, however many there were before it is taken.
+//! What happened to the objects that the status of routes depends on, for the one task that writes
+//! it. In: events, as the hub applies them. Out: the latest of each object, however many there were
+//! before it is taken.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

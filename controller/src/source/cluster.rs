@@ -287,7 +287,8 @@ impl Watch {
         invalid: Vec<Invalid>,
         until: Until,
     ) {
-        // Every heartbeat of an object's status is a new version of it: only another problem is news.
+        // Every heartbeat of an object's status is a new version of it: only another problem is
+        // news.
         if self.invalid.get(name) == Some(&invalid) {
             return;
         }

@@ -257,8 +257,8 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
     })
 }
 
-/// Whether a reference's group is Kubernetes' own. Its name is empty, and people also write `core`, as the examples of
-/// Argo Rollouts and Linkerd do.
+/// Whether a reference's group is Kubernetes' own. Its name is empty, and people also write `core`,
+/// as the examples of Argo Rollouts and Linkerd do.
 pub fn is_core(group: &str) -> bool {
     matches!(group, "" | "core")
 }

@@ -129,7 +129,8 @@ pub struct Service {
     pub name: Name,
     /// Empty: headless, or not yet assigned.
     pub cluster_ips: Vec<IpAddr>,
-    /// Where its ports are reached as at its own addresses: `externalIPs`, and those of load balancers.
+    /// Where its ports are reached as at its own addresses: `externalIPs`, and those of load
+    /// balancers.
     pub external_ips: Vec<IpAddr>,
     /// An alias for a name outside of the cluster: it has no endpoints.
     pub external_name: bool,

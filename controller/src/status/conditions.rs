@@ -62,7 +62,8 @@ pub fn condition(
     })
 }
 
-/// Field by field as the route has it: programs look for their own parentRef in the status (Flagger).
+/// Field by field as the route has it: programs look for their own parentRef in the status
+/// (Flagger).
 fn parent_ref(parent: &ParentRef) -> Value {
     let mut fields = Map::new();
     fields.insert("group".to_owned(), json!(parent.group));

@@ -23,8 +23,8 @@ use crate::metrics::{Metrics, StatusOutcome};
 use crate::serve::{Hub, RouteFeed};
 use crate::source::{Name, RouteKind, RouteName};
 
-/// How long to wait after a change for those that were made with it. Programs that roll out step by step wait for the status
-/// of each step (Flagger), so it is short.
+/// How long to wait after a change for those that were made with it. Programs that roll out step by
+/// step wait for the status of each step (Flagger), so it is short.
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long after a write that failed it is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -34,7 +34,8 @@ const COMPARE: Duration = Duration::from_secs(600);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Routes that are written at a time.
 const MAX_AT_ONCE: usize = 8;
-/// How often a route is read and written at once that others write at the same moment, before it waits for [`AGAIN`].
+/// How often a route is read and written at once that others write at the same moment, before it
+/// waits for [`AGAIN`].
 const MAX_CONFLICTS: usize = 4;
 
 /// Writes for ever.

@@ -367,7 +367,8 @@ fn what_follows_settings_in_another_protocol_is_passed_on_with_them() {
 #[test]
 fn a_client_that_waits_for_the_servers_settings_gets_some() {
     run(async {
-        // With a parameter it is HTTP/2 beyond doubt; nine bytes are passed on as they are, and half of them too.
+        // With a parameter it is HTTP/2 beyond doubt; nine bytes are passed on as they are, and
+        // half of them too.
         for (said, is_http2) in [
             (SETTINGS, true),
             (NO_SETTINGS, false),

@@ -187,7 +187,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         }
     }
 
-    /// The backend with an endpoint that the client has logged in at: a login is over where the next request goes elsewhere.
+    /// The backend with an endpoint that the client has logged in at: a login is over where the
+    /// next request goes elsewhere.
     fn backend_of_login(&self, rule: &Rule) -> Option<usize> {
         let endpoint = self.login.endpoint()?;
         (0..rule.backends.len()).find(|index| {
@@ -248,7 +249,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         (end, After::Cut)
     }
 
-    /// Keeps an upstream connection whose exchange is complete: for this client, where a login holds for it, else for all.
+    /// Keeps an upstream connection whose exchange is complete: for this client, where a login
+    /// holds for it, else for all.
     pub fn keep(&mut self, endpoint: &Arc<Endpoint>, upstream: Upstream) {
         match upstream.is_bound {
             true => self.login.keep(endpoint, upstream),

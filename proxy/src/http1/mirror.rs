@@ -43,7 +43,8 @@ enum SendingState {
 }
 
 /// Starts the copies of a request for `backend`, which get `body` as it comes by. What becomes a tunnel has none: nobody would hold
-/// the other end. Neither has a login that holds for a connection: it is for the server that has asked for it.
+/// the other end. Neither has a login that holds for a connection: it is for the server that has
+/// asked for it.
 pub fn start(
     worker: &Rc<Worker>,
     rule: &Rule,

@@ -1,4 +1,5 @@
-//! What comes at the wrong time: the rest of a request after its response, and a response before its request.
+//! What comes at the wrong time: the rest of a request after its response, and a response before
+//! its request.
 
 use std::future::poll_fn;
 use std::pin::pin;

@@ -30,7 +30,8 @@ struct Sending {
 }
 
 /// Starts the copies of a request for `backend`, which get the body as `upload` reads it. What becomes a tunnel has none: nobody would
-/// hold the other end. Neither has a login that holds for a connection: it is for the server that has asked for it.
+/// hold the other end. Neither has a login that holds for a connection: it is for the server that
+/// has asked for it.
 pub(super) fn start(
     worker: &Rc<Worker>,
     rule: &Rule,

@@ -29,9 +29,11 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 /// Longest wait between tries: short enough that half a day of trouble leaves hundreds of tries.
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// In what time a certificate that the controller refuses is replaced, at a random point: many proxies may be refused at once.
+/// In what time a certificate that the controller refuses is replaced, at a random point: many
+/// proxies may be refused at once.
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
-/// How long it takes at least from one such renewal to the next, in seconds: one that helps is not needed twice.
+/// How long it takes at least from one such renewal to the next, in seconds: one that helps is not
+/// needed twice.
 const REFUSED_PAUSE: i64 = 60;
 /// How far the clock may be from the controller's before that is worth a word, in seconds. More than a slow answer takes.
 const CLOCK_TOLERANCE: i64 = 10;

@@ -20,7 +20,8 @@ use crate::detect::{self, Greeting};
 /// peer's kernel has no reason not to acknowledge it.
 pub const MAX_REPLAY: usize = 16 * 1024;
 
-/// How much of what a server has sent first is looked at, in bytes: its greeting may be cut into frames.
+/// How much of what a server has sent first is looked at, in bytes: its greeting may be cut into
+/// frames.
 const GREETING: usize = 64;
 
 const _: () = assert!(PASS_SIZE <= MAX_DATA);
@@ -103,7 +104,8 @@ impl Framed {
         std::mem::take(&mut self.bytes)
     }
 
-    /// What the server has sent first, as [`detect::greeting`] tells it: `peer` keeps it. `None`: more bytes are needed.
+    /// What the server has sent first, as [`detect::greeting`] tells it: `peer` keeps it. `None`:
+    /// more bytes are needed.
     pub fn greeting<B>(&self, peer: &Buffered<B>) -> Option<Greeting> {
         let mut start = [0; GREETING];
         let length = peer.read.len().min(GREETING);

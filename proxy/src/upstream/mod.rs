@@ -37,7 +37,8 @@ pub struct ConnectError {
 /// For whom an upstream connection is. Those who are equal share connections to an endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Caller {
-    /// The downstream HTTP/2 connection whose client has logged in on its connection ([`crate::login`]). 0: there is no login.
+    /// The downstream HTTP/2 connection whose client has logged in on its connection
+    /// ([`crate::login`]). 0: there is no login.
     pub login: u64,
 }
 
@@ -59,8 +60,8 @@ pub fn patience(worker: &Worker, endpoint: &Endpoint) -> Duration {
     }
 }
 
-/// Connects to `endpoint` within its [`patience`]. `alpn` says what the connection will carry; it is
-/// only spoken about with mesh peers.
+/// Connects to `endpoint` within its [`patience`]. `alpn` says what the connection will carry; it
+/// is only spoken about with mesh peers.
 pub async fn connect(
     worker: &Worker,
     endpoint: &Endpoint,

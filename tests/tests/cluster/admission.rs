@@ -1,4 +1,5 @@
-//! Pods that a sidecar has to be fitted into, admitted by a real API server and started by a real kubelet.
+//! Pods that a sidecar has to be fitted into, admitted by a real API server and started by a real
+//! kubelet.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The certificate authority outlives whatever is deleted around it, comes back from a backup, and is never made anew while
-//! sidecars trust another one, unless by force.
+//! The certificate authority outlives whatever is deleted around it, comes back from a backup, and
+//! is never made anew while sidecars trust another one, unless by force.
 
 use std::time::Duration;
 
@@ -110,7 +110,8 @@ fn no_object_of_the_chart_takes_the_authority_along_when_it_is_deleted() {
     for (kind, of, name) in &objects {
         let of = of.as_ref().map_or(vec![], |of| vec!["-n", of.as_str()]);
         kubectl(&[&["delete", kind, name][..], &of].concat());
-        // What would be collected as its dependents is gone by then, and controllers have had their time to do harm.
+        // What would be collected as its dependents is gone by then, and controllers have had their
+        // time to do harm.
         std::thread::sleep(Duration::from_secs(2));
         install_naru(&[]);
         if kind == "ServiceAccount" {

@@ -1,4 +1,5 @@
-//! Whether the sidecars that there are have their stream from a controller, and all go by one authority.
+//! Whether the sidecars that there are have their stream from a controller, and all go by one
+//! authority.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use super::metrics::{Metrics, SIDECAR_PORT, of_controllers};
 use super::names::{CONTROLLER, INJECTED_LABEL, SIDECAR};
 use super::pods::{has_sidecar, is_over, not_ready};
 
-/// Sidecars that are asked one by one. Of more, all are counted, and these are asked if the count is not right.
+/// Sidecars that are asked one by one. Of more, all are counted, and these are asked if the count
+/// is not right.
 const MAX_ASKED: usize = 50;
 /// Sidecars that are asked at once.
 const AT_ONCE: usize = 10;

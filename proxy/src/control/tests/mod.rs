@@ -557,7 +557,8 @@ async fn a_proxy_whose_certificate_is_refused_gets_another_by_its_token() {
     let address = fake.address.to_string();
     drop((stream, fake));
     until(|| proxy.metric("naru_controller_connected ") == 0.0).await;
-    // The old authority is lost: the new one's root comes with the file, and the certificate in force is good for ten hours.
+    // The old authority is lost: the new one's root comes with the file, and the certificate in
+    // force is good for ten hours.
     let new = Arc::new(Authority::new("b"));
     std::fs::write(proxy.files.anchors(), new.pem()).unwrap();
     let mut fake = Fake::start_as(new.clone(), Leaf::new(CONTROLLER), &address).await;
