@@ -138,6 +138,10 @@ pub async fn serve_declared_http2(
 ) -> Option<TcpStream> {
     match tokio::time::timeout(AMBIGUITY, first_bytes(&mut client)).await {
         Err(_) | Ok(Ok(Detected::Http2)) => serve_http2(session, client).await,
+        Ok(Ok(Detected::Http1)) if session.is_unwelcome() => {
+            http1::turn_away(&session);
+            Some(client.io)
+        }
         Ok(Ok(Detected::Http1)) => {
             tracing::debug!("a client speaks HTTP/1 to a port that is declared to speak HTTP/2");
             http1::refuse(&session, client, Reason::VersionNotSupported).await;

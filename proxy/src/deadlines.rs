@@ -9,6 +9,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::reason::Reason;
 use crate::route::Rule;
 
+/// How long nothing may come of a client's request once the client has ended its half: it waits for
+/// its answer, or it is gone, and its connection does not tell which.
+const HALF_CLOSED: Duration = Duration::from_secs(120);
+
 /// Both time-outs run to the end of the response (GEP-1742).
 pub struct Deadlines {
     request: Option<Instant>,
@@ -16,6 +20,8 @@ pub struct Deadlines {
     for_each_attempt: Option<Duration>,
     /// How long a client is still taken to wait that has ended its half.
     half_closed: Option<Instant>,
+    /// How much of the response had come when that was set.
+    taken: u32,
     /// Made when it is first needed.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -28,6 +34,7 @@ impl Deadlines {
             attempt: None,
             for_each_attempt: rule.backend_request_timeout,
             half_closed: None,
+            taken: 0,
             timer: None,
         }
     }
@@ -43,9 +50,17 @@ impl Deadlines {
     }
 
     /// The client has ended its half, and may be gone: that is not told by its connection any more.
-    pub fn half_closed(&mut self, patience: Duration) {
+    pub fn half_closed(&mut self) {
         if self.half_closed.is_none() {
-            self.half_closed = Instant::now().checked_add(patience);
+            self.half_closed = Instant::now().checked_add(HALF_CLOSED);
+        }
+    }
+
+    /// So much of the response has come: a client that takes it is there.
+    pub fn came(&mut self, taken: u32) {
+        if self.taken != taken {
+            self.taken = taken;
+            self.half_closed = None;
         }
     }
 

@@ -256,13 +256,14 @@ impl Forward<'_> {
                     Poll::Pending => self
                         .deadlines
                         .poll(cx)
-                        .map(|reason| Err(Interrupt::Timeout(reason))),
+                        .map(|reason| Err(Interrupt::timeout(reason))),
                 }
             })
             .await;
             return match progress {
                 Ok(Progress::Head(framing))
-                    if is_unsolicited(response.status, &framing, &attempt.upstream, sent)
+                    if repeatable
+                        && is_unsolicited(response.status, &framing, &attempt.upstream, sent)
                         && upload.is_replayable() =>
                 {
                     reusable = Reusable::No;
@@ -433,6 +434,7 @@ impl Forward<'_> {
             Poll::Ready(Err(Broken::Taker)) => return gone(),
             Poll::Pending => {}
         }
+        self.deadlines.came(download.taken());
         let sending = !upload.is_done()
             && match upload.poll(cx, client.connection, &mut upstream.connection) {
                 Poll::Ready(Err(Broken::Sender(_) | Broken::Coding(_))) => return gone(),
@@ -451,7 +453,7 @@ impl Forward<'_> {
             return Poll::Ready(Fate::Interrupted(interrupt));
         }
         let reason = ready!(self.deadlines.poll(cx));
-        Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))
+        Poll::Ready(Fate::Interrupted(Interrupt::timeout(reason)))
     }
 
     /// Ready when there is no waiting for `upstream` any more. The client has sent all of its
@@ -502,17 +504,21 @@ impl Forward<'_> {
             return Poll::Ready(Interrupt::ClientGone);
         }
         if client.connection.has_ended() {
-            let limits = &client.session.worker.config.limits;
-            self.deadlines.half_closed(limits.keep_alive_idle);
+            self.deadlines.half_closed();
         }
-        self.deadlines.poll(cx).map(|reason| match reason {
-            Reason::ClientGone => Interrupt::ClientGone,
-            reason => Interrupt::Timeout(reason),
-        })
+        self.deadlines.poll(cx).map(Interrupt::timeout)
     }
 }
 
 impl Interrupt {
+    /// A deadline has passed.
+    fn timeout(reason: Reason) -> Self {
+        match reason {
+            Reason::ClientGone => Self::ClientGone,
+            reason => Self::Timeout(reason),
+        }
+    }
+
     /// What it says about the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {

@@ -36,4 +36,5 @@ pub mod fuzzing {
     pub use super::head::{HeadError, Request, Response, Version, find_end};
 }
 
+pub use exchange::turn_away;
 pub use serve::{LEAVING, refuse, serve};

@@ -163,6 +163,13 @@ impl Client<'_> {
         }
     }
 
+    /// Counts a request that turned out to be malformed on its way as given up: its stream to the
+    /// endpoint, on a connection that other clients share, has been reset for that.
+    pub fn count_malformed(&self) {
+        self.downstream.meter.refused();
+        self.downstream.given_up(self.started);
+    }
+
     fn redirect(&mut self, rule: &Rule, status: u16, location: &str, origin: Option<&str>) -> End {
         if self.grpc {
             return self.answer(Reason::Redirect);

@@ -276,7 +276,10 @@ impl Forward<'_> {
                 attempt.send.send_reset(interrupt.code());
                 match interrupt {
                     Interrupt::ClientGone(_) => Some(Reason::ClientGone),
-                    Interrupt::BadRequest => Some(Reason::BadRequest),
+                    Interrupt::BadRequest => {
+                        client.count_malformed();
+                        Some(Reason::BadRequest)
+                    }
                     Interrupt::Timeout(reason) => {
                         break_off(client, &mut send, None, reason);
                         Some(reason)
@@ -378,7 +381,10 @@ impl Interrupt {
 fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {
     match interrupt {
         Interrupt::ClientGone(_) => client.gone(),
-        Interrupt::BadRequest => client.answer(Reason::BadRequest),
+        Interrupt::BadRequest => {
+            client.count_malformed();
+            client.answer(Reason::BadRequest)
+        }
         Interrupt::Timeout(reason) => client.answer(reason),
     }
 }
