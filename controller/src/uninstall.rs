@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! before  --check  pods with sidecars? ─▶ refuse, and say how to take them out of the mesh
-//! after            wait for the controllers to end ─▶ delete the ConfigMaps and the Secret that
-//! they have made
+//! after            controllers, or pods with sidecars? ─▶ delete nothing
+//!                  else ─▶ delete the ConfigMaps and the Secret that the controllers have made
 //! ```
+//!
+//! Tools that are not Helm may run what comes after without what comes before, or at any time: it
+//! finds out for itself whether the mesh is still in use.
 //!
 //! The certificate authority and the trust anchors belong to no object, so that nothing but this
 //! removes them.
@@ -18,7 +21,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::authority::{SecretStore, remove};
 use crate::inject::ANCHORS_CONFIG_MAP;
@@ -28,7 +31,7 @@ use crate::sidecars;
 const CONTROLLERS: &str = "app.kubernetes.io/name=naru,app.kubernetes.io/component=controller";
 /// How long controllers may take to end: one that runs puts back what is deleted, as long as it has
 /// its rights.
-const CONTROLLERS_END: Duration = Duration::from_secs(60);
+const CONTROLLERS_END: Duration = Duration::from_secs(120);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Namespaces that are named in a message.
 const MAX_NAMED: usize = 10;
@@ -109,6 +112,18 @@ async fn check(client: &Client) -> anyhow::Result<()> {
 /// Removes what the controllers have made.
 async fn clean_up(client: Client, args: &UninstallArgs) -> anyhow::Result<()> {
     controllers_end(&client, &args.namespace).await?;
+    let pods = sidecars::pods(&client)
+        .await
+        .context("looking for pods with sidecars")?;
+    if !pods.is_empty() {
+        bail!(
+            "{} pods have sidecars ({}): the certificate authority and the trust anchors that they \
+             need are kept. An installation of Naru finds and uses them; once no pod has a \
+             sidecar, they can be deleted",
+            pods.len(),
+            sidecars::some(&pods)
+        );
+    }
     anchors(&client)
         .await
         .context("deleting the trust anchors")?;
@@ -135,11 +150,13 @@ async fn controllers_end(client: &Client, namespace: &str) -> anyhow::Result<()>
             return Ok(());
         }
         if begun.elapsed() > CONTROLLERS_END {
-            warn!(
-                pods = left.items.len(),
-                "controllers have not ended in time: going on"
+            bail!(
+                "{} controllers still run in {namespace} after {} s: nothing is deleted, as they \
+                 may be in use and would put it back. End them, then delete the Secret and the \
+                 ConfigMaps {ANCHORS_CONFIG_MAP}, or uninstall again",
+                left.items.len(),
+                CONTROLLERS_END.as_secs()
             );
-            return Ok(());
         }
         sleep(LOOK_INTERVAL).await;
     }

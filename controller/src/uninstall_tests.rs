@@ -104,6 +104,18 @@ async fn what_a_controller_has_made_is_removed() {
 }
 
 #[tokio::test]
+async fn nothing_is_removed_while_pods_have_sidecars_whatever_was_run_before() {
+    let api = api();
+    authority(&api).await;
+    anchors(&api);
+    api.apply(PODS, pod("/usr/local/bin/naru-proxy"));
+    let refused = run(api.client(), &args(false)).await.unwrap_err();
+    assert!(refused.to_string().contains("shop/web-1"), "{refused}");
+    assert!(api.get(SECRETS, "naru-system", "naru-ca").is_some());
+    assert!(api.get(CONFIG_MAPS, "shop", "naru-trust-anchors").is_some());
+}
+
+#[tokio::test]
 async fn an_authority_that_was_given_stays() {
     let api = api();
     authority(&api).await;
