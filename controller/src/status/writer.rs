@@ -96,6 +96,9 @@ struct Queue {
     waiting: BTreeSet<(Turn, RouteName)>,
     /// Routes that are being written.
     busy: HashSet<RouteName>,
+    /// Those of them that have been deleted since. What is written is not the status of the routes
+    /// that are made under their names later.
+    gone: HashSet<RouteName>,
     /// What the cluster has of us.
     written: HashMap<RouteName, RouteStatus>,
 }
@@ -188,6 +191,9 @@ impl Queue {
         self.wanted.remove(&route);
         let Some(status) = status else {
             self.written.remove(&route);
+            if self.busy.contains(&route) {
+                self.gone.insert(route);
+            }
             return;
         };
         let written = self.written.get(&route);
@@ -218,6 +224,9 @@ impl Queue {
 
     fn done(&mut self, status: RouteStatus) {
         self.busy.remove(&status.route);
+        if self.gone.remove(&status.route) {
+            return;
+        }
         if self.wanted.get(&status.route) == Some(&status) {
             self.wanted.remove(&status.route);
         }
@@ -227,6 +236,7 @@ impl Queue {
     /// What the cluster has now is not known.
     fn failed(&mut self, route: &RouteName) {
         self.busy.remove(route);
+        self.gone.remove(route);
         self.written.remove(route);
     }
 
@@ -310,4 +320,44 @@ fn resource(route: RouteKind) -> ApiResource {
         RouteKind::Tcp => "tcproutes",
     };
     ApiResource::from_gvk_with_plural(&kind, plural)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> RouteStatus {
+        let route = RouteName {
+            kind: RouteKind::Http,
+            name: Name::new("shop", "web"),
+        };
+        RouteStatus {
+            route,
+            generation: 1,
+            parents: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_route_that_is_made_again_while_it_is_written_is_written_again() {
+        for made_again_before_the_end in [true, false] {
+            let mut queue = Queue::default();
+            let route = || status().route;
+            queue.want(route(), Some(status()));
+            let under_way = queue.next().expect("a write");
+            queue.want(route(), None);
+            if made_again_before_the_end {
+                queue.want(route(), Some(status()));
+                assert_eq!(queue.next(), None);
+            }
+            queue.done(under_way);
+            if !made_again_before_the_end {
+                queue.want(route(), Some(status()));
+            }
+            let again = queue.next().expect("another write");
+            queue.done(again);
+            queue.want(route(), Some(status()));
+            assert_eq!(queue.next(), None);
+        }
+    }
 }
