@@ -59,10 +59,25 @@ struct Http {
 /// `/probe/`.
 pub fn redirect(spec: &PodSpec, operations: &mut Vec<Operation>) -> BTreeMap<String, Target> {
     let mut targets = BTreeMap::new();
+    let lists = [
+        spec.init_containers.as_deref().unwrap_or_default(),
+        &spec.containers,
+    ];
     for (at, container) in containers(spec).filter(|(_, c)| !is_ours(&c.name)) {
-        of_container(container, at, &mut targets, operations);
+        let starts_first = lists.iter().any(|list| is_before_sidecar(list, container));
+        of_container(container, at, starts_first, &mut targets, operations);
     }
     targets
+}
+
+/// Whether the kubelet starts `container` before the sidecar, as it does where a later webhook has
+/// put it there.
+fn is_before_sidecar(list: &[Container], container: &Container) -> bool {
+    let position = |name: &str| list.iter().position(|other| other.name == name);
+    match (position(&container.name), position(SIDECAR)) {
+        (Some(container), Some(sidecar)) => container < sidecar,
+        _ => false,
+    }
 }
 
 /// The sidecar of a pod that has one, and where it is.
@@ -80,9 +95,12 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = (Path, &Container)> {
     })
 }
 
+/// `starts_first`: before the sidecar, which the kubelet starts only once this container's startup
+/// probe and its hook at the start have succeeded: they must not wait for the sidecar.
 fn of_container(
     container: &Container,
     at: Path,
+    starts_first: bool,
     targets: &mut BTreeMap<String, Target>,
     operations: &mut Vec<Operation>,
 ) {
@@ -93,6 +111,9 @@ fn of_container(
     ];
     for (key, kind, probe) in probes {
         let Some(probe) = probe else { continue };
+        if starts_first && kind == "startup" {
+            continue;
+        }
         let Some((handler, action)) = action(probe, container) else {
             continue;
         };
@@ -121,6 +142,9 @@ fn of_container(
         ),
     ];
     for (key, kind, hook) in hooks {
+        if starts_first && kind == "post-start" {
+            continue;
+        }
         let Some(action) = hook.and_then(|hook| http(hook.http_get.as_ref()?, container)) else {
             continue;
         };

@@ -596,6 +596,36 @@ fn containers_that_a_later_webhook_adds_have_their_probes_moved_as_well() {
 }
 
 #[test]
+fn what_must_succeed_before_the_sidecar_starts_is_not_asked_of_the_sidecar() {
+    let first = json!({
+        "name": "first",
+        "restartPolicy": "Always",
+        "startupProbe": { "httpGet": { "path": "/up", "port": 9000 } },
+        "livenessProbe": { "httpGet": { "path": "/live", "port": 9000 } },
+        "lifecycle": {
+            "postStart": { "httpGet": { "path": "/begin", "port": 9000 } },
+            "preStop": { "httpGet": { "path": "/end", "port": 9000 } },
+        },
+    });
+    let mut changed = injected(&simple());
+    let list = changed["spec"]["initContainers"].as_array_mut();
+    list.expect("a list").insert(0, first.clone());
+    let after = completed(&changed, &options());
+    let container = &after["spec"]["initContainers"][0];
+    assert_eq!(container["startupProbe"], first["startupProbe"]);
+    assert_eq!(
+        container["lifecycle"]["postStart"],
+        first["lifecycle"]["postStart"]
+    );
+    assert_eq!(
+        container["livenessProbe"]["httpGet"]["path"],
+        "/probe/first/liveness"
+    );
+    let again = decided(&after, true, &options());
+    assert_eq!(again, Ok(Decision::Leave(Vec::new())));
+}
+
+#[test]
 fn what_a_later_webhook_puts_in_a_sidecars_way_is_refused_as_at_first() {
     let with = |container: Value| {
         let mut pod = injected(&simple());
