@@ -183,7 +183,7 @@ impl Keeper {
         if kept.owners.is_some() && !self.owned {
             match self.store.disown(&kept).await {
                 Ok(()) => return Ok(true),
-                Err(StoreError::Conflict) => return Err(StoreError::Conflict.into()),
+                Err(error) if !error.is_refusal() => return Err(error.into()),
                 Err(error) => {
                     self.owned = true;
                     warn!(

@@ -87,6 +87,16 @@ pub enum StoreError {
     Conflict,
 }
 
+impl StoreError {
+    /// The API server understands what is asked of it and will not do it: to ask again is no use.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Api(kube::Error::Api(status)) => matches!(status.code, 403 | 422),
+            _ => false,
+        }
+    }
+}
+
 impl Kept {
     pub fn new(pair: &Pair, record: Vec<u8>) -> Self {
         Self {

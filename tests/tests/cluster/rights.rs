@@ -263,6 +263,14 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
             std::thread::sleep(Duration::from_secs(1));
         }
     });
+    // A controller makes it again.
+    kubectl(&[
+        "-n",
+        "naru-system",
+        "delete",
+        "lease",
+        "naru-controller-status",
+    ]);
     // An API server that does not stream lists is asked for them.
     restart_api_server("--feature-gates=WatchList=false");
     controllers::restart();

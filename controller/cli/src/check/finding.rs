@@ -96,6 +96,14 @@ pub fn unchecked(text: impl Into<String>, fix: impl Into<String>) -> Found {
     }
 }
 
+/// The same of something that all else depends on: Naru may not work at all.
+pub fn unknown(text: impl Into<String>, fix: impl Into<String>) -> Found {
+    Found {
+        unchecked: true,
+        ..failure(text, fix)
+    }
+}
+
 pub fn failure(text: impl Into<String>, fix: impl Into<String>) -> Found {
     Found::new(Level::Failure, text, Some(fix.into()))
 }

@@ -40,7 +40,7 @@ use tokio::time::timeout;
 use crate::kubernetes::client;
 use crate::report::{Output, find_out};
 use api::Installation;
-use finding::{Group, failure, problem, unchecked};
+use finding::{Group, failure, problem, unknown};
 use report::Report;
 
 /// How long the API server may take to answer at all.
@@ -145,7 +145,7 @@ async fn without_rights(
     refused: &str,
 ) -> Report {
     cluster::check(&mut cluster, client).await;
-    let found = unchecked(
+    let found = unknown(
         format!("whether there is a controller can't be checked: {refused}"),
         format!(
             "run naru check as somebody who may get deployments, pods and endpointslices in {namespace}, or have it permitted to you; \

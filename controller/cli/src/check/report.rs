@@ -50,6 +50,10 @@ impl Report {
         let findings = self.groups.iter().flat_map(|group| &group.findings);
         let unchecked = findings.filter(|finding| finding.unchecked).count();
         match (self.ok, self.stage) {
+            (false, _) if unchecked > 0 => writeln!(
+                to,
+                "{failures} failures, {warnings} warnings; {unchecked} checks could not be made"
+            ),
             (false, _) => writeln!(to, "{failures} failures, {warnings} warnings"),
             (true, stage) if unchecked > 0 => {
                 let unknown = match stage {

@@ -33,7 +33,7 @@ const GATEWAY: &str = "gateway.networking.k8s.io";
 pub const EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
 const READ: &[&str] = &["list", "watch"];
 
-pub const RIGHTS: [Right; 26] = [
+pub const RIGHTS: [Right; 27] = [
     (Everywhere, "", "namespaces", "", READ),
     (Everywhere, "", "pods", "", READ),
     (Everywhere, "", "services", "", READ),
@@ -89,6 +89,13 @@ pub const RIGHTS: [Right; 26] = [
         "leases",
         "naru-controller-status",
         &["get", "update"],
+    ),
+    (
+        OwnNamespace,
+        "coordination.k8s.io",
+        "leases",
+        "",
+        &["create"],
     ),
 ];
 

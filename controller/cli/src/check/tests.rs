@@ -308,7 +308,7 @@ async fn a_user_without_rights_in_the_controllers_namespace_is_told_so() {
         forbidden,
     );
     let found = wrong(&api).await;
-    assert_eq!(at(&found), ("ready", Level::Warning));
+    assert_eq!(at(&found), ("ready", Level::Failure));
     assert!(found.text.contains("User eve"), "{}", found.text);
     let fix = found.fix.unwrap_or_default();
     assert!(
@@ -327,7 +327,7 @@ async fn a_user_without_rights_in_the_controllers_namespace_is_told_so() {
     let mut text = Vec::new();
     report.write(Output::Text, &mut text).expect("memory");
     let text = String::from_utf8(text).expect("text");
-    assert!(text.contains("is not known: 1 checks"), "{text}");
+    assert!(text.contains("; 1 checks could not be made"), "{text}");
     assert!(!text.contains("; Naru works"), "{text}");
 }
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Api, Client, Error};
-use serde_json::Value;
 
 use super::api::{Installation, all};
 use super::cluster::some;
@@ -89,7 +88,8 @@ async fn understood(client: &Client) -> Result<Vec<Found>, Error> {
         let objects: Vec<String> = objects.into_iter().collect();
         warning(
             format!("{}: {problem}", some(&objects)),
-            "put it right, or remove it: until then mtls counts as strict, and any other is left out",
+            "put it right, or remove it: until then it does nothing, except that a value of the \
+             annotation naru.dev/mtls that is not understood counts as strict",
         )
     });
     Ok(told.collect())
@@ -167,6 +167,7 @@ async fn usable(client: &Client, installed: &Installation) -> Result<Vec<Found>,
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
     use serde_json::json;
 
     use super::*;
