@@ -152,14 +152,7 @@ fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
 #[test]
 fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
     let _reinstalled = Reinstalled;
-    eventually(
-        "no pod of another test has a sidecar",
-        READY,
-        || match injected() {
-            names if names.is_empty() => Ok(()),
-            names => Err(names),
-        },
-    );
+    no_pod_has_a_sidecar();
     helm(&["uninstall", "naru", "--wait", "--timeout", "120s"]);
     let namespace = Namespace::with_labels("release", json!({}));
     namespace.serve_web(2);
@@ -292,6 +285,14 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
 }
 
 /// The names of all pods that have a sidecar.
+/// Waits until the pods of namespaces that are being deleted are gone: Helm uninstalls only then.
+pub fn no_pod_has_a_sidecar() {
+    eventually("no pod has a sidecar", READY, || match injected() {
+        names if names.is_empty() => Ok(()),
+        names => Err(names),
+    });
+}
+
 fn injected() -> String {
     kubectl(&[
         "get",

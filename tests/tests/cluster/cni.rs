@@ -6,6 +6,7 @@ use std::time::Duration;
 use naru_tests::repository;
 use serde_json::{Value, json};
 
+use crate::chart::no_pod_has_a_sidecar;
 use crate::install;
 use crate::kubernetes::{
     Namespace, READY, eventually, get, install_naru, kubectl, run, script, sum, try_apply,
@@ -253,6 +254,7 @@ fn a_pod_that_started_without_the_plugin_is_stopped_says_why_and_recovers() {
     assert_eq!(namespace.pod_names("app=web"), name);
 
     drop(namespace);
+    no_pod_has_a_sidecar();
     run(script("helm").args(["uninstall", "naru", "--namespace", "naru-system", "--wait"]))
         .unwrap_or_else(|error| panic!("{error}"));
     for node in NODES {
