@@ -24,7 +24,7 @@ pub async fn pods(client: &Client) -> Result<Vec<PodName>, kube::Error> {
     let mut found = Vec::new();
     loop {
         let page = api.list(&params).await?;
-        let pods = page.items.into_iter().filter(|pod| lives_with_sidecar(pod));
+        let pods = page.items.into_iter().filter(lives_with_sidecar);
         found.extend(pods.map(|pod| {
             let metadata = pod.metadata;
             (

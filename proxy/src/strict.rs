@@ -140,8 +140,7 @@ const NO_REQUEST_TRAILERS: [&str; 7] = [
 /// Whether a field may be a trailer of a request (`of_request`) or of a response.
 pub fn is_trailer(name: &[u8], of_request: bool) -> bool {
     let is = |other: &&str| name.eq_ignore_ascii_case(other.as_bytes());
-    !NO_TRAILERS.iter().any(|other| is(other))
-        && !(of_request && NO_REQUEST_TRAILERS.iter().any(|other| is(other)))
+    !(NO_TRAILERS.iter().any(is) || of_request && NO_REQUEST_TRAILERS.iter().any(is))
 }
 
 /// Which parts of an authority a byte may stand in, as bits.

@@ -319,6 +319,6 @@ pub fn without_policy(act: impl FnMut()) -> Value {
         try_kubectl(&[&dry_run[..], &["naru.dev/mtls=on"]].concat())
     });
     act();
-    apply(&[binding.clone()]);
+    apply(std::slice::from_ref(&binding));
     binding
 }
