@@ -28,6 +28,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tracing::{debug, info};
 
+use crate::client_address::{self, ClientAddresses};
+use crate::config::ClientAddress;
 use crate::identity::Identity;
 use crate::logging::LogFilter;
 use crate::metrics::Metrics;
@@ -71,6 +73,8 @@ pub struct Admin {
     pub probes: Arc<Probes>,
     /// Mark of the sockets of probes.
     pub socket_mark: Option<u32>,
+    pub client_addresses: ClientAddresses,
+    pub client_address: ClientAddress,
 }
 
 /// Who asks.
@@ -80,6 +84,7 @@ struct Caller {
     local: bool,
     /// The address that was called.
     here: IpAddr,
+    peer: IpAddr,
 }
 
 /// Whether the data path is up.
@@ -125,6 +130,8 @@ impl Health {
 /// What the proxy goes by, and what goes past it.
 #[derive(Serialize)]
 struct ConfigView {
+    #[serde(rename = "clientAddresses")]
+    client_addresses: client_address::View,
     #[serde(flatten)]
     tables: View,
     /// Sockets of processes that run as the proxy's user: see [`crate::bypass`].
@@ -188,6 +195,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, admin: Admin) -> hyper:
     let caller = Caller {
         local: is_loopback(peer.ip()),
         here: here.to_canonical(),
+        peer: peer.ip(),
     };
     http1::Builder::new()
         .timer(TokioTimer::new())
@@ -248,6 +256,7 @@ impl Admin {
             user_agent: user_agent
                 .and_then(|agent| agent.to_str().ok())
                 .unwrap_or("kube-probe"),
+            source: self.client_addresses.of(caller.peer).address,
             socket_mark: self.socket_mark,
         };
         match self.probes.run(name, asked).await {
@@ -325,6 +334,7 @@ impl Admin {
 
     fn config(&self) -> Answer {
         let view = ConfigView {
+            client_addresses: self.client_addresses.view(self.client_address),
             tables: self.store().view(),
             bypassing: self.health.bypassing(),
         };

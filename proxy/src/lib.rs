@@ -71,6 +71,7 @@
 //! those who are busy.
 //!
 //! [`init`] sets the redirect rules of a pod from inside, and [`cni`] from its node.
+//! With them the app sees connections come from its clients ([`client_address`]), and requests tell it who calls ([`forwarded`]).
 #![forbid(unsafe_code)]
 
 pub mod access_log;
@@ -79,6 +80,7 @@ pub mod balance;
 pub mod budget;
 pub mod buffered;
 pub mod bypass;
+pub mod client_address;
 pub mod cni;
 pub mod config;
 pub mod connection;
@@ -87,6 +89,7 @@ pub mod deadlines;
 pub mod detect;
 pub mod drain;
 pub mod exchange;
+pub mod forwarded;
 pub mod http1;
 pub mod http2;
 pub mod identity;
@@ -101,6 +104,7 @@ pub mod outbound;
 pub mod pool;
 pub mod prefixed;
 pub mod probe;
+pub mod proxy_protocol;
 pub mod reason;
 pub mod retry;
 pub mod route;

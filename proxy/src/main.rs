@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 use naru_proxy::access_log::AccessLog;
 use naru_proxy::admin::{self, Admin, Health};
 use naru_proxy::bypass;
+use naru_proxy::client_address::ClientAddresses;
 use naru_proxy::cni::agent::{self, InstallArgs};
 use naru_proxy::cni::{PLUGIN, plugin};
 use naru_proxy::config::{Config, RunArgs};
@@ -140,6 +141,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     };
     let sync = Sync::new(controller, store.clone(), misses, metrics.clone());
     let admin_address = admin_listener.local_addr()?;
+    let client_addresses = ClientAddresses::find(config.socket_mark).await;
     let admin = Admin {
         identity: identity.clone(),
         metrics: metrics.clone(),
@@ -149,7 +151,10 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
         log,
         probes: Arc::new(config.probes.clone()),
         socket_mark: config.socket_mark,
+        client_addresses,
+        client_address: config.client_address,
     };
+    info!(seen = %client_addresses.view(config.client_address), "addresses that the app sees its clients at");
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(renewal.run());
     tasks.spawn(sync.run());
@@ -169,6 +174,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
             metrics,
             access_log,
             drain,
+            client_addresses,
         },
         listeners,
     )

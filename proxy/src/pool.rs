@@ -55,10 +55,13 @@ pub struct Pool {
     protocol: PoolProtocol,
     /// Where a worker has this pool.
     of: fn(&Worker) -> &Pool,
-    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    idle: RefCell<HashMap<Key, Vec<Idle>>>,
     count: Cell<usize>,
     sweeping: Cell<bool>,
 }
+
+/// An endpoint's id, and for whom the connections to it are.
+type Key = (u64, Caller);
 
 struct Idle {
     upstream: Upstream,
@@ -74,6 +77,7 @@ pub struct Upstream {
     pub is_mesh: bool,
     /// A login holds for it ([`crate::login`]): it is of one client, and no pool takes it.
     pub is_bound: bool,
+    caller: Caller,
     opened: Instant,
     /// To an endpoint without a sidecar, where it carries HTTP/1.1.
     pub watched: Option<Watched>,
@@ -115,23 +119,32 @@ impl Pool {
         &self,
         worker: &Worker,
         endpoint: &Endpoint,
+        caller: Caller,
     ) -> Result<Upstream, ConnectError> {
         let alpn = match self.protocol {
             PoolProtocol::Http1 => Alpn::Http1,
             PoolProtocol::Http2 => Alpn::Http2,
             PoolProtocol::Tcp => Alpn::Tcp,
         };
-        let stream = upstream::connect(worker, endpoint, alpn).await?;
+        let stream = upstream::connect(worker, endpoint, caller.source, alpn).await?;
         let gauge = Gauge::new(&worker.metrics, self.protocol);
         let is_mesh = matches!(endpoint.peer, Peer::Mesh(_));
-        Ok(Upstream::new(stream, is_mesh, Counted::Own(gauge)))
+        let counted = Counted::Own(gauge);
+        Ok(Upstream::new(stream, is_mesh, caller, counted))
     }
 
     /// An idle connection to `endpoint` that is still open. `repeatable`: a request whose
     /// connection turns out to be closed may be sent again.
-    pub fn take(&self, worker: &Worker, endpoint: &Endpoint, repeatable: bool) -> Option<Upstream> {
+    pub fn take(
+        &self,
+        worker: &Worker,
+        endpoint: &Endpoint,
+        caller: Caller,
+        repeatable: bool,
+    ) -> Option<Upstream> {
+        let key = (endpoint.id, caller);
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&endpoint.id)?;
+        let connections = idle.get_mut(&key)?;
         let now = Instant::now();
         let mut found = None;
         while let Some(mut last) = connections.pop() {
@@ -161,7 +174,7 @@ impl Pool {
             }
         }
         if connections.is_empty() {
-            idle.remove(&endpoint.id);
+            idle.remove(&key);
         }
         found
     }
@@ -180,7 +193,7 @@ impl Pool {
             return;
         }
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(endpoint.id).or_default();
+        let connections = idle.entry((endpoint.id, upstream.caller)).or_default();
         if connections.len() >= limits.max_idle_per_endpoint {
             return;
         }
@@ -203,17 +216,24 @@ impl Pool {
 
     /// Ends what is idle to an endpoint that is out of reach.
     pub fn forget(&self, endpoint: u64) {
-        if let Some(connections) = self.idle.borrow_mut().remove(&endpoint) {
-            self.count.set(self.count.get() - connections.len());
-        }
+        self.idle.borrow_mut().retain(|key, connections| {
+            let keep = key.0 != endpoint;
+            if !keep {
+                self.count.set(self.count.get() - connections.len());
+            }
+            keep
+        });
     }
 
     /// The first answer on `upstream`, a new connection to `endpoint`, takes its time: others make
     /// room if they may be the cause.
     pub fn make_room(&self, worker: &Worker, endpoint: &Endpoint, upstream: &Upstream) {
         if upstream.watched.as_ref().is_some_and(Watched::waits) {
-            let idle = self.idle.borrow().get(&endpoint.id).map_or(0, Vec::len);
-            for _ in 0..idle {
+            let idle = self.idle.borrow();
+            let of_endpoint = idle.iter().filter(|(key, _)| key.0 == endpoint.id);
+            let count: usize = of_endpoint.map(|(_, connections)| connections.len()).sum();
+            drop(idle);
+            for _ in 0..count {
                 worker.metrics.app_connection(AppConnection::Starved);
             }
             self.forget(endpoint.id);
@@ -304,12 +324,13 @@ impl Idle {
 }
 
 impl Upstream {
-    fn new(stream: Stream, is_mesh: bool, counted: Counted) -> Self {
+    fn new(stream: Stream, is_mesh: bool, caller: Caller, counted: Counted) -> Self {
         Self {
             connection: Buffered::new(stream),
             reused: false,
             is_mesh,
             is_bound: false,
+            caller,
             opened: Instant::now(),
             watched: None,
             bounded: false,
@@ -384,14 +405,15 @@ pub async fn open_stream(
     endpoint: &Arc<Endpoint>,
 ) -> Result<Upstream, Refusal> {
     for _ in 0..MAX_STALE {
+        let caller = Caller::default();
         let lease = worker
             .http1_streams
-            .acquire(worker, endpoint, Caller::default())
+            .acquire(worker, endpoint, caller)
             .await?;
         match lease.connection.open_stream() {
             Some(stream) => {
                 let stream = Stream::Multiplexed(stream);
-                return Ok(Upstream::new(stream, true, Counted::Leased(lease)));
+                return Ok(Upstream::new(stream, true, caller, Counted::Leased(lease)));
             }
             None => lease.retire(),
         }

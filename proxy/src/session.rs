@@ -1,11 +1,16 @@
 //! The facts that hold for one downstream connection, whatever protocol is found on it.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::client_address::Source;
+use crate::config::ClientAddress;
+use crate::forwarded::Forwarded;
 use crate::metrics::{Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics};
 use crate::route::Rule;
 use crate::table::{DestinationCell, Logical};
+use crate::upstream::Caller;
 use crate::worker::Worker;
 
 /// A `client` that has proved no identity.
@@ -18,6 +23,12 @@ pub struct Session {
     pub direction: Direction,
     /// Inbound: the peer's SPIFFE ID or [`UNAUTHENTICATED`]. Outbound: empty.
     pub client: Arc<str>,
+    /// Inbound: where the client's connection came from.
+    pub address: Option<SocketAddr>,
+    /// Inbound: what the app sees opaque connections come from.
+    pub source: Source,
+    /// Inbound: what requests tell the app of the client.
+    pub forwarded: Option<Arc<Forwarded>>,
     /// Loaded anew for each request.
     pub destination: Arc<DestinationCell>,
     /// Inbound only: series are by client and port there, not by rule.
@@ -30,6 +41,9 @@ impl Session {
             worker,
             direction: Direction::Outbound,
             client: Arc::from(""),
+            address: None,
+            source: Source::default(),
+            forwarded: None,
             destination,
             inbound: None,
         }
@@ -64,9 +78,41 @@ impl Session {
             worker,
             direction: Direction::Inbound,
             client,
+            address: None,
+            source: Source::default(),
+            forwarded: None,
             destination,
             inbound: Some((requests, tcp)),
         }
+    }
+
+    /// The same, of a client at this address.
+    pub fn at(mut self, address: Option<SocketAddr>) -> Self {
+        self.address = address;
+        let config = &self.worker.config;
+        if let Some(address) = address {
+            self.source = self.worker.client_addresses.of(address.ip());
+            let port = self.destination.address.port();
+            self.source.told = Some(address).filter(|_| config.proxy_protocol.contains(&port));
+        }
+        let own = self.worker.identity.id().map(|own| own.to_string());
+        let client = (&*self.client != UNAUTHENTICATED).then_some(&*self.client);
+        let ip = address.map(|address| address.ip());
+        let forwarded = Forwarded::new(own.as_deref(), client, ip, &config.forwarded);
+        self.forwarded = Some(Arc::new(forwarded));
+        self
+    }
+
+    /// For whom upstream connections are that carry its requests.
+    pub fn caller(&self) -> Caller {
+        let source = match (self.worker.config.client_address, self.address) {
+            (ClientAddress::Hide, Some(address)) => Source {
+                told: self.source.told,
+                ..self.worker.client_addresses.nobody(address.ip())
+            },
+            _ => self.source,
+        };
+        Caller { source, login: 0 }
     }
 
     /// Whether the client has no identity and, by now, needs one: strictness may have come after the client.

@@ -17,6 +17,7 @@ use tokio::task::LocalSet;
 use tokio::time::sleep;
 
 use crate::access_log::AccessLog;
+use crate::client_address::ClientAddresses;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::identity::Identity;
@@ -50,6 +51,7 @@ pub struct Shared {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub drain: Drain,
+    pub client_addresses: ClientAddresses,
 }
 
 /// What the connections of one worker have in common. Lives in an `Rc` on the worker's thread.
@@ -60,6 +62,7 @@ pub struct Worker {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub drain: Drain,
+    pub client_addresses: ClientAddresses,
     pub http1_pool: Pool,
     pub http1_streams: streams::Pool<mux::Connection>,
     pub http2_pool: streams::Pool<http2::Connection>,
@@ -77,6 +80,7 @@ impl Worker {
             metrics: shared.metrics,
             access_log: shared.access_log,
             drain: shared.drain,
+            client_addresses: shared.client_addresses,
             http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
             http1_streams: streams::Pool::default(),
             http2_pool: streams::Pool::default(),

@@ -19,6 +19,7 @@ use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::Failure;
 use crate::route::RequestHead as _;
 use crate::table::{Endpoint, Peer};
+use crate::upstream::Caller;
 use crate::upstream::streams::Refusal;
 use crate::worker::Worker;
 
@@ -103,11 +104,14 @@ impl Failed {
 pub async fn connect(
     worker: &Rc<Worker>,
     endpoint: &Arc<Endpoint>,
+    caller: Caller,
     reusable: Reusable,
 ) -> Result<Upstream, Failed> {
     let pooled = match reusable {
         Reusable::No => None,
-        Reusable::Yes { repeatable } => worker.http1_pool.take(worker, endpoint, repeatable),
+        Reusable::Yes { repeatable } => {
+            worker.http1_pool.take(worker, endpoint, caller, repeatable)
+        }
     };
     if let Some(upstream) = pooled {
         return Ok(upstream);
@@ -117,7 +121,7 @@ pub async fn connect(
         Peer::Plain | Peer::App => {
             let watched = Watched::new(endpoint, &worker.metrics);
             // Boxed: every connection would have the room for it, and most requests find one.
-            let opened = Box::pin(worker.http1_pool.connect(worker, endpoint)).await;
+            let opened = Box::pin(worker.http1_pool.connect(worker, endpoint, caller)).await;
             let opened = opened.map(|upstream| upstream.watched(watched));
             opened.map_err(|error| {
                 tracing::debug!(address = %endpoint.address, %error, "connecting failed");

@@ -142,6 +142,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 metrics.begin(HttpVersion::Http1);
                 let logical = logical.clone();
                 told.rule = Some(rule.clone());
+                if let Some(forwarded) = &session.forwarded {
+                    forwarded.write(request);
+                }
                 let mut forward = Forward {
                     rule: &rule,
                     backend,

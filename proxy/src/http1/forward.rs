@@ -219,7 +219,8 @@ impl Forward<'_> {
                     false => return Err(Unanswered::LoginLost),
                 },
                 None => {
-                    let connecting = attempt::connect(&worker, &endpoint, reusable);
+                    let caller = client.session.caller();
+                    let connecting = attempt::connect(&worker, &endpoint, caller, reusable);
                     match self.wait_for(client, connecting).await {
                         Ok(Ok(upstream)) => upstream,
                         Ok(Err(failed)) => {

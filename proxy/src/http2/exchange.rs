@@ -112,6 +112,9 @@ impl Client<'_> {
                 metrics.begin(HttpVersion::Http2);
                 let logical = logical.clone();
                 told.rule = Some(rule.clone());
+                if let Some(forwarded) = &session.forwarded {
+                    forwarded.write(request);
+                }
                 let mut forward = Forward {
                     rule: &rule,
                     backend,

@@ -72,13 +72,14 @@ where
         }
     };
     let now = Instant::now();
+    let caller = Cell::new(session.caller());
     let downstream = Rc::new(Downstream {
         session,
         live: Cell::new(0),
         active: Cell::new(now),
         rapid_resets: Cell::new(0),
         window_began: Cell::new(now),
-        caller: Cell::default(),
+        caller,
         meter,
     });
     accept_streams(&downstream, connection).await;
@@ -234,6 +235,7 @@ impl Downstream {
         if self.caller.get().login == 0 {
             self.caller.set(Caller {
                 login: login::next_id(),
+                ..self.caller.get()
             });
         }
     }

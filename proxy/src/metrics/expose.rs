@@ -217,6 +217,13 @@ impl Exposed {
         for (reason, count) in totals.upstream_connects() {
             connects.add(&[], &[("outcome", outcome(reason))], count as f64);
         }
+        let mut app_connects = Family::counter(
+            "naru_app_connects_total",
+            "Attempts to connect to the app, by what it sees as the client's address.",
+        );
+        for (shown, count) in totals.app_connects() {
+            app_connects.add(&[], &[("client_address", shown.as_str())], count as f64);
+        }
         let mut handshakes = Family::counter(
             "naru_tls_handshakes_total",
             "TLS handshakes with peers, by outcome.",
@@ -248,7 +255,7 @@ impl Exposed {
             let count = totals.app_connections(event);
             apps.add(&[], &[("event", event.as_str())], count as f64);
         }
-        families.extend([connects, handshakes, pool, apps].map(Family::finish));
+        families.extend([connects, app_connects, handshakes, pool, apps].map(Family::finish));
     }
 
     fn control(&self, families: &mut Vec<MetricFamily>) {

@@ -28,7 +28,7 @@ use request::RetryMetrics;
 pub use request::{RequestMetrics, TcpMetrics};
 use series::Series;
 use totals::Totals;
-pub use totals::{AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome};
+pub use totals::{AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome, Shown};
 
 /// Label sets of requests. Each is about 30 lines in a scrape and 1 KiB in memory.
 const MAX_REQUEST_SERIES: usize = 4_000;
@@ -267,6 +267,11 @@ impl Metrics {
     /// An upstream connection was tried. `reason`: why none came about.
     pub fn upstream_connect(&self, reason: Option<Reason>) {
         self.inner.totals.upstream_connect(reason);
+    }
+
+    /// A connection to the app was tried, which sees this of the client's address.
+    pub fn app_connect(&self, shown: Shown) {
+        self.inner.totals.app_connect(shown);
     }
 
     /// A TLS handshake has ended. `reason`: why it failed.

@@ -12,11 +12,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::client_address::Source;
 use crate::identity::{Alpn, is_identity_mismatch};
 use crate::metrics::Direction;
 use crate::mux;
 use crate::reason::Reason;
-use crate::socket::{self, dial};
+use crate::socket::{self, dial, dial_app};
 use crate::table::{Endpoint, Peer};
 use crate::tls;
 use crate::worker::Worker;
@@ -37,6 +38,8 @@ pub struct ConnectError {
 /// For whom an upstream connection is. Those who are equal share connections to an endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Caller {
+    /// What the app sees it come from. Nothing on the way to other pods.
+    pub source: Source,
     /// The downstream HTTP/2 connection whose client has logged in on its connection ([`crate::login`]). 0: there is no login.
     pub login: u64,
 }
@@ -60,14 +63,15 @@ pub fn patience(worker: &Worker, endpoint: &Endpoint) -> Duration {
 }
 
 /// Connects to `endpoint` within its [`patience`]. `alpn` says what the connection will carry; it is
-/// only spoken about with mesh peers.
+/// only spoken about with mesh peers, `source` only with the app.
 pub async fn connect(
     worker: &Worker,
     endpoint: &Endpoint,
+    source: Source,
     alpn: Alpn,
 ) -> Result<Stream, ConnectError> {
     // Boxed: handshakes need room that whoever waits for them would hold for as long as its connection lives.
-    let connecting = Box::pin(open(worker, endpoint, alpn));
+    let connecting = Box::pin(open(worker, endpoint, source, alpn));
     let connected = timeout(patience(worker, endpoint), connecting)
         .await
         .unwrap_or_else(|_| {
@@ -81,14 +85,21 @@ pub async fn connect(
     connected
 }
 
-async fn open(worker: &Worker, endpoint: &Endpoint, alpn: Alpn) -> Result<Stream, ConnectError> {
-    let tcp = dial(
-        endpoint.address,
-        Some(&endpoint.peer),
-        worker.config.socket_mark,
-    )
-    .await
-    .map_err(|source| ConnectError {
+async fn open(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    source: Source,
+    alpn: Alpn,
+) -> Result<Stream, ConnectError> {
+    let mark = worker.config.socket_mark;
+    let dialled = match endpoint.peer {
+        Peer::App => {
+            worker.metrics.app_connect(source.shows());
+            dial_app(endpoint.address, source.address, source.told, mark).await
+        }
+        Peer::Plain | Peer::Mesh(_) => dial(endpoint.address, mark).await,
+    };
+    let tcp = dialled.map_err(|source| ConnectError {
         reason: Reason::ConnectFailed,
         source,
     })?;

@@ -36,6 +36,7 @@ pub trait Connection: Sized + 'static {
     fn open(
         worker: &Worker,
         endpoint: &Endpoint,
+        caller: Caller,
     ) -> impl Future<Output = Result<(Rc<Self>, Self::Driver), Reason>>;
 
     /// Returns when the connection has ended. The streams that are left then end with an error.
@@ -279,7 +280,7 @@ impl<C: Connection> Upstreams<C> {
             let upstreams = self.clone();
             let worker = worker.clone();
             tokio::task::spawn_local(async move {
-                let opened = C::open(&worker, &upstreams.endpoint).await;
+                let opened = C::open(&worker, &upstreams.endpoint, upstreams.caller).await;
                 upstreams.connecting.set(upstreams.connecting.get() - 1);
                 match opened {
                     Ok((connection, driver)) => {

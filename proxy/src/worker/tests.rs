@@ -77,6 +77,7 @@ fn shared(config: Config) -> (Shared, Misses, DrainSignal) {
         metrics,
         access_log: AccessLog::off(),
         drain,
+        client_addresses: Default::default(),
     };
     (shared, misses, signal)
 }

@@ -101,6 +101,15 @@ impl Life<'_> {
         if plan.access_log {
             arguments.push("--access-log".to_owned());
         }
+        if let Some(client_address) = self.annotation("naru.dev/client-address") {
+            arguments.push(format!("--client-address={client_address}"));
+        }
+        if let Some(fields) = self.annotation("naru.dev/forwarded-headers") {
+            arguments.push(format!("--forwarded-headers={fields}"));
+        }
+        if let Some(ports) = self.annotation("naru.dev/proxy-protocol") {
+            arguments.push(format!("--proxy-protocol={ports}"));
+        }
         let mut exec = self.proxy_exec("naru-proxy", arguments);
         if plan.root {
             exec.user = User::Switch {

@@ -151,6 +151,7 @@ pub fn inbound_client(mesh: &Mesh, client: &str) -> Downstream {
         ports: Default::default(),
     });
     let session = Session::inbound(mesh.worker.clone(), mesh.cell.clone(), client.into());
+    let session = session.at(None);
     downstream(session)
 }
 

@@ -140,6 +140,7 @@ impl Setup {
             metrics: metrics.clone(),
             access_log: self.access_log,
             drain,
+            client_addresses: Default::default(),
             http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
             http1_streams: Default::default(),
             tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
@@ -253,6 +254,9 @@ pub fn for_the_shop(rule: Rule) -> Routes {
 
 fn config(limits: Limits) -> Config {
     Config {
+        client_address: Default::default(),
+        forwarded: Vec::new(),
+        proxy_protocol: Vec::new(),
         controller: String::new(),
         controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller"
             .parse()
