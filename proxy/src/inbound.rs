@@ -42,7 +42,8 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
         return;
     };
     let strict = worker.tables.inbound().strict;
-    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into());
+    let source = client.peer_addr().ok().map(|address| address.ip());
+    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into(), source);
     let mut client = Buffered::new(client);
     if strict {
         return match is_peer_in_time(&stranger.worker, &mut client).await {
@@ -194,7 +195,7 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>) {
             return;
         }
     };
-    let session = Session::inbound(worker, stranger.destination, name);
+    let session = Session::inbound(worker, stranger.destination, name, None);
     let reset = match alpn {
         Alpn::Http1 => {
             mux::serve(session, client).await;

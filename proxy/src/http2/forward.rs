@@ -45,6 +45,8 @@ enum Interrupt {
     ClientGone(Option<h2::Reason>),
     /// The client's trailers are refused.
     BadRequest,
+    /// The client has not read its response for too long.
+    ReaderStopped,
     Timeout(Reason),
 }
 
@@ -85,7 +87,8 @@ impl Forward<'_> {
         if self.rule.is_mirrored(self.backend) {
             upload = mirror::start(&worker, self.rule, self.backend, head, upload);
         }
-        let mut retries = Retries::new(self.rule.retry.as_ref(), self.budget);
+        let direction = client.downstream.session.direction;
+        let mut retries = Retries::new(direction, self.rule.retry.as_ref(), self.budget);
         let mut tried: Vec<u64> = Vec::new();
         let mut failed_before: Option<Failed> = None;
         loop {
@@ -147,7 +150,7 @@ impl Forward<'_> {
             upload.rewind();
             self.deadlines.end_attempt();
             if !wait.is_zero()
-                && let Err(interrupt) = self.wait_for(client, sleep(wait)).await
+                && let Err(interrupt) = self.wait_for(client, &mut upload, sleep(wait)).await
             {
                 return give_up(client, interrupt);
             }
@@ -168,8 +171,10 @@ impl Forward<'_> {
         let mut attempt = {
             let worker = worker.clone();
             let caller = client.downstream.caller();
-            let start = attempt::start(&worker, &endpoint, caller, head, upload.is_empty());
-            match self.wait_for(client, start).await {
+            let holder = client.downstream.session.holder.clone();
+            let ends = upload.is_empty();
+            let start = attempt::start(&worker, Some(&holder), &endpoint, caller, head, ends);
+            match self.wait_for(client, upload, start).await {
                 Ok(Ok(attempt)) => attempt,
                 Ok(Err(failed)) => {
                     in_flight.finish(failed.outcome, started.elapsed());
@@ -256,7 +261,14 @@ impl Forward<'_> {
         let fate = if ends && upload.is_done() {
             Fate::Complete
         } else {
-            let mut download = Download::new(body, trusted);
+            let patience = client
+                .downstream
+                .session
+                .worker
+                .config
+                .limits
+                .reader_timeout;
+            let mut download = Download::new(body, trusted, patience);
             poll_fn(|cx| {
                 self.poll_bodies(cx, &mut upload, &mut attempt.send, &mut download, &mut send)
             })
@@ -277,6 +289,11 @@ impl Forward<'_> {
                 match interrupt {
                     Interrupt::ClientGone(_) => Some(Reason::ClientGone),
                     Interrupt::BadRequest => Some(Reason::BadRequest),
+                    Interrupt::ReaderStopped => {
+                        // What it is sent goes out although it reads no body.
+                        send.send_reset(interrupt.code());
+                        Some(Reason::ReaderStopped)
+                    }
                     Interrupt::Timeout(reason) => {
                         break_off(client, &mut send, None, reason);
                         Some(reason)
@@ -303,6 +320,7 @@ impl Forward<'_> {
             return match broken {
                 Broken::Sender(error) => Poll::Ready(Fate::Truncated(error)),
                 Broken::Trailers => Poll::Ready(Fate::Truncated(h2::Reason::PROTOCOL_ERROR.into())),
+                Broken::Stopped => Poll::Ready(Fate::Interrupted(Interrupt::ReaderStopped)),
                 Broken::Taker => match client.poll_reset(cx) {
                     Poll::Ready(code) => gone(code.ok()),
                     Poll::Pending => gone(None),
@@ -317,7 +335,7 @@ impl Forward<'_> {
                     return Poll::Ready(Fate::Interrupted(Interrupt::BadRequest));
                 }
                 // The rest of the response may be on its way all the same.
-                Broken::Taker => upload.stop(),
+                Broken::Taker | Broken::Stopped => upload.stop(),
             }
         }
         if download.is_done() {
@@ -335,16 +353,20 @@ impl Forward<'_> {
         Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))
     }
 
-    /// Waits for `future`, unless the client goes or time runs out before.
+    /// Waits for `future`, unless the client goes or time runs out before. What comes of the body meanwhile is kept.
     async fn wait_for<F: Future>(
         &mut self,
         client: &mut Client<'_>,
+        upload: &mut Upload,
         future: F,
     ) -> Result<F::Output, Interrupt> {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => self.poll_interrupt(cx, client).map(Err),
+            Poll::Pending => {
+                upload.hoard(cx);
+                self.poll_interrupt(cx, client).map(Err)
+            }
         })
         .await
     }
@@ -362,14 +384,19 @@ impl Interrupt {
     fn code(&self) -> h2::Reason {
         match self {
             Self::ClientGone(Some(code)) => *code,
-            Self::ClientGone(None) | Self::BadRequest | Self::Timeout(_) => h2::Reason::CANCEL,
+            Self::ClientGone(None)
+            | Self::BadRequest
+            | Self::ReaderStopped
+            | Self::Timeout(_) => h2::Reason::CANCEL,
         }
     }
 
     /// What it says about the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {
-            Self::ClientGone(_) | Self::BadRequest => AttemptOutcome::Cancelled,
+            Self::ClientGone(_) | Self::BadRequest | Self::ReaderStopped => {
+                AttemptOutcome::Cancelled
+            }
             Self::Timeout(_) => AttemptOutcome::TimedOut,
         }
     }
@@ -377,7 +404,8 @@ impl Interrupt {
 
 fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {
     match interrupt {
-        Interrupt::ClientGone(_) => client.gone(),
+        // Only a response that has begun can be left unread.
+        Interrupt::ClientGone(_) | Interrupt::ReaderStopped => client.gone(),
         Interrupt::BadRequest => client.answer(Reason::BadRequest),
         Interrupt::Timeout(reason) => client.answer(reason),
     }
