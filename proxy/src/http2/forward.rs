@@ -384,10 +384,9 @@ impl Interrupt {
     fn code(&self) -> h2::Reason {
         match self {
             Self::ClientGone(Some(code)) => *code,
-            Self::ClientGone(None)
-            | Self::BadRequest
-            | Self::ReaderStopped
-            | Self::Timeout(_) => h2::Reason::CANCEL,
+            Self::ClientGone(None) | Self::BadRequest | Self::ReaderStopped | Self::Timeout(_) => {
+                h2::Reason::CANCEL
+            }
         }
     }
 

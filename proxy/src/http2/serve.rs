@@ -23,7 +23,7 @@ use super::{
 };
 use crate::login;
 use crate::metrics::Direction;
-use crate::session::{Session, UNAUTHENTICATED};
+use crate::session::Session;
 use crate::upstream::Caller;
 
 /// Streams that a client may give up within [`RAPID`] and before their response, in each [`CALM_WINDOW`]. A client that opens
@@ -62,8 +62,7 @@ where
 {
     let limits = &session.worker.config.limits;
     let meter = Meter::new(&session.worker.metrics, session.is_shared());
-    let handshake =
-        settings(&session).handshake::<_, Bytes>(Metered::new(downstream, &meter));
+    let handshake = settings(&session).handshake::<_, Bytes>(Metered::new(downstream, &meter));
     let connection = match timeout(limits.header_timeout, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
@@ -147,6 +146,8 @@ where
             Direction::Outbound => std::future::pending().await,
         }
     });
+    let mut expired = pin!(downstream.session.expired());
+    let mut overdue = pin!(downstream.session.overdue());
     let mut timer = pin!(sleep(keep_alive_idle));
     let mut leaving = false;
     let mut slowed = false;
@@ -172,8 +173,13 @@ where
                     None => return Poll::Ready(Event::Closed),
                 }
             }
-            if !leaving && draining.as_mut().poll(cx).is_ready() {
+            if !leaving
+                && (draining.as_mut().poll(cx).is_ready() || expired.as_mut().poll(cx).is_ready())
+            {
                 return Poll::Ready(Event::Draining);
+            }
+            if overdue.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Closed);
             }
             timer.as_mut().poll(cx).map(|()| Event::Timer)
         })
@@ -277,7 +283,7 @@ impl Downstream {
             return None;
         }
         tracing::debug!(excess, "a client opens streams only to reset them");
-        self.session.worker.metrics.connection_slowed();
+        self.session.worker.metrics.http2_slowed();
         Some((PAUSE * excess).min(MAX_PAUSE))
     }
 }
