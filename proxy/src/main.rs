@@ -25,6 +25,7 @@ use naru_proxy::drain::drain;
 use naru_proxy::identity::{Identity, Renewal, read_anchors};
 use naru_proxy::init::{self, InitArgs};
 use naru_proxy::logging::{self, LogFilter};
+use naru_proxy::memory::{self, Budget};
 use naru_proxy::metrics::Metrics;
 use naru_proxy::probe::wait::{self, WaitArgs};
 use naru_proxy::socket::Listeners;
@@ -33,8 +34,8 @@ use naru_proxy::worker::{self, Shared};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
-/// glibc keeps what a peak has left scattered: 863 MiB after eight minutes without traffic. This one gives
-/// it back within seconds, by a thread of its own that sleeps while there is nothing to give.
+/// glibc keeps what a peak has left scattered: 863 MiB after eight minutes without traffic. This one
+/// gives it back within seconds, by a thread of its own that sleeps while there is nothing to give.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -104,6 +105,8 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     // Before anything can take long: a signal must never be missed.
     let mut signals = Signals::new().context("listening for signals")?;
     let metrics = Metrics::new(&config.namespace, &config.pod);
+    let memory = Budget::new(config.memory_budget.unwrap_or_else(memory::from_cgroup));
+    metrics.watch_memory(memory.clone());
     let anchors = read_anchors(&config.trust_anchors).with_context(|| {
         format!(
             "--trust-anchors {}: a PEM file with the mesh's root certificates is needed; the controller writes one to its state \
@@ -174,6 +177,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
             metrics,
             access_log,
             drain,
+            memory: memory.clone(),
         },
         listeners,
     )
@@ -185,6 +189,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         admin = %admin_address,
         workers = config.workers,
+        memory_budget = memory.size(),
         "naru-proxy is up"
     );
 

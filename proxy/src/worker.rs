@@ -20,6 +20,7 @@ use crate::access_log::AccessLog;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::identity::Identity;
+use crate::memory::{self, Budget, Charge, Use};
 use crate::metrics::{Direction, Metrics, PoolProtocol};
 use crate::mirror::Mirroring;
 use crate::pool::Pool;
@@ -50,6 +51,7 @@ pub struct Shared {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub drain: Drain,
+    pub memory: Budget,
 }
 
 /// What the connections of one worker have in common. Lives in an `Rc` on the worker's thread.
@@ -60,6 +62,7 @@ pub struct Worker {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub drain: Drain,
+    pub memory: Budget,
     pub http1_pool: Pool,
     pub http1_streams: streams::Pool<mux::Connection>,
     pub http2_pool: streams::Pool<http2::Connection>,
@@ -77,6 +80,7 @@ impl Worker {
             metrics: shared.metrics,
             access_log: shared.access_log,
             drain: shared.drain,
+            memory: shared.memory,
             http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
             http1_streams: streams::Pool::default(),
             http2_pool: streams::Pool::default(),
@@ -109,6 +113,7 @@ struct Connection {
     destination: SocketAddr,
     _permit: OwnedSemaphorePermit,
     _live: Live,
+    _memory: Charge,
 }
 
 /// Counts a connection for its worker.
@@ -305,6 +310,10 @@ async fn arrived(
         // Gone already.
         Err(error) => return tracing::debug!(%error, "a connection is over before it began"),
     };
+    let Some(memory) = worker.memory.charge(Use::Connection, memory::CONNECTION) else {
+        tracing::debug!("a connection is refused: the budget of memory is used up");
+        return socket::reset(&stream);
+    };
     let fewest = |target: &&Target| target.live.load(Ordering::Relaxed);
     let Some(target) = targets.iter().min_by_key(fewest) else {
         return;
@@ -314,6 +323,7 @@ async fn arrived(
         destination,
         _permit: permit,
         _live: Live::new(&target.live),
+        _memory: memory,
     };
     match &target.sender {
         None => connection.start(worker, stream),

@@ -15,11 +15,12 @@ mod series;
 mod totals;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::balance::{EjectionCounter, EjectionReason};
 use crate::budget::RetryBudget;
+use crate::memory::Budget;
 use crate::reason::Reason;
 use crate::route::ServiceLabels;
 pub use histogram::BUCKETS;
@@ -63,6 +64,7 @@ struct Inner {
     /// Read when scraped, as long as somebody uses them.
     budgets: Mutex<HashMap<ServiceKey, Weak<RetryBudget>>>,
     totals: Totals,
+    memory: OnceLock<Budget>,
 }
 
 const EJECTION_REASONS: [EjectionReason; 2] = [
@@ -188,6 +190,7 @@ impl Metrics {
                 ejections: Series::new(MAX_SERVICE_SERIES),
                 budgets: Mutex::default(),
                 totals: Totals::default(),
+                memory: OnceLock::new(),
             }),
         }
     }
@@ -262,6 +265,11 @@ impl Metrics {
         self.inner.tcp.sweep(now);
         self.inner.ejections.sweep(now);
         self.budgets().retain(|_, budget| budget.strong_count() > 0);
+    }
+
+    /// Shows the process' budget of memory. The first one counts.
+    pub fn watch_memory(&self, budget: Budget) {
+        let _ = self.inner.memory.set(budget);
     }
 
     /// An upstream connection was tried. `reason`: why none came about.

@@ -10,6 +10,7 @@ mod filters;
 mod identity;
 mod injection;
 mod locality;
+mod memory;
 mod rotation;
 mod shutdown;
 mod streams;
