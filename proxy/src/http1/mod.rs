@@ -35,4 +35,4 @@ pub mod fuzzing {
     pub use super::head::{HeadError, Request, Response, Version, find_end};
 }
 
-pub use serve::{LEAVING, serve};
+pub use serve::{LEAVING, refuse, serve};
