@@ -214,7 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
 
     /// Ready when the connection is broken. The end of the other side's half is no such thing: it
     /// may wait for its answer (RFC 9112 section 9.6). What it sends in the meantime is kept, up to
-    /// a bound beyond which nobody looks.
+    /// a bound.
     pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.ended && self.read.len() < READ_SIZE {
             if ready!(self.poll_fill(cx)).is_err() {

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A pod that has its sidecar already comes again when another webhook has changed it, or as a copy
-//! that somebody made of another pod (`kubectl debug --copy-to`). Then it is given what is missing:
+//! that a user made of another pod (`kubectl debug --copy-to`). Then it is given what is missing:
 //! probes of containers that came later, labels.
 //!
 //! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it is left as it is, with the
@@ -225,7 +225,7 @@ fn without_label(pod: &Pod) -> Vec<Operation> {
         .collect()
 }
 
-/// What a pod that has a sidecar lacks beside it: nothing, if nobody has changed it since it was
+/// What a pod that has a sidecar lacks besides: nothing, if it is unchanged since it was
 /// injected.
 fn complete(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Decision, Refusal> {
     check_containers(spec)?;

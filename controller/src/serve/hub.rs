@@ -35,7 +35,7 @@ pub struct Hub {
     shared: Mutex<Shared>,
     anchors: RwLock<Anchors>,
     synced: watch::Sender<bool>,
-    /// Told what the status of a route may depend on, once somebody writes it.
+    /// Told what the status of a route may depend on, once a replica writes it.
     route_feed: OnceLock<Arc<RouteFeed>>,
 }
 

@@ -106,7 +106,7 @@ struct Queue {
 /// In which order routes are written.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Turn {
-    /// The route itself was changed, and somebody waits for what is thought of it.
+    /// The route itself was changed, and its author waits for what is thought of it.
     First,
     /// Something that it depends on was.
     Then,

@@ -173,7 +173,7 @@ impl<C: Certify> Renewal<C> {
     }
 }
 
-/// Why it is looked at anew when to renew.
+/// Why it is looked at again when to renew.
 enum Woken {
     Due,
     /// Something was said about which authority certificates are to be of.

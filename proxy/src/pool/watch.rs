@@ -2,7 +2,7 @@
 //! endpoint's [habits](crate::balance::Habits).
 //!
 //! While it is idle its socket wakes the watch, so that the time of a close is known to the
-//! microsecond, whoever looks at the pool next.
+//! microsecond.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -1,5 +1,5 @@
 //! The certificate authority outlives whatever is deleted around it, comes back from a backup, and
-//! is never made anew while sidecars trust another one, unless by force.
+//! is never replaced while sidecars trust another one, unless by force.
 
 use std::time::Duration;
 

@@ -126,7 +126,7 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
     let mut answers = with;
     let mut without: Vec<PodName> = without.into_iter().map(|(pod, _)| pod).collect();
     if !without.is_empty() {
-        // Streams are opened anew with each certificate, and when a controller ends.
+        // Streams are opened again with each certificate, and when a controller ends.
         tokio::time::sleep(AGAIN_AFTER).await;
         let (again, _) = metrics_of(client, without.clone()).await;
         for (pod, metrics) in again {
