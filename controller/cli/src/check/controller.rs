@@ -86,11 +86,11 @@ pub fn trouble(status: &ContainerStatus) -> Option<String> {
         return None;
     }
     let state = status.state.as_ref();
+    let last = status
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
     if let Some(waiting) = state.and_then(|state| state.waiting.as_ref()) {
-        let last = status
-            .last_state
-            .as_ref()
-            .and_then(|state| state.terminated.as_ref());
         // Why it ended says more than that it waits to be started again.
         let message = last.and_then(|last| last.message.as_ref());
         let message = message.or(waiting.message.as_ref());
@@ -100,9 +100,9 @@ pub fn trouble(status: &ContainerStatus) -> Option<String> {
             None => reason.to_owned(),
         });
     }
-    let ended = state
-        .and_then(|state| state.terminated.as_ref())
-        .filter(|ended| ended.exit_code != 0)?;
+    // One that keeps failing runs for a moment now and then: the last end is the reason then.
+    let ended = state.and_then(|state| state.terminated.as_ref());
+    let ended = ended.or(last).filter(|ended| ended.exit_code != 0)?;
     let message = ended.message.as_deref().unwrap_or_default();
     Some(format!(
         "ended with {}: {}",

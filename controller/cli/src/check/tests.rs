@@ -404,28 +404,35 @@ async fn a_namespace_whose_pod_security_refuses_sidecars_is_told_before() {
 
 #[tokio::test]
 async fn a_controller_that_is_not_ready_says_why() {
-    let api = installed();
-    let mut deployment = deployment();
-    deployment["status"] = json!({});
-    api.apply(DEPLOYMENTS, deployment);
-    api.apply(
-        PODS,
-        json!({
-            "metadata": { "name": "naru-controller-x", "namespace": "naru-system" },
-            "status": { "containerStatuses": [{
-                "name": "naru-controller", "ready": false, "restartCount": 3, "image": "", "imageID": "",
-                "state": { "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } },
-                "lastState": { "terminated": { "exitCode": 1, "message": "first\nnaru-controller: --ca-secret: no" } },
-            }] },
-        }),
-    );
-    let wrong = wrong(&api).await;
-    assert_eq!(at(&wrong), ("ready", Level::Failure));
-    assert!(
-        wrong.text.contains("naru-controller: --ca-secret: no"),
-        "{}",
-        wrong.text
-    );
+    let ended =
+        json!({ "terminated": { "exitCode": 1, "message": "first\nnaru-controller: --ca-secret: no" } });
+    let waits = json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
+    let runs = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
+    // It waits to be started again, has just been started again, and has just ended again.
+    for state in [waits, runs, ended.clone()] {
+        let api = installed();
+        let mut deployment = deployment();
+        deployment["status"] = json!({});
+        api.apply(DEPLOYMENTS, deployment);
+        api.apply(
+            PODS,
+            json!({
+                "metadata": { "name": "naru-controller-x", "namespace": "naru-system" },
+                "status": { "containerStatuses": [{
+                    "name": "naru-controller", "ready": false, "restartCount": 3, "image": "", "imageID": "",
+                    "state": state.clone(),
+                    "lastState": ended,
+                }] },
+            }),
+        );
+        let wrong = wrong(&api).await;
+        assert_eq!(at(&wrong), ("ready", Level::Failure));
+        assert!(
+            wrong.text.contains("naru-controller: --ca-secret: no"),
+            "{state}: {}",
+            wrong.text
+        );
+    }
 }
 
 #[tokio::test]
