@@ -3,35 +3,44 @@
 //! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. The number of connections and the time
 //! that each may take are bounded.
 
-use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Body;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tracing::{debug, info};
+use naru_listen::http::{Caller, Times};
+use naru_listen::{Bounds, Places};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::info;
 
 use crate::logging::LogFilter;
 use crate::metrics::Metrics;
 use crate::reply::{Reply, not_allowed, text, with_type};
 
-/// Connections at once: a few scrapers and probes. More wait to be accepted.
-const MAX_CONNECTIONS: usize = 64;
-/// How long a connection may last: longer than the interval of any scraper that keeps it open.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long a request's head may take, and a connection may wait for the next one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long to wait after a connection could not be accepted (no file descriptors left, mostly).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Bytes in a request's head.
-const MAX_HEAD: usize = 16 * 1024;
+/// Connections at once: a few scrapers and probes.
+const BOUNDS: Bounds = Bounds {
+    waiting: 256,
+    waiting_of_source: 64,
+    taken: 256,
+    taken_of_source: 64,
+    spare: 64,
+    all: 256,
+    of_source: 64,
+};
+const TIMES: Times = Times {
+    head: Duration::from_secs(5),
+    // Longer than the interval of any scraper that keeps its connection open.
+    idle: Duration::from_secs(300),
+    answer: Duration::from_secs(60),
+    // Longer than scrapers wait for an answer (10 s by default).
+    write: Duration::from_secs(30),
+    max_head: 16 * 1024,
+};
+/// How long the body of a request may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes in a request's body: a log filter.
 const MAX_BODY: usize = 4 * 1024;
 const PATHS: &str = "/metrics  what Prometheus scrapes\n\
@@ -51,41 +60,13 @@ pub struct Admin {
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, admin: Admin) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    while let Ok(place) = places.clone().acquire_owned().await {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                debug!(%error, "accepting an admin connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    let places = Places::new(BOUNDS);
+    admin.metrics.watch_places("admin", places.clone());
+    let answer = move |request, caller: Caller| {
         let admin = admin.clone();
-        tokio::spawn(async move {
-            let served = tokio::time::timeout(CONNECTION_TIMEOUT, connection(stream, peer, admin));
-            if let Ok(Err(error)) = served.await {
-                debug!(%peer, %error, "admin connection");
-            }
-            drop(place);
-        });
-    }
-}
-
-async fn connection(stream: TcpStream, peer: SocketAddr, admin: Admin) -> hyper::Result<()> {
-    let local = is_loopback(peer.ip());
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(
-            TokioIo::new(stream),
-            service_fn(move |request| {
-                let admin = admin.clone();
-                async move { Ok::<_, Infallible>(admin.answer(request, local).await) }
-            }),
-        )
-        .await
+        async move { admin.answer(request, is_loopback(caller.peer.ip())).await }
+    };
+    naru_listen::http::serve(listener, places, TIMES, naru_listen::http::plain, answer).await;
 }
 
 fn is_loopback(ip: IpAddr) -> bool {
@@ -103,7 +84,7 @@ impl Admin {
         let method = request.method().clone();
         let reads = matches!(method, Method::GET | Method::HEAD);
         match request.uri().path() {
-            "/metrics" if reads => self.metrics(),
+            "/metrics" if reads => self.metrics().await,
             "/ready" if reads => self.ready(),
             "/live" if reads => text(StatusCode::OK, "live\n"),
             "/log" if !local => text(
@@ -118,8 +99,8 @@ impl Admin {
         }
     }
 
-    fn metrics(&self) -> Reply {
-        match self.metrics.render() {
+    async fn metrics(&self) -> Reply {
+        match self.metrics.scrapes().text().await {
             Ok(body) => with_type(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
@@ -145,9 +126,11 @@ impl Admin {
     where
         B: Body<Error: Into<BoxError>>,
     {
-        let body = match Limited::new(body, MAX_BODY).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        let body = timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect());
+        let body = match body.await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+            Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "no whole body in time\n"),
         };
         let filter = match std::str::from_utf8(&body) {
             Ok(filter) => filter.trim(),

@@ -25,6 +25,7 @@ use naru_controller::serve::{self, Hub, Serve};
 use naru_controller::source::{self, Event};
 use naru_controller::status;
 use naru_controller::uninstall::{self, UninstallArgs};
+use naru_listen::descriptors::Descriptors;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -66,6 +67,8 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<()> {
     let log = logging::start(&config.log, config.log_format).context("starting the log")?;
+    // Before anything is opened: a proxy's connection takes one each.
+    Descriptors::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

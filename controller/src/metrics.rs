@@ -1,10 +1,12 @@
 //! What the controller counts. Label sets are small and closed: nothing a peer says becomes a label.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use naru_contract::ResourceName;
+use naru_listen::scrapes::Scrapes;
+use naru_listen::{Limit, Places};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{
@@ -95,6 +97,10 @@ struct Inner {
     injections: IntCounterVec,
     objects: OnceLock<ObjectCounts>,
     streams: AtomicUsize,
+    streams_refused: IntCounterVec,
+    /// By listener.
+    places: Mutex<Vec<(&'static str, Places)>>,
+    scrapes: Scrapes,
 }
 
 type ObjectCounts = Box<dyn Fn() -> Vec<(&'static str, usize)> + Send + Sync>;
@@ -249,13 +255,33 @@ impl Metrics {
                     &["outcome"],
                 ),
             ),
+            streams_refused: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "naru_controller_streams_refused_total",
+                        "Streams of proxies that were refused, by the limit that was reached.",
+                    ),
+                    &["limit"],
+                ),
+            ),
+            places: Mutex::default(),
+            scrapes: Scrapes::new({
+                let registry = registry.clone();
+                move || render(&registry).map_err(|error| error.to_string())
+            }),
             objects: OnceLock::new(),
             streams: AtomicUsize::new(0),
             registry: registry.clone(),
         }));
         let objects = Objects::new(&metrics).expect("a valid metric");
+        let refused = Refused::new(&metrics).expect("a valid metric");
         let process = prometheus::process_collector::ProcessCollector::for_self();
-        for collector in [Box::new(objects) as Box<dyn Collector>, Box::new(process)] {
+        for collector in [
+            Box::new(objects) as Box<dyn Collector>,
+            Box::new(refused),
+            Box::new(process),
+        ] {
             registry
                 .register(collector)
                 .expect("a metric of its own name");
@@ -272,6 +298,18 @@ impl Metrics {
             .ok()?;
         self.0.connected_proxies.inc();
         Some(StreamGuard(self.clone()))
+    }
+
+    /// A stream was refused. `limit` comes from a closed list.
+    pub fn stream_refused(&self, limit: &'static str) {
+        self.0.streams_refused.with_label_values(&[limit]).inc();
+    }
+
+    /// Shows which limits the connections of `listener` met.
+    pub fn watch_places(&self, listener: &'static str, places: Places) {
+        let watched = self.0.places.lock();
+        let mut watched = watched.unwrap_or_else(PoisonError::into_inner);
+        watched.push((listener, places));
     }
 
     pub fn push(&self) {
@@ -362,9 +400,60 @@ impl Metrics {
 
     /// Everything, in Prometheus' text format.
     pub fn render(&self) -> prometheus::Result<Vec<u8>> {
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.0.registry.gather(), &mut text)?;
-        Ok(text)
+        render(&self.0.registry)
+    }
+
+    /// The same, rendered once for all who ask at the same time, and not on a thread that serves.
+    pub fn scrapes(&self) -> Scrapes {
+        self.0.scrapes.clone()
+    }
+}
+
+fn render(registry: &Registry) -> prometheus::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    Ok(text)
+}
+
+/// What the listeners have refused, taken when it is looked at.
+struct Refused {
+    counter: IntCounterVec,
+    metrics: std::sync::Weak<Inner>,
+}
+
+impl Refused {
+    fn new(metrics: &Metrics) -> prometheus::Result<Self> {
+        Ok(Self {
+            counter: IntCounterVec::new(
+                Opts::new(
+                    "naru_controller_connections_refused_total",
+                    "Connections that a listener refused or gave up for others, by the limit that was reached.",
+                ),
+                &["listener", "limit"],
+            )?,
+            metrics: Arc::downgrade(&metrics.0),
+        })
+    }
+}
+
+impl Collector for Refused {
+    fn desc(&self) -> Vec<&Desc> {
+        self.counter.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        if let Some(metrics) = self.metrics.upgrade() {
+            let watched = metrics.places.lock();
+            let watched = watched.unwrap_or_else(PoisonError::into_inner);
+            for (listener, places) in watched.iter() {
+                for limit in Limit::ALL {
+                    let labels = [*listener, limit.as_str()];
+                    let counter = self.counter.with_label_values(&labels);
+                    counter.inc_by(places.refused(limit).saturating_sub(counter.get()));
+                }
+            }
+        }
+        self.counter.collect()
     }
 }
 

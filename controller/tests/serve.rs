@@ -233,9 +233,9 @@ async fn a_quiet_stream_has_heartbeats_and_ends_with_a_word_when_the_controller_
     let mut controller = Controller::start();
     let mut proxy = Proxy::connect(&controller, hello("client-1", &[])).await;
     proxy.accepted_push().await;
-    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
-    proxy.expect_quiet().await;
-    assert!(proxy.heartbeats > 0);
+    for _ in 0..2 {
+        proxy.expect_heartbeat().await;
+    }
     controller.terminate();
     assert_eq!(proxy.end().await.code(), Code::Unavailable);
     assert!(controller.exit_status().success());

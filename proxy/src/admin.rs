@@ -7,10 +7,8 @@
 mod tests;
 mod why;
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,34 +17,44 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Body;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, USER_AGENT};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use naru_listen::http::Times;
+use naru_listen::scrapes::Scrapes;
+use naru_listen::{Bounds, Places};
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
+use tokio::net::TcpListener;
 use tracing::{debug, info};
 
 use crate::identity::Identity;
 use crate::logging::LogFilter;
-use crate::metrics::Metrics;
 use crate::probe::{Asked, Failure, Probes};
 use crate::table::{Store, Tables, View};
 
 use why::{Asks, Question};
 
-/// Connections at once: a few scrapers and probes. With one more, the oldest is closed: whoever holds connections for nothing does
-/// not keep the kubelet from its probes, which would end the app.
-const MAX_CONNECTIONS: usize = 64;
-/// How long a connection may last: longer than the interval of any scraper that keeps it open.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long a request's head may take, and a connection may wait for the next one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long to wait after a connection could not be accepted (no file descriptors left, mostly).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Bytes in a request's head.
-const MAX_HEAD: usize = 16 * 1024;
+/// Connections at once. A kubelet asks as many probes at once as the pod has, so that a source has
+/// room for those.
+const BOUNDS: Bounds = Bounds {
+    waiting: 256,
+    waiting_of_source: 64,
+    taken: 256,
+    taken_of_source: 64,
+    spare: 64,
+    all: 256,
+    of_source: 64,
+};
+const TIMES: Times = Times {
+    head: Duration::from_secs(5),
+    // Longer than the interval of any scraper that keeps its connection open.
+    idle: Duration::from_secs(300),
+    // Longer than a kubelet waits for any probe that is of use.
+    answer: Duration::from_secs(300),
+    // Longer than scrapers wait for an answer (10 s by default).
+    write: Duration::from_secs(30),
+    max_head: 16 * 1024,
+};
+/// How long the body of a request may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes in a request's body: a log filter.
 const MAX_BODY: usize = 4 * 1024;
 /// Bytes in the body of a question: the head of a request, as JSON.
@@ -63,10 +71,13 @@ const PATHS: &str = "/metrics  what Prometheus scrapes\n\
 #[derive(Clone)]
 pub struct Admin {
     pub identity: Identity,
-    pub metrics: Metrics,
+    /// Of the proxy's metrics.
+    pub scrapes: Scrapes,
     pub store: Arc<Mutex<Store>>,
     pub tables: Tables,
     pub health: Arc<Health>,
+    /// For connections from outside.
+    pub inbound: Places,
     pub log: LogFilter,
     pub probes: Arc<Probes>,
     /// Mark of the sockets of probes.
@@ -141,66 +152,25 @@ struct Readiness {
 
 /// Listens on `address`. Where there is no IPv6, `[::]` is taken as `0.0.0.0`.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(error)
-            if address.is_ipv6()
-                && address.ip().is_unspecified()
-                && error.kind() != io::ErrorKind::AddrInUse =>
-        {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        result => result,
-    }
+    naru_listen::bind(address).await
+}
+
+/// Places for the connections of an admin port.
+pub fn places() -> Places {
+    Places::new(BOUNDS)
 }
 
 /// Serves until the process ends.
-pub async fn serve(listener: TcpListener, admin: Admin) {
-    let mut connections: VecDeque<AbortHandle> = VecDeque::new();
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                debug!(%error, "accepting an admin connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        connections.retain(|connection| !connection.is_finished());
-        if connections.len() >= MAX_CONNECTIONS
-            && let Some(oldest) = connections.pop_front()
-        {
-            oldest.abort();
-        }
+pub async fn serve(listener: TcpListener, places: Places, admin: Admin) {
+    let answer = move |request, caller: naru_listen::http::Caller| {
         let admin = admin.clone();
-        let connection = tokio::spawn(async move {
-            let served = tokio::time::timeout(CONNECTION_TIMEOUT, connection(stream, peer, admin));
-            if let Ok(Err(error)) = served.await {
-                debug!(%peer, %error, "admin connection");
-            }
-        });
-        connections.push_back(connection.abort_handle());
-    }
-}
-
-async fn connection(stream: TcpStream, peer: SocketAddr, admin: Admin) -> hyper::Result<()> {
-    // A connection that has no address any more is over.
-    let here = stream.local_addr().map_or(peer.ip(), |here| here.ip());
-    let caller = Caller {
-        local: is_loopback(peer.ip()),
-        here: here.to_canonical(),
+        let caller = Caller {
+            local: is_loopback(caller.peer.ip()),
+            here: caller.here.ip().to_canonical(),
+        };
+        async move { admin.answer(request, caller).await }
     };
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(
-            TokioIo::new(stream),
-            service_fn(move |request| {
-                let admin = admin.clone();
-                async move { Ok::<_, Infallible>(admin.answer(request, caller).await) }
-            }),
-        )
-        .await
+    naru_listen::http::serve(listener, places, TIMES, naru_listen::http::plain, answer).await;
 }
 
 fn is_loopback(ip: IpAddr) -> bool {
@@ -269,16 +239,12 @@ impl Admin {
     }
 
     async fn metrics(&self) -> Answer {
-        // Rendering takes as long as there are many series; data path misses must not wait for it.
-        let metrics = self.metrics.clone();
-        let rendered = tokio::task::spawn_blocking(move || metrics.render()).await;
-        match rendered {
-            Ok(Ok(body)) => with_type(
+        match self.scrapes.text().await {
+            Ok(body) => with_type(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
                 body,
             ),
-            Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
@@ -316,6 +282,10 @@ impl Admin {
                 "a worker thread has ended",
             ),
             (self.health.draining.load(Relaxed), "shutting down"),
+            (
+                self.inbound.is_full(),
+                "no other connection can be taken in: see naru_connections_refused_total",
+            ),
         ];
         missing
             .into_iter()
@@ -396,14 +366,17 @@ impl Admin {
     }
 }
 
-/// A body of at most so many bytes.
+/// A body of at most so many bytes, if it comes in time.
 async fn whole<B>(body: B, limit: usize) -> Result<Bytes, String>
 where
     B: Body<Error: Into<BoxError>>,
 {
-    let body = Limited::new(body, limit).collect().await;
-    body.map(|body| body.to_bytes())
-        .map_err(|error| error.to_string())
+    let body = Limited::new(body, limit).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the body did not arrive in time".to_owned()),
+    }
 }
 
 fn not_allowed(allowed: &'static str) -> Answer {

@@ -72,8 +72,12 @@ pub struct Limits {
     pub max_header_bytes: usize,
     /// How much of a request body is kept for another attempt, in bytes.
     pub max_replay_bytes: usize,
-    /// Downstream connections of the whole proxy, each direction.
+    /// Downstream connections of the whole proxy, each direction. Of those from outside, a fifth is
+    /// kept for clients that prove an identity.
     pub max_connections: usize,
+    /// Downstream connections from one address outside. A node's may stand for all clients from
+    /// outside of the cluster.
+    pub max_connections_per_source: usize,
     /// Concurrent streams of one downstream HTTP/2 connection.
     pub max_concurrent_streams: u32,
     /// Idle HTTP/1.1 connections kept for one endpoint by one worker; as many again for opaque TCP between sidecars.
@@ -88,6 +92,8 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// How long a sidecar may leave what it was sent without any sign of life, before its connection is given up.
     pub peer_timeout: Duration,
+    /// How long a client from outside may be silent at first, where it is the one to speak first.
+    pub first_byte_timeout: Duration,
     /// How long a downstream client may take to send a request's head once it has begun.
     pub header_timeout: Duration,
     /// How long a downstream HTTP connection may be kept with no request on it, and a sidecar's for opaque TCP with nothing on it.
@@ -106,6 +112,7 @@ impl Default for Limits {
             max_header_bytes: 64 * 1024,
             max_replay_bytes: 64 * 1024,
             max_connections: 10_000,
+            max_connections_per_source: 5_000,
             max_concurrent_streams: 1_000,
             max_idle_per_endpoint: 128,
             max_idle: 1_024,
@@ -113,6 +120,7 @@ impl Default for Limits {
             pool_age: Duration::from_secs(3_600),
             connect_timeout: Duration::from_secs(1),
             peer_timeout: Duration::from_secs(10),
+            first_byte_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(30),
             keep_alive_idle: Duration::from_secs(3_600),
             handshake_timeout: Duration::from_secs(5),
@@ -227,6 +235,8 @@ limit_args! {
     max_replay_bytes: usize, "NARU_MAX_REPLAY_BYTES", "0";
     /// Downstream connections, each direction.
     max_connections: usize, "NARU_MAX_CONNECTIONS", "1";
+    /// Downstream connections from one address outside.
+    max_connections_per_source: usize, "NARU_MAX_CONNECTIONS_PER_SOURCE", "1";
     /// Concurrent streams of one downstream HTTP/2 connection.
     max_concurrent_streams: u32, "NARU_MAX_CONCURRENT_STREAMS", "1";
     /// Idle HTTP/1.1 connections that one worker keeps for one endpoint; as many again for opaque TCP between sidecars.
@@ -243,6 +253,9 @@ limit_args! {
     /// its connection is given up: a node that is cut off. Over HTTP/2, where it is asked at intervals of half of it, up to half as
     /// long again.
     peer_timeout: Span, "NARU_PEER_TIMEOUT", "1s";
+    /// How long a client from outside may be silent at first, on a port that is declared to be
+    /// HTTP.
+    first_byte_timeout: Span, "NARU_FIRST_BYTE_TIMEOUT", "1ms";
     /// How long a client may take to send a request's head once it has begun.
     header_timeout: Span, "NARU_HEADER_TIMEOUT", "1ms";
     /// How long a downstream HTTP connection is kept with no request on it, and a sidecar's for opaque TCP with nothing on it.

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use naru_listen::Place;
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -34,8 +35,9 @@ const SILENCE: std::time::Duration = std::time::Duration::from_millis(10);
 
 type PeerStream = tls::Stream<TcpStream>;
 
-/// Carries one connection to its end.
-pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAddr) {
+/// Carries one connection to its end. Until it is known what the client wants, or who it is, its
+/// place is one where it waits, and the task of this may be ended for another connection's sake.
+pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAddr, place: Place) {
     let _busy = worker.drain.busy();
     let app = worker.tables.app(destination);
     let Destination::Logical(logical) = app.load().as_ref().clone() else {
@@ -46,7 +48,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
     let mut client = Buffered::new(client);
     if strict {
         return match is_peer_in_time(&stranger.worker, &mut client).await {
-            true => Box::pin(serve_peer(stranger, client)).await,
+            true => Box::pin(serve_peer(stranger, client, place)).await,
             false => refuse(&stranger, &logical, &client),
         };
     }
@@ -58,16 +60,20 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
     let first_word = opening.first_word(&mut client, silence);
     let first_word = match silence {
         Some(_) => first_word.await,
-        None => as_long_as_idle(&stranger.worker, first_word).await,
+        None => in_time(&stranger.worker, first_word).await,
     };
     let reset = match first_word {
         FirstWord::Client(Detected::Tls)
             if is_peer_in_time(&stranger.worker, &mut client).await =>
         {
             opening.abandon();
-            return Box::pin(serve_peer(stranger, client)).await;
+            return Box::pin(serve_peer(stranger, client, place)).await;
         }
         FirstWord::Gone => None,
+        said @ (FirstWord::Client(_) | FirstWord::Server) if place.take().is_err() => {
+            opening.abandon();
+            Box::pin(overload(&stranger, client, said)).await
+        }
         FirstWord::Client(detected) => {
             let http = match (logical.protocol, detected) {
                 // TLS of the app's own, whatever its port is declared to be.
@@ -118,11 +124,25 @@ fn refuse(stranger: &Session, logical: &Logical, client: &Buffered<TcpStream>) {
     socket::reset(&client.io);
 }
 
-/// Waits for the first word of a client that is the one to speak first, as long as for a request on a connection that is kept.
-async fn as_long_as_idle(
-    worker: &Worker,
-    first_word: impl Future<Output = FirstWord>,
-) -> FirstWord {
+/// Turns away a client for which there is no place. In HTTP/1 it is told so; for others there is no
+/// way to say it.
+async fn overload(
+    stranger: &Session,
+    client: Buffered<TcpStream>,
+    said: FirstWord,
+) -> Option<TcpStream> {
+    tracing::debug!(place = "none", "a client without an identity is refused");
+    match said {
+        FirstWord::Client(Detected::Http1) => {
+            http1::refuse(stranger, client, Reason::Overload).await;
+            None
+        }
+        _ => Some(client.io),
+    }
+}
+
+/// Waits for the first word of a client that is the one to speak first.
+async fn in_time(worker: &Worker, first_word: impl Future<Output = FirstWord>) -> FirstWord {
     let leaving = async {
         worker.drain.started().await;
         sleep(http1::LEAVING).await;
@@ -131,7 +151,7 @@ async fn as_long_as_idle(
         biased;
         first_word = first_word => first_word,
         () = leaving => FirstWord::Gone,
-        () = sleep(worker.config.limits.keep_alive_idle) => FirstWord::Gone,
+        () = sleep(worker.config.limits.first_byte_timeout) => FirstWord::Gone,
     }
 }
 
@@ -178,7 +198,7 @@ fn client_hello(bytes: &[u8]) -> Option<bool> {
     None
 }
 
-async fn serve_peer(stranger: Session, client: Buffered<TcpStream>) {
+async fn serve_peer(stranger: Session, client: Buffered<TcpStream>, place: Place) {
     let worker = stranger.worker.clone();
     let handshake = Box::pin(shake_hands(&worker, client));
     let accepted = timeout(worker.config.limits.handshake_timeout, handshake)
@@ -194,6 +214,10 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>) {
             return;
         }
     };
+    if let Err(limit) = place.prove() {
+        tracing::debug!(?limit, client = &*name, "a peer is refused");
+        return;
+    }
     let session = Session::inbound(worker, stranger.destination, name);
     let reset = match alpn {
         Alpn::Http1 => {

@@ -92,6 +92,7 @@ pub mod http2;
 pub mod identity;
 pub mod inbound;
 pub mod init;
+pub mod listening;
 pub mod logging;
 pub mod login;
 pub mod metrics;

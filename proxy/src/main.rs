@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use naru_listen::descriptors::Descriptors;
+use naru_listen::scrapes::Scrapes;
 use naru_proxy::access_log::AccessLog;
 use naru_proxy::admin::{self, Admin, Health};
 use naru_proxy::bypass;
@@ -33,6 +35,8 @@ use naru_proxy::worker::{self, Shared};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
+/// Descriptors of one connection and one upstream for it, in each direction.
+const DESCRIPTORS: usize = 4;
 /// How long the access log may take to be written out at the end.
 const LAST_LINES: Duration = Duration::from_secs(1);
 /// Threads for what blocks: resolving names, reading files, rendering metrics.
@@ -81,8 +85,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(mut config: Config) -> anyhow::Result<()> {
     let log = logging::start(&config.log, config.log_format).context("starting the log")?;
+    let most = &mut config.limits.max_connections;
+    *most = Descriptors::raise().connections(*most, DESCRIPTORS, "--max-connections");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -140,9 +146,14 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     };
     let sync = Sync::new(controller, store.clone(), misses, metrics.clone());
     let admin_address = admin_listener.local_addr()?;
+    let (inbound, admin_places) = (worker::places(&config.limits), admin::places());
+    metrics.watch_places("inbound", inbound.clone());
+    metrics.watch_places("admin", admin_places.clone());
+    let rendered = metrics.clone();
     let admin = Admin {
         identity: identity.clone(),
-        metrics: metrics.clone(),
+        scrapes: Scrapes::new(move || rendered.render().map_err(|error| error.to_string())),
+        inbound: inbound.clone(),
         store,
         tables: tables.clone(),
         health: health.clone(),
@@ -153,7 +164,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(renewal.run());
     tasks.spawn(sync.run());
-    tasks.spawn(admin::serve(admin_listener, admin));
+    tasks.spawn(admin::serve(admin_listener, admin_places, admin));
     tasks.spawn(bypass::watch(
         config.clone(),
         health.clone(),
@@ -169,6 +180,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
             metrics,
             access_log,
             drain,
+            inbound,
         },
         listeners,
     )

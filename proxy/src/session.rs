@@ -42,7 +42,7 @@ impl Session {
     ) -> Self {
         let namespace: Arc<str> = worker.config.namespace.as_str().into();
         let empty: Arc<str> = "".into();
-        let port = destination.address.port();
+        let port = labelled_port(&worker, destination.address.port());
         let requests = worker.metrics.request(RequestLabels {
             direction: Direction::Inbound,
             client: client.clone(),
@@ -91,16 +91,21 @@ impl Session {
     /// Where requests are counted for which no destination is known.
     pub fn unknown_metrics(&self) -> Arc<RequestMetrics> {
         let empty: Arc<str> = "".into();
-        let namespace = match self.direction {
-            Direction::Inbound => self.worker.config.namespace.as_str().into(),
-            Direction::Outbound => empty.clone(),
+        let port = self.destination.address.port();
+        let (namespace, port) = match self.direction {
+            Direction::Inbound => (
+                self.worker.config.namespace.as_str().into(),
+                labelled_port(&self.worker, port),
+            ),
+            // Whether there is anything at that address is not known either.
+            Direction::Outbound => (empty.clone(), 0),
         };
         self.worker.metrics.request(RequestLabels {
             direction: self.direction,
             client: self.client.clone(),
             namespace,
             service: empty.clone(),
-            port: self.destination.address.port(),
+            port,
             route: empty.clone(),
             rule: empty.clone(),
             backend: empty,
@@ -114,4 +119,11 @@ impl Session {
             None => logical.tcp.clone(),
         }
     }
+}
+
+/// The `port` of inbound series: 0, for none, where it is neither declared nor one on which the app
+/// listens.
+fn labelled_port(worker: &Worker, port: u16) -> u16 {
+    let is_real = worker.tables.inbound().ports.contains_key(&port) || worker.listening.is(port);
+    if is_real { port } else { 0 }
 }

@@ -391,14 +391,17 @@ pub async fn pass_through(
 ) -> Option<TcpStream> {
     let _busy = worker.drain.busy();
     let empty: Arc<str> = "".into();
-    let metrics = worker.metrics.tcp(TcpLabels {
-        direction: Direction::Outbound,
-        client: empty.clone(),
-        namespace: empty.clone(),
-        service: empty,
-        port: address.port(),
-    });
-    metrics.opened();
+    let count = |port| {
+        let metrics = worker.metrics.tcp(TcpLabels {
+            direction: Direction::Outbound,
+            client: empty.clone(),
+            namespace: empty.clone(),
+            service: empty.clone(),
+            port,
+        });
+        metrics.opened();
+        metrics
+    };
     let dialled = tokio::time::timeout(
         PASS_THROUGH_PATIENCE,
         socket::dial(address, None, worker.config.socket_mark),
@@ -406,6 +409,7 @@ pub async fn pass_through(
     let reason = match dialled.await {
         Ok(Ok(stream)) => {
             worker.metrics.upstream_connect(None);
+            let metrics = count(address.port());
             let mut upstream = Buffered::new(Stream::Plain(stream));
             let broken = copy(&mut client, &mut upstream, Some(&metrics)).await;
             return finish(client, &upstream.io, &metrics, broken);
@@ -417,10 +421,13 @@ pub async fn pass_through(
         Err(_) => Reason::ConnectTimeout,
     };
     worker.metrics.upstream_connect(Some(reason));
-    metrics.closed(Some(reason));
+    // A port on which nothing listens gets no series of its own.
+    count(NO_PORT).closed(Some(reason));
     Some(client.io)
 }
 
+/// The `port` of what was not connected.
+const NO_PORT: u16 = 0;
 /// How long an address outside the mesh may take to accept: what Linux tries by itself in a minute, and the client may have its own
 /// opinion.
 const PASS_THROUGH_PATIENCE: Duration = Duration::from_secs(60);

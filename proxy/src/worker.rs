@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use naru_listen::{Bounds, Place, Places};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,9 +18,10 @@ use tokio::task::LocalSet;
 use tokio::time::sleep;
 
 use crate::access_log::AccessLog;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::drain::Drain;
 use crate::identity::Identity;
+use crate::listening::Listening;
 use crate::metrics::{Direction, Metrics, PoolProtocol};
 use crate::mirror::Mirroring;
 use crate::pool::Pool;
@@ -33,6 +35,13 @@ mod tests;
 
 /// Connections that have been accepted and that their worker has not taken yet.
 const HANDED_OVER: usize = 256;
+/// Of this many connections from outside, one more is kept for clients that prove an identity.
+const UNPROVEN_OF: (usize, usize) = (4, 5);
+/// Connections from outside that wait for their first bytes, beside those that are carried: a part
+/// of the latter …
+const WAITING_OF: (usize, usize) = (1, 10);
+/// … but room for a burst.
+const MIN_WAITING: usize = 64;
 /// How long connections from outside are still accepted after the shutdown has started: whoever balances over several pods has been
 /// told by then that this one is going.
 const LATE_ARRIVALS: Duration = Duration::from_secs(1);
@@ -50,6 +59,24 @@ pub struct Shared {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub drain: Drain,
+    /// For connections from outside.
+    pub inbound: Places,
+}
+
+/// Places for connections from outside.
+pub fn places(limits: &Limits) -> Places {
+    let all = limits.max_connections;
+    let part = |(of, whole): (usize, usize)| (all.saturating_mul(of) / whole).max(1);
+    let waiting = part(WAITING_OF).max(MIN_WAITING);
+    Places::new(Bounds {
+        waiting,
+        waiting_of_source: waiting,
+        taken: part(UNPROVEN_OF),
+        taken_of_source: limits.max_connections_per_source,
+        spare: 0,
+        all,
+        of_source: limits.max_connections_per_source,
+    })
 }
 
 /// What the connections of one worker have in common. Lives in an `Rc` on the worker's thread.
@@ -66,6 +93,7 @@ pub struct Worker {
     pub tcp_pool: Pool,
     pub mirroring: Rc<Mirroring>,
     pub random: RefCell<SmallRng>,
+    pub listening: Listening,
 }
 
 impl Worker {
@@ -83,6 +111,7 @@ impl Worker {
             tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
             mirroring: Rc::default(),
             random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
+            listening: Listening::default(),
         }
     }
 }
@@ -105,10 +134,22 @@ struct Arrival {
 
 /// What goes with a connection.
 struct Connection {
-    direction: Direction,
+    room: Room,
     destination: SocketAddr,
-    _permit: OwnedSemaphorePermit,
-    _live: Live,
+    live: Live,
+}
+
+/// What a connection takes of its direction's limit.
+enum Room {
+    Inbound(Place),
+    Outbound(OwnedSemaphorePermit),
+}
+
+/// Where the listeners of one direction have room for connections.
+#[derive(Clone)]
+enum Rooms {
+    Inbound(Places),
+    Outbound(Arc<Semaphore>),
 }
 
 /// Counts a connection for its worker.
@@ -138,7 +179,8 @@ pub fn start(shared: Shared, listeners: Listeners) -> io::Result<Workers> {
         let worker = move |worker| take_over(worker, receiver);
         spawn(number, shared.clone(), Alive(sender.clone()), worker)?;
     }
-    let acceptor = move |worker| accept_all(worker, listeners, targets);
+    let inbound = shared.inbound.clone();
+    let acceptor = move |worker| accept_all(worker, listeners, targets, inbound);
     spawn(0, shared, Alive(sender), acceptor)?;
     Ok(Workers { alive })
 }
@@ -200,33 +242,45 @@ async fn accept_all(
     worker: Rc<Worker>,
     listeners: Listeners,
     targets: Vec<Target>,
+    inbound: Places,
 ) -> io::Result<()> {
     let limit = worker.config.limits.max_connections;
-    let permits = [Direction::Inbound, Direction::Outbound].map(|direction| {
-        let permits = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
-        (direction, permits)
-    });
+    let outbound = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
     let targets: Rc<[Target]> = targets.into();
     for listener in listeners.listeners {
-        let permits = permits
-            .iter()
-            .find(|(direction, _)| *direction == listener.direction)
-            .map(|(_, permits)| permits.clone());
-        if let Some(permits) = permits {
-            tokio::task::spawn_local(accept(worker.clone(), listener, permits, targets.clone()));
-        }
+        let rooms = match listener.direction {
+            Direction::Inbound => Rooms::Inbound(inbound.clone()),
+            Direction::Outbound => Rooms::Outbound(outbound.clone()),
+        };
+        tokio::task::spawn_local(accept(worker.clone(), listener, rooms, targets.clone()));
     }
     // A worker ends with the process.
     std::future::pending().await
 }
 
+impl Rooms {
+    /// From outside a connection waits at the cost of others that do. What the own app opens beyond
+    /// the limit is left in the kernel's queue.
+    async fn take(&self, peer: SocketAddr) -> Option<Room> {
+        match self {
+            Self::Inbound(places) => Some(Room::Inbound(places.enter(peer.ip()))),
+            Self::Outbound(permits) => {
+                let permit = permits.clone().acquire_owned().await;
+                permit.ok().map(Room::Outbound)
+            }
+        }
+    }
+
+    /// A connection could not be accepted.
+    fn exhausted(&self) {
+        if let Self::Inbound(places) = self {
+            places.exhausted();
+        }
+    }
+}
+
 /// Accepts connections on one listener.
-async fn accept(
-    worker: Rc<Worker>,
-    listener: Listener,
-    permits: Arc<Semaphore>,
-    targets: Rc<[Target]>,
-) {
+async fn accept(worker: Rc<Worker>, listener: Listener, rooms: Rooms, targets: Rc<[Target]>) {
     let socket = TcpListener::from_std(listener.socket)
         .and_then(|socket| Ok((socket.local_addr()?, socket)));
     let (address, socket) = match socket {
@@ -240,21 +294,23 @@ async fn accept(
         let mut logged: Option<Instant> = None;
         loop {
             match socket.accept().await {
-                Ok((stream, _)) => {
-                    // Beyond the limit this one waits, and the others in the kernel's queue. Asked for only now: a listener
-                    // to which nobody comes must not keep from another what it would need.
-                    let Ok(permit) = permits.clone().acquire_owned().await else {
+                Ok((stream, peer)) => {
+                    // Asked for only now: a listener to which nobody comes must not keep from
+                    // another what it would need.
+                    let Some(room) = rooms.take(peer).await else {
                         return;
                     };
                     let known = listener.destination;
-                    let direction = listener.direction;
-                    arrived(&worker, stream, address, known, direction, permit, &targets).await;
+                    arrived(&worker, stream, address, known, room, &targets).await;
+                    // What has arrived is looked at before a later one can take its place.
+                    tokio::task::yield_now().await;
                 }
                 Err(error) => {
                     if logged.is_none_or(|at| at.elapsed() >= ACCEPT_ERROR_EVERY) {
                         logged = Some(Instant::now());
                         tracing::warn!(%error, "connections can't be accepted; raise the limit of open files?");
                     }
+                    rooms.exhausted();
                     sleep(ACCEPT_BACKOFF).await;
                 }
             }
@@ -284,10 +340,10 @@ async fn arrived(
     stream: TcpStream,
     listener: SocketAddr,
     known: Option<SocketAddr>,
-    direction: Direction,
-    permit: OwnedSemaphorePermit,
+    room: Room,
     targets: &[Target],
 ) {
+    let direction = room.direction();
     let destination = match known {
         Some(destination) => Ok(Some(destination)),
         None => socket::original_destination(&stream, listener)
@@ -310,10 +366,9 @@ async fn arrived(
         return;
     };
     let connection = Connection {
-        direction,
+        room,
         destination,
-        _permit: permit,
-        _live: Live::new(&target.live),
+        live: Live::new(&target.live),
     };
     match &target.sender {
         None => connection.start(worker, stream),
@@ -337,21 +392,36 @@ fn is_own(config: &Config, direction: Direction, destination: SocketAddr) -> boo
     direction == Direction::Inbound && own.contains(&destination.port())
 }
 
+impl Room {
+    fn direction(&self) -> Direction {
+        match self {
+            Self::Inbound(_) => Direction::Inbound,
+            Self::Outbound(_) => Direction::Outbound,
+        }
+    }
+}
+
 impl Connection {
     /// Carries it, in a task of its own.
     fn start(self, worker: &Rc<Worker>, stream: TcpStream) {
-        let (worker, destination) = (worker.clone(), self.destination);
+        let (worker, destination, live) = (worker.clone(), self.destination, self.live);
         // Two kinds of tasks, so that neither has the other's size.
-        match self.direction {
-            Direction::Inbound => tokio::task::spawn_local(async move {
-                let _counted = self;
-                inbound::serve(worker, stream, destination).await;
-            }),
-            Direction::Outbound => tokio::task::spawn_local(async move {
-                let _counted = self;
-                outbound::serve(worker, stream, destination).await;
-            }),
-        };
+        match self.room {
+            Room::Inbound(place) => {
+                let eviction = place.eviction();
+                let task = tokio::task::spawn_local(async move {
+                    let _counted = live;
+                    inbound::serve(worker, stream, destination, place).await;
+                });
+                eviction.ends(task.abort_handle());
+            }
+            Room::Outbound(permit) => {
+                tokio::task::spawn_local(async move {
+                    let _counted = (live, permit);
+                    outbound::serve(worker, stream, destination).await;
+                });
+            }
+        }
     }
 }
 

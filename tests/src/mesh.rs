@@ -122,6 +122,11 @@ impl Mesh {
         self.address(254, 15014)
     }
 
+    /// Where the controller serves proxies.
+    pub fn controller_proxies(&self) -> SocketAddr {
+        self.address(254, 15010)
+    }
+
     fn address(&self, last: u8, port: u16) -> SocketAddr {
         let [a, b] = self.network;
         SocketAddr::from((Ipv4Addr::new(127, a, b, last), port))

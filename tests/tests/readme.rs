@@ -160,6 +160,7 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
     metrics.certificate(1, "0123456789abcdef");
     metrics.controller_heard(Instant::now());
     metrics.push(PushOutcome::Accepted, 1, 1);
+    metrics.watch_places("admin", naru_proxy::admin::places());
     let known = families_of(&metrics.render().expect("a rendering"));
     assert_eq!(families_of_readme("Metrics of a sidecar"), known);
 }
@@ -189,6 +190,8 @@ fn every_metric_of_the_controller_is_in_the_readme_with_its_labels() {
     let in_force = InForce::new(Arc::new(ca.expect("an authority")), []);
     metrics.authority(AuthorityState::Steady, &in_force, 0);
     metrics.count_objects(|| vec![("Service", 1)]);
+    metrics.watch_places("admin", naru_proxy::admin::places());
+    metrics.stream_refused("pod");
     let known = families_of(&metrics.render().expect("a rendering"));
     assert_eq!(families_of_readme("Metrics of the controller"), known);
 }

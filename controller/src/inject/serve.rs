@@ -4,49 +4,60 @@
 //! so itself. Which of the two it is the API server decides, by the selectors of the webhook's configuration. Out: an answer to
 //! the review, or an HTTP error that says what was wrong with it.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use naru_listen::http::{Caller, Times};
+use naru_listen::turns::Turns;
+use naru_listen::{Bounds, Places};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 
 use super::{Options, Outcome, answer};
 use crate::metrics::Metrics;
 use crate::reply::{Reply, not_allowed, text, with_type};
 
-/// Connections at once: each API server keeps a few. With one more, the oldest is closed: whoever holds connections for nothing
-/// keeps no API server out.
-const MAX_CONNECTIONS: usize = 256;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a request's head may take, and a connection may wait for the next one: longer than an API server keeps it.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// Connections at once: an API server has one for each review that it waits for.
+const BOUNDS: Bounds = Bounds {
+    waiting: 512,
+    waiting_of_source: 256,
+    taken: 512,
+    taken_of_source: 256,
+    spare: 64,
+    all: 512,
+    of_source: 256,
+};
+const TIMES: Times = Times {
+    // With the TLS handshake.
+    head: Duration::from_secs(5),
+    // Longer than an API server keeps a connection.
+    idle: Duration::from_secs(120),
+    // As long as an API server waits for a webhook, by default.
+    answer: Duration::from_secs(10),
+    write: Duration::from_secs(10),
+    max_head: 16 * 1024,
+};
 /// How long a request's body may take: less than the time that an API server waits for a webhook (10 s by default).
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes in a request's head.
-const MAX_HEAD: usize = 16 * 1024;
 /// Bytes in a review: an API server takes requests of 3 MiB, and the review says a little more than the pod.
 const MAX_BODY: usize = 4 * 1024 * 1024;
 /// Bytes in the review of nearly every pod, …
 const MANY_BYTES: usize = 64 * 1024;
 /// … and reviews with more than that at once: what is held in memory for others stays below 32 MiB.
 const MAX_LARGE: usize = 8;
-/// How long to wait after a connection could not be accepted (no file descriptors left, mostly).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// … of them from one address …
+const MAX_LARGE_OF_SOURCE: usize = 4;
+/// … and such reviews of one address that wait.
+const MAX_LARGE_WAITING: usize = 256;
 
 /// For pods in namespaces that are labelled, and for pods that are annotated.
 const BY_NAMESPACE: &str = "/inject";
@@ -63,68 +74,45 @@ pub async fn serve(
     metrics: Metrics,
     injected: Injected,
 ) {
+    let places = Places::new(BOUNDS);
+    metrics.watch_places("webhook", places.clone());
     let webhook = Arc::new(Webhook {
-        tls: TlsAcceptor::from(tls),
         options,
         metrics,
         injected,
-        large: Semaphore::new(MAX_LARGE),
+        large: Turns::new(MAX_LARGE, MAX_LARGE_OF_SOURCE),
     });
-    let mut connections: VecDeque<AbortHandle> = VecDeque::new();
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                connections.retain(|connection| !connection.is_finished());
-                if connections.len() >= MAX_CONNECTIONS
-                    && let Some(oldest) = connections.pop_front()
-                {
-                    oldest.abort();
-                }
-                let connection = tokio::spawn(webhook.clone().connection(stream, peer));
-                connections.push_back(connection.abort_handle());
-            }
-            Err(error) => {
-                debug!(%error, "accepting a connection of an API server");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+    let tls = TlsAcceptor::from(tls);
+    let open = move |stream, peer| shake_hands(tls.clone(), stream, peer);
+    let answer = move |request, caller: Caller| {
+        let webhook = webhook.clone();
+        async move { webhook.reply(request, caller.peer.ip()).await }
+    };
+    naru_listen::http::serve(listener, places, TIMES, open, answer).await;
+}
+
+async fn shake_hands(
+    tls: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<TlsStream<TcpStream>> {
+    let shaken = tls.accept(stream).await;
+    shaken
+        // Worth a line: an API server that does not trust the certificate says so here.
+        .inspect_err(|error| warn!(%peer, %error, "TLS handshake with the webhook"))
+        .ok()
 }
 
 struct Webhook {
-    tls: TlsAcceptor,
     options: Options,
     metrics: Metrics,
     injected: Injected,
-    large: Semaphore,
+    /// For large reviews, by where they come from.
+    large: Turns<IpAddr>,
 }
 
 impl Webhook {
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(stream)).await {
-            Ok(Ok(stream)) => stream,
-            // Worth a line: an API server that does not trust the certificate says so here.
-            Ok(Err(error)) => return warn!(%peer, %error, "TLS handshake with the webhook"),
-            Err(_) => return debug!(%peer, "no TLS handshake with the webhook in time"),
-        };
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(
-                TokioIo::new(stream),
-                service_fn(move |request| {
-                    let webhook = self.clone();
-                    async move { Ok::<_, Infallible>(webhook.reply(request).await) }
-                }),
-            )
-            .await;
-        if let Err(error) = served {
-            debug!(%peer, %error, "a connection to the webhook");
-        }
-    }
-
-    async fn reply(&self, request: Request<Incoming>) -> Reply {
+    async fn reply(&self, request: Request<Incoming>, source: IpAddr) -> Reply {
         let by_namespace = match request.uri().path() {
             BY_NAMESPACE => true,
             BY_POD => false,
@@ -136,7 +124,7 @@ impl Webhook {
         if request.method() != Method::POST {
             return not_allowed("POST");
         }
-        let answered = match self.body(request.into_body()).await {
+        let answered = match self.body(request.into_body(), source).await {
             Ok(review) => answer(&review, by_namespace, &self.options)
                 .map_err(|problem| (StatusCode::BAD_REQUEST, problem)),
             Err(refused) => Err(refused),
@@ -164,7 +152,7 @@ impl Webhook {
     }
 
     /// The whole body, if it is not too long and does not take too long.
-    async fn body(&self, body: Incoming) -> Result<Bytes, (StatusCode, String)> {
+    async fn body(&self, body: Incoming, source: IpAddr) -> Result<Bytes, (StatusCode, String)> {
         let too_large = || {
             let problem = format!("a review has at most {MAX_BODY} bytes");
             (StatusCode::PAYLOAD_TOO_LARGE, problem)
@@ -178,15 +166,19 @@ impl Webhook {
             return Err(too_large());
         }
         let read = async {
-            let _place = match length > MANY_BYTES {
-                true => self.large.acquire().await.ok(),
+            let _turn = match length > MANY_BYTES {
+                true => Some(self.large.take(source, MAX_LARGE_WAITING).await?),
                 false => None,
             };
-            Limited::new(body, MAX_BODY).collect().await
+            Some(Limited::new(body, MAX_BODY).collect().await)
         };
         match timeout(BODY_TIMEOUT, read).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) => Err((StatusCode::BAD_REQUEST, error.to_string())),
+            Ok(Some(Ok(body))) => Ok(body.to_bytes()),
+            Ok(Some(Err(error))) => Err((StatusCode::BAD_REQUEST, error.to_string())),
+            Ok(None) => Err((
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many large reviews of this address wait".to_owned(),
+            )),
             Err(_) => Err((
                 StatusCode::REQUEST_TIMEOUT,
                 "the review did not arrive in time".to_owned(),

@@ -1,39 +1,62 @@
-//! Accepting connections: TCP, then TLS, both bounded in number and time.
+//! Accepting connections: TCP, then TLS, both bounded in number and time, and by where they come
+//! from.
 //!
 //! In: a listener. Out: connections with the identity that the client has proven, if any.
+//!
+//! ```text
+//! silent ─▶ waits for its turn, handshake ─┬─▶ proven
+//!                                          └─▶ unproven ─▶ certificate request ─▶ unproven
+//! ```
+//!
+//! A connection that is silent, or unproven without a request, may be given up for others: the oldest
+//! of the address that has the most.
 
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use naru_listen::descriptors::Descriptors;
+use naru_listen::turns::Turns;
+use naru_listen::{Bounds, Limit, Place, Places};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::stream::Peer;
 use super::tls;
+use crate::metrics::Metrics;
 
-/// Connections at once, one for each proxy and a few more. The rest wait to be accepted.
-const MAX_CONNECTIONS: usize = 25_000;
-/// Connections at once of clients that have not proven who they are, those in the handshake included. Each lives for
-/// the time of a certificate request, so that this is enough for thousands of proxies that start in the same minute.
-const MAX_UNPROVEN: usize = 2_000;
+/// Connections of clients that have proven who they are, one for each proxy and a few more.
+const MAX_PROVEN: usize = 25_000;
+/// Connections that are silent, in the handshake, or of clients that have not proven who they are:
+/// enough for thousands of proxies that start in the same minute.
+const MAX_WAITING: usize = 10_000;
+/// Most of one address. That of a node may stand for all its pods.
+const OF_SOURCE: (usize, usize) = (1, 2);
+/// How long a connection may be silent at first.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes under way for each core. Each takes a core for about a millisecond, and waits for its
+/// client meanwhile. All at once would take longer than their clients wait, and all of them would
+/// have been for nothing.
+const HANDSHAKES_PER_CORE: usize = 32;
+/// How long a connection waits for its turn at the handshake: after that its proxy has given it up.
+const TURN_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a client keeps a turn that makes the handshake wait.
+const TURN: Duration = Duration::from_millis(500);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client that has not proven who it is may stay: one certificate request and its answer.
 const UNPROVEN_LIFETIME: Duration = Duration::from_secs(30);
-/// How long to wait after a connection could not be accepted (no file descriptors left, mostly).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections after their handshake that wait for the HTTP/2 server.
 const MAX_READY: usize = 64;
 
@@ -43,15 +66,20 @@ pub struct Client {
     pub address: SocketAddr,
     /// Whom the client has proven to be.
     pub peer: Option<Peer>,
+    pub place: Arc<Place>,
 }
 
 /// A connection after its handshake.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     client: Client,
-    /// When it has to end, and its place among the unproven.
-    unproven: Option<(Pin<Box<Sleep>>, OwnedSemaphorePermit)>,
-    _place: OwnedSemaphorePermit,
+    /// What ends it before it ends by itself, where the client is unproven.
+    unproven: Option<Unproven>,
+}
+
+struct Unproven {
+    deadline: Pin<Box<Sleep>>,
+    evicted: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 /// Accepts for as long as the receiver lives.
@@ -59,15 +87,48 @@ pub fn start(
     listener: TcpListener,
     config: Arc<ArcSwap<ServerConfig>>,
     trust_domain: &str,
+    metrics: &Metrics,
 ) -> mpsc::Receiver<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(MAX_READY);
+    let places = Places::new(bounds(Descriptors::raise()));
+    metrics.watch_places("proxies", places.clone());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let handshakes = HANDSHAKES_PER_CORE * cores;
     let acceptor = Acceptor {
         config,
         trust_domain: trust_domain.into(),
-        sender,
+        sender: sender.clone(),
+        turns: Turns::new(handshakes, handshakes / 2),
     };
-    tokio::spawn(acceptor.run(listener));
+    let start = move |stream, address, place| {
+        let handshake = acceptor.clone().handshake(stream, address, place);
+        tokio::spawn(handshake);
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = naru_listen::accept(listener, places, start) => {}
+            () = sender.closed() => {}
+        }
+    });
     receiver
+}
+
+/// As many as the descriptors allow.
+fn bounds(descriptors: Descriptors) -> Bounds {
+    let wanted = MAX_PROVEN + MAX_WAITING;
+    let connections = descriptors.connections(wanted, 1, "proxies of the controller");
+    let part = |of: usize| (connections * of / wanted).max(1);
+    let (waiting, all) = (part(MAX_WAITING), part(MAX_PROVEN));
+    let of_source = |of: usize| (of * OF_SOURCE.0 / OF_SOURCE.1).max(1);
+    Bounds {
+        waiting,
+        waiting_of_source: of_source(waiting),
+        taken: waiting.min(all),
+        taken_of_source: of_source(waiting.min(all)),
+        spare: 0,
+        all,
+        of_source: of_source(all),
+    }
 }
 
 #[derive(Clone)]
@@ -75,48 +136,50 @@ struct Acceptor {
     config: Arc<ArcSwap<ServerConfig>>,
     trust_domain: Arc<str>,
     sender: mpsc::Sender<io::Result<Connection>>,
+    /// For handshakes, by where they come from.
+    turns: Turns<IpAddr>,
 }
 
 impl Acceptor {
-    async fn run(self, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let unproven = Arc::new(Semaphore::new(MAX_UNPROVEN));
-        loop {
-            let accepted = async {
-                let place = places.clone().acquire_owned().await.ok()?;
-                let unproven = unproven.clone().acquire_owned().await.ok()?;
-                Some((place, unproven, listener.accept().await))
-            };
-            let accepted = tokio::select! {
-                accepted = accepted => accepted,
-                () = self.sender.closed() => return,
-            };
-            match accepted {
-                None => return,
-                Some((place, unproven, Ok((stream, address)))) => {
-                    tokio::spawn(self.clone().handshake(stream, address, place, unproven));
-                }
-                Some((_, _, Err(error))) => {
-                    warn!(%error, "accepting a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
+    async fn handshake(self, stream: TcpStream, address: SocketAddr, place: Place) {
+        let evicted = place.evicted();
+        tokio::select! {
+            () = self.shake_hands(stream, address, place) => {}
+            () = evicted => debug!(%address, "given up for other connections"),
         }
     }
 
-    async fn handshake(
-        self,
-        stream: TcpStream,
-        address: SocketAddr,
-        place: OwnedSemaphorePermit,
-        unproven: OwnedSemaphorePermit,
-    ) {
+    async fn shake_hands(self, stream: TcpStream, address: SocketAddr, place: Place) {
         // Pushes are single small segments that somebody waits for.
         if let Err(error) = stream.set_nodelay(true) {
             return debug!(%address, %error, "a new connection");
         }
+        match timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut [0])).await {
+            Ok(Ok(1..)) => {}
+            Ok(_) => return,
+            Err(_) => return debug!(%address, "not a byte in time"),
+        }
+        if let Err(limit) = place.take() {
+            return debug!(%address, ?limit, "no place for another handshake");
+        }
+        let turn = self.turns.take(place.source(), MAX_WAITING);
+        let Ok(Some(turn)) = timeout(TURN_TIMEOUT, turn).await else {
+            place.refuse(Limit::Turn);
+            return debug!(%address, "no turn at the handshake in time");
+        };
         let tls = TlsAcceptor::from(self.config.load_full());
-        let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        let mut shaking = pin!(timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)));
+        let shaken = match timeout(TURN, &mut shaking).await {
+            Ok(shaken) => {
+                drop(turn);
+                shaken
+            }
+            Err(_) => {
+                drop(turn);
+                shaking.await
+            }
+        };
+        let stream = match shaken {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return debug!(%address, %error, "TLS handshake"),
             Err(_) => return debug!(%address, "no TLS handshake in time"),
@@ -126,14 +189,26 @@ impl Acceptor {
         }
         let peer = tls::peer(stream.get_ref().1.peer_certificates(), &self.trust_domain);
         let unproven = match peer {
-            Some(_) => None,
-            None => Some((Box::pin(sleep(UNPROVEN_LIFETIME)), unproven)),
+            Some(_) => match place.prove() {
+                Ok(()) => None,
+                Err(limit) => return debug!(%address, ?limit, "no place for another proxy"),
+            },
+            None => {
+                place.wait();
+                Some(Unproven {
+                    deadline: Box::pin(sleep(UNPROVEN_LIFETIME)),
+                    evicted: Box::pin(place.evicted()),
+                })
+            }
         };
         let connection = Connection {
             stream,
-            client: Client { address, peer },
+            client: Client {
+                address,
+                peer,
+                place: Arc::new(place),
+            },
             unproven,
-            _place: place,
         };
         // No receiver: the controller ends.
         let _ = self.sender.send(Ok(connection)).await;
@@ -154,8 +229,9 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some((deadline, _)) = &mut self.unproven
-            && deadline.as_mut().poll(context).is_ready()
+        if let Some(unproven) = &mut self.unproven
+            && (unproven.deadline.as_mut().poll(context).is_ready()
+                || unproven.evicted.as_mut().poll(context).is_ready())
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }

@@ -1,16 +1,20 @@
 //! The two gRPC methods of the contract, told apart by path.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use naru_contract::{
     CERTIFY_PATH, CertifyRequest, CertifyResponse, FromProxy, MAX_MESSAGE_BYTES, SYNC_PATH, ToProxy,
 };
+use naru_listen::Limit;
+use naru_listen::turns::Turns;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::server::Grpc;
@@ -27,10 +31,26 @@ use crate::metrics::Metrics;
 /// The largest request for a certificate, in bytes: a signing request and a token.
 const MAX_CERTIFY_BYTES: usize = 64 * 1024;
 
+/// Requests for certificates that are worked on at once: each costs a signature, and in a cluster a
+/// TokenReview of the API server …
+const MAX_CERTIFYING: usize = 32;
+/// … of one address, which before its token is looked at is all that is known of a client …
+const MAX_CERTIFYING_OF_SOURCE: usize = 16;
+/// … and those of one address that wait …
+const MAX_WAITING_OF_SOURCE: usize = 1_000;
+/// … for so long.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Turns at requests for certificates.
+pub fn turns() -> Turns<IpAddr> {
+    Turns::new(MAX_CERTIFYING, MAX_CERTIFYING_OF_SOURCE)
+}
+
 /// Serves gRPC. Cheap to clone.
 #[derive(Clone)]
 pub struct Methods {
     pub issuer: Arc<Issuer>,
+    pub turns: Turns<IpAddr>,
     pub context: Context,
 }
 
@@ -79,12 +99,26 @@ impl Methods {
     ) -> Result<Response<CertifyResponse>, Status> {
         let client = client(&request)?;
         let request = request.into_inner();
+        let busy = |limit: Limit| {
+            let text = format!("too many requests for certificates ({})", limit.as_str());
+            Status::resource_exhausted(text)
+        };
+        // Not given up for other connections while it is worked on.
+        client.place.take().map_err(busy)?;
+        let turn = self
+            .turns
+            .take(client.place.source(), MAX_WAITING_OF_SOURCE);
+        let Ok(Some(turn)) = timeout(TURN_TIMEOUT, turn).await else {
+            client.place.refuse(Limit::Turn);
+            client.place.wait();
+            return Err(busy(Limit::Turn));
+        };
         let now = SystemTime::now();
-        let issued = self
-            .issuer
-            .certify(&request.csr_der, &request.token, now)
-            .await
-            .map_err(|refusal| refused(&self.context.metrics, &client, &refusal))?;
+        let issued = self.issuer.certify(&request.csr_der, &request.token, now);
+        let issued = issued.await;
+        drop(turn);
+        client.place.wait();
+        let issued = issued.map_err(|refusal| refused(&self.context.metrics, &client, &refusal))?;
         self.context.metrics.issued();
         let pod = issued.pod.as_deref().unwrap_or_default();
         info!(id = %issued.id, pod, client = %client.address, "a certificate is issued");

@@ -89,13 +89,16 @@ impl Serve {
             self.hub.clone(),
             self.renew_within,
         ));
-        let connections = accept::start(listener, config, self.issuer.trust_domain());
+        let connections =
+            accept::start(listener, config, self.issuer.trust_domain(), &self.metrics);
         let methods = grpc::Methods {
             issuer: self.issuer,
+            turns: grpc::turns(),
             context: stream::Context {
                 hub: self.hub,
                 metrics: self.metrics,
                 stopping: stopping.clone(),
+                shares: stream::Shares::default(),
             },
         };
         let mut stop = stopping.clone();
@@ -147,14 +150,5 @@ fn trust_anchors(in_force: &InForce, renew_within: Duration) -> TrustAnchors {
 
 /// Listens on `address`. Where there is no IPv6, `[::]` is taken as `0.0.0.0`.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(error)
-            if address.is_ipv6()
-                && address.ip().is_unspecified()
-                && error.kind() != io::ErrorKind::AddrInUse =>
-        {
-            TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        result => result,
-    }
+    naru_listen::bind(address).await
 }

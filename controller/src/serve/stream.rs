@@ -4,8 +4,9 @@
 //! status that says what was wrong. Only this stream ends.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use naru_contract::{
@@ -27,12 +28,15 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a proxy may take to put a push in force: tens of megabytes on a machine that is overloaded. After that it
 /// has to begin anew.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a quiet stream says that it lives: twice as often as the contract asks for.
-const HEARTBEAT_EVERY: Duration = Duration::from_millis(HEARTBEAT_INTERVAL.as_millis() as u64 / 2);
 /// Messages that wait to be sent: one push and one heartbeat.
 pub const MAX_QUEUED: usize = 2;
 /// Streams that are open at once. Each holds a table of its own.
 const MAX_STREAMS: usize = 20_000;
+/// Streams of one identity: many pods may have the same, but not all the room there is.
+const MAX_STREAMS_OF_IDENTITY: usize = MAX_STREAMS / 2;
+/// Streams of one pod. After its connection broke, a proxy may have a few that have not been
+/// noticed to be over.
+const MAX_STREAMS_OF_POD: usize = 8;
 /// Resources that a proxy may say it holds: ten for each subscription.
 const MAX_HELD: usize = 10 * MAX_SUBSCRIPTIONS;
 /// Longest name of a namespace or a pod (RFC 1123 subdomain).
@@ -49,6 +53,65 @@ pub struct Context {
     pub metrics: Metrics,
     /// Becomes true when the controller ends.
     pub stopping: watch::Receiver<bool>,
+    pub shares: Shares,
+}
+
+/// What the open streams are of. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Shares(Arc<Mutex<Counts>>);
+
+#[derive(Default)]
+struct Counts {
+    identities: HashMap<SpiffeId, usize>,
+    /// By identity and name: the name is what the proxy says.
+    pods: HashMap<(SpiffeId, String), usize>,
+}
+
+/// The part of one stream.
+struct Share {
+    shares: Shares,
+    pod: (SpiffeId, String),
+}
+
+impl Shares {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a stream. Fails with the limit that there is.
+    fn take(&self, identity: &SpiffeId, pod: &str) -> Result<Share, &'static str> {
+        let pod = (identity.clone(), pod.to_owned());
+        let mut counts = self.counts();
+        let count = |count: Option<&usize>| count.copied().unwrap_or(0);
+        if count(counts.identities.get(identity)) >= MAX_STREAMS_OF_IDENTITY {
+            return Err("identity");
+        }
+        if count(counts.pods.get(&pod)) >= MAX_STREAMS_OF_POD {
+            return Err("pod");
+        }
+        *counts.identities.entry(identity.clone()).or_default() += 1;
+        *counts.pods.entry(pod.clone()).or_default() += 1;
+        Ok(Share {
+            shares: self.clone(),
+            pod,
+        })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        fn give_back<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+            if let Some(count) = counts.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(key);
+                }
+            }
+        }
+        let mut counts = self.shares.counts();
+        give_back(&mut counts.identities, &self.pod.0);
+        give_back(&mut counts.pods, &self.pod);
+    }
 }
 
 /// Whom the certificate proves the proxy to be, and until when.
@@ -98,13 +161,16 @@ async fn stream(
     let mut session = Session::begin(context, peer, hello, outgoing.clone())?;
     let mut synced = context.hub.synced();
     let mut stopping = context.stopping.clone();
-    let mut heartbeat = interval(HEARTBEAT_EVERY);
+    let mut heartbeat = interval(HEARTBEAT_INTERVAL);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let valid = peer.expires.duration_since(SystemTime::now());
     let expiry = tokio::time::sleep(valid.unwrap_or_default());
     tokio::pin!(expiry);
     loop {
-        session.push()?;
+        if session.push()? {
+            // Whoever gets a push knows that the stream lives.
+            heartbeat.reset();
+        }
         tokio::select! {
             message = messages.message() => match message? {
                 None => return Ok(()),
@@ -133,7 +199,7 @@ struct Session {
     started: bool,
     /// When the push that waits for an answer was sent.
     pushed_at: Option<Instant>,
-    _counted: StreamGuard,
+    _counted: (StreamGuard, Share),
 }
 
 impl Session {
@@ -163,9 +229,17 @@ impl Session {
                 "held: more than {MAX_HELD} resources"
             )));
         }
-        let counted = context.metrics.stream(MAX_STREAMS).ok_or_else(|| {
-            Status::resource_exhausted(format!("there are {MAX_STREAMS} streams"))
-        })?;
+        let refused = |limit| {
+            context.metrics.stream_refused(limit);
+            let text = match limit {
+                "identity" => format!("this identity has {MAX_STREAMS_OF_IDENTITY} streams"),
+                "pod" => format!("this pod has {MAX_STREAMS_OF_POD} streams"),
+                _ => format!("there are {MAX_STREAMS} streams"),
+            };
+            Status::resource_exhausted(text)
+        };
+        let share = (context.shares.take(&peer.id, &hello.pod)).map_err(refused)?;
+        let counted = (context.metrics.stream(MAX_STREAMS)).ok_or_else(|| refused("all"))?;
         // A name that this version does not know is none that it ever sends; the proxy keeps it.
         let held = hello.held.into_iter().filter_map(|held| {
             let name: ResourceName = held.name.parse().ok()?;
@@ -183,7 +257,7 @@ impl Session {
             metrics: context.metrics.clone(),
             started: false,
             pushed_at: None,
-            _counted: counted,
+            _counted: (counted, share),
         };
         session.member.has_anchors(session.table.anchors());
         session.subscribe(&hello.destinations)?;
@@ -262,20 +336,20 @@ impl Session {
         }
     }
 
-    /// Sends the next push, if there is one and none is under way.
-    fn push(&mut self) -> Result<(), Status> {
+    /// Sends the next push, if there is one and none is under way. Whether it did.
+    fn push(&mut self) -> Result<bool, Status> {
         // Before, what a proxy holds would look like what is no longer needed.
         if !self.started {
-            return Ok(());
+            return Ok(false);
         }
         let Some(built) = self.table.next_push() else {
-            return Ok(());
+            return Ok(false);
         };
         for (name, bytes) in built.too_large {
             error!(proxy = self.proxy, %name, bytes, "too large to be sent to a proxy");
         }
         if !self.table.is_waiting() {
-            return Ok(());
+            return Ok(false);
         }
         debug!(
             proxy = self.proxy,
@@ -289,7 +363,8 @@ impl Session {
             self.metrics.pushed_resource(name, *form);
         }
         self.pushed_at = Some(Instant::now());
-        self.send(to_proxy::Message::Push(built.push))
+        self.send(to_proxy::Message::Push(built.push))?;
+        Ok(true)
     }
 
     fn answer(&mut self, answer: Answer) -> Result<(), Status> {
@@ -354,4 +429,34 @@ fn addresses(texts: &[String]) -> Result<Vec<SocketAddr>, Status> {
 /// What a peer wrote, in a length that suits a log.
 fn clipped(text: &str) -> String {
     text.chars().take(MAX_NAME).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(service_account: &str) -> SpiffeId {
+        SpiffeId::new("cluster.local", "shop", service_account).unwrap()
+    }
+
+    #[test]
+    fn one_pod_has_a_few_streams_and_one_identity_not_all_of_them() {
+        let shares = Shares::default();
+        let take = |account: &str, pod: usize| shares.take(&identity(account), &format!("p-{pod}"));
+        let mut open: Vec<Share> = Vec::new();
+        for _ in 0..MAX_STREAMS_OF_POD {
+            open.push(take("web", 0).unwrap());
+        }
+        assert_eq!(take("web", 0).err(), Some("pod"));
+        // Who says the name of another's pod takes nothing from it.
+        open.push(take("other", 0).unwrap());
+        while open.len() <= MAX_STREAMS_OF_IDENTITY {
+            open.push(take("web", open.len()).unwrap());
+        }
+        assert_eq!(take("web", 1_000_000).err(), Some("identity"));
+        assert!(take("other", 1).is_ok());
+        drop(open);
+        let counts = shares.counts();
+        assert!(counts.identities.is_empty() && counts.pods.is_empty());
+    }
 }

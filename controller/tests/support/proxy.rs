@@ -29,7 +29,7 @@ use tonic_prost::ProstCodec;
 use super::Controller;
 
 /// How long something that has to come may take.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// How long is waited for what must not come.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -43,7 +43,6 @@ pub struct Credentials {
 pub struct Proxy {
     messages: mpsc::Sender<FromProxy>,
     stream: Streaming<ToProxy>,
-    pub heartbeats: usize,
 }
 
 /// Asks for a certificate.
@@ -126,11 +125,7 @@ impl Proxy {
         let path = http::uri::PathAndQuery::from_static(SYNC_PATH);
         let request = Request::new(ReceiverStream::new(receiver));
         let stream = grpc.streaming(request, path, codec).await?.into_inner();
-        Ok(Self {
-            messages,
-            stream,
-            heartbeats: 0,
-        })
+        Ok(Self { messages, stream })
     }
 
     /// The next push.
@@ -152,7 +147,8 @@ impl Proxy {
                 None => return Ok(None),
                 Some(message) => match message.message {
                     Some(to_proxy::Message::Push(push)) => return Ok(Some(push)),
-                    _ => self.heartbeats += 1,
+                    // A heartbeat.
+                    _ => {}
                 },
             }
         }
@@ -162,6 +158,16 @@ impl Proxy {
     pub async fn expect_quiet(&mut self) {
         if let Ok(push) = timeout(QUIET, self.next()).await {
             panic!("{push:?}");
+        }
+    }
+
+    /// That the controller says that it lives, and nothing else.
+    pub async fn expect_heartbeat(&mut self) {
+        let message = timeout(SOON, self.stream.message()).await;
+        let message = message.expect("nothing comes").unwrap().expect("no end");
+        match message.message {
+            Some(to_proxy::Message::Heartbeat(_)) => {}
+            other => panic!("{other:?}"),
         }
     }
 

@@ -4,9 +4,11 @@ mod connections;
 
 use super::*;
 use crate::identity::testing::{Authority, Leaf, TRUST_DOMAIN};
+use crate::metrics::Metrics;
 use crate::table::tables;
 use naru_contract as contract;
 use serde_json::json;
+use std::net::Ipv4Addr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Fixture {
@@ -23,9 +25,12 @@ impl Fixture {
         let (tables, _) = tables("shop", metrics.clone(), Duration::ZERO);
         let store = Store::new(&tables, identity.clone(), metrics.clone());
         let (layer, log) = LogFilter::for_tests();
+        let inbound = crate::worker::places(&crate::config::Limits::default());
+        let rendered = metrics.clone();
         let admin = Admin {
             identity,
-            metrics,
+            scrapes: Scrapes::new(move || rendered.render().map_err(|error| error.to_string())),
+            inbound,
             store: Arc::new(Mutex::new(store)),
             tables,
             health: Arc::default(),
@@ -57,17 +62,20 @@ impl Fixture {
     }
 }
 
+/// How many reasons there are for not being ready.
+async fn missing(fixture: &Fixture) -> usize {
+    let (status, body) = fixture.get("/ready").await;
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let reasons = body["reasons"].as_array().unwrap().len();
+    assert_eq!(status, if reasons == 0 { 200 } else { 503 });
+    assert_eq!(body["ready"], reasons == 0);
+    reasons
+}
+
 #[tokio::test]
 async fn ready_says_what_is_missing_until_nothing_is() {
     let fixture = Fixture::new();
-    let reasons = || async {
-        let (status, body) = fixture.get("/ready").await;
-        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
-        let reasons = body["reasons"].as_array().unwrap().len();
-        assert_eq!(status, if reasons == 0 { 200 } else { 503 });
-        assert_eq!(body["ready"], reasons == 0);
-        reasons
-    };
+    let reasons = || missing(&fixture);
     assert_eq!(reasons().await, 3);
     let (chain, key) = fixture
         .authority
@@ -89,6 +97,16 @@ async fn ready_says_what_is_missing_until_nothing_is() {
         removed: Vec::new(),
     });
     assert_eq!(reasons().await, 0);
+    fixture.admin.inbound.exhausted();
+    assert_eq!(reasons().await, 1);
+    let fixture = Fixture {
+        admin: Admin {
+            inbound: crate::worker::places(&crate::config::Limits::default()),
+            ..fixture.admin.clone()
+        },
+        ..fixture
+    };
+    let reasons = || missing(&fixture);
     fixture.admin.health.worker_lost();
     fixture.admin.health.draining();
     assert_eq!(reasons().await, 2);
@@ -130,8 +148,8 @@ async fn metrics_are_scraped_over_a_socket() {
     let fixture = Fixture::new();
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(serve(listener, fixture.admin.clone()));
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    let server = tokio::spawn(serve(listener, places(), fixture.admin.clone()));
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();

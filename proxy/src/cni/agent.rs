@@ -7,7 +7,6 @@
 //!                                       └ no, or nobody knows: all stays
 //! ```
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,15 +14,13 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use http_body_util::Full;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Method, Request, Response, StatusCode};
+use naru_listen::http::Times;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::node::Node;
 use super::repair::Repairs;
@@ -35,8 +32,15 @@ use crate::logging;
 
 /// How long a change of somebody else's stays, at the most, and a pod without rules waits.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long a connection to the admin port may last.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bounds of a connection to the admin port.
+const TIMES: Times = Times {
+    head: Duration::from_secs(5),
+    // Longer than the interval of any scraper that keeps its connection open.
+    idle: Duration::from_secs(300),
+    answer: Duration::from_secs(10),
+    write: Duration::from_secs(30),
+    max_head: 16 * 1024,
+};
 
 /// Flags of `naru-proxy cni-install`.
 #[derive(Args, Clone, Debug)]
@@ -199,30 +203,12 @@ async fn uninstalled(daemonset: Option<&DaemonSet>) -> bool {
 }
 
 async fn serve(listener: TcpListener, report: Report) {
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                debug!(%error, "accepting an admin connection");
-                tokio::time::sleep(INTERVAL).await;
-                continue;
-            }
-        };
-        let report = report.clone();
-        tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let answer = answer(&report, request.method(), request.uri().path());
-                async { Ok::<_, Infallible>(answer) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-                debug!(%error, "admin connection");
-            }
-        });
-    }
+    let places = report.places();
+    let answer = move |request: Request<Incoming>, _| {
+        let answer = answer(&report, request.method(), request.uri().path());
+        std::future::ready(answer)
+    };
+    naru_listen::http::serve(listener, places, TIMES, naru_listen::http::plain, answer).await;
 }
 
 fn answer(report: &Report, method: &Method, path: &str) -> Response<Full<Bytes>> {

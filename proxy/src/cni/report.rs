@@ -2,9 +2,21 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::{IntCounter, IntGauge, Opts, Registry, TextEncoder};
+use naru_listen::{Bounds, Limit, Places};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 use super::node::Repaired;
+
+/// Connections to the agent's admin port: a few scrapers and probes.
+const BOUNDS: Bounds = Bounds {
+    waiting: 256,
+    waiting_of_source: 64,
+    taken: 256,
+    taken_of_source: 64,
+    spare: 64,
+    all: 256,
+    of_source: 64,
+};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -19,6 +31,8 @@ struct Inner {
     configurations: IntCounter,
     pods_repaired: IntCounter,
     pods_failed: IntCounter,
+    refused: IntCounterVec,
+    places: Places,
     /// Why the plugin is not in place.
     problem: Mutex<Option<String>>,
 }
@@ -32,6 +46,14 @@ impl Report {
             "1 if the CNI plugin and its entry are in place, else 0.",
         )?;
         registry.register(Box::new(in_place.clone()))?;
+        let refused = IntCounterVec::new(
+            Opts::new(
+                "naru_cni_connections_refused_total",
+                "Connections that the agent refused or gave up for others, by the limit that was reached.",
+            ),
+            &["limit"],
+        )?;
+        registry.register(Box::new(refused.clone()))?;
         let counter = |name: &str, help: &str, label: (&str, &str)| {
             let counter =
                 IntCounter::with_opts(Opts::new(name, help).const_label(label.0, label.1))?;
@@ -47,6 +69,8 @@ impl Report {
                 configurations: counter("naru_cni_repairs_total", node, ("what", "configuration"))?,
                 pods_repaired: counter("naru_cni_pods_total", pods, ("outcome", "redirected"))?,
                 pods_failed: counter("naru_cni_pods_total", pods, ("outcome", "failed"))?,
+                refused,
+                places: Places::new(BOUNDS),
                 problem: Mutex::new(Some("not looked at yet".to_owned())),
                 registry,
             }),
@@ -86,8 +110,22 @@ impl Report {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For the connections of the admin port.
+    pub fn places(&self) -> Places {
+        self.inner.places.clone()
+    }
+
     /// In Prometheus' text format.
     pub fn render(&self) -> prometheus::Result<String> {
+        for limit in Limit::ALL {
+            let counter = self.inner.refused.with_label_values(&[limit.as_str()]);
+            counter.inc_by(
+                self.inner
+                    .places
+                    .refused(limit)
+                    .saturating_sub(counter.get()),
+            );
+        }
         TextEncoder::new().encode_to_string(&self.inner.registry.gather())
     }
 }

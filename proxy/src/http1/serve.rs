@@ -27,6 +27,9 @@ pub const LEAVING: Duration = Duration::from_secs(2);
 /// Responses of the proxy's own that a client has not taken yet, in bytes, beyond which it gets no others.
 const MAX_UNSENT: usize = 16 * 1024;
 
+/// How long a client may take to read that it is not served.
+const REFUSAL: Duration = Duration::from_secs(1);
+
 /// Why there is no other request.
 enum NoRequest {
     /// The connection is over, or idle and not wanted any more.
@@ -104,13 +107,14 @@ where
     None
 }
 
-/// Answers whatever a client asks with an error, and ends its connection.
-pub async fn refuse<S>(session: &Session, mut client: Buffered<S>, reason: Reason)
+/// Answers the first request of a client that is not served, and ends its connection: as far as the
+/// client reads that in time.
+pub async fn refuse<S>(session: &Session, mut connection: Buffered<S>, reason: Reason)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    exchange::refuse(session, &mut client, reason);
-    client.close().await;
+    exchange::refuse(session, &mut connection, reason);
+    let _in_time = timeout(REFUSAL, connection.close()).await;
 }
 
 /// Ready when an idle connection is to be ended because the proxy shuts down. The connections of the own app are left alone: it

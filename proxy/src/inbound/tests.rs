@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use naru_listen::{Bounds, Limit, Places};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,11 +18,11 @@ use crate::config::Limits;
 use crate::http2::tests::fixture::{Mesh, Setup, answering, call, get, run, until};
 use crate::identity::testing::{Authority, TRUST_DOMAIN};
 use crate::identity::{Alpn, Identity};
-use crate::mux;
 use crate::table::{Inbound, Protocol};
 use crate::tcp::frame::Kind;
 use crate::tcp::frame::testing::{data, receive, send, send_data};
 use crate::testing::{accept, client_hello, heard, is_reset, listener, pair};
+use crate::{mux, worker};
 
 const POD: &str = "spiffe://cluster.local/ns/shop/sa/pod";
 const CALLER: &str = "spiffe://cluster.local/ns/shop/sa/caller";
@@ -35,6 +36,7 @@ const SILENT: Duration = Duration::from_millis(60);
 /// A pod: its proxy, its app, and who may call it.
 struct Pod {
     mesh: Mesh,
+    places: Places,
     app: TcpListener,
     authority: Authority,
 }
@@ -49,18 +51,24 @@ impl Pod {
     }
 
     async fn new(strict: bool, protocol: Protocol) -> Self {
-        let authority = Authority::new("mesh");
-        let app = listener().await;
         let mut setup = Setup::new(&[]);
-        setup.identity = authority.identity(POD);
         setup.limits = Limits {
             handshake_timeout: Duration::from_millis(300),
             ..Limits::default()
         };
+        Self::of(setup, strict, protocol).await
+    }
+
+    async fn of(mut setup: Setup, strict: bool, protocol: Protocol) -> Self {
+        let authority = Authority::new("mesh");
+        let app = listener().await;
+        setup.identity = authority.identity(POD);
+        let places = worker::places(&setup.limits);
         let mesh = setup.start();
         let port = app.local_addr().unwrap().port();
         let pod = Self {
             mesh,
+            places,
             app,
             authority,
         };
@@ -81,7 +89,11 @@ impl Pod {
     async fn caller(&self) -> TcpStream {
         let (caller, accepted) = pair().await;
         let destination = self.app.local_addr().unwrap();
-        spawn_local(serve(self.mesh.worker.clone(), accepted, destination));
+        let place = self.places.enter(caller.local_addr().unwrap().ip());
+        let eviction = place.eviction();
+        let worker = self.mesh.worker.clone();
+        let task = spawn_local(serve(worker, accepted, destination, place));
+        eviction.ends(task.abort_handle());
         caller
     }
 
@@ -102,6 +114,20 @@ impl Pod {
         }
         app.write_all(RESPONSE).await.unwrap();
         String::from_utf8(head).unwrap()
+    }
+
+    /// The same with few places.
+    fn with_places(mut self, taken: usize, all: usize) -> Self {
+        self.places = Places::new(Bounds {
+            waiting: 3,
+            waiting_of_source: 3,
+            taken,
+            taken_of_source: all,
+            spare: 0,
+            all,
+            of_source: all,
+        });
+        self
     }
 
     async fn is_app_left_alone(&self) -> bool {
@@ -176,7 +202,9 @@ fn a_peers_requests_are_carried_under_its_name() {
         // Another app, behind the same proxy.
         drop(std::mem::replace(&mut pod.app, listener().await));
         let (caller, accepted) = pair().await;
-        spawn_local(serve(pod.mesh.worker.clone(), accepted, app.address));
+        let place = pod.places.enter(app.address.ip());
+        let worker = pod.mesh.worker.clone();
+        spawn_local(serve(worker, accepted, app.address, place));
         let identity = pod.authority.identity(CALLER);
         let peer = handshake(caller, &identity, Alpn::Http2).await.unwrap();
         let (send, connection) = h2::client::handshake(peer).await.unwrap();
@@ -418,5 +446,96 @@ fn strictness_holds_for_the_next_request_on_a_connection_that_is_open() {
         assert!(is_reset(&mut caller).await);
         let refused = ["naru_responses_total", BY_STRANGER, "identity-required"];
         assert_eq!(pod.mesh.metric(&refused), 1.0);
+    });
+}
+
+#[test]
+fn silent_clients_give_way_to_others_and_the_last_places_to_peers() {
+    run(async {
+        for protocol in [Protocol::Http, Protocol::Detect] {
+            let pod = Pod::permissive(protocol).await.with_places(1, 2);
+            let mut silent = Vec::new();
+            for _ in 0..20 {
+                silent.push(pod.caller().await);
+            }
+            let ask = async || {
+                let mut client = pod.caller().await;
+                client.write_all(REQUEST).await.unwrap();
+                client
+            };
+            // Those that are left have had the app connected to them, where the port says nothing
+            // else.
+            let mut client = ask().await;
+            let mut app = loop {
+                let mut app = accept(&pod.app).await;
+                let mut head = vec![0; 3];
+                if app.read_exact(&mut head).await.is_ok() && head == b"GET" {
+                    break app;
+                }
+            };
+            // There is one place for clients without an identity. The next one is told so.
+            let refused = heard(&mut ask().await).await;
+            assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+            assert!(refused.contains("naru-reason: overload"), "{refused}");
+            assert_eq!(pod.places.refused(Limit::Unproven), 1);
+            // And one for a peer.
+            let _peer = pod.peer(Alpn::Http1).await;
+            until(|| pod.places.is_full()).await;
+            app.write_all(RESPONSE).await.unwrap();
+            assert!(heard(&mut client).await.ends_with("ok"));
+            assert!(pod.places.refused(Limit::Waiting) >= 17);
+        }
+    });
+}
+
+#[test]
+fn a_client_that_may_wait_for_the_app_to_speak_is_served_when_it_does() {
+    run(async {
+        let pod = Pod::permissive(Protocol::Detect).await.with_places(2, 2);
+        let mut client = pod.caller().await;
+        let mut app = accept(&pod.app).await;
+        app.write_all(b"hello").await.unwrap();
+        client.read_exact(&mut [0; 5]).await.unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..20 {
+            silent.push(pod.caller().await);
+        }
+        app.write_all(b"still").await.unwrap();
+        client.read_exact(&mut [0; 5]).await.unwrap();
+    });
+}
+
+#[test]
+fn a_client_that_is_to_speak_first_does_so_in_time() {
+    run(async {
+        let mut setup = Setup::new(&[]);
+        setup.limits.first_byte_timeout = Duration::from_millis(50);
+        let pod = Pod::of(setup, false, Protocol::Http).await;
+        assert_eq!(heard(&mut pod.caller().await).await, "");
+    });
+}
+
+#[test]
+fn ports_on_which_nothing_listens_share_one_series() {
+    run(async {
+        let pod = Pod::permissive(Protocol::Detect).await;
+        for port in 1..=50 {
+            let (mut client, accepted) = pair().await;
+            client.write_all(REQUEST).await.unwrap();
+            let destination = ([127, 0, 0, 1], port).into();
+            let place = pod.places.enter([127, 0, 0, 1].into());
+            let worker = pod.mesh.worker.clone();
+            spawn_local(serve(worker, accepted, destination, place));
+            assert!(heard(&mut client).await.starts_with("HTTP/1.1 503"));
+        }
+        let unreachable = ["naru_responses_total{", BY_STRANGER, "port=\"\""];
+        assert_eq!(pod.mesh.metric(&unreachable), 50.0);
+        let mut client = pod.caller().await;
+        client.write_all(REQUEST).await.unwrap();
+        pod.answer().await;
+        heard(&mut client).await;
+        let port = format!("port=\"{}\"", pod.app.local_addr().unwrap().port());
+        let reachable = ["naru_responses_total{", BY_STRANGER, &port];
+        assert_eq!(pod.mesh.metric(&reachable), 1.0);
     });
 }

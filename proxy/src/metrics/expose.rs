@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use naru_listen::Limit;
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{
@@ -248,7 +249,17 @@ impl Exposed {
             let count = totals.app_connections(event);
             apps.add(&[], &[("event", event.as_str())], count as f64);
         }
-        families.extend([connects, handshakes, pool, apps].map(Family::finish));
+        let mut refused = Family::counter(
+            "naru_connections_refused_total",
+            "Connections that a listener refused or gave up for others, by the limit that was reached.",
+        );
+        for (listener, places) in self.metrics.places().iter() {
+            for limit in Limit::ALL {
+                let labels = [("listener", *listener), ("limit", limit.as_str())];
+                refused.add(&[], &labels, places.refused(limit) as f64);
+            }
+        }
+        families.extend([connects, handshakes, pool, apps, refused].map(Family::finish));
     }
 
     fn control(&self, families: &mut Vec<MetricFamily>) {

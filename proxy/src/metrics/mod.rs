@@ -18,6 +18,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use naru_listen::Places;
+
 use crate::balance::{EjectionCounter, EjectionReason};
 use crate::budget::RetryBudget;
 use crate::reason::Reason;
@@ -63,6 +65,8 @@ struct Inner {
     /// Read when scraped, as long as somebody uses them.
     budgets: Mutex<HashMap<ServiceKey, Weak<RetryBudget>>>,
     totals: Totals,
+    /// By listener.
+    places: Mutex<Vec<(&'static str, Places)>>,
 }
 
 const EJECTION_REASONS: [EjectionReason; 2] = [
@@ -188,6 +192,7 @@ impl Metrics {
                 ejections: Series::new(MAX_SERVICE_SERIES),
                 budgets: Mutex::default(),
                 totals: Totals::default(),
+                places: Mutex::default(),
             }),
         }
     }
@@ -245,6 +250,15 @@ impl Metrics {
     pub fn watch_budget(&self, service: &ServiceLabels, budget: &Arc<RetryBudget>) {
         self.budgets()
             .insert(service_key(service), Arc::downgrade(budget));
+    }
+
+    /// Shows which limits the connections of `listener` met.
+    pub fn watch_places(&self, listener: &'static str, places: Places) {
+        self.places().push((listener, places));
+    }
+
+    fn places(&self) -> std::sync::MutexGuard<'_, Vec<(&'static str, Places)>> {
+        (self.inner.places.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn budgets(&self) -> std::sync::MutexGuard<'_, HashMap<ServiceKey, Weak<RetryBudget>>> {

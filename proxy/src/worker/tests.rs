@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::drain::{DrainSignal, drain};
 use crate::identity::testing::Authority;
 use crate::table::{Destination, DestinationCell, Inbound, Misses, Protocol, tables};
-use crate::testing::{accept, greet, listener};
+use crate::testing::{accept, greet, is_reset, listener};
 
 /// Longer than any step takes that goes well.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,7 +70,9 @@ fn shared(config: Config) -> (Shared, Misses, DrainSignal) {
     });
     let (signal, drain) = drain();
     let identity = Authority::new("any").identity("spiffe://cluster.local/ns/shop/sa/web");
+    let inbound = places(&config.limits);
     let shared = Shared {
+        inbound,
         config: Arc::new(config),
         tables,
         identity,
@@ -124,7 +126,7 @@ async fn connections_of_both_directions_reach_their_destination_by_every_worker(
 }
 
 #[tokio::test]
-async fn beyond_the_limit_a_connection_waits_and_gets_the_place_of_one_that_ends() {
+async fn beyond_the_limit_the_own_app_waits_and_a_client_from_outside_is_refused() {
     let app = listener().await;
     let mut config = config(app.local_addr().unwrap(), 2);
     config.limits.max_connections = 1;
@@ -132,19 +134,48 @@ async fn beyond_the_limit_a_connection_waits_and_gets_the_place_of_one_that_ends
     let [outbound, first, second] = proxy.addresses[..] else {
         panic!("{:?}", proxy.addresses);
     };
-    // One after the other by the same listener as well: those to which nobody comes keep nothing from it.
-    for address in [first, first, second, second] {
-        drop(through(address, &app).await);
-    }
-    let held = through(first, &app).await;
-    let mut waiting = connect(second).await;
+    let own = through(outbound, &app).await;
+    let mut waiting = connect(outbound).await;
     waiting.write_all(b"?").await.unwrap();
     assert!(timeout(MOMENT, accept(&app)).await.is_err());
-    // The other direction has its own.
-    let _outbound = through(outbound, &app).await;
-    drop(held);
+    // The other direction has its own limit, which its listeners share.
+    let held = through(first, &app).await;
+    let mut refused = connect(second).await;
+    refused.write_all(b"?").await.unwrap();
+    assert!(is_reset(&mut refused).await);
+    drop(own);
     let mut accepted = timeout(PATIENCE, accept(&app)).await.unwrap();
     accepted.read_exact(&mut [0]).await.unwrap();
+    // What has ended leaves its place to the next one.
+    drop(held);
+    loop {
+        let mut next = connect(second).await;
+        next.write_all(b"?").await.unwrap();
+        tokio::select! {
+            _ = accept(&app) => break,
+            reset = is_reset(&mut next) => assert!(reset),
+        }
+    }
+}
+
+#[test]
+fn a_fifth_of_the_places_is_for_clients_with_an_identity() {
+    for (all, strangers) in [(1, 1), (5, 4), (10_000, 8_000)] {
+        let limits = Limits {
+            max_connections: all,
+            max_connections_per_source: all,
+            ..Limits::default()
+        };
+        let places = places(&limits);
+        let enter = || {
+            let place = places.enter([10, 0, 0, 1].into());
+            let taken = place.take().is_ok();
+            (place, taken)
+        };
+        let open: Vec<_> = (0..=strangers).map(|_| enter()).collect();
+        let taken = open.iter().filter(|(_, taken)| *taken).count();
+        assert_eq!(taken, strangers);
+    }
 }
 
 #[tokio::test]
@@ -205,7 +236,9 @@ fn size_of_future<A, B, C, F: Future>(_: impl FnOnce(A, B, C) -> F) -> usize {
 fn the_tasks_of_connections_are_small() {
     let outbound = size_of_future(outbound::serve);
     assert!(outbound <= 4_864, "{outbound}");
-    let inbound = size_of_future(inbound::serve);
+    let inbound = size_of_future(|worker, stream, (destination, place)| {
+        inbound::serve(worker, stream, destination, place)
+    });
     assert!(inbound <= 2_048, "{inbound}");
     let stream = size_of_future(|session, stream, ()| {
         crate::http1::serve::<crate::mux::Stream>(session, stream)

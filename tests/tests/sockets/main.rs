@@ -7,6 +7,7 @@ use naru_tests::{apps, mesh, process};
 mod admin;
 mod control;
 mod filters;
+mod floods;
 mod identity;
 mod injection;
 mod locality;

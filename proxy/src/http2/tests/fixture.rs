@@ -146,6 +146,7 @@ impl Setup {
             http2_pool: Default::default(),
             mirroring: self.mirroring,
             random: RefCell::new(SmallRng::seed_from_u64(1)),
+            listening: Default::default(),
         });
         let labels = ServiceLabels {
             namespace: "shop".into(),

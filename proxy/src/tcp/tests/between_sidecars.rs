@@ -45,7 +45,8 @@ impl Pods {
         setup.endpoints = vec![(arrivals.local_addr().unwrap(), Peer::Mesh(POD.into()))];
         spawn_local(async move {
             while let Ok((arrived, _)) = arrivals.accept().await {
-                spawn_local(inbound::serve(worker.clone(), arrived, address));
+                let place = crate::worker::places(&worker.config.limits).enter(address.ip());
+                spawn_local(inbound::serve(worker.clone(), arrived, address, place));
             }
         });
         Self {
