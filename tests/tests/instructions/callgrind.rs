@@ -17,7 +17,12 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 /// What programs ask memory of. `realloc` counts as one, whether it moves or not.
-const ALLOCATORS: [&str; 6] = [
+const ALLOCATORS: [&str; 11] = [
+    "_rjem_malloc",
+    "_rjem_mallocx",
+    "_rjem_calloc",
+    "_rjem_realloc",
+    "_rjem_rallocx",
     "malloc",
     "calloc",
     "realloc",
