@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::identity::SpiffeId;
-use crate::logging;
 use crate::probe::Probes;
+use crate::{logging, memory};
 
 /// Most data workers. More threads than that are no sidecar any more, and each has pools of its own.
 const MAX_WORKERS: i64 = 64;
@@ -49,6 +49,8 @@ pub struct Config {
     pub log: String,
     pub log_format: LogFormat,
     pub limits: Limits,
+    /// What peers may make the process hold, in bytes. `None`: by the limit of its cgroup.
+    pub memory_budget: Option<usize>,
 }
 
 /// The form of the program's own log, on standard error.
@@ -207,6 +209,17 @@ pub struct RunArgs {
     log_format: LogFormat,
     #[command(flatten)]
     limits: LimitArgs,
+    /// Bytes that clients and servers can make the proxy hold, all together; without it, three
+    /// quarters of the memory limit (of 256 MiB where there is none or it is above 4 GiB), less
+    /// 16 MiB.
+    #[arg(
+        long,
+        env = "NARU_MEMORY_BUDGET",
+        value_name = "BYTES",
+        help_heading = "Limits",
+        value_parser = parse_budget
+    )]
+    memory_budget: Option<usize>,
 }
 
 macro_rules! limit_args {
@@ -289,6 +302,7 @@ impl From<RunArgs> for Config {
             log: args.log,
             log_format: args.log_format,
             limits: args.limits.into(),
+            memory_budget: args.memory_budget,
         }
     }
 }
@@ -409,6 +423,14 @@ fn parse_mark(text: &str) -> Result<u32, String> {
     }
 }
 
+fn parse_budget(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(bytes) if bytes >= memory::SMALLEST => Ok(bytes),
+        Ok(_) => Err(format!("must be at least {} bytes", memory::SMALLEST)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn parse_filter(text: &str) -> Result<String, String> {
     logging::parse(text)
         .map(|_| text.to_owned())
@@ -496,6 +518,7 @@ mod tests {
             ("--connect-timeout", "5", "500ms"),
             ("--connect-timeout", "0s", "at least 1ms"),
             ("--max-header-bytes", "10", "at least 1024"),
+            ("--memory-budget", "100000", "at least 4194304"),
             ("--workers", "0", "1..=64"),
             ("--log", "naru=loud", "naru=loud"),
             ("--namespace", "$(NAMESPACE)", "lower-case"),

@@ -27,6 +27,7 @@ use naru_proxy::drain::drain;
 use naru_proxy::identity::{Identity, Renewal, read_anchors};
 use naru_proxy::init::{self, InitArgs};
 use naru_proxy::logging::{self, LogFilter};
+use naru_proxy::memory::{self, Budget};
 use naru_proxy::metrics::Metrics;
 use naru_proxy::probe::wait::{self, WaitArgs};
 use naru_proxy::socket::Listeners;
@@ -110,6 +111,8 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     // Before anything can take long: a signal must never be missed.
     let mut signals = Signals::new().context("listening for signals")?;
     let metrics = Metrics::new(&config.namespace, &config.pod);
+    let memory = Budget::new(config.memory_budget.unwrap_or_else(memory::from_cgroup));
+    metrics.watch_memory(memory.clone());
     let anchors = read_anchors(&config.trust_anchors).with_context(|| {
         format!(
             "--trust-anchors {}: a PEM file with the mesh's root certificates is needed; the controller writes one to its state \
@@ -186,6 +189,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
             access_log,
             drain,
             inbound,
+            memory: memory.clone(),
         },
         listeners,
     )
@@ -197,6 +201,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         admin = %admin_address,
         workers = config.workers,
+        memory_budget = memory.size(),
         "naru-proxy is up"
     );
 

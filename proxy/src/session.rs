@@ -69,11 +69,14 @@ impl Session {
         }
     }
 
+    /// Whether the client is from outside and has proved no identity.
+    pub fn is_stranger(&self) -> bool {
+        self.direction == Direction::Inbound && &*self.client == UNAUTHENTICATED
+    }
+
     /// Whether the client has no identity and, by now, needs one: strictness may have come after the client.
     pub fn is_unwelcome(&self) -> bool {
-        self.direction == Direction::Inbound
-            && &*self.client == UNAUTHENTICATED
-            && self.worker.tables.inbound().strict
+        self.is_stranger() && self.worker.tables.inbound().strict
     }
 
     /// Where a request is counted: by rule and backend (by the rule alone where it reaches none) on the outbound

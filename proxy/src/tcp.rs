@@ -31,6 +31,7 @@ use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::buffered::{Buffered, Side};
 use crate::detect::{self, Greeting};
 use crate::identity::Alpn;
+use crate::memory::{Budget, Use};
 use crate::metrics::{Direction, TcpLabels, TcpMetrics};
 use crate::pool;
 use crate::reason::Reason;
@@ -328,7 +329,8 @@ where
         let (mut connection, mut framed) = match link {
             Link::Framed(connection, framed) => (connection, framed),
             Link::Plain(mut connection) => {
-                let broken = copy(&mut client, &mut connection, Some(&metrics)).await;
+                let broken =
+                    copy(&mut client, &mut connection, Some(&metrics), &worker.memory).await;
                 return finish(client, &connection.io, &metrics, broken);
             }
         };
@@ -411,7 +413,7 @@ pub async fn pass_through(
             worker.metrics.upstream_connect(None);
             let metrics = count(address.port());
             let mut upstream = Buffered::new(Stream::Plain(stream));
-            let broken = copy(&mut client, &mut upstream, Some(&metrics)).await;
+            let broken = copy(&mut client, &mut upstream, Some(&metrics), &worker.memory).await;
             return finish(client, &upstream.io, &metrics, broken);
         }
         Ok(Err(error)) => {
@@ -441,6 +443,7 @@ fn finish<S>(
     metrics.closed(broken.map(|broken| match broken {
         Broken::Client => Reason::ClientGone,
         Broken::Upstream => Reason::UpstreamReset,
+        Broken::NoMemory => Reason::Overload,
     }));
     broken?;
     upstream.reset();
@@ -452,6 +455,8 @@ fn finish<S>(
 pub enum Broken {
     Client,
     Upstream,
+    /// The budget of memory has no room for what a side does not take.
+    NoMemory,
 }
 
 /// Carries bytes both ways until both sides have ended.
@@ -459,6 +464,7 @@ pub async fn copy<A, B>(
     client: &mut Buffered<A>,
     upstream: &mut Buffered<B>,
     metrics: Option<&TcpMetrics>,
+    memory: &Budget,
 ) -> Option<Broken>
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -466,6 +472,7 @@ where
 {
     let mut up = Way::default();
     let mut down = Way::default();
+    let mut held = memory.nothing();
     poll_fn(|cx| {
         let sent = up.poll(cx, client, upstream);
         let received = down.poll(cx, upstream, client);
@@ -484,7 +491,11 @@ where
             _ => {
                 client.shrink();
                 upstream.shrink();
-                Poll::Pending
+                let waiting = client.unsent.len() + upstream.unsent.len();
+                match held.follow(Use::Body, 0, waiting) {
+                    true => Poll::Pending,
+                    false => Poll::Ready(Some(Broken::NoMemory)),
+                }
             }
         }
     })

@@ -22,6 +22,7 @@ use crate::config::{Config, Limits};
 use crate::drain::Drain;
 use crate::identity::Identity;
 use crate::listening::Listening;
+use crate::memory::{self, Budget, Charge, Use};
 use crate::metrics::{Direction, Metrics, PoolProtocol};
 use crate::mirror::Mirroring;
 use crate::pool::Pool;
@@ -61,6 +62,7 @@ pub struct Shared {
     pub drain: Drain,
     /// For connections from outside.
     pub inbound: Places,
+    pub memory: Budget,
 }
 
 /// Places for connections from outside.
@@ -87,6 +89,7 @@ pub struct Worker {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub drain: Drain,
+    pub memory: Budget,
     pub http1_pool: Pool,
     pub http1_streams: streams::Pool<mux::Connection>,
     pub http2_pool: streams::Pool<http2::Connection>,
@@ -105,6 +108,7 @@ impl Worker {
             metrics: shared.metrics,
             access_log: shared.access_log,
             drain: shared.drain,
+            memory: shared.memory,
             http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
             http1_streams: streams::Pool::default(),
             http2_pool: streams::Pool::default(),
@@ -137,6 +141,7 @@ struct Connection {
     room: Room,
     destination: SocketAddr,
     live: Live,
+    memory: Charge,
 }
 
 /// What a connection takes of its direction's limit.
@@ -361,6 +366,10 @@ async fn arrived(
         // Gone already.
         Err(error) => return tracing::debug!(%error, "a connection is over before it began"),
     };
+    let Some(memory) = worker.memory.charge(Use::Connection, memory::CONNECTION) else {
+        tracing::debug!("a connection is refused: the budget of memory is used up");
+        return socket::reset(&stream);
+    };
     let fewest = |target: &&Target| target.live.load(Ordering::Relaxed);
     let Some(target) = targets.iter().min_by_key(fewest) else {
         return;
@@ -369,6 +378,7 @@ async fn arrived(
         room,
         destination,
         live: Live::new(&target.live),
+        memory,
     };
     match &target.sender {
         None => connection.start(worker, stream),
@@ -404,20 +414,21 @@ impl Room {
 impl Connection {
     /// Carries it, in a task of its own.
     fn start(self, worker: &Rc<Worker>, stream: TcpStream) {
-        let (worker, destination, live) = (worker.clone(), self.destination, self.live);
+        let (worker, destination) = (worker.clone(), self.destination);
+        let counted = (self.live, self.memory);
         // Two kinds of tasks, so that neither has the other's size.
         match self.room {
             Room::Inbound(place) => {
                 let eviction = place.eviction();
                 let task = tokio::task::spawn_local(async move {
-                    let _counted = live;
+                    let _counted = counted;
                     inbound::serve(worker, stream, destination, place).await;
                 });
                 eviction.ends(task.abort_handle());
             }
             Room::Outbound(permit) => {
                 tokio::task::spawn_local(async move {
-                    let _counted = (live, permit);
+                    let _counted = (counted, permit);
                     outbound::serve(worker, stream, destination).await;
                 });
             }

@@ -103,6 +103,7 @@ fn families_of(exposed: &[u8]) -> BTreeSet<Family> {
 #[test]
 fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
     let metrics = naru_proxy::metrics::Metrics::new("shop", "web-1");
+    metrics.watch_memory(naru_proxy::memory::Budget::new(1));
     let service = ServiceLabels {
         namespace: "shop".into(),
         service: "web".into(),

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::chunked::{ChunkError, Chunked, Segment};
 use super::framing::Framing;
 use crate::buffered::{Buffered, READ_SIZE};
+use crate::memory::Charge;
 use crate::mirror::Copies;
 
 /// What is written together with a head or another piece, rather than for itself, in bytes.
@@ -51,6 +52,8 @@ pub struct Body {
     kept: Vec<u8>,
     max_kept: usize,
     replayable: bool,
+    /// What is kept is charged to the budget of memory.
+    charge: Option<Charge>,
     /// Who gets the body as well. Boxed: few do.
     copies: Option<Box<Copies>>,
     /// The taker wants no more: what comes is thrown away.
@@ -76,6 +79,7 @@ impl Body {
             kept: Vec::new(),
             max_kept: 0,
             replayable: false,
+            charge: None,
             copies: None,
             refused: false,
             taken: 0,
@@ -100,6 +104,12 @@ impl Body {
             replayable: true,
             ..Self::new(framing)
         }
+    }
+
+    /// What is kept has been charged.
+    pub fn charged(mut self, charge: Option<Charge>) -> Self {
+        self.charge = charge;
+        self
     }
 
     /// The body goes to mirrors too, with its coding, as it is taken off the sender's connection.
@@ -184,6 +194,7 @@ impl Body {
     pub fn keep_no_more(&mut self) {
         self.replayable = false;
         self.kept = Vec::new();
+        self.charge = None;
     }
 
     /// Passes on until the end of the body has been written and flushed.

@@ -15,6 +15,7 @@ use crate::buffered::Buffered;
 use crate::deadlines::Deadlines;
 use crate::exchange::{Asked, End, Told};
 use crate::login::Login;
+use crate::memory::Charge;
 use crate::metrics::{Direction, HttpVersion, RequestMetrics};
 use crate::pool::Upstream;
 use crate::reason::Reason;
@@ -41,6 +42,8 @@ pub struct Client<'a, S> {
     pub version: Version,
     pub framing: RequestFraming,
     pub login: &'a mut Login,
+    /// What the connection is charged for beyond its base.
+    pub memory: &'a mut Charge,
     started: Instant,
 }
 
@@ -52,6 +55,7 @@ pub async fn run<S>(
     response: &mut Response,
     framing: RequestFraming,
     login: &mut Login,
+    memory: &mut Charge,
 ) -> After
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -69,6 +73,7 @@ where
         version: request.version(),
         framing,
         login,
+        memory,
         started: Instant::now(),
     };
     let mut told = Told::default();

@@ -20,12 +20,14 @@ use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
 use crate::deadlines::Deadlines;
 use crate::exchange::{End, Told};
+use crate::memory::{Charge, UNCHARGED, Use};
 use crate::metrics::{AppConnection, RequestMetrics};
 use crate::pool::{self, Upstream};
 use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::{Failure, Retries};
 use crate::route::Rule;
 use crate::table::Backend;
+use crate::worker::Worker;
 
 const EXPECTATION_FAILED: u16 = 417;
 
@@ -46,6 +48,8 @@ pub struct Forward<'a> {
 enum Interrupt {
     ClientGone,
     Timeout(Reason),
+    /// The budget of memory has no room for what waits.
+    NoMemory,
 }
 
 /// A response, and what it came by.
@@ -84,8 +88,13 @@ impl Forward<'_> {
         let Some(backend) = self.rule.target(self.backend) else {
             return client.answer(Reason::BackendInvalid);
         };
-        let mut upload =
-            Body::replayable(client.framing.body, worker.config.limits.max_replay_bytes);
+        let framing = client.framing.body;
+        let mut upload = match replay_charge(&worker, framing) {
+            Ok(charge) => {
+                Body::replayable(framing, worker.config.limits.max_replay_bytes).charged(charge)
+            }
+            Err(NoRoom) => Body::new(framing),
+        };
         if self.rule.is_mirrored(self.backend) {
             let framing = &client.framing;
             upload = mirror::start(&worker, self.rule, self.backend, request, framing, upload);
@@ -151,6 +160,9 @@ impl Forward<'_> {
                         Unanswered::Interrupted(Interrupt::Timeout(reason)) => {
                             return client.answer_after(reason, &mut upload);
                         }
+                        Unanswered::Interrupted(Interrupt::NoMemory) => {
+                            return client.answer_after(Reason::Overload, &mut upload);
+                        }
                         Unanswered::BadRequest => {
                             return client.answer_after(Reason::BadRequest, &mut upload);
                         }
@@ -178,6 +190,7 @@ impl Forward<'_> {
                 return match interrupt {
                     Interrupt::ClientGone => Client::<S>::gone(),
                     Interrupt::Timeout(reason) => client.answer_after(reason, &mut upload),
+                    Interrupt::NoMemory => client.answer_after(Reason::Overload, &mut upload),
                 };
             }
         }
@@ -406,6 +419,9 @@ impl Forward<'_> {
                 (complete(Some(Reason::ClientGone)), After::Cut)
             }
             Fate::Interrupted(Interrupt::Timeout(reason)) => (complete(Some(reason)), After::Cut),
+            Fate::Interrupted(Interrupt::NoMemory) => {
+                (complete(Some(Reason::Overload)), After::Cut)
+            }
         }
     }
 
@@ -451,6 +467,10 @@ impl Forward<'_> {
         if !sending {
             let interrupt = ready!(self.poll_waiting(cx, client, upstream));
             return Poll::Ready(Fate::Interrupted(interrupt));
+        }
+        let waiting = upstream.connection.read.len() + client.connection.unsent.len();
+        if waiting > UNCHARGED && !client.memory.grow(Use::SmallBody, waiting) {
+            return Poll::Ready(Fate::Interrupted(Interrupt::NoMemory));
         }
         let reason = ready!(self.deadlines.poll(cx));
         Poll::Ready(Fate::Interrupted(Interrupt::timeout(reason)))
@@ -522,7 +542,7 @@ impl Interrupt {
     /// What it says about the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {
-            Self::ClientGone => AttemptOutcome::Cancelled,
+            Self::ClientGone | Self::NoMemory => AttemptOutcome::Cancelled,
             Self::Timeout(_) => AttemptOutcome::TimedOut,
         }
     }
@@ -538,6 +558,27 @@ fn pick<S>(client: &Client<'_, S>, backend: &Backend, tried: &[u64]) -> Option<I
     }
     let random = &client.session.worker.random;
     balance::pick(&endpoints, tried, &mut random.borrow_mut())
+}
+
+/// There is no room for a body to be kept in.
+struct NoRoom;
+
+/// Charges what of a body is kept for another attempt, where that is more than a little.
+fn replay_charge(worker: &Worker, framing: Framing) -> Result<Option<Charge>, NoRoom> {
+    let most = worker.config.limits.max_replay_bytes;
+    let kept = match framing {
+        Framing::Length(length) => usize::try_from(length).map_or(most, |length| length.min(most)),
+        Framing::None => 0,
+        Framing::Chunked | Framing::UntilClose => most,
+    };
+    match kept > UNCHARGED {
+        true => worker
+            .memory
+            .charge(Use::Replay, kept)
+            .map(Some)
+            .ok_or(NoRoom),
+        false => Ok(None),
+    }
 }
 
 /// Keeps the connection of a response that nobody will see, where all of it is there already.

@@ -9,6 +9,9 @@ use bytes::BytesMut;
 use crate::route::{HeaderFields, RequestHead};
 use crate::strict::MAX_FIELDS;
 
+/// Room that a head keeps for the next one, in bytes.
+const KEPT_ROOM: usize = 4 * 1024;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     Http10,
@@ -111,6 +114,14 @@ impl Request {
         self.authority = absolute_authority(target).map(|part| Span::of(head, part.as_bytes()));
         self.fields.take_over(head, parsed.headers);
         Ok(())
+    }
+
+    /// Gives back the room of a large head, which is no longer of use.
+    pub fn forget_large(&mut self) {
+        self.fields.shrink();
+        if self.fields.block.is_empty() {
+            *self = Self::default();
+        }
     }
 
     pub fn version(&self) -> Version {
@@ -310,6 +321,13 @@ impl Fields {
                 start: value.start + (bytes.len() - bytes.trim_ascii_start().len()) as u32,
                 length: trimmed.len() as u32,
             };
+        }
+    }
+
+    /// Gives back the room of a large head, which is no longer of use.
+    pub fn shrink(&mut self) {
+        if self.block.capacity() > KEPT_ROOM {
+            *self = Self::default();
         }
     }
 

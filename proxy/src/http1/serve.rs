@@ -16,6 +16,7 @@ use super::head::{self, HeadError, Request, Response};
 use crate::buffered::Buffered;
 use crate::drain::Drain;
 use crate::login::Login;
+use crate::memory::{Charge, Use};
 use crate::metrics::Direction;
 use crate::reason::Reason;
 use crate::session::{Session, UNAUTHENTICATED};
@@ -26,6 +27,9 @@ use crate::tcp;
 pub const LEAVING: Duration = Duration::from_secs(2);
 /// Responses of the proxy's own that a client has not taken yet, in bytes, beyond which it gets no others.
 const MAX_UNSENT: usize = 16 * 1024;
+/// The part of a head, in bytes, that a connection is charged for from its start. A larger one is
+/// charged twice: as it is read, and as it is taken apart.
+const SMALL_HEAD: usize = 4 * 1024;
 
 /// How long a client may take to read that it is not served.
 const REFUSAL: Duration = Duration::from_secs(1);
@@ -56,6 +60,7 @@ where
     let mut connection = Buffered::new(downstream);
     let worker = session.worker.clone();
     let limits = &worker.config.limits;
+    let mut memory = worker.memory.nothing();
     let mut request = Request::default();
     let mut response = Response::default();
     let mut login = Login::default();
@@ -69,15 +74,22 @@ where
         max_head: limits.max_header_bytes,
     };
     loop {
-        let framing =
-            match next_request(&mut connection, &mut request, &mut patience, &mut login).await {
-                Ok(framing) => framing,
-                Err(NoRequest::Over) => break,
-                Err(NoRequest::Refused(reason)) => {
-                    exchange::refuse(&session, &mut connection, reason);
-                    break;
-                }
-            };
+        let framing = match next_request(
+            &mut connection,
+            &mut request,
+            &mut memory,
+            &mut patience,
+            &mut login,
+        )
+        .await
+        {
+            Ok(framing) => framing,
+            Err(NoRequest::Over) => break,
+            Err(NoRequest::Refused(reason)) => {
+                exchange::refuse(&session, &mut connection, reason);
+                break;
+            }
+        };
         if session.is_unwelcome() {
             exchange::turn_away(&session);
             return Some(connection.io);
@@ -90,13 +102,23 @@ where
             &mut response,
             framing,
             &mut login,
+            &mut memory,
         );
-        match done.await {
+        let after = done.await;
+        request.forget_large();
+        response.fields.shrink();
+        match after {
             After::Next => {}
             After::Close => break,
             After::Cut => return Some(connection.io),
             After::Tunnel(mut upstream) => {
-                let broken = tcp::copy(&mut connection, &mut upstream.connection, None).await?;
+                let broken = tcp::copy(
+                    &mut connection,
+                    &mut upstream.connection,
+                    None,
+                    &worker.memory,
+                )
+                .await?;
                 tracing::debug!(?broken, "a tunnel broke");
                 upstream.connection.io.reset();
                 return Some(connection.io);
@@ -133,6 +155,7 @@ async fn leaving(session: &Session, drain: &Drain) {
 async fn next_request<S>(
     connection: &mut Buffered<S>,
     request: &mut Request,
+    memory: &mut Charge,
     patience: &mut Patience<'_>,
     login: &mut Login,
 ) -> Result<RequestFraming, NoRequest>
@@ -163,6 +186,9 @@ where
         let begun = !connection.read.is_empty();
         if !begun {
             connection.shrink();
+            memory.shrink(0);
+        } else if scanned > SMALL_HEAD && !memory.grow(Use::Head, 2 * scanned) {
+            return Err(NoRequest::Refused(Reason::Overload));
         }
         let due = match (begun, due) {
             // The head is given its time from its first byte on.

@@ -18,6 +18,7 @@ use super::connection::Connection;
 use crate::balance::AttemptOutcome;
 use crate::reason::Reason;
 use crate::retry::Failure;
+use crate::strict::MAX_FIELDS;
 use crate::table::Endpoint;
 use crate::upstream::Caller;
 use crate::upstream::streams::{Lease, Refusal};
@@ -75,6 +76,16 @@ impl Failed {
             reason: Reason::BackendRequestTimeout,
             reset: None,
             outcome: AttemptOutcome::TimedOut,
+        }
+    }
+
+    /// The endpoint does not keep to the bounds of responses.
+    pub fn broken() -> Self {
+        Self {
+            failure: Failure::Reset,
+            reason: Reason::UpstreamProtocolError,
+            reset: None,
+            outcome: AttemptOutcome::Reset,
         }
     }
 
@@ -221,6 +232,11 @@ impl Attempt {
             return Poll::Ready(Progress::Interim(interim));
         }
         Poll::Ready(match ready!(Pin::new(&mut self.response).poll(cx)) {
+            Ok(response) if response.headers().len() > MAX_FIELDS => {
+                tracing::debug!("an upstream's response has too many fields");
+                self.send.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
+                Progress::Failed(Failed::broken())
+            }
             Ok(response) => Progress::Head(response),
             Err(error) => Progress::Failed(Failed::stream(&error)),
         })

@@ -8,6 +8,7 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
 use super::head::are_trailers;
+use super::paced::Place;
 use super::reply::REASON;
 use crate::mirror::Copies;
 
@@ -87,6 +88,15 @@ impl Upload {
 
     pub fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// Bytes that wait to be sent, or are kept.
+    pub fn held(&mut self) -> usize {
+        let received = match self.end {
+            None => self.body.flow_control().used_capacity(),
+            Some(_) => self.unreleased,
+        };
+        received + self.kept_bytes
     }
 
     /// The taker wants no more of it.
@@ -242,21 +252,32 @@ pub(super) struct Download {
     trusted: bool,
     piece: Bytes,
     done: bool,
+    /// The client's connection.
+    place: Place,
 }
 
 impl Download {
     /// `trusted`: what the sender says under the name of a reason is a proxy's word.
-    pub fn new(body: RecvStream, trusted: bool) -> Self {
+    pub fn new(body: RecvStream, trusted: bool, place: Place) -> Self {
         Self {
             body,
             trusted,
             piece: Bytes::new(),
             done: false,
+            place,
         }
     }
 
     pub fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// Bytes that wait for a reader that has stopped.
+    pub fn held(&mut self) -> usize {
+        match self.piece.is_empty() {
+            true => 0,
+            false => self.body.flow_control().used_capacity(),
+        }
     }
 
     /// Sends until all is sent.
@@ -285,6 +306,7 @@ impl Download {
                 }
             }
             while !self.piece.is_empty() {
+                ready!(self.place.poll_writable(cx));
                 let room = ready!(poll_room(cx, to, self.piece.len()))?;
                 let part = self.piece.split_to(room.min(self.piece.len()));
                 let length = part.len();

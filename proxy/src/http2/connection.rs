@@ -12,11 +12,13 @@ use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
 
+use super::paced::{Paced, Turn};
 use super::{
     CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_RESET_STREAMS, MAX_SEND_BUFFER,
-    RESET_STREAM_MEMORY, STREAM_WINDOW,
+    RESET_STREAM_MEMORY, SMALL_WINDOW, STREAM_WINDOW,
 };
 use crate::identity::Alpn;
+use crate::memory::Budget;
 use crate::metrics::PoolProtocol;
 use crate::reason::Reason;
 use crate::table::{Endpoint, Peer};
@@ -36,7 +38,11 @@ pub struct Connection {
 
 /// The frames of a connection, and the times at which something is due.
 pub struct Driver {
-    frames: h2::client::Connection<Stream, Bytes>,
+    frames: h2::client::Connection<Paced<Stream>, Bytes>,
+    turn: Turn,
+    memory: Budget,
+    /// The peer is given small windows, since memory is short.
+    is_short: bool,
     ping: Option<PingPong>,
     asked: Option<Instant>,
     last_asked: Instant,
@@ -63,10 +69,12 @@ async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Connection>, D
             tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
             error.reason
         })?;
-    let handshake = settings(limits.max_header_bytes).handshake::<_, Bytes>(stream);
+    let turn = Turn::new();
+    let handshake =
+        settings(limits.max_header_bytes).handshake::<_, Bytes>(Paced::new(stream, &turn));
     let greeted = async {
         let (sender, mut frames) = handshake.await?;
-        greeting(&mut frames).await?;
+        greeting(&mut frames, &turn).await?;
         Ok::<_, h2::Error>((sender, frames))
     };
     let (sender, mut frames) = match timeout_at(deadline, greeted).await {
@@ -100,6 +108,9 @@ async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Connection>, D
     });
     let driver = Driver {
         frames,
+        turn,
+        memory: worker.memory.clone(),
+        is_short: false,
         ping,
         asked: None,
         last_asked: now,
@@ -115,8 +126,12 @@ async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Connection>, D
 }
 
 /// Waits for the peer's SETTINGS.
-async fn greeting(frames: &mut h2::client::Connection<Stream, Bytes>) -> Result<(), h2::Error> {
+async fn greeting(
+    frames: &mut h2::client::Connection<Paced<Stream>, Bytes>,
+    turn: &Turn,
+) -> Result<(), h2::Error> {
     poll_fn(|cx| {
+        turn.begin();
         if let Poll::Ready(end) = Pin::new(&mut *frames).poll(cx) {
             return Poll::Ready(end.and(Err(h2::Reason::NO_ERROR.into())));
         }
@@ -198,6 +213,8 @@ impl Driver {
         connection: &Rc<Connection>,
         upstreams: &Rc<Upstreams<Connection>>,
     ) -> Poll<()> {
+        self.adapt_windows();
+        self.turn.begin();
         if let Poll::Ready(end) = Pin::new(&mut self.frames).poll(cx) {
             if let Err(error) = end {
                 tracing::debug!(%error, "an upstream HTTP/2 connection broke");
@@ -232,6 +249,18 @@ impl Driver {
             }
         }
         Poll::Pending
+    }
+
+    /// Has the peer send less ahead of its readers while memory is short.
+    fn adapt_windows(&mut self) {
+        let (changes, window) = match self.is_short {
+            false => (self.memory.is_tight(), SMALL_WINDOW),
+            true => (self.memory.is_calm(), STREAM_WINDOW),
+        };
+        // Fails while the peer has not acknowledged the last change: it is tried again.
+        if changes && self.frames.set_initial_window_size(window).is_ok() {
+            self.is_short = !self.is_short;
+        }
     }
 
     /// Whether the last question has gone unanswered for too long. Asks the next one when it is due.

@@ -12,10 +12,12 @@ use http::{Request, Response, request};
 use tokio::time::Instant;
 
 use super::forward::Forward;
+use super::held::Held;
 use super::serve::{Downstream, logs_in};
 use super::{head, reply};
 use crate::deadlines::Deadlines;
 use crate::exchange::{Asked, End, Told};
+use crate::memory::Charge;
 use crate::metrics::{HttpVersion, RequestMetrics};
 use crate::reason::Reason;
 use crate::route::{Decision, Preflight, Rule, decide};
@@ -26,6 +28,7 @@ pub(super) struct Client<'a> {
     pub downstream: &'a Downstream,
     pub respond: SendResponse<Bytes>,
     pub grpc: bool,
+    pub held: Held,
     started: Instant,
 }
 
@@ -34,6 +37,7 @@ pub(super) async fn run(
     downstream: &Downstream,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
+    admission: Result<Charge, Reason>,
 ) {
     let _busy = downstream.session.worker.drain.busy();
     let started = Instant::now();
@@ -44,8 +48,11 @@ pub(super) async fn run(
         .access_log
         .enabled()
         .then(|| (head.method.clone(), head.uri.clone()));
+    let refused = admission.as_ref().err().copied();
+    let charge = admission.unwrap_or_else(|_| downstream.session.worker.memory.nothing());
     let mut client = Client {
         downstream,
+        held: Held::new(charge),
         grpc: reply::is_grpc(&head.headers),
         respond,
         started,
@@ -55,7 +62,7 @@ pub(super) async fn run(
         downstream.bind();
     }
     let mut told = Told::default();
-    let (metrics, end) = client.serve(&mut head, body, &mut told).await;
+    let (metrics, end) = client.serve(&mut head, body, refused, &mut told).await;
     let elapsed = started.elapsed();
     metrics.end(end.status, end.reason, elapsed);
     if let Some((method, uri)) = log {
@@ -77,6 +84,7 @@ impl Client<'_> {
         &mut self,
         request: &mut request::Parts,
         body: RecvStream,
+        refused: Option<Reason>,
         told: &mut Told,
     ) -> (Arc<RequestMetrics>, End) {
         let session = &self.downstream.session;
@@ -94,7 +102,9 @@ impl Client<'_> {
         let logical = &*told.logical.insert(logical);
         let is_extended_connect = request.extensions.get::<Protocol>().is_some();
         let max_bytes = session.worker.config.limits.max_header_bytes;
-        if let Some(reason) = head::refusal(request, is_extended_connect, max_bytes) {
+        let refused =
+            head::refusal(request, is_extended_connect, max_bytes).or(refused);
+        if let Some(reason) = refused {
             tracing::debug!(%reason, "a request is refused");
             self.downstream.meter.refused();
             let metrics = session.request_metrics(&logical.default_rule, None);

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::attempt::{self, Attempt, Failed, Progress};
 use super::body::{Broken, Download, Upload};
 use super::exchange::Client;
+use super::interim::Allowance;
 use super::{head, mirror, reply};
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::budget::RetryBudget;
@@ -46,6 +47,8 @@ enum Interrupt {
     /// The client's trailers are refused.
     BadRequest,
     Timeout(Reason),
+    /// The budget of memory has no room for what waits.
+    NoMemory,
 }
 
 /// A response, and what it came by.
@@ -147,7 +150,7 @@ impl Forward<'_> {
             upload.rewind();
             self.deadlines.end_attempt();
             if !wait.is_zero()
-                && let Err(interrupt) = self.wait_for(client, sleep(wait)).await
+                && let Err(interrupt) = self.wait_for(client, &mut upload, sleep(wait)).await
             {
                 return give_up(client, interrupt);
             }
@@ -169,7 +172,7 @@ impl Forward<'_> {
             let worker = worker.clone();
             let caller = client.downstream.caller();
             let start = attempt::start(&worker, &endpoint, caller, head, upload.is_empty());
-            match self.wait_for(client, start).await {
+            match self.wait_for(client, upload, start).await {
                 Ok(Ok(attempt)) => attempt,
                 Ok(Err(failed)) => {
                     in_flight.finish(failed.outcome, started.elapsed());
@@ -183,13 +186,21 @@ impl Forward<'_> {
         };
         // What the connection took to open is nothing that the next request waits for.
         let sent = Instant::now();
+        let mut interims = Allowance::new(worker.config.limits.max_header_bytes, sent);
         loop {
             let progress = poll_fn(|cx| match attempt.poll(cx, upload) {
                 Poll::Ready(progress) => Poll::Ready(Ok(progress)),
-                Poll::Pending => self.poll_interrupt(cx, client).map(Err),
+                Poll::Pending => self.poll_interrupt(cx, client, upload).map(Err),
             })
             .await;
             let interrupt = match progress {
+                Ok(Progress::Interim(interim)) if !interims.take(interim.headers()) => {
+                    tracing::debug!("an upstream sends interim responses without an end");
+                    attempt.send.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
+                    let failed = Failed::broken();
+                    in_flight.finish(failed.outcome, sent.elapsed());
+                    return Err(Unanswered::Failed(failed));
+                }
                 Ok(Progress::Interim(mut interim)) => {
                     interim.headers_mut().remove(CONTENT_LENGTH);
                     if !matches!(endpoint.peer, Peer::Mesh(_)) {
@@ -256,9 +267,17 @@ impl Forward<'_> {
         let fate = if ends && upload.is_done() {
             Fate::Complete
         } else {
-            let mut download = Download::new(body, trusted);
+            let mut download = Download::new(body, trusted, client.downstream.turn.place());
             poll_fn(|cx| {
-                self.poll_bodies(cx, &mut upload, &mut attempt.send, &mut download, &mut send)
+                let fate =
+                    self.poll_bodies(cx, &mut upload, &mut attempt.send, &mut download, &mut send);
+                match fate {
+                    Poll::Pending => client
+                        .held
+                        .poll(cx, upload.held() + download.held())
+                        .map(|()| Fate::Interrupted(Interrupt::NoMemory)),
+                    ready => ready,
+                }
             })
             .await
         };
@@ -283,6 +302,10 @@ impl Forward<'_> {
                     Interrupt::Timeout(reason) => {
                         break_off(client, &mut send, None, reason);
                         Some(reason)
+                    }
+                    Interrupt::NoMemory => {
+                        break_off(client, &mut send, None, Reason::Overload);
+                        Some(Reason::Overload)
                     }
                 }
             }
@@ -342,19 +365,32 @@ impl Forward<'_> {
     async fn wait_for<F: Future>(
         &mut self,
         client: &mut Client<'_>,
+        upload: &mut Upload,
         future: F,
     ) -> Result<F::Output, Interrupt> {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => self.poll_interrupt(cx, client).map(Err),
+            Poll::Pending => self.poll_interrupt(cx, client, upload).map(Err),
         })
         .await
     }
 
-    fn poll_interrupt(&mut self, cx: &mut Context<'_>, client: &mut Client<'_>) -> Poll<Interrupt> {
+    fn poll_interrupt(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client<'_>,
+        upload: &mut Upload,
+    ) -> Poll<Interrupt> {
         if let Poll::Ready(code) = client.poll_gone(cx) {
             return Poll::Ready(Interrupt::ClientGone(code));
+        }
+        if client.held.poll(cx, upload.held()).is_ready() {
+            // What is kept for another attempt goes first.
+            upload.keep_no_more();
+            if client.held.poll(cx, upload.held()).is_ready() {
+                return Poll::Ready(Interrupt::NoMemory);
+            }
         }
         self.deadlines.poll(cx).map(Interrupt::Timeout)
     }
@@ -365,14 +401,14 @@ impl Interrupt {
     fn code(&self) -> h2::Reason {
         match self {
             Self::ClientGone(Some(code)) => *code,
-            Self::ClientGone(None) | Self::BadRequest | Self::Timeout(_) => h2::Reason::CANCEL,
+            Self::ClientGone(None) | Self::BadRequest | Self::Timeout(_) | Self::NoMemory => h2::Reason::CANCEL,
         }
     }
 
     /// What it says about the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {
-            Self::ClientGone(_) | Self::BadRequest => AttemptOutcome::Cancelled,
+            Self::ClientGone(_) | Self::BadRequest | Self::NoMemory => AttemptOutcome::Cancelled,
             Self::Timeout(_) => AttemptOutcome::TimedOut,
         }
     }
@@ -386,6 +422,7 @@ fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {
             client.answer(Reason::BadRequest)
         }
         Interrupt::Timeout(reason) => client.answer(reason),
+        Interrupt::NoMemory => client.answer(Reason::Overload),
     }
 }
 

@@ -20,7 +20,10 @@ mod exchange;
 mod forward;
 mod head;
 mod meter;
+mod held;
+mod interim;
 mod mirror;
+mod paced;
 mod reply;
 mod serve;
 
@@ -38,16 +41,21 @@ pub use serve::serve;
 /// How much of a stream's body may be under way to us and not taken by the other side yet, in bytes. Carries 128 MiB/s over a
 /// round trip of 2 ms.
 const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same while memory is short ([`crate::memory`]).
+const SMALL_WINDOW: u32 = 16 * 1024;
 /// The same for all streams of a connection. So large that streams at a standstill do not stop the others: it takes more
 /// than 128 of them on a downstream connection, and is never reached on an upstream one: as many full stream windows fit into it as there may
 /// be streams ([`MAX_STREAMS`]), so that one client that does not read its responses takes nothing from the others who share the
 /// connection. Memory is used only for what is under way.
 const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+/// The same for a client from outside that has proved no identity: sixteen streams at a standstill.
+/// What it makes us hold is to be little beside what others do.
+const STRANGER_WINDOW: u32 = 4 * 1024 * 1024;
 /// Payload of a DATA frame that we take, in bytes. Larger than the least allowed, for fewer frames of large bodies; small enough
 /// that streams take turns.
 const MAX_FRAME: u32 = 32 * 1024;
 /// What h2 queues for one stream beyond what is sent, in bytes.
-const MAX_SEND_BUFFER: usize = 256 * 1024;
+const MAX_SEND_BUFFER: usize = 64 * 1024;
 /// Streams that we have reset and still remember, so that late frames for them are no error.
 const MAX_RESET_STREAMS: usize = 256;
 const RESET_STREAM_MEMORY: Duration = Duration::from_secs(5);

@@ -17,12 +17,15 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::head::HEAD_ROOM;
 use super::meter::{Meter, Metered};
+use super::paced::{Paced, Turn};
 use super::{
     CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_PENDING_RESETS, MAX_RESET_STREAMS,
-    MAX_SEND_BUFFER, RESET_STREAM_MEMORY, STREAM_WINDOW, exchange,
+    MAX_SEND_BUFFER, RESET_STREAM_MEMORY, STRANGER_WINDOW, STREAM_WINDOW, exchange,
 };
 use crate::login;
+use crate::memory::{self, Charge, Use};
 use crate::metrics::Direction;
+use crate::reason::Reason;
 use crate::session::{Session, UNAUTHENTICATED};
 use crate::upstream::Caller;
 
@@ -39,6 +42,8 @@ const HANG_UP: Duration = Duration::from_secs(10);
 /// What the streams of one downstream connection share.
 pub(super) struct Downstream {
     pub session: Session,
+    /// Whether the client takes what it is sent.
+    pub turn: Turn,
     /// Stream tasks that run.
     live: Cell<u32>,
     /// When a stream last ended.
@@ -58,8 +63,9 @@ where
     let limits = &session.worker.config.limits;
     let is_peer = session.direction == Direction::Inbound && &*session.client != UNAUTHENTICATED;
     let meter = Meter::new(&session.worker.metrics, is_peer);
-    let handshake = settings(limits.max_concurrent_streams, limits.max_header_bytes)
-        .handshake::<_, Bytes>(Metered::new(downstream, &meter));
+    let turn = Turn::new();
+    let io = Paced::new(Metered::new(downstream, &meter), &turn);
+    let handshake = settings(&session).handshake::<_, Bytes>(io);
     let connection = match timeout(limits.header_timeout, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
@@ -74,6 +80,7 @@ where
     let now = Instant::now();
     let downstream = Rc::new(Downstream {
         session,
+        turn: turn.clone(),
         live: Cell::new(0),
         active: Cell::new(now),
         rapid_resets: Cell::new(0),
@@ -81,7 +88,7 @@ where
         caller: Cell::default(),
         meter,
     });
-    accept_streams(&downstream, connection).await;
+    accept_streams(&downstream, connection, &turn).await;
     let caller = downstream.caller();
     if caller.login != 0 {
         downstream.session.worker.http2_pool.leave(caller);
@@ -96,15 +103,20 @@ pub(super) fn logs_in(headers: &HeaderMap) -> bool {
     })
 }
 
-fn settings(max_streams: u32, max_header_bytes: usize) -> h2::server::Builder {
+fn settings(session: &Session) -> h2::server::Builder {
+    let limits = &session.worker.config.limits;
+    let connection_window = match session.is_stranger() {
+        true => STRANGER_WINDOW,
+        false => CONNECTION_WINDOW,
+    };
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(connection_window)
         .max_frame_size(MAX_FRAME)
-        .max_concurrent_streams(max_streams)
+        .max_concurrent_streams(limits.max_concurrent_streams)
         .max_header_list_size(
-            u32::try_from(max_header_bytes.saturating_mul(HEAD_ROOM)).unwrap_or(u32::MAX),
+            u32::try_from(limits.max_header_bytes.saturating_mul(HEAD_ROOM)).unwrap_or(u32::MAX),
         )
         .max_send_buffer_size(MAX_SEND_BUFFER)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
@@ -123,8 +135,11 @@ enum Event {
     Timer,
 }
 
-async fn accept_streams<S>(downstream: &Rc<Downstream>, mut connection: Connection<S, Bytes>)
-where
+async fn accept_streams<S>(
+    downstream: &Rc<Downstream>,
+    mut connection: Connection<Paced<Metered<S>>, Bytes>,
+    turn: &Turn,
+) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let worker = downstream.session.worker.clone();
@@ -140,6 +155,7 @@ where
     let mut leaving = false;
     loop {
         let event = poll_fn(|cx| {
+            turn.begin();
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 match accepted {
                     Some(Ok((request, respond))) => {
@@ -215,10 +231,11 @@ impl Downstream {
             respond.send_reset(h2::Reason::REFUSED_STREAM);
             return;
         }
+        let admission = self.admit(request.headers());
         self.live.set(self.live.get() + 1);
         let downstream = self.clone();
         tokio::task::spawn_local(async move {
-            exchange::run(&downstream, request, respond).await;
+            exchange::run(&downstream, request, respond, admission).await;
             downstream.live.set(downstream.live.get() - 1);
             downstream.active.set(Instant::now());
         });
@@ -236,6 +253,13 @@ impl Downstream {
                 login: login::next_id(),
             });
         }
+    }
+
+    /// Charges a stream, or says why it is refused.
+    fn admit(&self, head: &HeaderMap) -> Result<Charge, Reason> {
+        let memory = &self.session.worker.memory;
+        let charge = memory.charge(Use::Stream, memory::of_stream(head));
+        charge.ok_or(Reason::Overload)
     }
 
     /// The client has given up a stream before its response.

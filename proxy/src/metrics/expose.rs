@@ -17,6 +17,7 @@ use super::{
     Direction, EJECTION_REASONS, HttpVersion, Metrics, MirrorOutcome, RequestLabels, RetryOutcome,
     ServiceKey, TcpLabels,
 };
+use crate::memory::Use;
 use crate::reason::Reason;
 
 /// Outcome of what went well, where the others are reasons.
@@ -64,6 +65,7 @@ impl Collector for Exposed {
         self.requests(&mut families);
         self.tcp(&mut families);
         self.connections(&mut families);
+        self.memory(&mut families);
         self.control(&mut families);
         families.retain(|family| !family.get_metric().is_empty());
         families
@@ -147,6 +149,31 @@ impl Exposed {
             ]
             .map(Family::finish),
         );
+    }
+
+    fn memory(&self, families: &mut Vec<MetricFamily>) {
+        let Some(budget) = self.metrics.inner.memory.get() else {
+            return;
+        };
+        let mut size = Family::gauge(
+            "naru_memory_budget_bytes",
+            "What clients and servers can make the proxy hold.",
+        );
+        size.add(&[], &[], budget.size() as f64);
+        let mut charged = Family::gauge(
+            "naru_memory_charged_bytes",
+            "What is held of the budget of memory now.",
+        );
+        charged.add(&[], &[], budget.charged() as f64);
+        let mut refused = Family::counter(
+            "naru_memory_refusals_total",
+            "What the budget of memory had no room for.",
+        );
+        for what in Use::ALL {
+            let what_label = [("what", what.as_str())];
+            refused.add(&[], &what_label, budget.refused(what) as f64);
+        }
+        families.extend([size, charged, refused].map(Family::finish));
     }
 
     fn mirrored(&self) -> Family {

@@ -15,13 +15,14 @@ mod series;
 mod totals;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use naru_listen::Places;
 
 use crate::balance::{EjectionCounter, EjectionReason};
 use crate::budget::RetryBudget;
+use crate::memory::Budget;
 use crate::reason::Reason;
 use crate::route::ServiceLabels;
 pub use histogram::BUCKETS;
@@ -67,6 +68,7 @@ struct Inner {
     totals: Totals,
     /// By listener.
     places: Mutex<Vec<(&'static str, Places)>>,
+    memory: OnceLock<Budget>,
 }
 
 const EJECTION_REASONS: [EjectionReason; 2] = [
@@ -193,6 +195,7 @@ impl Metrics {
                 budgets: Mutex::default(),
                 totals: Totals::default(),
                 places: Mutex::default(),
+                memory: OnceLock::new(),
             }),
         }
     }
@@ -276,6 +279,11 @@ impl Metrics {
         self.inner.tcp.sweep(now);
         self.inner.ejections.sweep(now);
         self.budgets().retain(|_, budget| budget.strong_count() > 0);
+    }
+
+    /// Shows the process' budget of memory. The first one counts.
+    pub fn watch_memory(&self, budget: Budget) {
+        let _ = self.inner.memory.set(budget);
     }
 
     /// An upstream connection was tried. `reason`: why none came about.

@@ -6,10 +6,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
-use super::copy;
+use super::{Broken, copy};
 use crate::buffered::Buffered;
 use crate::connection;
 use crate::http2::tests::fixture::{Mesh, Setup, nobody, run, until};
+use crate::memory::{Budget, Use};
 use crate::session::Session;
 use crate::socket;
 use crate::table::Protocol;
@@ -169,10 +170,26 @@ fn what_nobody_reads_is_not_read_ahead() {
         });
         spawn_local(async move {
             let (mut client, mut upstream) = (Buffered::new(client), Buffered::new(upstream));
-            copy(&mut client, &mut upstream, None).await
+            copy(&mut client, &mut upstream, None, &Budget::new(1 << 20)).await
         });
         // One window on each side, and one read between them.
         assert!(sending.await.unwrap() <= 3 * WINDOW);
+    });
+}
+
+#[test]
+fn a_connection_whose_reader_has_stopped_is_ended_where_there_is_no_room_for_what_waits() {
+    run(async {
+        let (mut sender, client) = duplex(1 << 20);
+        let (upstream, _stopped) = duplex(64);
+        let (mut client, mut upstream) = (Buffered::new(client), Buffered::new(upstream));
+        let memory = Budget::new(1 << 20);
+        let others = memory.charge(Use::Connection, memory.size() / 8 * 5);
+        sender.write_all(&[7; 100_000]).await.unwrap();
+        let broken = copy(&mut client, &mut upstream, None, &memory).await;
+        assert_eq!(broken, Some(Broken::NoMemory));
+        assert_eq!(memory.refused(Use::Body), 1);
+        drop(others);
     });
 }
 
@@ -182,7 +199,8 @@ fn an_idle_connection_holds_no_buffer() {
         let (mut sender, upstream) = duplex(64);
         let (client, mut receiver) = duplex(64);
         let (mut client, mut upstream) = (Buffered::new(client), Buffered::new(upstream));
-        let copying = copy(&mut client, &mut upstream, None);
+        let memory = Budget::new(1 << 20);
+        let copying = copy(&mut client, &mut upstream, None, &memory);
         let talking = async {
             let mut heard = [0; 1000];
             let (sent, received) = tokio::join!(

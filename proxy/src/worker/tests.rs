@@ -79,6 +79,7 @@ fn shared(config: Config) -> (Shared, Misses, DrainSignal) {
         metrics,
         access_log: AccessLog::off(),
         drain,
+        memory: Budget::new(64 << 20),
     };
     (shared, misses, signal)
 }

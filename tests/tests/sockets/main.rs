@@ -11,6 +11,7 @@ mod floods;
 mod identity;
 mod injection;
 mod locality;
+mod memory;
 mod rotation;
 mod shutdown;
 mod streams;

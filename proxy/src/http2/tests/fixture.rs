@@ -27,6 +27,7 @@ use crate::drain::{DrainSignal, drain};
 use crate::http2::serve;
 use crate::identity::Identity;
 use crate::identity::testing::Authority;
+use crate::memory::Budget;
 use crate::metrics::{Direction, Metrics, MirrorLabels, PoolProtocol, TcpLabels};
 use crate::mirror::Mirroring;
 use crate::pool::Pool;
@@ -70,6 +71,7 @@ pub struct Setup {
     pub endpoints: Vec<(SocketAddr, Peer)>,
     pub mirrors: Vec<MirrorSetup>,
     pub mirroring: Rc<Mirroring>,
+    pub memory: Budget,
     pub retry: Option<RetryPolicy>,
     pub request_timeout: Option<Duration>,
     pub backend_request_timeout: Option<Duration>,
@@ -100,6 +102,7 @@ impl Setup {
             endpoints: endpoints.iter().map(plain).collect(),
             mirrors: Vec::new(),
             mirroring: Rc::default(),
+            memory: Budget::new(64 << 20),
             retry: None,
             request_timeout: None,
             backend_request_timeout: None,
@@ -140,6 +143,7 @@ impl Setup {
             metrics: metrics.clone(),
             access_log: self.access_log,
             drain,
+            memory: self.memory,
             http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
             http1_streams: Default::default(),
             tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
@@ -274,6 +278,7 @@ fn config(limits: Limits) -> Config {
         log: String::new(),
         log_format: LogFormat::Text,
         limits,
+        memory_budget: None,
     }
 }
 

@@ -283,7 +283,7 @@ fn a_connection_on_which_nothing_happens_is_ended() {
 fn the_future_of_a_stream_stays_small() {
     // Bytes. Kept for each stream: a thousand of them on a connection are 4 MiB.
     const LIMIT: usize = 4 * 1024;
-    fn size<A, B, C, F: Future>(_: fn(A, B, C) -> F) -> usize {
+    fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
         std::mem::size_of::<F>()
     }
     let size = size(crate::http2::exchange::run);

@@ -3,6 +3,7 @@
 pub(crate) mod fixture;
 mod heads;
 mod limits;
+mod memory;
 mod mirroring;
 mod pooling;
 mod replies;
