@@ -44,7 +44,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
         return;
     };
     let strict = worker.tables.inbound().strict;
-    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into());
+    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into(), Some(place.source()));
     let mut client = Buffered::new(client);
     if strict {
         return match is_peer_in_time(&stranger.worker, &mut client).await {
@@ -131,7 +131,7 @@ async fn overload(
     client: Buffered<TcpStream>,
     said: FirstWord,
 ) -> Option<TcpStream> {
-    tracing::debug!(place = "none", "a client without an identity is refused");
+    tracing::debug!("a client without an identity is refused: there is no place for it");
     match said {
         FirstWord::Client(Detected::Http1) => {
             http1::refuse(stranger, client, Reason::Overload).await;
@@ -218,7 +218,7 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>, place: Place
         tracing::debug!(?limit, client = &*name, "a peer is refused");
         return;
     }
-    let session = Session::inbound(worker, stranger.destination, name);
+    let session = Session::inbound(worker, stranger.destination, name, None);
     let reset = match alpn {
         Alpn::Http1 => {
             mux::serve(session, client).await;

@@ -387,7 +387,7 @@ pub async fn open_stream(
     for _ in 0..MAX_STALE {
         let lease = worker
             .http1_streams
-            .acquire(worker, endpoint, Caller::default())
+            .acquire(worker, endpoint, Caller::default(), None)
             .await?;
         match lease.connection.open_stream() {
             Some(stream) => {

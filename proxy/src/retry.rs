@@ -1,15 +1,17 @@
 //! Whether a failed attempt is followed by another.
 //!
 //! In: how an attempt failed, and whether the request can be sent again. Out: [`Next`], and the word under which the decision is
-//! counted. A request that provably never reached an application is tried elsewhere in any case; everything else is the user's
-//! choice (HTTPRoute's `retry`) within the Service's budget.
+//! counted. A request that provably never reached an application is tried elsewhere whatever the rule says; everything else is the
+//! user's choice (HTTPRoute's `retry`). Every retry comes out of the Service's budget. On the inbound side there is one endpoint, and
+//! whoever called can try again: only what a pooled connection to the app refused by its end is sent again there. Otherwise the
+//! retries of both sidecars would multiply.
 
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
 use crate::budget::RetryBudget;
-use crate::metrics::{RequestMetrics, RetryOutcome};
+use crate::metrics::{Direction, RequestMetrics, RetryOutcome};
 use crate::reason::Reason;
 use crate::route::RetryPolicy;
 use crate::table::Peer;
@@ -30,8 +32,12 @@ const UNSENT_BACKOFF: Duration = Duration::from_millis(10);
 /// How an attempt failed, as far as trying again goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Provably nothing of the request reached an application: tried elsewhere in any case, whatever the method.
+    /// Provably nothing of the request reached an application: tried elsewhere, whatever the method.
     NeverSent,
+    /// The same, since a connection that was open already had come to its end: another one will do.
+    Stale,
+    /// The endpoint's streams are in use, and one was waited for: answered as a status would be.
+    Full,
     /// The connection broke after something was sent and before a response. Retried where the rule has a `retry` stanza and the request may be replayed.
     Reset,
     /// `timeouts.backendRequest` ran out.
@@ -43,6 +49,7 @@ pub enum Failure {
 /// Decides over the attempts of one request.
 #[derive(Debug)]
 pub struct Retries<'a> {
+    direction: Direction,
     policy: Option<&'a RetryPolicy>,
     budget: &'a RetryBudget,
     /// Retries of the policy's.
@@ -62,8 +69,13 @@ pub enum Next {
 }
 
 impl<'a> Retries<'a> {
-    pub fn new(policy: Option<&'a RetryPolicy>, budget: &'a RetryBudget) -> Self {
+    pub fn new(
+        direction: Direction,
+        policy: Option<&'a RetryPolicy>,
+        budget: &'a RetryBudget,
+    ) -> Self {
         Self {
+            direction,
             policy,
             budget,
             used: 0,
@@ -137,9 +149,16 @@ impl<'a> Retries<'a> {
         failure: Failure,
         replayable: bool,
     ) -> Result<Duration, Option<RetryOutcome>> {
-        if failure == Failure::NeverSent && self.unsent < MAX_UNSENT {
+        if failure == Failure::NeverSent && self.direction == Direction::Inbound {
+            return Err(None);
+        }
+        let unsent = matches!(failure, Failure::NeverSent | Failure::Stale);
+        if unsent && self.unsent < MAX_UNSENT {
             if !replayable {
                 return Err(Some(RetryOutcome::BodyTooLarge));
+            }
+            if !self.budget.withdraw() {
+                return Err(Some(RetryOutcome::BudgetExhausted));
             }
             self.unsent += 1;
             return Ok(match self.unsent {
@@ -148,15 +167,17 @@ impl<'a> Retries<'a> {
             });
         }
         let Some(policy) = self.policy else {
-            let exhausted = failure == Failure::NeverSent;
-            return Err(exhausted.then_some(RetryOutcome::LimitReached));
+            return Err(unsent.then_some(RetryOutcome::LimitReached));
         };
         if policy.attempts == 0 {
             return Err(None);
         }
-        if let Failure::Status(status) = failure
-            && !policy.codes.contains(&status)
-        {
+        let status = match failure {
+            Failure::Status(status) => Some(status),
+            Failure::Full => Some(Reason::Overload.status()),
+            _ => None,
+        };
+        if status.is_some_and(|status| !policy.codes.contains(&status)) {
             return Err(None);
         }
         if self.used >= policy.attempts {
@@ -221,7 +242,7 @@ mod tests {
     #[test]
     fn only_the_codes_of_the_rule_are_retried() {
         let (policy, budget) = (policy(1), plenty());
-        let mut retries = Retries::new(Some(&policy), &budget);
+        let mut retries = Retries::new(Direction::Outbound, Some(&policy), &budget);
         assert_eq!(retries.next(Failure::Status(502), true), Next::GiveUp);
         assert_eq!(retries.outcome(), None);
         assert!(retries.is_retried(503) && !retries.is_retried(502));
@@ -234,7 +255,7 @@ mod tests {
     #[test]
     fn waits_double_with_jitter_up_to_a_bound() {
         let (policy, budget) = (policy(40), plenty());
-        let mut retries = Retries::new(Some(&policy), &budget);
+        let mut retries = Retries::new(Direction::Outbound, Some(&policy), &budget);
         let waits = waits(&mut retries, Failure::Reset, 100);
         assert_eq!(waits.len(), 40);
         let mut least = 100_u128;
@@ -250,9 +271,14 @@ mod tests {
 
     #[test]
     fn without_a_policy_only_what_was_never_sent_is_retried_and_that_is_bounded() {
-        let budget = RetryBudget::new(0, Duration::from_secs(10), 0.0);
-        let mut retries = Retries::new(None, &budget);
-        for failure in [Failure::Reset, Failure::TimedOut, Failure::Status(503)] {
+        let budget = plenty();
+        let mut retries = Retries::new(Direction::Outbound, None, &budget);
+        for failure in [
+            Failure::Reset,
+            Failure::TimedOut,
+            Failure::Status(503),
+            Failure::Full,
+        ] {
             assert_eq!(retries.next(failure, true), Next::GiveUp);
             assert_eq!(retries.outcome(), None);
         }
@@ -265,7 +291,7 @@ mod tests {
     #[test]
     fn what_was_never_sent_costs_no_attempt_of_the_policy() {
         let (policy, budget) = (policy(2), plenty());
-        let mut retries = Retries::new(Some(&policy), &budget);
+        let mut retries = Retries::new(Direction::Outbound, Some(&policy), &budget);
         assert_eq!(waits(&mut retries, Failure::NeverSent, 5).len(), 5);
         assert_eq!(waits(&mut retries, Failure::Reset, 5).len(), 2);
     }
@@ -276,15 +302,35 @@ mod tests {
             policy(100),
             RetryBudget::new(0, Duration::from_secs(10), 0.3),
         );
-        let mut retries = Retries::new(Some(&policy), &budget);
+        let mut retries = Retries::new(Direction::Outbound, Some(&policy), &budget);
         assert_eq!(waits(&mut retries, Failure::Reset, 100).len(), 3);
         assert_eq!(retries.outcome(), Some(RetryOutcome::BudgetExhausted));
     }
 
     #[test]
+    fn what_was_never_sent_is_in_the_budget_too() {
+        let budget = RetryBudget::new(0, Duration::from_secs(10), 0.3);
+        let mut retries = Retries::new(Direction::Outbound, None, &budget);
+        assert_eq!(waits(&mut retries, Failure::NeverSent, 2).len(), 2);
+        assert_eq!(waits(&mut retries, Failure::Stale, 2).len(), 1);
+        assert_eq!(retries.outcome(), Some(RetryOutcome::BudgetExhausted));
+    }
+
+    #[test]
+    fn on_the_inbound_side_only_a_pooled_connection_that_was_over_is_made_up_for() {
+        let budget = plenty();
+        let mut retries = Retries::new(Direction::Inbound, None, &budget);
+        for failure in [Failure::NeverSent, Failure::Reset, Failure::Full] {
+            assert_eq!(retries.next(failure, true), Next::GiveUp);
+        }
+        assert_eq!(retries.outcome(), None);
+        assert_eq!(waits(&mut retries, Failure::Stale, 100).len(), 5);
+    }
+
+    #[test]
     fn what_can_not_be_replayed_is_not_retried() {
         let (policy, budget) = (policy(3), plenty());
-        let mut retries = Retries::new(Some(&policy), &budget);
+        let mut retries = Retries::new(Direction::Outbound, Some(&policy), &budget);
         for failure in [Failure::NeverSent, Failure::Reset, Failure::Status(500)] {
             assert_eq!(retries.next(failure, false), Next::GiveUp);
             assert_eq!(retries.outcome(), Some(RetryOutcome::BodyTooLarge));

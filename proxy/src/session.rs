@@ -1,11 +1,13 @@
 //! The facts that hold for one downstream connection, whatever protocol is found on it.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::metrics::{Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics};
 use crate::route::Rule;
 use crate::table::{DestinationCell, Logical};
+use crate::upstream::share::{ClientKey, Holder};
 use crate::worker::Worker;
 
 /// A `client` that has proved no identity.
@@ -18,6 +20,8 @@ pub struct Session {
     pub direction: Direction,
     /// Inbound: the peer's SPIFFE ID or [`UNAUTHENTICATED`]. Outbound: empty.
     pub client: Arc<str>,
+    /// Whose share the streams to endpoints count against.
+    pub holder: Rc<Holder>,
     /// Loaded anew for each request.
     pub destination: Arc<DestinationCell>,
     /// Inbound only: series are by client and port there, not by rule.
@@ -27,6 +31,7 @@ pub struct Session {
 impl Session {
     pub fn outbound(worker: Rc<Worker>, destination: Arc<DestinationCell>) -> Self {
         Self {
+            holder: worker.clients.connection(ClientKey::App),
             worker,
             direction: Direction::Outbound,
             client: Arc::from(""),
@@ -35,11 +40,17 @@ impl Session {
         }
     }
 
+    /// `source`: the client's address, where it is known.
     pub fn inbound(
         worker: Rc<Worker>,
         destination: Arc<DestinationCell>,
         client: Arc<str>,
+        source: Option<IpAddr>,
     ) -> Self {
+        let key = match &*client {
+            UNAUTHENTICATED => ClientKey::Address(source),
+            _ => ClientKey::Peer(client.clone()),
+        };
         let namespace: Arc<str> = worker.config.namespace.as_str().into();
         let empty: Arc<str> = "".into();
         let port = labelled_port(&worker, destination.address.port());
@@ -61,6 +72,7 @@ impl Session {
             port,
         });
         Self {
+            holder: worker.clients.connection(key),
             worker,
             direction: Direction::Inbound,
             client,
@@ -72,6 +84,11 @@ impl Session {
     /// Whether the client is from outside and has proved no identity.
     pub fn is_stranger(&self) -> bool {
         self.direction == Direction::Inbound && &*self.client == UNAUTHENTICATED
+    }
+
+    /// Whether it is a sidecar's, and carries what many clients behind that ask for.
+    pub fn is_shared(&self) -> bool {
+        self.direction == Direction::Inbound && &*self.client != UNAUTHENTICATED
     }
 
     /// Whether the client has no identity and, by now, needs one: strictness may have come after the client.

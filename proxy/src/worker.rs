@@ -28,7 +28,7 @@ use crate::mirror::Mirroring;
 use crate::pool::Pool;
 use crate::socket::{self, Listener, Listeners};
 use crate::table::Tables;
-use crate::upstream::streams;
+use crate::upstream::{share, streams};
 use crate::{http2, inbound, mux, outbound};
 
 #[cfg(test)]
@@ -94,6 +94,8 @@ pub struct Worker {
     pub http1_streams: streams::Pool<mux::Connection>,
     pub http2_pool: streams::Pool<http2::Connection>,
     pub tcp_pool: Pool,
+    /// Whose connections are carried: streams to endpoints are shared out among them.
+    pub clients: share::Clients,
     pub mirroring: Rc<Mirroring>,
     pub random: RefCell<SmallRng>,
     pub listening: Listening,
@@ -113,6 +115,7 @@ impl Worker {
             http1_streams: streams::Pool::default(),
             http2_pool: streams::Pool::default(),
             tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
+            clients: share::Clients::default(),
             mirroring: Rc::default(),
             random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             listening: Listening::default(),

@@ -76,7 +76,7 @@ impl Failed {
 
     pub fn no_connection(refusal: Refusal) -> Self {
         Self {
-            failure: Failure::NeverSent,
+            failure: refusal.failure(),
             reason: refusal.reason,
             outcome: refusal.outcome(),
         }

@@ -99,7 +99,8 @@ impl Forward<'_> {
             let framing = &client.framing;
             upload = mirror::start(&worker, self.rule, self.backend, request, framing, upload);
         }
-        let mut retries = Retries::new(self.rule.retry.as_ref(), self.budget);
+        let direction = client.session.direction;
+        let mut retries = Retries::new(direction, self.rule.retry.as_ref(), self.budget);
         let mut tried: Vec<u64> = Vec::new();
         let mut failed_before: Option<Failed> = None;
         loop {

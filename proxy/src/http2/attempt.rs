@@ -21,6 +21,7 @@ use crate::retry::Failure;
 use crate::strict::MAX_FIELDS;
 use crate::table::Endpoint;
 use crate::upstream::Caller;
+use crate::upstream::share::Holder;
 use crate::upstream::streams::{Lease, Refusal};
 use crate::worker::Worker;
 
@@ -51,9 +52,9 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    fn never_sent(reason: Reason, outcome: AttemptOutcome) -> Self {
+    fn never_sent(failure: Failure, reason: Reason, outcome: AttemptOutcome) -> Self {
         Self {
-            failure: Failure::NeverSent,
+            failure,
             reason,
             reset: None,
             outcome,
@@ -90,7 +91,7 @@ impl Failed {
     }
 
     fn no_connection(refusal: Refusal) -> Self {
-        Self::never_sent(refusal.reason, refusal.outcome())
+        Self::never_sent(refusal.failure(), refusal.reason, refusal.outcome())
     }
 
     /// The stream ended with `error` before a response.
@@ -99,12 +100,16 @@ impl Failed {
             .reason()
             .filter(|_| error.is_reset() && error.is_remote());
         // The peer says that it has not looked at the request: a refused stream, or one after the last that it took.
-        let unprocessed =
-            reset == Some(h2::Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote());
-        if unprocessed {
+        let unprocessed = if error.is_go_away() && error.is_remote() {
+            Some(Failure::Stale)
+        } else {
+            (reset == Some(h2::Reason::REFUSED_STREAM)).then_some(Failure::NeverSent)
+        };
+        if let Some(failure) = unprocessed {
+            let reason = Reason::UpstreamReset;
             return Self {
                 reset,
-                ..Self::never_sent(Reason::UpstreamReset, AttemptOutcome::Cancelled)
+                ..Self::never_sent(failure, reason, AttemptOutcome::Cancelled)
             };
         }
         let reason = if error.is_library() {
@@ -121,9 +126,11 @@ impl Failed {
     }
 }
 
-/// Sends the head to `endpoint`. `ends`: there is no body, and it is the end of the request.
+/// Sends the head to `endpoint`. `holder`: whose share of the streams it counts against. `ends`: there is no body, and it is the
+/// end of the request.
 pub(super) async fn start(
     worker: &Rc<Worker>,
+    holder: Option<&Rc<Holder>>,
     endpoint: &Arc<Endpoint>,
     caller: Caller,
     head: &request::Parts,
@@ -132,7 +139,7 @@ pub(super) async fn start(
     for _ in 0..MAX_STALE {
         let lease = worker
             .http2_pool
-            .acquire(worker, endpoint, caller)
+            .acquire(worker, endpoint, caller, holder)
             .await
             .map_err(Failed::no_connection)?;
         let Some(mut sender) = lease.connection.sender() else {
@@ -163,6 +170,7 @@ pub(super) async fn start(
         }
     }
     Err(Failed::never_sent(
+        Failure::Stale,
         Reason::ConnectFailed,
         AttemptOutcome::Cancelled,
     ))
@@ -219,7 +227,7 @@ impl Attempt {
                 }
                 Poll::Ready(Err(Broken::Trailers)) => return Poll::Ready(Progress::BadRequest),
                 // Why is told by the response: a server may have answered without waiting for the body.
-                Poll::Ready(Err(Broken::Taker)) => upload.stop(),
+                Poll::Ready(Err(Broken::Taker | Broken::Stopped)) => upload.stop(),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }

@@ -2,13 +2,16 @@
 //! window is given back to the sender only as the taker has room, so nothing piles up here but one frame.
 
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
 use super::head::are_trailers;
+use super::inflow::Inflow;
 use super::paced::Place;
+use super::reader::Reader;
 use super::reply::REASON;
 use crate::mirror::Copies;
 
@@ -24,24 +27,26 @@ pub(super) enum Broken {
     Trailers,
     /// The side that takes it. Why is told where its response is awaited.
     Taker,
+    /// The side that takes it has taken nothing for too long.
+    Stopped,
 }
 
 /// A request body, which can be sent again as long as it fits into the limit.
 pub(super) struct Upload {
-    body: RecvStream,
+    inflow: Inflow,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     /// In bytes. 0: nothing is kept any more.
     max_kept: usize,
-    /// All that has been taken out of `body` is in `kept`.
+    /// All that has been taken out of `inflow` is in `kept`.
     replayable: bool,
     /// How many of `kept` this attempt has begun to send.
     sent: usize,
     /// What this attempt is sending.
     piece: Bytes,
-    /// Bytes taken out of `body` whose window has not been given back.
+    /// Bytes taken out of `inflow` whose window has not been given back.
     unreleased: usize,
-    /// Once `body` has been read to its end: its trailers.
+    /// Once `inflow` has been read to its end: its trailers.
     end: Option<Option<HeaderMap>>,
     /// Who gets the body as well. Boxed: few do.
     copies: Option<Box<Copies>>,
@@ -53,7 +58,7 @@ impl Upload {
     pub fn new(body: RecvStream, max_kept: usize) -> Self {
         let end = body.is_end_stream().then_some(None);
         Self {
-            body,
+            inflow: Inflow::new(body),
             kept: Vec::new(),
             kept_bytes: 0,
             max_kept,
@@ -93,7 +98,7 @@ impl Upload {
     /// Bytes that wait to be sent, or are kept.
     pub fn held(&mut self) -> usize {
         let received = match self.end {
-            None => self.body.flow_control().used_capacity(),
+            None => self.inflow.held(),
             Some(_) => self.unreleased,
         };
         received + self.kept_bytes
@@ -135,8 +140,11 @@ impl Upload {
         to: &mut SendStream<Bytes>,
     ) -> Poll<Result<(), Broken>> {
         while !self.done {
-            if let Some(copies) = &mut self.copies {
-                ready!(copies.poll_turn(cx));
+            if let Some(copies) = &mut self.copies
+                && copies.poll_turn(cx).is_pending()
+            {
+                self.hoard(cx);
+                return Poll::Pending;
             }
             if self.piece.is_empty() && !ready!(self.poll_piece(cx))? {
                 let trailers = match &mut self.end {
@@ -148,8 +156,11 @@ impl Upload {
                 return Poll::Ready(send_end(to, trailers, false));
             }
             while !self.piece.is_empty() {
-                let room = ready!(poll_room(cx, to, self.piece.len()))?;
-                let part = self.piece.split_to(room.min(self.piece.len()));
+                let Poll::Ready(room) = poll_room(cx, to, self.piece.len()) else {
+                    self.hoard(cx);
+                    return Poll::Pending;
+                };
+                let part = self.piece.split_to(room?.min(self.piece.len()));
                 let length = part.len();
                 let ends = self.piece.is_empty() && self.is_last();
                 to.send_data(part, ends).map_err(|_| Broken::Taker)?;
@@ -165,12 +176,19 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
+    /// Takes in what has come while nothing can be sent.
+    pub fn hoard(&mut self, cx: &mut Context<'_>) {
+        if self.end.is_none() {
+            self.inflow.hoard(cx);
+        }
+    }
+
     /// Whether nothing comes after what has been begun, not even trailers.
     fn is_last(&self) -> bool {
         self.sent == self.kept.len()
             && match &self.end {
                 Some(trailers) => trailers.is_none(),
-                None => self.body.is_end_stream(),
+                None => self.inflow.is_at_end(),
             }
     }
 
@@ -188,7 +206,7 @@ impl Upload {
             return Poll::Ready(Ok(false));
         }
         loop {
-            match ready!(self.body.poll_data(cx)) {
+            match ready!(self.inflow.poll_piece(cx)) {
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
                     self.unreleased += data.len();
@@ -203,7 +221,7 @@ impl Upload {
                 None => break,
             }
         }
-        let trailers = ready!(self.body.poll_trailers(cx)).map_err(Broken::Sender)?;
+        let trailers = self.inflow.take_trailers();
         if trailers
             .as_ref()
             .is_some_and(|map| !are_trailers(map, true))
@@ -214,7 +232,7 @@ impl Upload {
         Poll::Ready(Ok(false))
     }
 
-    /// `body` has been read to its end.
+    /// `inflow` has been read to its end.
     fn ended(&mut self, trailers: Option<HeaderMap>) {
         if let Some(mut copies) = self.copies.take() {
             copies.end(trailers.as_ref());
@@ -239,16 +257,14 @@ impl Upload {
     fn release(&mut self, bytes: usize) {
         let bytes = bytes.min(self.unreleased);
         self.unreleased -= bytes;
-        if bytes > 0 {
-            // Fails only where more is given back than was taken.
-            let _ = self.body.flow_control().release_capacity(bytes);
-        }
+        self.inflow.release(bytes);
     }
 }
 
 /// A response body.
 pub(super) struct Download {
-    body: RecvStream,
+    inflow: Inflow,
+    reader: Reader,
     trusted: bool,
     piece: Bytes,
     done: bool,
@@ -257,10 +273,12 @@ pub(super) struct Download {
 }
 
 impl Download {
-    /// `trusted`: what the sender says under the name of a reason is a proxy's word.
-    pub fn new(body: RecvStream, trusted: bool, place: Place) -> Self {
+    /// `trusted`: what the sender says under the name of a reason is a proxy's word. `patience`: how
+    /// long the taker may take nothing.
+    pub fn new(body: RecvStream, trusted: bool, place: Place, patience: Duration) -> Self {
         Self {
-            body,
+            inflow: Inflow::new(body),
+            reader: Reader::new(patience),
             trusted,
             piece: Bytes::new(),
             done: false,
@@ -276,7 +294,7 @@ impl Download {
     pub fn held(&mut self) -> usize {
         match self.piece.is_empty() {
             true => 0,
-            false => self.body.flow_control().used_capacity(),
+            false => self.inflow.held(),
         }
     }
 
@@ -288,12 +306,11 @@ impl Download {
     ) -> Poll<Result<(), Broken>> {
         while !self.done {
             while self.piece.is_empty() {
-                match ready!(self.body.poll_data(cx)) {
+                match ready!(self.inflow.poll_piece(cx)) {
                     Some(Ok(data)) => self.piece = data,
                     Some(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
                     None => {
-                        let trailers = ready!(self.body.poll_trailers(cx));
-                        let trailers = trailers.map_err(Broken::Sender)?;
+                        let trailers = self.inflow.take_trailers();
                         if trailers
                             .as_ref()
                             .is_some_and(|map| !are_trailers(map, false))
@@ -306,13 +323,21 @@ impl Download {
                 }
             }
             while !self.piece.is_empty() {
-                ready!(self.place.poll_writable(cx));
-                let room = ready!(poll_room(cx, to, self.piece.len()))?;
-                let part = self.piece.split_to(room.min(self.piece.len()));
+                let room = match self.place.poll_writable(cx) {
+                    Poll::Ready(()) => poll_room(cx, to, self.piece.len()),
+                    Poll::Pending => Poll::Pending,
+                };
+                let Poll::Ready(room) = room else {
+                    self.inflow.hoard(cx);
+                    ready!(self.reader.poll_stopped(cx));
+                    return Poll::Ready(Err(Broken::Stopped));
+                };
+                self.reader.reads();
+                let part = self.piece.split_to(room?.min(self.piece.len()));
                 let length = part.len();
-                let ends = self.piece.is_empty() && self.body.is_end_stream();
+                let ends = self.piece.is_empty() && self.inflow.is_at_end();
                 to.send_data(part, ends).map_err(|_| Broken::Taker)?;
-                let _ = self.body.flow_control().release_capacity(length);
+                self.inflow.release(length);
                 self.done = ends;
             }
         }

@@ -14,8 +14,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
 
 use super::paced::{Paced, Turn};
 use super::{
-    CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_RESET_STREAMS, MAX_SEND_BUFFER,
-    RESET_STREAM_MEMORY, SMALL_WINDOW, STREAM_WINDOW,
+    CONNECTION_WINDOW, MAX_FRAME, MAX_RESET_STREAMS, MAX_SEND_BUFFER, RESET_STREAM_MEMORY,
+    SMALL_FRAMES, SMALL_WINDOW, STREAM_WINDOW,
 };
 use crate::identity::Alpn;
 use crate::memory::Budget;
@@ -155,7 +155,9 @@ fn settings(max_header_bytes: usize) -> h2::client::Builder {
         .initial_max_send_streams(0)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .reset_stream_duration(RESET_STREAM_MEMORY)
-        .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
+        // Each costs one of the streams that we have begun, and nothing more.
+        .max_local_error_reset_streams(None)
+        .data_frame_budget(SMALL_FRAMES)
         .enable_push(false);
     builder
 }

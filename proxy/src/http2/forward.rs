@@ -46,6 +46,8 @@ enum Interrupt {
     ClientGone(Option<h2::Reason>),
     /// The client's trailers are refused.
     BadRequest,
+    /// The client has not read its response for too long.
+    ReaderStopped,
     Timeout(Reason),
     /// The budget of memory has no room for what waits.
     NoMemory,
@@ -88,7 +90,8 @@ impl Forward<'_> {
         if self.rule.is_mirrored(self.backend) {
             upload = mirror::start(&worker, self.rule, self.backend, head, upload);
         }
-        let mut retries = Retries::new(self.rule.retry.as_ref(), self.budget);
+        let direction = client.downstream.session.direction;
+        let mut retries = Retries::new(direction, self.rule.retry.as_ref(), self.budget);
         let mut tried: Vec<u64> = Vec::new();
         let mut failed_before: Option<Failed> = None;
         loop {
@@ -171,7 +174,9 @@ impl Forward<'_> {
         let mut attempt = {
             let worker = worker.clone();
             let caller = client.downstream.caller();
-            let start = attempt::start(&worker, &endpoint, caller, head, upload.is_empty());
+            let holder = client.downstream.session.holder.clone();
+            let ends = upload.is_empty();
+            let start = attempt::start(&worker, Some(&holder), &endpoint, caller, head, ends);
             match self.wait_for(client, upload, start).await {
                 Ok(Ok(attempt)) => attempt,
                 Ok(Err(failed)) => {
@@ -267,7 +272,15 @@ impl Forward<'_> {
         let fate = if ends && upload.is_done() {
             Fate::Complete
         } else {
-            let mut download = Download::new(body, trusted, client.downstream.turn.place());
+            let patience = client
+                .downstream
+                .session
+                .worker
+                .config
+                .limits
+                .reader_timeout;
+            let place = client.downstream.turn.place();
+            let mut download = Download::new(body, trusted, place, patience);
             poll_fn(|cx| {
                 let fate =
                     self.poll_bodies(cx, &mut upload, &mut attempt.send, &mut download, &mut send);
@@ -299,6 +312,11 @@ impl Forward<'_> {
                         client.count_malformed();
                         Some(Reason::BadRequest)
                     }
+                    Interrupt::ReaderStopped => {
+                        // What it is sent goes out although it reads no body.
+                        send.send_reset(interrupt.code());
+                        Some(Reason::ReaderStopped)
+                    }
                     Interrupt::Timeout(reason) => {
                         break_off(client, &mut send, None, reason);
                         Some(reason)
@@ -329,6 +347,7 @@ impl Forward<'_> {
             return match broken {
                 Broken::Sender(error) => Poll::Ready(Fate::Truncated(error)),
                 Broken::Trailers => Poll::Ready(Fate::Truncated(h2::Reason::PROTOCOL_ERROR.into())),
+                Broken::Stopped => Poll::Ready(Fate::Interrupted(Interrupt::ReaderStopped)),
                 Broken::Taker => match client.poll_reset(cx) {
                     Poll::Ready(code) => gone(code.ok()),
                     Poll::Pending => gone(None),
@@ -343,7 +362,7 @@ impl Forward<'_> {
                     return Poll::Ready(Fate::Interrupted(Interrupt::BadRequest));
                 }
                 // The rest of the response may be on its way all the same.
-                Broken::Taker => upload.stop(),
+                Broken::Taker | Broken::Stopped => upload.stop(),
             }
         }
         if download.is_done() {
@@ -361,7 +380,7 @@ impl Forward<'_> {
         Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))
     }
 
-    /// Waits for `future`, unless the client goes or time runs out before.
+    /// Waits for `future`, unless the client goes or time runs out before. What comes of the body meanwhile is kept.
     async fn wait_for<F: Future>(
         &mut self,
         client: &mut Client<'_>,
@@ -371,7 +390,10 @@ impl Forward<'_> {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => self.poll_interrupt(cx, client, upload).map(Err),
+            Poll::Pending => {
+                upload.hoard(cx);
+                self.poll_interrupt(cx, client, upload).map(Err)
+            }
         })
         .await
     }
@@ -401,14 +423,20 @@ impl Interrupt {
     fn code(&self) -> h2::Reason {
         match self {
             Self::ClientGone(Some(code)) => *code,
-            Self::ClientGone(None) | Self::BadRequest | Self::Timeout(_) | Self::NoMemory => h2::Reason::CANCEL,
+            Self::ClientGone(None)
+            | Self::BadRequest
+            | Self::ReaderStopped
+            | Self::Timeout(_)
+            | Self::NoMemory => h2::Reason::CANCEL,
         }
     }
 
     /// What it says about the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {
-            Self::ClientGone(_) | Self::BadRequest | Self::NoMemory => AttemptOutcome::Cancelled,
+            Self::ClientGone(_) | Self::BadRequest | Self::ReaderStopped | Self::NoMemory => {
+                AttemptOutcome::Cancelled
+            }
             Self::Timeout(_) => AttemptOutcome::TimedOut,
         }
     }
@@ -416,7 +444,8 @@ impl Interrupt {
 
 fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {
     match interrupt {
-        Interrupt::ClientGone(_) => client.gone(),
+        // Only a response that has begun can be left unread.
+        Interrupt::ClientGone(_) | Interrupt::ReaderStopped => client.gone(),
         Interrupt::BadRequest => {
             client.count_malformed();
             client.answer(Reason::BadRequest)

@@ -58,9 +58,8 @@ async fn send(
 ) -> MirrorOutcome {
     let began = Instant::now();
     let ends = source.is_at_end();
-    let caller = Caller::default();
-    let mut attempt = match attempt::start(&worker, &in_flight.endpoint, caller, &head, ends).await
-    {
+    let (caller, endpoint) = (Caller::default(), &in_flight.endpoint);
+    let mut attempt = match attempt::start(&worker, None, endpoint, caller, &head, ends).await {
         Ok(attempt) => attempt,
         Err(failed) => {
             in_flight.finish(failed.outcome, began.elapsed());

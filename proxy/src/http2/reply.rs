@@ -98,7 +98,7 @@ pub(crate) const fn grpc_status(reason: Reason) -> u16 {
     match reason {
         Reason::RequestTimeout | Reason::BackendRequestTimeout | Reason::HeaderTimeout => 4, // DEADLINE_EXCEEDED
         Reason::IdentityRequired => 7, // PERMISSION_DENIED
-        Reason::HeaderTooLarge => 8,   // RESOURCE_EXHAUSTED
+        Reason::HeaderTooLarge | Reason::ReaderStopped => 8, // RESOURCE_EXHAUSTED
         Reason::NoRoute
         | Reason::Redirect
         | Reason::CorsPreflight

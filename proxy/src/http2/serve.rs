@@ -20,22 +20,25 @@ use super::meter::{Meter, Metered};
 use super::paced::{Paced, Turn};
 use super::{
     CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_PENDING_RESETS, MAX_RESET_STREAMS,
-    MAX_SEND_BUFFER, RESET_STREAM_MEMORY, STRANGER_WINDOW, STREAM_WINDOW, exchange,
+    MAX_SEND_BUFFER, RESET_STREAM_MEMORY, SMALL_FRAMES, STRANGER_WINDOW, STREAM_WINDOW, exchange,
 };
 use crate::login;
 use crate::memory::{self, Charge, Use};
 use crate::metrics::Direction;
 use crate::reason::Reason;
-use crate::session::{Session, UNAUTHENTICATED};
+use crate::session::Session;
 use crate::upstream::Caller;
 
 /// Streams that a client may give up within [`RAPID`] and before their response, in each [`CALM_WINDOW`]. A client that opens
-/// streams to reset them makes us work for nothing (CVE-2023-44487).
+/// streams to reset them makes us work for nothing (CVE-2023-44487): beyond this its connection is served more slowly. A sidecar's is
+/// not: it carries the requests of many, and that sidecar counts for each.
 const MAX_RAPID_RESETS: u32 = 2_000;
-/// A deadline that is shorter than this is none. Longer ones are missed in numbers when a server is slow, and a peer's
-/// connection, which carries the requests of many, must not be ended for that.
+/// Longer deadlines than this are missed in numbers when a server is slow.
 const RAPID: Duration = Duration::from_millis(10);
 const CALM_WINDOW: Duration = Duration::from_secs(10);
+/// What each such stream beyond the limit costs its connection: a hundred times what it costs us.
+const PAUSE: Duration = Duration::from_millis(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How long a client that was told to go (GOAWAY) and has no stream left may take to hang up.
 const HANG_UP: Duration = Duration::from_secs(10);
 
@@ -49,6 +52,8 @@ pub(super) struct Downstream {
     /// When a stream last ended.
     active: Cell<Instant>,
     rapid_resets: Cell<u32>,
+    /// Those beyond the limit that the connection has not been slowed down for.
+    excess: Cell<u32>,
     window_began: Cell<Instant>,
     /// Whose connections its streams use: its own, once its client has logged in on it.
     caller: Cell<Caller>,
@@ -61,8 +66,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let limits = &session.worker.config.limits;
-    let is_peer = session.direction == Direction::Inbound && &*session.client != UNAUTHENTICATED;
-    let meter = Meter::new(&session.worker.metrics, is_peer);
+    let meter = Meter::new(&session.worker.metrics, session.is_shared());
     let turn = Turn::new();
     let io = Paced::new(Metered::new(downstream, &meter), &turn);
     let handshake = settings(&session).handshake::<_, Bytes>(io);
@@ -84,6 +88,7 @@ where
         live: Cell::new(0),
         active: Cell::new(now),
         rapid_resets: Cell::new(0),
+        excess: Cell::new(0),
         window_began: Cell::new(now),
         caller: Cell::default(),
         meter,
@@ -124,6 +129,11 @@ fn settings(session: &Session) -> h2::server::Builder {
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         .enable_connect_protocol();
+    if session.is_shared() {
+        builder
+            .max_local_error_reset_streams(None)
+            .data_frame_budget(SMALL_FRAMES);
+    }
     builder
 }
 
@@ -153,16 +163,20 @@ async fn accept_streams<S>(
     });
     let mut timer = pin!(sleep(keep_alive_idle));
     let mut leaving = false;
+    let mut slowed = false;
+    let mut slow = pin!(sleep(Duration::ZERO));
     loop {
         let event = poll_fn(|cx| {
             turn.begin();
-            while let Poll::Ready(accepted) = connection.poll_accept(cx) {
+            if let Some(pause) = downstream.take_pause() {
+                slowed = true;
+                rearm(slow.as_mut(), pause);
+            }
+            slowed = slowed && slow.as_mut().poll(cx).is_pending();
+            while !slowed && let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 match accepted {
                     Some(Ok((request, respond))) => {
-                        if downstream.is_rapid_reset() {
-                            tracing::debug!("a client opens streams only to reset them");
-                            connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
-                        } else if downstream.session.is_unwelcome() {
+                        if downstream.session.is_unwelcome() {
                             tracing::debug!("a client without an identity is refused");
                             connection.abrupt_shutdown(h2::Reason::INADEQUATE_SECURITY);
                         } else {
@@ -265,7 +279,7 @@ impl Downstream {
     /// The client has given up a stream before its response.
     pub fn given_up(&self, began: Instant) {
         let now = Instant::now();
-        if now.duration_since(began) >= RAPID {
+        if now.duration_since(began) >= RAPID || self.session.is_shared() {
             return;
         }
         if now.duration_since(self.window_began.get()) >= CALM_WINDOW {
@@ -274,10 +288,19 @@ impl Downstream {
         }
         self.rapid_resets
             .set(self.rapid_resets.get().saturating_add(1));
+        if self.rapid_resets.get() > MAX_RAPID_RESETS {
+            self.excess.set(self.excess.get() + 1);
+        }
     }
 
-    fn is_rapid_reset(&self) -> bool {
-        self.rapid_resets.get() > MAX_RAPID_RESETS
-            && self.window_began.get().elapsed() < CALM_WINDOW
+    /// How long the connection is to wait before anything more is read from it.
+    fn take_pause(&self) -> Option<Duration> {
+        let excess = self.excess.take();
+        if excess == 0 {
+            return None;
+        }
+        tracing::debug!(excess, "a client opens streams only to reset them");
+        self.session.worker.metrics.connection_slowed();
+        Some((PAUSE * excess).min(MAX_PAUSE))
     }
 }

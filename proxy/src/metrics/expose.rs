@@ -12,7 +12,9 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 use super::histogram::{BUCKETS, Snapshot};
 use super::request::status_labels;
-use super::totals::{AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome};
+use super::totals::{
+    AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome, StreamLimit,
+};
 use super::{
     Direction, EJECTION_REASONS, HttpVersion, Metrics, MirrorOutcome, RequestLabels, RetryOutcome,
     ServiceKey, TcpLabels,
@@ -286,7 +288,18 @@ impl Exposed {
                 refused.add(&[], &labels, places.refused(limit) as f64);
             }
         }
-        families.extend([connects, handshakes, pool, apps, refused].map(Family::finish));
+        let mut streams = Family::counter(
+            "naru_streams_refused_total",
+            "Requests that were refused a stream to an endpoint, by the limit that was reached.",
+        );
+        // An opaque connection has no streams.
+        for protocol in [PoolProtocol::Http1, PoolProtocol::Http2] {
+            for limit in StreamLimit::ALL {
+                let labels = [("protocol", protocol.as_str()), ("limit", limit.as_str())];
+                streams.add(&[], &labels, totals.streams_refused(protocol, limit) as f64);
+            }
+        }
+        families.extend([connects, handshakes, pool, apps, refused, streams].map(Family::finish));
     }
 
     fn control(&self, families: &mut Vec<MetricFamily>) {
@@ -356,6 +369,13 @@ impl Exposed {
                     "Sockets of other processes that run as the proxy's user.",
                 ),
                 totals.bypassing() as f64,
+            ),
+            single(
+                Family::counter(
+                    "naru_connections_slowed_total",
+                    "Pauses of HTTP/2 clients that give up streams as soon as they begin them.",
+                ),
+                totals.connections_slowed() as f64,
             ),
             single(
                 Family::counter(

@@ -31,7 +31,9 @@ use request::RetryMetrics;
 pub use request::{RequestMetrics, TcpMetrics};
 use series::Series;
 use totals::Totals;
-pub use totals::{AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome};
+pub use totals::{
+    AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome, StreamLimit,
+};
 
 /// Label sets of requests. Each is about 30 lines in a scrape and 1 KiB in memory.
 const MAX_REQUEST_SERIES: usize = 4_000;
@@ -294,6 +296,16 @@ impl Metrics {
     /// A TLS handshake has ended. `reason`: why it failed.
     pub fn handshake(&self, direction: Direction, reason: Option<Reason>) {
         self.inner.totals.handshake(direction, reason);
+    }
+
+    /// A client's connection is served more slowly, since it gives up streams as soon as it begins them.
+    pub fn connection_slowed(&self) {
+        self.inner.totals.connection_slowed();
+    }
+
+    /// A request was refused a stream to an endpoint.
+    pub fn stream_refused(&self, protocol: PoolProtocol, limit: StreamLimit) {
+        self.inner.totals.stream_refused(protocol, limit);
     }
 
     /// Upstream connections of a pool have been added or, where negative, taken away.

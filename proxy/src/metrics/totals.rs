@@ -72,6 +72,27 @@ impl AppConnection {
     }
 }
 
+/// A limit of the streams to an endpoint, at which a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StreamLimit {
+    /// Too many wait for one already, or too many of the same client.
+    Queue,
+    /// None has become free in time.
+    Wait,
+}
+
+impl StreamLimit {
+    pub const ALL: [Self; 2] = [Self::Queue, Self::Wait];
+
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Wait => "wait",
+        }
+    }
+}
+
 /// What became of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PushOutcome {
@@ -117,6 +138,8 @@ pub(super) struct Totals {
     pool: [[AtomicI64; PoolState::ALL.len()]; PoolProtocol::ALL.len()],
     bypassing: AtomicI64,
     app_connections: [AtomicU64; AppConnection::ALL.len()],
+    streams_refused: [[AtomicU64; StreamLimit::ALL.len()]; PoolProtocol::ALL.len()],
+    connections_slowed: AtomicU64,
     access_log_dropped: AtomicU64,
     http2_slowed: AtomicU64,
     renewals: [AtomicU64; RenewalOutcome::ALL.len()],
@@ -180,6 +203,22 @@ impl Totals {
 
     pub fn http2_connections_slowed(&self) -> u64 {
         self.http2_slowed.load(Relaxed)
+    }
+
+    pub fn stream_refused(&self, protocol: PoolProtocol, limit: StreamLimit) {
+        self.streams_refused[protocol as usize][limit as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn streams_refused(&self, protocol: PoolProtocol, limit: StreamLimit) -> u64 {
+        self.streams_refused[protocol as usize][limit as usize].load(Relaxed)
+    }
+
+    pub fn connection_slowed(&self) {
+        self.connections_slowed.fetch_add(1, Relaxed);
+    }
+
+    pub fn connections_slowed(&self) -> u64 {
+        self.connections_slowed.load(Relaxed)
     }
 
     pub fn access_log_dropped(&self) {

@@ -7,11 +7,10 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use bytes::BytesMut;
-use tokio::time::Instant;
 
 use super::frame::{Header, Kind};
 use super::stream::{Half, Stream};
-use super::{CALM_WINDOW, MAX_OPEN, MAX_RAPID_RESETS, MAX_UNHEARD, MAX_UNREAD, MAX_UNSENT};
+use super::{MAX_OPEN, MAX_UNHEARD, MAX_UNREAD, MAX_UNSENT};
 use crate::upstream::streams::Streams;
 
 /// Who opens streams.
@@ -44,9 +43,6 @@ pub(super) struct State {
     crowd: Vec<Rc<RefCell<Half>>>,
     /// What has come for all streams and nobody has read, in bytes.
     unread: usize,
-    rapid_resets: u32,
-    /// Since when they are counted.
-    calm_since: Instant,
     /// Who is woken to write.
     driver: Option<Waker>,
     /// The connection is over.
@@ -71,8 +67,6 @@ pub(super) enum Violation {
     Window,
     #[error("more for streams that are not read than there can be")]
     Unread,
-    #[error("it opens streams only to reset them")]
-    RapidReset,
     #[error("a frame is too large")]
     Large,
 }
@@ -87,8 +81,6 @@ impl Connection {
                 last: 0,
                 crowd: Vec::new(),
                 unread: 0,
-                rapid_resets: 0,
-                calm_since: Instant::now(),
                 driver: None,
                 over: None,
             }),
@@ -186,9 +178,6 @@ impl Connection {
             }
             Kind::End => half.end(),
             Kind::Reset => {
-                if self.side == Side::Server && half.is_rapid_reset() {
-                    state.rapid_reset()?;
-                }
                 half.reset(io::ErrorKind::ConnectionReset);
                 state.streams.remove(&id);
             }
@@ -263,18 +252,6 @@ impl State {
     /// So much of what has come was read, or will not be.
     pub fn read(&mut self, length: usize) {
         self.unread -= length;
-    }
-
-    fn rapid_reset(&mut self) -> Result<(), Violation> {
-        if self.calm_since.elapsed() >= CALM_WINDOW {
-            self.calm_since = Instant::now();
-            self.rapid_resets = 0;
-        }
-        self.rapid_resets += 1;
-        match self.rapid_resets > MAX_RAPID_RESETS {
-            true => Err(Violation::RapidReset),
-            false => Ok(()),
-        }
     }
 
     /// Whether there is room for another DATA frame.

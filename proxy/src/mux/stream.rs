@@ -8,11 +8,10 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 
 use super::connection::{Connection, Over, Violation};
 use super::frame::Kind;
-use super::{MAX_DATA, RAPID, STREAM_WINDOW};
+use super::{MAX_DATA, STREAM_WINDOW};
 
 /// Room that is kept for what comes next, in bytes.
 const KEPT_ROOM: usize = 2 * 1024;
@@ -42,7 +41,6 @@ pub(super) struct Half {
     /// We have ended ours.
     shut: bool,
     broken: Option<io::ErrorKind>,
-    opened: Instant,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -57,7 +55,6 @@ impl Default for Half {
             ended: false,
             shut: false,
             broken: None,
-            opened: Instant::now(),
             reader: None,
             writer: None,
         }
@@ -108,11 +105,6 @@ impl Half {
 
     pub fn wake_writer(&mut self) {
         wake(&mut self.writer);
-    }
-
-    /// Whether a stream that is reset now had neither an answer nor the time for one.
-    pub fn is_rapid_reset(&self) -> bool {
-        self.credit == STREAM_WINDOW && self.opened.elapsed() < RAPID
     }
 
     /// Both directions have ended.

@@ -1,6 +1,8 @@
 //! Opening a connection to an endpoint: TCP, then TLS with the endpoint's identity pinned.
 
+pub mod share;
 pub mod streams;
+mod waiting;
 
 use std::io;
 use std::pin::Pin;

@@ -2,27 +2,30 @@
 //! stream, or opens one.
 //!
 //! In: an endpoint. Out: a [`Lease`] on one stream of a connection to it. Streams fill up the oldest connection first, so that what is
-//! no longer needed becomes idle and ends. Beyond [`Connection::MAX_CONNECTIONS`] requests wait in a bounded queue.
+//! no longer needed becomes idle and ends. Beyond [`Connection::MAX_CONNECTIONS`], and beyond its share of the streams
+//! ([`super::share`]), a request waits in a bounded queue for a bounded time.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use super::share::Holder;
+use super::waiting::Waiting;
 use crate::balance::AttemptOutcome;
-use crate::metrics::{PoolProtocol, PoolState};
+use crate::metrics::{PoolProtocol, PoolState, StreamLimit};
 use crate::reason::Reason;
+use crate::retry::Failure;
 use crate::table::Endpoint;
-use crate::upstream::Caller;
+use crate::upstream::{Caller, patience};
 use crate::worker::Worker;
 
 /// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer should allow.
 pub const MAX_STREAMS: usize = 100;
-/// Requests of one worker that wait for a stream to one endpoint. More would only wait longer than their clients do.
-const MAX_WAITING: usize = 1_024;
+/// Where a request stands in the queue that counts against nobody's share, as a mirror's copy.
+const LAST: (usize, usize) = (usize::MAX, usize::MAX);
 
 /// A connection that carries several streams.
 pub trait Connection: Sized + 'static {
@@ -63,6 +66,8 @@ pub struct Streams {
     count: Cell<usize>,
     /// Since when there has been none.
     idle_since: Cell<Instant>,
+    /// The connection takes no new ones: what it has takes nothing from what there is room for.
+    retired: Cell<bool>,
 }
 
 /// Upstream connections of one worker.
@@ -82,15 +87,17 @@ pub struct Upstreams<C: Connection> {
     connecting: Cell<usize>,
     /// Streams on one connection, as far as is known.
     limit: Cell<usize>,
-    waiting: RefCell<VecDeque<Waiter<C>>>,
+    /// Streams of all `connections`.
+    leased: Cell<usize>,
+    waiting: RefCell<Waiting<Result<Lease<C>, Refusal>>>,
 }
-
-type Waiter<C> = oneshot::Sender<Result<Lease<C>, Refusal>>;
 
 /// The right to one stream. Given back when dropped.
 pub struct Lease<C: Connection> {
     pub connection: Rc<C>,
     upstreams: Rc<Upstreams<C>>,
+    /// Whose share it counts against.
+    holder: Option<Rc<Holder>>,
 }
 
 /// Why there is no stream. Nothing has been sent.
@@ -110,29 +117,20 @@ impl<C: Connection> Default for Pool<C> {
 }
 
 impl<C: Connection> Pool<C> {
-    /// A stream to `endpoint`.
+    /// A stream to `endpoint`. `holder`: the downstream connection whose share it counts against, where that can have several.
     pub async fn acquire(
         &self,
         worker: &Rc<Worker>,
         endpoint: &Arc<Endpoint>,
         caller: Caller,
+        holder: Option<&Rc<Holder>>,
     ) -> Result<Lease<C>, Refusal> {
         let upstreams = self.upstreams(worker, endpoint, caller);
-        if upstreams.waiting.borrow().is_empty()
-            && let Some(lease) = upstreams.lease()
-        {
+        if let Some(lease) = upstreams.lease(holder) {
             return Ok(lease);
         }
-        if upstreams.count_waiting() >= MAX_WAITING {
-            return Err(Refusal::of(Reason::Overload));
-        }
-        let (sender, receiver) = oneshot::channel();
-        upstreams.waiting.borrow_mut().push_back(sender);
-        upstreams.open_for_waiting();
-        // The other end is dropped unanswered only at the worker's end.
-        receiver
-            .await
-            .unwrap_or(Err(Refusal::of(Reason::ShuttingDown)))
+        // Boxed: few wait, and all would hold the room for it.
+        Box::pin(upstreams.wait(worker, endpoint, holder)).await
     }
 
     fn upstreams(
@@ -152,6 +150,7 @@ impl<C: Connection> Pool<C> {
             connections: RefCell::default(),
             connecting: Cell::new(0),
             limit: Cell::new(MAX_STREAMS),
+            leased: Cell::new(0),
             waiting: RefCell::default(),
         });
         self.endpoints.borrow_mut().insert(key, upstreams.clone());
@@ -195,6 +194,7 @@ impl Default for Streams {
         Self {
             count: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
+            retired: Cell::new(false),
         }
     }
 }
@@ -233,6 +233,20 @@ impl Refusal {
         }
     }
 
+    /// A limit of the pool's has been reached.
+    fn by(worker: &Worker, protocol: PoolProtocol, limit: StreamLimit) -> Self {
+        worker.metrics.stream_refused(protocol, limit);
+        Self::of(Reason::Overload)
+    }
+
+    /// What it means for another attempt.
+    pub fn failure(&self) -> Failure {
+        match self.reason {
+            Reason::Overload => Failure::Full,
+            _ => Failure::NeverSent,
+        }
+    }
+
     /// What it says about the endpoint.
     pub fn outcome(&self) -> AttemptOutcome {
         match AttemptOutcome::no_connection(self.reason) {
@@ -249,14 +263,67 @@ impl<C: Connection> Upstreams<C> {
             && self.waiting.borrow().is_empty()
     }
 
-    fn lease(self: &Rc<Self>) -> Option<Lease<C>> {
+    fn lease(self: &Rc<Self>, holder: Option<&Rc<Holder>>) -> Option<Lease<C>> {
+        if !self.may_take(holder.map(|holder| &**holder)) {
+            return None;
+        }
+        let connection = self.connection_with_room()?;
+        Some(self.begin(connection, holder.cloned()))
+    }
+
+    /// Waits for a stream.
+    async fn wait(
+        self: &Rc<Self>,
+        worker: &Worker,
+        endpoint: &Endpoint,
+        holder: Option<&Rc<Holder>>,
+    ) -> Result<Lease<C>, Refusal> {
+        let receiver = self.waiting.borrow_mut().join(holder);
+        let Some(receiver) = receiver else {
+            return Err(Refusal::by(worker, C::PROTOCOL, StreamLimit::Queue));
+        };
+        self.open_for_waiting();
+        let limits = &worker.config.limits;
+        // Opening a connection has a time of its own, the first one to an app a long one.
+        let opening = match self.connections.borrow().is_empty() {
+            true => patience(worker, endpoint),
+            false => limits.connect_timeout,
+        };
+        match timeout(limits.stream_wait.saturating_add(opening), receiver).await {
+            Ok(Ok(answer)) => answer,
+            // The other end is dropped unanswered only at the worker's end.
+            Ok(Err(_)) => Err(Refusal::of(Reason::ShuttingDown)),
+            Err(_) => Err(Refusal::by(worker, C::PROTOCOL, StreamLimit::Wait)),
+        }
+    }
+
+    fn connection_with_room(&self) -> Option<Rc<C>> {
         let connections = self.connections.borrow();
-        let connection = connections.iter().find(|c| c.has_room())?;
+        connections.iter().find(|c| c.has_room()).cloned()
+    }
+
+    fn begin(self: &Rc<Self>, connection: Rc<C>, holder: Option<Rc<Holder>>) -> Lease<C> {
         self.count(connection.streams().begin(), 1);
-        Some(Lease {
-            connection: connection.clone(),
+        if !connection.streams().retired.get() {
+            self.leased.set(self.leased.get() + 1);
+        }
+        if let Some(holder) = &holder {
+            holder.take(self.endpoint.id);
+        }
+        Lease {
+            connection,
             upstreams: self.clone(),
-        })
+            holder,
+        }
+    }
+
+    /// Whether another stream is within the share of `holder`.
+    fn may_take(&self, holder: Option<&Holder>) -> bool {
+        let streams = C::MAX_CONNECTIONS * self.limit.get();
+        let leased = self.leased.get();
+        let free = streams.saturating_sub(leased);
+        // With half of them free nobody can have more than a share.
+        leased < free || holder.is_none_or(|holder| holder.may_take(self.endpoint.id, free))
     }
 
     /// A connection's peer has said how many streams it takes.
@@ -271,10 +338,16 @@ impl<C: Connection> Upstreams<C> {
         let Some(worker) = self.worker.upgrade() else {
             return;
         };
-        let needed = self.waiting.borrow().len().div_ceil(self.limit.get());
-        while self.connecting.get() < needed
-            && self.connecting.get() + self.connections.borrow().len() < C::MAX_CONNECTIONS
-        {
+        let is_full =
+            || self.connecting.get() + self.connections.borrow().len() >= C::MAX_CONNECTIONS;
+        if is_full() {
+            return;
+        }
+        let waiting = self.waiting.borrow();
+        let needed = waiting.count(|holder| self.may_take(holder));
+        drop(waiting);
+        let needed = needed.div_ceil(self.limit.get());
+        while self.connecting.get() < needed && !is_full() {
             self.connecting.set(self.connecting.get() + 1);
             let upstreams = self.clone();
             let worker = worker.clone();
@@ -300,40 +373,25 @@ impl<C: Connection> Upstreams<C> {
         self.serve_waiting();
     }
 
+    /// Gives what there is room for to those who wait.
     fn serve_waiting(self: &Rc<Self>) {
-        loop {
-            let mut waiting = self.waiting.borrow_mut();
-            // Some have given up while they waited.
-            while waiting.front().is_some_and(oneshot::Sender::is_closed) {
-                waiting.pop_front();
-            }
-            if waiting.is_empty() {
-                return;
-            }
-            let Some(lease) = self.lease() else {
+        let id = self.endpoint.id;
+        while let Some(connection) = self.connection_with_room() {
+            let next = self.waiting.borrow_mut().next(|holder| {
+                let rank = holder.map_or(LAST, |holder| holder.holds(id));
+                self.may_take(holder).then_some(rank)
+            });
+            let Some((next, holder)) = next else {
                 return;
             };
-            let next = waiting.pop_front();
-            drop(waiting);
-            if let Some(next) = next {
-                // Comes back, and to the next one, if this one has just given up.
-                drop(next.send(Ok(lease)));
-            }
+            // Comes back, and to the next one, if this one has just given up.
+            drop(next.send(Ok(self.begin(connection, holder))));
         }
-    }
-
-    /// How many wait, without those who have given up as far as that matters.
-    fn count_waiting(&self) -> usize {
-        let mut waiting = self.waiting.borrow_mut();
-        if waiting.len() >= MAX_WAITING {
-            waiting.retain(|waiter| !waiter.is_closed());
-        }
-        waiting.len()
     }
 
     /// A connection could not be opened: neither could the next one, most likely.
     fn failed(self: &Rc<Self>, reason: Reason) {
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        let waiting = self.waiting.borrow_mut().take();
         let mut refusal = Refusal::of(reason);
         for waiter in waiting {
             // Whoever is gone needs no answer.
@@ -352,6 +410,9 @@ impl<C: Connection> Upstreams<C> {
         connections.retain(|other| !Rc::ptr_eq(other, connection));
         if connections.len() < before {
             drop(connections);
+            let streams = connection.streams();
+            streams.retired.set(true);
+            self.leased.set(self.leased.get() - streams.count());
             let state = match connection.streams().count() {
                 0 => PoolState::Idle,
                 _ => PoolState::Active,
@@ -370,13 +431,6 @@ impl<C: Connection> Upstreams<C> {
         if let Some(worker) = self.worker.upgrade() {
             C::pool(&worker).tidy((self.endpoint.id, self.caller));
         }
-    }
-
-    pub fn holds(&self, connection: &Rc<C>) -> bool {
-        self.connections
-            .borrow()
-            .iter()
-            .any(|other| Rc::ptr_eq(other, connection))
     }
 
     /// `streams`: how many a pooled connection had before a stream was begun, or has after one has ended.
@@ -406,11 +460,7 @@ impl<C: Connection> Kept<C> {
         if !self.connection.has_room() {
             return None;
         }
-        self.upstreams.count(self.connection.streams().begin(), 1);
-        Some(Lease {
-            connection: self.connection,
-            upstreams: self.upstreams,
-        })
+        Some(self.upstreams.begin(self.connection, None))
     }
 }
 
@@ -431,9 +481,14 @@ impl<C: Connection> Lease<C> {
 
 impl<C: Connection> Drop for Lease<C> {
     fn drop(&mut self) {
-        let left = self.connection.streams().end();
-        if left == 0 && self.upstreams.holds(&self.connection) {
+        let streams = self.connection.streams();
+        let left = streams.end();
+        if !streams.retired.get() {
+            self.upstreams.leased.set(self.upstreams.leased.get() - 1);
             self.upstreams.count(left, -1);
+        }
+        if let Some(holder) = &self.holder {
+            holder.give_back(self.upstreams.endpoint.id);
         }
         if !self.upstreams.waiting.borrow().is_empty() {
             self.upstreams.serve_waiting();

@@ -150,7 +150,7 @@ pub fn inbound_client(mesh: &Mesh, client: &str) -> Downstream {
         strict: false,
         ports: Default::default(),
     });
-    let session = Session::inbound(mesh.worker.clone(), mesh.cell.clone(), client.into());
+    let session = Session::inbound(mesh.worker.clone(), mesh.cell.clone(), client.into(), None);
     downstream(session)
 }
 

@@ -148,6 +148,7 @@ impl Setup {
             http1_streams: Default::default(),
             tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
             http2_pool: Default::default(),
+            clients: Default::default(),
             mirroring: self.mirroring,
             random: RefCell::new(SmallRng::seed_from_u64(1)),
             listening: Default::default(),
@@ -308,7 +309,7 @@ impl Mesh {
         tokio::task::JoinHandle<Result<(), h2::Error>>,
     ) {
         let (worker, cell) = (self.worker.clone(), self.cell.clone());
-        let session = Session::inbound(worker, cell, CLIENT.into());
+        let session = Session::inbound(worker, cell, CLIENT.into(), None);
         connect(session, &h2::client::Builder::new()).await
     }
 
@@ -323,13 +324,13 @@ impl Mesh {
         let text = self.worker.metrics.render().expect("metrics");
         let text = String::from_utf8(text).expect("text");
         text.lines()
-            .find(|line| parts.iter().all(|part| line.contains(part)))
+            .find(|line| !line.starts_with('#') && parts.iter().all(|part| line.contains(part)))
             .and_then(|line| line.rsplit(' ').next()?.parse().ok())
             .unwrap_or(0.0)
     }
 }
 
-async fn connect(
+pub async fn connect(
     session: Session,
     builder: &h2::client::Builder,
 ) -> (

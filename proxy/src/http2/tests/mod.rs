@@ -8,4 +8,5 @@ mod mirroring;
 mod pooling;
 mod replies;
 mod retrying;
+mod sharing;
 mod streams;

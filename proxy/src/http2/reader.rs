@@ -1,0 +1,50 @@
+//! Whether a client still reads its response. One that does not holds a stream to the endpoint, of
+//! which there are only so many for all clients.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Watches over the reader of one response.
+pub(super) struct Reader {
+    /// How long it may read nothing.
+    patience: Duration,
+    /// Since when there has been no room for what waits for it.
+    stopped: Option<Instant>,
+    /// Made when it is first needed, and left where it is while that is early enough.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Reader {
+    pub fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            stopped: None,
+            timer: None,
+        }
+    }
+
+    /// It has taken something, or there is nothing for it.
+    pub fn reads(&mut self) {
+        self.stopped = None;
+    }
+
+    /// It has no room for what there is. Ready when that has been so for too long.
+    pub fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let since = *self.stopped.get_or_insert_with(Instant::now);
+        // What the clock can't tell never comes.
+        let Some(due) = since.checked_add(self.patience) else {
+            return Poll::Pending;
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= due {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(due);
+        }
+    }
+}

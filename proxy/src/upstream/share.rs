@@ -1,0 +1,214 @@
+//! Who holds the streams to an endpoint: downstream connections, and the clients that they belong to.
+//!
+//! In: a connection takes a stream, or gives it back. Out: whether it may take another. Nothing is
+//! refused as long as half of an endpoint's streams are free. Beyond that, what a connection may
+//! still take shrinks with what its client holds and with what is left for the others, so that the
+//! first request of another connection, and of another client, finds a stream:
+//!
+//! ```text
+//! held by the connection + held by its client < SHARE × free
+//! ```
+//!
+//! One connection alone gets 60 % of the streams, several of one client 75 % together.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+/// How many times as many streams as it leaves free a client may hold.
+const SHARE: usize = 3;
+/// Clients that are known before those that are gone are looked for.
+const SWEEP_ABOVE: usize = 64;
+
+/// What tells clients apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ClientKey {
+    /// The app in this pod.
+    App,
+    /// A workload with this identity.
+    Peer(Arc<str>),
+    /// Something without an identity, at this address. `None`: the address is not known.
+    Address(Option<IpAddr>),
+}
+
+/// The clients that have connections on one worker.
+#[derive(Debug)]
+pub struct Clients {
+    known: RefCell<HashMap<ClientKey, Weak<Held>>>,
+    sweep_above: Cell<usize>,
+}
+
+/// One downstream connection.
+#[derive(Debug)]
+pub struct Holder {
+    connection: Held,
+    client: Rc<Held>,
+}
+
+/// Streams, by endpoint. A list: few connections use more than a few endpoints.
+#[derive(Debug, Default)]
+struct Held(RefCell<Vec<(u64, usize)>>);
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self {
+            known: RefCell::default(),
+            sweep_above: Cell::new(SWEEP_ABOVE),
+        }
+    }
+}
+
+impl Clients {
+    /// A new connection of the client `key`.
+    pub fn connection(&self, key: ClientKey) -> Rc<Holder> {
+        let mut known = self.known.borrow_mut();
+        if known.len() > self.sweep_above.get() {
+            known.retain(|_, client| client.strong_count() > 0);
+            self.sweep_above.set((2 * known.len()).max(SWEEP_ABOVE));
+        }
+        let entry = known.entry(key).or_default();
+        let client = entry.upgrade().unwrap_or_else(|| {
+            let client = Rc::default();
+            *entry = Rc::downgrade(&client);
+            client
+        });
+        Rc::new(Holder {
+            connection: Held::default(),
+            client,
+        })
+    }
+}
+
+impl Holder {
+    pub fn take(&self, endpoint: u64) {
+        self.connection.take(endpoint);
+        self.client.take(endpoint);
+    }
+
+    pub fn give_back(&self, endpoint: u64) {
+        self.connection.give_back(endpoint);
+        self.client.give_back(endpoint);
+    }
+
+    /// Whether it may take one of the `free` streams to `endpoint`.
+    pub fn may_take(&self, endpoint: u64, free: usize) -> bool {
+        within(self.connection.of(endpoint), self.client.of(endpoint), free)
+    }
+
+    /// How many streams to `endpoint` its client holds, and itself: who has fewer comes first.
+    pub fn holds(&self, endpoint: u64) -> (usize, usize) {
+        (self.client.of(endpoint), self.connection.of(endpoint))
+    }
+
+    pub fn is_of_client_of(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.client, &other.client)
+    }
+}
+
+/// Whether a connection that has `connection` places of its client's `client` may take one of those
+/// that are `free`.
+pub fn within(connection: usize, client: usize, free: usize) -> bool {
+    connection + client < SHARE * free
+}
+
+impl Held {
+    fn of(&self, endpoint: u64) -> usize {
+        let held = self.0.borrow();
+        let found = held.iter().find(|(id, _)| *id == endpoint);
+        found.map_or(0, |(_, streams)| *streams)
+    }
+
+    fn take(&self, endpoint: u64) {
+        let mut held = self.0.borrow_mut();
+        match held.iter_mut().find(|(id, _)| *id == endpoint) {
+            Some((_, streams)) => *streams += 1,
+            None => held.push((endpoint, 1)),
+        }
+    }
+
+    fn give_back(&self, endpoint: u64) {
+        let mut held = self.0.borrow_mut();
+        let Some(at) = held.iter().position(|(id, _)| *id == endpoint) else {
+            return;
+        };
+        held[at].1 -= 1;
+        // An entry of the only endpoint is kept: the next request is most likely for it.
+        if held[at].1 == 0 && held.len() > 1 {
+            held.swap_remove(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lets every connection take all that it may, in turns. Returns what each has, and what is free.
+    fn fill(connections: &[Rc<Holder>], streams: usize) -> (Vec<usize>, usize) {
+        let mut free = streams;
+        loop {
+            let before = free;
+            for holder in connections {
+                if holder.may_take(1, free) {
+                    holder.take(1);
+                    free -= 1;
+                }
+            }
+            if free == before {
+                let held = connections.iter().map(|holder| holder.holds(1).1);
+                return (held.collect(), free);
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_one_client_takes_others_and_its_own_next_connection_find_a_stream() {
+        for connections in [1, 4, 100] {
+            let clients = Clients::default();
+            let key = || ClientKey::Peer("greedy".into());
+            let greedy: Vec<_> = (0..connections)
+                .map(|_| clients.connection(key()))
+                .collect();
+            let (held, free) = fill(&greedy, 3_200);
+            let (most, least) = (held.iter().max(), held.iter().min());
+            assert!(most <= least.map(|least| least + 1).as_ref(), "{held:?}");
+            assert!(held.iter().sum::<usize>() >= 3_200 * 59 / 100, "{held:?}");
+            assert!(clients.connection(key()).may_take(1, free), "{free}");
+            let other = clients.connection(ClientKey::Address(None));
+            let (held, _) = fill(&[other], free);
+            assert!(held[0] > 300, "{held:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_alone_may_use_most_of_an_endpoint_that_takes_few_streams() {
+        let clients = Clients::default();
+        let (held, _) = fill(&[clients.connection(ClientKey::App)], 32);
+        assert_eq!(held, [20]);
+    }
+
+    #[test]
+    fn what_is_given_back_is_no_longer_held_and_endpoints_are_apart() {
+        let clients = Clients::default();
+        let holder = clients.connection(ClientKey::App);
+        holder.take(1);
+        holder.take(2);
+        holder.take(2);
+        assert_eq!((holder.holds(1), holder.holds(2)), ((1, 1), (2, 2)));
+        holder.give_back(2);
+        holder.give_back(1);
+        assert_eq!((holder.holds(1), holder.holds(2)), ((0, 0), (1, 1)));
+    }
+
+    #[test]
+    fn clients_that_are_gone_are_forgotten() {
+        let clients = Clients::default();
+        for number in 0..10 * SWEEP_ABOVE as u32 {
+            let address = IpAddr::from(number.to_be_bytes());
+            clients.connection(ClientKey::Address(Some(address)));
+        }
+        assert!(clients.known.borrow().len() <= SWEEP_ABOVE + 1);
+    }
+}
