@@ -4,10 +4,11 @@
 //! proves who it is. Everybody else is let in as they are, or not at all: as the controller says for this pod.
 
 use std::future::poll_fn;
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use naru_listen::Place;
 use rustls::server::Acceptor;
@@ -207,7 +208,7 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>, place: Place
     worker
         .metrics
         .handshake(Direction::Inbound, accepted.as_ref().err().copied());
-    let (client, name, alpn) = match accepted {
+    let (client, name, left, alpn) = match accepted {
         Ok(accepted) => accepted,
         Err(reason) => {
             tracing::debug!(%reason, "a peer's handshake failed");
@@ -218,7 +219,7 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>, place: Place
         tracing::debug!(?limit, client = &*name, "a peer is refused");
         return;
     }
-    let session = Session::inbound(worker, stranger.destination, name, None);
+    let session = Session::inbound(worker, stranger.destination, name, None).expiring(left);
     let reset = match alpn {
         Alpn::Http1 => {
             mux::serve(session, client).await;
@@ -235,11 +236,11 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>, place: Place
     }
 }
 
-/// TLS with a peer. Returns who it is, and what is inside.
+/// TLS with a peer. Returns who it is, how long it has proved that for, and what is inside.
 async fn shake_hands(
     worker: &Worker,
     client: Buffered<TcpStream>,
-) -> Result<(PeerStream, Arc<str>, Alpn), Reason> {
+) -> Result<(PeerStream, Arc<str>, Duration, Alpn), Reason> {
     let config = worker
         .identity
         .server_config()
@@ -248,12 +249,17 @@ async fn shake_hands(
         .await
         .map_err(|error| {
             tracing::debug!(%error, "a TLS handshake failed");
-            Reason::TlsFailed
+            match error.kind() {
+                // A connection that was opened to be ready, and given up before it was.
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => Reason::ClientGone,
+                _ => Reason::TlsFailed,
+            }
         })?;
     let alpn = accepted.alpn.as_deref().and_then(Alpn::from_bytes);
     let name = worker.identity.peer_identity(&accepted.certificates);
-    match (name, alpn) {
-        (Some(name), Some(alpn)) => Ok((accepted.stream, name, alpn)),
+    let left = worker.identity.peer_validity(&accepted.certificates);
+    match (name.zip(left), alpn) {
+        (Some((name, left)), Some(alpn)) => Ok((accepted.stream, name, left, alpn)),
         (None, _) => Err(Reason::IdentityRequired),
         (_, None) => Err(Reason::TlsFailed),
     }

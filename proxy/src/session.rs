@@ -3,6 +3,9 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::metrics::{Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics};
 use crate::route::Rule;
@@ -22,6 +25,8 @@ pub struct Session {
     pub client: Arc<str>,
     /// Whose share the streams to endpoints count against.
     pub holder: Rc<Holder>,
+    /// When the certificate that the client has shown expires.
+    expires: Option<Instant>,
     /// Loaded anew for each request.
     pub destination: Arc<DestinationCell>,
     /// Inbound only: series are by client and port there, not by rule.
@@ -34,6 +39,7 @@ impl Session {
             holder: worker.clients.connection(ClientKey::App),
             worker,
             direction: Direction::Outbound,
+            expires: None,
             client: Arc::from(""),
             destination,
             inbound: None,
@@ -73,6 +79,7 @@ impl Session {
         });
         Self {
             holder: worker.clients.connection(key),
+            expires: None,
             worker,
             direction: Direction::Inbound,
             client,
@@ -84,6 +91,32 @@ impl Session {
     /// Whether the client is from outside and has proved no identity.
     pub fn is_stranger(&self) -> bool {
         self.direction == Direction::Inbound && &*self.client == UNAUTHENTICATED
+    }
+
+    /// The client's certificate holds for so long from now.
+    pub fn expiring(mut self, left: Duration) -> Self {
+        // What the clock can't tell never comes.
+        self.expires = Instant::now().checked_add(left);
+        self
+    }
+
+    /// Ready once the client's certificate has expired: its connection takes nothing new.
+    pub async fn expired(&self) {
+        match self.expires {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ready once what was under way by then has had its time as well. The connection is to be ended.
+    pub async fn overdue(&self) {
+        self.expired().await;
+        sleep(self.worker.config.limits.drain_timeout).await;
+        tracing::info!(
+            client = &*self.client,
+            "a connection ends: its certificate has expired"
+        );
+        self.worker.metrics.connection_expired();
     }
 
     /// Whether it is a sidecar's, and carries what many clients behind that ask for.

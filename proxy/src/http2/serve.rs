@@ -161,6 +161,8 @@ async fn accept_streams<S>(
             Direction::Outbound => std::future::pending().await,
         }
     });
+    let mut expired = pin!(downstream.session.expired());
+    let mut overdue = pin!(downstream.session.overdue());
     let mut timer = pin!(sleep(keep_alive_idle));
     let mut leaving = false;
     let mut slowed = false;
@@ -187,8 +189,13 @@ async fn accept_streams<S>(
                     None => return Poll::Ready(Event::Closed),
                 }
             }
-            if !leaving && draining.as_mut().poll(cx).is_ready() {
+            if !leaving
+                && (draining.as_mut().poll(cx).is_ready() || expired.as_mut().poll(cx).is_ready())
+            {
                 return Poll::Ready(Event::Draining);
+            }
+            if overdue.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Closed);
             }
             timer.as_mut().poll(cx).map(|()| Event::Timer)
         })
@@ -300,7 +307,7 @@ impl Downstream {
             return None;
         }
         tracing::debug!(excess, "a client opens streams only to reset them");
-        self.session.worker.metrics.connection_slowed();
+        self.session.worker.metrics.http2_slowed();
         Some((PAUSE * excess).min(MAX_PAUSE))
     }
 }

@@ -263,6 +263,13 @@ impl Identity {
         Some(name)
     }
 
+    /// How long the first of a peer's verified certificates still holds.
+    pub fn peer_validity(&self, certificates: &[CertificateDer<'_>]) -> Option<Duration> {
+        let claims = spiffe::claims(certificates.first()?).ok()?;
+        let left = claims.not_after.saturating_sub(unix_now());
+        u64::try_from(left).ok().map(Duration::from_secs)
+    }
+
     /// Puts a certificate in force.
     pub fn set_certificate(
         &self,

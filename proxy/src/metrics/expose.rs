@@ -372,10 +372,10 @@ impl Exposed {
             ),
             single(
                 Family::counter(
-                    "naru_connections_slowed_total",
-                    "Pauses of HTTP/2 clients that give up streams as soon as they begin them.",
+                    "naru_connections_expired_total",
+                    "Connections of peers that were broken off since the peer's certificate had expired.",
                 ),
-                totals.connections_slowed() as f64,
+                totals.connections_expired() as f64,
             ),
             single(
                 Family::counter(

@@ -298,9 +298,9 @@ impl Metrics {
         self.inner.totals.handshake(direction, reason);
     }
 
-    /// A client's connection is served more slowly, since it gives up streams as soon as it begins them.
-    pub fn connection_slowed(&self) {
-        self.inner.totals.connection_slowed();
+    /// A peer's connection has outlived its certificate, and is ended.
+    pub fn connection_expired(&self) {
+        self.inner.totals.connection_expired();
     }
 
     /// A request was refused a stream to an endpoint.

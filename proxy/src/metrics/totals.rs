@@ -139,7 +139,7 @@ pub(super) struct Totals {
     bypassing: AtomicI64,
     app_connections: [AtomicU64; AppConnection::ALL.len()],
     streams_refused: [[AtomicU64; StreamLimit::ALL.len()]; PoolProtocol::ALL.len()],
-    connections_slowed: AtomicU64,
+    connections_expired: AtomicU64,
     access_log_dropped: AtomicU64,
     http2_slowed: AtomicU64,
     renewals: [AtomicU64; RenewalOutcome::ALL.len()],
@@ -213,12 +213,12 @@ impl Totals {
         self.streams_refused[protocol as usize][limit as usize].load(Relaxed)
     }
 
-    pub fn connection_slowed(&self) {
-        self.connections_slowed.fetch_add(1, Relaxed);
+    pub fn connection_expired(&self) {
+        self.connections_expired.fetch_add(1, Relaxed);
     }
 
-    pub fn connections_slowed(&self) -> u64 {
-        self.connections_slowed.load(Relaxed)
+    pub fn connections_expired(&self) -> u64 {
+        self.connections_expired.load(Relaxed)
     }
 
     pub fn access_log_dropped(&self) {

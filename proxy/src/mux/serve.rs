@@ -58,6 +58,8 @@ where
         worker.drain.started().await;
         sleep(FIRST_REQUEST).await;
     });
+    let mut expired = pin!(session.expired());
+    let mut overdue = pin!(session.overdue());
     let idle = worker.config.limits.keep_alive_idle;
     let mut timer = pin!(sleep(idle));
     let mut was_used = false;
@@ -67,7 +69,10 @@ where
         }
         if !connection.is_leaving() {
             let drained = draining.as_mut().poll(cx).is_ready();
-            if drained || worker.drain.is_draining() && connection.was_used() {
+            if drained
+                || expired.as_mut().poll(cx).is_ready()
+                || worker.drain.is_draining() && connection.was_used()
+            {
                 connection.leave();
             }
         }
@@ -78,6 +83,9 @@ where
         }
         if connection.is_unused() && timer.as_mut().poll(cx).is_ready() {
             connection.leave();
+        }
+        if overdue.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(false);
         }
         match connection.is_finished() {
             true => Poll::Ready(false),

@@ -4,7 +4,8 @@
 //! was taken.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::io;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
@@ -41,11 +42,14 @@ where
     let mut is_new = true;
     let mut timer = pin!(sleep(limits.handshake_timeout));
     let mut leaving = pin!(drain.started());
+    let mut expired = pin!(session.expired());
+    let mut overdue = pin!(session.overdue());
     loop {
         let next = poll_fn(|cx| {
             let opened = poll_open(cx, &mut peer);
             let unwanted = opened.is_pending()
                 && (!is_new && leaving.as_mut().poll(cx).is_ready()
+                    || expired.as_mut().poll(cx).is_ready()
                     || timer.as_mut().poll(cx).is_ready());
             match unwanted {
                 true => Poll::Ready(Err(NoOpen::Unwanted)),
@@ -68,7 +72,7 @@ where
         let Destination::Logical(logical) = &*destination else {
             return Some(peer.io);
         };
-        if !carry(session, logical, &mut peer).await {
+        if !carry(session, logical, &mut peer, overdue.as_mut()).await {
             return Some(peer.io);
         }
         peer.shrink();
@@ -101,8 +105,13 @@ where
     }
 }
 
-/// Carries one connection of the peer's app to the app of this pod. False: `peer` must be reset.
-async fn carry<S>(session: &Session, logical: &Logical, peer: &mut Buffered<S>) -> bool
+/// Carries one connection of the peer's app to the app of this pod, until it is `overdue`. False: `peer` must be reset.
+async fn carry<S>(
+    session: &Session,
+    logical: &Logical,
+    peer: &mut Buffered<S>,
+    mut overdue: Pin<&mut impl Future<Output = ()>>,
+) -> bool
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -122,17 +131,25 @@ where
         }
     };
     let mut framed = Framed::opened();
+    // A peer may have opened the connection for an app that has said nothing yet, and turned out to need another one.
+    let mut is_needed = false;
     let ended = poll_fn(|cx| {
         let ended = framed.poll(cx, &mut app, peer);
         let bytes = framed.take_bytes();
         metrics.sent(bytes.received);
         metrics.received(bytes.sent);
-        ended
+        is_needed |= bytes.received > 0;
+        match ended {
+            Poll::Pending if overdue.as_mut().poll(cx).is_ready() => {
+                Poll::Ready(Err(Broken::Peer(io::ErrorKind::TimedOut.into())))
+            }
+            ended => ended,
+        }
     });
     let broken = ended.await.err();
-    metrics.closed(broken.as_ref().map(|broken| match broken {
-        Broken::App => Reason::UpstreamReset,
-        Broken::Peer(_) | Broken::Stale => Reason::ClientGone,
+    metrics.closed(broken.as_ref().and_then(|broken| match broken {
+        Broken::App => Some(Reason::UpstreamReset),
+        Broken::Peer(_) | Broken::Stale => is_needed.then_some(Reason::ClientGone),
     }));
     if let Some(broken) = &broken {
         tracing::debug!(?broken, "a peer's connection broke");

@@ -130,7 +130,8 @@ impl<C: Connection> Pool<C> {
             return Ok(lease);
         }
         // Boxed: few wait, and all would hold the room for it.
-        Box::pin(upstreams.wait(worker, endpoint, holder)).await
+        let waiting = Box::pin(upstreams.wait(worker, endpoint, holder));
+        waiting.await
     }
 
     fn upstreams(

@@ -137,7 +137,7 @@ fn a_client_that_only_opens_and_resets_streams_is_slowed_down_and_keeps_its_conn
         let mesh = Setup::new(&[app.address]).start();
         let mut raw = Raw::new(&mesh).await;
         let mut stream = 1;
-        while mesh.metric(&["naru_connections_slowed_total"]) == 0.0 {
+        while slowed(&mesh) == 0.0 {
             for _ in 0..50 {
                 assert!(raw.frame(1, END_HEADERS | END_STREAM, stream, &HEAD).await);
                 assert!(raw.frame(3, 0, stream, &[0, 0, 0, 8]).await);
@@ -340,5 +340,33 @@ fn an_app_that_speaks_something_else_gets_no_request() {
             (got.status, got.header("naru-reason")),
             (502, "upstream-protocol-error")
         );
+    });
+}
+
+#[test]
+fn a_connection_ends_soon_after_its_clients_certificate_has_expired() {
+    run(async {
+        let app = app(|call| async move {
+            std::future::pending::<()>().await;
+            drop(call);
+        })
+        .await;
+        let mut setup = Setup::new(&[app.address]);
+        setup.limits.drain_timeout = Duration::from_millis(100);
+        let mesh = setup.start();
+        let session = |left: Duration| {
+            let (worker, cell) = (mesh.worker.clone(), mesh.cell.clone());
+            Session::inbound(worker, cell, CLIENT.into(), None).expiring(left)
+        };
+        let builder = h2::client::Builder::new();
+        // With nothing on it, in order.
+        let (idle, ended) = connect(session(Duration::from_millis(50)), &builder).await;
+        ended.await.expect("a task").expect("an end in order");
+        drop(idle);
+        // What is under way has its time, and no more.
+        let (client, _) = connect(session(Duration::from_secs(2)), &builder).await;
+        assert!(call(&client, get("/"), b"").await.is_err());
+        assert_eq!(app.calls.get(), 1);
+        assert_eq!(mesh.metric(&["naru_connections_expired_total"]), 1.0);
     });
 }

