@@ -324,11 +324,6 @@ impl Entry {
 }
 
 impl Place {
-    /// Where the connection comes from.
-    pub fn source(&self) -> IpAddr {
-        self.source
-    }
-
     /// The connection is going to be served: it is not evicted from now on.
     pub fn take(&self) -> Result<(), Limit> {
         self.serve(Standing::Taken)
