@@ -102,8 +102,7 @@ impl Client<'_> {
         let logical = &*told.logical.insert(logical);
         let is_extended_connect = request.extensions.get::<Protocol>().is_some();
         let max_bytes = session.worker.config.limits.max_header_bytes;
-        let refused =
-            head::refusal(request, is_extended_connect, max_bytes).or(refused);
+        let refused = head::refusal(request, is_extended_connect, max_bytes).or(refused);
         if let Some(reason) = refused {
             tracing::debug!(%reason, "a request is refused");
             self.downstream.meter.refused();

@@ -404,8 +404,7 @@ async fn a_namespace_whose_pod_security_refuses_sidecars_is_told_before() {
 
 #[tokio::test]
 async fn a_controller_that_is_not_ready_says_why() {
-    let ended =
-        json!({ "terminated": { "exitCode": 1, "message": "first\nnaru-controller: --ca-secret: no" } });
+    let ended = json!({ "terminated": { "exitCode": 1, "message": "first\nnaru-controller: --ca-secret: no" } });
     let waits = json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
     let runs = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
     // It waits to be started again, has just been started again, and has just ended again.
