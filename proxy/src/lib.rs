@@ -114,6 +114,7 @@ pub mod table;
 pub mod tcp;
 pub mod tls;
 pub mod upstream;
+pub mod validity;
 pub mod worker;
 
 #[cfg(test)]

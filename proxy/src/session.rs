@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
-
-use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::metrics::{Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics};
 use crate::route::Rule;
 use crate::table::{DestinationCell, Logical};
 use crate::upstream::share::{ClientKey, Holder};
+use crate::validity::{Expiry, Validity};
 use crate::worker::Worker;
 
 /// A `client` that has proved no identity.
@@ -25,8 +25,8 @@ pub struct Session {
     pub client: Arc<str>,
     /// Whose share the streams to endpoints count against.
     pub holder: Rc<Holder>,
-    /// When the certificate that the client has shown expires.
-    expires: Option<Instant>,
+    /// Of the certificate that the client has shown.
+    expiry: Option<Rc<Expiry>>,
     /// Loaded anew for each request.
     pub destination: Arc<DestinationCell>,
     /// Inbound only: series are by client and port there, not by rule.
@@ -39,7 +39,7 @@ impl Session {
             holder: worker.clients.connection(ClientKey::App),
             worker,
             direction: Direction::Outbound,
-            expires: None,
+            expiry: None,
             client: Arc::from(""),
             destination,
             inbound: None,
@@ -79,7 +79,7 @@ impl Session {
         });
         Self {
             holder: worker.clients.connection(key),
-            expires: None,
+            expiry: None,
             worker,
             direction: Direction::Inbound,
             client,
@@ -95,28 +95,23 @@ impl Session {
 
     /// The client's certificate holds for so long from now.
     pub fn expiring(mut self, left: Duration) -> Self {
-        // What the clock can't tell never comes.
-        self.expires = Instant::now().checked_add(left);
+        let (client, metrics) = (self.client.clone(), self.worker.metrics.clone());
+        let grace = self.worker.config.limits.drain_timeout;
+        let overdue = move || {
+            tracing::info!(
+                client = &*client,
+                "a connection ends: its certificate has expired"
+            );
+            metrics.connection_expired();
+        };
+        self.expiry = Some(Rc::new(Expiry::start(left, grace, overdue)));
         self
     }
 
-    /// Ready once the client's certificate has expired: its connection takes nothing new.
-    pub async fn expired(&self) {
-        match self.expires {
-            Some(at) => sleep_until(at).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Ready once what was under way by then has had its time as well. The connection is to be ended.
-    pub async fn overdue(&self) {
-        self.expired().await;
-        sleep(self.worker.config.limits.drain_timeout).await;
-        tracing::info!(
-            client = &*self.client,
-            "a connection ends: its certificate has expired"
-        );
-        self.worker.metrics.connection_expired();
+    /// What the client's certificate still allows. The task of `cx` is woken when that changes.
+    pub fn poll_validity(&self, cx: &Context<'_>) -> Validity {
+        let expiry = self.expiry.as_ref();
+        expiry.map_or(Validity::Valid, |expiry| expiry.poll(cx))
     }
 
     /// Whether it is a sidecar's, and carries what many clients behind that ask for.

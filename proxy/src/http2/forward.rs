@@ -285,10 +285,9 @@ impl Forward<'_> {
                 let fate =
                     self.poll_bodies(cx, &mut upload, &mut attempt.send, &mut download, &mut send);
                 match fate {
-                    Poll::Pending => client
-                        .held
-                        .poll(cx, upload.held() + download.held())
-                        .map(|()| Fate::Interrupted(Interrupt::NoMemory)),
+                    Poll::Pending if !client.held.has_room(upload.held() + download.held()) => {
+                        Poll::Ready(Fate::Interrupted(Interrupt::NoMemory))
+                    }
                     ready => ready,
                 }
             })
@@ -407,10 +406,10 @@ impl Forward<'_> {
         if let Poll::Ready(code) = client.poll_gone(cx) {
             return Poll::Ready(Interrupt::ClientGone(code));
         }
-        if client.held.poll(cx, upload.held()).is_ready() {
+        if !client.held.has_room(upload.held()) {
             // What is kept for another attempt goes first.
             upload.keep_no_more();
-            if client.held.poll(cx, upload.held()).is_ready() {
+            if !client.held.has_room(upload.held()) {
                 return Poll::Ready(Interrupt::NoMemory);
             }
         }

@@ -28,6 +28,7 @@ use crate::metrics::Direction;
 use crate::reason::Reason;
 use crate::session::Session;
 use crate::upstream::Caller;
+use crate::validity::Validity;
 
 /// Streams that a client may give up within [`RAPID`] and before their response, in each [`CALM_WINDOW`]. A client that opens
 /// streams to reset them makes us work for nothing (CVE-2023-44487): beyond this its connection is served more slowly. A sidecar's is
@@ -161,8 +162,6 @@ async fn accept_streams<S>(
             Direction::Outbound => std::future::pending().await,
         }
     });
-    let mut expired = pin!(downstream.session.expired());
-    let mut overdue = pin!(downstream.session.overdue());
     let mut timer = pin!(sleep(keep_alive_idle));
     let mut leaving = false;
     let mut slowed = false;
@@ -189,12 +188,11 @@ async fn accept_streams<S>(
                     None => return Poll::Ready(Event::Closed),
                 }
             }
-            if !leaving
-                && (draining.as_mut().poll(cx).is_ready() || expired.as_mut().poll(cx).is_ready())
-            {
+            let validity = downstream.session.poll_validity(cx);
+            if !leaving && (draining.as_mut().poll(cx).is_ready() || validity != Validity::Valid) {
                 return Poll::Ready(Event::Draining);
             }
-            if overdue.as_mut().poll(cx).is_ready() {
+            if validity == Validity::Overdue {
                 return Poll::Ready(Event::Closed);
             }
             timer.as_mut().poll(cx).map(|()| Event::Timer)

@@ -20,6 +20,7 @@ use crate::reason::Reason;
 use crate::session::Session;
 use crate::table::Endpoint;
 use crate::upstream::streams::{self, MAX_STREAMS, Pool, Streams, Upstreams};
+use crate::validity::Validity;
 use crate::worker::Worker;
 use crate::{http1, upstream};
 
@@ -58,8 +59,6 @@ where
         worker.drain.started().await;
         sleep(FIRST_REQUEST).await;
     });
-    let mut expired = pin!(session.expired());
-    let mut overdue = pin!(session.overdue());
     let idle = worker.config.limits.keep_alive_idle;
     let mut timer = pin!(sleep(idle));
     let mut was_used = false;
@@ -67,10 +66,11 @@ where
         if driver.poll(cx, &mut accept).is_ready() {
             return Poll::Ready(true);
         }
+        let validity = session.poll_validity(cx);
         if !connection.is_leaving() {
             let drained = draining.as_mut().poll(cx).is_ready();
             if drained
-                || expired.as_mut().poll(cx).is_ready()
+                || validity != Validity::Valid
                 || worker.drain.is_draining() && connection.was_used()
             {
                 connection.leave();
@@ -84,7 +84,7 @@ where
         if connection.is_unused() && timer.as_mut().poll(cx).is_ready() {
             connection.leave();
         }
-        if overdue.as_mut().poll(cx).is_ready() {
+        if validity == Validity::Overdue {
             return Poll::Ready(false);
         }
         match connection.is_finished() {

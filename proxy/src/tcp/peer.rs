@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
@@ -19,6 +19,7 @@ use crate::buffered::Buffered;
 use crate::reason::Reason;
 use crate::session::Session;
 use crate::table::{Destination, Logical};
+use crate::validity::Validity;
 
 /// Why there is no other OPEN.
 enum NoOpen {
@@ -42,14 +43,12 @@ where
     let mut is_new = true;
     let mut timer = pin!(sleep(limits.handshake_timeout));
     let mut leaving = pin!(drain.started());
-    let mut expired = pin!(session.expired());
-    let mut overdue = pin!(session.overdue());
     loop {
         let next = poll_fn(|cx| {
             let opened = poll_open(cx, &mut peer);
             let unwanted = opened.is_pending()
                 && (!is_new && leaving.as_mut().poll(cx).is_ready()
-                    || expired.as_mut().poll(cx).is_ready()
+                    || session.poll_validity(cx) != Validity::Valid
                     || timer.as_mut().poll(cx).is_ready());
             match unwanted {
                 true => Poll::Ready(Err(NoOpen::Unwanted)),
@@ -72,7 +71,7 @@ where
         let Destination::Logical(logical) = &*destination else {
             return Some(peer.io);
         };
-        if !carry(session, logical, &mut peer, overdue.as_mut()).await {
+        if !carry(session, logical, &mut peer).await {
             return Some(peer.io);
         }
         peer.shrink();
@@ -105,13 +104,9 @@ where
     }
 }
 
-/// Carries one connection of the peer's app to the app of this pod, until it is `overdue`. False: `peer` must be reset.
-async fn carry<S>(
-    session: &Session,
-    logical: &Logical,
-    peer: &mut Buffered<S>,
-    mut overdue: Pin<&mut impl Future<Output = ()>>,
-) -> bool
+/// Carries one connection of the peer's app to the app of this pod, until the peer's certificate is
+/// overdue. False: `peer` must be reset.
+async fn carry<S>(session: &Session, logical: &Logical, peer: &mut Buffered<S>) -> bool
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -140,7 +135,7 @@ where
         metrics.received(bytes.sent);
         is_needed |= bytes.received > 0;
         match ended {
-            Poll::Pending if overdue.as_mut().poll(cx).is_ready() => {
+            Poll::Pending if session.poll_validity(cx) == Validity::Overdue => {
                 Poll::Ready(Err(Broken::Peer(io::ErrorKind::TimedOut.into())))
             }
             ended => ended,

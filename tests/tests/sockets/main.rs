@@ -5,6 +5,7 @@
 use naru_tests::{apps, mesh, process};
 
 mod admin;
+mod attacks;
 mod control;
 mod filters;
 mod floods;

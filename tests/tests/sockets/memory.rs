@@ -19,7 +19,7 @@ use crate::process::eventually;
 const MIB: usize = 1024 * 1024;
 
 /// What a proxy holds, in bytes.
-fn held(proxy: &Sidecar) -> usize {
+pub fn held(proxy: &Sidecar) -> usize {
     let path = format!("/proc/{}/status", proxy.process.id());
     let status = std::fs::read_to_string(path).expect("a process");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
