@@ -92,9 +92,11 @@ pub struct Limits {
     pub pool_age: Duration,
     /// How long opening an upstream connection may take, TLS included.
     pub connect_timeout: Duration,
-    /// How long a request waits for a stream to an endpoint whose streams are in use, on top of what opening a connection may take.
+    /// How long a request waits for a stream to an endpoint whose streams are in use, on top of
+    /// what opening a connection may take.
     pub stream_wait: Duration,
-    /// How long a client of HTTP/2 may leave a response unread. What Envoy allows a stream to be idle.
+    /// How long a client of HTTP/2 may leave a response unread. What Envoy allows a stream to be
+    /// idle.
     pub reader_timeout: Duration,
     /// How long a sidecar may leave what it was sent without any sign of life, before its connection is given up.
     pub peer_timeout: Duration,
@@ -268,11 +270,11 @@ limit_args! {
     pool_age: Span, "NARU_POOL_AGE", "1ms";
     /// How long opening an upstream connection may take, TLS included.
     connect_timeout: Span, "NARU_CONNECT_TIMEOUT", "1ms";
-    /// How long a request waits for a stream to an endpoint whose streams are all in use, or its client's share of them, before it
-    /// is refused. Opening a connection has its own time.
+    /// How long a request waits for a stream to an endpoint whose streams are all in use, or its
+    /// client's share of them, before it is refused. Opening a connection has its own time.
     stream_wait: Span, "NARU_STREAM_WAIT", "0s";
-    /// How long an HTTP/2 client may read nothing of a response that is there before its stream is ended: it holds a stream to
-    /// the endpoint that others share.
+    /// How long an HTTP/2 client may read nothing of a response that is there before its stream is
+    /// ended: it holds a stream to the endpoint that others share.
     reader_timeout: Span, "NARU_READER_TIMEOUT", "1ms";
     /// How long another pod's sidecar may leave a request, or the beginning of an opaque connection, without any sign of life before
     /// its connection is given up: a node that is cut off. Over HTTP/2, where it is asked at intervals of half of it, up to half as

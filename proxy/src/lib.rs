@@ -65,10 +65,11 @@
 //!
 //! ## Beside it
 //!
-//! [`control`] runs on the main thread: a certificate from the controller and its renewal, and the stream of tables. A push
-//! is decoded and checked whole before any of it is in force; what is wrong is rejected by name, and the last good version
-//! stays. [`admin`] shows all of that. [`memory`] bounds what peers can make the process hold. At the end, [`drain`] tells everybody that there is to be no new work, and waits for
-//! those who are busy.
+//! [`control`] runs on the main thread: a certificate from the controller and its renewal, and the
+//! stream of tables. A push is decoded and checked whole before any of it is in force; what is
+//! wrong is rejected by name, and the last good version stays. [`admin`] shows all of that.
+//! [`memory`] bounds what peers can make the process hold. At the end, [`drain`] tells everybody
+//! that there is to be no new work, and waits for those who are busy.
 //!
 //! [`init`] sets the redirect rules of a pod from inside, and [`cni`] from its node.
 #![forbid(unsafe_code)]

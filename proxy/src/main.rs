@@ -38,8 +38,9 @@ use tracing::{error, info, warn};
 
 /// Descriptors of one connection and one upstream for it, in each direction.
 const DESCRIPTORS: usize = 4;
-/// glibc keeps what a peak has left scattered: 863 MiB after eight minutes without traffic. This one
-/// gives it back within seconds, by a thread of its own that sleeps while there is nothing to give.
+/// glibc keeps what a peak has left scattered: 863 MiB after eight minutes without traffic. This
+/// one gives it back within seconds, by a thread of its own that sleeps while there is nothing to
+/// give.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,10 +1,11 @@
 //! Whether a failed attempt is followed by another.
 //!
-//! In: how an attempt failed, and whether the request can be sent again. Out: [`Next`], and the word under which the decision is
-//! counted. A request that provably never reached an application is tried elsewhere whatever the rule says; everything else is the
-//! user's choice (HTTPRoute's `retry`). Every retry comes out of the Service's budget. On the inbound side there is one endpoint, and
-//! whoever called can try again: only what a pooled connection to the app refused by its end is sent again there. Otherwise the
-//! retries of both sidecars would multiply.
+//! In: how an attempt failed, and whether the request can be sent again. Out: [`Next`], and the
+//! word under which the decision is counted. A request that provably never reached an application
+//! is tried elsewhere whatever the rule says; everything else is the user's choice (HTTPRoute's
+//! `retry`). Every retry comes out of the Service's budget. On the inbound side there is one
+//! endpoint, and whoever called can try again: only what a pooled connection to the app refused by
+//! its end is sent again there. Otherwise the retries of both sidecars would multiply.
 
 use std::time::Duration;
 
@@ -32,7 +33,8 @@ const UNSENT_BACKOFF: Duration = Duration::from_millis(10);
 /// How an attempt failed, as far as trying again goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Provably nothing of the request reached an application: tried elsewhere, whatever the method.
+    /// Provably nothing of the request reached an application: tried elsewhere, whatever the
+    /// method.
     NeverSent,
     /// The same, since a connection that was open already had come to its end: another one will do.
     Stale,

@@ -243,7 +243,9 @@ impl Upstream {
                     forget_if_out_of_reach(worker, &self.in_flight, &error);
                     return Poll::Ready(FirstWord::Said);
                 }
-                Err(framed::Broken::App) => return Poll::Ready(FirstWord::Said),
+                Err(framed::Broken::App | framed::Broken::PeerApp) => {
+                    return Poll::Ready(FirstWord::Said);
+                }
             }
         }
     }
@@ -346,7 +348,21 @@ where
                 upstream = unless_broken(&mut client, connect_anew(worker, &backend)).await;
                 continue;
             }
-            Err(framed::Broken::App) => Broken::Client,
+            Err(broken @ (framed::Broken::App | framed::Broken::PeerApp)) => {
+                let broken = match broken {
+                    framed::Broken::App => Broken::Client,
+                    _ => Broken::Upstream,
+                };
+                if framed
+                    .is_reusable_after_reset(&mut connection.connection)
+                    .await
+                {
+                    worker.tcp_pool.put(worker, &in_flight.endpoint, connection);
+                    metrics.closed(Some(broken.reason()));
+                    return Some(client.io);
+                }
+                broken
+            }
             Err(framed::Broken::Peer(error)) => {
                 tracing::debug!(address = %in_flight.endpoint.address, %error, "a connection broke");
                 forget_if_out_of_reach(worker, &in_flight, &error);
@@ -440,11 +456,7 @@ fn finish<S>(
     metrics: &TcpMetrics,
     broken: Option<Broken>,
 ) -> Option<S> {
-    metrics.closed(broken.map(|broken| match broken {
-        Broken::Client => Reason::ClientGone,
-        Broken::Upstream => Reason::UpstreamReset,
-        Broken::NoMemory => Reason::Overload,
-    }));
+    metrics.closed(broken.map(Broken::reason));
     broken?;
     upstream.reset();
     Some(client.io)
@@ -457,6 +469,16 @@ pub enum Broken {
     Upstream,
     /// The budget of memory has no room for what a side does not take.
     NoMemory,
+}
+
+impl Broken {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Client => Reason::ClientGone,
+            Self::Upstream => Reason::UpstreamReset,
+            Self::NoMemory => Reason::Overload,
+        }
+    }
 }
 
 /// Carries bytes both ways until both sides have ended.

@@ -8,8 +8,8 @@
 //!                                          └─▶ unproven ─▶ certificate request ─▶ unproven
 //! ```
 //!
-//! A connection that is silent, or unproven without a request, may be given up for others: the oldest
-//! of the address that has the most.
+//! A connection that is silent, or unproven without a request, may be given up for others: the
+//! oldest of the address that has the most.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

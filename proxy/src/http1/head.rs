@@ -9,6 +9,8 @@ use bytes::BytesMut;
 use crate::route::{HeaderFields, RequestHead};
 use crate::strict::MAX_FIELDS;
 
+/// What writing a head may add to what was read of it, in bytes: in most cases this is enough.
+const LINE: usize = 64;
 /// Room that a head keeps for the next one, in bytes.
 const KEPT_ROOM: usize = 4 * 1024;
 
@@ -148,6 +150,7 @@ impl Request {
 
     /// Appends request line and fields, without the empty line that ends the head.
     pub fn write(&self, out: &mut BytesMut) {
+        out.reserve(self.fields.room());
         out.extend_from_slice(self.fields.bytes(self.method));
         out.extend_from_slice(b" ");
         out.extend_from_slice(self.fields.bytes(self.target));
@@ -282,6 +285,7 @@ impl Response {
     /// Appends status line and fields, without the empty line that ends the head. The version is that of the proxy that
     /// sends it (RFC 9110 section 6.2).
     pub fn write(&self, version: Version, out: &mut BytesMut) {
+        out.reserve(self.fields.room());
         out.extend_from_slice(match version {
             Version::Http10 => b"HTTP/1.0 ",
             Version::Http11 => b"HTTP/1.1 ",
@@ -404,6 +408,11 @@ impl Fields {
     /// For spans that were text when they were made.
     fn text(&self, span: Span) -> &str {
         std::str::from_utf8(self.bytes(span)).unwrap_or_default()
+    }
+
+    /// About what the head takes when it is written, in bytes: room for all of it is made at once.
+    fn room(&self) -> usize {
+        self.block.len() + LINE
     }
 
     fn write(&self, out: &mut BytesMut) {

@@ -126,8 +126,8 @@ impl Failed {
     }
 }
 
-/// Sends the head to `endpoint`. `holder`: whose share of the streams it counts against. `ends`: there is no body, and it is the
-/// end of the request.
+/// Sends the head to `endpoint`. `holder`: whose share of the streams it counts against. `ends`:
+/// there is no body, and it is the end of the request.
 pub(super) async fn start(
     worker: &Rc<Worker>,
     holder: Option<&Rc<Holder>>,

@@ -273,8 +273,8 @@ pub(super) struct Download {
 }
 
 impl Download {
-    /// `trusted`: what the sender says under the name of a reason is a proxy's word. `patience`: how
-    /// long the taker may take nothing.
+    /// `trusted`: what the sender says under the name of a reason is a proxy's word. `patience`:
+    /// how long the taker may take nothing.
     pub fn new(body: RecvStream, trusted: bool, place: Place, patience: Duration) -> Self {
         Self {
             inflow: Inflow::new(body),

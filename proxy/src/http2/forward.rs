@@ -379,7 +379,8 @@ impl Forward<'_> {
         Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))
     }
 
-    /// Waits for `future`, unless the client goes or time runs out before. What comes of the body meanwhile is kept.
+    /// Waits for `future`, unless the client goes or time runs out before. What comes of the body
+    /// meanwhile is kept.
     async fn wait_for<F: Future>(
         &mut self,
         client: &mut Client<'_>,

@@ -1,6 +1,7 @@
-//! A body as it comes in. While the side that takes it has no room, what comes is taken out of h2 all
-//! the same, up to the stream's window: h2 keeps every DATA frame on its own, and ends a connection,
-//! with the streams of others, once too many small ones lie there. Here they become one piece.
+//! A body as it comes in. While the side that takes it has no room, what comes is taken out of h2
+//! all the same, up to the stream's window: h2 keeps every DATA frame on its own, and ends a
+//! connection, with the streams of others, once too many small ones lie there. Here they become one
+//! piece.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};

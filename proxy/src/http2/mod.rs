@@ -61,14 +61,15 @@ const MAX_SEND_BUFFER: usize = 64 * 1024;
 /// Streams that we have reset and still remember, so that late frames for them are no error.
 const MAX_RESET_STREAMS: usize = 256;
 const RESET_STREAM_MEMORY: Duration = Duration::from_secs(5);
-/// Streams that a client has reset before we took notice of them: what it may say in one breath. What it does on and on is slowed
-/// down once we do (CVE-2023-44487).
+/// Streams that a client has reset before we took notice of them: what it may say in one breath.
+/// What it does on and on is slowed down once we do (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 4_096;
-/// Streams that a client made us reset by breaking the protocol, in the life of a connection that carries its requests alone. One
-/// that clients share is not ended for what one of them does.
+/// Streams that a client made us reset by breaking the protocol, in the life of a connection that
+/// carries its requests alone. One that clients share is not ended for what one of them does.
 const MAX_ERROR_RESETS: usize = 1_024;
-/// What h2 may count for small DATA frames that lie in it, where the connection is shared: up to 255 bytes for each. A stream's task
-/// takes them out at once ([`inflow`]), so this is for what comes in one breath.
+/// What h2 may count for small DATA frames that lie in it, where the connection is shared: up to
+/// 255 bytes for each. A stream's task takes them out at once ([`inflow`]), so this is for what
+/// comes in one breath.
 const SMALL_FRAMES: usize = 64 * 1024 * 1024;
 
 const _: () = assert!(MAX_STREAMS * STREAM_WINDOW as usize <= CONNECTION_WINDOW as usize);

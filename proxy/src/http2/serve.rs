@@ -30,9 +30,10 @@ use crate::session::Session;
 use crate::upstream::Caller;
 use crate::validity::Validity;
 
-/// Streams that a client may give up within [`RAPID`] and before their response, in each [`CALM_WINDOW`]. A client that opens
-/// streams to reset them makes us work for nothing (CVE-2023-44487): beyond this its connection is served more slowly. A sidecar's is
-/// not: it carries the requests of many, and that sidecar counts for each.
+/// Streams that a client may give up within [`RAPID`] and before their response, in each
+/// [`CALM_WINDOW`]. A client that opens streams to reset them makes us work for nothing
+/// (CVE-2023-44487): beyond this its connection is served more slowly. A sidecar's is not: it
+/// carries the requests of many, and that sidecar counts for each.
 const MAX_RAPID_RESETS: u32 = 2_000;
 /// Longer deadlines than this are missed in numbers when a server is slow.
 const RAPID: Duration = Duration::from_millis(10);

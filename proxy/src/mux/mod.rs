@@ -15,7 +15,8 @@
 //!   no other, and the connection itself is always read. So what the kernel does not get acknowledged in time says that the peer
 //!   is out of reach, however slow its app is.
 //! * Each direction of a stream ends for itself, and a break is passed on as a break.
-//! * Streams that are given up at once are not counted here: many clients share the connection, and what one of them does costs it a
+//! * Streams that are given up at once are not counted here: many clients share the connection, and
+//!   what one of them does costs it a
 //!   connection to its own sidecar each time.
 //! * A server that ends a stream in order without an answer has taken nothing from it, and one that ends the connection in order has
 //!   taken nothing from those that it has not answered: what was sent there may be sent to somebody else.

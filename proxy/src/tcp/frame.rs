@@ -4,10 +4,12 @@
 //! ┌──────┬────────────┬─────────┐   OPEN  an app's connection begins; from the side that opened the TLS connection only
 //! │ kind │   length   │ payload │   DATA  its bytes, 1 to MAX_DATA of them
 //! │  1   │ 3, big end │ length  │   END   there will be no more of them this way; both ways: the next OPEN may come
-//! └──────┴────────────┴─────────┘
+//! └──────┴────────────┴─────────┘   RESET in place of an END: the app's connection has broken
 //! ```
 //!
-//! There is no frame for a break: the connection itself breaks. So does one on which a frame comes that is unknown, or out of place.
+//! The side that gets a RESET breaks its own app's connection, and ends its way with a RESET or an
+//! END. The connection itself breaks where a frame is unknown or out of place, or where a RESET
+//! comes too late: after an END the same way.
 
 use std::io;
 use std::ops::Range;
@@ -24,6 +26,7 @@ pub enum Kind {
     Open,
     Data { length: usize },
     End,
+    Reset,
 }
 
 /// Why a peer's frames are not understood.
@@ -40,6 +43,7 @@ pub enum FrameError {
 const OPEN: u8 = 1;
 const DATA: u8 = 2;
 const END: u8 = 3;
+const RESET: u8 = 4;
 
 impl Kind {
     /// As it is sent. At most [`MAX_DATA`] bytes follow.
@@ -48,6 +52,7 @@ impl Kind {
             Self::Open => (OPEN, 0),
             Self::Data { length } => (DATA, length),
             Self::End => (END, 0),
+            Self::Reset => (RESET, 0),
         };
         let [.., high, middle, low] = (length as u32).to_be_bytes();
         [kind, high, middle, low]
@@ -58,8 +63,9 @@ impl Kind {
         match (kind, length) {
             (OPEN, 0) => Ok(Self::Open),
             (END, 0) => Ok(Self::End),
+            (RESET, 0) => Ok(Self::Reset),
             (DATA, 1..=MAX_DATA) => Ok(Self::Data { length }),
-            (OPEN | DATA | END, _) => Err(FrameError::Length { kind, length }),
+            (OPEN | DATA | END | RESET, _) => Err(FrameError::Length { kind, length }),
             _ => Err(FrameError::Unknown(kind)),
         }
     }
@@ -71,7 +77,8 @@ impl From<FrameError> for io::Error {
     }
 }
 
-/// Takes the frames of one app's connection apart, from after its OPEN to its END, however they are cut into reads.
+/// Takes the frames of one app's connection apart, from after its OPEN to its END or RESET, however
+/// they are cut into reads.
 #[derive(Clone, Debug, Default)]
 pub struct Unframing {
     header: [u8; HEADER],
@@ -79,7 +86,14 @@ pub struct Unframing {
     known: usize,
     /// How much of a payload is yet to come.
     left: usize,
-    ended: bool,
+    end: Option<Ended>,
+}
+
+/// How the peer's way has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    InOrder,
+    Reset,
 }
 
 /// What one read has come to.
@@ -87,21 +101,21 @@ pub struct Unframing {
 pub struct Unframed {
     /// Where the payload is now.
     pub payload: Range<usize>,
-    /// How much has been looked at: all, unless the END has come.
+    /// How much has been looked at: all, unless the END or RESET has come.
     pub used: usize,
 }
 
 impl Unframing {
-    /// The END has come.
-    pub fn has_ended(&self) -> bool {
-        self.ended
+    /// The END or RESET has come.
+    pub fn ended(&self) -> Option<Ended> {
+        self.end
     }
 
     /// Puts the payload that is in `bytes` into one piece, in place. What comes first is left where it is.
     pub fn unframe(&mut self, bytes: &mut [u8]) -> Result<Unframed, FrameError> {
         let mut payload = 0..0;
         let mut at = 0;
-        while at < bytes.len() && !self.ended {
+        while at < bytes.len() && self.end.is_none() {
             if self.left > 0 {
                 let piece = at..at + self.left.min(bytes.len() - at);
                 self.left -= piece.len();
@@ -122,7 +136,8 @@ impl Unframing {
                 self.known = 0;
                 match Kind::parse(self.header)? {
                     Kind::Data { length } => self.left = length,
-                    Kind::End => self.ended = true,
+                    Kind::End => self.end = Some(Ended::InOrder),
+                    Kind::Reset => self.end = Some(Ended::Reset),
                     kind @ Kind::Open => return Err(FrameError::OutOfPlace(kind)),
                 }
             }
@@ -155,7 +170,7 @@ pub mod testing {
         let kind = Kind::parse(header).expect("a frame");
         let mut payload = match kind {
             Kind::Data { length } => vec![0; length],
-            Kind::Open | Kind::End => Vec::new(),
+            Kind::Open | Kind::End | Kind::Reset => Vec::new(),
         };
         peer.read_exact(&mut payload).await.expect("a payload");
         (kind, payload)
@@ -196,14 +211,21 @@ mod tests {
             payload.extend_from_slice(&piece[unframed.payload]);
             rest.extend_from_slice(&piece[unframed.used..]);
         }
-        assert!(unframing.has_ended());
+        assert_eq!(unframing.ended(), Some(Ended::InOrder));
         Ok((payload, rest))
     }
 
     #[test]
     fn every_kind_is_read_as_it_was_written() {
         let data = |length| Kind::Data { length };
-        for kind in [Kind::Open, Kind::End, data(1), data(0x1234), data(MAX_DATA)] {
+        for kind in [
+            Kind::Open,
+            Kind::End,
+            Kind::Reset,
+            data(1),
+            data(0x1234),
+            data(MAX_DATA),
+        ] {
             assert_eq!(Kind::parse(kind.header()), Ok(kind));
         }
         assert_eq!(data(0x0102).header(), [2, 0, 1, 2]);

@@ -1,18 +1,22 @@
 //! One connection of an app, and the frames in which a peer has it.
 //!
-//! Each direction ends for itself, by an END; a break of either side is a break for the other. Nothing is read that can't be written
-//! on, but for one read.
+//! Each direction ends for itself, by an END; a break of either side is a break for the other, told
+//! by a RESET, so that the connection serves the next app's connection. Nothing is read that can't
+//! be written on, but for one read.
 //!
 //! A pooled connection may turn out to be over. A peer ends one in order only where it has taken no OPEN from it, so all that was
 //! sent can be sent again on another one: it is kept for that, up to a bound, until the peer's first word.
 
+use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 
-use super::frame::{HEADER, Kind, MAX_DATA, Unframing};
+use super::frame::{Ended, HEADER, Kind, MAX_DATA, Unframing};
 use crate::buffered::{Buffered, PASS_SIZE, Side};
 use crate::detect::{self, Greeting};
 
@@ -23,6 +27,12 @@ pub const MAX_REPLAY: usize = 16 * 1024;
 /// How much of what a server has sent first is looked at, in bytes: its greeting may be cut into
 /// frames.
 const GREETING: usize = 64;
+
+/// What a peer may still send after a RESET before it has read that, in bytes: what is on its way in
+/// buffers. Beyond this the connection is not worth waiting for.
+const MAX_DROPPED: usize = 1024 * 1024;
+/// How long the peer may take to answer a RESET: a new connection is opened as fast.
+const RESET_PATIENCE: Duration = Duration::from_secs(1);
 
 const _: () = assert!(PASS_SIZE <= MAX_DATA);
 
@@ -35,14 +45,18 @@ pub struct Framed {
     received: bool,
     /// Payload since it was last asked for.
     bytes: Bytes,
+    /// What was dropped after a RESET, in bytes.
+    dropped: usize,
 }
 
 /// From the app to the peer.
 #[derive(Debug, Default)]
 struct WayOut {
     opened: bool,
-    /// The END is on its way.
+    /// The END or RESET is on its way.
     ended: bool,
+    /// That is a RESET.
+    reset: bool,
     /// It has gone out.
     sent: bool,
     /// What the app has sent, as long as a pooled connection may turn out to be over.
@@ -63,6 +77,8 @@ pub struct Bytes {
 pub enum Broken {
     App,
     Peer(io::Error),
+    /// The connection of the peer's app.
+    PeerApp,
     /// The pooled connection was over, and the peer has taken nothing: see [`Framed::into_unproven`].
     Stale,
 }
@@ -112,7 +128,7 @@ impl Framed {
         start[..length].copy_from_slice(&peer.read[..length]);
         let mut unframing = self.unframing.clone();
         match unframing.unframe(&mut start[..length]) {
-            Ok(_) if unframing.has_ended() => Some(Greeting::Other),
+            Ok(_) if unframing.ended().is_some() => Some(Greeting::Other),
             Ok(unframed) => detect::greeting(&start[unframed.payload])
                 .or((length == GREETING).then_some(Greeting::Other)),
             // Reading tells why.
@@ -157,6 +173,54 @@ impl Framed {
         Poll::Pending
     }
 
+    /// Tells the peer of a break, and drops what comes until the peer's way has ended too. An error:
+    /// the connection is not to be used again.
+    fn poll_reset<B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: &mut Buffered<B>,
+    ) -> Poll<io::Result<()>>
+    where
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        if !self.way_out.opened {
+            return Poll::Ready(Ok(()));
+        }
+        let peer_knows = self.unframing.ended() == Some(Ended::Reset);
+        if !self.way_out.ended {
+            peer.unsent.extend_from_slice(&Kind::Reset.header());
+            self.way_out.ended = true;
+            self.way_out.reset = true;
+        } else if !self.way_out.reset && !peer_knows {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        ready!(peer.poll_send(cx))?;
+        ready!(peer.poll_flush(cx))?;
+        while self.unframing.ended().is_none() {
+            if peer.read.is_empty() && ready!(peer.poll_fill(cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            let mut bytes = peer.read.split();
+            let used = self.unframing.unframe(&mut bytes)?.used;
+            peer.read = bytes.split_off(used);
+            self.dropped += used;
+            if self.dropped > MAX_DROPPED {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// After [`Broken::App`] and [`Broken::PeerApp`]: whether `peer` is ready for the next OPEN, once
+    /// both sides have said that the app's connection has broken.
+    pub async fn is_reusable_after_reset<B>(&mut self, peer: &mut Buffered<B>) -> bool
+    where
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        let reset = poll_fn(|cx| self.poll_reset(cx, peer));
+        matches!(timeout(RESET_PATIENCE, reset).await, Ok(Ok(())))
+    }
+
     /// From the peer to the app.
     fn poll_back<A, B>(
         &mut self,
@@ -169,8 +233,11 @@ impl Framed {
         B: AsyncRead + AsyncWrite + Unpin,
     {
         while !self.received {
+            if self.unframing.ended() == Some(Ended::Reset) {
+                return Poll::Ready(Err(Broken::PeerApp));
+            }
             ready!(app.poll_send(cx)).map_err(|_| Broken::App)?;
-            if self.unframing.has_ended() {
+            if self.unframing.ended().is_some() {
                 ready!(app.poll_shutdown(cx)).map_err(|_| Broken::App)?;
                 self.received = true;
             } else if !peer.read.is_empty() {
@@ -195,7 +262,10 @@ impl Framed {
                 let passed = match peer.poll_pass_as(cx, app, 0, turn) {
                     Poll::Ready(Ok(length)) => Ok(length),
                     Poll::Ready(Err((Side::From, error))) => Err(error),
-                    Poll::Ready(Err((Side::To, _))) => return Poll::Ready(Err(Broken::App)),
+                    Poll::Ready(Err((Side::To, _))) => {
+                        peer.read = rest;
+                        return Poll::Ready(Err(Broken::App));
+                    }
                     Poll::Pending => {
                         // Whatever there is goes out before anything is waited for.
                         ready!(app.poll_flush(cx)).map_err(|_| Broken::App)?;

@@ -113,6 +113,7 @@ where
     let _busy = session.worker.drain.busy();
     let metrics = session.tcp_metrics(logical);
     metrics.opened();
+    let mut framed = Framed::opened();
     let mut connecting = pin!(connect_app(&session.worker, logical));
     let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
         Poll::Ready(connected) => Poll::Ready(connected),
@@ -122,11 +123,11 @@ where
         Ok(connected) => connected,
         Err(reason) => {
             metrics.closed(Some(reason));
-            return false;
+            return reason != Reason::ClientGone && framed.is_reusable_after_reset(peer).await;
         }
     };
-    let mut framed = Framed::opened();
-    // A peer may have opened the connection for an app that has said nothing yet, and turned out to need another one.
+    // A peer may have opened the connection for an app that has said nothing yet, and turned out to
+    // need another one.
     let mut is_needed = false;
     let ended = poll_fn(|cx| {
         let ended = framed.poll(cx, &mut app, peer);
@@ -141,14 +142,20 @@ where
             ended => ended,
         }
     });
-    let broken = ended.await.err();
-    metrics.closed(broken.as_ref().and_then(|broken| match broken {
+    let Some(broken) = ended.await.err() else {
+        metrics.closed(None);
+        return true;
+    };
+    tracing::debug!(?broken, "an app's connection broke");
+    app.io.reset();
+    metrics.closed(match broken {
         Broken::App => Some(Reason::UpstreamReset),
-        Broken::Peer(_) | Broken::Stale => is_needed.then_some(Reason::ClientGone),
-    }));
-    if let Some(broken) = &broken {
-        tracing::debug!(?broken, "a peer's connection broke");
-        app.io.reset();
+        Broken::Peer(_) | Broken::PeerApp | Broken::Stale => {
+            is_needed.then_some(Reason::ClientGone)
+        }
+    });
+    match broken {
+        Broken::App | Broken::PeerApp => framed.is_reusable_after_reset(peer).await,
+        Broken::Peer(_) | Broken::Stale => false,
     }
-    broken.is_none()
 }

@@ -1,4 +1,5 @@
-//! Who holds the streams to an endpoint: downstream connections, and the clients that they belong to.
+//! Who holds the streams to an endpoint: downstream connections, and the clients that they belong
+//! to.
 //!
 //! In: a connection takes a stream, or gives it back. Out: whether it may take another. Nothing is
 //! refused as long as half of an endpoint's streams are free. Beyond that, what a connection may
@@ -145,7 +146,8 @@ impl Held {
 mod tests {
     use super::*;
 
-    /// Lets every connection take all that it may, in turns. Returns what each has, and what is free.
+    /// Lets every connection take all that it may, in turns. Returns what each has, and what is
+    /// free.
     fn fill(connections: &[Rc<Holder>], streams: usize) -> (Vec<usize>, usize) {
         let mut free = streams;
         loop {

@@ -1,9 +1,10 @@
 //! Upstream connections that carry several streams, of one worker and one protocol, by endpoint: finds one with room for another
 //! stream, or opens one.
 //!
-//! In: an endpoint. Out: a [`Lease`] on one stream of a connection to it. Streams fill up the oldest connection first, so that what is
-//! no longer needed becomes idle and ends. Beyond [`Connection::MAX_CONNECTIONS`], and beyond its share of the streams
-//! ([`super::share`]), a request waits in a bounded queue for a bounded time.
+//! In: an endpoint. Out: a [`Lease`] on one stream of a connection to it. Streams fill up the
+//! oldest connection first, so that what is no longer needed becomes idle and ends. Beyond
+//! [`Connection::MAX_CONNECTIONS`], and beyond its share of the streams ([`super::share`]), a
+//! request waits in a bounded queue for a bounded time.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -117,7 +118,8 @@ impl<C: Connection> Default for Pool<C> {
 }
 
 impl<C: Connection> Pool<C> {
-    /// A stream to `endpoint`. `holder`: the downstream connection whose share it counts against, where that can have several.
+    /// A stream to `endpoint`. `holder`: the downstream connection whose share it counts against,
+    /// where that can have several.
     pub async fn acquire(
         &self,
         worker: &Rc<Worker>,

@@ -438,6 +438,15 @@ async fn a_flood_of_interim_responses_does_not_fill_the_callers_sidecar() {
     let mesh = Mesh::start().await;
     mesh.service("hostile", Some("kubernetes.io/h2c"), &[1]);
     mesh.service("web", Some("http"), &[2]);
+    // Pods without a sidecar.
+    for (name, number) in [("hostile-1", 1), ("web-2", 2)] {
+        let ip = mesh.pod(number).ip().to_string();
+        mesh.put(&serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": crate::mesh::NAMESPACE },
+            "status": { "podIP": ip, "podIPs": [{ "ip": ip }] },
+        }));
+    }
     let _hostile = interim_flood(mesh.pod(1)).await;
     let _app = App::named(mesh.pod(2), "small").await;
     mesh.put_pod("client", 3, serde_json::json!({}));

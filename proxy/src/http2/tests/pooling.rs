@@ -267,7 +267,8 @@ fn requests_that_no_connection_has_room_for_wait_and_that_is_bounded() {
         let mut calls: FuturesUnordered<_> = (0..1_500)
             .map(|_| client.send_request(get("/"), true).expect("a stream").0)
             .collect();
-        // At most its share of 32 connections with one stream each, and of 1,024 places in the queue.
+        // At most its share of 32 connections with one stream each, and of 1,024 places in the
+        // queue.
         const TAKEN: usize = 20 + 615;
         for _ in 0..1_500 - TAKEN {
             let response = calls.next().await.expect("one").expect("a response");

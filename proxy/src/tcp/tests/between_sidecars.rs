@@ -203,11 +203,44 @@ fn a_break_is_passed_on_as_a_break_both_ways() {
         assert!(is_reset(&mut kept).await);
         pods.conversation().await;
 
-        // Each break took a connection with it.
-        assert_eq!(pods.handshakes(), (3.0, 3.0));
+        assert_eq!(pods.handshakes(), (1.0, 1.0));
         let closed = |reason| pods.counted("naru_tcp_closed_total{", reason);
         assert_eq!(closed("\"upstream-reset\""), (1.0, 1.0));
         until(|| closed("\"client-gone\"") == (1.0, 1.0)).await;
+    });
+}
+
+#[test]
+fn a_break_leaves_the_connection_between_the_sidecars_to_the_next() {
+    run(async {
+        let pods = Pods::new(Protocol::Tcp).await;
+        for round in 0..6 {
+            let (mut client, mut app) = pods.connection().await;
+            greet(&mut client, &mut app).await;
+            let much = vec![b'x'; 100_000];
+            // Both may have more on the way, or have ended their half.
+            if round % 3 == 1 {
+                client.write_all(&much).await.unwrap();
+                app.write_all(&much).await.unwrap();
+            }
+            let (broken, mut kept) = match round % 2 {
+                0 => (client, app),
+                _ => (app, client),
+            };
+            if round % 3 == 2 {
+                kept.shutdown().await.unwrap();
+            }
+            socket::reset(&broken);
+            drop(broken);
+            assert!(is_reset(&mut kept).await, "{round}");
+            until(|| pods.idle() == 1.0).await;
+        }
+        assert_eq!(pods.handshakes(), (1.0, 1.0));
+        pods.conversation().await;
+        assert_eq!(pods.handshakes(), (1.0, 1.0));
+        let closed = |reason| pods.counted("naru_tcp_closed_total{", reason);
+        assert_eq!(closed("\"upstream-reset\""), (3.0, 3.0));
+        assert_eq!(closed("\"client-gone\""), (3.0, 3.0));
     });
 }
 
