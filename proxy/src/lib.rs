@@ -104,6 +104,7 @@ pub mod outbound;
 pub mod pool;
 pub mod prefixed;
 pub mod probe;
+pub mod reader;
 pub mod reason;
 pub mod retry;
 pub mod route;

@@ -246,6 +246,11 @@ impl Body {
         Poll::Ready(Ok(()))
     }
 
+    /// Bytes that the side that takes the body has no room for, beside its connection's `unsent`.
+    pub fn unwritten(&self) -> usize {
+        self.checked
+    }
+
     fn poll_write<A, B>(
         &mut self,
         cx: &mut Context<'_>,

@@ -23,6 +23,7 @@ use crate::exchange::{End, Told};
 use crate::memory::{Charge, UNCHARGED, Use};
 use crate::metrics::{AppConnection, RequestMetrics};
 use crate::pool::{self, Upstream};
+use crate::reader::Reader;
 use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::{Failure, Retries};
 use crate::route::Rule;
@@ -48,6 +49,8 @@ pub struct Forward<'a> {
 enum Interrupt {
     ClientGone,
     Timeout(Reason),
+    /// The client has not read its response for too long.
+    ReaderStopped,
     /// The budget of memory has no room for what waits.
     NoMemory,
 }
@@ -152,7 +155,10 @@ impl Forward<'_> {
                             };
                             return (end, After::Cut);
                         }
-                        Unanswered::Interrupted(Interrupt::ClientGone) => {
+                        // Only a response that has begun can be left unread.
+                        Unanswered::Interrupted(
+                            Interrupt::ClientGone | Interrupt::ReaderStopped,
+                        ) => {
                             return Client::<S>::gone();
                         }
                         Unanswered::Interrupted(Interrupt::Timeout(
@@ -189,7 +195,7 @@ impl Forward<'_> {
                 && let Err(interrupt) = self.wait_for(client, sleep(wait)).await
             {
                 return match interrupt {
-                    Interrupt::ClientGone => Client::<S>::gone(),
+                    Interrupt::ClientGone | Interrupt::ReaderStopped => Client::<S>::gone(),
                     Interrupt::Timeout(reason) => client.answer_after(reason, &mut upload),
                     Interrupt::NoMemory => client.answer_after(Reason::Overload, &mut upload),
                 };
@@ -392,9 +398,23 @@ impl Forward<'_> {
         if tunnel {
             return (complete(None), After::Tunnel(Box::new(upstream)));
         }
-        let fate =
-            poll_fn(|cx| self.poll_bodies(cx, client, &mut upload, &mut upstream, &mut download))
-                .await;
+        let mut reader = Reader::new(client.session.worker.config.limits.reader_timeout);
+        let fate = poll_fn(|cx| {
+            let bodies = self.poll_bodies(cx, client, &mut upload, &mut upstream, &mut download);
+            if bodies.is_ready() {
+                return bodies;
+            }
+            let unsent = client.connection.unsent.len() + download.unwritten();
+            let waiting = upstream.connection.read.len() + client.connection.unsent.len();
+            let interrupt = if waiting > UNCHARGED && !client.memory.grow(Use::SmallBody, waiting) {
+                Interrupt::NoMemory
+            } else {
+                ready!(reader.poll_unsent(cx, unsent));
+                Interrupt::ReaderStopped
+            };
+            Poll::Ready(Fate::Interrupted(interrupt))
+        })
+        .await;
         match fate {
             Fate::Complete => {
                 // Boxed: few answers come before the end of their request.
@@ -420,6 +440,9 @@ impl Forward<'_> {
                 (complete(Some(Reason::ClientGone)), After::Cut)
             }
             Fate::Interrupted(Interrupt::Timeout(reason)) => (complete(Some(reason)), After::Cut),
+            Fate::Interrupted(Interrupt::ReaderStopped) => {
+                (complete(Some(Reason::ReaderStopped)), After::Cut)
+            }
             Fate::Interrupted(Interrupt::NoMemory) => {
                 (complete(Some(Reason::Overload)), After::Cut)
             }
@@ -468,10 +491,6 @@ impl Forward<'_> {
         if !sending {
             let interrupt = ready!(self.poll_waiting(cx, client, upstream));
             return Poll::Ready(Fate::Interrupted(interrupt));
-        }
-        let waiting = upstream.connection.read.len() + client.connection.unsent.len();
-        if waiting > UNCHARGED && !client.memory.grow(Use::SmallBody, waiting) {
-            return Poll::Ready(Fate::Interrupted(Interrupt::NoMemory));
         }
         let reason = ready!(self.deadlines.poll(cx));
         Poll::Ready(Fate::Interrupted(Interrupt::timeout(reason)))
@@ -543,7 +562,7 @@ impl Interrupt {
     /// What it says about the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {
-            Self::ClientGone | Self::NoMemory => AttemptOutcome::Cancelled,
+            Self::ClientGone | Self::ReaderStopped | Self::NoMemory => AttemptOutcome::Cancelled,
             Self::Timeout(_) => AttemptOutcome::TimedOut,
         }
     }

@@ -11,9 +11,9 @@ use http::HeaderMap;
 use super::head::are_trailers;
 use super::inflow::Inflow;
 use super::paced::Place;
-use super::reader::Reader;
 use super::reply::REASON;
 use crate::mirror::Copies;
+use crate::reader::Reader;
 
 /// Pieces of a body that are kept for another attempt: a body in many tiny frames would cost more in bookkeeping than in bytes.
 const MAX_REPLAY_PIECES: usize = 256;

@@ -16,9 +16,18 @@ const SMALL: usize = 4 * 1024;
 /// The part of a body that has come and not been passed on.
 pub(super) struct Inflow {
     body: RecvStream,
-    backlog: Backlog,
-    /// `body` has ended, with its trailers.
-    end: Option<Result<Option<HeaderMap>, h2::Error>>,
+    /// Boxed: few bodies have one, and every stream's task would have the room for it.
+    backlog: Option<Box<Backlog>>,
+    end: End,
+}
+
+/// How a body ends, as far as it has come.
+enum End {
+    Open,
+    /// In order, with no trailers.
+    Plain,
+    /// With trailers, or broken off.
+    With(Box<Result<HeaderMap, h2::Error>>),
 }
 
 /// Pieces of a body in their order.
@@ -33,40 +42,51 @@ impl Inflow {
     pub fn new(body: RecvStream) -> Self {
         Self {
             body,
-            backlog: Backlog::default(),
-            end: None,
+            backlog: None,
+            end: End::Open,
         }
     }
 
     /// The next piece. `None`: there is none, and [`Self::take_trailers`] has what ends the body.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
-        if let Some(piece) = self.backlog.pop() {
+        if let Some(piece) = self.backlog.as_mut().and_then(|backlog| backlog.pop()) {
             return Poll::Ready(Some(Ok(piece)));
         }
-        if self.end.is_none() {
+        if matches!(self.end, End::Open) {
             match ready!(self.body.poll_data(cx)) {
-                Some(Ok(data)) => return Poll::Ready(Some(Ok(data))),
+                Some(Ok(data)) => {
+                    // There is nothing to be asked for after this.
+                    if self.body.is_end_stream() {
+                        self.end = End::Plain;
+                    }
+                    return Poll::Ready(Some(Ok(data)));
+                }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => self.end = Some(ready!(self.body.poll_trailers(cx))),
+                None => self.end = End::of(ready!(self.body.poll_trailers(cx))),
             }
         }
-        Poll::Ready(match self.end.take() {
-            Some(Err(error)) => Some(Err(error)),
-            end => {
-                self.end = end;
-                None
-            }
+        Poll::Ready(match std::mem::replace(&mut self.end, End::Plain) {
+            End::With(end) => match *end {
+                Err(error) => Some(Err(error)),
+                Ok(trailers) => {
+                    self.end = End::With(Box::new(Ok(trailers)));
+                    None
+                }
+            },
+            End::Open | End::Plain => None,
         })
     }
 
     /// Takes in what has come, for a taker that has no room for it now.
     pub fn hoard(&mut self, cx: &mut Context<'_>) {
-        while self.end.is_none() {
+        while matches!(self.end, End::Open) {
             match self.body.poll_data(cx) {
-                Poll::Ready(Some(Ok(data))) => self.backlog.push(data),
-                Poll::Ready(Some(Err(error))) => self.end = Some(Err(error)),
+                Poll::Ready(Some(Ok(data))) => {
+                    self.backlog.get_or_insert_default().push(data);
+                }
+                Poll::Ready(Some(Err(error))) => self.end = End::With(Box::new(Err(error))),
                 Poll::Ready(None) => match self.body.poll_trailers(cx) {
-                    Poll::Ready(end) => self.end = Some(end),
+                    Poll::Ready(end) => self.end = End::of(end),
                     Poll::Pending => break,
                 },
                 Poll::Pending => break,
@@ -76,18 +96,21 @@ impl Inflow {
 
     /// Once there are no more pieces.
     pub fn take_trailers(&mut self) -> Option<HeaderMap> {
-        match &mut self.end {
-            Some(Ok(trailers)) => trailers.take(),
-            _ => None,
+        match std::mem::replace(&mut self.end, End::Plain) {
+            End::With(end) => end.ok(),
+            End::Open | End::Plain => None,
         }
     }
 
     /// Whether nothing comes after what was taken, not even trailers.
     pub fn is_at_end(&self) -> bool {
-        self.backlog.is_empty()
+        self.backlog
+            .as_ref()
+            .is_none_or(|backlog| backlog.is_empty())
             && match &self.end {
-                Some(end) => matches!(end, Ok(None)),
-                None => self.body.is_end_stream(),
+                End::Plain => true,
+                End::With(_) => false,
+                End::Open => self.body.is_end_stream(),
             }
     }
 
@@ -101,6 +124,16 @@ impl Inflow {
         if bytes > 0 {
             // Fails only where more is given back than was taken.
             let _ = self.body.flow_control().release_capacity(bytes);
+        }
+    }
+}
+
+impl End {
+    fn of(trailers: Result<Option<HeaderMap>, h2::Error>) -> Self {
+        match trailers {
+            Ok(None) => Self::Plain,
+            Ok(Some(trailers)) => Self::With(Box::new(Ok(trailers))),
+            Err(error) => Self::With(Box::new(Err(error))),
         }
     }
 }

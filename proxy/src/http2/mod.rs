@@ -25,7 +25,6 @@ mod interim;
 mod meter;
 mod mirror;
 mod paced;
-mod reader;
 mod reply;
 mod serve;
 

@@ -1,6 +1,8 @@
 //! Which side ends what, and when: halves of connections, answers that come early, and servers that
 //! hang up.
 
+use std::time::Duration;
+
 use tokio::io::AsyncWriteExt;
 
 use super::fixture::*;
@@ -77,6 +79,43 @@ fn an_answer_before_a_long_body_says_that_the_connection_ends() {
             assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
             assert!(head.contains("Connection: close\r\n"), "{head}");
         }
+    });
+}
+
+#[test]
+fn a_client_that_stops_reading_loses_its_connection_in_time() {
+    const LENGTH: usize = 64 * 1024 * 1024;
+    run(async {
+        let app = app(move |_, mut talk| async move {
+            while talk.head().await.is_some() {
+                talk.say(&format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"
+                ))
+                .await;
+                let piece = "x".repeat(64 * 1024);
+                for _ in 0..LENGTH / piece.len() {
+                    talk.say(&piece).await;
+                }
+            }
+        })
+        .await;
+        let mut setup = Setup::new(&[app.address]);
+        setup.limits.reader_timeout = Duration::from_millis(200);
+        let mesh = setup.start();
+        let stopped = ["naru_responses_total{", "reader-stopped", "\"200\""];
+        // One that reads slowly is waited for.
+        let mut slow = client(&mesh);
+        slow.talk.say("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+        slow.talk.head().await.expect("an answer");
+        for _ in 0..20 {
+            slow.talk.exactly(16 * 1024).await.expect("a part of it");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(mesh.metric(&stopped), 0.0);
+        // It reads no more.
+        until(|| mesh.metric(&stopped) == 1.0).await;
+        let active = ["naru_pool_connections{", "http/1.1", "active"];
+        until(|| mesh.metric(&active) == 0.0).await;
     });
 }
 

@@ -1,5 +1,5 @@
-//! Whether a client still reads its response. One that does not holds a stream to the endpoint, of
-//! which there are only so many for all clients.
+//! Whether a client still reads its response. One that does not holds a stream or connection to the
+//! endpoint, of which there are only so many for all clients.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -8,11 +8,14 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Watches over the reader of one response.
-pub(super) struct Reader {
+#[derive(Debug)]
+pub struct Reader {
     /// How long it may read nothing.
     patience: Duration,
     /// Since when there has been no room for what waits for it.
     stopped: Option<Instant>,
+    /// What waits for it, as last seen over HTTP/1.1.
+    unsent: usize,
     /// Made when it is first needed, and left where it is while that is early enough.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -22,6 +25,7 @@ impl Reader {
         Self {
             patience,
             stopped: None,
+            unsent: 0,
             timer: None,
         }
     }
@@ -29,6 +33,19 @@ impl Reader {
     /// It has taken something, or there is nothing for it.
     pub fn reads(&mut self) {
         self.stopped = None;
+    }
+
+    /// `unsent` bytes wait for its connection to take them. Ready when it has taken none for too
+    /// long.
+    pub fn poll_unsent(&mut self, cx: &mut Context<'_>, unsent: usize) -> Poll<()> {
+        let before = std::mem::replace(&mut self.unsent, unsent);
+        if unsent == 0 || unsent != before {
+            self.reads();
+        }
+        match unsent {
+            0 => Poll::Pending,
+            _ => self.poll_stopped(cx),
+        }
     }
 
     /// It has no room for what there is. Ready when that has been so for too long.
