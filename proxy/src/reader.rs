@@ -65,3 +65,22 @@ impl Reader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::time::sleep;
+
+    #[tokio::test]
+    async fn one_that_takes_something_now_and_then_is_waited_for() {
+        const PATIENCE: Duration = Duration::from_millis(10);
+        let mut reader = Reader::new(PATIENCE);
+        for unsent in [5, 4, 3, 0, 2] {
+            sleep(PATIENCE).await;
+            let stopped = poll_fn(|cx| Poll::Ready(reader.poll_unsent(cx, unsent).is_ready()));
+            assert!(!stopped.await, "{unsent}");
+        }
+        poll_fn(|cx| reader.poll_unsent(cx, 2)).await;
+    }
+}

@@ -43,6 +43,8 @@ pub struct Driver {
     memory: Budget,
     /// The peer is given small windows, since memory is short.
     is_short: bool,
+    /// To an endpoint without a sidecar.
+    is_apps: bool,
     ping: Option<PingPong>,
     asked: Option<Instant>,
     last_asked: Instant,
@@ -111,6 +113,7 @@ async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Connection>, D
         turn,
         memory: worker.memory.clone(),
         is_short: false,
+        is_apps: !matches!(endpoint.peer, Peer::Mesh(_)),
         ping,
         asked: None,
         last_asked: now,
@@ -220,6 +223,9 @@ impl Driver {
         if let Poll::Ready(end) = Pin::new(&mut self.frames).poll(cx) {
             if let Err(error) = end {
                 tracing::debug!(%error, "an upstream HTTP/2 connection broke");
+                if self.is_apps && error.is_go_away() && error.is_library() {
+                    upstreams.offended();
+                }
             }
             return Poll::Ready(());
         }

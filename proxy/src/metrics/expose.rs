@@ -272,7 +272,7 @@ impl Exposed {
         }
         let mut apps = Family::counter(
             "naru_app_connection_events_total",
-            "What became of HTTP/1.1 connections to endpoints without a sidecar.",
+            "What became of connections to endpoints without a sidecar.",
         );
         for event in AppConnection::ALL {
             let count = totals.app_connections(event);

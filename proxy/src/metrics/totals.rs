@@ -48,7 +48,7 @@ impl PoolState {
     }
 }
 
-/// What became of an HTTP/1.1 connection to an endpoint without a sidecar, the own app's included.
+/// What became of a connection to an endpoint without a sidecar, the own app's included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AppConnection {
     /// The endpoint closed it while it was idle.
@@ -57,10 +57,12 @@ pub enum AppConnection {
     Starved,
     /// It was closed as a request arrived, which was sent again: none of it was acknowledged.
     Resent,
+    /// It broke the rules of HTTP/2: downstream connections share none to the endpoint for a while.
+    Offended,
 }
 
 impl AppConnection {
-    pub const ALL: [Self; 3] = [Self::Closed, Self::Starved, Self::Resent];
+    pub const ALL: [Self; 4] = [Self::Closed, Self::Starved, Self::Resent, Self::Offended];
 
     /// The word in metrics.
     pub const fn as_str(self) -> &'static str {
@@ -68,6 +70,7 @@ impl AppConnection {
             Self::Closed => "closed-idle",
             Self::Starved => "starved",
             Self::Resent => "resent",
+            Self::Offended => "offended",
         }
     }
 }

@@ -44,6 +44,16 @@ pub struct Caller {
     pub login: u64,
 }
 
+impl Caller {
+    /// The same for the downstream connection `id` alone.
+    pub fn alone(self, id: u64) -> Self {
+        match self.login {
+            0 => Self { login: id, ..self },
+            _ => self,
+        }
+    }
+}
+
 /// A connection to an endpoint.
 #[derive(Debug)]
 pub enum Stream {

@@ -18,6 +18,8 @@ use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
+use crate::login;
+
 /// How many times as many streams as it leaves free a client may hold.
 const SHARE: usize = 3;
 /// Clients that are known before those that are gone are looked for.
@@ -44,6 +46,8 @@ pub struct Clients {
 /// One downstream connection.
 #[derive(Debug)]
 pub struct Holder {
+    /// 0: it has not been asked for.
+    id: Cell<u64>,
     connection: Held,
     client: Rc<Held>,
 }
@@ -76,6 +80,7 @@ impl Clients {
             client
         });
         Rc::new(Holder {
+            id: Cell::new(0),
             connection: Held::default(),
             client,
         })
@@ -83,6 +88,14 @@ impl Clients {
 }
 
 impl Holder {
+    /// A number that no other connection has ([`login::next_id`]).
+    pub fn id(&self) -> u64 {
+        if self.id.get() == 0 {
+            self.id.set(login::next_id());
+        }
+        self.id.get()
+    }
+
     pub fn take(&self, endpoint: u64) {
         self.connection.take(endpoint);
         self.client.take(endpoint);

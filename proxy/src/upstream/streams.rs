@@ -10,13 +10,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
 use super::share::Holder;
 use super::waiting::Waiting;
 use crate::balance::AttemptOutcome;
-use crate::metrics::{PoolProtocol, PoolState, StreamLimit};
+use crate::metrics::{AppConnection, PoolProtocol, PoolState, StreamLimit};
 use crate::reason::Reason;
 use crate::retry::Failure;
 use crate::table::Endpoint;
@@ -25,6 +26,8 @@ use crate::worker::Worker;
 
 /// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer should allow.
 pub const MAX_STREAMS: usize = 100;
+/// How long downstream connections share none to an endpoint that has broken a shared one.
+const APART: Duration = Duration::from_secs(600);
 /// Where a request stands in the queue that counts against nobody's share, as a mirror's copy.
 const LAST: (usize, usize) = (usize::MAX, usize::MAX);
 
@@ -74,6 +77,9 @@ pub struct Streams {
 /// Upstream connections of one worker.
 pub struct Pool<C: Connection> {
     endpoints: RefCell<HashMap<Key, Rc<Upstreams<C>>>>,
+    /// Endpoints that have broken a connection which clients shared, and until when these are kept
+    /// apart.
+    apart: RefCell<HashMap<u64, Instant>>,
 }
 
 /// An endpoint's id, and for whom the connections to it are.
@@ -113,6 +119,7 @@ impl<C: Connection> Default for Pool<C> {
     fn default() -> Self {
         Self {
             endpoints: RefCell::default(),
+            apart: RefCell::default(),
         }
     }
 }
@@ -127,6 +134,10 @@ impl<C: Connection> Pool<C> {
         caller: Caller,
         holder: Option<&Rc<Holder>>,
     ) -> Result<Lease<C>, Refusal> {
+        let caller = match holder {
+            Some(holder) if self.are_apart(endpoint.id) => caller.alone(holder.id()),
+            _ => caller,
+        };
         let upstreams = self.upstreams(worker, endpoint, caller);
         if let Some(lease) = upstreams.lease(holder) {
             return Ok(lease);
@@ -158,6 +169,23 @@ impl<C: Connection> Pool<C> {
         });
         self.endpoints.borrow_mut().insert(key, upstreams.clone());
         upstreams
+    }
+
+    /// The endpoint has broken the rules of the protocol, and with that a connection which clients
+    /// shared: from now on, and for a while, each downstream connection has its own.
+    pub fn keep_apart(&self, endpoint: u64) {
+        let now = Instant::now();
+        let mut apart = self.apart.borrow_mut();
+        apart.retain(|_, until| *until > now);
+        apart.insert(endpoint, now + APART);
+    }
+
+    fn are_apart(&self, endpoint: u64) -> bool {
+        let apart = self.apart.borrow();
+        !apart.is_empty()
+            && apart
+                .get(&endpoint)
+                .is_some_and(|until| *until > Instant::now())
     }
 
     /// No new streams on the connections to an endpoint that is out of reach.
@@ -327,6 +355,14 @@ impl<C: Connection> Upstreams<C> {
         let free = streams.saturating_sub(leased);
         // With half of them free nobody can have more than a share.
         leased < free || holder.is_none_or(|holder| holder.may_take(self.endpoint.id, free))
+    }
+
+    /// The endpoint has broken the rules of the protocol on one of the connections.
+    pub fn offended(&self) {
+        if let Some(worker) = self.worker.upgrade() {
+            worker.metrics.app_connection(AppConnection::Offended);
+            C::pool(&worker).keep_apart(self.endpoint.id);
+        }
     }
 
     /// A connection's peer has said how many streams it takes.

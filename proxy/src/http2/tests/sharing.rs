@@ -193,14 +193,13 @@ fn a_client_that_stops_reading_loses_its_stream_in_time_and_nothing_else() {
         until(|| mesh.metric(&stopped) == 1.0).await;
         let error = body.data().await.expect("an end").expect_err("no more");
         assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
-        // A client that reads slowly keeps its stream, and the connection is as good as before.
+        // The connection is as good as before.
         let (response, _) = client.send_request(get("/"), true).expect("a stream");
         let mut body = response.await.expect("a response").into_body();
         let mut length = 0;
         while let Some(data) = body.data().await {
             let data = data.expect("data");
             length += data.len();
-            tokio::time::sleep(Duration::from_millis(20)).await;
             let _ = body.flow_control().release_capacity(data.len());
         }
         assert_eq!(length, 8 * 1024);
@@ -254,5 +253,77 @@ fn small_messages_that_one_client_does_not_read_end_no_connection_of_the_apps() 
         assert_eq!(dribbled.get(), Some(true));
         assert_eq!(app.connections.get(), 1);
         drop(stuck);
+    });
+}
+
+/// An app whose connections answer a request that has no body in part, and one that announces a
+/// body with a field that is none. Returns how many connections it has had.
+async fn malformed_app() -> (std::net::SocketAddr, Rc<Cell<usize>>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = crate::testing::listener().await;
+    let address = listener.local_addr().expect("an address");
+    let connections = Rc::<Cell<usize>>::default();
+    let counted = connections.clone();
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let head = [0, 0, payload.len() as u8, kind, flags];
+        [&head[..], &stream.to_be_bytes(), payload].concat()
+    };
+    spawn_local(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            counted.set(counted.get() + 1);
+            spawn_local(async move {
+                socket.read_exact(&mut [0; 24]).await?;
+                socket.write_all(&frame(4, 0, 0, &[])).await?;
+                loop {
+                    let mut head = [0; 9];
+                    socket.read_exact(&mut head).await?;
+                    let [_, high, low, kind, flags, stream @ ..] = head;
+                    let mut payload = vec![0; usize::from(high) << 8 | usize::from(low)];
+                    socket.read_exact(&mut payload).await?;
+                    let stream = u32::from_be_bytes(stream);
+                    let answer = match (kind, flags & 1) {
+                        (4, 0) => frame(4, 1, 0, &[]),
+                        // `:status: 200`, and no end yet.
+                        (1, 1) => frame(1, 4, stream, &[0x88]),
+                        // A field whose value has a line break.
+                        (1, _) => frame(1, 5, stream, b"\x88\x00\x01a\x03x\ny"),
+                        _ => continue,
+                    };
+                    socket.write_all(&answer).await?;
+                }
+                #[expect(unreachable_code)]
+                Ok::<_, std::io::Error>(())
+            });
+        }
+    });
+    (address, connections)
+}
+
+#[test]
+fn a_malformed_response_costs_others_their_responses_once_at_most() {
+    run(async {
+        let (app, connections) = malformed_app().await;
+        let mesh = Setup::new(&[app]).start();
+        for round in 0..3 {
+            let mut good = mesh.client().await;
+            let (response, _) = good.send_request(get("/"), true).expect("a stream");
+            let response = response.await.expect("a response");
+            assert_eq!(response.status(), 200);
+            let mut kept = response.into_body();
+            let bad = mesh.client().await;
+            let before = connections.get();
+            let answer = call(&bad, get("/"), b"x").await.expect("an answer");
+            assert_eq!(answer.status, 502, "{round}");
+            if round == 0 {
+                // h2 takes a field that is none for a fault of the whole connection.
+                kept.data().await.expect("an end").expect_err("broken");
+                continue;
+            }
+            assert!(connections.get() > before, "{round}");
+            let ended = std::future::poll_fn(|cx| std::task::Poll::Ready(kept.poll_data(cx)));
+            assert!(ended.await.is_pending(), "{round}");
+        }
+        let offended = ["naru_app_connection_events_total{", "offended"];
+        assert_eq!(mesh.metric(&offended), 3.0);
     });
 }
