@@ -42,19 +42,19 @@ impl RetryBudget {
         }
     }
 
-    /// Counts a request.
-    pub fn deposit(&self) {
-        self.requests.add(self.now());
+    /// Counts a request that comes at `now`.
+    pub fn deposit(&self, now: Instant) {
+        self.requests.add(self.slice_at(now));
     }
 
     /// Takes one retry out of the budget. False: there is none left.
     pub fn withdraw(&self) -> bool {
-        self.withdraw_at(self.now())
+        self.withdraw_at(self.slice_at(Instant::now()))
     }
 
     /// How many retries there may be right now.
     pub fn available(&self) -> u64 {
-        let now = self.now();
+        let now = self.slice_at(Instant::now());
         self.allowed(now).saturating_sub(self.retries.sum(now))
     }
 
@@ -73,9 +73,9 @@ impl RetryBudget {
     }
 
     /// The number of the current slice. The first is 1: a count of zero belongs to none.
-    fn now(&self) -> u32 {
+    fn slice_at(&self, now: Instant) -> u32 {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        let elapsed = START.elapsed().as_nanos() as u64 / self.slice;
+        let elapsed = now.duration_since(*START).as_nanos() as u64 / self.slice;
         (elapsed as u32).wrapping_add(1)
     }
 }
@@ -144,7 +144,7 @@ mod tests {
         let budget = RetryBudget::new(20, Duration::from_secs(3_600), 0.0);
         assert!(!budget.withdraw());
         for _ in 0..100 {
-            budget.deposit();
+            budget.deposit(Instant::now());
         }
         assert_eq!(budget.available(), 20);
         assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 20);
@@ -181,7 +181,7 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         for _ in 0..1_000 {
-                            budget.deposit();
+                            budget.deposit(Instant::now());
                         }
                         (0..1_000).filter(|_| budget.withdraw()).count()
                     })

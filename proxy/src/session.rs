@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::metrics::{Direction, RequestLabels, RequestMetrics, TcpLabels, TcpMetrics};
 use crate::route::Rule;
 use crate::table::{DestinationCell, Logical};
-use crate::upstream::share::{ClientKey, Holder};
+use crate::upstream::share::ClientKey;
 use crate::validity::{Expiry, Validity};
 use crate::worker::Worker;
 
@@ -23,8 +23,8 @@ pub struct Session {
     pub direction: Direction,
     /// Inbound: the peer's SPIFFE ID or [`UNAUTHENTICATED`]. Outbound: empty.
     pub client: Arc<str>,
-    /// Whose share the streams to endpoints count against.
-    pub holder: Rc<Holder>,
+    /// The client's address, where it has proved no identity and its address is known.
+    source: Option<IpAddr>,
     /// Of the certificate that the client has shown.
     expiry: Option<Rc<Expiry>>,
     /// Loaded anew for each request.
@@ -36,7 +36,7 @@ pub struct Session {
 impl Session {
     pub fn outbound(worker: Rc<Worker>, destination: Arc<DestinationCell>) -> Self {
         Self {
-            holder: worker.clients.connection(ClientKey::App),
+            source: None,
             worker,
             direction: Direction::Outbound,
             expiry: None,
@@ -53,10 +53,6 @@ impl Session {
         client: Arc<str>,
         source: Option<IpAddr>,
     ) -> Self {
-        let key = match &*client {
-            UNAUTHENTICATED => ClientKey::Address(source),
-            _ => ClientKey::Peer(client.clone()),
-        };
         let namespace: Arc<str> = worker.config.namespace.as_str().into();
         let empty: Arc<str> = "".into();
         let port = labelled_port(&worker, destination.address.port());
@@ -78,7 +74,7 @@ impl Session {
             port,
         });
         Self {
-            holder: worker.clients.connection(key),
+            source,
             expiry: None,
             worker,
             direction: Direction::Inbound,
@@ -112,6 +108,15 @@ impl Session {
     pub fn poll_validity(&self, cx: &Context<'_>) -> Validity {
         let expiry = self.expiry.as_ref();
         expiry.map_or(Validity::Valid, |expiry| expiry.poll(cx))
+    }
+
+    /// Whose share of an endpoint's streams it takes from.
+    pub fn client_key(&self) -> ClientKey {
+        match self.direction {
+            Direction::Outbound => ClientKey::App,
+            Direction::Inbound if self.is_stranger() => ClientKey::Address(self.source),
+            Direction::Inbound => ClientKey::Peer(self.client.clone()),
+        }
     }
 
     /// Whether it is a sidecar's, and carries what many clients behind that ask for.

@@ -181,7 +181,7 @@ async fn try_endpoints<T>(
         }
         match open(&in_flight.endpoint).await {
             Ok(opened) => {
-                in_flight.answered(CONNECTED, began.elapsed());
+                in_flight.answered(CONNECTED, began);
                 return Ok((opened, in_flight));
             }
             Err(error) => {
@@ -189,9 +189,8 @@ async fn try_endpoints<T>(
                 failed = error.reason;
                 refused += usize::from(failed != Reason::ConnectTimeout);
                 let outcome = AttemptOutcome::no_connection(error.reason);
-                let ended = Instant::now();
-                in_flight.finish(outcome, ended.duration_since(began));
-                began = ended;
+                in_flight.finish(outcome, began);
+                began = Instant::now();
             }
         }
     }

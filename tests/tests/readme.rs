@@ -153,7 +153,7 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
     };
     let set = EndpointSet::new(vec![Arc::new(endpoint)]);
     let picked = balance::pick(&set, &[], &mut SmallRng::seed_from_u64(1)).expect("the endpoint");
-    picked.finish(AttemptOutcome::IdentityMismatch, Duration::ZERO);
+    picked.finish(AttemptOutcome::IdentityMismatch, tokio::time::Instant::now());
     metrics.upstream_connect(None);
     metrics.handshake(Direction::Inbound, None);
     metrics.pool_connections(PoolProtocol::Http2, PoolState::Idle, 1);

@@ -145,11 +145,12 @@ impl Proxy {
             let message = timeout(SOON, self.stream.message()).await;
             match message.expect("nothing comes")? {
                 None => return Ok(None),
-                Some(message) => match message.message {
-                    Some(to_proxy::Message::Push(push)) => return Ok(Some(push)),
-                    // A heartbeat.
-                    _ => {}
-                },
+                Some(message) => {
+                    // Others are heartbeats.
+                    if let Some(to_proxy::Message::Push(push)) = message.message {
+                        return Ok(Some(push));
+                    }
+                }
             }
         }
     }

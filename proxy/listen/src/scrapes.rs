@@ -14,6 +14,9 @@ const MAX_HELD: usize = 4;
 
 type Render = dyn Fn() -> Result<Vec<u8>, String> + Send + Sync;
 
+/// A rendering, and when it was begun.
+type Last = (Instant, Arc<Rendered>);
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Scrapes {
@@ -23,7 +26,7 @@ pub struct Scrapes {
 struct Inner {
     render: Box<Render>,
     /// Held while one is rendered. Inside: what was rendered last, as long as others wait for it.
-    last: Arc<AsyncMutex<Option<(Instant, Arc<Rendered>)>>>,
+    last: Arc<AsyncMutex<Option<Last>>>,
     waiting: AtomicUsize,
     newest: Mutex<Weak<Rendered>>,
     held: Arc<AtomicUsize>,

@@ -133,14 +133,16 @@ pub struct InFlight {
 
 impl InFlight {
     /// How the attempt ended, as soon as that is known: with the head of the response where there is one. The attempt still
-    /// counts as in flight until it is dropped. `latency`: from the start of the attempt on its connection. The first word counts.
-    pub fn answered(&mut self, outcome: AttemptOutcome, latency: Duration) {
-        self.answered_at(outcome, latency, Nanos::now());
+    /// counts as in flight until it is dropped. `since`: the start of the attempt on its connection. The first word counts.
+    pub fn answered(&mut self, outcome: AttemptOutcome, since: tokio::time::Instant) {
+        let now = tokio::time::Instant::now();
+        let latency = now.duration_since(since);
+        self.answered_at(outcome, latency, Nanos::at(now.into_std()));
     }
 
     /// [`Self::answered`], and nothing is in flight any more.
-    pub fn finish(mut self, outcome: AttemptOutcome, latency: Duration) {
-        self.answered(outcome, latency);
+    pub fn finish(mut self, outcome: AttemptOutcome, since: tokio::time::Instant) {
+        self.answered(outcome, since);
     }
 
     fn answered_at(&mut self, outcome: AttemptOutcome, latency: Duration, now: Nanos) {
@@ -341,8 +343,12 @@ struct Nanos(u64);
 
 impl Nanos {
     fn now() -> Self {
+        Self::at(Instant::now())
+    }
+
+    fn at(now: Instant) -> Self {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        Self(START.elapsed().as_nanos() as u64)
+        Self(now.duration_since(*START).as_nanos() as u64)
     }
 
     fn since(self, earlier: Self) -> u64 {

@@ -133,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
             }
         };
         drop(destination);
-        logical.budget.deposit();
+        logical.budget.deposit(self.started.into_std());
         let decision = decide(&logical, request, &mut session.worker.random.borrow_mut());
         let logical = &*told.logical.insert(logical);
         match decision {

@@ -243,11 +243,11 @@ impl Forward<'_> {
                     match self.wait_for(client, connecting).await {
                         Ok(Ok(upstream)) => upstream,
                         Ok(Err(failed)) => {
-                            in_flight.finish(failed.outcome, began.elapsed());
+                            in_flight.finish(failed.outcome, began);
                             return Err(Unanswered::Failed(failed));
                         }
                         Err(interrupt) => {
-                            in_flight.finish(interrupt.outcome(), began.elapsed());
+                            in_flight.finish(interrupt.outcome(), began);
                             return Err(Unanswered::Interrupted(interrupt));
                         }
                     }
@@ -293,7 +293,7 @@ impl Forward<'_> {
                     let outcome = AttemptOutcome::Response {
                         status: response.status,
                     };
-                    in_flight.answered(outcome, sent.elapsed());
+                    in_flight.answered(outcome, sent);
                     attempt.upstream.is_bound |= client.framing.logs_in || framing.logs_in;
                     Ok(Answered {
                         upstream: attempt.upstream,
@@ -305,7 +305,7 @@ impl Forward<'_> {
                 Ok(Progress::Failed(failed))
                     if logged_in && failed.reason == Reason::UpstreamReset =>
                 {
-                    in_flight.finish(failed.outcome, sent.elapsed());
+                    in_flight.finish(failed.outcome, sent);
                     Err(Unanswered::LoginLost)
                 }
                 Ok(Progress::Stale) => {
@@ -321,7 +321,7 @@ impl Forward<'_> {
                         continue;
                     }
                     let failed = Failed::reset(Reason::UpstreamReset);
-                    in_flight.finish(failed.outcome, sent.elapsed());
+                    in_flight.finish(failed.outcome, sent);
                     Err(Unanswered::Failed(failed))
                 }
                 Ok(Progress::Failed(failed)) => {
@@ -329,13 +329,13 @@ impl Forward<'_> {
                         worker.http1_pool.forget(endpoint.id);
                         worker.http1_streams.forget(endpoint.id);
                     }
-                    in_flight.finish(failed.outcome, sent.elapsed());
+                    in_flight.finish(failed.outcome, sent);
                     Err(Unanswered::Failed(failed))
                 }
                 Ok(Progress::ClientGone) => Err(Unanswered::Interrupted(Interrupt::ClientGone)),
                 Ok(Progress::BadRequest) => Err(Unanswered::BadRequest),
                 Err(interrupt) => {
-                    in_flight.finish(interrupt.outcome(), sent.elapsed());
+                    in_flight.finish(interrupt.outcome(), sent);
                     Err(Unanswered::Interrupted(interrupt))
                 }
             };

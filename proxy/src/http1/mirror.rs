@@ -86,7 +86,7 @@ async fn send(
     let upstream = match attempt::connect(&worker, &endpoint, reusable).await {
         Ok(upstream) => upstream,
         Err(failed) => {
-            in_flight.finish(failed.outcome, began.elapsed());
+            in_flight.finish(failed.outcome, began);
             return MirrorOutcome::Failed;
         }
     };
@@ -106,7 +106,7 @@ async fn send(
         Ok(Ok(framing)) => framing,
         Ok(Err(progress)) => {
             if let Progress::Failed(failed) = progress {
-                in_flight.finish(failed.outcome, sent.elapsed());
+                in_flight.finish(failed.outcome, sent);
             }
             return MirrorOutcome::Failed;
         }
@@ -116,7 +116,7 @@ async fn send(
         }
     };
     let status = response.status;
-    in_flight.answered(AttemptOutcome::Response { status }, sent.elapsed());
+    in_flight.answered(AttemptOutcome::Response { status }, sent);
     let mut upstream = attempt.upstream;
     upstream.is_bound |= framing.logs_in;
     let mut discarding = Discarding {

@@ -47,7 +47,7 @@ pub(super) struct Upload {
     /// Bytes taken out of `inflow` whose window has not been given back.
     unreleased: usize,
     /// Once `inflow` has been read to its end: its trailers.
-    end: Option<Option<HeaderMap>>,
+    end: Option<Option<Box<HeaderMap>>>,
     /// Who gets the body as well. Boxed: few do.
     copies: Option<Box<Copies>>,
     /// This attempt has sent everything.
@@ -153,6 +153,7 @@ impl Upload {
                     None => None,
                 };
                 self.done = true;
+                let trailers = trailers.map(|trailers| *trailers);
                 return Poll::Ready(send_end(to, trailers, false));
             }
             while !self.piece.is_empty() {
@@ -237,7 +238,7 @@ impl Upload {
         if let Some(mut copies) = self.copies.take() {
             copies.end(trailers.as_ref());
         }
-        self.end = Some(trailers);
+        self.end = Some(trailers.map(Box::new));
     }
 
     fn keep(&mut self, data: &Bytes) {

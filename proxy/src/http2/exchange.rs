@@ -32,13 +32,13 @@ pub(super) struct Client<'a> {
     started: Instant,
 }
 
-/// Carries one stream.
+/// Carries one stream. Returns when it has ended.
 pub(super) async fn run(
     downstream: &Downstream,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
     admission: Result<Charge, Reason>,
-) {
+) -> Instant {
     let _busy = downstream.session.worker.drain.busy();
     let started = Instant::now();
     let (mut head, body) = request.into_parts();
@@ -47,7 +47,7 @@ pub(super) async fn run(
         .worker
         .access_log
         .enabled()
-        .then(|| (head.method.clone(), head.uri.clone()));
+        .then(|| Box::new((head.method.clone(), head.uri.clone())));
     let refused = admission.as_ref().err().copied();
     let charge = admission.unwrap_or_else(|_| downstream.session.worker.memory.nothing());
     let mut client = Client {
@@ -63,9 +63,11 @@ pub(super) async fn run(
     }
     let mut told = Told::default();
     let (metrics, end) = client.serve(&mut head, body, refused, &mut told).await;
-    let elapsed = started.elapsed();
+    let ended = Instant::now();
+    let elapsed = ended.duration_since(started);
     metrics.end(end.status, end.reason, elapsed);
-    if let Some((method, uri)) = log {
+    if let Some(asked) = log {
+        let (method, uri) = *asked;
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         let authority = uri.authority().map(|authority| authority.as_str());
         let asked = Asked {
@@ -76,6 +78,7 @@ pub(super) async fn run(
         };
         told.log(&downstream.session, &asked, end, elapsed);
     }
+    ended
 }
 
 impl Client<'_> {
@@ -98,7 +101,7 @@ impl Client<'_> {
             }
         };
         drop(destination);
-        logical.budget.deposit();
+        logical.budget.deposit(self.started.into_std());
         let logical = &*told.logical.insert(logical);
         let is_extended_connect = request.extensions.get::<Protocol>().is_some();
         let max_bytes = session.worker.config.limits.max_header_bytes;

@@ -174,17 +174,17 @@ impl Forward<'_> {
         let mut attempt = {
             let worker = worker.clone();
             let caller = client.downstream.caller();
-            let holder = client.downstream.session.holder.clone();
+            let holder = client.downstream.holder.clone();
             let ends = upload.is_empty();
             let start = attempt::start(&worker, Some(&holder), &endpoint, caller, head, ends);
             match self.wait_for(client, upload, start).await {
                 Ok(Ok(attempt)) => attempt,
                 Ok(Err(failed)) => {
-                    in_flight.finish(failed.outcome, started.elapsed());
+                    in_flight.finish(failed.outcome, started);
                     return Err(Unanswered::Failed(failed));
                 }
                 Err(interrupt) => {
-                    in_flight.finish(interrupt.outcome(), started.elapsed());
+                    in_flight.finish(interrupt.outcome(), started);
                     return Err(Unanswered::Interrupted(interrupt));
                 }
             }
@@ -203,7 +203,7 @@ impl Forward<'_> {
                     tracing::debug!("an upstream sends interim responses without an end");
                     attempt.send.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
                     let failed = Failed::broken();
-                    in_flight.finish(failed.outcome, sent.elapsed());
+                    in_flight.finish(failed.outcome, sent);
                     return Err(Unanswered::Failed(failed));
                 }
                 Ok(Progress::Interim(mut interim)) => {
@@ -217,7 +217,7 @@ impl Forward<'_> {
                 }
                 Ok(Progress::Head(response)) => {
                     let status = response.status().as_u16();
-                    in_flight.answered(AttemptOutcome::Response { status }, sent.elapsed());
+                    in_flight.answered(AttemptOutcome::Response { status }, sent);
                     return Ok(Answered {
                         attempt,
                         in_flight,
@@ -225,7 +225,7 @@ impl Forward<'_> {
                     });
                 }
                 Ok(Progress::Failed(failed)) => {
-                    in_flight.finish(failed.outcome, sent.elapsed());
+                    in_flight.finish(failed.outcome, sent);
                     return Err(Unanswered::Failed(failed));
                 }
                 Ok(Progress::ClientGone(code)) => Interrupt::ClientGone(code),
@@ -233,7 +233,7 @@ impl Forward<'_> {
                 Err(interrupt) => interrupt,
             };
             attempt.send.send_reset(interrupt.code());
-            in_flight.finish(interrupt.outcome(), sent.elapsed());
+            in_flight.finish(interrupt.outcome(), sent);
             return Err(Unanswered::Interrupted(interrupt));
         }
     }

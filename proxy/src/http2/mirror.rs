@@ -62,7 +62,7 @@ async fn send(
     let mut attempt = match attempt::start(&worker, None, endpoint, caller, &head, ends).await {
         Ok(attempt) => attempt,
         Err(failed) => {
-            in_flight.finish(failed.outcome, began.elapsed());
+            in_flight.finish(failed.outcome, began);
             return MirrorOutcome::Failed;
         }
     };
@@ -82,7 +82,7 @@ async fn send(
             Ok(Progress::Head(response)) => break response,
             Ok(Progress::Interim(_)) => {}
             Ok(Progress::Failed(failed)) => {
-                in_flight.finish(failed.outcome, sent.elapsed());
+                in_flight.finish(failed.outcome, sent);
                 return MirrorOutcome::Failed;
             }
             Ok(Progress::ClientGone(_) | Progress::BadRequest) => return MirrorOutcome::BrokenOff,
@@ -93,7 +93,7 @@ async fn send(
         }
     };
     let status = response.status().as_u16();
-    in_flight.answered(AttemptOutcome::Response { status }, sent.elapsed());
+    in_flight.answered(AttemptOutcome::Response { status }, sent);
     let mut body = response.into_body();
     let mut discarded = 0;
     let ended = poll_fn(|cx| {

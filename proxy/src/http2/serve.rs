@@ -28,6 +28,7 @@ use crate::metrics::Direction;
 use crate::reason::Reason;
 use crate::session::Session;
 use crate::upstream::Caller;
+use crate::upstream::share::Holder;
 use crate::validity::Validity;
 
 /// Streams that a client may give up within [`RAPID`] and before their response, in each
@@ -47,6 +48,8 @@ const HANG_UP: Duration = Duration::from_secs(10);
 /// What the streams of one downstream connection share.
 pub(super) struct Downstream {
     pub session: Session,
+    /// Whose share the streams to endpoints count against.
+    pub holder: Rc<Holder>,
     /// Whether the client takes what it is sent.
     pub turn: Turn,
     /// Stream tasks that run.
@@ -85,6 +88,7 @@ where
     };
     let now = Instant::now();
     let downstream = Rc::new(Downstream {
+        holder: session.worker.clients.connection(session.client_key()),
         session,
         turn: turn.clone(),
         live: Cell::new(0),
@@ -255,9 +259,9 @@ impl Downstream {
         self.live.set(self.live.get() + 1);
         let downstream = self.clone();
         tokio::task::spawn_local(async move {
-            exchange::run(&downstream, request, respond, admission).await;
+            let ended = exchange::run(&downstream, request, respond, admission).await;
             downstream.live.set(downstream.live.get() - 1);
-            downstream.active.set(Instant::now());
+            downstream.active.set(ended);
         });
     }
 

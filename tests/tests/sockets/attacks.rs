@@ -480,7 +480,7 @@ async fn a_flood_of_interim_responses_does_not_fill_the_callers_sidecar() {
     let mut during = asks(web, &client, &mut highest).await;
     eventually("a flood is broken off", async || {
         let labels = ["service=\"hostile\"", "reason=\"upstream-protocol-error\""];
-        client.metric("naru_requests_total", &labels).await > 0.0
+        client.metric("naru_responses_total", &labels).await > 0.0
     })
     .await;
     victims.abort_all();
