@@ -94,6 +94,13 @@ const KNOWN: &[Known] = &[
     }),
     of_pod("naru.dev/log-level", any),
     of_pod("naru.dev/access-log", |text| boolean(text).map(drop)),
+    of_pod("naru.dev/client-address", |text| {
+        client_address(text).map(drop)
+    }),
+    of_pod("naru.dev/forwarded-headers", |text| {
+        forwarded_headers(text).map(drop)
+    }),
+    of_pod("naru.dev/proxy-protocol", |text| ports(text).map(drop)),
     Known {
         name: "naru.dev/rotate",
         place: Place::Annotation,
@@ -176,6 +183,27 @@ pub fn boolean(text: &str) -> Result<bool, String> {
         "false" => Ok(false),
         _ => Err("expected true or false".to_owned()),
     }
+}
+
+/// What HTTP clients are seen as by the app.
+pub fn client_address(text: &str) -> Result<&'static str, String> {
+    match word(text).as_str() {
+        "preserve" => Ok("preserve"),
+        "hide" => Ok("hide"),
+        _ => Err("expected preserve or hide".to_owned()),
+    }
+}
+
+/// Fields of requests to which a client's address is appended, between commas.
+pub fn forwarded_headers(text: &str) -> Result<Vec<&'static str>, String> {
+    let field = |item: &str| match word(item).as_str() {
+        "x-forwarded-for" => Ok("x-forwarded-for"),
+        "forwarded" => Ok("forwarded"),
+        _ => Err(format!(
+            "{item:?} is not a field for addresses: expected x-forwarded-for, forwarded or both"
+        )),
+    };
+    items(text).map(field).collect()
 }
 
 /// Case and space around a word mean nothing.

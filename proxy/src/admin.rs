@@ -25,6 +25,8 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tracing::{debug, info};
 
+use crate::client_address::{self, ClientAddresses};
+use crate::config::ClientAddress;
 use crate::identity::Identity;
 use crate::logging::LogFilter;
 use crate::probe::{Asked, Failure, Probes};
@@ -82,6 +84,8 @@ pub struct Admin {
     pub probes: Arc<Probes>,
     /// Mark of the sockets of probes.
     pub socket_mark: Option<u32>,
+    pub client_addresses: ClientAddresses,
+    pub client_address: ClientAddress,
 }
 
 /// Who asks.
@@ -91,6 +95,7 @@ struct Caller {
     local: bool,
     /// The address that was called.
     here: IpAddr,
+    peer: IpAddr,
 }
 
 /// Whether the data path is up.
@@ -136,6 +141,8 @@ impl Health {
 /// What the proxy goes by, and what goes past it.
 #[derive(Serialize)]
 struct ConfigView {
+    #[serde(rename = "clientAddresses")]
+    client_addresses: client_address::View,
     #[serde(flatten)]
     tables: View,
     /// Sockets of processes that run as the proxy's user: see [`crate::bypass`].
@@ -167,6 +174,7 @@ pub async fn serve(listener: TcpListener, places: Places, admin: Admin) {
         let caller = Caller {
             local: is_loopback(caller.peer.ip()),
             here: caller.here.ip().to_canonical(),
+            peer: caller.peer.ip(),
         };
         async move { admin.answer(request, caller).await }
     };
@@ -218,6 +226,7 @@ impl Admin {
             user_agent: user_agent
                 .and_then(|agent| agent.to_str().ok())
                 .unwrap_or("kube-probe"),
+            source: self.client_addresses.of(caller.peer).address,
             socket_mark: self.socket_mark,
         };
         match self.probes.run(name, asked).await {
@@ -295,6 +304,7 @@ impl Admin {
 
     fn config(&self) -> Answer {
         let view = ConfigView {
+            client_addresses: self.client_addresses.view(self.client_address),
             tables: self.store().view(),
             bypassing: self.health.bypassing(),
         };

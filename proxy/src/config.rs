@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::forwarded::AddressField;
 use crate::identity::SpiffeId;
 use crate::probe::Probes;
 use crate::{logging, memory};
@@ -45,6 +46,12 @@ pub struct Config {
     pub socket_mark: Option<u32>,
     /// Write one JSON line for each request to standard output.
     pub access_log: bool,
+    /// What HTTP clients are seen as by the app.
+    pub client_address: ClientAddress,
+    /// Fields of requests to which the client's address is appended for the app.
+    pub forwarded: Vec<AddressField>,
+    /// Ports of the app to which connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: Vec<u16>,
     /// Filter of the program's own log, as `info` or `naru_proxy::control=debug,info`.
     pub log: String,
     pub log_format: LogFormat,
@@ -58,6 +65,16 @@ pub struct Config {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// What HTTP clients are seen as. Opaque connections always have their client's address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ClientAddress {
+    /// The client's own address. Each client has connections to the app of its own.
+    #[default]
+    Preserve,
+    /// A stand-in, which no machine has. All clients share connections to the app.
+    Hide,
 }
 
 /// A listener that stands for an original destination.
@@ -209,6 +226,35 @@ pub struct RunArgs {
     /// Write one JSON line for each request to standard output.
     #[arg(long, env = "NARU_ACCESS_LOG")]
     access_log: bool,
+    /// What address the app sees an HTTP client come from: its own, or a stand-in, so that clients
+    /// share connections to the app.
+    #[arg(
+        long,
+        env = "NARU_CLIENT_ADDRESS",
+        value_name = "WHAT",
+        value_enum,
+        default_value_t
+    )]
+    client_address: ClientAddress,
+    /// Fields of requests to which the client's address is appended for the app: x-forwarded-for,
+    /// forwarded.
+    #[arg(
+        long,
+        env = "NARU_FORWARDED_HEADERS",
+        value_name = "FIELDS",
+        value_enum,
+        value_delimiter = ','
+    )]
+    forwarded_headers: Vec<AddressField>,
+    /// Ports of the app that are told their clients' addresses by the PROXY protocol, version 2:
+    /// 25,143.
+    #[arg(
+        long,
+        env = "NARU_PROXY_PROTOCOL",
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
+    proxy_protocol: Vec<u16>,
     /// What to log: error, warn, info, debug, trace, or MODULE=LEVEL,…
     #[arg(long, env = "NARU_LOG", default_value = "info", value_name = "FILTER", value_parser = parse_filter)]
     log: String,
@@ -313,6 +359,9 @@ impl From<RunArgs> for Config {
             workers: usize::from(args.workers),
             socket_mark: args.socket_mark,
             access_log: args.access_log,
+            client_address: args.client_address,
+            forwarded: args.forwarded_headers,
+            proxy_protocol: args.proxy_protocol,
             log: args.log,
             log_format: args.log_format,
             limits: args.limits.into(),

@@ -284,7 +284,8 @@ impl<'a> Opening<'a> {
                 Speculation::None => {
                     ready!(timer.as_mut().poll(cx));
                     let (worker, logical) = (worker.clone(), self.logical.clone());
-                    let connecting = async move { tcp::connect(&worker, &logical).await };
+                    let source = self.session.source();
+                    let connecting = async move { tcp::connect(&worker, &logical, source).await };
                     self.upstream = Speculation::Connecting(Box::pin(connecting));
                 }
                 Speculation::Connecting(connecting) => {

@@ -45,11 +45,14 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
         return;
     };
     let strict = worker.tables.inbound().strict;
-    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into(), Some(place.source()));
+    // A client that is gone already has no port any more.
+    let port = client.peer_addr().map_or(0, |address| address.port());
+    let address = SocketAddr::new(place.source(), port);
+    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into(), address);
     let mut client = Buffered::new(client);
     if strict {
         return match is_peer_in_time(&stranger.worker, &mut client).await {
-            true => Box::pin(serve_peer(stranger, client, place)).await,
+            true => Box::pin(serve_peer(stranger, address, client, place)).await,
             false => refuse(&stranger, &logical, &client),
         };
     }
@@ -68,7 +71,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
             if is_peer_in_time(&stranger.worker, &mut client).await =>
         {
             opening.abandon();
-            return Box::pin(serve_peer(stranger, client, place)).await;
+            return Box::pin(serve_peer(stranger, address, client, place)).await;
         }
         FirstWord::Gone => None,
         said @ (FirstWord::Client(_) | FirstWord::Server) if place.take().is_err() => {
@@ -199,7 +202,12 @@ fn client_hello(bytes: &[u8]) -> Option<bool> {
     None
 }
 
-async fn serve_peer(stranger: Session, client: Buffered<TcpStream>, place: Place) {
+async fn serve_peer(
+    stranger: Session,
+    address: SocketAddr,
+    client: Buffered<TcpStream>,
+    place: Place,
+) {
     let worker = stranger.worker.clone();
     let handshake = Box::pin(shake_hands(&worker, client));
     let accepted = timeout(worker.config.limits.handshake_timeout, handshake)
@@ -219,7 +227,7 @@ async fn serve_peer(stranger: Session, client: Buffered<TcpStream>, place: Place
         tracing::debug!(?limit, client = &*name, "a peer is refused");
         return;
     }
-    let session = Session::inbound(worker, stranger.destination, name, None).expiring(left);
+    let session = Session::inbound(worker, stranger.destination, name, address).expiring(left);
     let reset = match alpn {
         Alpn::Http1 => {
             mux::serve(session, client).await;

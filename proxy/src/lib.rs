@@ -71,7 +71,9 @@
 //! [`memory`] bounds what peers can make the process hold. At the end, [`drain`] tells everybody
 //! that there is to be no new work, and waits for those who are busy.
 //!
-//! [`init`] sets the redirect rules of a pod from inside, and [`cni`] from its node.
+//! [`init`] sets the redirect rules of a pod from inside, and [`cni`] from its node. With them the
+//! app sees connections come from its clients ([`client_address`]), and requests tell it who calls
+//! ([`forwarded`]).
 #![forbid(unsafe_code)]
 
 pub mod access_log;
@@ -80,6 +82,7 @@ pub mod balance;
 pub mod budget;
 pub mod buffered;
 pub mod bypass;
+pub mod client_address;
 pub mod cni;
 pub mod config;
 pub mod connection;
@@ -88,6 +91,7 @@ pub mod deadlines;
 pub mod detect;
 pub mod drain;
 pub mod exchange;
+pub mod forwarded;
 pub mod http1;
 pub mod http2;
 pub mod identity;
@@ -104,6 +108,7 @@ pub mod outbound;
 pub mod pool;
 pub mod prefixed;
 pub mod probe;
+pub mod proxy_protocol;
 pub mod reader;
 pub mod reason;
 pub mod retry;

@@ -19,6 +19,7 @@ use naru_listen::scrapes::Scrapes;
 use naru_proxy::access_log::AccessLog;
 use naru_proxy::admin::{self, Admin, Health};
 use naru_proxy::bypass;
+use naru_proxy::client_address::ClientAddresses;
 use naru_proxy::cni::agent::{self, InstallArgs};
 use naru_proxy::cni::{PLUGIN, plugin};
 use naru_proxy::config::{Config, RunArgs};
@@ -159,6 +160,8 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     metrics.watch_places("inbound", inbound.clone());
     metrics.watch_places("admin", admin_places.clone());
     let rendered = metrics.clone();
+    let client_addresses = ClientAddresses::find(config.socket_mark).await;
+    metrics.app_shown(client_addresses.at_worst().collect());
     let admin = Admin {
         identity: identity.clone(),
         scrapes: Scrapes::new(move || rendered.render().map_err(|error| error.to_string())),
@@ -169,7 +172,11 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
         log,
         probes: Arc::new(config.probes.clone()),
         socket_mark: config.socket_mark,
+        client_addresses,
+        client_address: config.client_address,
     };
+    let seen = client_addresses.view(config.client_address);
+    info!(%seen, "addresses that the app sees its clients at");
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(renewal.run());
     tasks.spawn(sync.run());
@@ -191,6 +198,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
             drain,
             inbound,
             memory: memory.clone(),
+            client_addresses,
         },
         listeners,
     )

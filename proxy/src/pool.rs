@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::buffered::Buffered;
+use crate::client_address::Source;
 use crate::identity::Alpn;
 use crate::metrics::{AppConnection, Metrics, PoolProtocol, PoolState};
 use crate::mux;
@@ -55,10 +56,13 @@ pub struct Pool {
     protocol: PoolProtocol,
     /// Where a worker has this pool.
     of: fn(&Worker) -> &Pool,
-    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    idle: RefCell<HashMap<Key, Vec<Idle>>>,
     count: Cell<usize>,
     sweeping: Cell<bool>,
 }
+
+/// An endpoint's id, and for whom the connections to it are.
+type Key = (u64, Caller);
 
 struct Idle {
     upstream: Upstream,
@@ -75,7 +79,7 @@ pub struct Upstream {
     /// A login holds for it ([`crate::login`]): it is of one client, and no pool takes it.
     pub is_bound: bool,
     opened: Instant,
-    /// To an endpoint without a sidecar, where it carries HTTP/1.1.
+    /// To an endpoint without a sidecar, where it carries HTTP/1.1. Others are for every caller.
     pub watched: Option<Watched>,
     /// What is sent has to be acknowledged in time.
     bounded: bool,
@@ -115,23 +119,32 @@ impl Pool {
         &self,
         worker: &Worker,
         endpoint: &Endpoint,
+        source: Source,
     ) -> Result<Upstream, ConnectError> {
         let alpn = match self.protocol {
             PoolProtocol::Http1 => Alpn::Http1,
             PoolProtocol::Http2 => Alpn::Http2,
             PoolProtocol::Tcp => Alpn::Tcp,
         };
-        let stream = upstream::connect(worker, endpoint, alpn).await?;
+        let stream = upstream::connect(worker, endpoint, source, alpn).await?;
         let gauge = Gauge::new(&worker.metrics, self.protocol);
         let is_mesh = matches!(endpoint.peer, Peer::Mesh(_));
-        Ok(Upstream::new(stream, is_mesh, Counted::Own(gauge)))
+        let counted = Counted::Own(gauge);
+        Ok(Upstream::new(stream, is_mesh, counted))
     }
 
     /// An idle connection to `endpoint` that is still open. `repeatable`: a request whose
     /// connection turns out to be closed may be sent again.
-    pub fn take(&self, worker: &Worker, endpoint: &Endpoint, repeatable: bool) -> Option<Upstream> {
+    pub fn take(
+        &self,
+        worker: &Worker,
+        endpoint: &Endpoint,
+        caller: &Caller,
+        repeatable: bool,
+    ) -> Option<Upstream> {
+        let key = (endpoint.id, caller.clone());
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&endpoint.id)?;
+        let connections = idle.get_mut(&key)?;
         let now = Instant::now();
         let mut found = None;
         while let Some(mut last) = connections.pop() {
@@ -161,7 +174,7 @@ impl Pool {
             }
         }
         if connections.is_empty() {
-            idle.remove(&endpoint.id);
+            idle.remove(&key);
         }
         found
     }
@@ -180,7 +193,9 @@ impl Pool {
             return;
         }
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(endpoint.id).or_default();
+        let caller = upstream.watched.as_ref().map(Watched::caller);
+        let key = (endpoint.id, caller.cloned().unwrap_or_default());
+        let connections = idle.entry(key).or_default();
         if connections.len() >= limits.max_idle_per_endpoint {
             return;
         }
@@ -203,8 +218,34 @@ impl Pool {
 
     /// Ends what is idle to an endpoint that is out of reach.
     pub fn forget(&self, endpoint: u64) {
-        if let Some(connections) = self.idle.borrow_mut().remove(&endpoint) {
-            self.count.set(self.count.get() - connections.len());
+        self.idle.borrow_mut().retain(|key, connections| {
+            let keep = key.0 != endpoint;
+            if !keep {
+                self.count.set(self.count.get() - connections.len());
+            }
+            keep
+        });
+    }
+
+    /// Another connection to `endpoint` is being opened: the oldest that are idle make room, where
+    /// it would wait for a thread of theirs.
+    pub fn give_way(&self, worker: &Worker, endpoint: &Endpoint) {
+        for _ in 0..endpoint.load.habits.excess() {
+            let mut idle = self.idle.borrow_mut();
+            let of_endpoint = idle
+                .iter_mut()
+                .filter(|(key, connections)| key.0 == endpoint.id && !connections.is_empty());
+            // Of each caller the first has been idle for longest.
+            let oldest = of_endpoint.min_by_key(|(_, idle)| idle.first().map(|idle| idle.since));
+            let Some((_, connections)) = oldest else {
+                return;
+            };
+            let over = connections.remove(0);
+            self.count.set(self.count.get() - 1);
+            worker.metrics.app_connection(AppConnection::Starved);
+            idle.retain(|_, connections| !connections.is_empty());
+            drop(idle);
+            drop(over);
         }
     }
 
@@ -212,8 +253,11 @@ impl Pool {
     /// room if they may be the cause.
     pub fn make_room(&self, worker: &Worker, endpoint: &Endpoint, upstream: &Upstream) {
         if upstream.watched.as_ref().is_some_and(Watched::waits) {
-            let idle = self.idle.borrow().get(&endpoint.id).map_or(0, Vec::len);
-            for _ in 0..idle {
+            let idle = self.idle.borrow();
+            let of_endpoint = idle.iter().filter(|(key, _)| key.0 == endpoint.id);
+            let count: usize = of_endpoint.map(|(_, connections)| connections.len()).sum();
+            drop(idle);
+            for _ in 0..count {
                 worker.metrics.app_connection(AppConnection::Starved);
             }
             self.forget(endpoint.id);
@@ -387,7 +431,7 @@ pub async fn open_stream(
     for _ in 0..MAX_STALE {
         let lease = worker
             .http1_streams
-            .acquire(worker, endpoint, Caller::default(), None)
+            .acquire(worker, endpoint, &Caller::default(), None)
             .await?;
         match lease.connection.open_stream() {
             Some(stream) => {

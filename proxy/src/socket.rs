@@ -4,13 +4,15 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
+use nix::sys::socket::{SetSockOpt as _, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::config::Config;
 use crate::init::APP_SOCKET_PRIORITY;
 use crate::metrics::Direction;
-use crate::table::Peer;
+use crate::proxy_protocol;
 
 /// Connections that the kernel completes before they are accepted. It cuts this to its own limit.
 const BACKLOG: i32 = 4_096;
@@ -165,12 +167,12 @@ fn keepalive() -> TcpKeepalive {
         .with_retries(KEEPALIVE_PROBES)
 }
 
-/// Connects to a pod, or to the app in this one.
-pub async fn dial(
-    address: SocketAddr,
-    peer: Option<&Peer>,
-    mark: Option<u32>,
-) -> io::Result<TcpStream> {
+/// Connects to a pod, or to whatever else is outside this one.
+pub async fn dial(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    connect(open(address, mark)?, address).await
+}
+
+fn open(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
@@ -178,14 +180,45 @@ pub async fn dial(
     if let Some(mark) = mark {
         SockRef::from(&socket).set_mark(mark)?;
     }
-    if peer == Some(&Peer::App) {
-        // By this the redirect rules tell it from a pod's call to itself.
-        SockRef::from(&socket).set_priority(APP_SOCKET_PRIORITY)?;
-    }
+    Ok(socket)
+}
+
+async fn connect(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpStream> {
     let stream = socket.connect(address).await?;
     // Messages are written whole: there is nothing to wait for.
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+    Ok(stream)
+}
+
+/// Connects to the app in this pod. `source`: an address to take for it, which has to be one that
+/// the pod's rules provide ([`crate::client_address`]). Where it can't be taken there is no
+/// connection: the pod's own would stand for more than a client. `told`: a client that the app is
+/// told of in the first bytes.
+pub async fn dial_app(
+    address: SocketAddr,
+    source: Option<IpAddr>,
+    told: Option<SocketAddr>,
+    mark: Option<u32>,
+) -> io::Result<TcpStream> {
+    let socket = open(address, mark)?;
+    // By this the redirect rules tell it from a pod's call to itself.
+    SockRef::from(&socket).set_priority(APP_SOCKET_PRIORITY)?;
+    if let Some(source) = source.filter(|_| !address.ip().is_loopback()) {
+        // The port is chosen with the connection, so that one serves many destinations.
+        sockopt::IpBindAddressNoPort.set(&socket, &true)?;
+        if source.is_ipv6() {
+            // IPv6 asks for the address itself and not for a route.
+            SockRef::from(&socket).set_freebind_v6(true)?;
+        }
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    let mut stream = connect(socket, address).await?;
+    if let Some(client) = told {
+        // It fits into the socket's buffer.
+        let header = proxy_protocol::header(client, address);
+        stream.write_all(&header).await?;
+    }
     Ok(stream)
 }
 
@@ -260,16 +293,10 @@ mod tests {
         runtime().block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let mesh = Peer::Mesh("spiffe://cluster.local/ns/a/sa/b".into());
-            for (peer, expected) in [
-                (Some(Peer::App), APP_SOCKET_PRIORITY),
-                (Some(Peer::Plain), 0),
-                (Some(mesh), 0),
-                (None, 0),
-            ] {
-                let stream = dial(address, peer.as_ref(), None).await.unwrap();
-                assert_eq!(SockRef::from(&stream).priority().unwrap(), expected);
-            }
+            let app = dial_app(address, None, None, None).await.unwrap();
+            let other = dial(address, None).await.unwrap();
+            let priorities = [app, other].map(|stream| SockRef::from(&stream).priority().unwrap());
+            assert_eq!(priorities, [APP_SOCKET_PRIORITY, 0]);
         });
     }
 
@@ -278,7 +305,7 @@ mod tests {
         runtime().block_on(async {
             let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
-            let dialled = dial(address, None, None).await.unwrap();
+            let dialled = dial(address, None).await.unwrap();
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let (accepted, _) = listener.accept().await.unwrap();
             for stream in [dialled, accepted] {

@@ -29,6 +29,7 @@ use tokio::time::Instant;
 
 use crate::balance::{self, AttemptOutcome, InFlight};
 use crate::buffered::{Buffered, Side};
+use crate::client_address::Source;
 use crate::detect::{self, Greeting};
 use crate::identity::Alpn;
 use crate::memory::{Budget, Use};
@@ -39,7 +40,7 @@ use crate::session::Session;
 use crate::socket;
 use crate::stream::StreamRoutes;
 use crate::table::{Backend, Endpoint, Logical, Peer};
-use crate::upstream::{self, ConnectError, Stream};
+use crate::upstream::{self, Caller, ConnectError, Stream};
 use crate::worker::Worker;
 use framed::Framed;
 pub use peer::serve_peer;
@@ -88,23 +89,30 @@ enum Pooled {
     No,
 }
 
-/// Connects to an endpoint of a Service.
-pub async fn connect(worker: &Worker, logical: &Logical) -> Result<Upstream, Reason> {
-    connect_to(worker, default_backend(logical)?, Pooled::Yes).await
+/// Connects to an endpoint of a Service, or to the app in this pod, which sees it come from
+/// `source`.
+pub async fn connect(
+    worker: &Worker,
+    logical: &Logical,
+    source: Source,
+) -> Result<Upstream, Reason> {
+    connect_to(worker, default_backend(logical)?, source, Pooled::Yes).await
 }
 
 /// Connects to an endpoint of `backend`, since a pooled connection was over.
 pub async fn connect_anew(worker: &Worker, backend: &Arc<Backend>) -> Result<Upstream, Reason> {
-    connect_to(worker, backend, Pooled::No).await
+    connect_to(worker, backend, Source::default(), Pooled::No).await
 }
 
 /// Connects to the app in this pod.
 async fn connect_app(
     worker: &Worker,
     logical: &Logical,
+    source: Source,
 ) -> Result<(Buffered<Stream>, InFlight), Reason> {
     let backend = default_backend(logical)?;
-    let open = async |endpoint: &Endpoint| upstream::connect(worker, endpoint, Alpn::Tcp).await;
+    let open =
+        async |endpoint: &Endpoint| upstream::connect(worker, endpoint, source, Alpn::Tcp).await;
     let (stream, in_flight) = try_endpoints(worker, backend, open).await?;
     Ok((Buffered::new(stream), in_flight))
 }
@@ -118,9 +126,10 @@ fn default_backend(logical: &Logical) -> Result<&Arc<Backend>, Reason> {
 async fn connect_to(
     worker: &Worker,
     backend: &Arc<Backend>,
+    source: Source,
     pooled: Pooled,
 ) -> Result<Upstream, Reason> {
-    let open = async |endpoint: &Endpoint| open(worker, endpoint, pooled).await;
+    let open = async |endpoint: &Endpoint| open(worker, endpoint, source, pooled).await;
     let (link, in_flight) = try_endpoints(worker, backend, open).await?;
     Ok(Upstream {
         link,
@@ -130,20 +139,27 @@ async fn connect_to(
 }
 
 /// A connection to `endpoint` on which nothing has been sent yet.
-async fn open(worker: &Worker, endpoint: &Endpoint, pooled: Pooled) -> Result<Link, ConnectError> {
+async fn open(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    source: Source,
+    pooled: Pooled,
+) -> Result<Link, ConnectError> {
     if !matches!(endpoint.peer, Peer::Mesh(_)) {
-        let stream = upstream::connect(worker, endpoint, Alpn::Tcp).await?;
+        let stream = upstream::connect(worker, endpoint, source, Alpn::Tcp).await?;
         return Ok(Link::Plain(Buffered::new(stream)));
     }
     // Whether an ejected endpoint has recovered is told by a new connection alone.
     if pooled == Pooled::Yes
         && !endpoint.load.is_ejected()
-        && let Some(mut upstream) = worker.tcp_pool.take(worker, endpoint, true)
+        && let Some(mut upstream) = worker
+            .tcp_pool
+            .take(worker, endpoint, &Caller::default(), true)
     {
         upstream.expect_acknowledgement(worker, true);
         return Ok(Link::Framed(upstream, Framed::opening(true)));
     }
-    let opened = worker.tcp_pool.connect(worker, endpoint).await;
+    let opened = worker.tcp_pool.connect(worker, endpoint, source).await;
     if let Err(error) = &opened
         && error.reason == Reason::ConnectTimeout
     {
@@ -288,7 +304,7 @@ where
     let picked = found.and_then(|route| route.pick(&mut worker.random.borrow_mut()));
     let upstream = match picked {
         Ok(backend) => {
-            let connecting = connect_to(worker, backend, Pooled::Yes);
+            let connecting = connect_to(worker, backend, session.source(), Pooled::Yes);
             unless_broken(&mut client, connecting).await
         }
         Err(reason) => Err(reason),
@@ -313,7 +329,10 @@ where
     metrics.opened();
     let mut upstream = match upstream {
         Some(upstream) => upstream,
-        None => unless_broken(&mut client, connect(worker, logical)).await,
+        None => {
+            let connecting = connect(worker, logical, session.source());
+            unless_broken(&mut client, connecting).await
+        }
     };
     loop {
         let Upstream {
@@ -421,7 +440,7 @@ pub async fn pass_through(
     };
     let dialled = tokio::time::timeout(
         PASS_THROUGH_PATIENCE,
-        socket::dial(address, None, worker.config.socket_mark),
+        socket::dial(address, worker.config.socket_mark),
     );
     let reason = match dialled.await {
         Ok(Ok(stream)) => {

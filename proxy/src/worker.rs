@@ -18,6 +18,7 @@ use tokio::task::LocalSet;
 use tokio::time::sleep;
 
 use crate::access_log::AccessLog;
+use crate::client_address::ClientAddresses;
 use crate::config::{Config, Limits};
 use crate::drain::Drain;
 use crate::identity::Identity;
@@ -63,6 +64,7 @@ pub struct Shared {
     /// For connections from outside.
     pub inbound: Places,
     pub memory: Budget,
+    pub client_addresses: ClientAddresses,
 }
 
 /// Places for connections from outside.
@@ -90,6 +92,7 @@ pub struct Worker {
     pub access_log: AccessLog,
     pub drain: Drain,
     pub memory: Budget,
+    pub client_addresses: ClientAddresses,
     pub http1_pool: Pool,
     pub http1_streams: streams::Pool<mux::Connection>,
     pub http2_pool: streams::Pool<http2::Connection>,
@@ -111,6 +114,7 @@ impl Worker {
             access_log: shared.access_log,
             drain: shared.drain,
             memory: shared.memory,
+            client_addresses: shared.client_addresses,
             http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
             http1_streams: streams::Pool::default(),
             http2_pool: streams::Pool::default(),

@@ -62,7 +62,11 @@ ANNOTATIONS = {
     "mtls": (["strict", "STRICT", "Permissive", " strict "], ["on", "true", "", "strict,permissive"]),
     "inject": (["enabled", "Disabled"], ["true", "yes", ""]),
     "access-log": (["true", "False"], ["yes", "1"]),
-    "opaque-ports": PORTS, "skip-inbound-ports": PORTS, "skip-outbound-ports": PORTS,
+    "client-address": (["preserve", "Hide", " hide "], ["none", "", "preserve,hide"]),
+    "forwarded-headers": (
+        ["forwarded", "X-Forwarded-For, forwarded", ""], ["via", "forwarded;by", "forwardedx-forwarded-for"],
+    ),
+    "proxy-protocol": PORTS, "opaque-ports": PORTS, "skip-inbound-ports": PORTS, "skip-outbound-ports": PORTS,
     "skip-outbound-cidrs": (["10.0.0.0/8,fd00::1", "169.254.169.254/32", ""], ["example.com", "10.0.0.0/8;fd00::1", "10.0.0.0/x"]),
     "proxy-cpu-request": QUANTITIES, "proxy-cpu-limit": QUANTITIES, "proxy-memory-request": QUANTITIES, "proxy-memory-limit": QUANTITIES,
 }

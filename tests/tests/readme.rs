@@ -14,7 +14,7 @@ use naru_proxy::balance::{self, AttemptOutcome, Load};
 use naru_proxy::budget::RetryBudget;
 use naru_proxy::metrics::{
     Direction, HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome,
-    RenewalOutcome, RequestLabels, RetryOutcome, TcpLabels,
+    RenewalOutcome, RequestLabels, RetryOutcome, Shown, TcpLabels,
 };
 use naru_proxy::reason::Reason;
 use naru_proxy::route::ServiceLabels;
@@ -104,6 +104,7 @@ fn families_of(exposed: &[u8]) -> BTreeSet<Family> {
 fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
     let metrics = naru_proxy::metrics::Metrics::new("shop", "web-1");
     metrics.watch_memory(naru_proxy::memory::Budget::new(1));
+    metrics.app_shown(vec![("ipv4", Shown::Client)]);
     let service = ServiceLabels {
         namespace: "shop".into(),
         service: "web".into(),
@@ -153,7 +154,10 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
     };
     let set = EndpointSet::new(vec![Arc::new(endpoint)]);
     let picked = balance::pick(&set, &[], &mut SmallRng::seed_from_u64(1)).expect("the endpoint");
-    picked.finish(AttemptOutcome::IdentityMismatch, tokio::time::Instant::now());
+    picked.finish(
+        AttemptOutcome::IdentityMismatch,
+        tokio::time::Instant::now(),
+    );
     metrics.upstream_connect(None);
     metrics.handshake(Direction::Inbound, None);
     metrics.pool_connections(PoolProtocol::Http2, PoolState::Idle, 1);

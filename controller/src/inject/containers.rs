@@ -143,6 +143,17 @@ pub fn sidecar(
     if settings.access_log {
         environment.push(variable(("NARU_ACCESS_LOG", "true".to_owned())));
     }
+    if let Some(client_address) = settings.client_address {
+        environment.push(variable(("NARU_CLIENT_ADDRESS", client_address.to_owned())));
+    }
+    if !settings.forwarded_headers.is_empty() {
+        let fields = settings.forwarded_headers.clone();
+        environment.push(variable(("NARU_FORWARDED_HEADERS", fields)));
+    }
+    if !settings.proxy_protocol.is_empty() {
+        let ports = settings.proxy_protocol.clone();
+        environment.push(variable(("NARU_PROXY_PROTOCOL", ports)));
+    }
     if !probes.is_empty() {
         environment.push(variable((PROBES, json!(probes).to_string())));
     }

@@ -5,7 +5,9 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::options::Resources;
 use super::{Options, Refusal, annotation};
-use crate::annotations::{boolean, is_strict, networks, ports, quantity};
+use crate::annotations::{
+    boolean, client_address, forwarded_headers, is_strict, networks, ports, quantity,
+};
 use crate::logging::parse_filter;
 
 /// Settings of one sidecar and its redirect rules.
@@ -13,7 +15,13 @@ use crate::logging::parse_filter;
 pub struct Settings {
     pub log: String,
     pub access_log: bool,
+    /// What HTTP clients are seen as by the app, where the pod says so.
+    pub client_address: Option<&'static str>,
+    /// Fields of requests to which the client's address is appended; empty: none.
+    pub forwarded_headers: String,
     pub resources: Resources,
+    /// Ports of the app that are told their clients' addresses by the PROXY protocol; empty: none.
+    pub proxy_protocol: String,
     /// As `naru-proxy init` takes them.
     pub skip_inbound_ports: String,
     pub skip_outbound_ports: String,
@@ -32,16 +40,21 @@ impl Settings {
         let ports = |name| Ok::<_, Refusal>(read(pod, name, ports)?.map_or(String::new(), joined));
         let networks = read(pod, "naru.dev/skip-outbound-cidrs", networks)?;
         let access_log = read(pod, "naru.dev/access-log", boolean)?;
+        let client_address = read(pod, "naru.dev/client-address", client_address)?;
+        let forwarded = read(pod, "naru.dev/forwarded-headers", forwarded_headers)?;
         let default = &options.resources;
         Ok(Self {
             log: read(pod, "naru.dev/log-level", filter)?.unwrap_or_else(|| options.log.clone()),
             access_log: access_log.unwrap_or(false),
+            client_address,
+            forwarded_headers: forwarded.map_or(String::new(), joined),
             resources: Resources {
                 cpu_request: quantity("naru.dev/proxy-cpu-request", &default.cpu_request)?,
                 cpu_limit: quantity("naru.dev/proxy-cpu-limit", &default.cpu_limit)?,
                 memory_request: quantity("naru.dev/proxy-memory-request", &default.memory_request)?,
                 memory_limit: quantity("naru.dev/proxy-memory-limit", &default.memory_limit)?,
             },
+            proxy_protocol: ports("naru.dev/proxy-protocol")?,
             skip_inbound_ports: ports("naru.dev/skip-inbound-ports")?,
             skip_outbound_ports: ports("naru.dev/skip-outbound-ports")?,
             skip_outbound_cidrs: networks.map_or(String::new(), joined),

@@ -297,6 +297,9 @@ fn annotations_change_the_sidecar() {
         json!({
             "naru.dev/log-level": "debug",
             "naru.dev/access-log": "true",
+            "naru.dev/client-address": "hide",
+            "naru.dev/forwarded-headers": "x-forwarded-for, forwarded",
+            "naru.dev/proxy-protocol": "25, 143",
             "naru.dev/proxy-cpu-request": "1",
             "naru.dev/proxy-cpu-limit": "2",
             "naru.dev/proxy-memory-limit": "1Gi",
@@ -313,6 +316,18 @@ fn annotations_change_the_sidecar() {
     assert_eq!(
         variable(sidecar, "NARU_ACCESS_LOG").as_deref(),
         Some("true")
+    );
+    assert_eq!(
+        variable(sidecar, "NARU_CLIENT_ADDRESS").as_deref(),
+        Some("hide")
+    );
+    assert_eq!(
+        variable(sidecar, "NARU_FORWARDED_HEADERS").as_deref(),
+        Some("x-forwarded-for,forwarded")
+    );
+    assert_eq!(
+        variable(sidecar, "NARU_PROXY_PROTOCOL").as_deref(),
+        Some("25,143")
     );
     assert_eq!(
         sidecar["resources"],
@@ -344,6 +359,9 @@ fn an_annotation_that_is_wrong_is_told_with_its_name() {
         ("naru.dev/access-log", "yes"),
         ("naru.dev/mtls", "enforced"),
         ("naru.dev/opaque-ports", "80-90"),
+        ("naru.dev/client-address", "none"),
+        ("naru.dev/forwarded-headers", "via"),
+        ("naru.dev/proxy-protocol", "smtp"),
         ("naru.dev/proxy-cpu-request", "lots"),
         ("naru.dev/proxy-memory-limit", "1GB"),
         ("naru.dev/skip-inbound-ports", "http"),

@@ -37,6 +37,8 @@ impl Fixture {
             log,
             probes: Arc::default(),
             socket_mark: None,
+            client_addresses: Default::default(),
+            client_address: Default::default(),
         };
         Self {
             admin,
@@ -51,7 +53,17 @@ impl Fixture {
             .body(Full::new(Bytes::from(body.to_owned())))
             .unwrap();
         let here = Ipv4Addr::LOCALHOST.into();
-        let answer = self.admin.answer(request, Caller { local, here }).await;
+        let answer = self
+            .admin
+            .answer(
+                request,
+                Caller {
+                    local,
+                    here,
+                    peer: here,
+                },
+            )
+            .await;
         let status = answer.status().as_u16();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())

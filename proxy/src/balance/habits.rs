@@ -10,7 +10,9 @@
 //!
 //! A server with few threads stays with a connection until it ends. It accepts in order, so a newer
 //! connection that is answered shows that an older one has a thread. While none is answered, idle
-//! connections are kept only up to the number that the server has been seen to serve at once.
+//! connections are kept only up to the number that the server has been seen to serve at once. Where
+//! that has happened of late, they give way as soon as another connection is opened: clients that
+//! the app tells apart by their addresses have connections of their own.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -20,7 +22,8 @@ use super::Nanos;
 /// How long idle connections must have been seen open before any is trusted. What closes after each
 /// response does so sooner, even on a busy machine.
 const PROOF: Duration = Duration::from_millis(100);
-/// How long an early close counts: after that, connections that stay open are believed again.
+/// How long an early close counts, and a wait for a thread: after that, connections that stay open
+/// are believed again.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// What is known. New endpoints are trusted with nothing.
@@ -38,8 +41,10 @@ pub struct Habits {
     ended: AtomicU64,
     /// The newest connection that was answered, by its number in the order of opening.
     answered: AtomicU64,
-    /// The newest that has waited for its first answer for too long.
+    /// The newest that has waited for its first answer for too long …
     waiting: AtomicU64,
+    /// … which is remembered until then.
+    waited_until: AtomicU64,
     /// The most connections that were served at once.
     width: AtomicU64,
 }
@@ -90,18 +95,27 @@ impl Habits {
     /// This connection has waited for its first answer for too long.
     pub fn waits(&self, number: u64) {
         self.waiting.fetch_max(number, Relaxed);
+        let until = Nanos::now().0 + REMEMBERED.as_nanos() as u64;
+        self.waited_until.store(until, Relaxed);
     }
 
     /// Whether idle connections may hold the threads that others wait for.
     pub fn is_starving(&self) -> bool {
-        if self.waiting.load(Relaxed) <= self.answered.load(Relaxed) {
-            return false;
+        self.excess() > 0
+    }
+
+    /// How many idle connections may hold a thread that another one waits for.
+    pub fn excess(&self) -> u64 {
+        let (opened, answered) = (self.opened.load(Relaxed), self.answered.load(Relaxed));
+        let waits = self.waiting.load(Relaxed) > answered
+            || opened > answered && self.waited_until.load(Relaxed) > Nanos::now().0;
+        match waits {
+            true => {
+                let open = opened.saturating_sub(self.ended.load(Relaxed));
+                open.saturating_sub(self.width.load(Relaxed))
+            }
+            false => 0,
         }
-        let open = self
-            .opened
-            .load(Relaxed)
-            .saturating_sub(self.ended.load(Relaxed));
-        open > self.width.load(Relaxed)
     }
 
     fn is_news_at(&self, idle: Duration, now: Nanos) -> bool {
@@ -179,9 +193,13 @@ mod tests {
         habits.ended();
         assert!(!habits.is_starving());
         habits.answered(second);
+        assert!(!habits.is_starving());
+        // From now on without a wait.
         let third = habits.opened();
-        habits.waits(third);
-        assert!(habits.is_starving());
+        assert_eq!(habits.excess(), 1);
+        habits.ended();
+        habits.answered(third);
+        assert!(!habits.is_starving());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::reason::{REASON_HEADER, Reason};
 use crate::retry::Failure;
 use crate::route::RequestHead as _;
 use crate::table::{Endpoint, Peer};
+use crate::upstream::Caller;
 use crate::upstream::streams::Refusal;
 use crate::worker::Worker;
 
@@ -99,25 +100,35 @@ impl Failed {
     }
 }
 
-/// Gets a connection to `endpoint`. Nothing has been sent on it yet.
-pub async fn connect(
+/// An idle connection to `endpoint`. Nothing of this exchange has been sent on it yet.
+pub fn pooled(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    caller: &Caller,
+    reusable: Reusable,
+) -> Option<Upstream> {
+    match reusable {
+        Reusable::No => None,
+        Reusable::Yes { repeatable } => {
+            let pool = &worker.http1_pool;
+            pool.take(worker, endpoint, caller, repeatable)
+        }
+    }
+}
+
+/// Opens a connection to `endpoint`, or a stream on one.
+pub async fn open(
     worker: &Rc<Worker>,
     endpoint: &Arc<Endpoint>,
-    reusable: Reusable,
+    caller: Caller,
 ) -> Result<Upstream, Failed> {
-    let pooled = match reusable {
-        Reusable::No => None,
-        Reusable::Yes { repeatable } => worker.http1_pool.take(worker, endpoint, repeatable),
-    };
-    if let Some(upstream) = pooled {
-        return Ok(upstream);
-    }
     let opened = match endpoint.peer {
         Peer::Mesh(_) => pool::open_stream(worker, endpoint).await,
         Peer::Plain | Peer::App => {
-            let watched = Watched::new(endpoint, &worker.metrics);
-            // Boxed: every connection would have the room for it, and most requests find one.
-            let opened = Box::pin(worker.http1_pool.connect(worker, endpoint)).await;
+            let source = caller.source();
+            let watched = Watched::new(endpoint, caller, &worker.metrics);
+            worker.http1_pool.give_way(worker, endpoint);
+            let opened = worker.http1_pool.connect(worker, endpoint, source).await;
             let opened = opened.map(|upstream| upstream.watched(watched));
             opened.map_err(|error| {
                 tracing::debug!(address = %endpoint.address, %error, "connecting failed");

@@ -147,6 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 metrics.begin(HttpVersion::Http1);
                 let logical = logical.clone();
                 told.rule = Some(rule.clone());
+                session.introduce(request);
                 let mut forward = Forward {
                     rule: &rule,
                     backend,

@@ -233,23 +233,27 @@ impl Forward<'_> {
             let began = Instant::now();
             let login = client.login.take(endpoint.id);
             let logged_in = login.is_some();
-            let upstream = match login {
-                Some(mut upstream) => match upstream.connection.is_quiet() {
+            let caller = client.session.caller();
+            let upstream = if let Some(mut upstream) = login {
+                match upstream.connection.is_quiet() {
                     true => upstream,
                     false => return Err(Unanswered::LoginLost),
-                },
-                None => {
-                    let connecting = attempt::connect(&worker, &endpoint, reusable);
-                    match self.wait_for(client, connecting).await {
-                        Ok(Ok(upstream)) => upstream,
-                        Ok(Err(failed)) => {
-                            in_flight.finish(failed.outcome, began);
-                            return Err(Unanswered::Failed(failed));
-                        }
-                        Err(interrupt) => {
-                            in_flight.finish(interrupt.outcome(), began);
-                            return Err(Unanswered::Interrupted(interrupt));
-                        }
+                }
+            } else if let Some(upstream) = attempt::pooled(&worker, &endpoint, &caller, reusable) {
+                upstream
+            } else {
+                // Boxed: every connection would have the room for it, and most requests find one
+                // that is idle.
+                let opening = Box::pin(attempt::open(&worker, &endpoint, caller));
+                match self.wait_for(client, opening).await {
+                    Ok(Ok(upstream)) => upstream,
+                    Ok(Err(failed)) => {
+                        in_flight.finish(failed.outcome, began);
+                        return Err(Unanswered::Failed(failed));
+                    }
+                    Err(interrupt) => {
+                        in_flight.finish(interrupt.outcome(), began);
+                        return Err(Unanswered::Interrupted(interrupt));
                     }
                 }
             };

@@ -16,7 +16,7 @@ use crate::buffered::Buffered;
 use crate::metrics::MirrorOutcome;
 use crate::mirror::{self, MAX_DISCARDED, Piece, Source};
 use crate::route::{RequestHead as _, Rule};
-use crate::upstream::Stream;
+use crate::upstream::{Caller, Stream};
 use crate::worker::Worker;
 
 /// What is the same in every copy of a request.
@@ -83,7 +83,12 @@ async fn send(
         Version::Http10 => Reusable::No,
     };
     let began = Instant::now();
-    let upstream = match attempt::connect(&worker, &endpoint, reusable).await {
+    let caller = Caller::default();
+    let upstream = match attempt::pooled(&worker, &endpoint, &caller, reusable) {
+        Some(upstream) => Ok(upstream),
+        None => Box::pin(attempt::open(&worker, &endpoint, caller)).await,
+    };
+    let upstream = match upstream {
         Ok(upstream) => upstream,
         Err(failed) => {
             in_flight.finish(failed.outcome, began);

@@ -132,7 +132,7 @@ pub(super) async fn start(
     worker: &Rc<Worker>,
     holder: Option<&Rc<Holder>>,
     endpoint: &Arc<Endpoint>,
-    caller: Caller,
+    caller: &Caller,
     head: &request::Parts,
     ends: bool,
 ) -> Result<Attempt, Failed> {

@@ -23,7 +23,7 @@ use crate::metrics::PoolProtocol;
 use crate::reason::Reason;
 use crate::table::{Endpoint, Peer};
 use crate::upstream::streams::{self, MAX_STREAMS, Pool, Streams, Upstreams};
-use crate::upstream::{self, Stream};
+use crate::upstream::{self, Caller, Stream};
 use crate::worker::Worker;
 
 /// How often the clock is looked at, at most.
@@ -62,10 +62,14 @@ pub struct Driver {
 
 /// Connects to `endpoint`, and waits for its first word: it says how many streams it takes, and shows that it speaks HTTP/2
 /// before a request is entrusted to it.
-async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Connection>, Driver), Reason> {
+async fn open(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    caller: &Caller,
+) -> Result<(Rc<Connection>, Driver), Reason> {
     let limits = &worker.config.limits;
     let deadline = Instant::now() + upstream::patience(worker, endpoint);
-    let stream = upstream::connect(worker, endpoint, Alpn::Http2)
+    let stream = upstream::connect(worker, endpoint, caller.source(), Alpn::Http2)
         .await
         .map_err(|error| {
             tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
@@ -180,8 +184,9 @@ impl streams::Connection for Connection {
     async fn open(
         worker: &Worker,
         endpoint: &Endpoint,
+        caller: &Caller,
     ) -> Result<(Rc<Self>, Self::Driver), Reason> {
-        open(worker, endpoint).await
+        open(worker, endpoint, caller).await
     }
 
     async fn drive(self: &Rc<Self>, mut driver: Driver, upstreams: &Rc<Upstreams<Self>>) {

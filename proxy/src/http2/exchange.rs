@@ -124,6 +124,7 @@ impl Client<'_> {
                 metrics.begin(HttpVersion::Http2);
                 let logical = logical.clone();
                 told.rule = Some(rule.clone());
+                session.introduce(request);
                 let mut forward = Forward {
                     rule: &rule,
                     backend,

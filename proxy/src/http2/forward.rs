@@ -176,7 +176,7 @@ impl Forward<'_> {
             let caller = client.downstream.caller();
             let holder = client.downstream.holder.clone();
             let ends = upload.is_empty();
-            let start = attempt::start(&worker, Some(&holder), &endpoint, caller, head, ends);
+            let start = attempt::start(&worker, Some(&holder), &endpoint, &caller, head, ends);
             match self.wait_for(client, upload, start).await {
                 Ok(Ok(attempt)) => attempt,
                 Ok(Err(failed)) => {

@@ -58,7 +58,7 @@ async fn send(
 ) -> MirrorOutcome {
     let began = Instant::now();
     let ends = source.is_at_end();
-    let (caller, endpoint) = (Caller::default(), &in_flight.endpoint);
+    let (caller, endpoint) = (&Caller::default(), &in_flight.endpoint);
     let mut attempt = match attempt::start(&worker, None, endpoint, caller, &head, ends).await {
         Ok(attempt) => attempt,
         Err(failed) => {

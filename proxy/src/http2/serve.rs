@@ -60,8 +60,8 @@ pub(super) struct Downstream {
     /// Those beyond the limit that the connection has not been slowed down for.
     excess: Cell<u32>,
     window_began: Cell<Instant>,
-    /// Whose connections its streams use: its own, once its client has logged in on it.
-    caller: Cell<Caller>,
+    /// Its own, once its client has logged in on it: see [`Caller`].
+    login: Cell<u64>,
     pub meter: Rc<Meter>,
 }
 
@@ -96,13 +96,13 @@ where
         rapid_resets: Cell::new(0),
         excess: Cell::new(0),
         window_began: Cell::new(now),
-        caller: Cell::default(),
+        login: Cell::new(0),
         meter,
     });
     accept_streams(&downstream, connection, &turn).await;
     let caller = downstream.caller();
     if caller.login != 0 {
-        downstream.session.worker.http2_pool.leave(caller);
+        downstream.session.worker.http2_pool.leave(&caller);
     }
 }
 
@@ -267,15 +267,16 @@ impl Downstream {
 
     /// For whom the upstream connections of this one are.
     pub fn caller(&self) -> Caller {
-        self.caller.get()
+        Caller {
+            login: self.login.get(),
+            ..self.session.caller()
+        }
     }
 
     /// From now on it shares no upstream connection: its client logs in on its own.
     pub fn bind(&self) {
-        if self.caller.get().login == 0 {
-            self.caller.set(Caller {
-                login: login::next_id(),
-            });
+        if self.login.get() == 0 {
+            self.login.set(login::next_id());
         }
     }
 

@@ -1,16 +1,21 @@
 //! The table and the kernel: put in force, compared with what is in force, taken away.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use nlink::netlink::nftables::{
     BaseChain, Chain, Family, NFT_MSG_NEWTABLE, NFTA_TABLE_NAME, RawMessage,
 };
-use nlink::netlink::{Connection, Nftables};
+use nlink::netlink::route::{Ipv4Route, Ipv6Route, RouteType};
+use nlink::netlink::{Connection, Nftables, Route};
 use thiserror::Error;
 
-use super::RedirectRules;
-use super::rules::{TABLE, chains, rules};
+use super::rules::{Extent, TABLE, chains, rules};
+use super::{CLASS_E, Cidr, NETWORKS, RedirectRules, STAND_INS, own_address};
 
 /// `NLM_F_CREATE` without `NLM_F_EXCL`: create it, or take the one that is there.
 const CREATE_OR_KEEP: u16 = 0x400;
+/// The kernel's table of routes to addresses of this machine.
+const LOCAL_TABLE: u32 = 255;
 
 /// Why the rules are not in force.
 #[derive(Debug, Error)]
@@ -56,8 +61,85 @@ impl From<nlink::Error> for InitError {
 }
 
 /// Puts the rules in force, in place of those that an earlier run left. All or nothing: at no
-/// moment is a part of them missing.
+/// moment is a part of them missing. Where the kernel redirects and does not map addresses, apps do
+/// not see those of their clients: that is said and no error.
 pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
+    match put_in_force(wanted, Extent::Whole).await {
+        Err(error @ (InitError::Unsupported(_) | InitError::Refused(_))) => {
+            put_in_force(wanted, Extent::Redirection).await?;
+            eprintln!(
+                "naru-proxy: this kernel maps no prefixes (nftables NAT with netmap, Linux 5.8 or \
+                 later), so that apps do not see the addresses of their clients: {error}"
+            );
+        }
+        done => done?,
+    }
+    let mut refused = None;
+    for network in local_networks().await {
+        if let Err(error) = add_local(network).await {
+            refused = Some((network, error));
+        }
+    }
+    if let Some((network, error)) = refused {
+        eprintln!(
+            "naru-proxy: the kernel refused the local route {network}, so that apps do not see the \
+             addresses of all clients: {error}"
+        );
+    }
+    Ok(())
+}
+
+/// What is made local for the addresses of clients: of the families that the pod has, and nothing
+/// that it uses itself.
+async fn local_networks() -> Vec<Cidr> {
+    let (v4, v6) = (own_address(true).await, own_address(false).await);
+    let in_class_e = v4.is_some_and(|own| CLASS_E.contains(own.ip()));
+    let stand_ins = STAND_INS.map(|address| Cidr {
+        address,
+        prefix: if address.is_ipv4() { 32 } else { 128 },
+    });
+    let ranges = NETWORKS.iter().map(|network| network.local);
+    ranges
+        .filter(|range| !(in_class_e && range.address.is_ipv4()))
+        .chain(stand_ins)
+        .filter(|range| match range.address.is_ipv4() {
+            true => v4.is_some(),
+            false => v6.is_some(),
+        })
+        .collect()
+}
+
+async fn add_local(network: Cidr) -> Result<(), nlink::Error> {
+    let connection = Connection::<Route>::new()?;
+    match network.address {
+        IpAddr::V4(address) => {
+            connection
+                .replace_route(local_v4(address, network.prefix))
+                .await
+        }
+        IpAddr::V6(address) => {
+            connection
+                .replace_route(local_v6(address, network.prefix))
+                .await
+        }
+    }
+}
+
+fn local_v4(address: Ipv4Addr, prefix: u8) -> Ipv4Route {
+    Ipv4Route::new(address, prefix)
+        .route_type(RouteType::Local)
+        .table(LOCAL_TABLE)
+        .dev("lo")
+}
+
+fn local_v6(address: Ipv6Addr, prefix: u8) -> Ipv6Route {
+    Ipv6Route::new(address, prefix)
+        .route_type(RouteType::Local)
+        .table(LOCAL_TABLE)
+        .dev("lo")
+}
+
+async fn put_in_force(wanted: &RedirectRules, extent: Extent) -> Result<(), InitError> {
     let connection = Connection::<Nftables>::new()?;
     // Made if absent, so that deleting it cannot fail; then deleted with all that is in it.
     let mut transaction = connection
@@ -69,14 +151,14 @@ pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
         )
         .del_table(TABLE, Family::Inet)
         .add_table(TABLE, Family::Inet);
-    for (name, base) in chains() {
+    for (name, base) in chains(extent) {
         let chain = Chain::new(TABLE, name)?.family(Family::Inet);
         transaction = transaction.add_chain(match base {
             Some(base) => chain.base(base),
             None => chain,
         });
     }
-    for (_, rule) in rules(wanted)? {
+    for (_, rule) in rules(wanted, extent)? {
         transaction = transaction.add_rule(rule);
     }
     transaction.commit(&connection).await?;
@@ -87,10 +169,23 @@ pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
 pub async fn remove() -> Result<(), InitError> {
     let connection = Connection::<Nftables>::new()?;
     connection.del_table_if_exists(TABLE, Family::Inet).await?;
+    let routes = Connection::<Route>::new()?;
+    for network in local_networks().await {
+        match network.address {
+            IpAddr::V4(address) => {
+                let route = local_v4(address, network.prefix);
+                routes.del_route_if_exists(route).await?;
+            }
+            IpAddr::V6(address) => {
+                let route = local_v6(address, network.prefix);
+                routes.del_route_if_exists(route).await?;
+            }
+        }
+    }
     Ok(())
 }
 
-/// Whether exactly these rules are in force.
+/// Whether exactly these rules are in force, with or without those for the addresses of clients.
 pub async fn check(wanted: &RedirectRules) -> Result<(), InitError> {
     let connection = Connection::<Nftables>::new()?;
     let tables = connection.list_tables_in(Family::Inet).await?;
@@ -105,14 +200,24 @@ pub async fn check(wanted: &RedirectRules) -> Result<(), InitError> {
     for rule in connection.list_rules(TABLE, Family::Inet).await? {
         found.push(rule_line(&rule.chain, rule.nft_syntax()));
     }
-    let mut expected: Vec<_> = chains()
-        .iter()
-        .map(|(name, base)| chain_line(name, base.as_ref()))
-        .collect();
-    for (chain, rule) in rules(wanted)? {
-        expected.push(rule_line(chain, rule.nft_syntax()));
+    let different = first_difference(lines(wanted, Extent::Whole)?, found.clone());
+    match (different, lines(wanted, Extent::Redirection)?) {
+        (Some(_), without) if without == found => Ok(()),
+        (Some(different), _) => Err(different),
+        (None, _) => Ok(()),
     }
-    first_difference(expected, found).map_or(Ok(()), Err)
+}
+
+/// The table as [`check`] compares it.
+fn lines(wanted: &RedirectRules, extent: Extent) -> Result<Vec<String>, InitError> {
+    let chains = chains(extent);
+    let chains = chains
+        .iter()
+        .map(|(name, base)| chain_line(name, base.as_ref()));
+    let rules = rules(wanted, extent)?.into_iter();
+    Ok(chains
+        .chain(rules.map(|(chain, rule)| rule_line(chain, rule.nft_syntax())))
+        .collect())
 }
 
 fn chain_line(name: &str, base: Option<&BaseChain>) -> String {

@@ -15,6 +15,10 @@
 //!                                               └─ any other TCP ─▶ inbound port
 //! ```
 //!
+//! Beside the table there are routes by which a range of addresses is local to the pod for each
+//! network of clients, and the `postrouting` chain turns a source in one of them into the client's:
+//! see [`crate::client_address`].
+//!
 //! ## What the proxy has to do
 //!
 //! * The **outbound** listener belongs on loopback (`127.0.0.1` and `[::1]`): a redirect in the
@@ -31,6 +35,7 @@
 //!   works for both families with any source address, so no address has to be added or bound. No
 //!   other socket of the proxy may set it.
 
+mod clients;
 mod kernel;
 mod request;
 mod rules;
@@ -45,9 +50,10 @@ use anyhow::Context;
 use clap::Args;
 use naru_contract::PROXY_ADMIN_PORT;
 
+pub use clients::{CLASS_E, NETWORKS, Network, STAND_INS};
 pub use kernel::{InitError, check, install, remove};
 pub use request::{LeftAlone, Request, SOCKET_NAME};
-pub use verify::{Unverified, verify};
+pub use verify::{Unverified, own_address, verify};
 
 /// `SO_PRIORITY` of the connections that the inbound side opens to its own app, and of no others.
 /// 5 is the highest that no Linux traffic class uses by default and that needs no capability.
@@ -141,6 +147,21 @@ impl fmt::Display for Cidr {
 }
 
 impl Cidr {
+    /// The last address of this network.
+    pub fn last(&self) -> IpAddr {
+        let prefix = u32::from(self.prefix);
+        match self.address {
+            IpAddr::V4(v4) => {
+                let hosts = u32::MAX.checked_shr(prefix).unwrap_or(0);
+                IpAddr::V4((v4.to_bits() | hosts).into())
+            }
+            IpAddr::V6(v6) => {
+                let hosts = u128::MAX.checked_shr(prefix).unwrap_or(0);
+                IpAddr::V6((v6.to_bits() | hosts).into())
+            }
+        }
+    }
+
     /// Whether an address is of this network.
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4() && masked(address, self.prefix) == self.address

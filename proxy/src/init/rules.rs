@@ -5,16 +5,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nlink::Result;
 use nlink::netlink::nftables::{
-    BaseChain, ChainName, CmpOp, Expr, Family, MetaKey, NatHook, Policy, Priority, Register, Rule,
+    BaseChain, ChainName, CmpOp, Expr, Family, MetaKey, NatHook, NatStatement, Policy, Priority,
+    Register, Rule,
 };
 
-use super::{APP_SOCKET_PRIORITY, Exempt, RedirectRules};
+use super::{APP_SOCKET_PRIORITY, Exempt, NETWORKS, Network, RedirectRules};
 
 /// The one table that is ours.
 pub const TABLE: &str = "naru";
 
 const OUTPUT: &str = "output";
 const PREROUTING: &str = "prerouting";
+const POSTROUTING: &str = "postrouting";
 /// What both hooks do with a connection that is coming in.
 const INBOUND: &str = "inbound";
 /// What the output hook does with a connection of the app.
@@ -27,25 +29,56 @@ const LOOPBACK_V6: (Ipv6Addr, u8) = (Ipv6Addr::LOCALHOST, 128);
 /// A rule and the chain it is in.
 pub type Placed = (&'static str, Rule);
 
+/// The table, with more or less of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Redirection, and the addresses of clients.
+    Whole,
+    /// Redirection alone, for kernels that map no prefixes.
+    Redirection,
+}
+
 /// The chains and where they hook, those that are jumped to first.
-pub fn chains() -> Vec<(&'static str, Option<BaseChain>)> {
-    let base = |hook| Some(BaseChain::nat(hook, Priority::DstNat).policy(Policy::Accept));
-    vec![
+pub fn chains(extent: Extent) -> Vec<(&'static str, Option<BaseChain>)> {
+    let base = |hook, priority| Some(BaseChain::nat(hook, priority).policy(Policy::Accept));
+    let mut chains = vec![
         (INBOUND, None),
         (OUTBOUND, None),
-        (OUTPUT, base(NatHook::Output)),
-        (PREROUTING, base(NatHook::Prerouting)),
-    ]
+        (OUTPUT, base(NatHook::Output, Priority::DstNat)),
+        (PREROUTING, base(NatHook::Prerouting, Priority::DstNat)),
+    ];
+    if extent == Extent::Whole {
+        chains.push((POSTROUTING, base(NatHook::Postrouting, Priority::SrcNat)));
+    }
+    chains
 }
 
 /// Every rule, chain by chain, in the order in which it is looked at.
-pub fn rules(wanted: &RedirectRules) -> Result<Vec<Placed>> {
+pub fn rules(wanted: &RedirectRules, extent: Extent) -> Result<Vec<Placed>> {
+    let clients = match extent {
+        Extent::Whole => postrouting(wanted),
+        Extent::Redirection => Vec::new(),
+    };
     let placed = |chain, rules: Vec<Rule>| rules.into_iter().map(move |rule| (chain, rule));
     Ok(placed(INBOUND, inbound(wanted))
         .chain(placed(OUTBOUND, outbound(wanted)))
         .chain(placed(OUTPUT, output(wanted)?))
         .chain(placed(PREROUTING, prerouting()?))
+        .chain(placed(POSTROUTING, clients))
         .collect())
+}
+
+/// A connection of the proxy to its app that comes from a client's place in a local range comes
+/// from the client.
+fn postrouting(wanted: &RedirectRules) -> Vec<Rule> {
+    let networks = NETWORKS.iter().map(|Network { clients, local }| {
+        let source = NatStatement::snat(clients.address).to(clients.last());
+        exempt(in_chain(POSTROUTING), wanted.exempt)
+            .match_oif("lo")
+            .match_saddr(local.address, local.prefix)
+            .nat(source.netmap())
+    });
+    networks.collect()
 }
 
 fn output(wanted: &RedirectRules) -> Result<Vec<Rule>> {

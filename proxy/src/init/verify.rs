@@ -150,7 +150,7 @@ fn loopback(v4: bool) -> IpAddr {
 }
 
 /// The address of this pod from which it would call others. No packet is sent to find that.
-async fn own_address(v4: bool) -> Option<SocketAddr> {
+pub async fn own_address(v4: bool) -> Option<SocketAddr> {
     let far = NOBODY.into_iter().find(|address| address.is_ipv4() == v4)?;
     let socket = UdpSocket::bind((unspecified(v4), 0)).await.ok()?;
     socket.connect((far, FIRST_PORT)).await.ok()?;

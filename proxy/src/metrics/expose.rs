@@ -247,6 +247,28 @@ impl Exposed {
         for (reason, count) in totals.upstream_connects() {
             connects.add(&[], &[("outcome", outcome(reason))], count as f64);
         }
+        let mut app_connects = Family::counter(
+            "naru_app_connects_total",
+            "Attempts to connect to the app, by what it sees as the client's address.",
+        );
+        for (shown, count) in totals.app_connects() {
+            app_connects.add(&[], &[("client_address", shown.as_str())], count as f64);
+        }
+        let mut at_worst = Family::gauge(
+            "naru_app_client_addresses",
+            "What the app sees of its clients at worst, by what the pod's kernel allows.",
+        );
+        for (family, shown) in self
+            .metrics
+            .inner
+            .client_addresses
+            .get()
+            .into_iter()
+            .flatten()
+        {
+            let labels = [("family", *family), ("client_address", shown.as_str())];
+            at_worst.add(&[], &labels, 1.0);
+        }
         let mut handshakes = Family::counter(
             "naru_tls_handshakes_total",
             "TLS handshakes with peers, by outcome.",
@@ -299,7 +321,9 @@ impl Exposed {
                 streams.add(&[], &labels, totals.streams_refused(protocol, limit) as f64);
             }
         }
-        families.extend([connects, handshakes, pool, apps, refused, streams].map(Family::finish));
+        let connections = [connects, app_connects, at_worst, handshakes, pool, apps];
+        families.extend(connections.map(Family::finish));
+        families.extend([refused, streams].map(Family::finish));
     }
 
     fn control(&self, families: &mut Vec<MetricFamily>) {

@@ -32,7 +32,7 @@ pub use request::{RequestMetrics, TcpMetrics};
 use series::Series;
 use totals::Totals;
 pub use totals::{
-    AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome, StreamLimit,
+    AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome, Shown, StreamLimit,
 };
 
 /// Label sets of requests. Each is about 30 lines in a scrape and 1 KiB in memory.
@@ -71,6 +71,8 @@ struct Inner {
     /// By listener.
     places: Mutex<Vec<(&'static str, Places)>>,
     memory: OnceLock<Budget>,
+    /// What the app sees of its clients at worst, by family.
+    client_addresses: OnceLock<Vec<(&'static str, Shown)>>,
 }
 
 const EJECTION_REASONS: [EjectionReason; 2] = [
@@ -198,6 +200,7 @@ impl Metrics {
                 totals: Totals::default(),
                 places: Mutex::default(),
                 memory: OnceLock::new(),
+                client_addresses: OnceLock::new(),
             }),
         }
     }
@@ -291,6 +294,16 @@ impl Metrics {
     /// An upstream connection was tried. `reason`: why none came about.
     pub fn upstream_connect(&self, reason: Option<Reason>) {
         self.inner.totals.upstream_connect(reason);
+    }
+
+    /// What the app sees of its clients at worst, by family. The first one counts.
+    pub fn app_shown(&self, at_worst: Vec<(&'static str, Shown)>) {
+        let _ = self.inner.client_addresses.set(at_worst);
+    }
+
+    /// A connection to the app was tried, which sees this of the client's address.
+    pub fn app_connect(&self, shown: Shown) {
+        self.inner.totals.app_connect(shown);
     }
 
     /// A TLS handshake has ended. `reason`: why it failed.

@@ -96,6 +96,30 @@ impl StreamLimit {
     }
 }
 
+/// What the app sees as a client's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// The client's own.
+    Client,
+    /// A stand-in, which no machine has.
+    Hidden,
+    /// The pod's own: the kernel allows no other.
+    Own,
+}
+
+impl Shown {
+    pub const ALL: [Self; 3] = [Self::Client, Self::Hidden, Self::Own];
+
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Hidden => "hidden",
+            Self::Own => "own",
+        }
+    }
+}
+
 /// What became of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PushOutcome {
@@ -137,6 +161,7 @@ impl RenewalOutcome {
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     upstream_connects: ByReason,
+    app_connects: [AtomicU64; Shown::ALL.len()],
     handshakes: [ByReason; Direction::ALL.len()],
     pool: [[AtomicI64; PoolState::ALL.len()]; PoolProtocol::ALL.len()],
     bypassing: AtomicI64,
@@ -163,6 +188,16 @@ impl Totals {
 
     pub fn upstream_connects(&self) -> impl Iterator<Item = (Option<Reason>, u64)> + '_ {
         by_reason(&self.upstream_connects)
+    }
+
+    pub fn app_connect(&self, shown: Shown) {
+        self.app_connects[shown as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn app_connects(&self) -> impl Iterator<Item = (Shown, u64)> + '_ {
+        Shown::ALL
+            .into_iter()
+            .map(|shown| (shown, self.app_connects[shown as usize].load(Relaxed)))
     }
 
     pub fn handshake(&self, direction: Direction, reason: Option<Reason>) {

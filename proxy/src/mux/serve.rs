@@ -19,6 +19,7 @@ use crate::metrics::PoolProtocol;
 use crate::reason::Reason;
 use crate::session::Session;
 use crate::table::Endpoint;
+use crate::upstream::Caller;
 use crate::upstream::streams::{self, MAX_STREAMS, Pool, Streams, Upstreams};
 use crate::validity::Validity;
 use crate::worker::Worker;
@@ -145,9 +146,13 @@ impl streams::Connection for Connection {
     // What HTTP/1 upgrades to holds a stream for as long as it lives.
     const MAX_CONNECTIONS: usize = 256;
 
-    async fn open(worker: &Worker, endpoint: &Endpoint) -> Result<(Rc<Self>, Upstream), Reason> {
+    async fn open(
+        worker: &Worker,
+        endpoint: &Endpoint,
+        caller: &Caller,
+    ) -> Result<(Rc<Self>, Upstream), Reason> {
         let limits = &worker.config.limits;
-        let stream = upstream::connect(worker, endpoint, Alpn::Http1)
+        let stream = upstream::connect(worker, endpoint, caller.source(), Alpn::Http1)
             .await
             .map_err(|error| {
                 tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");

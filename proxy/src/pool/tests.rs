@@ -18,16 +18,16 @@ async fn entrusted(peer: Peer) -> (Upstream, TcpStream, Arc<Endpoint>) {
     let endpoint = Arc::new(Endpoint {
         id: next_endpoint_id(),
         address,
-        peer: peer.clone(),
+        peer,
         pod: "".into(),
         workload: "".into(),
         zone: "".into(),
         load: Load::default(),
     });
-    let dialled = socket::dial(address, Some(&peer), None).await;
+    let dialled = socket::dial(address, None).await;
     let mut app = accept(&listener).await;
     let stream = Stream::Plain(dialled.expect("a connection"));
-    let watched = Watched::new(&endpoint, &Metrics::default());
+    let watched = Watched::new(&endpoint, Caller::default(), &Metrics::default());
     let mut upstream = Upstream::new(stream, false, Counted::Nowhere).watched(watched);
     upstream
         .connection

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::metrics::{AppConnection, Metrics};
 use crate::table::Endpoint;
+use crate::upstream::Caller;
 
 /// A watched connection. Dropped with it.
 pub struct Watched(Arc<Watch>);
 
 struct Watch {
     endpoint: Arc<Endpoint>,
+    caller: Caller,
     metrics: Metrics,
     /// In the order in which connections to the endpoint were opened.
     number: u64,
@@ -34,15 +36,21 @@ const OVER: u64 = u64::MAX - 1;
 
 impl Watched {
     /// Of a connection that is about to be opened.
-    pub fn new(endpoint: &Arc<Endpoint>, metrics: &Metrics) -> Self {
+    pub fn new(endpoint: &Arc<Endpoint>, caller: Caller, metrics: &Metrics) -> Self {
         Self(Arc::new(Watch {
             number: endpoint.load.habits.opened(),
             endpoint: endpoint.clone(),
+            caller,
             metrics: metrics.clone(),
             opened: Instant::now(),
             idle_since: AtomicU64::new(IN_USE),
             acknowledged: AtomicU64::new(0),
         }))
+    }
+
+    /// Whose requests it carries.
+    pub fn caller(&self) -> &Caller {
+        &self.0.caller
     }
 
     /// The first answer has come on it.

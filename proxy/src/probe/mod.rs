@@ -23,7 +23,6 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::socket;
-use crate::table::Peer;
 
 /// What every probe stands for, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +57,8 @@ pub struct Asked<'a> {
     /// The pod's address that it was sent to.
     pub here: IpAddr,
     pub user_agent: &'a str,
+    /// What the app sees it come from: the kubelet's address where it can be shown.
+    pub source: Option<IpAddr>,
     pub socket_mark: Option<u32>,
 }
 
@@ -126,7 +127,7 @@ impl Action {
 /// To the address that the kubelet would have called, past the redirect rules.
 async fn connect(asked: Asked<'_>, port: u16) -> Result<tokio::net::TcpStream, Failure> {
     let address = SocketAddr::new(asked.here, port);
-    socket::dial(address, Some(&Peer::App), asked.socket_mark)
+    socket::dial_app(address, asked.source, None, asked.socket_mark)
         .await
         .map_err(Failure::Connect)
 }

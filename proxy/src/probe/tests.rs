@@ -16,6 +16,7 @@ async fn run(probes: &str) -> Result<u16, Failure> {
     let asked = Asked {
         here: HERE,
         user_agent: "kube-probe/1.33",
+        source: None,
         socket_mark: None,
     };
     assert!(probes.run("app/other", asked).await.is_none());

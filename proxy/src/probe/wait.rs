@@ -50,6 +50,7 @@ async fn ready(admin: SocketAddr) {
     let asked = Asked {
         here: admin.ip(),
         user_agent: "naru-proxy",
+        source: None,
         socket_mark: None,
     };
     loop {

@@ -114,7 +114,7 @@ where
     let metrics = session.tcp_metrics(logical);
     metrics.opened();
     let mut framed = Framed::opened();
-    let mut connecting = pin!(connect_app(&session.worker, logical));
+    let mut connecting = pin!(connect_app(&session.worker, logical, session.source()));
     let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
         Poll::Ready(connected) => Poll::Ready(connected),
         Poll::Pending => peer.poll_gone(cx).map(|()| Err(Reason::ClientGone)),

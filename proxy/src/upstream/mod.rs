@@ -6,6 +6,7 @@ mod waiting;
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,11 +15,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::client_address::Source;
 use crate::identity::{Alpn, is_identity_mismatch};
 use crate::metrics::Direction;
 use crate::mux;
 use crate::reason::Reason;
-use crate::socket::{self, dial};
+use crate::socket::{self, dial, dial_app};
 use crate::table::{Endpoint, Peer};
 use crate::tls;
 use crate::worker::Worker;
@@ -37,8 +39,11 @@ pub struct ConnectError {
 }
 
 /// For whom an upstream connection is. Those who are equal share connections to an endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Caller {
+    /// What the app sees it come from. `None` on the way to other pods, and where all are seen as
+    /// the pod itself. Shared with connections that wait in pools.
+    pub source: Option<Arc<Source>>,
     /// The downstream HTTP/2 connection whose client has logged in on its connection
     /// ([`crate::login`]). 0: there is no login.
     pub login: u64,
@@ -46,11 +51,19 @@ pub struct Caller {
 
 impl Caller {
     /// The same for the downstream connection `id` alone.
-    pub fn alone(self, id: u64) -> Self {
-        match self.login {
-            0 => Self { login: id, ..self },
-            _ => self,
+    pub fn alone(&self, id: u64) -> Self {
+        let login = match self.login {
+            0 => id,
+            login => login,
+        };
+        Self {
+            source: self.source.clone(),
+            login,
         }
+    }
+
+    pub fn source(&self) -> Source {
+        self.source.as_deref().copied().unwrap_or_default()
     }
 }
 
@@ -73,14 +86,15 @@ pub fn patience(worker: &Worker, endpoint: &Endpoint) -> Duration {
 }
 
 /// Connects to `endpoint` within its [`patience`]. `alpn` says what the connection will carry; it
-/// is only spoken about with mesh peers.
+/// is only spoken about with mesh peers, `source` only with the app.
 pub async fn connect(
     worker: &Worker,
     endpoint: &Endpoint,
+    source: Source,
     alpn: Alpn,
 ) -> Result<Stream, ConnectError> {
     // Boxed: handshakes need room that whoever waits for them would hold for as long as its connection lives.
-    let connecting = Box::pin(open(worker, endpoint, alpn));
+    let connecting = Box::pin(open(worker, endpoint, source, alpn));
     let connected = timeout(patience(worker, endpoint), connecting)
         .await
         .unwrap_or_else(|_| {
@@ -94,14 +108,21 @@ pub async fn connect(
     connected
 }
 
-async fn open(worker: &Worker, endpoint: &Endpoint, alpn: Alpn) -> Result<Stream, ConnectError> {
-    let tcp = dial(
-        endpoint.address,
-        Some(&endpoint.peer),
-        worker.config.socket_mark,
-    )
-    .await
-    .map_err(|source| ConnectError {
+async fn open(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    source: Source,
+    alpn: Alpn,
+) -> Result<Stream, ConnectError> {
+    let mark = worker.config.socket_mark;
+    let dialled = match endpoint.peer {
+        Peer::App => {
+            worker.metrics.app_connect(source.shows());
+            dial_app(endpoint.address, source.address, source.told, mark).await
+        }
+        Peer::Plain | Peer::Mesh(_) => dial(endpoint.address, mark).await,
+    };
+    let tcp = dialled.map_err(|source| ConnectError {
         reason: Reason::ConnectFailed,
         source,
     })?;

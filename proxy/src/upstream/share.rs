@@ -32,8 +32,8 @@ pub enum ClientKey {
     App,
     /// A workload with this identity.
     Peer(Arc<str>),
-    /// Something without an identity, at this address. `None`: the address is not known.
-    Address(Option<IpAddr>),
+    /// Something without an identity, at this address.
+    Address(IpAddr),
 }
 
 /// The clients that have connections on one worker.
@@ -191,7 +191,7 @@ mod tests {
             assert!(most <= least.map(|least| least + 1).as_ref(), "{held:?}");
             assert!(held.iter().sum::<usize>() >= 3_200 * 59 / 100, "{held:?}");
             assert!(clients.connection(key()).may_take(1, free), "{free}");
-            let other = clients.connection(ClientKey::Address(None));
+            let other = clients.connection(ClientKey::Address([10, 0, 0, 1].into()));
             let (held, _) = fill(&[other], free);
             assert!(held[0] > 300, "{held:?}");
         }
@@ -222,7 +222,7 @@ mod tests {
         let clients = Clients::default();
         for number in 0..10 * SWEEP_ABOVE as u32 {
             let address = IpAddr::from(number.to_be_bytes());
-            clients.connection(ClientKey::Address(Some(address)));
+            clients.connection(ClientKey::Address(address));
         }
         assert!(clients.known.borrow().len() <= SWEEP_ABOVE + 1);
     }

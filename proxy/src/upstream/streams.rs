@@ -43,6 +43,7 @@ pub trait Connection: Sized + 'static {
     fn open(
         worker: &Worker,
         endpoint: &Endpoint,
+        caller: &Caller,
     ) -> impl Future<Output = Result<(Rc<Self>, Self::Driver), Reason>>;
 
     /// Returns when the connection has ended. The streams that are left then end with an error.
@@ -131,13 +132,12 @@ impl<C: Connection> Pool<C> {
         &self,
         worker: &Rc<Worker>,
         endpoint: &Arc<Endpoint>,
-        caller: Caller,
+        caller: &Caller,
         holder: Option<&Rc<Holder>>,
     ) -> Result<Lease<C>, Refusal> {
-        let caller = match holder {
-            Some(holder) if self.are_apart(endpoint.id) => caller.alone(holder.id()),
-            _ => caller,
-        };
+        let alone = holder.filter(|_| self.are_apart(endpoint.id));
+        let alone = alone.map(|holder| caller.alone(holder.id()));
+        let caller = alone.as_ref().unwrap_or(caller);
         let upstreams = self.upstreams(worker, endpoint, caller);
         if let Some(lease) = upstreams.lease(holder) {
             return Ok(lease);
@@ -151,15 +151,15 @@ impl<C: Connection> Pool<C> {
         &self,
         worker: &Rc<Worker>,
         endpoint: &Arc<Endpoint>,
-        caller: Caller,
+        caller: &Caller,
     ) -> Rc<Upstreams<C>> {
-        let key = (endpoint.id, caller);
+        let key = (endpoint.id, caller.clone());
         if let Some(upstreams) = self.endpoints.borrow().get(&key) {
             return upstreams.clone();
         }
         let upstreams = Rc::new(Upstreams {
             endpoint: endpoint.clone(),
-            caller,
+            caller: caller.clone(),
             worker: Rc::downgrade(worker),
             connections: RefCell::default(),
             connecting: Cell::new(0),
@@ -194,8 +194,8 @@ impl<C: Connection> Pool<C> {
     }
 
     /// No new streams on the connections of a caller that is gone.
-    pub fn leave(&self, caller: Caller) {
-        self.retire_all(|key| key.1 == caller);
+    pub fn leave(&self, caller: &Caller) {
+        self.retire_all(|key| key.1 == *caller);
     }
 
     fn retire_all(&self, of: impl Fn(&Key) -> bool) {
@@ -391,7 +391,7 @@ impl<C: Connection> Upstreams<C> {
             let upstreams = self.clone();
             let worker = worker.clone();
             tokio::task::spawn_local(async move {
-                let opened = C::open(&worker, &upstreams.endpoint).await;
+                let opened = C::open(&worker, &upstreams.endpoint, &upstreams.caller).await;
                 upstreams.connecting.set(upstreams.connecting.get() - 1);
                 match opened {
                     Ok((connection, driver)) => {
@@ -468,7 +468,7 @@ impl<C: Connection> Upstreams<C> {
 
     fn tidy(&self) {
         if let Some(worker) = self.worker.upgrade() {
-            C::pool(&worker).tidy((self.endpoint.id, self.caller));
+            C::pool(&worker).tidy((self.endpoint.id, self.caller.clone()));
         }
     }
 

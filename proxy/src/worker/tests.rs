@@ -80,6 +80,7 @@ fn shared(config: Config) -> (Shared, Misses, DrainSignal) {
         access_log: AccessLog::off(),
         drain,
         memory: Budget::new(64 << 20),
+        client_addresses: Default::default(),
     };
     (shared, misses, signal)
 }

@@ -3,6 +3,7 @@
 //! Needs root and the programs that `tests/run` installs. What is absent makes a test fail with a
 //! word on what to install; no test passes by doing nothing.
 
+mod client_address;
 mod cni;
 mod grpc;
 mod http;

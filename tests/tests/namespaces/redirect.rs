@@ -6,7 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
-use naru_proxy::init::{self, APP_SOCKET_PRIORITY};
+use naru_proxy::client_address::ClientAddresses;
+use naru_proxy::config::ClientAddress;
+use naru_proxy::init::{self, APP_SOCKET_PRIORITY, NETWORKS};
+use naru_proxy::socket::dial_app;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, setfsuid};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -208,7 +211,7 @@ fn rules_by_mark_differ_in_how_the_proxy_is_told() {
         assert!(!ruleset.contains("skuid"), "{ruleset}");
         assert_eq!(
             ruleset.matches("meta mark 0x00006e61").count(),
-            3,
+            3 + NETWORKS.len(),
             "{ruleset}"
         );
 
@@ -230,6 +233,93 @@ fn rules_by_mark_differ_in_how_the_proxy_is_told() {
             assert_eq!(call(uid(0), ip, 8080), seen("outbound", ip, 8080));
             assert_ne!(call(marked, ip, 8080), seen("outbound", ip, 8080));
         }
+    });
+}
+
+/// What a proxy with [`MARK`] finds out at start: the networks whose clients the app would see, and
+/// what it sees others as.
+fn client_addresses() -> serde_json::Value {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let found = runtime.block_on(ClientAddresses::find(Some(MARK)));
+    serde_json::to_value(found.view(ClientAddress::Preserve)).expect("JSON")
+}
+
+#[test]
+fn the_app_sees_its_clients_addresses_as_long_as_the_rules_are_there() {
+    in_pod(|| {
+        run("ip route add default via 10.9.0.1");
+        run("ip -6 route add default via fd00:9::1 dev eth0");
+        let none = serde_json::json!({ "http": "preserve", "preserved": [], "others": [] });
+        assert_eq!(client_addresses(), none);
+        init("--proxy-mark 0x6e61").expect("init");
+        // A second time changes nothing.
+        init("--proxy-mark 0x6e61").expect("init");
+        init("--proxy-mark 0x6e61 --check").expect("the rules are those");
+        let all = serde_json::json!({
+            "http": "preserve",
+            "preserved": NETWORKS.map(|network| network.clients.to_string()),
+            "others": ["169.254.6.6", "fd6e:6172:7500::6"],
+        });
+        assert_eq!(client_addresses(), all);
+        init("--proxy-mark 0x6e61 --undo").expect("undo");
+        assert_eq!(client_addresses(), none);
+    });
+}
+
+/// What the app sees when a proxy with [`MARK`] connects for a client at `client`.
+async fn shown(client: &str) -> String {
+    let client: IpAddr = client.parse().expect("an address");
+    let found = ClientAddresses::find(Some(MARK)).await;
+    let own = POD[usize::from(client.is_ipv6())];
+    let app = tokio::net::TcpListener::bind((own, 0)).await.expect("bind");
+    let address = app.local_addr().expect("an address");
+    let source = found.of(client).address;
+    let dialled = dial_app(address, source, None, Some(MARK));
+    let (_, accepted) = tokio::try_join!(dialled, app.accept()).expect("a connection");
+    accepted.1.ip().to_string()
+}
+
+#[test]
+fn a_client_outside_of_the_networks_is_hidden_and_never_the_pod() {
+    in_pod(|| {
+        run("ip route add default via 10.9.0.1");
+        run("ip -6 route add default via fd00:9::1 dev eth0");
+        init("--proxy-mark 0x6e61").expect("init");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        for (client, wanted) in [
+            ("10.9.0.99", "10.9.0.99"),
+            ("fd00:9::99", "fd00:9::99"),
+            // The pod itself, and what is like it.
+            ("10.9.0.5", "10.9.0.5"),
+            ("93.184.1.9", "169.254.6.6"),
+            ("169.254.1.1", "169.254.6.6"),
+            ("127.0.0.1", "169.254.6.6"),
+            ("241.9.0.5", "169.254.6.6"),
+            ("fe80::1", "fd6e:6172:7500::6"),
+            ("64:ff9b::1", "fd6e:6172:7500::6"),
+            ("9d00:9::5", "fd6e:6172:7500::6"),
+        ] {
+            assert_eq!(runtime.block_on(shown(client)), wanted, "{client}");
+        }
+    });
+}
+
+#[test]
+fn a_pod_in_class_e_keeps_it_to_itself() {
+    in_pod(|| {
+        run("ip address add 240.9.0.5/24 dev eth0");
+        run("ip route add default via 240.9.0.1 src 240.9.0.5");
+        init("--proxy-mark 0x6e61").expect("init");
+        assert!(!run("ip route show table local").contains("241.0.0.0/8"));
+        let found = client_addresses();
+        assert_eq!(found["preserved"], serde_json::json!([]));
+        assert_eq!(found["others"], serde_json::json!(["169.254.6.6"]));
     });
 }
 

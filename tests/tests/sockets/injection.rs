@@ -7,7 +7,8 @@ use clap::Parser;
 use http::StatusCode;
 use k8s_openapi::ByteString;
 use naru_controller::inject::{self, Options, PullPolicy, Redirection, Resources};
-use naru_proxy::config::{Config, RunArgs};
+use naru_proxy::config::{ClientAddress, Config, RunArgs};
+use naru_proxy::forwarded::AddressField;
 use naru_proxy::init::InitArgs;
 use naru_proxy::probe::Asked;
 use serde_json::{Value, json};
@@ -103,6 +104,9 @@ async fn a_sidecar_understands_what_it_is_told_and_makes_the_probes_of_its_app()
             "name": "web-1",
             "annotations": {
                 "naru.dev/access-log": "true",
+                "naru.dev/client-address": "hide",
+                "naru.dev/forwarded-headers": "forwarded,x-forwarded-for",
+                "naru.dev/proxy-protocol": "25,143",
                 "naru.dev/log-level": "naru_proxy=debug,info",
                 "naru.dev/skip-inbound-ports": "9100,9101",
                 "naru.dev/skip-outbound-ports": "25",
@@ -131,10 +135,17 @@ async fn a_sidecar_understands_what_it_is_told_and_makes_the_probes_of_its_app()
     let config = Config::from(run.args);
     assert_eq!(config.log, "naru_proxy=debug,info");
     assert!(config.access_log);
+    assert_eq!(config.client_address, ClientAddress::Hide);
+    assert_eq!(
+        config.forwarded,
+        [AddressField::Forwarded, AddressField::XForwardedFor]
+    );
+    assert_eq!(config.proxy_protocol, [25, 143]);
     assert_eq!(config.limits.drain_timeout.as_secs(), 90);
     let asked = Asked {
         here,
         user_agent: "kube-probe/1.33",
+        source: None,
         socket_mark: None,
     };
     let mut seen = BTreeMap::new();

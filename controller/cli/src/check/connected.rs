@@ -1,5 +1,5 @@
 //! Whether the sidecars that there are have their stream from a controller, and all go by one
-//! authority.
+//! authority; and what else they say.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,14 +10,15 @@ use kube::{Api, Client, Error};
 use tokio::task::JoinSet;
 
 use super::api::{Installation, all};
+use super::client_addresses;
 use super::cluster::some;
-use super::finding::{Found, failure, ok, unchecked, warning};
+use super::finding::{Found, Level, failure, ok, unchecked, warning};
 use super::metrics::{Metrics, SIDECAR_PORT, of_controllers};
 use super::names::{CONTROLLER, INJECTED_LABEL, SIDECAR};
 use super::pods::{has_sidecar, is_over, not_ready};
 
-/// Sidecars that are asked one by one. Of more, all are counted, and these are asked if the count
-/// is not right.
+/// Sidecars that are asked one by one: of more, at least one of each node and runtime, as far as
+/// this goes. All are counted.
 const MAX_ASKED: usize = 50;
 /// Sidecars that are asked at once.
 const AT_ONCE: usize = 10;
@@ -28,7 +29,7 @@ const CONNECTED: &str = "naru_controller_connected";
 const CERTIFICATE: &str = "naru_certificate_info";
 
 /// Namespace and name of a pod.
-type PodName = (String, String);
+pub type PodName = (String, String);
 
 pub async fn connected(client: &Client, installed: &Installation) -> Result<Vec<Found>, Error> {
     let controllers = of_controllers(client, installed).await?;
@@ -44,25 +45,24 @@ pub async fn connected(client: &Client, installed: &Installation) -> Result<Vec<
         .iter()
         .filter_map(|metrics| metrics.value("naru_controller_connected_proxies"));
     let streams = streams.sum::<f64>() as usize;
-    if sidecars.len() <= MAX_ASKED || streams < sidecars.len() {
-        let asked: Vec<PodName> = sidecars.iter().take(MAX_ASKED).cloned().collect();
-        found.extend(ask(client, &controllers, asked).await);
-        if streams < sidecars.len() && sidecars.len() > MAX_ASKED {
-            found.push(failure(
-                format!(
-                    "{} sidecars are ready, and {streams} have a stream from a controller",
-                    sidecars.len()
-                ),
-                format!("see the log of those without: kubectl -n NAMESPACE logs POD -c {SIDECAR}"),
-            ));
-        }
+    let asked: Vec<PodName> = sidecars.iter().take(MAX_ASKED).cloned().collect();
+    found.extend(ask(client, &controllers, asked).await);
+    if streams < sidecars.len() && sidecars.len() > MAX_ASKED {
+        found.push(failure(
+            format!(
+                "{} sidecars are ready, and {streams} have a stream from a controller",
+                sidecars.len()
+            ),
+            format!("see the log of those without: kubectl -n NAMESPACE logs POD -c {SIDECAR}"),
+        ));
     }
-    if found.is_empty() {
+    if found.iter().all(|found| found.level() < Level::Warning) {
         let authority = issuer(&controllers[0]).unwrap_or("unknown");
-        found.push(ok(format!(
+        let all = format!(
             "all {} sidecars that are ready have a stream from a controller; the authority is {authority}",
             sidecars.len()
-        )));
+        );
+        found.insert(0, ok(all));
     }
     Ok(found)
 }
@@ -102,7 +102,8 @@ fn authorities(controllers: &[Metrics], namespace: &str) -> Vec<Found> {
     found
 }
 
-/// Pods whose sidecar is ready: it has had its tables and a certificate.
+/// Pods whose sidecar is ready: it has had its tables and a certificate. First one of each node and
+/// runtime: what a kernel refuses it refuses to all of them.
 async fn ready_sidecars(client: &Client) -> Result<Vec<PodName>, Error> {
     let injected = ListParams::default().labels(&format!("{INJECTED_LABEL}=true"));
     let pods = all(&Api::<Pod>::all(client.clone()), injected).await?;
@@ -111,9 +112,18 @@ async fn ready_sidecars(client: &Client) -> Result<Vec<PodName>, Error> {
         let is_labelled = labels.is_some_and(|labels| labels.contains_key(INJECTED_LABEL));
         is_labelled && has_sidecar(pod) && !is_over(pod) && not_ready(pod).is_none()
     });
-    Ok(ready
-        .filter_map(|pod| Some((pod.metadata.namespace?, pod.metadata.name?)))
-        .collect())
+    let mut seen = BTreeSet::new();
+    let mut sidecars: Vec<(bool, PodName)> = ready
+        .filter_map(|pod| {
+            let place = pod
+                .spec
+                .map(|spec| (spec.node_name, spec.runtime_class_name));
+            let name = (pod.metadata.namespace?, pod.metadata.name?);
+            Some((!seen.insert(place), name))
+        })
+        .collect();
+    sidecars.sort_by_key(|(again, _)| *again);
+    Ok(sidecars.into_iter().map(|(_, name)| name).collect())
 }
 
 /// What sidecars say of their streams and certificates.
@@ -173,6 +183,7 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
             "they renew them within minutes; if not, their logs say why",
         ));
     }
+    found.extend(client_addresses::judge(&answers));
     if let Some((_, why)) = silent.first() {
         let pods: Vec<PodName> = silent.iter().map(|(pod, _)| pod.clone()).collect();
         found.push(unchecked(
@@ -187,7 +198,7 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
     found
 }
 
-fn names(pods: &[PodName]) -> Vec<String> {
+pub fn names(pods: &[PodName]) -> Vec<String> {
     let name = |(namespace, pod): &PodName| format!("{namespace}/{pod}");
     pods.iter().map(name).collect()
 }

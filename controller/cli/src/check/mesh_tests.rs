@@ -44,6 +44,37 @@ async fn a_sidecar_with_a_certificate_of_another_authority_is_told_unless_one_is
 }
 
 #[tokio::test]
+async fn pods_whose_kernel_shows_no_addresses_of_clients_are_named() {
+    let api = installed();
+    let says = |shown: &str| {
+        let text = format!(
+            "naru_controller_connected 1\nnaru_certificate_info{{issuer=\"a1\"}} 1\n\
+             naru_app_client_addresses{{family=\"ipv4\",client_address=\"{shown}\"}} 1\n\
+             naru_app_client_addresses{{family=\"ipv6\",client_address=\"{shown}\"}} 1\n"
+        );
+        let path = "/api/v1/namespaces/shop/pods/web-1:15020/proxy/metrics";
+        api.document(path, text.into());
+    };
+    says("own");
+    let wrong = wrong(&api).await;
+    assert_eq!(at(&wrong), ("connected", Level::Warning));
+    assert!(wrong.text.contains("shop/web-1"), "{}", wrong.text);
+    says("hidden");
+    let hidden = report(&api).await;
+    assert!(above(&hidden, Level::Info).is_empty());
+    let told = above(&hidden, Level::Ok);
+    let told = told.iter().find(|found| found.text.contains("a stand-in"));
+    assert!(told.is_some_and(|found| found.text.contains("shop/web-1")));
+    says("client");
+    let client = report(&api).await;
+    let told = above(&client, Level::Ok);
+    assert!(
+        told.iter().all(|found| !found.text.contains("client")),
+        "{told:#?}"
+    );
+}
+
+#[tokio::test]
 async fn controllers_that_do_not_go_by_one_authority_are_a_failure() {
     let api = installed();
     controller_says(&api, "naru-controller-2", "b2", "steady", 1);

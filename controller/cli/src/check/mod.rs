@@ -9,6 +9,7 @@
 //! what it creates are reviews of rights and, as dry runs, pods.
 
 mod api;
+mod client_addresses;
 mod cluster;
 mod connected;
 mod controller;

@@ -101,6 +101,13 @@ impl Life<'_> {
         if plan.access_log {
             arguments.push("--access-log".to_owned());
         }
+        for flag in ["client-address", "forwarded-headers", "proxy-protocol"] {
+            if let Some(value) = self.annotation(&format!("naru.dev/{flag}")) {
+                // Case and spaces mean nothing in a cluster either.
+                let value = value.to_ascii_lowercase().replace(' ', "");
+                arguments.push(format!("--{flag}={value}"));
+            }
+        }
         let mut exec = self.proxy_exec("naru-proxy", arguments);
         if plan.root {
             exec.user = User::Switch {

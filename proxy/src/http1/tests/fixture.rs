@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, spawn_local};
 
 use crate::http1::serve;
-pub use crate::http2::tests::fixture::{Mesh, Setup, for_the_shop, nobody, run, until};
+pub use crate::http2::tests::fixture::{ANYWHERE, Mesh, Setup, for_the_shop, nobody, run, until};
 use crate::session::Session;
 use crate::table::Inbound;
 
@@ -150,7 +150,12 @@ pub fn inbound_client(mesh: &Mesh, client: &str) -> Downstream {
         strict: false,
         ports: Default::default(),
     });
-    let session = Session::inbound(mesh.worker.clone(), mesh.cell.clone(), client.into(), None);
+    let session = Session::inbound(
+        mesh.worker.clone(),
+        mesh.cell.clone(),
+        client.into(),
+        ANYWHERE,
+    );
     downstream(session)
 }
 

@@ -449,3 +449,37 @@ fn a_browser_is_answered_by_the_rule_s_cors_filter() {
         assert_eq!(allow, ["access-control-allow-origin: https://shop.example"]);
     });
 }
+
+#[test]
+fn the_app_is_told_who_has_proved_to_call_and_never_what_a_client_says_of_itself() {
+    run(async {
+        let app = app(|_, mut talk| async move {
+            while let Some(head) = talk.head().await {
+                let mut lines = head.lines();
+                let told = lines.find(|line| line.starts_with("X-Forwarded-Client-Cert"));
+                let told = format!("{}.", told.unwrap_or("nothing"));
+                let length = told.len();
+                talk.say(&format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{told}"
+                ))
+                .await;
+            }
+            talk.rest().await;
+        })
+        .await;
+        let mesh = Setup::new(&[app.address]).start();
+        let forged = "GET / HTTP/1.1\r\nHost: web\r\nX-Forwarded-Client-Cert: URI=a\r\n\r\n";
+        for (client, told) in [
+            (
+                "spiffe://cluster.local/ns/a/sa/b",
+                "URI=spiffe://cluster.local/ns/a/sa/b",
+            ),
+            (crate::session::UNAUTHENTICATED, "nothing"),
+        ] {
+            let mut client = inbound_client(&mesh, client);
+            client.talk.say(forged).await;
+            let head = client.talk.until(&format!("{told}.")).await;
+            assert!(head.is_some(), "{told}");
+        }
+    });
+}

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::access_log::AccessLog;
 use crate::balance::Load;
 use crate::budget::RetryBudget;
+use crate::client_address::ClientAddresses;
 use crate::config::{Config, Limits, LogFormat};
 use crate::drain::{DrainSignal, drain};
 use crate::http2::serve;
@@ -45,6 +46,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Who the worker is.
 pub const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
+/// Where clients from outside are.
+pub const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 1);
 
 /// Runs a test on one thread, as a worker is.
 pub fn run(test: impl Future<Output = ()>) {
@@ -72,6 +75,7 @@ pub struct Setup {
     pub mirrors: Vec<MirrorSetup>,
     pub mirroring: Rc<Mirroring>,
     pub memory: Budget,
+    pub client_addresses: ClientAddresses,
     pub retry: Option<RetryPolicy>,
     pub request_timeout: Option<Duration>,
     pub backend_request_timeout: Option<Duration>,
@@ -103,6 +107,7 @@ impl Setup {
             mirrors: Vec::new(),
             mirroring: Rc::default(),
             memory: Budget::new(64 << 20),
+            client_addresses: ClientAddresses::default(),
             retry: None,
             request_timeout: None,
             backend_request_timeout: None,
@@ -144,6 +149,7 @@ impl Setup {
             access_log: self.access_log,
             drain,
             memory: self.memory,
+            client_addresses: self.client_addresses,
             http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
             http1_streams: Default::default(),
             tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
@@ -259,6 +265,9 @@ pub fn for_the_shop(rule: Rule) -> Routes {
 
 fn config(limits: Limits) -> Config {
     Config {
+        client_address: Default::default(),
+        forwarded: Vec::new(),
+        proxy_protocol: Vec::new(),
         controller: String::new(),
         controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller"
             .parse()
@@ -309,7 +318,7 @@ impl Mesh {
         tokio::task::JoinHandle<Result<(), h2::Error>>,
     ) {
         let (worker, cell) = (self.worker.clone(), self.cell.clone());
-        let session = Session::inbound(worker, cell, CLIENT.into(), None);
+        let session = Session::inbound(worker, cell, CLIENT.into(), ANYWHERE);
         connect(session, &h2::client::Builder::new()).await
     }
 

@@ -356,7 +356,7 @@ fn a_connection_ends_soon_after_its_clients_certificate_has_expired() {
         let mesh = setup.start();
         let session = |left: Duration| {
             let (worker, cell) = (mesh.worker.clone(), mesh.cell.clone());
-            Session::inbound(worker, cell, CLIENT.into(), None).expiring(left)
+            Session::inbound(worker, cell, CLIENT.into(), ANYWHERE).expiring(left)
         };
         let builder = h2::client::Builder::new();
         // With nothing on it, in order.

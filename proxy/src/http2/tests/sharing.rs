@@ -102,7 +102,7 @@ fn clients_without_an_identity_take_no_streams_from_those_with_one_or_from_each_
             .expect("a response");
         let from = |address: [u8; 4]| {
             let (worker, cell) = (mesh.worker.clone(), mesh.cell.clone());
-            Session::inbound(worker, cell, UNAUTHENTICATED.into(), Some(address.into()))
+            Session::inbound(worker, cell, UNAUTHENTICATED.into(), (address, 1).into())
         };
         let mut deaf = Vec::new();
         for _ in 0..30 {

@@ -10,6 +10,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{MOMENT, client, closed};
 use crate::buffered::Buffered;
+use crate::client_address::Source;
 use crate::http2::tests::fixture::{CLIENT, Mesh, Setup, run, until};
 use crate::identity::Identity;
 use crate::identity::testing::Authority;
@@ -220,7 +221,7 @@ fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_word() {
         };
         let backend = default_backend(logical).unwrap();
         let endpoint = backend.endpoints().endpoints[0].clone();
-        let pooled = async || match open(worker, &endpoint, Pooled::Yes).await {
+        let pooled = async || match open(worker, &endpoint, Source::default(), Pooled::Yes).await {
             Ok(Link::Framed(upstream, framed)) => (upstream, framed.is_unproven()),
             _ => panic!("a sidecar"),
         };
@@ -240,7 +241,10 @@ fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_word() {
         assert_eq!(heard(&mut client).await, "");
         drop(client);
         until(|| pod.pool("\"idle\"") == 1.0).await;
-        let taken = worker.tcp_pool.take(worker, &endpoint, true).unwrap();
+        let taken = worker
+            .tcp_pool
+            .take(worker, &endpoint, &Default::default(), true)
+            .unwrap();
         assert_eq!(bound(&taken), None);
     });
 }
