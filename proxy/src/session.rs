@@ -1,6 +1,6 @@
 //! The facts that hold for one downstream connection, whatever protocol is found on it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
