@@ -8,11 +8,13 @@
 use std::net::IpAddr;
 
 use clap::ValueEnum;
+use http::{HeaderName, HeaderValue};
 
 use crate::route::HeaderFields;
 
 /// The identities that a connection has proved.
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
+const CLIENT_CERT_NAME: HeaderName = HeaderName::from_static(CLIENT_CERT);
 
 /// A field to which the client's address is appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -43,7 +45,8 @@ impl AddressField {
 /// What the requests of one connection tell.
 #[derive(Debug, Default)]
 pub struct Forwarded {
-    client_cert: Option<String>,
+    /// Made once: a request costs no allocation for it.
+    client_cert: Option<HeaderValue>,
     addresses: Vec<(AddressField, String)>,
 }
 
@@ -61,7 +64,8 @@ impl Forwarded {
             fields.map(move |field| (*field, field.element(address)))
         });
         Self {
-            client_cert: client.map(|client| format!("{by}URI={client}")),
+            client_cert: client
+                .and_then(|client| HeaderValue::try_from(format!("{by}URI={client}")).ok()),
             addresses: addresses.collect(),
         }
     }
@@ -69,7 +73,7 @@ impl Forwarded {
     /// Writes it into a request.
     pub fn write(&self, head: &mut impl HeaderFields) {
         match &self.client_cert {
-            Some(value) => head.set_field(CLIENT_CERT, value),
+            Some(value) => head.set_shared(&CLIENT_CERT_NAME, value),
             None => head.remove_field(CLIENT_CERT),
         }
         for (field, element) in &self.addresses {

@@ -34,7 +34,7 @@ pub(super) enum Broken {
 /// A request body, which can be sent again as long as it fits into the limit.
 pub(super) struct Upload {
     inflow: Inflow,
-    kept: Vec<Bytes>,
+    kept: Kept,
     kept_bytes: usize,
     /// In bytes. 0: nothing is kept any more.
     max_kept: usize,
@@ -54,12 +54,43 @@ pub(super) struct Upload {
     done: bool,
 }
 
+/// Pieces of a body in their order. Most bodies are one, and need no list.
+#[derive(Default)]
+struct Kept {
+    first: Option<Bytes>,
+    more: Vec<Bytes>,
+}
+
+impl Kept {
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn get(&self, number: usize) -> Option<&Bytes> {
+        match number.checked_sub(1) {
+            None => self.first.as_ref(),
+            Some(number) => self.more.get(number),
+        }
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        match self.first {
+            None => self.first = Some(piece),
+            Some(_) => self.more.push(piece),
+        }
+    }
+}
+
 impl Upload {
     pub fn new(body: RecvStream, max_kept: usize) -> Self {
         let end = body.is_end_stream().then_some(None);
         Self {
             inflow: Inflow::new(body),
-            kept: Vec::new(),
+            kept: Kept::default(),
             kept_bytes: 0,
             max_kept,
             replayable: true,
@@ -128,7 +159,7 @@ impl Upload {
 
     fn forget(&mut self) {
         self.replayable &= self.kept.is_empty();
-        self.kept = Vec::new();
+        self.kept = Kept::default();
         self.kept_bytes = 0;
         self.sent = 0;
     }

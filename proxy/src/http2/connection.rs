@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
 use super::paced::{Paced, Turn};
 use super::{
@@ -51,7 +51,11 @@ pub struct Driver {
     opened: Instant,
     /// How many streams the peer takes, as last seen.
     limit: usize,
-    tick: Interval,
+    /// When the clock is to be looked at again.
+    tick: Pin<Box<Sleep>>,
+    tick_every: Duration,
+    /// `tick` has been polled: it wakes the task.
+    is_armed: bool,
     /// How often a peer is asked whether it is still there.
     ping_every: Duration,
     /// How long it may take to answer, however much it is sending.
@@ -102,12 +106,10 @@ async fn open(
     // Only sidecars are asked whether they are there: servers of others (gRPC's among them) end connections whose clients ask more
     // often than every five minutes.
     let ping_every = limits.peer_timeout / 2;
-    let tick = ping_every
+    let tick_every = ping_every
         .min(limits.pool_idle / 2)
         .min(limits.pool_age / 2)
         .max(MIN_TICK);
-    let mut tick = interval(tick);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let connection = Rc::new(Connection {
         sender: RefCell::new(Some(sender)),
         streams: Streams::default(),
@@ -123,7 +125,9 @@ async fn open(
         last_asked: now,
         opened: now,
         limit: 0,
-        tick,
+        tick: Box::pin(sleep(tick_every)),
+        tick_every,
+        is_armed: false,
         ping_every,
         ping_patience: limits.peer_timeout,
         pool_idle: limits.pool_idle,
@@ -247,8 +251,9 @@ impl Driver {
                 Err(_) => self.ping = None,
             }
         }
-        while self.tick.poll_tick(cx).is_ready() {
+        while self.is_due(cx) {
             let now = Instant::now();
+            self.tick.as_mut().reset(now + self.tick_every);
             if self.is_mute(now) {
                 tracing::debug!("an upstream HTTP/2 connection no longer answers");
                 return Poll::Ready(());
@@ -262,6 +267,17 @@ impl Driver {
             }
         }
         Poll::Pending
+    }
+
+    /// Whether the clock is to be looked at. A timer that has been polled once wakes the task, and
+    /// is polled again only then.
+    fn is_due(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.is_armed && !self.tick.is_elapsed() {
+            return false;
+        }
+        let due = self.tick.as_mut().poll(cx).is_ready();
+        self.is_armed = !due;
+        due
     }
 
     /// Has the peer send less ahead of its readers while memory is short.

@@ -168,6 +168,9 @@ async fn accept_streams<S>(
         }
     });
     let mut timer = pin!(sleep(keep_alive_idle));
+    // What has been polled once wakes this task, and is polled again only then: each turn would
+    // cost as much as a request's metrics.
+    let mut armed = false;
     let mut leaving = false;
     let mut slowed = false;
     let mut slow = pin!(sleep(Duration::ZERO));
@@ -194,15 +197,22 @@ async fn accept_streams<S>(
                 }
             }
             let validity = downstream.session.poll_validity(cx);
-            if !leaving && (draining.as_mut().poll(cx).is_ready() || validity != Validity::Valid) {
+            let may_drain = !armed || worker.drain.is_draining();
+            let drains = !leaving && may_drain && draining.as_mut().poll(cx).is_ready();
+            if drains || !leaving && validity != Validity::Valid {
                 return Poll::Ready(Event::Draining);
             }
             if validity == Validity::Overdue {
                 return Poll::Ready(Event::Closed);
             }
+            if armed && !timer.is_elapsed() {
+                return Poll::Pending;
+            }
+            armed = true;
             timer.as_mut().poll(cx).map(|()| Event::Timer)
         })
         .await;
+        armed = false;
         match event {
             Event::Draining => {
                 leaving = true;
@@ -258,11 +268,12 @@ impl Downstream {
         let admission = self.admit(request.headers());
         self.live.set(self.live.get() + 1);
         let downstream = self.clone();
-        tokio::task::spawn_local(async move {
+        // Boxed: tokio copies what it is given four times over the life of a task.
+        tokio::task::spawn_local(Box::pin(async move {
             let ended = exchange::run(&downstream, request, respond, admission).await;
             downstream.live.set(downstream.live.get() - 1);
             downstream.active.set(ended);
-        });
+        }));
     }
 
     /// For whom the upstream connections of this one are.

@@ -24,6 +24,10 @@ impl HeaderFields for HeaderMap {
         }
     }
 
+    fn set_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.insert(name.clone(), value.clone());
+    }
+
     fn add_field(&mut self, name: &str, value: &str) {
         if let Some((name, value)) = field(name, value) {
             self.append(name, value);
@@ -44,6 +48,10 @@ impl HeaderFields for request::Parts {
         self.headers.set_field(name, value);
     }
 
+    fn set_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.headers.set_shared(name, value);
+    }
+
     fn add_field(&mut self, name: &str, value: &str) {
         self.headers.add_field(name, value);
     }
@@ -60,6 +68,10 @@ impl HeaderFields for response::Parts {
 
     fn set_field(&mut self, name: &str, value: &str) {
         self.headers.set_field(name, value);
+    }
+
+    fn set_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.headers.set_shared(name, value);
     }
 
     fn add_field(&mut self, name: &str, value: &str) {

@@ -25,6 +25,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
@@ -59,6 +60,12 @@ pub trait HeaderFields {
     fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool);
     /// Puts one field in the place of all of that name.
     fn set_field(&mut self, name: &str, value: &str);
+    /// [`Self::set_field`], with a value of the connection's that requests share.
+    fn set_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
+        if let Ok(value) = std::str::from_utf8(value.as_bytes()) {
+            self.set_field(name.as_str(), value);
+        }
+    }
     fn add_field(&mut self, name: &str, value: &str);
     fn remove_field(&mut self, name: &str);
 }
