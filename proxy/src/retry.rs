@@ -4,7 +4,7 @@
 //! word under which the decision is counted. A request that provably never reached an application
 //! is tried elsewhere whatever the rule says; everything else is the user's choice (HTTPRoute's
 //! `retry`). Every retry comes out of the Service's budget. On the inbound side there is one
-//! endpoint, and whoever called can try again: only what a pooled connection to the app refused by
+//! endpoint, and the caller can try again: only what a pooled connection to the app refused by
 //! its end is sent again there. Otherwise the retries of both sidecars would multiply.
 
 use std::time::Duration;

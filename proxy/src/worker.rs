@@ -307,7 +307,7 @@ async fn accept(worker: Rc<Worker>, listener: Listener, rooms: Rooms, targets: R
         loop {
             match socket.accept().await {
                 Ok((stream, peer)) => {
-                    // Asked for only now: a listener to which nobody comes must not keep from
+                    // Asked for only now: a listener without clients must not keep from
                     // another what it would need.
                     let Some(room) = rooms.take(peer).await else {
                         return;

@@ -168,7 +168,7 @@ async fn stream(
     tokio::pin!(expiry);
     loop {
         if session.push()? {
-            // Whoever gets a push knows that the stream lives.
+            // A client that gets a push knows that the stream lives.
             heartbeat.reset();
         }
         tokio::select! {

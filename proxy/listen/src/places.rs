@@ -189,7 +189,7 @@ impl Places {
         self.inner.evict(&mut table, source);
     }
 
-    /// Whether there is no room for another connection to be served, whoever it is from.
+    /// Whether there is no room for another connection to be served, wherever it comes from.
     pub fn is_full(&self) -> bool {
         let last = *self.inner.last_exhausted();
         if last.is_some_and(|at| at.elapsed() < EXHAUSTED) {

@@ -132,8 +132,9 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// How the attempt ended, as soon as that is known: with the head of the response where there is one. The attempt still
-    /// counts as in flight until it is dropped. `since`: the start of the attempt on its connection. The first word counts.
+    /// How the attempt ended, as soon as that is known: with the head of the response where there
+    /// is one. The attempt still counts as in flight until it is dropped. `since`: the start of the
+    /// attempt on its connection. The first word counts.
     pub fn answered(&mut self, outcome: AttemptOutcome, since: tokio::time::Instant) {
         let now = tokio::time::Instant::now();
         let latency = now.duration_since(since);

@@ -28,8 +28,8 @@ pub const MAX_REPLAY: usize = 16 * 1024;
 /// frames.
 const GREETING: usize = 64;
 
-/// What a peer may still send after a RESET before it has read that, in bytes: what is on its way in
-/// buffers. Beyond this the connection is not worth waiting for.
+/// What a peer may still send after a RESET before it has read that, in bytes: what is on its way
+/// in buffers. Beyond this the connection is not worth waiting for.
 const MAX_DROPPED: usize = 1024 * 1024;
 /// How long the peer may take to answer a RESET: a new connection is opened as fast.
 const RESET_PATIENCE: Duration = Duration::from_secs(1);
@@ -173,8 +173,8 @@ impl Framed {
         Poll::Pending
     }
 
-    /// Tells the peer of a break, and drops what comes until the peer's way has ended too. An error:
-    /// the connection is not to be used again.
+    /// Tells the peer of a break, and drops what comes until the peer's way has ended too. An
+    /// error: the connection is not to be used again.
     fn poll_reset<B>(
         &mut self,
         cx: &mut Context<'_>,
@@ -211,8 +211,8 @@ impl Framed {
         Poll::Ready(Ok(()))
     }
 
-    /// After [`Broken::App`] and [`Broken::PeerApp`]: whether `peer` is ready for the next OPEN, once
-    /// both sides have said that the app's connection has broken.
+    /// After [`Broken::App`] and [`Broken::PeerApp`]: whether `peer` is ready for the next OPEN,
+    /// once both sides have said that the app's connection has broken.
     pub async fn is_reusable_after_reset<B>(&mut self, peer: &mut Buffered<B>) -> bool
     where
         B: AsyncRead + AsyncWrite + Unpin,

@@ -28,7 +28,7 @@ use crate::worker::Worker;
 pub const MAX_STREAMS: usize = 100;
 /// How long downstream connections share none to an endpoint that has broken a shared one.
 const APART: Duration = Duration::from_secs(600);
-/// Where a request stands in the queue that counts against nobody's share, as a mirror's copy.
+/// Where a request stands in the queue that counts against no share, as a mirror's copy.
 const LAST: (usize, usize) = (usize::MAX, usize::MAX);
 
 /// A connection that carries several streams.
@@ -353,7 +353,7 @@ impl<C: Connection> Upstreams<C> {
         let streams = C::MAX_CONNECTIONS * self.limit.get();
         let leased = self.leased.get();
         let free = streams.saturating_sub(leased);
-        // With half of them free nobody can have more than a share.
+        // With half of them free no client can have more than a share.
         leased < free || holder.is_none_or(|holder| holder.may_take(self.endpoint.id, free))
     }
 
