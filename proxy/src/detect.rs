@@ -10,6 +10,8 @@
 pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Longest method that is taken for one, in bytes. The longest registered one has 17.
 const MAX_METHOD: usize = 32;
+/// Bytes of empty lines before a request that are skipped. More is something else.
+const MAX_BLANK: usize = 8;
 /// Bytes without an end of line after which what may be a request line is taken for one. HTTP/1 then says what is wrong with it.
 const MAX_LINE: usize = 8 * 1024;
 
@@ -96,6 +98,10 @@ fn tls(bytes: &[u8]) -> Option<Detected> {
 
 /// `METHOD SP target SP HTTP/1.x` and the end of the line.
 fn http1(bytes: &[u8]) -> Option<Detected> {
+    // Servers skip empty lines before a request (RFC 9112 section 2.2), and so does the proxy.
+    let blank = bytes.iter().take_while(|byte| b"\r\n".contains(byte));
+    let blank = blank.take(MAX_BLANK).count();
+    let bytes = &bytes[blank..];
     let is_method = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.!#$%&'*+^`|~".contains(byte);
     let method = bytes.iter().take_while(|byte| is_method(byte)).count();
     match bytes.get(method) {
@@ -143,6 +149,9 @@ mod tests {
             (b"CONNECT db:5432 HTTP/1.1\r\n", Some(Detected::Http1)),
             (b"GET / HTTP/1.", None),
             (b"GE", None),
+            (b"\r\n", None),
+            (b"\r\nGET / HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"\r\n\n\r\nGET / HTTP/1.1\r\n", Some(Detected::Http1)),
             (b"P", None),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Detected::Http2)),
             (b"PRI * HTTP/2.0\r\n\r\nSM", None),

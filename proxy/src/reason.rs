@@ -86,6 +86,8 @@ reasons! {
     VersionNotSupported = "version-not-supported", 505;
     /// The client went away, or broke off its request body.
     ClientGone = "client-gone", 0;
+    /// The budget of memory had no room for what waits of a request that may have reached the app.
+    MemoryExhausted = "memory-exhausted", 503;
     /// The client has not read its response for too long (`--reader-timeout`).
     ReaderStopped = "reader-stopped", 0;
     /// The client has no mesh identity and the workload is strict.

@@ -127,7 +127,7 @@ const NO_TRAILERS: [&str; 9] = [
 ];
 /// In a request, also what says who asks, or how the content is to be read: an app that merges
 /// trailers into its header fields would believe them.
-const NO_REQUEST_TRAILERS: [&str; 7] = [
+const NO_REQUEST_TRAILERS: [&str; 10] = [
     "authorization",
     "proxy-authorization",
     "cookie",
@@ -135,6 +135,9 @@ const NO_REQUEST_TRAILERS: [&str; 7] = [
     "content-range",
     "content-type",
     "expect",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "forwarded",
 ];
 
 /// Whether a field may be a trailer of a request (`of_request`) or of a response.

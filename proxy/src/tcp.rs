@@ -494,7 +494,7 @@ impl Broken {
         match self {
             Self::Client => Reason::ClientGone,
             Self::Upstream => Reason::UpstreamReset,
-            Self::NoMemory => Reason::Overload,
+            Self::NoMemory => Reason::MemoryExhausted,
         }
     }
 }

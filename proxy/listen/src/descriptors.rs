@@ -6,7 +6,7 @@ use tracing::warn;
 
 /// Most descriptors that are asked for: some machines allow more than a process could ever use.
 const MOST: u64 = 1 << 20;
-/// Descriptors kept for files, for calls to the API server and the controller, and for clients that ask
+/// Descriptors kept for files, calls to the API server and the controller, and clients that ask
 /// the admin port.
 const RESERVE: u64 = 256;
 

@@ -448,7 +448,7 @@ impl Forward<'_> {
                 (complete(Some(Reason::ReaderStopped)), After::Cut)
             }
             Fate::Interrupted(Interrupt::NoMemory) => {
-                (complete(Some(Reason::Overload)), After::Cut)
+                (complete(Some(Reason::MemoryExhausted)), After::Cut)
             }
         }
     }

@@ -112,6 +112,7 @@ where
             After::Close => break,
             After::Cut => return Some(connection.io),
             After::Tunnel(mut upstream) => {
+                memory.shrink(0);
                 let broken = tcp::copy(
                     &mut connection,
                     &mut upstream.connection,
@@ -211,6 +212,10 @@ where
             connection.read.advance(2);
         }
     };
+    // A head that came in one piece is charged as one that is waited for.
+    if end > SMALL_HEAD && !memory.grow(Use::Head, 2 * end) {
+        return Err(NoRequest::Refused(Reason::Overload));
+    }
     let parsed = request.parse(&connection.read[..end]);
     connection.read.advance(end);
     parsed.map_err(|error| refusal(&error))?;

@@ -90,6 +90,16 @@ impl Failed {
         }
     }
 
+    /// The budget of memory has no room for what waits. The endpoint may have begun with it.
+    pub fn no_memory(outcome: AttemptOutcome) -> Self {
+        Self {
+            failure: Failure::Reset,
+            reason: Reason::MemoryExhausted,
+            reset: None,
+            outcome,
+        }
+    }
+
     fn no_connection(refusal: Refusal) -> Self {
         Self::never_sent(refusal.failure(), refusal.reason, refusal.outcome())
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
 use super::paced::{Paced, Turn};
@@ -276,7 +277,8 @@ impl Driver {
             return false;
         }
         let due = self.tick.as_mut().poll(cx).is_ready();
-        self.is_armed = !due;
+        // Without budget nothing was registered.
+        self.is_armed = !due && has_budget_remaining();
         due
     }
 

@@ -233,7 +233,12 @@ impl Forward<'_> {
                 Err(interrupt) => interrupt,
             };
             attempt.send.send_reset(interrupt.code());
-            in_flight.finish(interrupt.outcome(), sent);
+            let outcome = interrupt.outcome();
+            in_flight.finish(outcome, sent);
+            if matches!(interrupt, Interrupt::NoMemory) {
+                // `overload` would tell the client's sidecar that nothing has reached the app.
+                return Err(Unanswered::Failed(Failed::no_memory(outcome)));
+            }
             return Err(Unanswered::Interrupted(interrupt));
         }
     }
@@ -321,8 +326,8 @@ impl Forward<'_> {
                         Some(reason)
                     }
                     Interrupt::NoMemory => {
-                        break_off(client, &mut send, None, Reason::Overload);
-                        Some(Reason::Overload)
+                        break_off(client, &mut send, None, Reason::MemoryExhausted);
+                        Some(Reason::MemoryExhausted)
                     }
                 }
             }

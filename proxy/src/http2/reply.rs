@@ -118,6 +118,7 @@ pub(crate) const fn grpc_status(reason: Reason) -> u16 {
         | Reason::UpstreamReset
         | Reason::ResponseTruncated
         | Reason::Overload
+        | Reason::MemoryExhausted
         | Reason::ShuttingDown => UNAVAILABLE,
     }
 }

@@ -13,6 +13,7 @@ use h2::server::Connection;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::head::HEAD_ROOM;
@@ -208,8 +209,10 @@ async fn accept_streams<S>(
             if armed && !timer.is_elapsed() {
                 return Poll::Pending;
             }
-            armed = true;
-            timer.as_mut().poll(cx).map(|()| Event::Timer)
+            let fired = timer.as_mut().poll(cx);
+            // Without budget nothing was registered.
+            armed = has_budget_remaining();
+            fired.map(|()| Event::Timer)
         })
         .await;
         armed = false;

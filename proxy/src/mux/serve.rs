@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -86,7 +87,13 @@ where
             connection.leave();
         }
         if validity == Validity::Overdue {
-            return Poll::Ready(false);
+            let in_order = connection.is_unused();
+            if !in_order {
+                // What is under way may have reached the app: an end in order would say the
+                // opposite, and have it sent again.
+                connection.finish(Over::Broken(ErrorKind::TimedOut));
+            }
+            return Poll::Ready(!in_order);
         }
         match connection.is_finished() {
             true => Poll::Ready(false),

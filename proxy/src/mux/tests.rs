@@ -1,17 +1,23 @@
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use proptest::prelude::*;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
 use tokio::task::{JoinHandle, spawn_local};
 
 use super::connection::{Over, Side};
 use super::driver::Driver;
 use super::frame::{HEADER, Header, Kind};
 use super::*;
-use crate::http2::tests::fixture::run;
+use crate::http2::tests::fixture::{ANYWHERE, CLIENT, Setup, run};
+use crate::session::Session;
 
 /// What the operating system would hold between both ends, in bytes.
 const PIPE: usize = 64 * 1024;
@@ -394,6 +400,68 @@ fn a_peer_that_is_asked_whether_it_is_there_answers() {
         assert_eq!(answer, frame(Kind::Pong, 0, 0, b""));
         assert!(!server.over.is_finished());
     });
+}
+
+#[test]
+fn what_is_under_way_when_a_certificate_is_overdue_does_not_end_in_order() {
+    run(async {
+        // An app that takes requests and never answers.
+        let app = crate::testing::listener().await;
+        let mut setup = Setup::new(&[app.local_addr().expect("an address")]);
+        setup.limits.drain_timeout = Duration::from_millis(100);
+        let mesh = setup.start();
+        let session = |left: Duration| {
+            let (worker, cell) = (mesh.worker.clone(), mesh.cell.clone());
+            Session::inbound(worker, cell, CLIENT.into(), ANYWHERE).expiring(left)
+        };
+        for (left, uses, in_order) in [(50, false, true), (2_000, true, false)] {
+            let (ours, theirs) = duplex(PIPE);
+            let shut = Rc::<Cell<bool>>::default();
+            let theirs = Watched(theirs, shut.clone());
+            spawn_local(serve(session(Duration::from_millis(left)), theirs));
+            let client = client(ours);
+            let stream = client.connection.open_stream().filter(|_| uses);
+            if let Some(mut stream) = stream {
+                let request = b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n";
+                stream.write_all(request).await.expect("written");
+                let _ended = stream.read_to_end(&mut Vec::new()).await;
+            }
+            client.over.await.expect("a task");
+            assert_eq!(shut.get(), in_order, "{left}");
+        }
+    });
+}
+
+/// Tells whether it was shut down: over TLS, that the end was in order.
+struct Watched(DuplexStream, Rc<Cell<bool>>);
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.1.set(true);
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 #[test]

@@ -221,6 +221,11 @@ impl Framed {
         matches!(timeout(RESET_PATIENCE, reset).await, Ok(Ok(())))
     }
 
+    /// A RESET has been said: an end in order after it tells the peer that no other OPEN was taken.
+    pub fn has_reset(&self) -> bool {
+        self.way_out.reset
+    }
+
     /// From the peer to the app.
     fn poll_back<A, B>(
         &mut self,
@@ -234,6 +239,8 @@ impl Framed {
     {
         while !self.received {
             if self.unframing.ended() == Some(Ended::Reset) {
+                // What came before it is the app's as far as there is room.
+                let _ = app.poll_send(cx);
                 return Poll::Ready(Err(Broken::PeerApp));
             }
             ready!(app.poll_send(cx)).map_err(|_| Broken::App)?;

@@ -71,14 +71,41 @@ where
         let Destination::Logical(logical) = &*destination else {
             return Some(peer.io);
         };
-        if !carry(session, logical, &mut peer).await {
-            return Some(peer.io);
+        match carry(session, logical, &mut peer).await {
+            Next::Open => {}
+            Next::End => {
+                peer.close().await;
+                return None;
+            }
+            Next::Break => return Some(peer.io),
         }
         peer.shrink();
         is_new = false;
         timer
             .as_mut()
             .reset(Instant::now() + limits.keep_alive_idle);
+    }
+}
+
+/// What becomes of a peer's connection after one of its app's.
+enum Next {
+    Open,
+    /// Another OPEN may be on its way behind what is not waited for: the peer sends it again.
+    End,
+    Break,
+}
+
+impl Next {
+    /// After the app's connection has broken, or has not come about.
+    async fn after_reset<S>(mut framed: Framed, peer: &mut Buffered<S>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        match framed.is_reusable_after_reset(peer).await {
+            true => Self::Open,
+            false if framed.has_reset() => Self::End,
+            false => Self::Break,
+        }
     }
 }
 
@@ -105,8 +132,8 @@ where
 }
 
 /// Carries one connection of the peer's app to the app of this pod, until the peer's certificate is
-/// overdue. False: `peer` must be reset.
-async fn carry<S>(session: &Session, logical: &Logical, peer: &mut Buffered<S>) -> bool
+/// overdue.
+async fn carry<S>(session: &Session, logical: &Logical, peer: &mut Buffered<S>) -> Next
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -123,7 +150,10 @@ where
         Ok(connected) => connected,
         Err(reason) => {
             metrics.closed(Some(reason));
-            return reason != Reason::ClientGone && framed.is_reusable_after_reset(peer).await;
+            return match reason {
+                Reason::ClientGone => Next::Break,
+                _ => Next::after_reset(framed, peer).await,
+            };
         }
     };
     // A peer may have opened the connection for an app that has said nothing yet, and turned out to
@@ -144,7 +174,7 @@ where
     });
     let Some(broken) = ended.await.err() else {
         metrics.closed(None);
-        return true;
+        return Next::Open;
     };
     tracing::debug!(?broken, "an app's connection broke");
     app.io.reset();
@@ -155,7 +185,7 @@ where
         }
     });
     match broken {
-        Broken::App | Broken::PeerApp => framed.is_reusable_after_reset(peer).await,
-        Broken::Peer(_) | Broken::Stale => false,
+        Broken::App | Broken::PeerApp => Next::after_reset(framed, peer).await,
+        Broken::Peer(_) | Broken::Stale => Next::Break,
     }
 }

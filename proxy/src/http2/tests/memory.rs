@@ -186,7 +186,7 @@ fn uploads_that_an_app_does_not_read_are_charged() {
         let refused = refused.expect("a response");
         assert_eq!(
             (refused.status, refused.header("naru-reason")),
-            (503, "overload")
+            (503, "memory-exhausted")
         );
         sending.abort_all();
         drop(client);
