@@ -85,7 +85,8 @@ pub struct Reaper {
 }
 
 impl Reaper {
-    /// Starts a process by `spawn`, which may take a while and must be called where that is no harm.
+    /// Starts a process by `spawn`, which may take a while and must be called where that is no
+    /// harm.
     pub fn spawn(&self, spawn: impl FnOnce() -> io::Result<Child>) -> io::Result<Process> {
         // Held while it starts: should it end at once, `reap` waits until it is known.
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

@@ -14,7 +14,7 @@ use socket2::{SockRef, Socket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use super::network::FORWARDER_PORT;
+use super::address::FORWARDER_PORT;
 
 /// Connections at once: more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4_096;

@@ -1,9 +1,12 @@
-//! The controller's process, and where it and the node leave things for each other.
+//! The controller's process. In: the plan. Out: a controller that is kept running, and the trust
+//! anchors that it wrote.
+
+mod log;
 
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +15,14 @@ use anyhow::{Context, bail};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::probe::blocking;
-use super::quiet_http;
-use super::reaper::{Process, Reaper};
+use super::files::{self, OBJECTS, PUBLIC_KEY, STATE, last_lines, open_log};
+use super::plan::{Mtls, Plan};
+use super::process::{Process, Reaper, blocking};
 use super::report::Report;
-use super::supervise::{last_lines, open_log};
-use super::{Mtls, Plan, token};
+use super::token;
+use crate::quiet_http;
 
-/// What the node tells the controller, beside the manifests.
-pub const OBJECTS: &str = "/run/naru/objects";
-/// A directory for each pod.
-pub const PODS: &str = "/run/naru/pods";
-pub const LOGS: &str = "/run/naru/logs";
-const STATE: &str = "/run/naru/controller";
-const PUBLIC_KEY: &str = "/run/naru/token.pub";
+pub use log::ControllerLog;
 
 pub const CONTROLLER_PORT: u16 = 15_010;
 const ADMIN_PORT: u16 = 15_014;
@@ -36,31 +33,6 @@ const START: Duration = Duration::from_secs(60);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How often the trust anchors are looked at: they change once in months.
 const ANCHORS_PERIOD: Duration = Duration::from_secs(5);
-
-/// Makes the directories. The tmpfs that they are in is the sandbox's own.
-pub fn prepare(public_key: &str) -> io::Result<()> {
-    for directory in [OBJECTS, PODS, LOGS, STATE] {
-        fs::create_dir_all(directory)?;
-    }
-    fs::write(PUBLIC_KEY, public_key)
-}
-
-/// The log file of a process.
-pub fn log(name: &str) -> PathBuf {
-    Path::new(LOGS).join(format!("{name}.log"))
-}
-
-/// Copies logs and objects to where a person can look at them later.
-pub fn keep(directory: &Path) -> anyhow::Result<()> {
-    for (from, to) in [(LOGS, "logs"), (OBJECTS, "objects")] {
-        let to = directory.join(to);
-        fs::create_dir_all(&to).with_context(|| format!("making {}", to.display()))?;
-        for entry in fs::read_dir(from)?.flatten() {
-            fs::copy(entry.path(), to.join(entry.file_name()))?;
-        }
-    }
-    Ok(())
-}
 
 /// Starts the controller, waits until it is ready, and keeps it running. Its trust anchors are in
 /// `sender` from then on.
@@ -83,7 +55,7 @@ pub async fn start(
             tokio::time::sleep(ASK_AGAIN).await;
         }
     };
-    let log = log("naru-controller");
+    let log = files::log("naru-controller");
     let found = tokio::select! {
         ready = tokio::time::timeout(START, ready) => ready.map_err(|_| {
             format!("it was not ready within {} s", START.as_secs())
@@ -135,7 +107,7 @@ pub async fn start(
 }
 
 async fn spawn(plan: &Plan, reaper: &Reaper) -> io::Result<Process> {
-    let log = open_log(&log("naru-controller"))?;
+    let log = open_log(&files::log("naru-controller"))?;
     let mut command = Command::new(&plan.controller);
     command
         .arg("run")

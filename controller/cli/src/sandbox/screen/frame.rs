@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn all_is_shown_where_there_is_room() {
-        let all = "head1 head2 row1 row2 row3  pod1 pod2 pod3 pod4  hint1 hint2  message1 message2 message3 message4 message5";
+        let all = "head1 head2 row1 row2 row3  pod1 pod2 pod3 pod4  hint1 hint2  message1 \
+            message2 message3 message4 message5";
         assert_eq!(fit(19), all);
         assert_eq!(fit(100), all);
     }

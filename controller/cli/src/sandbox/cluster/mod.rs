@@ -2,6 +2,8 @@
 //! objects written, names and forwarding brought up to date. It runs on the node's own task; every
 //! change ends in [`Cluster::reconcile`].
 
+mod store;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,17 +12,15 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::sync::watch;
 
-use super::control_plane;
-use super::dns::{Data, Names, ZONE};
-use super::forward;
-use super::manifest::Objects;
-use super::names;
-use super::namespaces::Namespaces;
-use super::network::Addressing;
-use super::objects::{self, Store};
-use super::pod::{self, Event, Kubelet, Pod, Status};
-use super::services::{ClusterIps, Family, Member, Service};
-use super::workload::{Desired, Existing, Kind, next_steps};
+use super::files;
+use super::network::dns::{Data, Names, ZONE};
+use super::network::{Addressing, Family, forward};
+use super::objects::{
+    ClusterIps, Desired, Existing, Kind, Member, Objects, Pod, Service, names, next_steps,
+};
+use super::pod::{self, Event, Kubelet, Status};
+use super::process::Namespaces;
+use store::Store;
 
 /// Pods at once: each is a few processes on one machine.
 pub const MAX_PODS: usize = 250;
@@ -97,7 +97,7 @@ impl Cluster {
             pods: BTreeMap::new(),
             addressing,
             ips: ClusterIps::default(),
-            store: Store::new(Path::new(control_plane::OBJECTS)),
+            store: Store::new(Path::new(files::OBJECTS)),
             names,
             forwarding,
             born: 0,
@@ -277,8 +277,8 @@ impl Cluster {
         );
     }
 
-    /// The hash that the workload's pods ought to have, and whether they get a sidecar: pods with and
-    /// without one are different pods.
+    /// The hash that the workload's pods ought to have, and whether they get a sidecar: pods with
+    /// and without one are different pods.
     fn hash(&self, desired: &Desired) -> (String, bool) {
         let own = desired.template.annotations.get(INJECT);
         let inherited = self
@@ -338,12 +338,8 @@ impl Cluster {
         }
         for entry in self.pods.values() {
             let running = !matches!(entry.status, Status::Starting("waiting" | "network"));
-            objects.push(objects::pod(
-                &entry.pod,
-                running,
-                entry.ready(),
-                entry.ending,
-            ));
+            let object = entry.pod.object(running, entry.ready(), entry.ending);
+            objects.push(object);
         }
         self.store
             .replace(&objects)

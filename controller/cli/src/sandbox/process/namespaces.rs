@@ -65,7 +65,8 @@ impl Namespaces {
     pub fn spawn(&self, mut command: Command) -> io::Result<Child> {
         let open = self.open.clone();
         on_a_thread(move || {
-            // A mount namespace can be entered only by a thread whose root and directory are its own.
+            // A mount namespace can be entered only by a thread whose root and directory are its
+            // own.
             unshare(CloneFlags::CLONE_FS)?;
             setns(&open.network, CloneFlags::CLONE_NEWNET)?;
             setns(&open.uts, CloneFlags::CLONE_NEWUTS)?;

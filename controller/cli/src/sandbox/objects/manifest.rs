@@ -1,6 +1,6 @@
 //! The directory of manifests and those below: read whole at start, again whenever something in it
-//! changes, and from time to time. A file that does not hold keeps its last good objects in force, and
-//! is reported with its line or field. Which files count is as the controller has it.
+//! changes, and from time to time. A file that does not hold keeps its last good objects in force,
+//! and is reported with its line or field. Which files count is as the controller has it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,9 +14,9 @@ use notify::{RecursiveMode, Watcher};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use super::container::Template;
 use super::names::template_hash;
 use super::services::Service;
+use super::template::Template;
 use super::workload::{Desired, Kind};
 
 /// The largest manifest file, in bytes: etcd takes objects of 1.5 MiB.
@@ -435,7 +435,8 @@ spec:
 
     #[test]
     fn other_kinds_and_empty_documents_are_passed_over() {
-        let text = "---\n# nothing\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: r }\n---\n";
+        let text = "---\n# nothing\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: \
+            HTTPRoute\nmetadata: { name: r }\n---\n";
         assert!(parse(text.as_bytes()).unwrap().is_empty());
     }
 

@@ -2,7 +2,6 @@
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -13,17 +12,16 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::sethostname;
 use serde::{Deserialize, Serialize};
 
-use super::dns::ZONE;
-use super::network::NODE_V4;
-use super::pod::Pod;
-
 /// How large a pod's /run may become: a few sockets, pid files and small caches.
 const RUN_SIZE: &str = "mode=0755,size=64m";
 /// The files that name resolution reads, and that are the pod's own.
 const ETC: [&str; 3] = ["resolv.conf", "hosts", "nsswitch.conf"];
 
-/// Where a pod finds the programs that lie beside this one, and its sidecar: a pod's users can enter
-/// these directories, and not always those that the programs were built in (in /root, mostly).
+/// Where a pod finds its token and the trust anchors.
+pub const SECRETS: &str = "/run/secrets/naru";
+/// Where a pod finds the programs that lie beside this one, and its sidecar: a pod's users can
+/// enter these directories, and not always those that the programs were built in (in /root,
+/// mostly).
 pub const PROGRAMS: &str = "/run/naru/bin";
 pub const PROXY: &str = "/run/naru/naru-proxy";
 
@@ -32,43 +30,11 @@ pub const PROXY: &str = "/run/naru/naru-proxy";
 pub struct Mounts {
     pub name: String,
     pub hostname: String,
-    /// What [`write`] has filled.
+    /// What the kubelet has filled: the files of [`ETC`], and `secrets`.
     pub directory: PathBuf,
     /// The directory of this program, and the sidecar's program.
     pub programs: PathBuf,
     pub proxy: PathBuf,
-}
-
-/// Writes what a pod will see.
-pub fn write(directory: &Path, pod: &Pod) -> io::Result<()> {
-    fs::create_dir_all(directory.join("secrets"))?;
-    let namespace = &pod.namespace;
-    let resolv = format!(
-        "nameserver {NODE_V4}\nsearch {namespace}.svc.{ZONE} svc.{ZONE} {ZONE}\noptions ndots:5\n"
-    );
-    let mut hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
-    let mut names = pod.name.clone();
-    if let Some(subdomain) = &pod.template.subdomain {
-        names = format!("{0}.{subdomain}.{namespace}.svc.{ZONE} {0}", pod.name);
-    }
-    hosts.push_str(&format!("{} {names}\n", pod.addresses.v4));
-    if let Some(v6) = pod.addresses.v6 {
-        hosts.push_str(&format!("{v6} {names}\n"));
-    }
-    fs::write(directory.join("resolv.conf"), resolv)?;
-    fs::write(directory.join("hosts"), hosts)?;
-    // The machine's own may ask services that know nothing of the pod's names.
-    let switch = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
-    let mut own = String::new();
-    for line in switch
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("hosts:"))
-    {
-        own.push_str(line);
-        own.push('\n');
-    }
-    own.push_str("hosts: files dns\n");
-    fs::write(directory.join("nsswitch.conf"), own)
 }
 
 impl Mounts {
@@ -103,8 +69,8 @@ impl Mounts {
                 }
             }
         }
-        fs::create_dir_all(super::pod::SECRETS)?;
-        bind(&secrets, Path::new(super::pod::SECRETS))?;
+        fs::create_dir_all(SECRETS)?;
+        bind(&secrets, Path::new(SECRETS))?;
         fs::create_dir_all(PROGRAMS)?;
         bind(&held(&self.programs)?, Path::new(PROGRAMS))?;
         File::create(PROXY)?;
@@ -125,8 +91,10 @@ pub fn private() -> anyhow::Result<()> {
 /// A /proc of the processes of this PID namespace.
 pub fn proc() -> anyhow::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>)
-        .context("mounting /proc (a container that hides parts of it needs --privileged, or --security-opt systempaths=unconfined)")
+    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).context(
+        "mounting /proc (a container that hides parts of it needs --privileged, or \
+            --security-opt systempaths=unconfined)",
+    )
 }
 
 /// A fresh /run (and /var/run, which is the same nearly everywhere).
@@ -146,7 +114,8 @@ pub fn run(options: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where a file of /etc really is. One that should be in /run, where the machine's is hidden now, is made.
+/// Where a file of /etc really is. One that should be in /run, where the machine's is hidden now,
+/// is made.
 fn place(target: &Path) -> anyhow::Result<PathBuf> {
     let mut place = target.to_owned();
     for _ in 0..MAX_LINKS {

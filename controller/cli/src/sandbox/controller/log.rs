@@ -1,5 +1,6 @@
-//! What of the controller's log is for the person who edits manifests: its warnings and errors, which
-//! nobody would look for in a file. In: the log as it grows. Out: lines without what only machines read.
+//! What of the controller's log is for the person who edits manifests: its warnings and errors,
+//! which nobody would look for in a file. In: the log as it grows. Out: lines without what only
+//! machines read.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -22,8 +23,8 @@ impl ControllerLog {
         }
     }
 
-    /// What has been written since the last look. `known` are files of which it was said already that
-    /// something is wrong with them.
+    /// What has been written since the last look. `known` are files of which it was said already
+    /// that something is wrong with them.
     pub fn news<'a>(&mut self, known: impl Iterator<Item = &'a Path>) -> Vec<String> {
         let known: Vec<String> = known.map(|path| path.display().to_string()).collect();
         // It will be there next time.
@@ -52,8 +53,8 @@ impl ControllerLog {
     }
 }
 
-/// The message of a warning or an error: `TIME LEVEL MODULE: MESSAGE FIELDS`. The fields of a manifest's
-/// problem are in its message as well.
+/// The message of a warning or an error: `TIME LEVEL MODULE: MESSAGE FIELDS`. The fields of a
+/// manifest's problem are in its message as well.
 fn words(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once(' ')?;
     let rest = rest.trim_start();
@@ -69,7 +70,8 @@ mod tests {
     #[test]
     fn warnings_and_errors_are_told_once_and_without_what_is_known() {
         let path = std::env::temp_dir().join(format!("naru-log-{}", std::process::id()));
-        let wrong = "T ERROR naru_controller::source::files: manifest /m/a.yaml, line 18: x: invalid file=/m/a.yaml line=18\n";
+        let wrong = "T ERROR naru_controller::source::files: manifest /m/a.yaml, line 18: x: \
+            invalid file=/m/a.yaml line=18\n";
         let begun = "T  WARN naru_controller::compile: route is not accepted object=r";
         std::fs::write(&path, format!("T  INFO a: b\n{wrong}{begun}")).unwrap();
         let mut log = ControllerLog::new(&path);

@@ -1,8 +1,7 @@
 //! One container: started, probed, restarted with growing pauses, and stopped in order.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -11,15 +10,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::backoff::Backoff;
-use super::probe::{Prober, Probes, Verdict, blocking};
-use super::reaper::{Exit, Process};
-use super::report::Report;
-use super::stage::{self, Exec, Stage};
-
-/// How many of a container's last lines are shown when it ended badly.
-const SHOWN_LINES: usize = 8;
-/// How much of the end of a log is looked at for them, in bytes.
-const TAIL: u64 = 4 * 1024;
+use super::probe::{Prober, Probes, Verdict};
+use crate::sandbox::files::{last_lines, open_log};
+use crate::sandbox::process::{self, Exec, Exit, Process, Stage, blocking};
+use crate::sandbox::report::Report;
 
 /// What a container is to be.
 #[derive(Clone)]
@@ -144,7 +138,7 @@ impl Runnable {
     /// Starts it with its output appended to its log.
     pub async fn start(&self) -> io::Result<Process> {
         let log = open_log(&self.log)?;
-        let mut command = stage::command(&self.prober.naru, &Stage::Exec(self.exec.clone()));
+        let mut command = process::command(&self.prober.naru, &Stage::Exec(self.exec.clone()));
         command
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log));
@@ -175,25 +169,4 @@ impl Runnable {
 pub async fn asked(stop: &mut watch::Receiver<bool>) {
     // Either way it is time.
     let _holder = stop.wait_for(|stop| *stop).await;
-}
-
-/// Opens a log so that it may be cut while it is written.
-pub fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
-}
-
-/// The end of a log.
-pub fn last_lines(log: &Path) -> Vec<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    let read = || -> io::Result<String> {
-        let mut file = File::open(log)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-        let mut bytes = Vec::new();
-        file.take(TAIL).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let text = read().unwrap_or_default();
-    let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-    lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec()
 }

@@ -9,9 +9,10 @@ use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::network::Addresses;
+use crate::sandbox::network::Addresses;
 
-/// The user of the sidecars, whose connections the redirect rules let through: no container may be it.
+/// The user of the sidecars, whose connections the redirect rules let through: no container may be
+/// it.
 pub const PROXY_UID: u32 = 1337;
 /// Kubernetes' default.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
@@ -377,7 +378,8 @@ fn user(uid: Option<i64>, gid: Option<i64>) -> anyhow::Result<Option<(u32, u32)>
     let uid = number("runAsUser", uid)?;
     ensure!(
         uid != PROXY_UID,
-        "securityContext.runAsUser: {PROXY_UID} is the sidecar's own, whose connections no rule redirects"
+        "securityContext.runAsUser: {PROXY_UID} is the sidecar's own, whose connections no rule \
+         redirects"
     );
     let gid = match gid {
         Some(gid) => number("runAsGroup", gid)?,
@@ -462,7 +464,8 @@ mod tests {
             "env": [
                 { "name": "IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },
                 { "name": "URL", "value": "http://$(IP)/$(LATER)" },
-                { "name": "APP", "valueFrom": { "fieldRef": { "fieldPath": "metadata.labels['app']" } } },
+                { "name": "APP",
+                    "valueFrom": { "fieldRef": { "fieldPath": "metadata.labels['app']" } } },
             ],
         }] }))
         .unwrap();

@@ -1,5 +1,14 @@
-//! What a person sees while the mesh runs: what is up, and then figures, on a terminal as a table that
-//! is drawn anew, elsewhere as a few lines now and then.
+//! What a person sees while the mesh runs: what is up, and then figures, on a terminal as a table
+//! that is drawn again and again, elsewhere as a few lines now and then.
+//!
+//! # Floors
+//!
+//! ```text
+//! frame metrics      lines that fit on a terminal, figures out of what proxies expose
+//! ```
+
+mod frame;
+mod metrics;
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
@@ -10,12 +19,12 @@ use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::cluster::{Cluster, Entry};
-use super::frame::{Frame, USUAL};
-use super::metrics::{Key, Meter, Signals};
+use super::objects::Service;
 use super::pod::{PROXY_ADMIN_PORT, Status};
-use super::quiet_http;
 use super::report::Report;
-use super::services::Service;
+use crate::quiet_http;
+use frame::{Frame, USUAL};
+use metrics::{Key, Meter, Signals};
 
 /// How long a proxy may take to tell its metrics.
 const SCRAPE: Duration = Duration::from_secs(1);
@@ -150,10 +159,12 @@ impl Screen {
         vec![
             "Try next (Ctrl-C ends everything):".to_owned(),
             format!(
-                "  edit a manifest in {manifests}: a weight or a retry of an HTTPRoute holds at once, replicas start and stop pods"
+                "  edit a manifest in {manifests}: a weight or a retry of an HTTPRoute holds at \
+                 once, replicas start and stop pods"
             ),
             format!(
-                "  {naru} sandbox --manifests {manifests} --in {workload} -- bash      a shell in a pod of a sandbox of its own"
+                "  {naru} sandbox --manifests {manifests} --in {workload} -- bash      a shell in \
+                 a pod of a sandbox of its own"
             ),
         ]
     }
@@ -176,7 +187,8 @@ fn size() -> (usize, usize) {
     }
 }
 
-const HEAD: &str = "SERVICE, and its routes                              req/s  success      p50      p95      p99  retries/s   TCP bytes/s";
+const HEAD: &str = "SERVICE, and its routes                              req/s  success      \
+    p50      p95      p99  retries/s   TCP bytes/s";
 
 fn table_row(key: &Key, signals: &Signals, seconds: f64) -> String {
     let name = match key.route.as_str() {

@@ -72,7 +72,8 @@ impl Signals {
         (self.responses > 0.0).then(|| 100.0 * (1.0 - self.failures / self.responses))
     }
 
-    /// The time in seconds within which a share of the responses was done, as Prometheus' histogram_quantile has it.
+    /// The time in seconds within which a share of the responses was done, as Prometheus'
+    /// histogram_quantile has it.
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let total = *self.buckets.values().next_back()?;
         if total <= 0.0 {
@@ -117,7 +118,8 @@ impl Meter {
                     continue;
                 };
                 let series = line.rsplit_once(' ').map_or(line, |(series, _)| series);
-                // What a pod did before it was first seen was not now; one that has started anew begins at 0.
+                // What a pod did before it was first seen was not now; one that has started anew
+                // begins at 0.
                 let change = match before.map(|before| before.get(series)) {
                     Some(Some(before)) if *before <= sample.value => sample.value - before,
                     Some(_) => sample.value,
@@ -255,7 +257,8 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 mod tests {
     use super::*;
 
-    const LABELS: &str = r#"direction="outbound",namespace="shop",service="catalog",port="80",route="shop/catalog",rule="split",backend="shop/catalog-v1:80""#;
+    const LABELS: &str = "direction=\"outbound\",namespace=\"shop\",service=\"catalog\",\
+        port=\"80\",route=\"shop/catalog\",rule=\"split\",backend=\"shop/catalog-v1:80\"";
 
     fn scrape(good: u32, bad: u32) -> Vec<(String, String)> {
         let text = format!(
@@ -265,7 +268,8 @@ mod tests {
              naru_response_duration_seconds_bucket{{{LABELS},le=\"0.01\"}} {good}\n\
              naru_response_duration_seconds_bucket{{{LABELS},le=\"0.1\"}} {0}\n\
              naru_response_duration_seconds_bucket{{{LABELS},le=\"+Inf\"}} {0}\n\
-             naru_retries_total{{namespace=\"shop\",service=\"catalog\",port=\"80\",route=\"shop/catalog\",outcome=\"sent\"}} {bad}\n\
+             naru_retries_total{{namespace=\"shop\",service=\"catalog\",port=\"80\",\
+             route=\"shop/catalog\",outcome=\"sent\"}} {bad}\n\
              naru_responses_total{{direction=\"inbound\",service=\"\",namespace=\"shop\"}} 99\n",
             good + bad
         );

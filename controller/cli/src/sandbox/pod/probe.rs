@@ -7,11 +7,9 @@ use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::container::{Action, Probe};
-use super::namespaces::Namespaces;
-use super::quiet_http;
-use super::reaper::{Process, Reaper};
-use super::stage::{self, Exec, Stage};
+use crate::quiet_http;
+use crate::sandbox::objects::{Action, Probe};
+use crate::sandbox::process::{self, Exec, Namespaces, Process, Reaper, Stage, blocking};
 
 /// How often a container that has not been ready yet is asked: a person waits for it.
 const EAGER: Duration = Duration::from_millis(100);
@@ -45,7 +43,8 @@ pub struct Probes {
 }
 
 impl Prober {
-    /// Probes a container that has just been started and tells each verdict; ends with [`Verdict::Dead`].
+    /// Probes a container that has just been started and tells each verdict; ends with
+    /// [`Verdict::Dead`].
     pub async fn watch(&self, probes: &Probes, mut tell: impl FnMut(Verdict) + Send) {
         if let Some(startup) = &probes.startup
             && !self.started(startup).await
@@ -167,7 +166,7 @@ impl Prober {
     async fn start(&self, argv: Vec<String>) -> io::Result<Process> {
         let mut exec = self.exec.clone();
         exec.argv = argv;
-        let command = stage::command(&self.naru, &Stage::Exec(exec));
+        let command = process::command(&self.naru, &Stage::Exec(exec));
         let (reaper, namespaces) = (self.reaper.clone(), self.namespaces.clone());
         blocking(move || reaper.spawn(|| namespaces.spawn(command))).await
     }
@@ -199,13 +198,4 @@ impl Prober {
             .connect(SocketAddr::new(address, port))
             .await
     }
-}
-
-/// Does what blocks where it is no harm.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
 }

@@ -1,7 +1,7 @@
 //! From what a Deployment or StatefulSet asks for and the pods that there are to the pods to start
 //! and the pods to stop. Pure.
 
-use super::container::Template;
+use super::template::Template;
 
 /// What a workload asks for.
 #[derive(Clone, Debug)]
@@ -33,7 +33,8 @@ impl Kind {
     }
 }
 
-/// A pod of the workload, as far as this has to know it. Those that are ending count until they are gone.
+/// A pod of the workload, as far as this has to know it. Those that are ending count until they are
+/// gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Existing {
     pub uid: String,
@@ -104,7 +105,8 @@ fn deployment(desired: &Desired, pods: &[Existing], recreate: bool) -> Steps {
     steps
 }
 
-/// In order: a pod starts when those before it are ready, and an old one is replaced from the last on.
+/// In order: a pod starts when those before it are ready, and an old one is replaced from the last
+/// on.
 fn stateful_set(desired: &Desired, pods: &[Existing]) -> Steps {
     let mut steps = Steps::default();
     let at = |ordinal: u32| pods.iter().find(|pod| pod.ordinal == Some(ordinal));

@@ -11,13 +11,14 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getegid, geteuid};
 
-use super::Plan;
 use super::stage::{self, Stage};
+use crate::sandbox::plan::Plan;
 
 /// What the shell adds to a signal's number for the exit code of a process that it ended.
 const SIGNALLED: i32 = 128;
 
-const HELP: &str = "the sandbox needs root, or namespaces for ordinary users. Any one of these helps:\n  \
+const HELP: &str = "the sandbox needs root, or namespaces for ordinary users. Any one of these \
+    helps:\n  \
     - run it as root (sudo)\n  \
     - Debian: sysctl -w kernel.unprivileged_userns_clone=1\n  \
     - Ubuntu 23.10 and later: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0\n  \

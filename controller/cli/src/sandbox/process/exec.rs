@@ -1,45 +1,21 @@
-//! What the sandbox's processes do between `fork` and their real work: this program runs itself
-//! again, with what to do in one argument, enters what is left to enter, and becomes the program.
+//! What a program in a pod does between `fork` and its real work: it enters what is left to enter,
+//! and becomes the program.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::wait::waitpid;
-use nix::unistd::{Gid, Pid, Uid, setgid, setgroups, setpgid, setsid, setuid, tcsetpgrp};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setpgid, setsid, setuid, tcsetpgrp};
 use serde::{Deserialize, Serialize};
-
-use super::{OWN_FAILURE, Plan, node, pod};
 
 /// A shell's exit code for a program that is there and cannot be run.
 const CANNOT_RUN: u8 = 126;
 /// A shell's exit code for a program that is not there.
 const NOT_FOUND: u8 = 127;
-
-/// Flags of the hidden command.
-#[derive(clap::Args, Clone, Debug)]
-pub struct StageArgs {
-    /// For people who look at the list of processes.
-    name: String,
-    /// The rest, as JSON.
-    stage: String,
-}
-
-/// What a process of the sandbox is.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Stage {
-    /// The node itself: PID 1.
-    Node(Box<Plan>),
-    /// The process that holds a pod's namespaces: PID 1 of the pod.
-    Pod(pod::Mounts),
-    /// A program in a pod.
-    Exec(Exec),
-}
 
 /// A program to become.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -75,74 +51,8 @@ pub enum Terminal {
     Foreground,
 }
 
-/// The command that runs a stage. Its environment is empty.
-pub fn command(naru: &Path, stage: &Stage) -> Command {
-    let name = match stage {
-        Stage::Node(_) => "node",
-        Stage::Pod(mounts) => &mounts.name,
-        Stage::Exec(exec) => &exec.name,
-    };
-    let mut command = Command::new(naru);
-    command
-        .arg("sandbox-stage")
-        .arg(name)
-        .arg(serde_json::to_string(stage).unwrap_or_default())
-        .env_clear()
-        .stdin(Stdio::null());
-    // A person's own settings for this program reach the node, and nothing else does.
-    if let Stage::Node(_) = stage {
-        let kept = ["TERM", "RUST_BACKTRACE"].into_iter();
-        command.envs(kept.filter_map(|name| Some((name, std::env::var_os(name)?))));
-    }
-    command
-}
-
-/// Runs a stage.
-pub fn run(args: StageArgs) -> ExitCode {
-    let failed = |error: anyhow::Error| {
-        eprintln!("naru sandbox: {}: {error:#}", args.name);
-        ExitCode::from(OWN_FAILURE)
-    };
-    let stage = match serde_json::from_str(&args.stage) {
-        Ok(stage) => stage,
-        Err(error) => return failed(anyhow::Error::from(error)),
-    };
-    // The process outside waits for signals, and has them blocked. The node leaves them so until it
-    // listens: one that came before would be lost, for PID 1 dies of none that it does not handle.
-    if !matches!(stage, Stage::Node(_))
-        && let Err(error) = SigSet::all().thread_unblock()
-    {
-        return failed(error.into());
-    }
-    match stage {
-        Stage::Node(plan) => match node::run(*plan) {
-            Ok(code) => ExitCode::from(code),
-            Err(error) => failed(error),
-        },
-        Stage::Pod(mounts) => match pod(&mounts) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(error),
-        },
-        Stage::Exec(exec) => become_program(&exec),
-    }
-}
-
-/// Sets a pod's view of the machine up, says so, and then only buries orphans.
-fn pod(mounts: &pod::Mounts) -> anyhow::Result<()> {
-    mounts.apply()?;
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGCHLD);
-    signals.thread_block()?;
-    std::io::stdout().write_all(b"ready\n")?;
-    loop {
-        // An error says that there is no child: the next one's end is a signal.
-        if waitpid(Pid::from_raw(-1), None).is_err() {
-            signals.wait()?;
-        }
-    }
-}
-
-fn become_program(exec: &Exec) -> ExitCode {
+/// Runs the program in this process. Returns only where that fails.
+pub fn become_program(exec: &Exec) -> ExitCode {
     let error = match prepare(exec) {
         Ok(mut command) => command.exec(),
         Err(error) => {

@@ -1,4 +1,5 @@
-//! The node's name server: Services and pods as in a cluster, and nothing else. It never asks anybody.
+//! The node's name server: Services and pods as in a cluster, and nothing else. It never asks
+//! anybody.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,14 +17,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 
-use super::network::NODE_V4;
+use super::address::NODE_V4;
 
 /// The cluster's domain.
 pub const ZONE: &str = "cluster.local";
 const PORT: u16 = 53;
 /// As CoreDNS has it: a change is seen by everybody soon.
 const TTL_SECONDS: u32 = 5;
-/// An answer by UDP to a client that says nothing of larger ones, and the largest by UDP at all, in bytes.
+/// An answer by UDP to a client that says nothing of larger ones, and the largest by UDP at all, in
+/// bytes.
 const UDP_LEAST: u16 = 512;
 const UDP_MOST: u16 = 1_232;
 /// Connections by TCP at once.
@@ -35,7 +37,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// How long to wait after a socket failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// All names, in lower case and without the last dot. A name with nothing behind it exists all the same.
+/// All names, in lower case and without the last dot. A name with nothing behind it exists all the
+/// same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     names: BTreeMap<String, Vec<Data>>,

@@ -1,28 +1,39 @@
-//! What a meshed pod has beside its containers: the redirect rules and the sidecar. In: the pod and
-//! its annotations. Out: the command lines of `naru-proxy`.
+//! What a meshed pod has besides its containers: the redirect rules and the sidecar. In: the pod
+//! and its annotations. Out: the command lines of `naru-proxy`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::container::{Action, PROXY_UID, Probe};
-use super::control_plane;
-use super::mounts::PROXY;
-use super::network::NODE_V4;
-use super::pod::{Life, PROXY_ADMIN_PORT, SECRETS};
+use super::files;
+use super::kubelet::Kubelet;
 use super::probe::{Prober, Probes};
-use super::stage::{Exec, Terminal, User};
-use super::supervise::{Runnable, last_lines};
+use super::supervise::Runnable;
+use crate::sandbox::controller::{CONTROLLER_IDENTITY, CONTROLLER_PORT};
+use crate::sandbox::files::last_lines;
+use crate::sandbox::network::NODE_V4;
+use crate::sandbox::objects::{Action, PROXY_UID, Pod, Probe};
+use crate::sandbox::process::mounts::{PROXY, SECRETS};
+use crate::sandbox::process::{Exec, Terminal, User};
+
+/// The port on which a sidecar says how it is.
+pub const PROXY_ADMIN_PORT: u16 = 15_020;
 
 /// Marks the sockets of a sidecar that has no user of its own.
 const PROXY_MARK: u32 = 0x6e61;
 /// How long a sidecar may take to finish what is in flight after its pod's containers have ended.
 const PROXY_GRACE: Duration = Duration::from_secs(5);
 
-impl Life<'_> {
+/// The sidecar of a pod.
+pub struct Sidecar<'a> {
+    pub kubelet: &'a Kubelet,
+    pub pod: &'a Pod,
+}
+
+impl Sidecar<'_> {
     /// The sidecar's program, as the node's own user, with arguments.
-    pub(super) fn proxy_exec(&self, name: &str, arguments: Vec<String>) -> Exec {
+    pub fn exec(&self, name: &str, arguments: Vec<String>) -> Exec {
         let mut argv = vec![PROXY.to_owned()];
         argv.extend(arguments);
         Exec {
@@ -42,7 +53,7 @@ impl Life<'_> {
     }
 
     /// Puts the redirect rules in place.
-    pub(super) async fn redirect(&self, prober: &Prober) -> anyhow::Result<()> {
+    pub async fn redirect(&self, prober: &Prober) -> anyhow::Result<()> {
         let mut arguments = vec!["init".to_owned()];
         if self.kubelet.plan.root {
             arguments.push(format!("--proxy-uid={PROXY_UID}"));
@@ -59,10 +70,10 @@ impl Life<'_> {
             }
         }
         let init = Runnable {
-            exec: self.proxy_exec("naru-init", arguments),
+            exec: self.exec("naru-init", arguments),
             probes: Probes::default(),
             grace: Duration::ZERO,
-            log: self.log("naru-init"),
+            log: files::log(self.pod, "naru-init"),
             prober: prober.clone(),
             report: self.kubelet.report.clone(),
         };
@@ -77,18 +88,15 @@ impl Life<'_> {
     }
 
     /// The sidecar as it is kept running.
-    pub(super) fn sidecar(&self, prober: &Prober) -> Runnable {
+    pub fn runnable(&self, prober: &Prober) -> Runnable {
         let plan = &self.kubelet.plan;
         let log = self
             .annotation("naru.dev/log-level")
             .unwrap_or(&plan.proxy_log);
         let mut arguments: Vec<String> = vec![
             "run".to_owned(),
-            format!("--controller={NODE_V4}:{}", control_plane::CONTROLLER_PORT),
-            format!(
-                "--controller-identity={}",
-                control_plane::CONTROLLER_IDENTITY
-            ),
+            format!("--controller={NODE_V4}:{}", CONTROLLER_PORT),
+            format!("--controller-identity={}", CONTROLLER_IDENTITY),
             format!("--trust-anchors={SECRETS}/trust-anchors.pem"),
             format!("--token={SECRETS}/token"),
             format!("--namespace={}", self.pod.namespace),
@@ -108,7 +116,7 @@ impl Life<'_> {
                 arguments.push(format!("--{flag}={value}"));
             }
         }
-        let mut exec = self.proxy_exec("naru-proxy", arguments);
+        let mut exec = self.exec("naru-proxy", arguments);
         if plan.root {
             exec.user = User::Switch {
                 uid: PROXY_UID,
@@ -134,7 +142,7 @@ impl Life<'_> {
                 ..Probes::default()
             },
             grace: PROXY_GRACE,
-            log: self.log("naru-proxy"),
+            log: files::log(self.pod, "naru-proxy"),
             prober: prober.clone(),
             report: self.kubelet.report.clone(),
         }

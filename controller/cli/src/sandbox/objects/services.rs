@@ -8,34 +8,11 @@ use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
-use super::network::{SERVICES_V4, SERVICES_V6};
 use super::pod::Pod;
+use crate::sandbox::network::{Family, NODE_NAME, SERVICES_V4, SERVICES_V6};
 
 /// Addresses of Services count from this one on: the first ones are a cluster's own by custom.
 const FIRST_NUMBER: u16 = 16;
-
-/// A family of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        }
-    }
-}
 
 /// A Service of a manifest.
 #[derive(Clone, Debug)]
@@ -209,7 +186,8 @@ impl Service {
         (member.ready || self.publish_not_ready) && !member.ending
     }
 
-    /// Its EndpointSlices: one for each family, and for each set of port numbers that its pods have.
+    /// Its EndpointSlices: one for each family, and for each set of port numbers that its pods
+    /// have.
     pub fn slices(&self, members: &[Member<'_>], ipv6: bool) -> Vec<(String, Value)> {
         let mut slices = Vec::new();
         for family in self.families(ipv6) {
@@ -263,7 +241,7 @@ impl Service {
                     "serving": member.ready || self.publish_not_ready,
                     "terminating": member.ending,
                 },
-                "nodeName": super::node::NAME,
+                "nodeName": NODE_NAME,
                 "targetRef": {
                     "kind": "Pod",
                     "namespace": member.pod.namespace,
@@ -440,7 +418,7 @@ fn number_of(address: IpAddr) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::pod::tests::pod;
+    use crate::sandbox::objects::pod::tests::pod;
 
     fn service(spec: Value) -> anyhow::Result<Service> {
         let manifest = json!({
