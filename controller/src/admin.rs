@@ -1,7 +1,7 @@
 //! The admin port: metrics, probes, and the log's filter.
 //!
-//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. The number of connections and the time
-//! that each may take are bounded.
+//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. The number of
+//! connections and the time that each may take are bounded.
 
 use std::net::IpAddr;
 use std::time::Duration;

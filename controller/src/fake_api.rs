@@ -1,5 +1,6 @@
-//! A Kubernetes API server in memory, for tests: it lists (by pages or as a stream), watches, reviews tokens, takes writes
-//! with optimistic concurrency, and fails in the ways that a real one does. The command's tests use it as well.
+//! A Kubernetes API server in memory, for tests: it lists (by pages or as a stream), watches,
+//! reviews tokens, takes writes with optimistic concurrency, and fails in the ways that a real one
+//! does. The command's tests use it as well.
 
 #![allow(dead_code)] // No crate uses all of it.
 
@@ -408,7 +409,8 @@ fn key(object: &Value) -> String {
     format!("{}/{}", text("namespace"), text("name"))
 }
 
-/// The path of a kind, and the key of the object in it (with what follows), if the path is that of one.
+/// The path of a kind, and the key of the object in it (with what follows), if the path is that of
+/// one.
 fn collection_of(path: &str) -> (String, Option<String>) {
     match path.split_once("/namespaces/") {
         None => {
@@ -439,7 +441,10 @@ fn line(what: &str, object: &Value) -> Chunk {
 }
 
 pub fn status(code: u16, reason: &str) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason, "reason": reason, "code": code})
+    json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "message": reason, "reason": reason, "code": code,
+    })
 }
 
 fn failure(code: u16, reason: &str) -> Answer {

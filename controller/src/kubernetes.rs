@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use kube::{Client, Config};
 
-/// How long the API server may say nothing on a connection. A watch is ended by it after 60 s, and every other answer is
-/// due at once.
+/// How long the API server may say nothing on a connection. A watch is ended by it after 60 s, and
+/// every other answer is due at once.
 const SILENCE: Duration = Duration::from_secs(75);
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client for the API server of the cluster that this runs in, or of the current context of the kubeconfig.
+/// A client for the API server of the cluster that this runs in, or of the current context of the
+/// kubeconfig.
 pub async fn client() -> Result<Client, Error> {
     let mut config = Config::infer().await.map_err(Box::new)?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);

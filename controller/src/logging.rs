@@ -9,8 +9,9 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
-/// What the client of the Kubernetes API server says of itself: a line for every request that fails. Who makes the requests
-/// says it once. Appended to every filter that does not name these crates.
+/// What the client of the Kubernetes API server says of itself: a line for every request that
+/// fails. Who makes the requests says it once. Appended to every filter that does not name these
+/// crates.
 const QUIET: &str = "kube_client=off,kube_runtime=off";
 
 /// Changes what is logged. Cheap to clone.
@@ -61,7 +62,8 @@ fn parse(filter: &str) -> Result<Targets, FilterError> {
     parse_filter(&format!("{filter},{quiet}")).map_err(FilterError::Parse)
 }
 
-/// Reads a filter as sidecars do: a level, or `MODULE=LEVEL`, or several of them with commas between. Nothing at all is `error`.
+/// Reads a filter as sidecars do: a level, or `MODULE=LEVEL`, or several of them with commas
+/// between. Nothing at all is `error`.
 pub fn parse_filter(filter: &str) -> Result<Targets, ParseError> {
     // What stands between two commas may be nothing, and would be `error` too.
     let directives: Vec<_> = filter.split(',').filter(|one| !one.is_empty()).collect();

@@ -119,7 +119,8 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     tokio::spawn(keeper.run(serve.issuer.clone(), behind, metrics.clone()));
     if let Some((address, options)) = config.inject.webhook(serve.issuer.controller().to_string()) {
         if options.redirection == Redirection::Cni && !options.native_sidecars {
-            // A pod's own init containers would find connections redirected to a sidecar that does not run yet.
+            // A pod's own init containers would find connections redirected to a sidecar that does
+            // not run yet.
             bail!("--redirection cni needs native sidecars (Kubernetes 1.29 or later)");
         }
         let certificate = config.inject.certificate(&serve.issuer);
@@ -250,7 +251,8 @@ fn source(
     let metrics = metrics.clone();
     match config.source() {
         None => bail!(
-            "objects come from --kubernetes or from --manifests, and the latter takes --token-public-key and --token-issuer as well"
+            "objects come from --kubernetes or from --manifests, and the latter takes \
+             --token-public-key and --token-issuer as well"
         ),
         Some(Source::Kubernetes) => {
             let client = client.context("--kubernetes")?;

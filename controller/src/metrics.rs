@@ -1,4 +1,5 @@
-//! What the controller counts. Label sets are small and closed: nothing a peer says becomes a label.
+//! What the controller counts. Label sets are small and closed: nothing a peer says becomes a
+//! label.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,8 +18,8 @@ use prometheus::{
 use crate::inject::Outcome;
 use crate::issuer::InForce;
 
-/// Upper bounds of the push latency's buckets, in seconds. A push over loopback takes about a millisecond, one to a
-/// proxy whose machine is overloaded some seconds.
+/// Upper bounds of the push latency's buckets, in seconds. A push over loopback takes about a
+/// millisecond, one to a proxy whose machine is overloaded some seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
     0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 ];
@@ -229,7 +230,8 @@ impl Metrics {
                 IntGaugeVec::new(
                     Opts::new(
                         "naru_controller_authority_state",
-                        "1 for the state that the mesh's certificate authority is in, 0 for the others.",
+                        "1 for the state that the mesh's certificate authority is in, 0 for the \
+                         others.",
                     ),
                     &["state"],
                 ),
@@ -427,7 +429,8 @@ impl Refused {
             counter: IntCounterVec::new(
                 Opts::new(
                     "naru_controller_connections_refused_total",
-                    "Connections that a listener refused or gave up for others, by the limit that was reached.",
+                    "Connections that a listener refused or gave up for others, by the limit that \
+                     was reached.",
                 ),
                 &["listener", "limit"],
             )?,

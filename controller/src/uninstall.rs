@@ -86,8 +86,8 @@ async fn check(client: &Client) -> anyhow::Result<()> {
         .take(MAX_NAMED)
         .map(|namespace| {
             format!(
-                "  kubectl label namespace {namespace} naru.dev/inject-\n  \
-                 kubectl -n {namespace} rollout restart deployment,statefulset,daemonset\n"
+                "  kubectl label namespace {namespace} naru.dev/inject-\n  kubectl -n {namespace} \
+                 rollout restart deployment,statefulset,daemonset\n"
             )
         })
         .collect();
@@ -98,11 +98,12 @@ async fn check(client: &Client) -> anyhow::Result<()> {
         ));
     }
     bail!(
-        "Naru is not uninstalled: {} pods have sidecars ({}). Without a controller these get no certificates and no endpoints \
-         any more, and calls between them fail within a day. Take them out of the mesh first:\n{}\
-         then uninstall again; to keep Naru, helm rollback to the revision that was deployed, for Helm takes it for half \
-         uninstalled. (helm uninstall --no-hooks goes on regardless, and leaves the certificate authority and the \
-         trust anchors.)",
+        "Naru is not uninstalled: {} pods have sidecars ({}). Without a controller these get no \
+         certificates and no endpoints any more, \
+         and calls between them fail within a day. Take them out of the mesh first:\n\
+         {}then uninstall again; to keep Naru, helm rollback to the revision that was deployed, \
+         for Helm takes it for half uninstalled. (helm uninstall --no-hooks goes on regardless, \
+         and leaves the certificate authority and the trust anchors.)",
         pods.len(),
         sidecars::some(&pods),
         steps.concat()

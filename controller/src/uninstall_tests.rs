@@ -23,7 +23,8 @@ fn args(check: bool) -> UninstallArgs {
 
 fn pod(program: &str) -> Value {
     json!({
-        "metadata": { "namespace": "shop", "name": "web-1", "labels": { "naru.dev/injected": "true" } },
+        "metadata": { "namespace": "shop", "name": "web-1",
+            "labels": { "naru.dev/injected": "true" } },
         "spec": {
             "initContainers": [{ "name": "naru-proxy", "command": [program] }],
             "containers": [{ "name": "web" }],

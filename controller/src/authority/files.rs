@@ -1,4 +1,5 @@
-//! An authority in a directory: files that are replaced whole, also where the machine stops in between.
+//! An authority in a directory: files that are replaced whole, also where the machine stops in
+//! between.
 
 use std::fs;
 use std::io::{self, Write};

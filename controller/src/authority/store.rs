@@ -1,4 +1,5 @@
-//! Where an authority is kept: a Secret that all replicas share, or a directory of one controller's own.
+//! Where an authority is kept: a Secret that all replicas share, or a directory of one controller's
+//! own.
 //!
 //! ```text
 //! Secret                directory        what

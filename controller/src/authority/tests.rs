@@ -347,9 +347,11 @@ fn injected(api: &FakeApi) {
     api.apply(
         PODS,
         json!({
-            "metadata": { "namespace": "shop", "name": "web-1", "labels": { "naru.dev/injected": "true" } },
+            "metadata": { "namespace": "shop", "name": "web-1",
+                "labels": { "naru.dev/injected": "true" } },
             "spec": { "containers": [
-                { "name": "naru-proxy", "command": ["/usr/local/bin/naru-proxy"] }, { "name": "web" },
+                { "name": "naru-proxy", "command": ["/usr/local/bin/naru-proxy"] },
+                { "name": "web" },
             ] },
         }),
     );

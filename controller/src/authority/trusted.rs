@@ -22,10 +22,12 @@ pub enum Make {
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
     #[error(
-        "there is no certificate authority, and {count} pods have sidecars that trust the one that is lost ({some}): another \
-         one is not made, as it would cut them off. Put the Secret back from a backup, and restart the controller; or, \
-         where the authority is lost for good, have another one made with --ca-replace-lost (identity.replaceLost=true in \
-         the chart's values): sidecars then take it by their tokens, once the kubelets have brought them its root"
+        "there is no certificate authority, and {count} pods have sidecars that trust the one that \
+         is lost ({some}): another one is not made, as it would cut them off. Put the Secret back \
+         from a backup, and restart the controller; or, where the authority is lost for good, have \
+         another one made with --ca-replace-lost (identity.replaceLost=true in the chart's \
+         values): sidecars then take it by their tokens, once the kubelets have brought them its \
+         root"
     )]
     Sidecars { count: usize, some: String },
     #[error(transparent)]

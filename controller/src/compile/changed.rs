@@ -1,5 +1,6 @@
-//! What may have changed when an object did. A superset is right: whoever asks compares versions. But it is proportional to
-//! the change, so that one moved pod costs the same in a cluster of any size.
+//! What may have changed when an object did. A superset is right: whoever asks compares versions.
+//! But it is proportional to the change, so that one moved pod costs the same in a cluster of any
+//! size.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};

@@ -80,7 +80,8 @@ impl Catalog {
         }
     }
 
-    /// Without the mirrors that can't be resolved: nothing is sent there, and requests go on without them (Gateway API).
+    /// Without the mirrors that can't be resolved: nothing is sent there, and requests go on
+    /// without them (Gateway API).
     fn filters(
         &self,
         route: &HttpRoute,
@@ -156,8 +157,8 @@ impl Catalog {
         })
     }
 
-    /// A route of a consumer may send to the namespace of the Service that it is about: its clients could do so anyway, and
-    /// it holds for no one else (GEP-1294).
+    /// A route of a consumer may send to the namespace of the Service that it is about: its clients
+    /// could do so anyway, and it holds for no one else (GEP-1294).
     fn may_refer(&self, route: &HttpRoute, service: &Name) -> bool {
         let own = &route.name.namespace;
         service.namespace == *own

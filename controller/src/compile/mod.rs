@@ -1,5 +1,6 @@
-//! Routing tables out of the index. In: what happened to the cluster's objects. Out: which resources may have changed, and
-//! any resource by name, with a version that is a hash of its content. Pure and synchronous.
+//! Routing tables out of the index. In: what happened to the cluster's objects. Out: which
+//! resources may have changed, and any resource by name, with a version that is a hash of its
+//! content. Pure and synchronous.
 
 mod changed;
 mod declared;
@@ -69,7 +70,8 @@ impl Catalog {
         }
     }
 
-    /// Takes a change over. Says what may have changed by it: a superset, but proportional to the change.
+    /// Takes a change over. Says what may have changed by it: a superset, but proportional to the
+    /// change.
     pub fn apply(&mut self, event: Event) -> Vec<Changed> {
         match event {
             Event::Synced => {
@@ -91,8 +93,9 @@ impl Catalog {
         }
     }
 
-    /// The resource of that name as it is now. `None`: there is none. A destination always is one: without a target where
-    /// the address is not in the mesh. Trust anchors are none of the catalog's.
+    /// The resource of that name as it is now. `None`: there is none. A destination always is one:
+    /// without a target where the address is not in the mesh. Trust anchors are none of the
+    /// catalog's.
     pub fn compile(&self, viewer: &Viewer, name: &ResourceName) -> Option<Compiled> {
         match name {
             ResourceName::TrustAnchors => None,

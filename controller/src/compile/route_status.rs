@@ -1,5 +1,6 @@
-//! What is thought of a route, for its status: whether each Service that it names as a parent takes it, and whether its
-//! backends are there. It is what `http_route` and `service` act upon, put into Gateway API's words.
+//! What is thought of a route, for its status: whether each Service that it names as a parent takes
+//! it, and whether its backends are there. It is what `http_route` and `service` act upon, put into
+//! Gateway API's words.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -197,7 +198,8 @@ impl Catalog {
                 match worst {
                     Loss::ToKind(_) => Verdict::no("Conflicted", message),
                     Loss::Opaque => Verdict::no("NoMatchingParent", message),
-                    // Not its own fault, as the conformance suite has it: it waits for the other to go.
+                    // Not its own fault, as the conformance suite has it: it waits for the other to
+                    // go.
                     Loss::ToOlder(_) => Verdict::yes("Accepted", message),
                 }
             }

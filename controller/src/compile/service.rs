@@ -44,8 +44,9 @@ impl Catalog {
         Some(Compiled::new(body, needs))
     }
 
-    /// The routes in force for the clients of a namespace, the one that wins first. Routes that its own namespace (the
-    /// consumer) has made replace those of the Service's namespace (the producer); those of others mean nothing (GEP-1294).
+    /// The routes in force for the clients of a namespace, the one that wins first. Routes that its
+    /// own namespace (the consumer) has made replace those of the Service's namespace (the
+    /// producer); those of others mean nothing (GEP-1294).
     fn attached(&self, client: &str, service: &Service, port: &ServicePort) -> Vec<&HttpRoute> {
         let own = &service.name.namespace;
         let (producer, consumer): (Vec<_>, Vec<_>) = (self.routes_on(service, port))

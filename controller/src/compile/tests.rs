@@ -102,13 +102,22 @@ fn route_of(compiled: Option<Compiled>) -> naru_contract::HttpRoute {
 
 fn service(namespace: &str, name: &str, ip: &str, ports: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec: {{ clusterIP: \"{ip}\", selector: {{ app: {name} }}, ports: [{ports}] }}\n"
+        "apiVersion: v1\n\
+         kind: Service\n\
+         metadata: {{ name: {name}, namespace: {namespace} }}\n\
+         spec: {{ clusterIP: \"{ip}\", selector: {{ app: {name} }}, ports: [{ports}] }}\n"
     )
 }
 
 fn pod(namespace: &str, name: &str, ip: &str, meshed: bool) -> String {
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: {namespace}, labels: {{ app: web, naru.dev/injected: \"{meshed}\" }} }}\nspec: {{ serviceAccountName: web, containers: [{{ name: a, ports: [{{ name: web, containerPort: 8080 }}] }}] }}\nstatus: {{ phase: Running, podIP: {ip} }}\n"
+        "apiVersion: v1\n\
+         kind: Pod\n\
+         metadata: {{ name: {name}, namespace: {namespace}, labels: {{ app: web, \
+         naru.dev/injected: \"{meshed}\" }} }}\n\
+         spec: {{ serviceAccountName: web, containers: [{{ name: a, ports: [{{ name: web, \
+         containerPort: 8080 }}] }}] }}\n\
+         status: {{ phase: Running, podIP: {ip} }}\n"
     )
 }
 
@@ -120,19 +129,29 @@ fn slice(name: &str, service: &str, ports: &str, endpoints: &str) -> String {
         "IPv4"
     };
     format!(
-        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{ name: {name}, namespace: shop, labels: {{ kubernetes.io/service-name: {service} }} }}\naddressType: {family}\nports: [{ports}]\nendpoints: [{endpoints}]\n"
+        "apiVersion: discovery.k8s.io/v1\n\
+         kind: EndpointSlice\n\
+         metadata: {{ name: {name}, namespace: shop, \
+         labels: {{ kubernetes.io/service-name: {service} }} }}\n\
+         addressType: {family}\n\
+         ports: [{ports}]\n\
+         endpoints: [{endpoints}]\n"
     )
 }
 
 fn endpoint(ip: &str, pod: &str, conditions: &str) -> String {
     format!(
-        "{{ addresses: [\"{ip}\"], conditions: {{ {conditions} }}, zone: z1, targetRef: {{ kind: Pod, namespace: shop, name: {pod} }} }}"
+        "{{ addresses: [\"{ip}\"], conditions: {{ {conditions} }}, zone: z1, targetRef: {{ kind: \
+         Pod, namespace: shop, name: {pod} }} }}"
     )
 }
 
 fn route(namespace: &str, name: &str, spec: &str) -> String {
     format!(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec: {{ {spec} }}\n"
+        "apiVersion: gateway.networking.k8s.io/v1\n\
+         kind: HTTPRoute\n\
+         metadata: {{ name: {name}, namespace: {namespace} }}\n\
+         spec: {{ {spec} }}\n"
     )
 }
 
@@ -142,7 +161,8 @@ fn route_to(namespace: &str, name: &str, backend: &str) -> String {
         namespace,
         name,
         &format!(
-            "parentRefs: [{{ group: \"\", kind: Service, namespace: shop, name: web, port: 80 }}], rules: [{{ backendRefs: [{{ {backend} }}] }}]"
+            "parentRefs: [{{ group: \"\", kind: Service, namespace: shop, name: web, port: 80 }}], \
+             rules: [{{ backendRefs: [{{ {backend} }}] }}]"
         ),
     )
 }

@@ -1,5 +1,5 @@
-//! Objects by name, and which of them depend on which. In: objects. Out: look-ups for the compiler, and the answer to "who
-//! is concerned when this changes". Pure and synchronous.
+//! Objects by name, and which of them depend on which. In: objects. Out: look-ups for the compiler,
+//! and the answer to "who is concerned when this changes". Pure and synchronous.
 //!
 //! ```text
 //! address ─▶ Service ◀─ EndpointSlice ─▶ Pod ◀─ address

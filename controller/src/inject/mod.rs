@@ -1,17 +1,19 @@
 //! Injection: a pod is given its sidecar when it is created.
 //!
 //! ```text
-//! API server ─▶ serve (TLS, HTTP) ─▶ review ─▶ patch (pure) ─┬─ settings   what the pod's annotations ask for
-//!                    ▲                                      ├─ containers the init container, the sidecar, its volume
-//!               certificate                                 └─ probes     from the node to the sidecar's admin port
+//! API server ─▶ serve (TLS, HTTP) ─▶ review ─▶ patch (pure)
+//!                    ▲                           ├─ settings    what the annotations ask for
+//!               certificate                      ├─ containers  init container, sidecar, volume
+//!                                                └─ probes      to the sidecar's admin port
 //! ```
 //!
 //! A pod that has its sidecar already comes again when another webhook has changed it, or as a copy
 //! that a user made of another pod (`kubectl debug --copy-to`). Then it is given what is missing:
 //! probes of containers that came later, labels.
 //!
-//! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it is left as it is, with the
-//! reason; or a refusal. All operations of one pod are applied together or not at all, so that no pod is half injected.
+//! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it
+//! is left as it is, with the reason; or a refusal. All operations of one pod are applied together
+//! or not at all, so that no pod is half injected.
 
 mod address;
 mod certificate;
@@ -46,7 +48,8 @@ pub(crate) const INJECTED_LABEL: &str = "naru.dev/injected";
 const INJECT_ANNOTATION: &str = "naru.dev/inject";
 /// Why a pod has none although it was to have one.
 const SKIPPED_ANNOTATION: &str = "naru.dev/skipped";
-/// By what a pod's connections are redirected, where that is not its own init container: the node's CNI plugin reads this.
+/// By what a pod's connections are redirected, where that is not its own init container: the node's
+/// CNI plugin reads this.
 const REDIRECTION_ANNOTATION: &str = "naru.dev/redirection";
 const INIT_CONTAINER: &str = "naru-init";
 const SIDECAR: &str = "naru-proxy";
@@ -74,7 +77,8 @@ pub struct Options {
     /// The controller's gRPC address, as HOST:PORT.
     pub controller: String,
     pub controller_identity: String,
-    /// The sidecar is an init container that goes on running. Without: a plain container, the first one.
+    /// The sidecar is an init container that goes on running. Without: a plain container, the first
+    /// one.
     pub native_sidecars: bool,
     pub redirection: Redirection,
     pub log: String,
@@ -107,34 +111,37 @@ pub enum Refusal {
         problem: String,
     },
     #[error(
-        "naru: the pod has a container named {0} that is none of naru's: rename it, or set the annotation naru.dev/inject: \
-         disabled"
+        "naru: the pod has a container named {0} that is none of naru's: rename it, or set the \
+         annotation naru.dev/inject: disabled"
     )]
     ContainerName(&'static str),
     #[error(
-        "naru: the pod has a volume named {0}, which the sidecar needs: rename it, or set the annotation naru.dev/inject: disabled"
+        "naru: the pod has a volume named {0}, which the sidecar needs: rename it, or set the \
+         annotation naru.dev/inject: disabled"
     )]
     VolumeName(&'static str),
     #[error(
-        "naru: the container {container} listens on port {port}, which the sidecar needs: choose another port, or set the \
-         annotation naru.dev/inject: disabled"
+        "naru: the container {container} listens on port {port}, which the sidecar needs: choose \
+         another port, or set the annotation naru.dev/inject: disabled"
     )]
     Port { container: String, port: i32 },
     #[error(
-        "naru: the container {0} runs as user {PROXY_UID}, which is the sidecar's: its traffic would pass the mesh by. Choose \
-         another runAsUser, or set the annotation naru.dev/inject: disabled"
+        "naru: the container {0} runs as user {PROXY_UID}, which is the sidecar's: its traffic \
+         would pass the mesh by. Choose another runAsUser, or set the annotation naru.dev/inject: \
+         disabled"
     )]
     User(String),
     #[error(
-        "naru: the variable NARU_PROBES of the container {SIDECAR} cannot be read: {0}. Make the pod without the containers \
-         {INIT_CONTAINER} and {SIDECAR}: it gets its own"
+        "naru: the variable NARU_PROBES of the container {SIDECAR} cannot be read: {0}. Make the \
+         pod without the containers {INIT_CONTAINER} and {SIDECAR}: it gets its own"
     )]
     Probes(String),
     #[error("naru: the object in the review is no pod: {0}")]
     NoPod(String),
 }
 
-/// What to do with `pod`. `by_namespace`: the namespace's pods are to have sidecars; otherwise only those that say so.
+/// What to do with `pod`. `by_namespace`: the namespace's pods are to have sidecars; otherwise only
+/// those that say so.
 pub fn decide(pod: &Pod, by_namespace: bool, options: &Options) -> Result<Decision, Refusal> {
     let asked = settings::read(pod, INJECT_ANNOTATION, annotations::inject)?;
     let asked = asked.unwrap_or(by_namespace);
@@ -173,7 +180,8 @@ pub(crate) fn is_sidecar(spec: &PodSpec) -> bool {
     })
 }
 
-/// Both containers of ours are there. One of them, or another container of that name, is somebody else's.
+/// Both containers of ours are there. One of them, or another container of that name, is somebody
+/// else's.
 fn has_sidecar(spec: &PodSpec) -> Result<bool, Refusal> {
     let init = spec.init_containers.iter().flatten();
     let all = || init.clone().chain(&spec.containers);
@@ -192,7 +200,8 @@ fn has_sidecar(spec: &PodSpec) -> Result<bool, Refusal> {
     }
 }
 
-/// What keeps a pod from having a sidecar, where that is the nature of the pod and no mistake in it.
+/// What keeps a pod from having a sidecar, where that is the nature of the pod and no mistake in
+/// it.
 fn cannot(pod: &Pod, spec: &PodSpec, options: &Options) -> Option<&'static str> {
     let of_job = || {
         let mut owners = pod.metadata.owner_references.iter().flatten();
@@ -206,7 +215,8 @@ fn cannot(pod: &Pod, spec: &PodSpec, options: &Options) -> Option<&'static str> 
         Some("sidecars run on Linux only")
     } else if spec.dns_policy.as_deref() == Some("Default") {
         Some(
-            "with dnsPolicy Default the sidecar does not find its controller, a name of the cluster",
+            "with dnsPolicy Default the sidecar does not find its controller, a name of the \
+             cluster",
         )
     } else if !options.native_sidecars && of_job() {
         Some("a Job would never complete: this cluster has no native sidecars")
@@ -290,7 +300,8 @@ fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>
             None => operations.push(add(inits, json!([init, sidecar]))),
         }
     } else {
-        // After the pod's own, which would find connections redirected to a sidecar that does not run yet.
+        // After the pod's own, which would find connections redirected to a sidecar that does not
+        // run yet.
         operations.push(match spec.init_containers {
             Some(_) => add(inits.key("-"), init),
             None => add(inits, json!([init])),

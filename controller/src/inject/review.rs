@@ -1,4 +1,5 @@
-//! AdmissionReview, version 1. In: the review's JSON. Out: the answer's JSON, and in one word what it says.
+//! AdmissionReview, version 1. In: the review's JSON. Out: the answer's JSON, and in one word what
+//! it says.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
@@ -90,8 +91,8 @@ struct Kind {
     kind: String,
 }
 
-/// Answers a review. `by_namespace`: the API server has found that the namespace's pods are to have sidecars.
-/// The error says why `review` is none.
+/// Answers a review. `by_namespace`: the API server has found that the namespace's pods are to have
+/// sidecars. The error says why `review` is none.
 pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<Answer, String> {
     let review: Review = serde_json::from_slice(review).map_err(|error| error.to_string())?;
     if (&*review.api_version, &*review.kind) != (API_VERSION, "AdmissionReview") {
@@ -109,7 +110,8 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
             request.operation, request.kind.kind
         ));
     }
-    // Whoever reaches the webhook may say what he likes, and this goes into requests to the API server.
+    // Whoever reaches the webhook may say what he likes, and this goes into requests to the API
+    // server.
     let namespace = request.namespace.unwrap_or_default();
     if !is_label(&namespace) {
         return Err("request.namespace is no name of a namespace".to_owned());

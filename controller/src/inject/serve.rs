@@ -1,8 +1,9 @@
 //! The webhook: HTTPS towards the API server, bounded in connections, bytes and time.
 //!
-//! In: `POST /inject` for a pod whose namespace is to have sidecars, `POST /inject/pod` for a pod in another namespace that says
-//! so itself. Which of the two it is the API server decides, by the selectors of the webhook's configuration. Out: an answer to
-//! the review, or an HTTP error that says what was wrong with it.
+//! In: `POST /inject` for a pod whose namespace is to have sidecars, `POST /inject/pod` for a pod
+//! in another namespace that says so itself. Which of the two it is the API server decides, by the
+//! selectors of the webhook's configuration. Out: an answer to the review, or an HTTP error that
+//! says what was wrong with it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -46,9 +47,11 @@ const TIMES: Times = Times {
     write: Duration::from_secs(10),
     max_head: 16 * 1024,
 };
-/// How long a request's body may take: less than the time that an API server waits for a webhook (10 s by default).
+/// How long a request's body may take: less than the time that an API server waits for a webhook
+/// (10 s by default).
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes in a review: an API server takes requests of 3 MiB, and the review says a little more than the pod.
+/// Bytes in a review: an API server takes requests of 3 MiB, and the review says a little more than
+/// the pod.
 const MAX_BODY: usize = 4 * 1024 * 1024;
 /// Bytes in the review of nearly every pod, …
 const MANY_BYTES: usize = 64 * 1024;

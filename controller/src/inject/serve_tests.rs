@@ -100,7 +100,10 @@ impl Fixture {
     async fn post(&self, path: &str, body: &str) -> (u16, String) {
         let length = body.len();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+            "POST {path} HTTP/1.1\r\n\
+             host: a\r\n\
+             connection: close\r\n\
+             content-length: {length}\r\n\r\n"
         );
         self.ask(&(head + body)).await
     }
@@ -120,9 +123,11 @@ fn connector(root: &CertificateDer<'static>) -> TlsConnector {
 
 fn review(annotations: &str, more: &str) -> String {
     format!(
-        r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"7","operation":"CREATE","namespace":"shop",{more}
+        r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview",
+        "request":{{"uid":"7","operation":"CREATE","namespace":"shop",{more}
         "kind":{{"group":"","version":"v1","kind":"Pod"}},
-        "object":{{"metadata":{{"name":"web","annotations":{annotations}}},"spec":{{"containers":[{{"name":"web"}}]}}}}}}}}"#
+        "object":{{"metadata":{{"name":"web","annotations":{annotations}}},
+        "spec":{{"containers":[{{"name":"web"}}]}}}}}}}}"#
     )
 }
 
@@ -182,7 +187,11 @@ async fn what_is_no_review_is_told_so() {
         MAX_BODY + 1
     );
     assert_eq!(webhook.ask(&long).await.0, 413);
-    let chunked = "POST /inject HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    let chunked = "POST /inject HTTP/1.1\r\n\
+        host: a\r\n\
+        connection: close\r\n\
+        transfer-encoding: chunked\r\n\r\n\
+        0\r\n\r\n";
     assert_eq!(webhook.ask(chunked).await.0, 411);
     assert_eq!(webhook.post("/inject", &review("{}", "")).await.0, 200);
 }

@@ -331,7 +331,10 @@ fn annotations_change_the_sidecar() {
     );
     assert_eq!(
         sidecar["resources"],
-        json!({ "requests": { "cpu": "1", "memory": "32Mi" }, "limits": { "cpu": "2", "memory": "1Gi" } })
+        json!({
+            "requests": { "cpu": "1", "memory": "32Mi" },
+            "limits": { "cpu": "2", "memory": "1Gi" },
+        })
     );
     assert_eq!(
         variable(init, "NARU_SKIP_INBOUND_PORTS").as_deref(),
@@ -467,15 +470,20 @@ fn what_is_in_a_sidecars_way_is_refused() {
 #[test]
 fn probes_go_to_the_sidecar_and_keep_everything_else() {
     let spec = json!({
-        "initContainers": [{ "name": "own", "restartPolicy": "Always", "startupProbe": { "tcpSocket": { "port": 7000 } } }],
+        "initContainers": [{ "name": "own", "restartPolicy": "Always",
+                "startupProbe": { "tcpSocket": { "port": 7000 } } }],
         "containers": [{
             "name": "web",
             "ports": [{ "name": "http", "containerPort": 8080 }],
-            "livenessProbe": { "httpGet": { "path": "/live?x=$(HOME)", "port": "http", "scheme": "HTTPS",
-                "httpHeaders": [{ "name": "x-a", "value": "1" }] }, "periodSeconds": 3, "timeoutSeconds": 4 },
-            "readinessProbe": { "grpc": { "port": 9000, "service": "shop", "mode": "TLS" }, "failureThreshold": 7 },
+            "livenessProbe": { "httpGet": { "path": "/live?x=$(HOME)", "port": "http",
+                    "scheme": "HTTPS",
+                "httpHeaders": [{ "name": "x-a", "value": "1" }] }, "periodSeconds": 3,
+                "timeoutSeconds": 4 },
+            "readinessProbe": { "grpc": { "port": 9000, "service": "shop", "mode": "TLS" },
+                "failureThreshold": 7 },
             "startupProbe": { "exec": { "command": ["true"] } },
-            "lifecycle": { "preStop": { "httpGet": { "path": "/bye", "port": 8080, "protocol": "HTTP2" } }, "postStart": { "sleep": { "seconds": 1 } } },
+            "lifecycle": { "preStop": { "httpGet": { "path": "/bye", "port": 8080,
+                        "protocol": "HTTP2" } }, "postStart": { "sleep": { "seconds": 1 } } },
         }, {
             "name": "other",
             "livenessProbe": { "httpGet": { "host": "192.0.2.1", "port": 80 } },
@@ -532,9 +540,13 @@ fn probes_go_to_the_sidecar_and_keep_everything_else() {
         json!({
             "own/startup": { "seconds": 1, "tcp": { "port": 7000 } },
             "web/liveness": { "seconds": 4, "http":
-                { "port": 8080, "path": "/live?x=$(HOME)", "tls": true, "http2": false, "headers": [["x-a", "1"]] } },
-            "web/pre-stop": { "seconds": 30, "http": { "port": 8080, "path": "/bye", "tls": false, "http2": true, "headers": [] } },
-            "web/readiness": { "seconds": 1, "grpc": { "port": 9000, "service": "shop", "tls": true } },
+                { "port": 8080, "path": "/live?x=$(HOME)", "tls": true, "http2": false,
+                    "headers": [["x-a", "1"]] } },
+            "web/pre-stop": { "seconds": 30,
+                "http": { "port": 8080, "path": "/bye", "tls": false, "http2": true,
+                    "headers": [] } },
+            "web/readiness": { "seconds": 1,
+                "grpc": { "port": 9000, "service": "shop", "tls": true } },
         })
     );
 }

@@ -1,4 +1,5 @@
-//! What the controller keeps in the cluster, so that an installation is complete without anybody's hands.
+//! What the controller keeps in the cluster, so that an installation is complete without anybody's
+//! hands.
 //!
 //! ```text
 //! caBundle of the webhook ◀─┐
@@ -29,7 +30,8 @@ use crate::issuer::InForce;
 const MANAGER: &str = "naru-controller";
 /// How often what there is is compared with what there should be.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-/// Namespaces that wait to be given anchors. One that finds no place is named again with its next pod.
+/// Namespaces that wait to be given anchors. One that finds no place is named again with its next
+/// pod.
 const MAX_WAITING: usize = 1_024;
 
 /// Namespaces that need trust anchors. Cheap to clone.

@@ -5,7 +5,8 @@
 //! CSR ──▶ signature, key ─┴▶ ca ─▶ certificate for spiffe://…/ns/…/sa/…
 //! ```
 //!
-//! In: a proxy's token and signing request. Out: a certificate, or a refusal that says why. Nothing here goes to a log.
+//! In: a proxy's token and signing request. Out: a certificate, or a refusal that says why. Nothing
+//! here goes to a log.
 
 mod ca;
 mod identity;
@@ -137,8 +138,8 @@ impl Issuer {
         }
     }
 
-    /// A certificate for the service account that `token` proves, on the key of the request. Nothing else in the
-    /// request counts.
+    /// A certificate for the service account that `token` proves, on the key of the request.
+    /// Nothing else in the request counts.
     pub async fn certify(
         &self,
         request: &[u8],

@@ -1,5 +1,5 @@
-//! Tokens as the Kubernetes API server sees them (TokenReview). It knows what no key can say: that the pod which a token was
-//! made for is still there.
+//! Tokens as the Kubernetes API server sees them (TokenReview). It knows what no key can say: that
+//! the pod which a token was made for is still there.
 
 use std::time::Duration;
 

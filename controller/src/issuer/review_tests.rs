@@ -32,7 +32,10 @@ async fn check(api: &FakeApi) -> Result<Bearer, TokenError> {
 
 async fn reviewed(status: Value) -> Result<Bearer, TokenError> {
     let api = FakeApi::default();
-    let body = json!({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "spec": {}, "status": status});
+    let body = json!({
+        "kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1",
+        "spec": {}, "status": status,
+    });
     api.answer(PATH, 201, body);
     let bearer = check(&api).await;
     let written = api.take_written();

@@ -1,5 +1,5 @@
-//! Who a token proves its bearer to be. How tokens are checked is a seam: by the public key of whoever signs them, here, or by
-//! the Kubernetes API server.
+//! Who a token proves its bearer to be. How tokens are checked is a seam: by the public key of
+//! whoever signs them, here, or by the Kubernetes API server.
 
 use std::path::{Path, PathBuf};
 

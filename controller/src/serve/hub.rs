@@ -5,8 +5,8 @@
 //! stream ─▶ view ─▶ compile; register what it needs now
 //! ```
 //!
-//! A stream compiles and registers under one read lock, and a change is applied and told under the write lock: no change
-//! falls in between. Nothing here waits.
+//! A stream compiles and registers under one read lock, and a change is applied and told under the
+//! write lock: no change falls in between. Nothing here waits.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -365,7 +365,8 @@ impl Member {
         }
     }
 
-    /// Registers what the stream cares about from now on. The view is the one that the change was worked out with.
+    /// Registers what the stream cares about from now on. The view is the one that the change was
+    /// worked out with.
     pub fn watch(&self, _view: &View<'_>, change: &ClosureChange) {
         let mut interest = lock(&self.hub.interest);
         for key in change.left.iter().flat_map(|name| self.keys(name)) {

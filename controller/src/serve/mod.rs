@@ -38,12 +38,13 @@ use crate::metrics::Metrics;
 
 /// Streams on one connection: a proxy uses one.
 const MAX_CONCURRENT_STREAMS: u32 = 8;
-/// HTTP/2 window of a stream and of a connection, in bytes: what a peer can make us hold before it is read. A hello of
-/// ten thousand destinations takes about this much.
+/// HTTP/2 window of a stream and of a connection, in bytes: what a peer can make us hold before it
+/// is read. A hello of ten thousand destinations takes about this much.
 const WINDOW: u32 = 256 * 1024;
 /// Bytes in a request's headers.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// How often an HTTP/2 ping asks whether a connection still carries anything, and how long its answer may take.
+/// How often an HTTP/2 ping asks whether a connection still carries anything, and how long its
+/// answer may take.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long connections may take to end when the controller does.
@@ -58,7 +59,8 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// `renew_within`: in what time proxies renew their certificates when another authority issues them.
+    /// `renew_within`: in what time proxies renew their certificates when another authority issues
+    /// them.
     pub fn new(issuer: Issuer, catalog: Catalog, metrics: Metrics, renew_within: Duration) -> Self {
         let anchors = trust_anchors(&issuer.in_force(), renew_within);
         let hub = Arc::new(Hub::new(catalog, anchors));
@@ -76,7 +78,8 @@ impl Serve {
         }
     }
 
-    /// Serves on `listener` until `stopping` becomes true, and then as long as it takes to say so, bounded.
+    /// Serves on `listener` until `stopping` becomes true, and then as long as it takes to say so,
+    /// bounded.
     pub async fn run(
         self,
         listener: TcpListener,

@@ -1,7 +1,8 @@
-//! The life of one Sync stream: hello, subscriptions in, pushes out, answers in, until either side ends it.
+//! The life of one Sync stream: hello, subscriptions in, pushes out, answers in, until either side
+//! ends it.
 //!
-//! In: messages of a proxy whose certificate has been verified, and changes. Out: messages, and at the end perhaps a
-//! status that says what was wrong. Only this stream ends.
+//! In: messages of a proxy whose certificate has been verified, and changes. Out: messages, and at
+//! the end perhaps a status that says what was wrong. Only this stream ends.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -25,8 +26,8 @@ use crate::metrics::{Metrics, StreamGuard};
 
 /// How long a proxy may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a proxy may take to put a push in force: tens of megabytes on a machine that is overloaded. After that it
-/// has to begin anew.
+/// How long a proxy may take to put a push in force: tens of megabytes on a machine that is
+/// overloaded. After that it has to begin anew.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Messages that wait to be sent: one push and one heartbeat.
 pub const MAX_QUEUED: usize = 2;
@@ -136,7 +137,8 @@ pub async fn run(
     match ended {
         Ok(()) => debug!(proxy = %peer.id, "the stream has ended"),
         Err(status) => {
-            info!(proxy = %peer.id, code = ?status.code(), reason = status.message(), "the stream is ended");
+            let (code, reason) = (status.code(), status.message());
+            info!(proxy = %peer.id, ?code, reason, "the stream is ended");
             // No room: the proxy does not read, and will see the stream end without a word.
             let _ = outgoing.try_send(Err(status));
         }
@@ -211,8 +213,8 @@ impl Session {
     ) -> Result<Self, Status> {
         if hello.contract_version.abs_diff(CONTRACT_VERSION) > CONTRACT_VERSION_SKEW {
             return Err(Status::failed_precondition(format!(
-                "the proxy speaks version {} of the contract and the controller version {CONTRACT_VERSION}; they may be \
-                 {CONTRACT_VERSION_SKEW} apart",
+                "the proxy speaks version {} of the contract and the controller version \
+                 {CONTRACT_VERSION}; they may be {CONTRACT_VERSION_SKEW} apart",
                 hello.contract_version
             )));
         }
@@ -279,7 +281,8 @@ impl Session {
                 self.close()
             }
             Some(from_proxy::Message::Answer(answer)) => self.answer(answer),
-            // A newer proxy's; what it means is not known here, and nothing that this version needs.
+            // A newer proxy's; what it means is not known here, and nothing that this version
+            // needs.
             None => Ok(()),
         }
     }
@@ -325,8 +328,8 @@ impl Session {
         Ok(())
     }
 
-    /// A pod can only be spoken for by its own service account. One that is not known yet can't be checked, and gets
-    /// nothing that is its own.
+    /// A pod can only be spoken for by its own service account. One that is not known yet can't be
+    /// checked, and gets nothing that is its own.
     fn check_service_account(&self) -> Result<(), Status> {
         match self.member.view().service_account() {
             Some(name) if name != self.service_account => Err(Status::permission_denied(
@@ -396,7 +399,8 @@ impl Session {
         {
             return Err(Status::deadline_exceeded("no answer to a push in time"));
         }
-        // While anything waits to be sent, a heartbeat behind it would say nothing, and take the next push's place.
+        // While anything waits to be sent, a heartbeat behind it would say nothing, and take the
+        // next push's place.
         match self.outgoing.capacity() == MAX_QUEUED {
             true => self.send(to_proxy::Message::Heartbeat(Heartbeat {})),
             false => Ok(()),

@@ -6,7 +6,8 @@
 //! what the proxy holds ──────────────────┘ ◀────────────────────────────┘
 //! ```
 //!
-//! One push is under way at a time. What changes meanwhile waits in a set of names, not in a queue of messages.
+//! One push is under way at a time. What changes meanwhile waits in a set of names, not in a queue
+//! of messages.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -21,10 +22,11 @@ use super::delta;
 use crate::compile::Compiled;
 use crate::metrics::Form;
 
-/// How large a push may become before the rest waits for the next one, in bytes. Far below what a message may have, so
-/// that a resource of a few megabytes still fits on top.
+/// How large a push may become before the rest waits for the next one, in bytes. Far below what a
+/// message may have, so that a resource of a few megabytes still fits on top.
 const PUSH_BYTES: usize = 4 * 1024 * 1024;
-/// The largest resource that can be sent, in bytes: with its name and the frame around it, it has to fit in a message.
+/// The largest resource that can be sent, in bytes: with its name and the frame around it, it has
+/// to fit in a message.
 const MAX_RESOURCE_BYTES: usize = naru_contract::MAX_MESSAGE_BYTES - PUSH_BYTES - 64 * 1024;
 
 /// Where resources come from.
@@ -53,7 +55,8 @@ pub struct Outcome {
 
 /// An answer to no push.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("answer to push {answered}, and the push that waits for an answer is {}", .waiting.map_or("none".to_owned(), |n| n.to_string()))]
+#[error("answer to push {answered}, and the push that waits for an answer is {}",
+    .waiting.map_or("none".to_owned(), |n| n.to_string()))]
 pub struct Unexpected {
     answered: u64,
     waiting: Option<u64>,
@@ -75,7 +78,8 @@ pub struct Table {
     /// The closure. `None`: needed by another, and it does not exist now.
     closure: HashMap<ResourceName, Option<Arc<Compiled>>>,
     held: HashMap<ResourceName, Held>,
-    /// Names to compare, with when their change was seen (if it was a change that brought them here).
+    /// Names to compare, with when their change was seen (if it was a change that brought them
+    /// here).
     dirty: HashMap<ResourceName, Option<Instant>>,
     /// Versions that the proxy did not take.
     rejected: HashMap<ResourceName, u64>,
@@ -207,7 +211,8 @@ impl Table {
             return None;
         }
         let mut dirty: Vec<_> = self.dirty.drain().collect();
-        // What others refer to goes first, so that each push makes sense without the next. Removals go last.
+        // What others refer to goes first, so that each push makes sense without the next. Removals
+        // go last.
         let rank = |name: &ResourceName| match (self.closure.get(name), name) {
             (None | Some(None), _) => 6,
             (_, ResourceName::TrustAnchors) => 0,
@@ -271,7 +276,8 @@ impl Table {
                         changed_at,
                     });
                 }
-                // A pod that is being deleted serves on for a while, by the rules it has. Anchors always exist.
+                // A pod that is being deleted serves on for a while, by the rules it has. Anchors
+                // always exist.
                 (_, Some(_))
                     if matches!(name, ResourceName::Inbound | ResourceName::TrustAnchors) => {}
                 (_, Some(_)) => {
@@ -368,14 +374,16 @@ impl Table {
                 Some(rejection) => outcome.rejected.push(rejection),
             }
         }
-        // About resources that were not in the push, such as a Service that does not fit its changed route.
+        // About resources that were not in the push, such as a Service that does not fit its
+        // changed route.
         outcome.rejected.extend(rejections.into_values());
         self.try_again(&accepted);
         self.rejected.extend(refused);
         Ok(outcome)
     }
 
-    /// What was rejected may have been so for the sake of what it needs: when that is in force, it gets another chance.
+    /// What was rejected may have been so for the sake of what it needs: when that is in force, it
+    /// gets another chance.
     fn try_again(&mut self, accepted: &HashSet<ResourceName>) {
         if self.rejected.is_empty() || accepted.is_empty() {
             return;

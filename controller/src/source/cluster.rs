@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! list, watch (one for each kind) ─▶ parse ─┬─▶ events
-//!                                           └─▶ report (what can't be used: its last good state stays)
+//!                                           └─▶ report (can't be used: the last good state stays)
 //! ```
 //!
-//! Objects are reduced as they come and kept by name alone, so that one which vanished while nobody watched is noticed at
-//! the next list. While the API server is away nothing happens: what is known stays in force. A kind whose CRD is not
-//! installed is asked for again until it is.
+//! Objects are reduced as they come and kept by name alone, so that one which vanished while nobody
+//! watched is noticed at the next list. While the API server is away nothing happens: what is known
+//! stays in force. A kind whose CRD is not installed is asked for again until it is.
 
 mod report;
 mod served;
@@ -38,8 +38,8 @@ use crate::metrics::Metrics;
 use report::{Report, Until};
 use served::{SERVED, Served};
 
-/// How long one watch lasts before it is begun again where it ended, in seconds. Also how long a connection that died
-/// without a word goes unnoticed, give or take kube's margin of 5 s.
+/// How long one watch lasts before it is begun again where it ended, in seconds. Also how long a
+/// connection that died without a word goes unnoticed, give or take kube's margin of 5 s.
 const WATCH_SECONDS: u32 = 60;
 const PACE: Pace = Pace {
     first_pause: Duration::from_millis(200),
@@ -50,18 +50,19 @@ const PACE: Pace = Pace {
 
 /// When something is tried again.
 struct Pace {
-    /// Pause after a first failure, and the longest after many: an API server that is back is heard again this soon.
+    /// Pause after a first failure, and the longest after many: an API server that is back is heard
+    /// again this soon.
     first_pause: Duration,
     longest_pause: Duration,
     /// How often a kind that the API server does not know is asked for. A CRD is installed once.
     missing_every: Duration,
-    /// For how long a kind has to be unknown before its objects are taken for gone. An API server that starts may not know
-    /// its CRDs yet.
+    /// For how long a kind has to be unknown before its objects are taken for gone. An API server
+    /// that starts may not know its CRDs yet.
     missing_for_good: Duration,
 }
 
-/// Watches for ever; sends every change, and [`Event::Synced`] once every kind that there is has been listed. Ends when
-/// nobody takes the events any more.
+/// Watches for ever; sends every change, and [`Event::Synced`] once every kind that there is has
+/// been listed. Ends when nobody takes the events any more.
 pub async fn cluster(client: Client, events: mpsc::Sender<Event>, metrics: Metrics) {
     watch_all(client, events, metrics, &PACE).await;
 }
@@ -354,7 +355,8 @@ impl Watch {
             tracing::warn!(
                 kind,
                 error = text,
-                "objects can't be watched; those known stay in force: check that the API server is there and that this service account may list and watch {kind}"
+                "objects can't be watched; those known stay in force: check that the API server is \
+                 there and that this service account may list and watch {kind}"
             );
             self.failing = text;
         }
@@ -400,7 +402,8 @@ fn name(object: &DynamicObject) -> Name {
     )
 }
 
-/// The object as the API server wrote it, but for the fields of its type: objects in a list have none.
+/// The object as the API server wrote it, but for the fields of its type: objects in a list have
+/// none.
 fn whole(object: DynamicObject) -> serde_json::Value {
     let mut value = object.data;
     if let Ok(metadata) = serde_json::to_value(&object.metadata) {

@@ -35,7 +35,8 @@ pub fn cors(field: &str, given: gateway::Cors) -> Result<Cors, Failure> {
             return Err(Invalid::new(
                 format!("{origins}[{i}]"),
                 format!(
-                    "{origin:?} is neither * nor an origin, as https://example.com, http://example.com:8080 or https://*.example.com"
+                    "{origin:?} is neither * nor an origin, as https://example.com, \
+                     http://example.com:8080 or https://*.example.com"
                 ),
             )
             .into());

@@ -1,5 +1,5 @@
-//! Durations as Gateway API writes them (GEP-2257): one to four of `<number><unit>`, where the number has one to five digits
-//! and the unit is `h`, `m`, `s` or `ms`.
+//! Durations as Gateway API writes them (GEP-2257): one to four of `<number><unit>`, where the
+//! number has one to five digits and the unit is `h`, `m`, `s` or `ms`.
 
 /// Most digits of one number.
 const MAX_DIGITS: usize = 5;
@@ -80,7 +80,12 @@ mod tests {
         }
 
         #[test]
-        fn a_sum_of_parts_is_their_sum(h in 0u64..100_000, m in 0u64..100_000, s in 0u64..100_000, ms in 0u64..100_000) {
+        fn a_sum_of_parts_is_their_sum(
+            h in 0u64..100_000,
+            m in 0u64..100_000,
+            s in 0u64..100_000,
+            ms in 0u64..100_000,
+        ) {
             prop_assert_eq!(
                 milliseconds(&format!("{h}h{m}m{s}s{ms}ms")),
                 Some(h * 3_600_000 + m * 60_000 + s * 1_000 + ms)

@@ -1,7 +1,8 @@
 //! The manifests in some directories, read again whenever they change.
 //!
 //! ```text
-//! files ─▶ last good objects of each file ─▶ merged by kind, namespace, name ─▶ difference to before ─▶ events
+//! files ─▶ last good objects of each file ─▶ merged by kind, namespace, name
+//!       ─▶ difference to before ─▶ events
 //! ```
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -20,7 +21,8 @@ use super::{Event, parse};
 const MAX_MANIFEST_BYTES: u64 = 16 * 1024 * 1024;
 /// How deep directories may lie in each other. A link that leads upwards ends here.
 const MAX_DEPTH: usize = 8;
-/// How long a file's time stamp may stay the same over a further write: two ticks of the slowest kernel clock (100 Hz).
+/// How long a file's time stamp may stay the same over a further write: two ticks of the slowest
+/// kernel clock (100 Hz).
 const CLOCK_TICK: Duration = Duration::from_millis(20);
 /// How long a file that has become empty is taken for one that is being written.
 const BEING_WRITTEN: Duration = Duration::from_millis(500);
@@ -83,13 +85,15 @@ impl Files {
                 Ok(()) => self.files.retain(|(other, path), file| {
                     let stays = *other != index || found.contains(path);
                     if !stays {
-                        tracing::info!(file = %path.display(), objects = file.objects.len(), "manifest is gone");
+                        let (file, objects) = (path.display(), file.objects.len());
+                        tracing::info!(%file, objects, "manifest is gone");
                     }
                     stays
                 }),
                 Err(error) => tracing::warn!(
                     directory = %directory.display(), %error,
-                    "manifests can't be listed; those known stay in force: check that the directory is there and may be read"
+                    "manifests can't be listed; those known stay in force: check that the \
+                     directory is there and may be read"
                 ),
             }
         }
@@ -211,8 +215,8 @@ fn whole(message: String) -> Problem {
     }
 }
 
-/// Every manifest in the directory and those below. Links are followed; hidden names are not (a ConfigMap's volume has its
-/// files a second time behind one).
+/// Every manifest in the directory and those below. Links are followed; hidden names are not (a
+/// ConfigMap's volume has its files a second time behind one).
 fn walk(
     directory: &Path,
     depth: usize,

@@ -1,5 +1,5 @@
-//! Gateway API's kinds as they are written. Where the specification may grow, what we do not know yet stays readable: a
-//! variant that is a text, not an error.
+//! Gateway API's kinds as they are written. Where the specification may grow, what we do not know
+//! yet stays readable: a variant that is a text, not an error.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;

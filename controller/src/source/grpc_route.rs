@@ -1,4 +1,5 @@
-//! A GRPCRoute is an HTTPRoute over the paths of gRPC, `/service/method`: it is put into those words and goes the same way.
+//! A GRPCRoute is an HTTPRoute over the paths of gRPC, `/service/method`: it is put into those
+//! words and goes the same way.
 
 use regex::Regex;
 
@@ -8,9 +9,11 @@ use super::objects::{HttpRoute, RouteKind};
 use super::problem::Invalid;
 
 const MAX_MATCHES: usize = 64;
-/// Characters of a service's or a method's name: the path with both in it still is one that a route can match.
+/// Characters of a service's or a method's name: the path with both in it still is one that a route
+/// can match.
 const MAX_NAME: usize = 500;
-/// What the CRD lets a GRPCRoute do beside. The others that an HTTPRoute has would answer in words that gRPC's clients do not know.
+/// What the CRD lets a GRPCRoute do beside. The others that an HTTPRoute has would answer in words
+/// that gRPC's clients do not know.
 const FILTERS: [&str; 4] = [
     "RequestHeaderModifier",
     "ResponseHeaderModifier",
@@ -141,7 +144,10 @@ mod tests {
 
     fn parsed(rules: &str) -> Result<HttpRoute, String> {
         let text = format!(
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {{ name: web, namespace: shop }}\nspec: {{ parentRefs: [{{ group: \"\", kind: Service, name: web }}], {rules} }}\n"
+            "apiVersion: gateway.networking.k8s.io/v1\n\
+             kind: GRPCRoute\n\
+             metadata: {{ name: web, namespace: shop }}\n\
+             spec: {{ parentRefs: [{{ group: \"\", kind: Service, name: web }}], {rules} }}\n"
         );
         let objects = parse::objects(&text, false);
         match objects.map(|mut objects| objects.pop()) {
@@ -193,7 +199,9 @@ mod tests {
     #[test]
     fn what_a_route_has_besides_is_as_in_an_http_route() {
         let route = parsed(
-            "rules: [{ name: one, matches: [{ headers: [{ name: color, value: blue }] }], filters: [{ type: RequestHeaderModifier, requestHeaderModifier: { remove: [x] } }], backendRefs: [{ name: web, port: 80, weight: 3 }] }]",
+            "rules: [{ name: one, matches: [{ headers: [{ name: color, value: blue }] }], filters: \
+             [{ type: RequestHeaderModifier, requestHeaderModifier: { remove: [x] } }], \
+             backendRefs: [{ name: web, port: 80, weight: 3 }] }]",
         );
         let route = route.unwrap();
         assert_eq!((route.kind, route.parents.len()), (RouteKind::Grpc, 1));

@@ -128,7 +128,8 @@ pub fn prefix_match_is_possible(
     Ok(())
 }
 
-/// Whether it can be the name of a header (or of a query parameter, which the CRD holds to the same).
+/// Whether it can be the name of a header (or of a query parameter, which the CRD holds to the
+/// same).
 pub fn header_name(field: &str, name: &str) -> Result<(), Invalid> {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() || name.len() > MAX_HEADER_NAME || !name.bytes().all(token) {
@@ -339,7 +340,8 @@ mod tests {
 
     fn mirror(more: &str) -> Result<(u32, u32), String> {
         let list = format!(
-            r#"[{{"type":"RequestMirror","requestMirror":{{"backendRef":{{"name":"a","port":80}}{more}}}}}]"#
+            r#"[{{"type":"RequestMirror",
+                "requestMirror":{{"backendRef":{{"name":"a","port":80}}{more}}}}}]"#
         );
         filtered(&list).map(|filters| match &filters[..] {
             [Filter::Mirror(mirror)] => (mirror.numerator, mirror.denominator),

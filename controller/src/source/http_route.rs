@@ -1,5 +1,6 @@
-//! An HTTPRoute as it is written, checked as its CRD would, and reduced to what routing tables are made from. What the CRD
-//! allows but we can't do refuses the route as a whole, with the reason: it is never half applied.
+//! An HTTPRoute as it is written, checked as its CRD would, and reduced to what routing tables are
+//! made from. What the CRD allows but we can't do refuses the route as a whole, with the reason: it
+//! is never half applied.
 
 use std::sync::LazyLock;
 
@@ -251,7 +252,8 @@ fn backend(
     };
     if let Some(what) = backend.filters.iter().find_map(answers) {
         return Err(Failure::Unsupported(format!(
-            "{field}.filters: a {what} of a single backend is not supported; give the rule the filter"
+            "{field}.filters: a {what} of a single backend is not supported; give the rule the \
+             filter"
         )));
     }
     Ok(backend)

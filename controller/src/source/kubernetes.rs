@@ -1,5 +1,5 @@
-//! Kubernetes' own kinds, reduced at once to [`super::objects`]. In: typed objects as the API server would serve them. Out:
-//! the fields that we use, or which field is wrong.
+//! Kubernetes' own kinds, reduced at once to [`super::objects`]. In: typed objects as the API
+//! server would serve them. Out: the fields that we use, or which field is wrong.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

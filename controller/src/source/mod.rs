@@ -1,5 +1,6 @@
-//! Where objects come from. In: directories of manifests, or a Kubernetes API server. Out: one [`Event`] for each object that changed, reduced to what
-//! routing tables are made from. Nothing behind this module knows Kubernetes' own types.
+//! Where objects come from. In: directories of manifests, or a Kubernetes API server. Out: one
+//! [`Event`] for each object that changed, reduced to what routing tables are made from. Nothing
+//! behind this module knows Kubernetes' own types.
 
 mod cluster;
 mod cors;

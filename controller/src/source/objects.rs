@@ -1,4 +1,5 @@
-//! The cluster's objects as the index knows them: of each kind only the fields that routing tables are made from.
+//! The cluster's objects as the index knows them: of each kind only the fields that routing tables
+//! are made from.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -182,7 +183,8 @@ pub struct Pod {
     pub workload: String,
     /// Container ports that have a name (TCP).
     pub named_ports: Vec<(String, u16)>,
-    /// Connections to these reach the pod's containers and not its sidecar (`naru.dev/skip-inbound-ports`).
+    /// Connections to these reach the pod's containers and not its sidecar
+    /// (`naru.dev/skip-inbound-ports`).
     pub bare_ports: Vec<u16>,
     pub annotations: Annotations,
 }
@@ -235,7 +237,8 @@ impl Created {
     pub const UNKNOWN: Self = Self(i64::MAX);
 }
 
-/// What a route was written as. Where routes of several kinds are attached to a port, those of the greatest win (GEP-1294).
+/// What a route was written as. Where routes of several kinds are attached to a port, those of the
+/// greatest win (GEP-1294).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RouteKind {
     Tcp,
@@ -305,7 +308,8 @@ impl HttpRoute {
         }
     }
 
-    /// Smaller is older. Of two routes of one age the first by name counts as the older one (Gateway API).
+    /// Smaller is older. Of two routes of one age the first by name counts as the older one
+    /// (Gateway API).
     pub fn age(&self) -> (Created, &Name) {
         (self.created, &self.name)
     }

@@ -1,5 +1,5 @@
-//! What somebody wrote becomes objects. In: YAML with any number of documents, or JSON, or one object of the API server. Out:
-//! every object of a kind that we use, or everything that is wrong.
+//! What somebody wrote becomes objects. In: YAML with any number of documents, or JSON, or one
+//! object of the API server. Out: every object of a kind that we use, or everything that is wrong.
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -63,8 +63,8 @@ pub fn read(text: &str, json: bool) -> Found {
     found
 }
 
-/// The documents of a YAML text, each with the number of lines before it. Nothing but a boundary can begin a line with
-/// `---` (YAML 1.2, section 9.1.2).
+/// The documents of a YAML text, each with the number of lines before it. Nothing but a boundary
+/// can begin a line with `---` (YAML 1.2, section 9.1.2).
 fn documents(text: &str) -> Vec<(u64, &str)> {
     let mut documents = Vec::new();
     let (mut start, mut start_line, mut offset) = (0, 0, 0);

@@ -28,7 +28,11 @@ fn one_problem(text: &str) -> Problem {
 
 fn route(rules: &str) -> String {
     format!(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: r, namespace: shop }}\nspec:\n  parentRefs:\n    - {{ group: \"\", kind: Service, name: web }}\n  rules:\n{rules}"
+        "apiVersion: gateway.networking.k8s.io/v1\n\
+         kind: HTTPRoute\n\
+         metadata: {{ name: r, namespace: shop }}\n\
+         spec:\n  parentRefs:\n    - {{ group: \"\", kind: Service, name: web }}\n  rules:\n\
+         {rules}"
     )
 }
 
@@ -56,7 +60,20 @@ fn a_service_is_reduced_to_its_tcp_ports() {
 #[test]
 fn documents_lists_comments_and_unknown_kinds_are_understood() {
     let text = format!(
-        "# a comment\n---\n{SERVICE}\n---\n# nothing here\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{ name: d }}\n--- \napiVersion: v1\nkind: List\nitems:\n  - apiVersion: v1\n    kind: Namespace\n    metadata: {{ name: shop, annotations: {{ naru.dev/mtls: strict }} }}\n"
+        "# a comment\n\
+         ---\n\
+         {SERVICE}\n\
+         ---\n\
+         # nothing here\n\
+         ---\n\
+         apiVersion: apps/v1\n\
+         kind: Deployment\n\
+         metadata: {{ name: d }}\n\
+         --- \n\
+         apiVersion: v1\n\
+         kind: List\n\
+         items:\n  - apiVersion: v1\n    kind: Namespace\n    metadata: {{ name: shop, \
+         annotations: {{ naru.dev/mtls: strict }} }}\n"
     );
     let objects = objects(&text, false).unwrap();
     assert_eq!(objects.len(), 2);
@@ -137,7 +154,9 @@ fn an_annotation_that_is_not_understood_is_reported_and_the_object_is_used_witho
 
 fn mtls(value: &str) -> (Option<MtlsMode>, usize) {
     let text = format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: shop, annotations: {{ naru.dev/mtls: {value} }} }}\n"
+        "apiVersion: v1\n\
+         kind: Namespace\n\
+         metadata: {{ name: shop, annotations: {{ naru.dev/mtls: {value} }} }}\n"
     );
     let mut found = read(&text, false);
     assert_eq!(found.problems, []);
@@ -171,7 +190,8 @@ metadata:
   name: web
   namespace: shop
   labels: { naru.dev/injected: "true" }
-  annotations: { naru.dev/mtls: all, naru.dev/opaque-ports: x, naru.dev/skip-inbound-ports: "80;81" }
+  annotations:
+    { naru.dev/mtls: all, naru.dev/opaque-ports: x, naru.dev/skip-inbound-ports: "80;81" }
 spec: { containers: [] }
 "#;
     let found = read(text, false);
@@ -250,27 +270,32 @@ fn a_route_is_checked_as_its_definition_would() {
             "spec.rules[0].filters[0].urlRewrite",
         ),
         (
-            "    - filters:\n        - type: RequestHeaderModifier\n          requestHeaderModifier: { set: [{ name: 'a b', value: c }] }\n",
+            "    - filters:\n        - type: RequestHeaderModifier\n          \
+             requestHeaderModifier: { set: [{ name: 'a b', value: c }] }\n",
             10,
             "spec.rules[0].filters[0].requestHeaderModifier.set[0].name",
         ),
         (
-            "    - filters:\n        - type: CORS\n          cors: { allowOrigins: [https://a.b/c] }\n",
+            "    - filters:\n        - type: CORS\n          cors: { allowOrigins: [https://a.b/c] \
+             }\n",
             10,
             "spec.rules[0].filters[0].cors.allowOrigins[0]",
         ),
         (
-            "    - filters:\n        - { type: CORS, cors: {} }\n        - { type: CORS, cors: {} }\n",
+            "    - filters:\n        - { type: CORS, cors: {} }\n        - { type: CORS, \
+             cors: {} }\n",
             10,
             "spec.rules[0].filters[1].type",
         ),
         (
-            "    - filters:\n        - type: RequestMirror\n          requestMirror: { backendRef: { name: a, port: 80 }, percent: 101 }\n",
+            "    - filters:\n        - type: RequestMirror\n          requestMirror: { backendRef: \
+             { name: a, port: 80 }, percent: 101 }\n",
             10,
             "spec.rules[0].filters[0].requestMirror.percent",
         ),
         (
-            "    - filters:\n        - type: RequestMirror\n          requestMirror: { backendRef: { name: a } }\n",
+            "    - filters:\n        - type: RequestMirror\n          requestMirror: { backendRef: \
+             { name: a } }\n",
             10,
             "spec.rules[0].filters[0].requestMirror.backendRef.port",
         ),
@@ -320,7 +345,11 @@ fn a_route_without_rules_or_numbers_has_the_defaults_of_the_specification() {
 fn a_pod_s_workload_is_what_its_owner_stands_for() {
     let pod = |owner: &str| {
         let text = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  labels: {{ naru.dev/injected: \"true\", pod-template-hash: abc }}\n{owner}status: {{ podIP: 10.1.0.1, phase: Running }}\n"
+            "apiVersion: v1\n\
+             kind: Pod\n\
+             metadata:\n  name: p\n  labels: {{ naru.dev/injected: \"true\", \
+             pod-template-hash: abc }}\n\
+             {owner}status: {{ podIP: 10.1.0.1, phase: Running }}\n"
         );
         match objects(&text, false).unwrap().remove(0) {
             Object::Pod(pod) => pod,
@@ -329,7 +358,8 @@ fn a_pod_s_workload_is_what_its_owner_stands_for() {
     };
     let owner = |kind: &str, name: &str| {
         format!(
-            "  ownerReferences: [{{ apiVersion: apps/v1, kind: {kind}, name: {name}, uid: u, controller: true }}]\n"
+            "  ownerReferences: [{{ apiVersion: apps/v1, kind: {kind}, name: {name}, uid: u, \
+             controller: true }}]\n"
         )
     };
     assert_eq!(
@@ -346,7 +376,11 @@ fn a_pod_s_workload_is_what_its_owner_stands_for() {
 
 #[test]
 fn a_retry_budget_has_the_defaults_of_the_specification() {
-    let text = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: { name: b, namespace: shop }\nspec:\n  targetRefs: [{ group: \"\", kind: Service, name: web }]\n  retryConstraint: { minRetryRate: { count: 3, interval: 2s } }\n";
+    let text = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\n\
+        kind: XBackendTrafficPolicy\n\
+        metadata: { name: b, namespace: shop }\n\
+        spec:\n  targetRefs: [{ group: \"\", kind: Service, \
+        name: web }]\n  retryConstraint: { minRetryRate: { count: 3, interval: 2s } }\n";
     let parsed = objects(text, false).unwrap();
     let [Object::BackendTrafficPolicy(policy)] = &parsed[..] else {
         panic!("{parsed:?}");
@@ -365,7 +399,9 @@ fn a_retry_budget_has_the_defaults_of_the_specification() {
 #[test]
 fn a_group_that_is_called_core_is_kubernetes_own() {
     let text = route(
-        "    - { filters: [{ type: RequestMirror, requestMirror: { backendRef: { group: core, name: web, port: 80 } } }], backendRefs: [{ group: core, kind: Service, name: web, port: 80 }] }\n",
+        "    - { filters: [{ type: RequestMirror, requestMirror: { backendRef: { group: core, \
+         name: web, port: 80 } } }], backendRefs: [{ group: core, kind: Service, name: web, \
+         port: 80 }] }\n",
     )
     .replace("group: \"\"", "group: core");
     let parsed = objects(&text, false).unwrap();
@@ -379,10 +415,17 @@ fn a_group_that_is_called_core_is_kubernetes_own() {
     // A Service without a port is refused as it is with an empty group.
     assert!(objects(&text.replace(", port: 80 }]", " }]"), false).is_err());
 
-    let grant = "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: { name: g, namespace: shop }\nspec: { from: [{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: other }], to: [{ group: core, kind: Service }] }\n";
+    let grant = "apiVersion: gateway.networking.k8s.io/v1\n\
+        kind: ReferenceGrant\n\
+        metadata: { name: g, namespace: shop }\n\
+        spec: { from: [{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: other }], \
+        to: [{ group: core, kind: Service }] }\n";
     let parsed = objects(grant, false).unwrap();
     assert!(matches!(&parsed[..], [Object::ReferenceGrant(grant)] if grant.to == [None]));
-    let policy = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: { name: b, namespace: shop }\nspec: { targetRefs: [{ group: core, kind: Service, name: web }] }\n";
+    let policy = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\n\
+        kind: XBackendTrafficPolicy\n\
+        metadata: { name: b, namespace: shop }\n\
+        spec: { targetRefs: [{ group: core, kind: Service, name: web }] }\n";
     let parsed = objects(policy, false).unwrap();
     assert!(
         matches!(&parsed[..], [Object::BackendTrafficPolicy(policy)] if policy.targets == ["web"])

@@ -1,5 +1,5 @@
-//! TLSRoutes and TCPRoutes as they are written, checked as their CRDs would. They are about connections, and have nothing but backends;
-//! a TLSRoute also has the names that clients ask for.
+//! TLSRoutes and TCPRoutes as they are written, checked as their CRDs would. They are about
+//! connections, and have nothing but backends; a TLSRoute also has the names that clients ask for.
 
 use std::net::IpAddr;
 
@@ -81,7 +81,10 @@ mod tests {
 
     fn parsed(kind: &str, spec: &str) -> Result<HttpRoute, String> {
         let text = format!(
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{ name: web, namespace: shop }}\nspec: {{ parentRefs: [{{ group: \"\", kind: Service, name: web }}], {spec} }}\n"
+            "apiVersion: gateway.networking.k8s.io/v1\n\
+             kind: {kind}\n\
+             metadata: {{ name: web, namespace: shop }}\n\
+             spec: {{ parentRefs: [{{ group: \"\", kind: Service, name: web }}], {spec} }}\n"
         );
         match parse::objects(&text, false).map(|mut objects| objects.pop()) {
             Ok(Some(Object::HttpRoute(route))) => Ok(route),
@@ -90,7 +93,8 @@ mod tests {
         }
     }
 
-    const RULES: &str = "rules: [{ name: all, backendRefs: [{ name: v1, port: 80 }, { name: v2, port: 80, weight: 3 }] }]";
+    const RULES: &str = "rules: [{ name: all, backendRefs: [{ name: v1, port: 80 }, { name: v2, \
+        port: 80, weight: 3 }] }]";
 
     #[test]
     fn a_route_has_backends_and_a_tls_route_names_as_well() {
@@ -139,7 +143,8 @@ mod tests {
             (
                 parsed(
                     "TCPRoute",
-                    "rules: [{ backendRefs: [{ name: a, port: 1 }] }, { backendRefs: [{ name: a, port: 1 }] }]",
+                    "rules: [{ backendRefs: [{ name: a, port: 1 }] }, { backendRefs: [{ name: a, \
+                     port: 1 }] }]",
                 ),
                 "spec.rules:",
             ),

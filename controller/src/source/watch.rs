@@ -12,19 +12,21 @@ use tokio::time::timeout;
 use super::Event;
 use super::files::Files;
 
-/// How long it has to be quiet after a change before the files are read: whoever writes several at once is likely done.
+/// How long it has to be quiet after a change before the files are read: whoever writes several at
+/// once is likely done.
 const QUIET: Duration = Duration::from_millis(2);
 /// The longest that a stream of changes puts reading off.
 const MAX_WAIT: Duration = Duration::from_millis(50);
-/// How often the files are looked at although nothing was heard: the kernel may drop notices, and some file systems have none.
+/// How often the files are looked at although nothing was heard: the kernel may drop notices, and
+/// some file systems have none.
 const RESCAN: Duration = Duration::from_secs(2);
 /// When to look again at a file that may have changed right after it was read.
 const SETTLE: Duration = Duration::from_millis(25);
 
-/// Watches directories for ever; sends every change, and once [`Event::Synced`]. An object of a later directory replaces
-/// that of an earlier one with the same kind, namespace and name. `problems` is called with the number of files in error
-/// whenever it changes. Ends with `Ok` when nobody takes the events any more, and with an error when a directory can't be
-/// read at the start.
+/// Watches directories for ever; sends every change, and once [`Event::Synced`]. An object of a
+/// later directory replaces that of an earlier one with the same kind, namespace and name.
+/// `problems` is called with the number of files in error whenever it changes. Ends with `Ok` when
+/// nobody takes the events any more, and with an error when a directory can't be read at the start.
 pub async fn manifests(
     directories: Vec<PathBuf>,
     events: mpsc::Sender<Event>,
@@ -84,7 +86,8 @@ fn watch(directories: &[PathBuf], heard: Arc<Notify>) -> Option<notify::Recommen
     let without = |error: notify::Error| {
         tracing::warn!(
             %error, every_seconds = RESCAN.as_secs(),
-            "no notices of changed manifests, so they are looked at from time to time; a higher fs.inotify.max_user_watches or max_user_instances may help"
+            "no notices of changed manifests, so they are looked at from time to time; a higher \
+             fs.inotify.max_user_watches or max_user_instances may help"
         );
     };
     let mut watcher = notify::recommended_watcher(tell).map_err(without).ok()?;

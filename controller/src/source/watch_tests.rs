@@ -84,7 +84,10 @@ impl Watch {
 
 fn namespace(name: &str, mtls: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name}, annotations: {{ naru.dev/mtls: {mtls} }} }}\n---\n"
+        "apiVersion: v1\n\
+         kind: Namespace\n\
+         metadata: {{ name: {name}, annotations: {{ naru.dev/mtls: {mtls} }} }}\n\
+         ---\n"
     )
 }
 

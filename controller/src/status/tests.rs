@@ -222,7 +222,8 @@ async fn a_parent_ref_is_written_as_the_route_has_it_field_by_field() {
         "metadata": {"namespace": "shop", "name": "web", "generation": 1},
         "spec": {
             "parentRefs": parents,
-            "rules": [{"backendRefs": [{"group": "core", "kind": "Service", "name": "web", "port": 80}]}],
+            "rules": [{"backendRefs": [{"group": "core", "kind": "Service", "name": "web",
+                            "port": 80}]}],
         },
     });
     fixture.tell(&route);

@@ -39,8 +39,8 @@ pub fn judge(sidecars: &[(PodName, Metrics)]) -> Vec<Found> {
             ),
             format!(
                 "create pods again whose {INIT_CONTAINER} is of an older version; of others its \
-                 log says what was refused: kubectl -n {namespace} logs {pod} -c {INIT_CONTAINER}, or \
-                 the log of the node's naru-cni"
+                 log says what was refused: kubectl -n {namespace} logs {pod} -c {INIT_CONTAINER}, \
+                 or the log of the node's naru-cni"
             ),
         ));
     }

@@ -59,7 +59,8 @@ pub async fn connected(client: &Client, installed: &Installation) -> Result<Vec<
     if found.iter().all(|found| found.level() < Level::Warning) {
         let authority = issuer(&controllers[0]).unwrap_or("unknown");
         let all = format!(
-            "all {} sidecars that are ready have a stream from a controller; the authority is {authority}",
+            "all {} sidecars that are ready have a stream from a controller; the authority is \
+             {authority}",
             sidecars.len()
         );
         found.insert(0, ok(all));
@@ -81,9 +82,13 @@ fn authorities(controllers: &[Metrics], namespace: &str) -> Vec<Found> {
             .map(|metrics| format!("{} ({})", issuer(metrics).unwrap_or("none"), metrics.pod))
             .collect();
         found.push(failure(
-            format!("the controllers issue with different authorities: {}", each.join(", ")),
             format!(
-                "unless a rotation is under way: kubectl -n {namespace} rollout restart deployment/{CONTROLLER}"
+                "the controllers issue with different authorities: {}",
+                each.join(", ")
+            ),
+            format!(
+                "unless a rotation is under way: kubectl -n {namespace} rollout restart \
+                 deployment/{CONTROLLER}"
             ),
         ));
     }
@@ -92,10 +97,14 @@ fn authorities(controllers: &[Metrics], namespace: &str) -> Vec<Found> {
         if let Some(state @ ("invalid" | "missing")) = state {
             found.push(failure(
                 format!(
-                    "the authority in its Secret is {state}; {} goes on with the last good one, and a controller that starts cannot",
+                    "the authority in its Secret is {state}; {} goes on with the last good one, \
+                     and a controller that starts cannot",
                     metrics.pod
                 ),
-                format!("its log says why: kubectl -n {namespace} logs {}", metrics.pod),
+                format!(
+                    "its log says why: kubectl -n {namespace} logs {}",
+                    metrics.pod
+                ),
             ));
         }
     }
@@ -150,14 +159,15 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
     if let Some((namespace, pod)) = without.first() {
         found.push(failure(
             format!(
-                "{} of {count} sidecars that were asked have no stream from a controller, so that their endpoints and \
-                 certificates grow old: {}",
+                "{} of {count} sidecars that were asked have no stream from a controller, so that \
+                 their endpoints and certificates grow old: {}",
                 without.len(),
                 some(&names(&without))
             ),
             format!(
-                "the log says why: kubectl -n {namespace} logs {pod} -c {SIDECAR}. After another authority was made, sidecars \
-                 come back by themselves within minutes; others once their pods are restarted"
+                "the log says why: kubectl -n {namespace} logs {pod} -c {SIDECAR}. After another \
+                 authority was made, sidecars come back by themselves within minutes; others once \
+                 their pods are restarted"
             ),
         ));
     }

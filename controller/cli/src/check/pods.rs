@@ -115,7 +115,8 @@ fn tell(kind: &Kind, owner: &str, names: &[String]) -> Found {
         ),
         Kind::Without => warning(
             format!(
-                "{owner}: no sidecar, as the namespace was labelled later or no controller was there: {names}"
+                "{owner}: no sidecar, as the namespace was labelled later or no controller was \
+                 there: {names}"
             ),
             restart,
         ),
@@ -250,15 +251,19 @@ mod tests {
     fn pod(image: &str, ready: bool) -> Value {
         json!({
             "metadata": {
-                "name": "web-5d8f-x", "namespace": "shop", "creationTimestamp": "2026-01-01T00:00:00Z",
-                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d8f", "uid": "1", "controller": true }],
+                "name": "web-5d8f-x", "namespace": "shop",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet",
+                        "name": "web-5d8f", "uid": "1", "controller": true }],
             },
             "spec": {
-                "initContainers": [{ "name": "naru-init", "image": image }, { "name": "naru-proxy", "image": image }],
+                "initContainers": [{ "name": "naru-init", "image": image },
+                    { "name": "naru-proxy", "image": image }],
                 "containers": [{ "name": "web" }],
             },
             "status": { "phase": "Running", "initContainerStatuses": [
-                { "name": "naru-proxy", "ready": ready, "restartCount": 0, "image": image, "imageID": "", "state": {
+                { "name": "naru-proxy", "ready": ready, "restartCount": 0, "image": image,
+                    "imageID": "", "state": {
                     "waiting": { "reason": "CrashLoopBackOff" } } },
             ] },
         })

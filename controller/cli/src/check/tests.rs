@@ -1,4 +1,5 @@
-//! The whole of a check, against an API server in memory: what a good cluster gets, and what each thing that is wrong gets.
+//! The whole of a check, against an API server in memory: what a good cluster gets, and what each
+//! thing that is wrong gets.
 
 use std::collections::BTreeSet;
 
@@ -62,7 +63,8 @@ fn empty() -> FakeApi {
 
 fn version(major: &str, minor: &str) -> Value {
     json!({
-        "major": major, "minor": minor, "gitVersion": format!("v{major}.{minor}.0"), "gitCommit": "", "gitTreeState": "",
+        "major": major, "minor": minor, "gitVersion": format!("v{major}.{minor}.0"),
+        "gitCommit": "", "gitTreeState": "",
         "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
     })
 }
@@ -70,10 +72,12 @@ fn version(major: &str, minor: &str) -> Value {
 fn definition(plural: &str, bundle: &str) -> Value {
     json!({
         "metadata": { "name": format!("{plural}.gateway.networking.k8s.io"), "annotations": {
-            "gateway.networking.k8s.io/bundle-version": bundle, "gateway.networking.k8s.io/channel": "standard",
+            "gateway.networking.k8s.io/bundle-version": bundle,
+            "gateway.networking.k8s.io/channel": "standard",
         } },
         "spec": {
-            "group": "gateway.networking.k8s.io", "scope": "Namespaced", "names": { "kind": "X", "plural": plural },
+            "group": "gateway.networking.k8s.io", "scope": "Namespaced",
+            "names": { "kind": "X", "plural": plural },
             "versions": [{ "name": "v1", "served": true, "storage": true }],
         },
     })
@@ -81,8 +85,10 @@ fn definition(plural: &str, bundle: &str) -> Value {
 
 fn node(name: &str, kubelet: &str) -> Value {
     json!({ "metadata": { "name": name }, "status": { "nodeInfo": {
-        "architecture": "amd64", "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "", "kubeProxyVersion": "",
-        "kubeletVersion": kubelet, "machineID": "", "operatingSystem": "linux", "osImage": "", "systemUUID": "",
+        "architecture": "amd64", "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "",
+        "kubeProxyVersion": "",
+        "kubeletVersion": kubelet, "machineID": "", "operatingSystem": "linux", "osImage": "",
+        "systemUUID": "",
     } } })
 }
 
@@ -109,7 +115,8 @@ pub(super) fn installed() -> FakeApi {
     api.apply(DEPLOYMENTS, deployment());
     let webhook = |name: &str| {
         json!({
-            "name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None", "clientConfig": { "caBundle": base64(&pem) },
+            "name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "clientConfig": { "caBundle": base64(&pem) },
         })
     };
     api.apply(
@@ -124,24 +131,33 @@ pub(super) fn installed() -> FakeApi {
         NAMESPACES,
         json!({ "metadata": { "name": "shop", "labels": { "naru.dev/inject": "enabled" } } }),
     );
-    api.apply(CONFIG_MAPS, json!({
-        "metadata": { "name": "naru-trust-anchors", "namespace": "shop" }, "data": { "trust-anchors.pem": pem },
-    }));
+    api.apply(
+        CONFIG_MAPS,
+        json!({
+            "metadata": { "name": "naru-trust-anchors", "namespace": "shop" },
+            "data": { "trust-anchors.pem": pem },
+        }),
+    );
     let sidecar = json!([{ "name": "naru-proxy", "image": "naru/proxy:1" }]);
     api.apply(
         PODS,
         json!({
-            "metadata": { "name": "web-1", "namespace": "shop", "labels": { "naru.dev/injected": "true" } },
+            "metadata": { "name": "web-1", "namespace": "shop",
+                "labels": { "naru.dev/injected": "true" } },
             "spec": { "initContainers": sidecar, "containers": [{ "name": "web" }] },
             "status": { "phase": "Running", "initContainerStatuses": [
-                { "name": "naru-proxy", "ready": true, "restartCount": 0, "image": "", "imageID": "" },
+                { "name": "naru-proxy", "ready": true, "restartCount": 0, "image": "",
+                    "imageID": "" },
             ] },
         }),
     );
     api.answer(
         NEW_POD,
         201,
-        json!({ "metadata": { "name": "naru-check" }, "spec": { "initContainers": sidecar, "containers": [] } }),
+        json!({
+            "metadata": { "name": "naru-check" },
+            "spec": { "initContainers": sidecar, "containers": [] },
+        }),
     );
     api.apply(ROUTES, route("True"));
     for name in ["naru-controller-1", "naru-controller-2"] {
@@ -192,7 +208,8 @@ fn deployment() -> Value {
         "spec": {
             "replicas": 2, "selector": {},
             "template": { "spec": { "containers": [{ "name": "naru-controller", "args": [
-                "run", "--ca-secret=naru-ca", "--trust-domain=cluster.local", "--webhook-configuration=naru-injector",
+                "run", "--ca-secret=naru-ca", "--trust-domain=cluster.local",
+                "--webhook-configuration=naru-injector",
                 "--proxy-image=naru/proxy:1",
             ] }] } },
         },
@@ -203,7 +220,8 @@ fn deployment() -> Value {
 fn slice(ready: bool) -> Value {
     json!({
         "metadata": { "name": "naru-controller-x", "namespace": "naru-system" },
-        "addressType": "IPv4", "endpoints": [{ "addresses": ["10.0.0.1"], "conditions": { "ready": ready } }],
+        "addressType": "IPv4",
+        "endpoints": [{ "addresses": ["10.0.0.1"], "conditions": { "ready": ready } }],
     })
 }
 
@@ -212,9 +230,11 @@ fn route(accepted: &str) -> Value {
         "metadata": { "name": "web", "namespace": "shop", "generation": 2 },
         "spec": { "parentRefs": [{ "group": "", "kind": "Service", "name": "web" }] },
         "status": { "parents": [{
-            "controllerName": "naru.dev/controller", "parentRef": { "kind": "Service", "name": "web" },
+            "controllerName": "naru.dev/controller",
+            "parentRef": { "kind": "Service", "name": "web" },
             "conditions": [{
-                "type": "Accepted", "status": accepted, "reason": "UnsupportedValue", "message": "no such filter",
+                "type": "Accepted", "status": accepted, "reason": "UnsupportedValue",
+                "message": "no such filter",
                 "observedGeneration": 2,
             }],
         }] },
@@ -404,7 +424,9 @@ async fn a_namespace_whose_pod_security_refuses_sidecars_is_told_before() {
 
 #[tokio::test]
 async fn a_controller_that_is_not_ready_says_why() {
-    let ended = json!({ "terminated": { "exitCode": 1, "message": "first\nnaru-controller: --ca-secret: no" } });
+    let ended = json!({
+        "terminated": { "exitCode": 1, "message": "first\nnaru-controller: --ca-secret: no" },
+    });
     let waits = json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
     let runs = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
     // It waits to be started again, has just been started again, and has just ended again.
@@ -418,7 +440,8 @@ async fn a_controller_that_is_not_ready_says_why() {
             json!({
                 "metadata": { "name": "naru-controller-x", "namespace": "naru-system" },
                 "status": { "containerStatuses": [{
-                    "name": "naru-controller", "ready": false, "restartCount": 3, "image": "", "imageID": "",
+                    "name": "naru-controller", "ready": false, "restartCount": 3, "image": "",
+                    "imageID": "",
                     "state": state.clone(),
                     "lastState": ended,
                 }] },
@@ -454,9 +477,14 @@ async fn rights_that_the_controller_lacks_are_named() {
 #[tokio::test]
 async fn who_may_not_read_something_is_told_so_and_the_rest_is_checked() {
     let api = installed();
-    api.answer(RIGHTS_OF, 403, json!({
-        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "jane may not",
-    }));
+    api.answer(
+        RIGHTS_OF,
+        403,
+        json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403,
+            "reason": "Forbidden", "message": "jane may not",
+        }),
+    );
     let wrong = wrong(&api).await;
     assert_eq!(at(&wrong), ("rights", Level::Warning));
     assert!(wrong.text.contains("jane may not"), "{}", wrong.text);

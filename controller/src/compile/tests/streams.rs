@@ -15,7 +15,8 @@ fn of_kind(kind: &str, namespace: &str, name: &str, port: &str, backend: &str) -
         namespace,
         name,
         &format!(
-            "{hostnames}parentRefs: [{{ group: \"\", kind: Service, namespace: shop, name: web{port} }}], rules: [{{ backendRefs: [{{ {backend} }}] }}]"
+            "{hostnames}parentRefs: [{{ group: \"\", kind: Service, namespace: shop, name: \
+             web{port} }}], rules: [{{ backendRefs: [{{ {backend} }}] }}]"
         ),
     )
     .replace("kind: HTTPRoute", &format!("kind: {kind}"))
@@ -114,7 +115,11 @@ fn a_tls_route_has_its_names_and_says_which_backend_cannot_be_used() {
     // A grant for another kind is none.
     let grant = |kind: &str| {
         format!(
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{ name: g, namespace: other }}\nspec: {{ from: [{{ group: gateway.networking.k8s.io, kind: {kind}, namespace: shop }}], to: [{{ group: \"\", kind: Service }}] }}\n"
+            "apiVersion: gateway.networking.k8s.io/v1\n\
+             kind: ReferenceGrant\n\
+             metadata: {{ name: g, namespace: other }}\n\
+             spec: {{ from: [{{ group: gateway.networking.k8s.io, kind: {kind}, \
+             namespace: shop }}], to: [{{ group: \"\", kind: Service }}] }}\n"
         )
     };
     assert!(apply(&mut catalog, &grant("TCPRoute")).is_empty());
@@ -151,7 +156,13 @@ fn a_change_of_a_route_concerns_its_own_resource_alone() {
     assert!(changed.contains(&Changed::Resource(
         "service/other/shop/web/80".parse().unwrap()
     )));
-    assert!(!changed.iter().any(|c| matches!(c, Changed::Resource(ResourceName::Service { client_namespace, .. }) if client_namespace != "other")));
+    let elsewhere = |changed: &Changed| match changed {
+        Changed::Resource(ResourceName::Service {
+            client_namespace, ..
+        }) => client_namespace != "other",
+        _ => false,
+    };
+    assert!(!changed.iter().any(elsewhere));
 }
 
 #[test]
@@ -269,7 +280,9 @@ fn the_oldest_tcp_route_takes_every_connection_and_tls_routes_stand_side_by_side
 #[test]
 fn on_an_opaque_port_there_is_nothing_for_routes_of_requests() {
     let mut catalog = shop();
-    let opaque = "apiVersion: v1\nkind: Namespace\nmetadata: { name: shop, annotations: { naru.dev/opaque-ports: \"80\" } }\n";
+    let opaque = "apiVersion: v1\n\
+        kind: Namespace\n\
+        metadata: { name: shop, annotations: { naru.dev/opaque-ports: \"80\" } }\n";
     apply(&mut catalog, opaque);
     apply(&mut catalog, &to_web("HTTPRoute", "shop", "http"));
     apply(&mut catalog, &to_web("TCPRoute", "shop", "tcp"));

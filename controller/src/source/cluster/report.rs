@@ -1,5 +1,5 @@
-//! Tells people of objects that can't be used as they are: in the log, and by an Event on the object, where `kubectl
-//! describe` shows it.
+//! Tells people of objects that can't be used as they are: in the log, and by an Event on the
+//! object, where `kubectl describe` shows it.
 
 use std::time::Duration;
 
