@@ -11,6 +11,7 @@ use naru_contract::MtlsMode;
 
 use crate::inject::InjectArgs;
 use crate::issuer::is_trust_domain;
+use crate::logging::LogFormat;
 use crate::source;
 
 /// Flags of `naru-controller run`.
@@ -152,7 +153,7 @@ pub struct Config {
 
 /// Where objects come from, and by what tokens are checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum Origin {
     Kubernetes,
     Manifests {
         directories: Vec<PathBuf>,
@@ -164,11 +165,11 @@ pub enum Source {
 impl Config {
     /// `None`: neither is named whole, as when the environment says that it is not to be
     /// Kubernetes, and nothing else.
-    pub fn source(&self) -> Option<Source> {
+    pub fn origin(&self) -> Option<Origin> {
         if self.kubernetes {
-            return Some(Source::Kubernetes);
+            return Some(Origin::Kubernetes);
         }
-        Some(Source::Manifests {
+        Some(Origin::Manifests {
             directories: Some(self.manifests.clone()).filter(|dirs| !dirs.is_empty())?,
             token_public_key: self.token_public_key.clone()?,
             token_issuer: self.token_issuer.clone()?,
@@ -190,13 +191,6 @@ impl From<Mtls> for MtlsMode {
             Mtls::Strict => Self::Strict,
         }
     }
-}
-
-/// The form of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -249,11 +243,11 @@ mod tests {
     fn objects_come_from_manifests_or_from_kubernetes() {
         let parse = |args: &[&str]| {
             let parsed = Program::try_parse_from(args).map_err(|error| error.to_string());
-            parsed.map(|program| program.config.source())
+            parsed.map(|program| program.config.origin())
         };
         let kubernetes = ["naru-controller", "--state-dir", "s", "--kubernetes"];
-        assert_eq!(parse(&kubernetes), Ok(Some(Source::Kubernetes)));
-        let manifests = Source::Manifests {
+        assert_eq!(parse(&kubernetes), Ok(Some(Origin::Kubernetes)));
+        let manifests = Origin::Manifests {
             directories: vec!["a".into()],
             token_public_key: "k".into(),
             token_issuer: "naru".into(),

@@ -13,8 +13,6 @@ mod annotations;
 pub mod authority;
 pub mod compile;
 pub mod config;
-#[cfg(test)]
-mod fake_api;
 pub mod index;
 pub mod inject;
 pub mod install;
@@ -24,7 +22,6 @@ pub mod logging;
 pub mod metrics;
 mod reply;
 pub mod serve;
-pub mod sidecars;
 pub mod source;
 pub mod status;
 pub mod uninstall;

@@ -6,7 +6,7 @@ mod annotations;
 mod check;
 mod destination;
 #[cfg(test)]
-#[path = "../../src/fake_api.rs"]
+#[path = "../../src/kubernetes/fake_api.rs"]
 mod fake_api;
 mod kubernetes;
 mod quiet_http;

@@ -8,8 +8,8 @@ use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fake_api::{self, FakeApi};
 use crate::issuer::{Pair, SpiffeId};
+use crate::kubernetes::fake_api::{self, FakeApi};
 
 const SECRETS: &str = "/api/v1/secrets";
 const PODS: &str = "/api/v1/pods";

@@ -7,7 +7,7 @@ use super::plan::Read;
 use super::record::Record;
 use super::store::{SecretStore, StoreError};
 use super::{AuthorityError, SystemTime};
-use crate::sidecars;
+use crate::kubernetes::sidecars;
 
 /// When an authority may be made where there is none.
 pub enum Make {

@@ -35,7 +35,7 @@ pub use certificate::{Certificate, CertificateError};
 pub use containers::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
 pub use operations::Operation;
 pub use options::{InjectArgs, PullPolicy, Redirection, Resources};
-pub use review::{Answer, Outcome, answer};
+pub use review::{Answer, answer};
 pub use serve::{Injected, serve};
 
 use crate::annotations;

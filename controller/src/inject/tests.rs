@@ -1,4 +1,5 @@
 use super::*;
+use crate::metrics::InjectionOutcome;
 
 use json_patch::Patch;
 use serde_json::{Value, from_value};
@@ -726,7 +727,7 @@ fn review(pod: &Value) -> Value {
     })
 }
 
-fn answered(review: &Value) -> (Outcome, Value) {
+fn answered(review: &Value) -> (InjectionOutcome, Value) {
     let answer = answer(review.to_string().as_bytes(), true, &options()).expect("an answer");
     let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
     assert_eq!(body["kind"], "AdmissionReview");
@@ -739,7 +740,7 @@ fn a_review_is_answered_with_a_patch_a_warning_or_a_refusal() {
     let (outcome, response) = answered(&review(&simple()));
     assert_eq!(
         (outcome, &response["allowed"]),
-        (Outcome::Injected, &json!(true))
+        (InjectionOutcome::Injected, &json!(true))
     );
     assert_eq!(response["patchType"], "JSONPatch");
     let patch: k8s_openapi::ByteString = from_value(response["patch"].clone()).expect("base64");
@@ -749,7 +750,7 @@ fn a_review_is_answered_with_a_patch_a_warning_or_a_refusal() {
     assert_eq!(pod, injected(&simple()));
 
     let (outcome, response) = answered(&review(&pod));
-    assert_eq!(outcome, Outcome::Unchanged);
+    assert_eq!(outcome, InjectionOutcome::Unchanged);
     assert_eq!(response, json!({ "uid": "42", "allowed": true }));
 
     let mut host_network = simple();
@@ -757,7 +758,7 @@ fn a_review_is_answered_with_a_patch_a_warning_or_a_refusal() {
     let (outcome, response) = answered(&review(&host_network));
     assert_eq!(
         (outcome, &response["allowed"]),
-        (Outcome::Skipped, &json!(true))
+        (InjectionOutcome::Skipped, &json!(true))
     );
     assert!(
         response["warnings"][0]
@@ -769,7 +770,7 @@ fn a_review_is_answered_with_a_patch_a_warning_or_a_refusal() {
     let (outcome, response) = answered(&review(&wrong));
     assert_eq!(
         (outcome, &response["allowed"]),
-        (Outcome::Refused, &json!(false))
+        (InjectionOutcome::Refused, &json!(false))
     );
     assert!(
         response["status"]["message"]
@@ -779,7 +780,7 @@ fn a_review_is_answered_with_a_patch_a_warning_or_a_refusal() {
     assert_eq!(response.get("patch"), None);
 
     let (outcome, _) = answered(&review(&json!({ "spec": { "containers": "none" } })));
-    assert_eq!(outcome, Outcome::Refused);
+    assert_eq!(outcome, InjectionOutcome::Refused);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use super::*;
-use crate::fake_api::FakeApi;
 use crate::issuer::Ca;
+use crate::kubernetes::fake_api::FakeApi;
 use k8s_openapi::ByteString;
 use serde_json::json;
 use std::time::SystemTime;

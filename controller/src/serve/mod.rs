@@ -16,8 +16,6 @@ mod stream;
 mod table;
 mod tls;
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,9 +147,4 @@ fn trust_anchors(in_force: &InForce, renew_within: Duration) -> TrustAnchors {
         issuer: in_force.ca.id().to_owned(),
         renew_within_seconds: u32::try_from(renew_within.as_secs()).unwrap_or(u32::MAX),
     }
-}
-
-/// Listens on `address`. Where there is no IPv6, `[::]` is taken as `0.0.0.0`.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    naru_listen::bind(address).await
 }

@@ -5,7 +5,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::compile::{Catalog, CatalogOptions};
-use crate::fake_api::FakeApi;
+use crate::kubernetes::fake_api::FakeApi;
 use crate::source::Object;
 
 const NAMESPACES: &str = "/api/v1/namespaces";

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::authority::{Keeper, Make, Store, Terms};
-use crate::fake_api::FakeApi;
+use crate::kubernetes::fake_api::FakeApi;
 
 const PODS: &str = "/api/v1/pods";
 const SECRETS: &str = "/api/v1/secrets";

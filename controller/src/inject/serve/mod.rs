@@ -23,8 +23,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 
-use super::{Options, Outcome, answer};
-use crate::metrics::Metrics;
+use super::{Options, answer};
+use crate::metrics::{InjectionOutcome, Metrics};
 use crate::reply::{Reply, not_allowed, text, with_type};
 
 /// Connections at once: an API server has one for each review that it waits for.
@@ -147,7 +147,7 @@ impl Webhook {
                 with_type(StatusCode::OK, "application/json", answer.body)
             }
             Err((status, problem)) => {
-                self.metrics.injection(Outcome::Malformed);
+                self.metrics.injection(InjectionOutcome::Malformed);
                 warn!(%status, problem, "a request to the webhook");
                 text(status, format!("{problem}\n"))
             }
@@ -191,5 +191,4 @@ impl Webhook {
 }
 
 #[cfg(test)]
-#[path = "serve_tests.rs"]
 mod tests;

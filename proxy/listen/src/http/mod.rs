@@ -345,5 +345,4 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
 }
 
 #[cfg(test)]
-#[path = "http_tests.rs"]
 mod tests;

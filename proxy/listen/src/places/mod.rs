@@ -407,5 +407,4 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-#[path = "places_tests.rs"]
 mod tests;

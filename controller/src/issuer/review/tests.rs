@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fake_api::{self, FakeApi};
 use crate::issuer::TokenCheck;
+use crate::kubernetes::fake_api::{self, FakeApi};
 
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 

@@ -1,6 +1,8 @@
 //! What the controller counts. Label sets are small and closed: nothing a peer says becomes a
 //! label.
 
+mod labels;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -15,63 +17,15 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use crate::inject::Outcome;
 use crate::issuer::InForce;
+
+pub use labels::{AuthorityState, Form, InjectionOutcome, StatusOutcome};
 
 /// Upper bounds of the push latency's buckets, in seconds. A push over loopback takes about a
 /// millisecond, one to a proxy whose machine is overloaded some seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
     0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 ];
-
-/// In which form a resource was pushed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    Full,
-    Delta,
-}
-
-/// How writing the status of a route ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StatusOutcome {
-    Written,
-    Failed,
-}
-
-/// How it stands with the mesh's certificate authority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuthorityState {
-    /// There is one.
-    Steady,
-    /// The next one is trusted, and not issued with yet.
-    Trusting,
-    /// The last one is trusted still.
-    Retiring,
-    /// What is given cannot be used.
-    Invalid,
-    /// It is gone from where it was kept.
-    Missing,
-}
-
-impl AuthorityState {
-    const ALL: [Self; 5] = [
-        Self::Steady,
-        Self::Trusting,
-        Self::Retiring,
-        Self::Invalid,
-        Self::Missing,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Steady => "steady",
-            Self::Trusting => "trusting",
-            Self::Retiring => "retiring",
-            Self::Invalid => "invalid",
-            Self::Missing => "missing",
-        }
-    }
-}
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -387,7 +341,7 @@ impl Metrics {
         self.0.proxies_behind.set(count(behind));
     }
 
-    pub fn injection(&self, outcome: Outcome) {
+    pub fn injection(&self, outcome: InjectionOutcome) {
         let outcome = outcome.as_str();
         self.0.injections.with_label_values(&[outcome]).inc();
     }
@@ -538,28 +492,4 @@ fn register<C: Collector + Clone + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_counted_is_shown() {
-        let metrics = Metrics::new();
-        metrics.count_objects(|| vec![("Service", 3)]);
-        metrics.refused("token_time");
-        metrics.push_accepted(Duration::from_millis(3));
-        let stream = metrics.stream(1);
-        assert!(stream.is_some());
-        assert!(metrics.stream(1).is_none());
-        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
-        for line in [
-            "naru_controller_objects{kind=\"Service\"} 3",
-            "naru_controller_certificates_refused_total{reason=\"token_time\"} 1",
-            "naru_controller_push_latency_seconds_bucket{le=\"0.005\"} 1",
-            "naru_controller_connected_proxies 1",
-        ] {
-            assert!(text.contains(line), "{line} in {text}");
-        }
-        drop(stream);
-        assert!(metrics.stream(1).is_some());
-    }
-}
+mod tests;

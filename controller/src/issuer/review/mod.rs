@@ -94,5 +94,4 @@ fn short(mut message: String) -> String {
 }
 
 #[cfg(test)]
-#[path = "review_tests.rs"]
 mod tests;

@@ -25,7 +25,7 @@ use tracing::info;
 
 use crate::authority::{SecretStore, remove};
 use crate::inject::ANCHORS_CONFIG_MAP;
-use crate::sidecars;
+use crate::kubernetes::sidecars;
 
 /// The controllers' pods.
 const CONTROLLERS: &str = "app.kubernetes.io/name=naru,app.kubernetes.io/component=controller";
@@ -184,5 +184,4 @@ async fn anchors(client: &Client) -> Result<(), kube::Error> {
 }
 
 #[cfg(test)]
-#[path = "uninstall_tests.rs"]
 mod tests;
