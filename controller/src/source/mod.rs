@@ -3,26 +3,14 @@
 //! behind this module knows Kubernetes' own types.
 
 mod cluster;
-mod cors;
-mod duration;
-mod files;
-mod gateway;
-mod grpc_route;
-mod http_filter;
-mod http_route;
-mod kubernetes;
-mod locate;
+mod manifests;
 mod objects;
 pub(crate) mod parse;
-mod policy;
-mod problem;
-mod stream_route;
-mod watch;
 
 pub use cluster::cluster;
-pub use duration::milliseconds;
+pub use manifests::manifests;
 pub use objects::*;
-pub use watch::manifests;
+pub use parse::milliseconds;
 
 /// What happened to the cluster's objects.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::served::Served;
-use crate::source::problem::Invalid;
+use crate::source::parse::problem::Invalid;
 
 /// Events that wait to be written. More are left out: the log has them.
 const MAX_WAITING: usize = 256;

@@ -1,15 +1,37 @@
-//! What somebody wrote becomes objects. In: YAML with any number of documents, or JSON, or one
+//! Manifests become objects. In: YAML with any number of documents, or JSON, or one
 //! object of the API server. Out: every object of a kind that we use, or everything that is wrong.
+//!
+//! # Floors
+//!
+//! ```text
+//! routes             the Gateway API's routes
+//! policy             what holds besides routes
+//! builtin            Kubernetes' own kinds
+//! gateway            the Gateway API's kinds as they are written
+//! locate             the line of a field
+//! duration problem
+//! ```
 
-use k8s_openapi::api::core::v1 as core;
+mod builtin;
+mod duration;
+mod gateway;
+mod locate;
+mod policy;
+pub(super) mod problem;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::api::discovery::v1 as discovery;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
-use super::objects::Object;
-use super::problem::{Invalid, Problem};
-use super::{gateway, grpc_route, http_route, kubernetes, locate, policy, stream_route};
+use crate::source::objects::Object;
+use problem::{Invalid, Problem};
+
+pub use duration::milliseconds;
 
 /// Longest message of a parser that we pass on, in bytes.
 const MAX_MESSAGE_BYTES: usize = 300;
@@ -196,39 +218,39 @@ pub(super) fn object(version: &str, kind: &str, value: Value) -> Result<Option<P
     let mut ignored = Vec::new();
     let object = match (group, version, kind) {
         ("", "v1", "Namespace") => {
-            let (namespace, left_out) = kubernetes::namespace(typed::<core::Namespace>(value)?)?;
+            let (namespace, left_out) = builtin::namespace(typed::<k8s::Namespace>(value)?)?;
             ignored = left_out;
             Object::Namespace(namespace)
         }
         ("", "v1", "Service") => {
-            let (service, left_out) = kubernetes::service(typed::<core::Service>(value)?)?;
+            let (service, left_out) = builtin::service(typed::<k8s::Service>(value)?)?;
             ignored = left_out;
             Object::Service(service)
         }
         ("", "v1", "Pod") => {
-            let (pod, left_out) = kubernetes::pod(typed::<core::Pod>(value)?)?;
+            let (pod, left_out) = builtin::pod(typed::<k8s::Pod>(value)?)?;
             ignored = left_out;
             Object::Pod(pod)
         }
         ("discovery.k8s.io", "v1", "EndpointSlice") => {
             let slice = typed::<discovery::EndpointSlice>(value)?;
-            Object::EndpointSlice(kubernetes::endpoint_slice(slice)?)
+            Object::EndpointSlice(builtin::endpoint_slice(slice)?)
         }
         ("gateway.networking.k8s.io", "v1" | "v1beta1", "HTTPRoute") => {
             let route = typed::<gateway::HttpRoute>(value)?;
-            Object::HttpRoute(http_route::http_route(route)?)
+            Object::HttpRoute(routes::http_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1", "GRPCRoute") => {
             let route = typed::<gateway::GrpcRoute>(value)?;
-            Object::HttpRoute(grpc_route::grpc_route(route)?)
+            Object::HttpRoute(routes::grpc_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1", "TLSRoute") => {
             let route = typed::<gateway::TlsRoute>(value)?;
-            Object::HttpRoute(stream_route::tls_route(route)?)
+            Object::HttpRoute(routes::tls_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1", "TCPRoute") => {
             let route = typed::<gateway::TcpRoute>(value)?;
-            Object::HttpRoute(stream_route::tcp_route(route)?)
+            Object::HttpRoute(routes::tcp_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1" | "v1beta1", "ReferenceGrant") => {
             let grant = typed::<gateway::ReferenceGrant>(value)?;
@@ -257,7 +279,3 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {
         Invalid::new(field, error.into_inner().to_string())
     })
 }
-
-#[cfg(test)]
-#[path = "parse_tests.rs"]
-mod tests;

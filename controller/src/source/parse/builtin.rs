@@ -1,4 +1,4 @@
-//! Kubernetes' own kinds, reduced at once to [`super::objects`]. In: typed objects as the API
+//! Kubernetes' own kinds, reduced at once to [objects](crate::source). In: typed objects as the API
 //! server would serve them. Out: the fields that we use, or which field is wrong.
 
 use std::collections::BTreeMap;
@@ -10,9 +10,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use naru_contract::{MtlsMode, Protocol};
 
-use super::objects::*;
 use super::problem::Invalid;
 use crate::annotations::{is_strict, ports};
+use crate::source::objects::*;
 
 /// An object, and what of it is not understood while the rest is used.
 type Read<T> = Result<(T, Vec<Invalid>), Invalid>;

@@ -3,10 +3,11 @@
 
 use regex::Regex;
 
-use super::gateway;
-use super::http_route::{self, Failure, at_most};
-use super::objects::{HttpRoute, RouteKind};
-use super::problem::Invalid;
+use super::checks::{Failure, at_most};
+use super::http;
+use crate::source::objects::{HttpRoute, RouteKind};
+use crate::source::parse::gateway;
+use crate::source::parse::problem::Invalid;
 
 const MAX_MATCHES: usize = 64;
 /// Characters of a service's or a method's name: the path with both in it still is one that a route
@@ -28,7 +29,7 @@ pub fn grpc_route(object: gateway::GrpcRoute) -> Result<HttpRoute, Invalid> {
     let rules = (rules.into_iter().enumerate())
         .map(|(i, given)| rule(&format!("spec.rules[{i}]"), given))
         .collect();
-    http_route::reduce(RouteKind::Grpc, &object.metadata, parent_refs, rules)
+    http::reduce(RouteKind::Grpc, &object.metadata, parent_refs, rules)
 }
 
 fn rule(field: &str, given: gateway::GrpcRule) -> Result<gateway::HttpRule, Failure> {
@@ -138,9 +139,9 @@ fn check(field: &str, kind: &str, part: String) -> Result<String, Failure> {
 mod tests {
     use naru_contract::PathMatchKind;
 
-    use super::super::objects::Object;
-    use super::super::parse;
     use super::*;
+    use crate::source::objects::Object;
+    use crate::source::parse;
 
     fn parsed(rules: &str) -> Result<HttpRoute, String> {
         let text = format!(

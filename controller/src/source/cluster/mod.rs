@@ -32,7 +32,7 @@ use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::problem::Invalid;
+use super::parse::problem::Invalid;
 use super::{Event, Name, ObjectKey, parse};
 use crate::metrics::Metrics;
 use report::{Report, Until};

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::super::objects::*;
 use super::*;
+use crate::source::objects::*;
 
 /// Longest wait for an event, far over what one takes.
 const PATIENCE: Duration = Duration::from_secs(20);

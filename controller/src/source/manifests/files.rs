@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::objects::{Object, ObjectKey};
-use super::problem::Problem;
-use super::{Event, parse};
+use crate::source::objects::{Object, ObjectKey};
+use crate::source::parse::problem::Problem;
+use crate::source::{Event, parse};
 
 /// The largest manifest that is read, in bytes.
 const MAX_MANIFEST_BYTES: u64 = 16 * 1024 * 1024;

@@ -1,5 +1,9 @@
 //! Watches directories of manifests for ever.
 
+mod files;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
 use super::Event;
-use super::files::Files;
+use files::Files;
 
 /// How long it has to be quiet after a change before the files are read: whoever writes several at
 /// once is likely done.
@@ -98,7 +102,3 @@ fn watch(directories: &[PathBuf], heard: Arc<Notify>) -> Option<notify::Recommen
     }
     Some(watcher)
 }
-
-#[cfg(test)]
-#[path = "watch_tests.rs"]
-mod tests;

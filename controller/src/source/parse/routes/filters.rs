@@ -8,18 +8,16 @@ use naru_contract::{
     Redirect, Rewrite,
 };
 
+use super::checks::{Failure, MAX_HOSTNAME, at_most, header_name, is_hostname, referent};
 use super::cors::cors;
-use super::gateway;
-use super::http_route::{Failure, at_most, referent};
-use super::objects::{Filter, Mirror};
-use super::problem::Invalid;
+use crate::source::objects::{Filter, Mirror};
+use crate::source::parse::gateway;
+use crate::source::parse::problem::Invalid;
 
 const MAX_FILTERS: usize = 16;
 const MAX_HEADERS: usize = 16;
-const MAX_HEADER_NAME: usize = 256;
 const MAX_HEADER_VALUE: usize = 4096;
 const MAX_PATH: usize = 1024;
-pub const MAX_HOSTNAME: usize = 253;
 const REDIRECT_STATUSES: [i64; 5] = [301, 302, 303, 307, 308];
 const DEFAULT_REDIRECT_STATUS: i64 = 302;
 /// Of a mirror's fraction.
@@ -123,21 +121,6 @@ pub fn prefix_match_is_possible(
         return Err(Invalid::new(
             format!("{field}.matches"),
             "a filter that replaces the prefix needs exactly one match, of type PathPrefix",
-        ));
-    }
-    Ok(())
-}
-
-/// Whether it can be the name of a header (or of a query parameter, which the CRD holds to the
-/// same).
-pub fn header_name(field: &str, name: &str) -> Result<(), Invalid> {
-    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if name.is_empty() || name.len() > MAX_HEADER_NAME || !name.bytes().all(token) {
-        return Err(Invalid::new(
-            field,
-            format!(
-                "{name:?} is not a name: 1 to {MAX_HEADER_NAME} letters, digits, -, _ and the like"
-            ),
         ));
     }
     Ok(())
@@ -262,18 +245,6 @@ fn headers(field: &str, given: gateway::HeaderModifier) -> Result<HeaderModifier
         add: list(format!("{field}.add"), given.add)?,
         remove: given.remove,
     })
-}
-
-/// Whether a text of whatever length is a DNS subdomain (RFC 1123).
-pub fn is_hostname(text: &str) -> bool {
-    let label = |label: &str| {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        !label.is_empty()
-            && label.bytes().all(inner)
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    text.split('.').all(label)
 }
 
 fn hostname(field: &str, given: Option<String>) -> Result<String, Invalid> {

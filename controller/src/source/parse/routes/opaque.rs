@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::gateway;
-use super::http_filter::{MAX_HOSTNAME, is_hostname};
-use super::http_route::{self, at_most};
-use super::objects::{HttpRoute, RouteKind};
-use super::problem::Invalid;
+use super::checks::{MAX_HOSTNAME, at_most, is_hostname};
+use super::http;
+use crate::source::objects::{HttpRoute, RouteKind};
+use crate::source::parse::gateway;
+use crate::source::parse::problem::Invalid;
 
 const MAX_HOSTNAMES: usize = 1_024;
 
@@ -36,7 +36,7 @@ pub fn tcp_route(object: gateway::TcpRoute) -> Result<HttpRoute, Invalid> {
 fn reduce(
     kind: RouteKind,
     metadata: &ObjectMeta,
-    spec: gateway::StreamRouteSpec,
+    spec: gateway::OpaqueRouteSpec,
 ) -> Result<HttpRoute, Invalid> {
     let [given] = <[_; 1]>::try_from(spec.rules).map_err(|rules| {
         let message = format!("there has to be one, not {}", rules.len());
@@ -57,7 +57,7 @@ fn reduce(
             .collect(),
         ..gateway::HttpRule::default()
     };
-    http_route::reduce(kind, metadata, spec.parent_refs, vec![Ok(rule)])
+    http::reduce(kind, metadata, spec.parent_refs, vec![Ok(rule)])
 }
 
 fn check_hostname(field: &str, hostname: &str) -> Result<(), Invalid> {
@@ -75,9 +75,9 @@ fn check_hostname(field: &str, hostname: &str) -> Result<(), Invalid> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::objects::{Name, Object};
-    use super::super::parse;
     use super::*;
+    use crate::source::objects::{Name, Object};
+    use crate::source::parse;
 
     fn parsed(kind: &str, spec: &str) -> Result<HttpRoute, String> {
         let text = format!(

@@ -63,20 +63,20 @@ pub struct MethodMatch {
 pub struct TlsRoute {
     pub metadata: ObjectMeta,
     #[serde(default)]
-    pub spec: StreamRouteSpec,
+    pub spec: OpaqueRouteSpec,
 }
 
 #[derive(Debug, Deserialize)]
 pub struct TcpRoute {
     pub metadata: ObjectMeta,
     #[serde(default)]
-    pub spec: StreamRouteSpec,
+    pub spec: OpaqueRouteSpec,
 }
 
 /// Of a TLSRoute or, without `hostnames`, of a TCPRoute.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct StreamRouteSpec {
+pub struct OpaqueRouteSpec {
     pub parent_refs: Vec<ParentRef>,
     pub hostnames: Vec<String>,
     pub rules: Vec<StreamRule>,

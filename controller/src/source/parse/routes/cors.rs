@@ -5,10 +5,9 @@ use std::sync::LazyLock;
 use naru_contract::Cors;
 use regex::Regex;
 
-use super::gateway;
-use super::http_filter::header_name;
-use super::http_route::{Failure, METHODS, at_most};
-use super::problem::Invalid;
+use super::checks::{Failure, METHODS, at_most, header_name};
+use crate::source::parse::gateway;
+use crate::source::parse::problem::Invalid;
 
 const MAX_ORIGINS: usize = 64;
 const MAX_ORIGIN: usize = 253;

@@ -2,9 +2,9 @@
 
 use naru_contract::RetryBudget;
 
-use super::objects::*;
 use super::problem::Invalid;
-use super::{duration, gateway, kubernetes};
+use super::{builtin, duration, gateway};
+use crate::source::objects::*;
 
 /// Defaults of GEP-3388.
 const DEFAULT_PERCENT: i64 = 20;
@@ -18,7 +18,7 @@ pub fn reference_grant(object: gateway::ReferenceGrant) -> Result<ReferenceGrant
     let from = object.spec.from.into_iter();
     let to = object.spec.to.into_iter();
     Ok(ReferenceGrant {
-        name: kubernetes::name(&object.metadata)?,
+        name: builtin::name(&object.metadata)?,
         from: from
             .filter(|from| from.group == GATEWAY_GROUP)
             .filter_map(|from| {
@@ -28,7 +28,7 @@ pub fn reference_grant(object: gateway::ReferenceGrant) -> Result<ReferenceGrant
             })
             .collect(),
         to: to
-            .filter(|to| kubernetes::is_core(&to.group) && to.kind == "Service")
+            .filter(|to| builtin::is_core(&to.group) && to.kind == "Service")
             .map(|to| to.name.filter(|name| !name.is_empty()))
             .collect(),
     })
@@ -39,10 +39,10 @@ pub fn backend_traffic_policy(
 ) -> Result<BackendTrafficPolicy, Invalid> {
     let targets = object.spec.target_refs.into_iter();
     Ok(BackendTrafficPolicy {
-        name: kubernetes::name(&object.metadata)?,
-        created: kubernetes::created(&object.metadata),
+        name: builtin::name(&object.metadata)?,
+        created: builtin::created(&object.metadata),
         targets: targets
-            .filter(|target| kubernetes::is_core(&target.group) && target.kind == "Service")
+            .filter(|target| builtin::is_core(&target.group) && target.kind == "Service")
             .map(|target| target.name)
             .collect(),
         retry_budget: match object.spec.retry_constraint {

@@ -9,10 +9,11 @@ use naru_contract as contract;
 use naru_contract::{PathMatchKind, http_filter::Kind};
 use regex::Regex;
 
-use super::http_filter as filter;
-use super::objects::*;
-use super::problem::Invalid;
-use super::{duration, gateway, kubernetes};
+use super::checks::{Failure, METHODS, at_most, header_name, optional_port, referent};
+use super::filters;
+use crate::source::objects::*;
+use crate::source::parse::problem::Invalid;
+use crate::source::parse::{builtin, duration, gateway};
 
 const MAX_PARENTS: usize = 32;
 const MAX_RULES: usize = 16;
@@ -27,29 +28,12 @@ const DEFAULT_WEIGHT: i64 = 1;
 /// Retries where a rule asks for them and does not say how many.
 const DEFAULT_RETRY_ATTEMPTS: i64 = 1;
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
-pub const METHODS: [&str; 9] = [
-    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
-];
 /// What a path that is no pattern may not contain, since no normal path does.
 const NOT_IN_PATHS: [&str; 7] = ["//", "/./", "/../", "%2f", "%2F", "#", "?"];
 
 static PATH: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"^(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+$").expect("a constant pattern")
 });
-
-/// Why an object is not taken over as it is.
-pub enum Failure {
-    /// The API server would not have it.
-    Invalid(Invalid),
-    /// It is right, but we can't do it: where, and what.
-    Unsupported(String),
-}
-
-impl From<Invalid> for Failure {
-    fn from(invalid: Invalid) -> Self {
-        Self::Invalid(invalid)
-    }
-}
 
 pub fn http_route(object: gateway::HttpRoute) -> Result<HttpRoute, Invalid> {
     // Hostnames mean nothing for a route that is attached to a Service (GEP-1294).
@@ -64,15 +48,15 @@ pub fn http_route(object: gateway::HttpRoute) -> Result<HttpRoute, Invalid> {
     reduce(RouteKind::Http, &object.metadata, parent_refs, rules)
 }
 
-/// A route of any kind. `rules`: or why one of them is not taken over.
+/// A route of any kind. `rules`: or why one of them is not used.
 pub fn reduce(
     kind: RouteKind,
     metadata: &ObjectMeta,
     parent_refs: Vec<gateway::ParentRef>,
     rules: Vec<Result<gateway::HttpRule, Failure>>,
 ) -> Result<HttpRoute, Invalid> {
-    let name = kubernetes::name(metadata)?;
-    let created = kubernetes::created(metadata);
+    let name = builtin::name(metadata)?;
+    let created = builtin::created(metadata);
     let generation = metadata.generation.unwrap_or_default();
     at_most("spec.parentRefs", parent_refs.len(), MAX_PARENTS)?;
     let mut parents = Vec::new();
@@ -81,7 +65,7 @@ pub fn reduce(
         let port = optional_port(&format!("{field}.port"), parent.port)?;
         // Gateways are not ours here.
         let group = parent.group.unwrap_or_else(|| GATEWAY_GROUP.to_owned());
-        if kubernetes::is_core(&group) && parent.kind.as_deref() == Some("Service") {
+        if builtin::is_core(&group) && parent.kind.as_deref() == Some("Service") {
             let names_namespace = parent.namespace.is_some();
             let namespace = parent.namespace.unwrap_or_else(|| name.namespace.clone());
             parents.push(ParentRef {
@@ -130,8 +114,8 @@ pub fn reduce(
 
 fn rule(field: &str, namespace: &str, given: gateway::HttpRule) -> Result<HttpRule, Failure> {
     let matches = matches(field, given.matches.unwrap_or_default())?;
-    let filters = filter::filters(&format!("{field}.filters"), namespace, given.filters)?;
-    filter::prefix_match_is_possible(field, &filters, &matches)?;
+    let filters = filters::filters(&format!("{field}.filters"), namespace, given.filters)?;
+    filters::prefix_match_is_possible(field, &filters, &matches)?;
     if (filters.iter()).any(|f| matches!(f.kind(), Some(Kind::Redirect(_))))
         && !given.backend_refs.is_empty()
     {
@@ -149,7 +133,7 @@ fn rule(field: &str, namespace: &str, given: gateway::HttpRule) -> Result<HttpRu
     let mut backends = Vec::with_capacity(given.backend_refs.len());
     for (i, given) in given.backend_refs.into_iter().enumerate() {
         let backend = backend(&format!("{field}.backendRefs[{i}]"), namespace, given)?;
-        filter::prefix_match_is_possible(field, &backend.filters, &matches)?;
+        filters::prefix_match_is_possible(field, &backend.filters, &matches)?;
         backends.push(backend);
     }
     if given.session_persistence.is_some() {
@@ -242,7 +226,7 @@ fn backend(
             },
         )?,
         weight: u32::try_from(weight).unwrap_or_default(),
-        filters: filter::filters(&format!("{field}.filters"), namespace, given.filters)?,
+        filters: filters::filters(&format!("{field}.filters"), namespace, given.filters)?,
     };
     // The proxy answers before it picks a backend.
     let answers = |filter: &Filter| match filter.kind() {
@@ -257,31 +241,6 @@ fn backend(
         )));
     }
     Ok(backend)
-}
-
-/// `namespace`: of the route.
-pub fn referent(
-    field: &str,
-    namespace: &str,
-    given: gateway::BackendObject,
-) -> Result<Referent, Invalid> {
-    let group = given.group.filter(|group| !kubernetes::is_core(group));
-    let referent = Referent {
-        group: group.unwrap_or_default(),
-        kind: given.kind.unwrap_or_else(|| "Service".to_owned()),
-        name: Name::new(
-            given.namespace.unwrap_or_else(|| namespace.to_owned()),
-            given.name,
-        ),
-        port: optional_port(&format!("{field}.port"), given.port)?,
-    };
-    if referent.is_service() && referent.port.is_none() {
-        return Err(Invalid::new(
-            format!("{field}.port"),
-            "a backend that is a Service needs a port",
-        ));
-    }
-    Ok(referent)
 }
 
 fn matches(
@@ -374,7 +333,7 @@ fn named_matches(
                 )));
             }
         };
-        filter::header_name(&format!("{field}.name"), &given.name)?;
+        header_name(&format!("{field}.name"), &given.name)?;
         if given.value.is_empty() || given.value.len() > MAX_VALUE {
             return Err(Invalid::new(
                 format!("{field}.value"),
@@ -418,26 +377,4 @@ fn milliseconds(field: &str, text: Option<&str>) -> Result<u64, Invalid> {
             format!("{text:?} is not a duration, as 1h30m, 10s or 250ms"),
         )
     })
-}
-
-fn optional_port(field: &str, port: Option<i64>) -> Result<Option<u16>, Invalid> {
-    let Some(number) = port else { return Ok(None) };
-    match u16::try_from(number) {
-        Ok(port) if port > 0 => Ok(Some(port)),
-        _ => Err(Invalid::new(
-            field,
-            format!("{number} is not a port, 1 to 65535"),
-        )),
-    }
-}
-
-/// There may be `most` of something.
-pub fn at_most(field: &str, count: usize, most: usize) -> Result<(), Invalid> {
-    if count > most {
-        return Err(Invalid::new(
-            field,
-            format!("there may be {most}, not {count}"),
-        ));
-    }
-    Ok(())
 }

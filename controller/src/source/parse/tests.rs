@@ -2,8 +2,8 @@
 
 use naru_contract::{MtlsMode, Protocol};
 
-use super::super::objects::*;
 use super::*;
+use crate::source::objects::*;
 
 const SERVICE: &str = r#"
 apiVersion: v1
