@@ -11,7 +11,7 @@ use super::http_route;
 use super::inbound::selects;
 use crate::index::{self, Index};
 use crate::source::{
-    BackendTrafficPolicy, EndpointSlice, HttpRoute, Name, Namespace, Object, Pod, ReferenceGrant,
+    BackendTrafficPolicy, EndpointSlice, Name, Namespace, Object, Pod, ReferenceGrant, Route,
     RouteName, Service,
 };
 
@@ -54,7 +54,7 @@ pub fn changed(index: &Index, before: Option<&Object>, after: Option<&Object>) -
         Service => service,
         Pod => pod,
         EndpointSlice => slice,
-        HttpRoute => route,
+        Route => route,
         BackendTrafficPolicy => policy,
         ReferenceGrant => grant,
     }
@@ -243,14 +243,14 @@ impl Changes<'_> {
         }
     }
 
-    fn route(&mut self, before: Option<&HttpRoute>, after: Option<&HttpRoute>) {
+    fn route(&mut self, before: Option<&Route>, after: Option<&Route>) {
         let index = self.index;
-        let Some(id) = after.or(before).map(HttpRoute::id) else {
+        let Some(id) = after.or(before).map(Route::id) else {
             return;
         };
         let name = &id.name;
         self.http_route(&id);
-        let attachment = |route: &HttpRoute| {
+        let attachment = |route: &Route| {
             (
                 route.parents.clone(),
                 route.created,

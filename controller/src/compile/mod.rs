@@ -8,10 +8,10 @@ mod destination;
 mod endpoints;
 mod http_route;
 mod inbound;
+mod opaque_route;
 mod route_status;
 mod route_statuses;
 mod service;
-mod stream_route;
 mod version;
 
 #[cfg(test)]
@@ -23,7 +23,7 @@ use naru_contract::resource::Body;
 use naru_contract::{MtlsMode, ResourceName};
 
 use crate::index::Index;
-use crate::source::{Event, HttpRoute, Name, Object, RouteKind};
+use crate::source::{Event, Name, Object, Route, RouteKind};
 
 pub use changed::{ANY_NAMESPACE, ANY_PORT, Changed};
 pub use route_status::{ParentStatus, RouteStatus, Verdict};
@@ -114,10 +114,10 @@ impl Catalog {
                 self.http_route(RouteKind::Grpc, Name::new(namespace, name))
             }
             ResourceName::TlsRoute { namespace, name } => {
-                self.stream_route(RouteKind::Tls, Name::new(namespace, name))
+                self.opaque_route(RouteKind::Tls, Name::new(namespace, name))
             }
             ResourceName::TcpRoute { namespace, name } => {
-                self.stream_route(RouteKind::Tcp, Name::new(namespace, name))
+                self.opaque_route(RouteKind::Tcp, Name::new(namespace, name))
             }
             ResourceName::Endpoints {
                 namespace,
@@ -138,7 +138,6 @@ impl Catalog {
         self.synced
     }
 
-    /// How many objects there are of each kind.
     /// The namespaces that have pods with sidecars.
     pub fn meshed_namespaces(&self) -> BTreeSet<String> {
         let pods = self.index.pods.values();
@@ -157,10 +156,11 @@ impl Catalog {
         } = &self.index;
         (namespaces.values().cloned().map(Object::Namespace))
             .chain(services.values().cloned().map(Object::Service))
-            .chain(routes.values().cloned().map(Object::HttpRoute))
+            .chain(routes.values().cloned().map(Object::Route))
             .chain(grants.values().cloned().map(Object::ReferenceGrant))
     }
 
+    /// How many objects there are of each kind.
     pub fn object_counts(&self) -> Vec<(&'static str, usize)> {
         let routes = |kind| {
             let routes = self.index.routes.keys();
@@ -193,7 +193,7 @@ impl Compiled {
 
 fn log_refusal(before: Option<&Object>, after: &Object) {
     let refused = |object: &Object| match object {
-        Object::HttpRoute(HttpRoute { refused, .. }) => refused.clone(),
+        Object::Route(Route { refused, .. }) => refused.clone(),
         _ => None,
     };
     let reason = refused(after);

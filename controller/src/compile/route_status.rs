@@ -8,7 +8,7 @@ use std::fmt;
 use super::Catalog;
 use super::http_route::Unresolved;
 use super::service::is_parent;
-use crate::source::{HttpRoute, Name, ParentRef, RouteKind, RouteName, Service, ServicePort};
+use crate::source::{Name, ParentRef, Route, RouteKind, RouteName, Service, ServicePort};
 
 /// A route, and what is thought of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Catalog {
     /// `winners`: of every Service that is a parent of the route.
     pub(super) fn route_status(
         &self,
-        route: &HttpRoute,
+        route: &Route,
         winners: &HashMap<Name, ServiceWinners>,
     ) -> RouteStatus {
         let resolved_refs = self.resolved_refs(route);
@@ -118,7 +118,7 @@ impl Catalog {
     pub(super) fn winners(&self, service: &Service) -> ServiceWinners {
         let of_port = |port: &ServicePort| {
             let mut by_namespace: HashMap<String, Winner> = HashMap::new();
-            let mut oldest: HashMap<&str, &HttpRoute> = HashMap::new();
+            let mut oldest: HashMap<&str, &Route> = HashMap::new();
             for route in self.routes_on(service, port) {
                 let namespace = &route.name.namespace;
                 if route.kind == RouteKind::Tcp {
@@ -152,7 +152,7 @@ impl Catalog {
 
     fn accepted(
         &self,
-        route: &HttpRoute,
+        route: &Route,
         parent: &ParentRef,
         winners: Option<&ServiceWinners>,
     ) -> Verdict {
@@ -207,7 +207,7 @@ impl Catalog {
     }
 
     /// What the first backend or mirror that can't be used lacks.
-    fn resolved_refs(&self, route: &HttpRoute) -> Verdict {
+    fn resolved_refs(&self, route: &Route) -> Verdict {
         let mut referents = route.referents();
         let unresolved = referents.find_map(|referent| self.resolve(route, referent).err());
         match unresolved {
@@ -219,7 +219,7 @@ impl Catalog {
 
 impl PortWinners {
     /// Why a route is not in force on a port that it names, if so.
-    fn loss(&self, route: &HttpRoute) -> Option<Loss> {
+    fn loss(&self, route: &Route) -> Option<Loss> {
         if route.kind.is_http() && self.opaque {
             return Some(Loss::Opaque);
         }

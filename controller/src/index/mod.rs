@@ -16,8 +16,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::source::{
-    BackendTrafficPolicy, EndpointSlice, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
-    ReferenceGrant, RouteKind, RouteName, Service,
+    BackendTrafficPolicy, EndpointSlice, Kind, Name, Namespace, Object, ObjectKey, Pod,
+    ReferenceGrant, Route, RouteKind, RouteName, Service,
 };
 use node_ips::NodeIps;
 use relation::Relation;
@@ -30,7 +30,7 @@ pub struct Index {
     pub services: HashMap<Name, Service>,
     pub pods: HashMap<Name, Pod>,
     pub slices: HashMap<Name, EndpointSlice>,
-    pub routes: HashMap<RouteName, HttpRoute>,
+    pub routes: HashMap<RouteName, Route>,
     pub policies: HashMap<Name, BackendTrafficPolicy>,
     pub grants: HashMap<Name, ReferenceGrant>,
 
@@ -74,7 +74,7 @@ impl Index {
             Object::EndpointSlice(o) => {
                 self.slices.insert(o.name.clone(), o);
             }
-            Object::HttpRoute(o) => {
+            Object::Route(o) => {
                 self.routes.insert(o.id(), o);
             }
             Object::BackendTrafficPolicy(o) => {
@@ -110,7 +110,7 @@ impl Index {
 
     fn delete_route(&mut self, kind: RouteKind, name: &Name) -> Option<Object> {
         let name = name.clone();
-        (self.routes.remove(&RouteName { kind, name })).map(Object::HttpRoute)
+        (self.routes.remove(&RouteName { kind, name })).map(Object::Route)
     }
 
     /// Notes or forgets what an object refers to.
@@ -151,7 +151,7 @@ impl Index {
                     }
                 }
             }
-            Object::HttpRoute(o) => {
+            Object::Route(o) => {
                 let id = o.id();
                 for parent in &o.parents {
                     (self.routes_by_parent).set(parent.service.clone(), &id, there);

@@ -19,7 +19,7 @@ use prost::Message;
 use tokio::sync::{Notify, watch};
 
 use super::route_feed::RouteFeed;
-use super::table::{ClosureChange, Source};
+use super::table::{ClosureChange, Compile};
 use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, Viewer};
 use crate::source::Event;
 
@@ -430,7 +430,7 @@ impl View<'_> {
     }
 }
 
-impl Source for View<'_> {
+impl Compile for View<'_> {
     fn compile(&self, name: &ResourceName) -> Option<Arc<Compiled>> {
         match name {
             ResourceName::TrustAnchors => {

@@ -273,12 +273,12 @@ impl Session {
             }
             Some(from_proxy::Message::Subscribe(subscribe)) => {
                 self.subscribe(&subscribe.destinations)?;
-                self.close()
+                self.resolve_closure()
             }
             Some(from_proxy::Message::Unsubscribe(unsubscribe)) => {
                 let destinations = addresses(&unsubscribe.destinations)?;
                 self.table.unsubscribe(destinations);
-                self.close()
+                self.resolve_closure()
             }
             Some(from_proxy::Message::Answer(answer)) => self.answer(answer),
             // A newer proxy's; what it means is not known here, and nothing that this version
@@ -303,14 +303,14 @@ impl Session {
     fn start(&mut self) -> Result<(), Status> {
         self.started = true;
         self.check_service_account()?;
-        self.close()
+        self.resolve_closure()
     }
 
     /// Works out anew what the subscriptions need.
-    fn close(&mut self) -> Result<(), Status> {
+    fn resolve_closure(&mut self) -> Result<(), Status> {
         if self.started {
             let view = self.member.view();
-            let change = self.table.close(&view);
+            let change = self.table.resolve_closure(&view);
             self.member.watch(&view, &change);
         }
         Ok(())

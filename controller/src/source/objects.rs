@@ -90,7 +90,7 @@ pub enum Object {
     Pod(Pod),
     EndpointSlice(EndpointSlice),
     /// A route of any kind.
-    HttpRoute(HttpRoute),
+    Route(Route),
     BackendTrafficPolicy(BackendTrafficPolicy),
     ReferenceGrant(ReferenceGrant),
 }
@@ -102,7 +102,7 @@ impl Object {
             Self::Service(o) => (Kind::Service, o.name.clone()),
             Self::Pod(o) => (Kind::Pod, o.name.clone()),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, o.name.clone()),
-            Self::HttpRoute(o) => (o.kind.kind(), o.name.clone()),
+            Self::Route(o) => (o.kind.kind(), o.name.clone()),
             Self::BackendTrafficPolicy(o) => (Kind::BackendTrafficPolicy, o.name.clone()),
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, o.name.clone()),
         };
@@ -282,9 +282,9 @@ impl fmt::Display for RouteName {
     }
 }
 
-/// An HTTPRoute, or a route of another kind in the same words.
+/// A route of any kind, in the words of an HTTPRoute.
 #[derive(Clone, Debug, PartialEq)]
-pub struct HttpRoute {
+pub struct Route {
     pub kind: RouteKind,
     pub name: Name,
     pub created: Created,
@@ -295,12 +295,12 @@ pub struct HttpRoute {
     /// Names that a client has to ask for: only of a TLSRoute.
     pub hostnames: Vec<String>,
     /// A TLSRoute and a TCPRoute have one, of nothing but a name and backends.
-    pub rules: Vec<HttpRule>,
+    pub rules: Vec<Rule>,
     /// Why the route as a whole can't be used: it asks for something that we can't do.
     pub refused: Option<String>,
 }
 
-impl HttpRoute {
+impl Route {
     pub fn id(&self) -> RouteName {
         RouteName {
             kind: self.kind,
@@ -345,7 +345,7 @@ pub struct ParentRef {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct HttpRule {
+pub struct Rule {
     pub name: String,
     pub matches: Vec<HttpMatch>,
     pub filters: Vec<Filter>,

@@ -4,11 +4,11 @@ mod attachment;
 mod changes;
 mod endpoints;
 mod filters;
+mod opaque_routes;
 mod outside;
 mod pods;
 mod status;
 mod statuses;
-mod streams;
 
 use naru_contract::resource::Body;
 use naru_contract::{MtlsMode, ResourceName, destination};

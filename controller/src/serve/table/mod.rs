@@ -29,8 +29,8 @@ const PUSH_BYTES: usize = 4 * 1024 * 1024;
 /// to fit in a message.
 const MAX_RESOURCE_BYTES: usize = naru_contract::MAX_MESSAGE_BYTES - PUSH_BYTES - 64 * 1024;
 
-/// Where resources come from.
-pub trait Source {
+/// Makes the resources of one viewer.
+pub trait Compile {
     /// `None`: there is no such resource.
     fn compile(&self, name: &ResourceName) -> Option<Arc<Compiled>>;
 }
@@ -142,7 +142,7 @@ impl Table {
     /// Looks anew at resources that may have changed.
     pub fn refresh(
         &mut self,
-        source: &impl Source,
+        compiler: &impl Compile,
         changed: HashMap<ResourceName, Instant>,
     ) -> ClosureChange {
         let mut needs_changed = false;
@@ -150,7 +150,7 @@ impl Table {
             let Some(slot) = self.closure.get_mut(&name) else {
                 continue;
             };
-            let new = source.compile(&name);
+            let new = compiler.compile(&name);
             let version = |compiled: &Option<Arc<Compiled>>| compiled.as_ref().map(|c| c.version);
             let needs = |compiled: &Option<Arc<Compiled>>| {
                 compiled.as_ref().map_or(Vec::new(), |c| c.needs.clone())
@@ -164,13 +164,13 @@ impl Table {
             self.dirty.entry(name).or_default().get_or_insert(at);
         }
         match needs_changed {
-            true => self.close(source),
+            true => self.resolve_closure(compiler),
             false => ClosureChange::default(),
         }
     }
 
     /// Works out the closure of the subscriptions.
-    pub fn close(&mut self, source: &impl Source) -> ClosureChange {
+    pub fn resolve_closure(&mut self, compiler: &impl Compile) -> ClosureChange {
         let mut change = ClosureChange::default();
         let mut reached = HashSet::new();
         let mut next: Vec<ResourceName> = vec![ResourceName::TrustAnchors, ResourceName::Inbound];
@@ -186,7 +186,7 @@ impl Table {
             }
             let compiled = self.closure.entry(name.clone()).or_insert_with(|| {
                 change.entered.push(name.clone());
-                source.compile(&name)
+                compiler.compile(&name)
             });
             if let Some(compiled) = compiled {
                 next.extend(compiled.needs.iter().cloned());

@@ -238,19 +238,19 @@ pub(super) fn object(version: &str, kind: &str, value: Value) -> Result<Option<P
         }
         ("gateway.networking.k8s.io", "v1" | "v1beta1", "HTTPRoute") => {
             let route = typed::<gateway::HttpRoute>(value)?;
-            Object::HttpRoute(routes::http_route(route)?)
+            Object::Route(routes::http_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1", "GRPCRoute") => {
             let route = typed::<gateway::GrpcRoute>(value)?;
-            Object::HttpRoute(routes::grpc_route(route)?)
+            Object::Route(routes::grpc_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1", "TLSRoute") => {
             let route = typed::<gateway::TlsRoute>(value)?;
-            Object::HttpRoute(routes::tls_route(route)?)
+            Object::Route(routes::tls_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1", "TCPRoute") => {
             let route = typed::<gateway::TcpRoute>(value)?;
-            Object::HttpRoute(routes::tcp_route(route)?)
+            Object::Route(routes::tcp_route(route)?)
         }
         ("gateway.networking.k8s.io", "v1" | "v1beta1", "ReferenceGrant") => {
             let grant = typed::<gateway::ReferenceGrant>(value)?;

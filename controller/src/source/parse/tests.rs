@@ -319,7 +319,7 @@ fn what_we_cannot_do_refuses_a_route_as_a_whole() {
         "    - matches: [{ headers: [{ type: Glob, name: a, value: b }] }]\n",
     ] {
         let objects = objects(&route(&format!("    - name: fine\n{rule}")), false).unwrap();
-        let [Object::HttpRoute(route)] = &objects[..] else {
+        let [Object::Route(route)] = &objects[..] else {
             panic!("{objects:?}");
         };
         let reason = route.refused.as_deref().unwrap();
@@ -332,7 +332,7 @@ fn what_we_cannot_do_refuses_a_route_as_a_whole() {
 fn a_route_without_rules_or_numbers_has_the_defaults_of_the_specification() {
     let text = route("    - backendRefs: [{ name: a, port: 80 }]\n      retry: { codes: [503] }\n");
     let parsed = objects(&text, false).unwrap();
-    let [Object::HttpRoute(route)] = &parsed[..] else {
+    let [Object::Route(route)] = &parsed[..] else {
         panic!("{parsed:?}");
     };
     assert_eq!(route.rules[0].backends[0].weight, 1);
@@ -405,7 +405,7 @@ fn a_group_that_is_called_core_is_kubernetes_own() {
     )
     .replace("group: \"\"", "group: core");
     let parsed = objects(&text, false).unwrap();
-    let [Object::HttpRoute(route)] = &parsed[..] else {
+    let [Object::Route(route)] = &parsed[..] else {
         panic!("{parsed:?}");
     };
     assert_eq!(route.parents[0].service, Name::new("shop", "web"));

@@ -5,7 +5,7 @@ use regex::Regex;
 
 use super::checks::{Failure, at_most};
 use super::http;
-use crate::source::objects::{HttpRoute, RouteKind};
+use crate::source::objects::{Route, RouteKind};
 use crate::source::parse::gateway;
 use crate::source::parse::problem::Invalid;
 
@@ -24,7 +24,7 @@ const FILTERS: [&str; 4] = [
 /// A part of a path that is not said.
 const ANY: &str = "[^/]+";
 
-pub fn grpc_route(object: gateway::GrpcRoute) -> Result<HttpRoute, Invalid> {
+pub fn grpc_route(object: gateway::GrpcRoute) -> Result<Route, Invalid> {
     let gateway::GrpcRouteSpec { parent_refs, rules } = object.spec;
     let rules = (rules.into_iter().enumerate())
         .map(|(i, given)| rule(&format!("spec.rules[{i}]"), given))
@@ -143,7 +143,7 @@ mod tests {
     use crate::source::objects::Object;
     use crate::source::parse;
 
-    fn parsed(rules: &str) -> Result<HttpRoute, String> {
+    fn parsed(rules: &str) -> Result<Route, String> {
         let text = format!(
             "apiVersion: gateway.networking.k8s.io/v1\n\
              kind: GRPCRoute\n\
@@ -152,7 +152,7 @@ mod tests {
         );
         let objects = parse::objects(&text, false);
         match objects.map(|mut objects| objects.pop()) {
-            Ok(Some(Object::HttpRoute(route))) => Ok(route),
+            Ok(Some(Object::Route(route))) => Ok(route),
             Ok(other) => panic!("{other:?}"),
             Err(problems) => Err(problems[0].to_string()),
         }

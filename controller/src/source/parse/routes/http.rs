@@ -35,7 +35,7 @@ static PATH: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"^(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+$").expect("a constant pattern")
 });
 
-pub fn http_route(object: gateway::HttpRoute) -> Result<HttpRoute, Invalid> {
+pub fn http_route(object: gateway::HttpRoute) -> Result<Route, Invalid> {
     // Hostnames mean nothing for a route that is attached to a Service (GEP-1294).
     let gateway::HttpRouteSpec {
         parent_refs, rules, ..
@@ -54,7 +54,7 @@ pub fn reduce(
     metadata: &ObjectMeta,
     parent_refs: Vec<gateway::ParentRef>,
     rules: Vec<Result<gateway::HttpRule, Failure>>,
-) -> Result<HttpRoute, Invalid> {
+) -> Result<Route, Invalid> {
     let name = builtin::name(metadata)?;
     let created = builtin::created(metadata);
     let generation = metadata.generation.unwrap_or_default();
@@ -100,7 +100,7 @@ pub fn reduce(
     if refused.is_some() {
         reduced.clear();
     }
-    Ok(HttpRoute {
+    Ok(Route {
         kind,
         name,
         created,
@@ -112,7 +112,7 @@ pub fn reduce(
     })
 }
 
-fn rule(field: &str, namespace: &str, given: gateway::HttpRule) -> Result<HttpRule, Failure> {
+fn rule(field: &str, namespace: &str, given: gateway::HttpRule) -> Result<Rule, Failure> {
     let matches = matches(field, given.matches.unwrap_or_default())?;
     let filters = filters::filters(&format!("{field}.filters"), namespace, given.filters)?;
     filters::prefix_match_is_possible(field, &filters, &matches)?;
@@ -163,7 +163,7 @@ fn rule(field: &str, namespace: &str, given: gateway::HttpRule) -> Result<HttpRu
         None => None,
         Some(given) => Some(retry(&format!("{field}.retry"), given)?),
     };
-    Ok(HttpRule {
+    Ok(Rule {
         name: given.name.unwrap_or_default(),
         matches,
         filters,

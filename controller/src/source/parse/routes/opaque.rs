@@ -7,13 +7,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::checks::{MAX_HOSTNAME, at_most, is_hostname};
 use super::http;
-use crate::source::objects::{HttpRoute, RouteKind};
+use crate::source::objects::{Route, RouteKind};
 use crate::source::parse::gateway;
 use crate::source::parse::problem::Invalid;
 
 const MAX_HOSTNAMES: usize = 1_024;
 
-pub fn tls_route(object: gateway::TlsRoute) -> Result<HttpRoute, Invalid> {
+pub fn tls_route(object: gateway::TlsRoute) -> Result<Route, Invalid> {
     let hostnames = object.spec.hostnames.clone();
     if hostnames.is_empty() {
         let message = "name at least one that clients ask for, as a.example or *.example";
@@ -23,13 +23,13 @@ pub fn tls_route(object: gateway::TlsRoute) -> Result<HttpRoute, Invalid> {
     for (i, hostname) in hostnames.iter().enumerate() {
         check_hostname(&format!("spec.hostnames[{i}]"), hostname)?;
     }
-    Ok(HttpRoute {
+    Ok(Route {
         hostnames,
         ..reduce(RouteKind::Tls, &object.metadata, object.spec)?
     })
 }
 
-pub fn tcp_route(object: gateway::TcpRoute) -> Result<HttpRoute, Invalid> {
+pub fn tcp_route(object: gateway::TcpRoute) -> Result<Route, Invalid> {
     reduce(RouteKind::Tcp, &object.metadata, object.spec)
 }
 
@@ -37,7 +37,7 @@ fn reduce(
     kind: RouteKind,
     metadata: &ObjectMeta,
     spec: gateway::OpaqueRouteSpec,
-) -> Result<HttpRoute, Invalid> {
+) -> Result<Route, Invalid> {
     let [given] = <[_; 1]>::try_from(spec.rules).map_err(|rules| {
         let message = format!("there has to be one, not {}", rules.len());
         Invalid::new("spec.rules", message)
@@ -79,7 +79,7 @@ mod tests {
     use crate::source::objects::{Name, Object};
     use crate::source::parse;
 
-    fn parsed(kind: &str, spec: &str) -> Result<HttpRoute, String> {
+    fn parsed(kind: &str, spec: &str) -> Result<Route, String> {
         let text = format!(
             "apiVersion: gateway.networking.k8s.io/v1\n\
              kind: {kind}\n\
@@ -87,7 +87,7 @@ mod tests {
              spec: {{ parentRefs: [{{ group: \"\", kind: Service, name: web }}], {spec} }}\n"
         );
         match parse::objects(&text, false).map(|mut objects| objects.pop()) {
-            Ok(Some(Object::HttpRoute(route))) => Ok(route),
+            Ok(Some(Object::Route(route))) => Ok(route),
             Ok(other) => panic!("{other:?}"),
             Err(problems) => Err(problems[0].to_string()),
         }

@@ -7,7 +7,7 @@ use super::{Catalog, Compiled};
 use crate::source::{Name, RouteKind, RouteName};
 
 impl Catalog {
-    pub(super) fn stream_route(&self, kind: RouteKind, name: Name) -> Option<Compiled> {
+    pub(super) fn opaque_route(&self, kind: RouteKind, name: Name) -> Option<Compiled> {
         let route = self.index.routes.get(&RouteName { kind, name })?;
         if route.refused.is_some() {
             return None;
