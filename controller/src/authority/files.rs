@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::kept::{Kept, StoreError};
 use super::plan::Change;
-use super::store::{Kept, StoreError};
 
 const KEY: &str = "ca.key";
 const CERTIFICATES: &str = "ca.crt";

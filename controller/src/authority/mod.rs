@@ -13,6 +13,7 @@
 //! one stays in force.
 
 mod files;
+mod kept;
 mod plan;
 mod record;
 mod store;
@@ -29,9 +30,10 @@ use tracing::{info, warn};
 
 use crate::issuer::{Ca, CaError, InForce, Issuer};
 use crate::metrics::{AuthorityState, Metrics};
+pub use kept::{Kept, StoreError};
 use plan::{Change, Phase, Read, View};
 use record::Record;
-pub use store::{Kept, SecretStore, Store, StoreError};
+pub use store::{SecretStore, Store};
 pub use trusted::{Make, MakeError, remove};
 
 /// How long what has vanished stays away before it is put back. Whoever replaces it by deleting it

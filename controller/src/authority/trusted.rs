@@ -3,9 +3,10 @@
 use kube::Client;
 use tracing::{info, warn};
 
+use super::kept::StoreError;
 use super::plan::Read;
 use super::record::Record;
-use super::store::{SecretStore, StoreError};
+use super::store::SecretStore;
 use super::{AuthorityError, SystemTime};
 use crate::kubernetes::sidecars;
 

@@ -111,8 +111,8 @@ pub enum Refusal {
         problem: String,
     },
     #[error(
-        "naru: the pod has a container named {0} that is none of naru's: rename it, or set the \
-         annotation naru.dev/inject: disabled"
+        "naru: the pod has a container named {0} that Naru has not created: rename it, or set \
+         the annotation naru.dev/inject: disabled"
     )]
     ContainerName(&'static str),
     #[error(

@@ -14,6 +14,7 @@ mod review;
 #[cfg(test)]
 mod tests;
 mod token;
+mod token_check;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -28,7 +29,8 @@ use tokio::sync::watch;
 pub use ca::{Ca, CaError, LEAF_LIFETIME, Pair, read_certificates, to_pem, validity};
 pub use identity::{SpiffeId, is_label, is_trust_domain};
 pub use review::TokenReviewer;
-pub use token::{Bearer, KeyError, PublicKey, TokenCheck, TokenError};
+pub use token::{Bearer, TokenError};
+pub use token_check::{KeyError, PublicKey, TokenCheck};
 
 /// Namespace and service account of the controller itself.
 pub const CONTROLLER: (&str, &str) = ("naru-system", "naru-controller");

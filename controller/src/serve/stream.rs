@@ -224,7 +224,7 @@ impl Session {
             ));
         }
         if hello.pod.is_empty() || hello.pod.len() > MAX_NAME {
-            return Err(Status::invalid_argument("pod: no name of a pod"));
+            return Err(Status::invalid_argument("pod: not a valid pod name"));
         }
         if hello.held.len() > MAX_HELD {
             return Err(Status::resource_exhausted(format!(

@@ -19,6 +19,9 @@ use super::names::{
 /// How long a sidecar may take to be ready.
 const STARTING: SignedDuration = SignedDuration::from_secs(120);
 
+/// Namespace and name of a pod.
+pub type PodName = (String, String);
+
 /// What is to be said of pods, worst last.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -32,6 +35,12 @@ enum Kind {
     /// It was created before its namespace was labelled.
     Without,
     NotReady(String),
+}
+
+/// As messages name them.
+pub fn full_names(pods: &[PodName]) -> Vec<String> {
+    let name = |(namespace, pod): &PodName| format!("{namespace}/{pod}");
+    pods.iter().map(name).collect()
 }
 
 pub async fn check(client: &Client, installed: &Installation) -> Group {
