@@ -7,12 +7,24 @@
 //! turns:       work that only so many may do at once, shared out by key
 //! scrapes:     one rendering of the metrics for all who ask at the same time
 //! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! admin                  what all admin ports have in common
+//! http
+//! accept
+//! places reply
+//! descriptors turns scrapes
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod accept;
+pub mod admin;
 pub mod descriptors;
 pub mod http;
 pub mod places;
+pub mod reply;
 pub mod scrapes;
 pub mod turns;
 

@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::{Method, Request, StatusCode};
 use naru_listen::http::{Caller, Times};
+use naru_listen::reply::{Reply, not_allowed, text, with_type};
 use naru_listen::turns::Turns;
 use naru_listen::{Bounds, Places};
 use rustls::ServerConfig;
@@ -25,7 +26,6 @@ use tracing::{debug, info, warn};
 
 use super::{Options, answer};
 use crate::metrics::{InjectionOutcome, Metrics};
-use crate::reply::{Reply, not_allowed, text, with_type};
 
 /// Connections at once: an API server has one for each review that it waits for.
 const BOUNDS: Bounds = Bounds {

@@ -1,4 +1,4 @@
-//! Answers of the controller's own HTTP servers: the admin port's and the webhook's.
+//! Answers of small HTTP servers.
 
 use bytes::Bytes;
 use http_body_util::Full;
