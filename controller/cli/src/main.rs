@@ -1,4 +1,16 @@
 //! `naru`: what a person types.
+//!
+//! # Floors
+//!
+//! ```text
+//! routes         which routes a Service has
+//! why            which of them takes a request
+//! sidecar        asking a sidecar
+//! check sandbox  whether it works; a mesh to try
+//! destination    what an address stands for
+//! kubernetes quiet_http
+//! annotations report table
+//! ```
 #![forbid(unsafe_code)]
 
 #[path = "../../src/annotations.rs"]

@@ -18,6 +18,13 @@
 //! Compatibility: a field is added under a new tag, never removed or given a new meaning while
 //! versions N−2 to N+2 have to work together. Unknown fields and unknown enum values are kept out
 //! of force by name (a proxy rejects a resource whose meaning it does not know), never guessed at.
+//!
+//! # Floors
+//!
+//! ```text
+//! stream                   what is sent
+//! identity name resources  what it is about
+//! ```
 #![forbid(unsafe_code)]
 
 mod identity;

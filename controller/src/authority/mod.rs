@@ -11,6 +11,16 @@
 //! is to be remembered. What is kept is the only truth; every replica does what follows from it,
 //! and whoever is first writes the next step. What cannot be used changes nothing: the last good
 //! one stays in force.
+//!
+//! # Floors
+//!
+//! ```text
+//! trusted             whether another authority may be made
+//! store               a Secret, or a directory
+//! files               the directory
+//! plan                what follows from what is kept
+//! kept record         what is kept, and what is remembered of a rotation
+//! ```
 
 mod files;
 mod kept;

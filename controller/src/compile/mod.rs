@@ -1,6 +1,17 @@
 //! Routing tables out of the index. In: what happened to the cluster's objects. Out: which
 //! resources may have changed, and any resource by name, with a version that is a hash of its
 //! content. Pure and synchronous.
+//!
+//! # Floors
+//!
+//! ```text
+//! route_statuses                                         verdicts on all routes, as they change
+//! route_status                                           the verdict on one
+//! changed                                                which resources an event concerns
+//! service                                                a port of a Service, with its routes
+//! http_route opaque_route endpoints destination inbound  the other resources
+//! declared version                                       protocols of ports; hashes of contents
+//! ```
 
 mod changed;
 mod declared;

@@ -7,6 +7,12 @@
 //!        parent │ │ backend
 //!              HTTPRoute          BackendTrafficPolicy ─▶ Service
 //! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! node_ips relation zones  what objects have to do with each other
+//! ```
 
 mod node_ips;
 mod relation;

@@ -14,6 +14,18 @@
 //! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it
 //! is left as it is, with the reason; or a refusal. All operations of one pod are applied together
 //! or not at all, so that no pod is half injected.
+//!
+//! # Floors
+//!
+//! ```text
+//! serve                   HTTPS, as the API server calls it
+//! review                  what is asked for, and answered
+//! containers              the patch
+//! pod_resources settings  what the sidecar may use, and is told
+//! options probes          flags; probes that go to the sidecar
+//! certificate             what the webhook shows to the API server
+//! address operations      ground
+//! ```
 
 mod address;
 mod certificate;

@@ -9,6 +9,12 @@
 //! In: the API server, and namespaces that were injected into. Out: those objects, put right again
 //! when they differ. They belong to no other object, so that none takes them along when it is
 //! deleted; [`crate::uninstall`] removes them.
+//!
+//! # Floors
+//!
+//! ```text
+//! anchors webhook     the two kinds of objects
+//! ```
 
 mod anchors;
 #[cfg(test)]

@@ -7,6 +7,14 @@
 //!
 //! In: a proxy's token and signing request. Out: a certificate, or a refusal that says why. Nothing
 //! here goes to a log.
+//!
+//! # Floors
+//!
+//! ```text
+//! token_check         by a public key, or by review
+//! review ca           the API server; certificates
+//! identity token      who they are for
+//! ```
 
 mod ca;
 mod identity;

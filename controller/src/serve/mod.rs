@@ -6,6 +6,18 @@
 //!                                         ▲
 //!                       source ─▶ hub ────┘ wakes the streams whose closure has the change
 //! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! grpc                the two calls
+//! accept              connections, and who they are from
+//! tls
+//! stream              one proxy
+//! hub                 what all streams share
+//! table               what one proxy has and should have
+//! delta route_feed    endpoints as differences; routes as they change
+//! ```
 
 mod accept;
 mod delta;

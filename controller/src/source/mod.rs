@@ -1,6 +1,14 @@
 //! Where objects come from. In: directories of manifests, or a Kubernetes API server. Out: one
 //! [`Event`] for each object that changed, reduced to what routing tables are made from. Nothing
 //! behind this module knows Kubernetes' own types.
+//!
+//! # Floors
+//!
+//! ```text
+//! cluster manifests   watch, for ever
+//! parse               one text or object
+//! objects             what the rest of the controller sees
+//! ```
 
 mod cluster;
 mod manifests;

@@ -9,6 +9,13 @@
 //! Every replica serves proxies; only this is one replica's work. A write is made on the version of
 //! the object that was read, so that two who think that they hold the lease, or another controller,
 //! never undo each other's.
+//!
+//! # Floors
+//!
+//! ```text
+//! mesh writer         of the mesh, and of routes
+//! conditions lease
+//! ```
 
 mod conditions;
 mod lease;

@@ -8,6 +8,20 @@
 //!
 //! In: an API server. Out: a report in which everything that is wrong comes with its fix. It
 //! changes nothing in the cluster: what it creates are reviews of rights and, as dry runs, pods.
+//!
+//! # Floors
+//!
+//! ```text
+//! webhook
+//! trust                                 the authority, and what trusts it
+//! connected                             streams of sidecars
+//! client_addresses surroundings values
+//! metrics pods
+//! controller install_rights routes
+//! rights cluster                        what may be done; the API server
+//! report api
+//! finding names                         what is found, and how things are called
+//! ```
 
 mod api;
 mod client_addresses;

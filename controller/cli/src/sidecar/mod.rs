@@ -8,6 +8,13 @@
 //! In: who is to be asked, and a [`Question`]. Out: its [`Answer`]. A sidecar answers its own
 //! machine alone, and a forwarded port comes from there: so whoever asks is somebody who may
 //! forward ports to the pod.
+//!
+//! # Floors
+//!
+//! ```text
+//! forward                a port of a pod
+//! answer from websocket  what is said; which pod; how
+//! ```
 
 mod answer;
 mod forward;

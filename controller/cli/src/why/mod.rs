@@ -4,6 +4,13 @@
 //! ```text
 //! URL ─▶ the Service of that name ─▶ its address ─▶ a sidecar, from its tables in force ─▶ words
 //! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! text                in words
+//! request             what is asked about
+//! ```
 
 mod request;
 #[cfg(test)]

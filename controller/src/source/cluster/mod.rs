@@ -8,6 +8,13 @@
 //! Objects are reduced as they come and kept by name alone, so that one which vanished while nobody
 //! watched is noticed at the next list. While the API server is away nothing happens: what is known
 //! stays in force. A kind whose CRD is not installed is asked for again until it is.
+//!
+//! # Floors
+//!
+//! ```text
+//! report              what can't be used
+//! served              kinds that the API server has
+//! ```
 
 mod report;
 mod served;
