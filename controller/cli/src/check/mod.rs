@@ -30,8 +30,6 @@ mod connected;
 mod controller;
 mod finding;
 mod install_rights;
-#[cfg(test)]
-mod mesh_tests;
 mod metrics;
 pub mod names;
 pub mod pods;

@@ -2,11 +2,8 @@
 
 use serde_json::json;
 
-use super::finding::Level;
-use super::tests::{
-    DEPLOYMENTS, NAMESPACES, SECRETS, WEBHOOKS, above, at, controller_says, installed, report,
-    sidecar_says, wrong,
-};
+use super::fixture::*;
+use crate::check::finding::Level;
 
 #[tokio::test]
 async fn sidecars_without_a_controller_are_found_and_what_is_left_of_their_trust() {
