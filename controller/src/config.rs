@@ -120,7 +120,7 @@ pub struct Config {
         value_parser = trust_domain
     )]
     pub trust_domain: String,
-    /// PEM file with the public key (ECDSA P-256) of whoever signs service-account tokens, if not
+    /// PEM file with the public key (ECDSA P-256) of the signer of service-account tokens, if not
     /// --kubernetes.
     #[arg(
         long,

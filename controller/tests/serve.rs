@@ -94,7 +94,7 @@ async fn a_subscription_brings_all_that_it_needs_and_taking_it_back_removes_it()
         Some(Body::Endpoints(endpoints)) => assert_eq!(endpoints.endpoints.len(), 8),
         other => panic!("{other:?}"),
     }
-    // An address that is nobody's in the mesh is an answer as well.
+    // An address outside of the mesh is an answer as well.
     proxy.subscribe("192.0.2.1:443").await;
     let push = proxy.accepted_push().await;
     assert_eq!(names(&push), ["destination/192.0.2.1:443"]);

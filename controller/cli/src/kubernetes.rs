@@ -36,7 +36,7 @@ pub async fn client(
             .context("there is neither a kubeconfig nor a pod's service account")?,
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
-    // Whoever asks has a time of his own, and says so when it is over.
+    // The callers have time limits of their own, and say when these are over.
     config.default_retry = false;
     let address = config.cluster_url.to_string();
     let client = Client::try_from(config).context("setting up the connection")?;

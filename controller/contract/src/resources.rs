@@ -168,7 +168,7 @@ pub struct Service {
     pub stream_routes: Vec<String>,
 }
 
-/// How many retries there may be beside the requests themselves (GEP-3388).
+/// How many retries there may be besides the requests themselves (GEP-3388).
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RetryBudget {
     /// Retries for each hundred requests, 0 to 100.
@@ -347,7 +347,7 @@ pub enum PathModifierKind {
     ReplacePrefixMatch = 1,
 }
 
-/// A share of the requests is sent here too. Nobody waits for the response. A mirror that can't be
+/// A share of the requests is sent here too. The response is not waited for. A mirror that can't be
 /// resolved is left out: the route's status says so.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mirror {

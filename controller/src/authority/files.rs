@@ -21,7 +21,7 @@ const PUBLIC: u32 = 0o644;
 /// `None`: there is nothing yet.
 pub fn read(directory: &Path) -> Result<Option<Kept>, StoreError> {
     let read = |name: &str| read_file(&directory.join(name));
-    // A key without a certificate is a first start that was cut short: nobody trusts it yet.
+    // A key without a certificate is a first start that was cut short: it is not trusted yet.
     let Some(certificates) = read(CERTIFICATES)? else {
         return Ok(None);
     };

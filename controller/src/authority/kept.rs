@@ -45,7 +45,7 @@ pub enum StoreError {
     File { path: PathBuf, source: io::Error },
     #[error("there is no {0} in it")]
     Incomplete(&'static str),
-    /// Somebody else was first.
+    /// Another was first.
     #[error("it has been written by another at the same time")]
     Conflict,
 }

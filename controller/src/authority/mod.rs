@@ -7,9 +7,9 @@
 //!           └──────── on what was read ────────────┘
 //! ```
 //!
-//! In: what is kept, whoever has written it. Out: with what is issued and whom to trust, and what
+//! In: what is kept, by whichever writer. Out: with what is issued and whom to trust, and what
 //! is to be remembered. What is kept is the only truth; every replica does what follows from it,
-//! and whoever is first writes the next step. What cannot be used changes nothing: the last good
+//! and the first to come writes the next step. What cannot be used changes nothing: the last good
 //! one stays in force.
 //!
 //! # Floors
@@ -46,8 +46,8 @@ use record::Record;
 pub use store::{SecretStore, Store};
 pub use trusted::{Make, MakeError, remove};
 
-/// How long what has vanished stays away before it is put back. Whoever replaces it by deleting it
-/// first, or takes the whole installation away, is done by then.
+/// How long what has vanished stays away before it is put back. Replacing it by deleting it
+/// first, and taking the whole installation away, are done by then.
 const RESTORE_AFTER: Duration = Duration::from_secs(30);
 /// How often a look is begun again because another has written in between.
 const MAX_TRIES: usize = 10;
@@ -210,7 +210,7 @@ impl Keeper {
             }
         }
         let stored = kept.record.as_deref().map(Record::parse).transpose();
-        // Whoever has replaced everything has replaced what is remembered as well: here it is known
+        // Replacing everything replaces what is remembered as well: here it is known
         // still.
         let record = match &stored {
             Ok(Some(record)) => Some(record.clone()),
@@ -222,7 +222,7 @@ impl Keeper {
         let view = self.view(now, behind);
         let (phase, anchors, next) = (view.phase(), view.in_force().anchors_pem(), view.next()?);
         self.phase = phase;
-        // Whoever looks there must find what is trusted before anything is issued with it.
+        // What is trusted has to be found there before anything is issued with it.
         self.store.publish(&anchors)?;
         let change = match (next, &self.record) {
             (Some(change), _) => change,
@@ -302,6 +302,6 @@ async fn make(store: &Store, trust_domain: &str, now: SystemTime) -> Result<Kept
         Err(error) => return Err(error.into()),
     }
     let kept = store.read().await?;
-    // Gone again: whoever starts this controller anew starts anew.
+    // Gone again: the next start of this controller begins from nothing.
     Ok(kept.ok_or(StoreError::Conflict)?)
 }

@@ -32,7 +32,7 @@ const HOLD: u64 = 60;
 pub struct Read {
     /// What is given, as it should be issued with.
     pub given: Arc<Ca>,
-    /// To be trusted beside it.
+    /// To be trusted besides.
     pub further: Vec<CertificateDer<'static>>,
 }
 

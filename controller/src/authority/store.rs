@@ -91,7 +91,7 @@ impl Store {
         }
     }
 
-    /// Shows the trust anchors to whoever has no other way to them.
+    /// Shows the trust anchors to those that have no other way to them.
     pub fn publish(&self, anchors_pem: &str) -> Result<(), StoreError> {
         match self {
             Self::Secret(_) => Ok(()),
@@ -114,7 +114,7 @@ impl Store {
             Self::Secret(store) => {
                 tokio::spawn(store.watch(sender));
             }
-            // Nobody tells. The sender must not go, or that would be told.
+            // There are no notices. The sender must not go, or that would be one.
             Self::Directory(_) => {
                 tokio::spawn(async move { sender.closed().await });
             }

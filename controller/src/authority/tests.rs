@@ -136,7 +136,7 @@ async fn another_authority_is_trusted_first_then_issued_with_and_the_old_one_ret
         assert_eq!(second.look(now, false).await, state, "{after:?}");
         assert_eq!(shown(&first, now), (id(issuing), anchors), "{after:?}");
         assert_eq!(shown(&second, now), (id(issuing), anchors), "{after:?}");
-        // Whoever starts now knows as much.
+        // A replica that starts now knows as much.
         let mut third = keeper(&api).await;
         third.look(now, false).await;
         assert_eq!(shown(&third, now), (id(issuing), anchors), "{after:?}");
@@ -189,7 +189,7 @@ async fn what_cannot_be_used_leaves_the_last_good_one_in_force() {
         assert_eq!(keeper.look(later, false).await, AuthorityState::Invalid);
         assert_eq!(shown(&keeper, later), (id(&good), 1));
         assert!(keeper.told.is_some());
-        // Also whoever starts meanwhile issues with what was good.
+        // A replica that starts meanwhile issues with what was good as well.
         let other = opened(&api).await.expect("an authority");
         assert_eq!(shown(&other, later), (id(&good), 1));
     }

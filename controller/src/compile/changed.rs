@@ -1,4 +1,4 @@
-//! What may have changed when an object did. A superset is right: whoever asks compares versions.
+//! What may have changed when an object did. A superset is right: versions are compared later.
 //! But it is proportional to the change, so that one moved pod costs the same in a cluster of any
 //! size.
 
@@ -29,7 +29,7 @@ pub enum Changed {
     Inbound { namespace: String, pod: String },
 }
 
-/// What may have changed with an object, which the index has already taken over.
+/// What may have changed with an object, which the index has already applied.
 pub fn changed(index: &Index, before: Option<&Object>, after: Option<&Object>) -> Vec<Changed> {
     let mut changes = Changes {
         index,

@@ -39,7 +39,7 @@ impl Catalog {
     fn chosen(&self, service: &Service, port: &ServicePort) -> Vec<contract::Endpoint> {
         let all: Vec<_> = self.candidates(service, port).collect();
         let ready = |e: &SliceEndpoint| e.ready || service.publish_not_ready_addresses;
-        // Where nobody is ready, those that leave but still serve are better than none (as
+        // Where none is ready, those that leave but still serve are better than none (as
         // kube-proxy does). "Where" is the whole cluster, or the node that clients can't leave.
         let leaving = |e: &SliceEndpoint| e.serving && e.terminating;
         let served: HashSet<&str> = (all.iter())
@@ -112,7 +112,7 @@ impl Catalog {
         port: u16,
         zone: &str,
     ) -> contract::Endpoint {
-        // Where the sidecar is passed by, there is nobody to prove an identity.
+        // Where the sidecar is passed by, there is none to prove an identity.
         let sidecar = pod.meshed && port != PROXY_ADMIN_PORT && !pod.bare_ports.contains(&port);
         let identity = match sidecar {
             true => format!(

@@ -32,7 +32,7 @@ impl NodeZones {
         }
     }
 
-    /// The node's zone; empty where nobody says. Of several, the first by name, so that every
+    /// The node's zone; empty where it is not said. Of several, the first by name, so that every
     /// replica says the same.
     pub fn of(&self, node: &str) -> &str {
         let zones = self.0.get(node);

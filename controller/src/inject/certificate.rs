@@ -1,5 +1,5 @@
 //! The webhook's certificate, kept fresh while it serves: issued by the mesh's own authority, or
-//! read from files that somebody else renews.
+//! read from files that another program renews.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ use tracing::{error, info};
 
 use crate::issuer::{InForce, Issuer, LEAF_LIFETIME, Refusal};
 
-/// How often files are looked at. Whoever renews them does so hours before they expire.
+/// How often files are looked at. They are renewed hours before they expire.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// How old an issued certificate gets.
 const RENEW_AFTER: Duration = LEAF_LIFETIME.checked_div(2).expect("2 is not 0");

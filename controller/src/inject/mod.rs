@@ -102,7 +102,7 @@ pub struct Options {
 pub enum Decision {
     /// It gets a sidecar.
     Inject(Vec<Operation>),
-    /// It has one already, and gets what is missing beside it.
+    /// It has one already, and gets what is missing besides.
     Complete(Vec<Operation>),
     /// It has one already, or is to have none.
     Leave(Vec<Operation>),
@@ -192,8 +192,8 @@ pub(crate) fn is_sidecar(spec: &PodSpec) -> bool {
     })
 }
 
-/// Both containers of ours are there. One of them, or another container of that name, is somebody
-/// else's.
+/// Both containers of ours are there. One of them alone, or another container of that name, is not
+/// ours.
 fn has_sidecar(spec: &PodSpec) -> Result<bool, Refusal> {
     let init = spec.init_containers.iter().flatten();
     let all = || init.clone().chain(&spec.containers);
@@ -237,7 +237,7 @@ fn cannot(pod: &Pod, spec: &PodSpec, options: &Options) -> Option<&'static str> 
     }
 }
 
-/// Nobody may be told that a pod has a sidecar if it has none.
+/// A pod without a sidecar must not be taken for one that has one.
 fn without_label(pod: &Pod) -> Vec<Operation> {
     let labels = pod.metadata.labels.iter().flatten();
     let path = Path::root().key("metadata").key("labels");

@@ -34,7 +34,7 @@ pub struct InjectArgs {
         default_value = "naru-controller.naru-system.svc"
     )]
     pub webhook_name: String,
-    /// PEM file with the webhook's certificate chain, read anew when it changes. Without: the
+    /// PEM file with the webhook's certificate chain, read again when it changes. Without: the
     /// mesh's authority issues one.
     #[arg(
         long,

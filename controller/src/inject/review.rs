@@ -74,7 +74,7 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
             request.operation, request.kind.kind
         ));
     }
-    // Whoever reaches the webhook may say what he likes, and this goes into requests to the API
+    // Any client that reaches the webhook may say anything, and this goes into requests to the API
     // server.
     let namespace = request.namespace.unwrap_or_default();
     if !is_label(&namespace) {

@@ -14,7 +14,7 @@ use super::{MANAGER, MAX_WAITING};
 use crate::inject::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
 
 /// How long a ConfigMap that has just been written is taken to be there: a namespace cannot be
-/// deleted and made anew in less.
+/// deleted and made again in less.
 const FRESH: Duration = Duration::from_secs(5);
 
 pub struct Anchors {
@@ -122,7 +122,7 @@ impl Anchors {
             ..ConfigMap::default()
         };
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
-        // Whoever wrote it before.
+        // In place of the one that wrote it before.
         let params = PatchParams::apply(MANAGER).force();
         api.patch(ANCHORS_CONFIG_MAP, &params, &Patch::Apply(&object))
             .await?;

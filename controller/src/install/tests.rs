@@ -63,7 +63,7 @@ async fn a_ca_bundle_that_differs_is_written_and_one_that_does_not_is_left() {
     api.apply(WEBHOOKS, up_to_date);
     webhook::look(&install, "PEM").await.expect("a look");
     assert_eq!(api.take_written(), []);
-    // Somebody else fills it.
+    // Another program fills it.
     let others = Install {
         ca_bundle: false,
         ..install

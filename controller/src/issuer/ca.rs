@@ -278,7 +278,7 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemT
     Ok((time(from.timestamp()), time(to.timestamp())))
 }
 
-/// The root above a chain that ends below it. `None`: the chain has it, or nobody does.
+/// The root above a chain that ends below it. `None`: the chain has it, or there is none.
 fn missing_root(
     chain: &[CertificateDer<'static>],
     further: &[CertificateDer<'static>],

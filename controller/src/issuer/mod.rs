@@ -60,7 +60,7 @@ pub struct InForce {
 }
 
 impl InForce {
-    /// `further`: to be trusted beside the root of `ca`.
+    /// `further`: to be trusted besides the root of `ca`.
     pub fn new(ca: Arc<Ca>, further: impl IntoIterator<Item = CertificateDer<'static>>) -> Self {
         let mut anchors = vec![ca.root().clone()];
         anchors.extend(further);

@@ -35,7 +35,7 @@ impl Fixture {
 
     fn certify(&self, request: &[u8], token: &str, now: SystemTime) -> Result<Issued, Refusal> {
         let certified = self.issuer.certify(request, token, now).now_or_never();
-        certified.expect("with a public key nobody has to be asked")
+        certified.expect("with a public key nothing has to be asked")
     }
 
     fn refusal(&self, claims: &Value) -> Refusal {

@@ -1,5 +1,5 @@
-//! How tokens are checked. It is a seam: by the public key of the one who signs them, here, or by the
-//! Kubernetes API server.
+//! How tokens are checked. It is a seam: by the public key of the one who signs them, here, or by
+//! the Kubernetes API server.
 
 use std::path::{Path, PathBuf};
 

@@ -53,7 +53,7 @@ impl AuthorityState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InjectionOutcome {
     Injected,
-    /// The pod had a sidecar already, and was given what was missing beside it.
+    /// The pod had a sidecar already, and was given what was missing besides.
     Completed,
     /// The pod has a sidecar already, or is to have none.
     Unchanged,

@@ -346,7 +346,7 @@ impl Metrics {
         self.0.injections.with_label_values(&[outcome]).inc();
     }
 
-    /// Where the numbers of objects are taken from when somebody looks. Only the first call counts.
+    /// Where the numbers of objects are taken from at each scrape. Only the first call counts.
     pub fn count_objects(
         &self,
         counts: impl Fn() -> Vec<(&'static str, usize)> + Send + Sync + 'static,

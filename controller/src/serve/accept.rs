@@ -151,7 +151,7 @@ impl Acceptor {
     }
 
     async fn shake_hands(self, stream: TcpStream, address: SocketAddr, place: Place) {
-        // Pushes are single small segments that somebody waits for.
+        // Pushes are single small segments, and a proxy waits for each.
         if let Err(error) = stream.set_nodelay(true) {
             return debug!(%address, %error, "a new connection");
         }

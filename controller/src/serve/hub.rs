@@ -49,7 +49,7 @@ struct Anchors {
 #[derive(Default)]
 struct Shared {
     compiled: HashMap<ResourceName, Weak<Compiled>>,
-    /// At which size what nobody uses any more is looked for.
+    /// At which size unused entries are looked for.
     sweep_at: usize,
 }
 
@@ -127,7 +127,7 @@ impl Hub {
     pub fn set_trust_anchors(&self, trust_anchors: TrustAnchors) {
         let new = Anchors::new(trust_anchors);
         let seen = new.since;
-        // Under this lock nobody is between compiling and registering.
+        // Under this lock no stream is between compiling and registering.
         let _catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         let mut anchors = self.anchors.write().unwrap_or_else(PoisonError::into_inner);
         if anchors.compiled.version == new.compiled.version {

@@ -27,7 +27,7 @@ use crate::metrics::{Metrics, StreamGuard};
 /// How long a proxy may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a proxy may take to put a push in force: tens of megabytes on a machine that is
-/// overloaded. After that it has to begin anew.
+/// overloaded. After that it has to begin again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Messages that wait to be sent: one push and one heartbeat.
 pub const MAX_QUEUED: usize = 2;
@@ -306,7 +306,7 @@ impl Session {
         self.resolve_closure()
     }
 
-    /// Works out anew what the subscriptions need.
+    /// Works out again what the subscriptions need.
     fn resolve_closure(&mut self) -> Result<(), Status> {
         if self.started {
             let view = self.member.view();

@@ -58,8 +58,8 @@ fn fresh(issuer: &Issuer) -> Result<ServerConfig, TlsError> {
     Ok(config)
 }
 
-/// Keeps it fresh for ever: anew at a random point after half of the own certificate's life, and at
-/// once when another authority or other anchors are in force. Open connections stay as they are.
+/// Keeps it fresh for ever: renewed at a random point after half of the own certificate's life, and
+/// at once when another authority or other anchors are in force. Open connections stay as they are.
 pub async fn renew(issuer: Arc<Issuer>, config: Arc<ArcSwap<ServerConfig>>) {
     let mut changes = issuer.changes();
     let mut wait = life();
@@ -86,7 +86,7 @@ fn life() -> Duration {
     LEAF_LIFETIME.mul_f64(rand::rng().random_range(0.5..0.7))
 }
 
-/// Whom a verified chain proves a client to be. `None`: nobody in this trust domain.
+/// Whom a verified chain proves a client to be. `None`: no member of this trust domain.
 pub fn peer(chain: Option<&[CertificateDer<'_>]>, trust_domain: &str) -> Option<Peer> {
     let (id, expires) = SpiffeId::of(chain?.first()?)?;
     (id.trust_domain == trust_domain).then_some(Peer { id, expires })

@@ -137,7 +137,7 @@ pub struct Service {
     pub external_name: bool,
     /// TCP ports only.
     pub ports: Vec<ServicePort>,
-    /// Empty: whoever made the Service writes its EndpointSlices.
+    /// Empty: its EndpointSlices are not written by Kubernetes.
     pub selector: BTreeMap<String, String>,
     pub publish_not_ready_addresses: bool,
     /// `internalTrafficPolicy: Local`

@@ -1,7 +1,7 @@
 //! A Lease that one replica holds at a time. In: a client. Out: whether this replica holds it now.
 //!
-//! Clocks of machines are never compared: whoever wants the lease watches how long it stays as it
-//! is.
+//! Clocks of machines are never compared: a replica that wants the lease watches how long it stays
+//! as it is.
 
 use std::time::Duration;
 
@@ -130,7 +130,7 @@ impl Lease {
         Ok(())
     }
 
-    /// Replaces the lease, if nobody has since it was seen.
+    /// Replaces the lease, if it has not been replaced since it was seen.
     async fn write(&mut self, holder: String) -> kube::Result<()> {
         let Some((seen, _)) = &self.seen else {
             return Ok(());

@@ -173,7 +173,7 @@ mod tests {
         let none = json!({});
         let written = status(&mesh(&Value::Null, &none)).expect("nothing is said yet");
         assert_eq!(status(&mesh(&written, &none)), None);
-        // The CRD itself has a condition that nobody here answers for.
+        // The CRD itself has a condition that nothing here answers for.
         let mut shared = written;
         let list = |status: &mut Value, name: &str, entry| {
             let list = status[name].as_array_mut().expect("a list");

@@ -28,8 +28,8 @@ use crate::source::{Name, RouteKind, RouteName};
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long after a write that failed it is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How often all routes are compared with what the cluster has: somebody else may have written over
-/// ours.
+/// How often all routes are compared with what the cluster has: another writer may have written
+/// over ours.
 const COMPARE: Duration = Duration::from_secs(600);
 /// How long reading and writing one route may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -122,7 +122,7 @@ async fn an_authority_that_was_given_stays() {
     authority(&api).await;
     let other = FakeApi::new(&[SECRETS]);
     authority(&other).await;
-    // Somebody has put another authority into the Secret that a controller made.
+    // Another authority was put into the Secret that a controller made.
     let mut secret = api
         .get(SECRETS, "naru-system", "naru-ca")
         .expect("a Secret");

@@ -17,7 +17,7 @@ pub enum Level {
     Ok,
     /// Nothing is to be done.
     Info,
-    /// The mesh works, and not as somebody may expect.
+    /// The mesh works, and not as a user may expect.
     Warning,
     /// The installation does not work, or will not.
     Failure,

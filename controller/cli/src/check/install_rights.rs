@@ -1,4 +1,4 @@
-//! Whether whoever asks may install: create, change and remove each kind of object that the chart
+//! Whether the user may install: create, change and remove each kind of object that the chart
 //! has.
 
 use k8s_openapi::api::authorization::v1::{
@@ -26,7 +26,7 @@ const NAMESPACED: [(&str, &str); 9] = [
     (RBAC, "rolebindings"),
     (RBAC, "roles"),
 ];
-/// … and beside all namespaces.
+/// … and besides all namespaces.
 const OF_CLUSTER: [(&str, &str); 5] = [
     (
         "admissionregistration.k8s.io",
@@ -81,7 +81,7 @@ async fn rights(client: &Client, namespace: &str) -> Result<Vec<Found>, Error> {
             }
         }
     }
-    // Nobody may give a right that he has not, unless by this one.
+    // A right can be given only by users that have it, or that have this one.
     if !may(client, RBAC, "clusterroles", None, "escalate").await? {
         for (place, group, resource, _, verbs) in RIGHTS {
             let namespace = (place == Where::OwnNamespace).then_some(namespace);

@@ -77,7 +77,7 @@ pub async fn check(client: &Client, namespace: &str) -> Group {
     group
 }
 
-/// Objects of an installation, which `helm install` takes over only if they are its own release's.
+/// Objects of an installation, which `helm install` adopts only if they are its own release's.
 async fn leftovers(client: &Client, namespace: &str) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     let webhooks = Api::<MutatingWebhookConfiguration>::all(client.clone());
@@ -148,7 +148,7 @@ async fn leftovers(client: &Client, namespace: &str) -> Result<Vec<Found>, Error
     Ok(found)
 }
 
-/// Pods with sidecars that have no controller. `authority`: that which they trust is there.
+/// Pods with sidecars that have no controller. `authority`: the one that they trust is there.
 async fn orphans(client: &Client, namespace: &str, authority: bool) -> Result<Vec<Found>, Error> {
     let injected = ListParams::default().labels(&format!("{INJECTED_LABEL}=true"));
     let pods = all(&Api::<Pod>::all(client.clone()), injected).await?;

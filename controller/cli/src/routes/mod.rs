@@ -20,7 +20,7 @@ use crate::sidecar::{Answer, Flags, Match, Question, Rule, Sidecar};
 use crate::why::NO_ANSWER;
 use unused::Unused;
 
-/// The port that is asked about where nobody can say which ports there are.
+/// The port that is asked about where it is not known which ports there are.
 const DEFAULT_PORT: u16 = 80;
 
 /// Flags of `naru routes`.
@@ -72,7 +72,7 @@ struct Report {
     ports: Vec<Port>,
     /// Routes that name the Service as a parent and are in force on none of these ports.
     not_in_force: Vec<Unused>,
-    /// What there is to be said beside all that.
+    /// What there is to be said besides.
     notes: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ async fn by_api(
              route has a part in calls to them"
         ),
     };
-    // Without --from, somebody who is there in any case.
+    // Without --from, one that is there in any case.
     let clients = match args.flags.from {
         Some(_) => namespace,
         None => &service.namespace,

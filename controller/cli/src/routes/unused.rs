@@ -22,7 +22,7 @@ pub struct Unused {
 }
 
 /// Routes that name the Service as a parent and are in none of the answers, and what there is to be
-/// said beside.
+/// said besides.
 pub async fn find(
     client: &Client,
     service: &ServiceName,

@@ -26,7 +26,7 @@ use super::token::TokenIssuer;
 
 /// All of the node's own files: logs above all.
 const RUN_SIZE: &str = "mode=0755,size=512m";
-/// The largest log; it is begun anew then, in bytes.
+/// The largest log, in bytes; it is emptied then.
 const MAX_LOG: u64 = 2 * 1024 * 1024;
 /// How often logs are looked at, and pods that do not come up.
 const TICK: Duration = Duration::from_secs(1);
@@ -247,7 +247,7 @@ impl Start {
     }
 }
 
-/// What the node does beside keeping the cluster as it ought to be.
+/// What the node does besides keeping the cluster as it ought to be.
 struct Run {
     start: Start,
     screen: Screen,
@@ -384,7 +384,7 @@ impl Run {
     }
 }
 
-/// Begins anew the logs that have become too large: their writers append.
+/// Empties the logs that have become too large: their writers append.
 fn cut_logs() {
     let Ok(logs) = fs::read_dir(files::LOGS) else {
         return;

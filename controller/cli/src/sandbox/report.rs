@@ -20,7 +20,7 @@ struct Inner {
     /// A table is on the screen: messages are shown in it.
     held: bool,
     last: VecDeque<String>,
-    /// Nobody reads any more.
+    /// The reader has gone.
     closed: bool,
 }
 
@@ -67,7 +67,7 @@ impl Report {
         inner.closed |= is_broken(&written);
     }
 
-    /// What was said or shown went to a pipe that nobody reads any more.
+    /// What was said or shown went to a pipe whose reader has gone.
     pub fn closed(&self) -> bool {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.closed

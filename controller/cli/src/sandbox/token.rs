@@ -1,4 +1,4 @@
-//! Service-account tokens as Kubernetes projects them, signed with a key that is made anew at each
+//! Service-account tokens as Kubernetes projects them, signed with a key that is made at each
 //! start and never leaves this process.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

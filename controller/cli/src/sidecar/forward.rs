@@ -145,7 +145,7 @@ where
                 }
             }
             read = from_here.read(&mut said[1..]) => match read? {
-                // Whoever asked has gone.
+                // The client has gone.
                 0 => return Ok(()),
                 read => {
                     said[0] = DATA;

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! In: who is to be asked, and a [`Question`]. Out: its [`Answer`]. A sidecar answers its own
-//! machine alone, and a forwarded port comes from there: so whoever asks is somebody who may
-//! forward ports to the pod.
+//! machine alone, and a forwarded port comes from there: so the one who asks may forward
+//! ports to the pod.
 //!
 //! # Floors
 //!

@@ -126,8 +126,8 @@ async fn a_pod_comes_with_its_admin_port_and_what_passes_the_sidecar_by() {
 enum Forwards {
     /// The pod answers, in frames that are cut anywhere.
     Answer,
-    /// Nobody listens in the pod.
-    Nobody,
+    /// Nothing listens in the pod.
+    Refused,
     Forbidden,
 }
 
@@ -165,7 +165,7 @@ async fn api_server(forwards: Forwards) -> (Client, tokio::task::JoinHandle<(Str
         let connection = hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
-        // Whoever asked may have hung up.
+        // The client may have hung up.
         let _ended = connection.await;
         let sent = was_sent.recv().await.unwrap_or_default();
         (was_asked.recv().await.unwrap_or_default(), sent)
@@ -210,7 +210,7 @@ async fn in_the_pod(
             .await
             .expect("write");
     }
-    if let Forwards::Nobody = forwards {
+    if let Forwards::Refused = forwards {
         io.write_all(&frame(0x82, b"\x01error forwarding port"))
             .await
             .expect("write");
@@ -263,7 +263,7 @@ async fn a_forwarded_port_carries_a_request_and_its_answer() {
 
 #[tokio::test]
 async fn what_a_forwarded_port_fails_of_is_told() {
-    let (client, _serving) = api_server(Forwards::Nobody).await;
+    let (client, _serving) = api_server(Forwards::Refused).await;
     let error = post(&client, &web(), "/why", "{}", PATIENCE).await;
     let error = format!("{:#}", error.expect_err("nobody listens"));
     assert!(error.contains("error forwarding port"), "{error}");

@@ -72,7 +72,7 @@ struct Report {
     scheme: Scheme,
     /// What it was asked about, as `IP:PORT`.
     destination: String,
-    /// What there is to be said beside the answer.
+    /// What there is to be said besides the answer.
     notes: Vec<String>,
     answer: Answer,
 }

@@ -111,7 +111,7 @@ fn protocol(word: &str) -> &str {
 /// Where no rule takes it.
 fn untaken(report: &Report, outcome: &Outcome) -> String {
     let answer = &report.answer;
-    let nobody = match answer.stream_kind() {
+    let no_route = match answer.stream_kind() {
         Some(_) => "no route takes it",
         None => "no rule takes it",
     };
@@ -131,9 +131,9 @@ fn untaken(report: &Report, outcome: &Outcome) -> String {
         }
         (_, Some(reason)) => {
             let said = said(reason, outcome.status, outcome.grpc_status);
-            format!("{nobody}: {said}")
+            format!("{no_route}: {said}")
         }
-        _ => nobody.to_owned(),
+        _ => no_route.to_owned(),
     }
 }
 

@@ -228,7 +228,7 @@ fn a_consumer_s_route_of_any_kind_replaces_the_producer_s_for_its_namespace_alon
         in_force(&catalog, "third", 80),
         ["http-route/shop/producer"]
     );
-    // Nobody has outranked anybody.
+    // None has outranked another.
     for (kind, name) in [
         ("HTTPRoute", "shop/producer"),
         ("TCPRoute", "other/consumer"),

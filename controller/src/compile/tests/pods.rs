@@ -283,7 +283,7 @@ fn ports_that_pass_the_sidecar_by_are_spoken_to_in_plaintext() {
         assert_eq!(identity(&catalog, port), "");
     }
     assert_ne!(identity(&catalog, 8080), "");
-    // Whoever calls the pod is told of a change.
+    // The callers of the pod are told of a change.
     let changed = apply(&mut catalog, &pod("shop", "a", "10.1.0.1", true));
     assert!(!changed.is_empty());
     assert_ne!(identity(&catalog, 9090), "");
@@ -322,7 +322,7 @@ fn a_pod_is_told_its_node_and_the_zone_that_its_label_or_else_any_slice_says() {
     assert!(changed.contains(&inbound_of_a), "{changed:?}");
     assert_eq!(place(&catalog), ("n1".into(), "z1".into()));
 
-    // What does not change the zone wakes nobody.
+    // What does not change the zone wakes no stream.
     let changed = apply(&mut catalog, &said("z1", "ready: false"));
     assert!(!changed.contains(&inbound_of_a), "{changed:?}");
     let again = said("z1", "").replace("name: s,", "name: again,");

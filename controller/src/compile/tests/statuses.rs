@@ -1,4 +1,4 @@
-//! Statuses kept up to date, beside those worked out from nothing.
+//! Statuses kept up to date, against those worked out from nothing.
 
 use std::collections::BTreeMap;
 

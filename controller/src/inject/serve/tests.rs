@@ -147,7 +147,7 @@ async fn an_api_server_that_trusts_the_meshs_authority_is_answered() {
     let annotated = r#"{"naru.dev/inject":"enabled"}"#;
     let (_, body) = webhook.post("/inject/pod", &review(annotated, dry)).await;
     assert!(body.contains("\"patch\":"), "{body}");
-    // A dry run is told to nobody.
+    // Of a dry run nothing is told.
     assert_eq!(*webhook.injected.lock().expect("a list"), ["shop"]);
     let metrics = String::from_utf8(webhook.metrics.render().expect("metrics")).expect("text");
     assert!(

@@ -41,7 +41,7 @@ fn probes_go_to_the_sidecar_and_keep_everything_else() {
         web["startupProbe"],
         before["spec"]["containers"][0]["startupProbe"]
     );
-    // Nobody can guess it.
+    // It cannot be guessed.
     let hook = &web["lifecycle"]["preStop"]["httpGet"];
     let hook_path = hook["path"].as_str().expect("a path");
     let secret = hook_path.strip_prefix("/probe/web/pre-stop/");

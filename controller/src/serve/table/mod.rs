@@ -139,7 +139,7 @@ impl Table {
         self.destinations.len()
     }
 
-    /// Looks anew at resources that may have changed.
+    /// Looks again at resources that may have changed.
     pub fn refresh(
         &mut self,
         compiler: &impl Compile,

@@ -5,9 +5,9 @@
 //!                                           └─▶ report (can't be used: the last good state stays)
 //! ```
 //!
-//! Objects are reduced as they come and kept by name alone, so that one which vanished while nobody
-//! watched is noticed at the next list. While the API server is away nothing happens: what is known
-//! stays in force. A kind whose CRD is not installed is asked for again until it is.
+//! Objects are reduced as they come and kept by name alone, so that one that vanished while nothing
+//! was watched is noticed at the next list. While the API server is away nothing happens: what is
+//! known stays in force. A kind whose CRD is not installed is asked for again until it is.
 //!
 //! # Floors
 //!
@@ -69,7 +69,7 @@ struct Pace {
 }
 
 /// Watches for ever; sends every change, and [`Event::Synced`] once every kind that there is has
-/// been listed. Ends when nobody takes the events any more.
+/// been listed. Ends when the receiver of the events is gone.
 pub async fn cluster(client: Client, events: mpsc::Sender<Event>, metrics: Metrics) {
     watch_all(client, events, metrics, &PACE).await;
 }
@@ -106,7 +106,7 @@ async fn watch_all(
     }
 }
 
-/// Nobody takes the events any more.
+/// The receiver of the events is gone.
 struct Closed;
 
 /// What an error of the API server asks for.

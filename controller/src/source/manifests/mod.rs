@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use super::Event;
 use files::Files;
 
-/// How long it has to be quiet after a change before the files are read: whoever writes several at
-/// once is likely done.
+/// How long it has to be quiet after a change before the files are read: several that are written
+/// at once are likely complete by then.
 const QUIET: Duration = Duration::from_millis(2);
 /// The longest that a stream of changes puts reading off.
 const MAX_WAIT: Duration = Duration::from_millis(50);
@@ -30,7 +30,8 @@ const SETTLE: Duration = Duration::from_millis(25);
 /// Watches directories for ever; sends every change, and once [`Event::Synced`]. An object of a
 /// later directory replaces that of an earlier one with the same kind, namespace and name.
 /// `problems` is called with the number of files in error whenever it changes. Ends with `Ok` when
-/// nobody takes the events any more, and with an error when a directory can't be read at the start.
+/// the receiver of the events is gone, and with an error when a directory can't be read at the
+/// start.
 pub async fn manifests(
     directories: Vec<PathBuf>,
     events: mpsc::Sender<Event>,

@@ -1,5 +1,5 @@
 //! What of the controller's log is for the person who edits manifests: its warnings and errors,
-//! which nobody would look for in a file. In: the log as it grows. Out: lines without what only
+//! which are not looked for in a file. In: the log as it grows. Out: lines without what only
 //! machines read.
 
 use std::fs::File;
@@ -40,7 +40,7 @@ impl ControllerLog {
     fn read(&mut self) -> io::Result<String> {
         let mut file = File::open(&self.path)?;
         if file.metadata()?.len() < self.at {
-            // It was begun anew.
+            // It was emptied.
             self.at = 0;
         }
         file.seek(SeekFrom::Start(self.at))?;

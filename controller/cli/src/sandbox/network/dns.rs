@@ -1,5 +1,5 @@
 //! The node's name server: Services and pods as in a cluster, and nothing else. It never asks
-//! anybody.
+//! another server.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -364,7 +364,7 @@ mod tests {
         assert_eq!(told("second", RecordType::A)[2..], both[1..]);
         assert_eq!(told("second", RecordType::A).len(), 3);
         assert_eq!(told("alias", RecordType::CNAME), both[..1]);
-        // What is elsewhere is not known here, and nobody is led in circles.
+        // What is elsewhere is not known here, and no circle is followed.
         assert_eq!(told("out", RecordType::A), ["example.com."]);
         assert_eq!(told("loop", RecordType::A).len(), MAX_ALIASES + 1);
     }

@@ -1,6 +1,6 @@
 //! The node's kube-proxy: TCP connections of pods without a sidecar to ClusterIPs, which a rule
 //! redirects here, are carried to ready endpoints in turn. It runs on a thread of its own, so that
-//! bulk data keeps nobody waiting.
+//! bulk data keeps nothing waiting.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -83,7 +83,7 @@ async fn serve(
         let table = table.borrow().clone();
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            // Both sides see the connection end; there is nobody else to tell.
+            // Both sides see the connection end; there is nothing else to tell.
             let _ended = forward(stream, &table, turn).await;
             drop(place);
         });

@@ -19,7 +19,7 @@ const FIRST_NUMBER: u16 = 16;
 pub struct Service {
     pub namespace: String,
     pub name: String,
-    /// `None`: its endpoints are somebody else's to say.
+    /// `None`: its endpoints are written in manifests.
     pub selector: Option<BTreeMap<String, String>>,
     pub headless: bool,
     /// The name that it stands for (`type: ExternalName`).

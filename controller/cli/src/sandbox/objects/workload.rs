@@ -89,7 +89,7 @@ fn deployment(desired: &Desired, pods: &[Existing], recreate: bool) -> Steps {
     }
     let room = (wanted + SURGE).saturating_sub(new.len() + old.len());
     steps.start = vec![None; missing.min(room)];
-    // Those that serve nobody go at once; the others when enough are ready without them.
+    // Those that serve nothing go at once; the others when enough are ready without them.
     old.sort_by_key(|pod| (pod.ready, std::cmp::Reverse(pod.age)));
     let ready = new.iter().chain(&old).filter(|pod| pod.ready).count();
     let mut spare = ready.saturating_sub(wanted);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 const FIRST: Duration = Duration::from_secs(1);
-/// Kubernetes waits up to five minutes; somebody watches a sandbox.
+/// Kubernetes waits up to five minutes; a person watches a sandbox.
 const LONGEST: Duration = Duration::from_secs(30);
 /// What ran this long before it failed counts as new.
 const GOOD: Duration = Duration::from_secs(60);

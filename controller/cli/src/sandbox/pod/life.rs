@@ -127,7 +127,7 @@ impl Life<'_> {
         self.holder = Some(holder);
         lived?;
         tokio::time::sleep(WITHDRAWAL).await;
-        // Nobody reads what they tell from here on.
+        // What they tell from here on is not read.
         drop(told);
         let mut ending = tokio::task::JoinSet::new();
         for container in containers.drain(..) {

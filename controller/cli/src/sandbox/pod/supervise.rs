@@ -165,7 +165,7 @@ impl Runnable {
     }
 }
 
-/// Waits until `stop` holds true, or whoever would say so is gone.
+/// Waits until `stop` holds true, or its sender is gone.
 pub async fn asked(stop: &mut watch::Receiver<bool>) {
     // Either way it is time.
     let _holder = stop.wait_for(|stop| *stop).await;

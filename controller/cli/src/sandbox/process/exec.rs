@@ -114,7 +114,7 @@ fn prepare(exec: &Exec) -> anyhow::Result<Command> {
 fn foreground() -> anyhow::Result<()> {
     let this = nix::unistd::getpid();
     setpgid(this, this).context("setpgid")?;
-    // Whoever is not in the foreground is stopped for what it is about to do.
+    // A process that is not in the foreground is stopped for what this one is about to do.
     let mut stop = SigSet::empty();
     stop.add(Signal::SIGTTOU);
     stop.thread_block()?;

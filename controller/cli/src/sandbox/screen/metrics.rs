@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// Series of one proxy that are read: more than a proxy has at its cap.
 const MAX_SERIES: usize = 200_000;
-/// How many scrapes the figures are taken over.
+/// How many scrapes the figures are made of.
 const WINDOW: usize = 5;
 
 /// One line of a scrape.
@@ -118,7 +118,7 @@ impl Meter {
                     continue;
                 };
                 let series = line.rsplit_once(' ').map_or(line, |(series, _)| series);
-                // What a pod did before it was first seen was not now; one that has started anew
+                // What a pod did before it was first seen was not now; one that has started again
                 // begins at 0.
                 let change = match before.map(|before| before.get(series)) {
                     Some(Some(before)) if *before <= sample.value => sample.value - before,

@@ -13,7 +13,7 @@ const MAX_MATCHES: usize = 64;
 /// Characters of a service's or a method's name: the path with both in it still is one that a route
 /// can match.
 const MAX_NAME: usize = 500;
-/// What the CRD lets a GRPCRoute do beside. The others that an HTTPRoute has would answer in words
+/// What else the CRD lets a GRPCRoute do. The others that an HTTPRoute has would answer in words
 /// that gRPC's clients do not know.
 const FILTERS: [&str; 4] = [
     "RequestHeaderModifier",
