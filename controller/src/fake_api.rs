@@ -2,6 +2,7 @@
 //! with optimistic concurrency, and fails in the ways that a real one does. The command's tests use it as well.
 
 #![allow(dead_code)] // No crate uses all of it.
+#![allow(clippy::disallowed_methods)] // A test's queues are short.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;

@@ -135,6 +135,7 @@ async fn agent(args: InstallArgs) -> anyhow::Result<()> {
                 if let Err(error) = repairs.pass() {
                     warn!(%error, "looking for pods without redirect rules");
                 }
+                #[expect(clippy::disallowed_methods, reason = "a thread of its own")]
                 std::thread::sleep(INTERVAL);
             }
         })?;
