@@ -1,4 +1,4 @@
-//! What Prometheus reads: every counter as a metric family, under the names that the README documents.
+//! What Prometheus reads: every counter as a metric family, under the names that proxy/README.md documents.
 
 use std::time::Instant;
 
