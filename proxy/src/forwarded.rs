@@ -72,9 +72,9 @@ impl Forwarded {
 
     /// Writes it into a request.
     pub fn write(&self, head: &mut impl HeaderFields) {
-        match &self.client_cert {
-            Some(value) => head.set_shared(&CLIENT_CERT_NAME, value),
-            None => head.remove_field(CLIENT_CERT),
+        head.remove_spellings(CLIENT_CERT);
+        if let Some(value) = &self.client_cert {
+            head.set_shared(&CLIENT_CERT_NAME, value);
         }
         for (field, element) in &self.addresses {
             append(head, field.name(), element);
@@ -128,6 +128,8 @@ mod tests {
         let forged = [
             (CLIENT_CERT, "URI=spiffe://a"),
             (CLIENT_CERT, "URI=spiffe://b"),
+            ("x_forwarded_client_cert", "URI=spiffe://c"),
+            ("x-forwarded_client-cert", "URI=spiffe://d"),
         ];
         assert_eq!(
             written(&forwarded, &forged),

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 
 use bytes::BytesMut;
 
-use crate::route::{HeaderFields, RequestHead};
+use crate::route::{HeaderFields, RequestHead, is_spelling};
 use crate::strict::MAX_FIELDS;
 
 /// What writing a head may add to what was read of it, in bytes: in most cases this is enough.
@@ -446,6 +446,11 @@ macro_rules! header_fields {
 
             fn remove_field(&mut self, name: &str) {
                 self.fields.remove(name);
+            }
+
+            fn remove_spellings(&mut self, name: &str) {
+                self.fields
+                    .retain(|other, _| !is_spelling(other, name.as_bytes()));
             }
         }
     )*};
