@@ -456,7 +456,7 @@ fn the_app_is_told_who_has_proved_to_call_and_never_what_a_client_says_of_itself
         let app = app(|_, mut talk| async move {
             while let Some(head) = talk.head().await {
                 let mut lines = head.lines();
-                let told = lines.find(|line| line.starts_with("X-Forwarded-Client-Cert"));
+                let told = lines.find(|line| line.starts_with("x-forwarded-client-cert"));
                 let told = format!("{}.", told.unwrap_or("nothing"));
                 let length = told.len();
                 talk.say(&format!(
@@ -468,7 +468,8 @@ fn the_app_is_told_who_has_proved_to_call_and_never_what_a_client_says_of_itself
         })
         .await;
         let mesh = Setup::new(&[app.address]).start();
-        let forged = "GET / HTTP/1.1\r\nHost: web\r\nX-Forwarded-Client-Cert: URI=a\r\n\r\n";
+        let forged = "GET / HTTP/1.1\r\nHost: web\r\nx-forwarded-client-cert: URI=a\r\n\
+            x_forwarded_client_cert: URI=a\r\n\r\n";
         for (client, told) in [
             (
                 "spiffe://cluster.local/ns/a/sa/b",
