@@ -44,6 +44,46 @@ fn messages_go_through_as_they_came() {
 }
 
 #[test]
+fn what_is_odd_and_has_one_meaning_goes_through() {
+    run(async {
+        for (request, passed_on) in [
+            (
+                "GET / HTTP/1.1\nHost: web\n\n",
+                "GET / HTTP/1.1\r\nHost: web\r\n\r\n",
+            ),
+            ("\n\nGET / HTTP/1.0\n\n\n", "GET / HTTP/1.0\r\n\r\n"),
+            (
+                "GET / HTTP/1.2\r\nHost: web\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: web\r\n\r\n",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: web\r\nTE: trailers\r\nConnection: TE\r\nA:\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: web\r\nTE: trailers\r\nConnection: TE\r\nA:\r\n\r\n",
+            ),
+        ] {
+            let app = app(move |_, mut talk| async move {
+                let head = talk.head().await;
+                assert_eq!(head.as_deref(), Some(passed_on), "{request:?}");
+                talk.say("HTTP/1.2 200 OK\r\nA:\r\nContent-Length: 0\r\n\r\n")
+                    .await;
+                talk.rest().await;
+            })
+            .await;
+            let mesh = Setup::new(&[app.address]).start();
+            let mut client = client(&mesh);
+            client.talk.say(request).await;
+            let head = client.talk.head().await.expect("a response");
+            let expected = "HTTP/1.1 200 OK\r\nA:\r\nContent-Length: 0\r\n";
+            assert!(head.starts_with(expected), "{request:?}: {head}");
+        }
+    });
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_order() {
     run(async {
         let app = app(|_, mut talk| async move {
