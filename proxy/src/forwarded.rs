@@ -60,8 +60,10 @@ impl Forwarded {
     ) -> Self {
         let by = own.map(|own| format!("By={own};")).unwrap_or_default();
         let addresses = address.into_iter().flat_map(|address| {
-            let fields = fields.iter();
-            fields.map(move |field| (*field, field.element(address)))
+            let named = fields.iter().enumerate();
+            // A field that is named twice gets the address once.
+            let once = named.filter(|(index, field)| !fields[..*index].contains(field));
+            once.map(move |(_, field)| (*field, field.element(address)))
         });
         Self {
             client_cert: client
@@ -141,7 +143,11 @@ mod tests {
 
     #[test]
     fn the_address_is_the_last_of_those_on_the_way() {
-        let fields = [AddressField::XForwardedFor, AddressField::Forwarded];
+        let fields = [
+            AddressField::XForwardedFor,
+            AddressField::Forwarded,
+            AddressField::XForwardedFor,
+        ];
         let address = "10.1.2.3".parse().ok();
         let forwarded = Forwarded::new(None, None, address, &fields);
         let before = [

@@ -261,9 +261,7 @@ async fn serve_http(session: &Session, mut client: Buffered<DuplexStream>) -> bo
     let detected = timeout(patience, connection::first_bytes(&mut client)).await;
     let reset = match (logical.protocol, detected) {
         (_, Err(_) | Ok(Err(_))) => None,
-        (_, Ok(Ok(Detected::Tls))) => {
-            Box::pin(tcp::serve(session, logical, client, None)).await
-        }
+        (_, Ok(Ok(Detected::Tls))) => Box::pin(tcp::serve(session, logical, client, None)).await,
         (Protocol::Http2, Ok(Ok(_))) => {
             Box::pin(connection::serve_declared_http2(session.clone(), client)).await
         }

@@ -85,12 +85,7 @@ impl Shares {
     }
 
     /// Counts a stream. Fails with the limit that there is.
-    fn take(
-        &self,
-        source: IpAddr,
-        identity: &SpiffeId,
-        pod: &str,
-    ) -> Result<Share, &'static str> {
+    fn take(&self, source: IpAddr, identity: &SpiffeId, pod: &str) -> Result<Share, &'static str> {
         let pod = (identity.clone(), pod.to_owned());
         let mut counts = self.counts();
         let count = |count: Option<&usize>| count.copied().unwrap_or(0);
