@@ -1,7 +1,7 @@
 //! The admin port: metrics, probes, and the log's filter.
 //!
-//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. The number of connections and the time
-//! that each may take are bounded.
+//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. The number of
+//! connections and the time that each may take are bounded.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,8 +9,10 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Body;
 use hyper::{Method, Request, StatusCode};
-use naru_listen::http::{Caller, Times};
-use naru_listen::{Bounds, Places};
+use naru_listen::Places;
+use naru_listen::admin::{BOUNDS, TIMES};
+use naru_listen::http::Caller;
+use naru_listen::reply::{Reply, not_allowed, text, with_type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -18,27 +20,7 @@ use tracing::info;
 
 use crate::logging::LogFilter;
 use crate::metrics::Metrics;
-use crate::reply::{Reply, not_allowed, text, with_type};
 
-/// Connections at once: a few scrapers and probes.
-const BOUNDS: Bounds = Bounds {
-    waiting: 256,
-    waiting_of_source: 64,
-    taken: 256,
-    taken_of_source: 64,
-    spare: 64,
-    all: 256,
-    of_source: 64,
-};
-const TIMES: Times = Times {
-    head: Duration::from_secs(5),
-    // Longer than the interval of any scraper that keeps its connection open.
-    idle: Duration::from_secs(300),
-    answer: Duration::from_secs(60),
-    // Longer than scrapers wait for an answer (10 s by default).
-    write: Duration::from_secs(30),
-    max_head: 16 * 1024,
-};
 /// How long the body of a request may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes in a request's body: a log filter.

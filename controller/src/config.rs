@@ -1,5 +1,6 @@
-//! What the controller is told at start: flags and environment, parsed once into one struct. Nothing reads the environment
-//! later, but for where a Kubernetes API server is: that is looked up as every program of Kubernetes does it.
+//! What the controller is told at start: flags and environment, parsed once into one struct.
+//! Nothing reads the environment later, but for where a Kubernetes API server is: that is looked up
+//! as every program of Kubernetes does it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,21 +11,22 @@ use naru_contract::MtlsMode;
 
 use crate::inject::InjectArgs;
 use crate::issuer::is_trust_domain;
+use crate::logging::LogFormat;
 use crate::source;
 
 /// Flags of `naru-controller run`.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
-    /// Take objects from the Kubernetes API server and have it check tokens. It is found as kubectl finds it: by the pod's
-    /// service account or a kubeconfig.
+    /// Take objects from the Kubernetes API server and have it check tokens. It is found as kubectl
+    /// finds it: by the pod's service account or a kubeconfig.
     #[arg(
         long,
         env = "NARU_KUBERNETES",
         conflicts_with_all = ["manifests", "token_public_key", "token_issuer"]
     )]
     pub kubernetes: bool,
-    /// Directory of manifests (YAML or JSON), if not --kubernetes. Repeatable; objects of a later directory replace those of
-    /// an earlier one. In the environment, separated by colons.
+    /// Directory of manifests (YAML or JSON), if not --kubernetes. Repeatable; objects of a later
+    /// directory replace those of an earlier one. In the environment, separated by colons.
     #[arg(
         long,
         env = "NARU_MANIFESTS",
@@ -33,7 +35,8 @@ pub struct Config {
         required_unless_present = "kubernetes"
     )]
     pub manifests: Vec<PathBuf>,
-    /// Directory for the mesh's certificate authority, if not --ca-secret. The public trust-anchors.pem is written there as well.
+    /// Directory for the mesh's certificate authority, if not --ca-secret. The public
+    /// trust-anchors.pem is written there as well.
     #[arg(
         long,
         env = "NARU_STATE_DIR",
@@ -41,7 +44,8 @@ pub struct Config {
         required_unless_present = "ca_secret"
     )]
     pub state_dir: Option<PathBuf>,
-    /// Name of a Secret (kubernetes.io/tls) with the mesh's certificate authority, made if there is none. Needs --kubernetes.
+    /// Name of a Secret (kubernetes.io/tls) with the mesh's certificate authority, made if there is
+    /// none. Needs --kubernetes.
     #[arg(
         long,
         env = "NARU_CA_SECRET",
@@ -53,15 +57,35 @@ pub struct Config {
     /// controller does not start while pods with sidecars are there and the Secret is not.
     #[arg(long, env = "NARU_CA_REPLACE_LOST")]
     pub ca_replace_lost: bool,
-    /// How long another certificate authority is trusted before certificates are issued with it. Longer than a minute, and than the
-    /// kubelet takes to bring a ConfigMap into pods.
-    #[arg(long, env = "NARU_CA_TRUST_FOR", value_name = "TIME", default_value = "10m", value_parser = duration)]
+    /// How long another certificate authority is trusted before certificates are issued with it.
+    /// Longer than a minute, and than the kubelet takes to bring a ConfigMap into pods.
+    #[arg(
+        long,
+        env = "NARU_CA_TRUST_FOR",
+        value_name = "TIME",
+        default_value = "10m",
+        value_parser = duration
+    )]
     pub ca_trust_for: Duration,
-    /// In what time proxies renew their certificates, each at a random point, when another authority issues them.
-    #[arg(long, env = "NARU_CA_RENEW_WITHIN", value_name = "TIME", default_value = "5m", value_parser = duration)]
+    /// In what time proxies renew their certificates, each at a random point, when another
+    /// authority issues them.
+    #[arg(
+        long,
+        env = "NARU_CA_RENEW_WITHIN",
+        value_name = "TIME",
+        default_value = "5m",
+        value_parser = duration
+    )]
     pub ca_renew_within: Duration,
-    /// How long the root of an authority that was replaced is trusted. Certificates live for 24 hours.
-    #[arg(long, env = "NARU_CA_RETIRE_FOR", value_name = "TIME", default_value = "25h", value_parser = duration)]
+    /// How long the root of an authority that was replaced is trusted. Certificates live for 24
+    /// hours.
+    #[arg(
+        long,
+        env = "NARU_CA_RETIRE_FOR",
+        value_name = "TIME",
+        default_value = "25h",
+        value_parser = duration
+    )]
     pub ca_retire_for: Duration,
     /// Namespace of that Secret: the controller's own.
     #[arg(
@@ -96,7 +120,8 @@ pub struct Config {
         value_parser = trust_domain
     )]
     pub trust_domain: String,
-    /// PEM file with the public key (ECDSA P-256) of whoever signs service-account tokens, if not --kubernetes.
+    /// PEM file with the public key (ECDSA P-256) of whoever signs service-account tokens, if not
+    /// --kubernetes.
     #[arg(
         long,
         env = "NARU_TOKEN_PUBLIC_KEY",
@@ -112,7 +137,8 @@ pub struct Config {
         required_unless_present = "kubernetes"
     )]
     pub token_issuer: Option<String>,
-    /// Whether clients without a mesh identity are let in, where neither namespace nor workload says otherwise.
+    /// Whether clients without a mesh identity are let in, where neither namespace nor workload
+    /// says otherwise.
     #[arg(long, env = "NARU_MTLS", value_enum, default_value_t = Mtls::Permissive)]
     pub mtls: Mtls,
     /// Filter of the log, as `info` or `naru_controller::serve=debug,info`.
@@ -127,7 +153,7 @@ pub struct Config {
 
 /// Where objects come from, and by what tokens are checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum Origin {
     Kubernetes,
     Manifests {
         directories: Vec<PathBuf>,
@@ -137,12 +163,13 @@ pub enum Source {
 }
 
 impl Config {
-    /// `None`: neither is named whole, as when the environment says that it is not to be Kubernetes, and nothing else.
-    pub fn source(&self) -> Option<Source> {
+    /// `None`: neither is named whole, as when the environment says that it is not to be
+    /// Kubernetes, and nothing else.
+    pub fn origin(&self) -> Option<Origin> {
         if self.kubernetes {
-            return Some(Source::Kubernetes);
+            return Some(Origin::Kubernetes);
         }
-        Some(Source::Manifests {
+        Some(Origin::Manifests {
             directories: Some(self.manifests.clone()).filter(|dirs| !dirs.is_empty())?,
             token_public_key: self.token_public_key.clone()?,
             token_issuer: self.token_issuer.clone()?,
@@ -164,13 +191,6 @@ impl From<Mtls> for MtlsMode {
             Mtls::Strict => Self::Strict,
         }
     }
-}
-
-/// The form of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -223,11 +243,11 @@ mod tests {
     fn objects_come_from_manifests_or_from_kubernetes() {
         let parse = |args: &[&str]| {
             let parsed = Program::try_parse_from(args).map_err(|error| error.to_string());
-            parsed.map(|program| program.config.source())
+            parsed.map(|program| program.config.origin())
         };
         let kubernetes = ["naru-controller", "--state-dir", "s", "--kubernetes"];
-        assert_eq!(parse(&kubernetes), Ok(Some(Source::Kubernetes)));
-        let manifests = Source::Manifests {
+        assert_eq!(parse(&kubernetes), Ok(Some(Origin::Kubernetes)));
+        let manifests = Origin::Manifests {
             directories: vec!["a".into()],
             token_public_key: "k".into(),
             token_issuer: "naru".into(),

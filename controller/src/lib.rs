@@ -6,6 +6,22 @@
 //!                    └─▶ status ─▶ conditions of routes
 //! inject ── sidecars for new pods ──▶ API server
 //! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! config                  flags and environment, for all the rest
+//! admin status uninstall  what people ask, what routes are told, how Naru goes
+//! serve                   the proxies: connections, streams, tables
+//! compile                 routing tables out of the index
+//! authority               the certificate authority, and its rotation
+//! install kubernetes      what is kept in the cluster, and the way to it
+//! index inject            objects by name; sidecars for new pods
+//! source                  objects out of manifests or of the API server
+//! metrics                 what is counted
+//! issuer                  certificates for tokens
+//! annotations logging     ground
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -13,8 +29,6 @@ mod annotations;
 pub mod authority;
 pub mod compile;
 pub mod config;
-#[cfg(test)]
-mod fake_api;
 pub mod index;
 pub mod inject;
 pub mod install;
@@ -22,9 +36,7 @@ pub mod issuer;
 pub mod kubernetes;
 pub mod logging;
 pub mod metrics;
-mod reply;
 pub mod serve;
-pub mod sidecars;
 pub mod source;
 pub mod status;
 pub mod uninstall;

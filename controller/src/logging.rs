@@ -2,16 +2,23 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use clap::ValueEnum;
 use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
-use crate::config::LogFormat;
-
-/// What the client of the Kubernetes API server says of itself: a line for every request that fails. Who makes the requests
-/// says it once. Appended to every filter that does not name these crates.
+/// What the client of the Kubernetes API server says of itself: a line for every request that
+/// fails. Who makes the requests says it once. Appended to every filter that does not name these
+/// crates.
 const QUIET: &str = "kube_client=off,kube_runtime=off";
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
 
 /// Changes what is logged. Cheap to clone.
 #[derive(Clone)]
@@ -20,7 +27,7 @@ pub struct LogFilter {
     current: Arc<Mutex<String>>,
 }
 
-/// Why a filter is not taken over.
+/// Why a filter is not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     #[error("{0}: expected error, warn, info, debug, trace, off, or MODULE=LEVEL,…")]
@@ -61,7 +68,8 @@ fn parse(filter: &str) -> Result<Targets, FilterError> {
     parse_filter(&format!("{filter},{quiet}")).map_err(FilterError::Parse)
 }
 
-/// Reads a filter as sidecars do: a level, or `MODULE=LEVEL`, or several of them with commas between. Nothing at all is `error`.
+/// Reads a filter as sidecars do: a level, or `MODULE=LEVEL`, or several of them with commas
+/// between. Nothing at all is `error`.
 pub fn parse_filter(filter: &str) -> Result<Targets, ParseError> {
     // What stands between two commas may be nothing, and would be `error` too.
     let directives: Vec<_> = filter.split(',').filter(|one| !one.is_empty()).collect();

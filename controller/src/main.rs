@@ -14,14 +14,14 @@ use naru_controller::authority::{
     AuthorityError, Keeper, Make, SecretStore, Store, StoreError, Terms,
 };
 use naru_controller::compile::{Catalog, CatalogOptions};
-use naru_controller::config::{Config, LogFormat, Source};
+use naru_controller::config::{Config, Origin};
 use naru_controller::inject::{self, Injected, Redirection};
 use naru_controller::install::Install;
 use naru_controller::issuer::{Issuer, PublicKey, TokenCheck, TokenReviewer};
 use naru_controller::kubernetes;
-use naru_controller::logging::{self, LogFilter};
+use naru_controller::logging::{self, LogFilter, LogFormat};
 use naru_controller::metrics::Metrics;
-use naru_controller::serve::{self, Hub, Serve};
+use naru_controller::serve::{Hub, Serve};
 use naru_controller::source::{self, Event};
 use naru_controller::status;
 use naru_controller::uninstall::{self, UninstallArgs};
@@ -119,12 +119,13 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     tokio::spawn(keeper.run(serve.issuer.clone(), behind, metrics.clone()));
     if let Some((address, options)) = config.inject.webhook(serve.issuer.controller().to_string()) {
         if options.redirection == Redirection::Cni && !options.native_sidecars {
-            // A pod's own init containers would find connections redirected to a sidecar that does not run yet.
+            // A pod's own init containers would find connections redirected to a sidecar that does
+            // not run yet.
             bail!("--redirection cni needs native sidecars (Kubernetes 1.29 or later)");
         }
         let certificate = config.inject.certificate(&serve.issuer);
         let (tls, refresh) = certificate.serve().context("the webhook's certificate")?;
-        let listener = serve::bind(address)
+        let listener = naru_listen::bind(address)
             .await
             .with_context(|| format!("--webhook {address}"))?;
         info!("webhook on {}", listener.local_addr()?);
@@ -134,10 +135,10 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
         tokio::spawn(webhook);
     }
 
-    let admin_listener = serve::bind(config.admin)
+    let admin_listener = naru_listen::bind(config.admin)
         .await
         .with_context(|| format!("--admin {}", config.admin))?;
-    let listener = serve::bind(config.listen)
+    let listener = naru_listen::bind(config.listen)
         .await
         .with_context(|| format!("--listen {}", config.listen))?;
     info!("admin port on {}", admin_listener.local_addr()?);
@@ -248,11 +249,12 @@ fn source(
     metrics: &Metrics,
 ) -> anyhow::Result<(TokenCheck, Watching)> {
     let metrics = metrics.clone();
-    match config.source() {
+    match config.origin() {
         None => bail!(
-            "objects come from --kubernetes or from --manifests, and the latter takes --token-public-key and --token-issuer as well"
+            "objects come from --kubernetes or from --manifests, and the latter takes \
+             --token-public-key and --token-issuer as well"
         ),
-        Some(Source::Kubernetes) => {
+        Some(Origin::Kubernetes) => {
             let client = client.context("--kubernetes")?;
             let tokens = TokenCheck::Review(TokenReviewer::new(client.clone()));
             let watching = async move {
@@ -261,7 +263,7 @@ fn source(
             };
             Ok((tokens, Box::pin(watching)))
         }
-        Some(Source::Manifests {
+        Some(Origin::Manifests {
             directories,
             token_public_key,
             token_issuer,

@@ -18,9 +18,10 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Body;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
+use naru_listen::Places;
+use naru_listen::admin::BOUNDS;
 use naru_listen::http::Times;
 use naru_listen::scrapes::Scrapes;
-use naru_listen::{Bounds, Places};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tracing::{debug, info};
@@ -34,26 +35,10 @@ use crate::table::{Store, Tables, View};
 
 use why::{Asks, Question};
 
-/// Connections at once. A kubelet asks as many probes at once as the pod has, so that a source has
-/// room for those.
-const BOUNDS: Bounds = Bounds {
-    waiting: 256,
-    waiting_of_source: 64,
-    taken: 256,
-    taken_of_source: 64,
-    spare: 64,
-    all: 256,
-    of_source: 64,
-};
 const TIMES: Times = Times {
-    head: Duration::from_secs(5),
-    // Longer than the interval of any scraper that keeps its connection open.
-    idle: Duration::from_secs(300),
     // Longer than a kubelet waits for any probe that is of use.
     answer: Duration::from_secs(300),
-    // Longer than scrapers wait for an answer (10 s by default).
-    write: Duration::from_secs(30),
-    max_head: 16 * 1024,
+    ..naru_listen::admin::TIMES
 };
 /// How long the body of a request may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);

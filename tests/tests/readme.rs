@@ -196,7 +196,7 @@ fn every_metric_of_the_controller_is_documented_with_its_labels() {
     metrics.refused("key");
     metrics.invalid_objects("Service", 1);
     metrics.watch_failed("Service");
-    metrics.injection(naru_controller::inject::Outcome::Injected);
+    metrics.injection(naru_controller::metrics::InjectionOutcome::Injected);
     metrics.status_written(naru_controller::metrics::StatusOutcome::Written);
     let pair = Ca::make("cluster.local", SystemTime::now()).expect("an authority");
     let (certificates, key) = (pair.certificates.as_bytes(), pair.key.as_bytes());

@@ -29,8 +29,8 @@ impl fmt::Display for ServiceName {
 }
 
 impl ServiceName {
-    /// The Service that a host name is of, for a pod in `namespace`: `catalog`, `catalog.shop`, `catalog.shop.svc` or
-    /// `catalog.shop.svc.DOMAIN`. `None`: it can't be a Service's.
+    /// The Service that a host name is of, for a pod in `namespace`: `catalog`, `catalog.shop`,
+    /// `catalog.shop.svc` or `catalog.shop.svc.DOMAIN`. `None`: it can't be a Service's.
     pub fn of(host: &str, namespace: &str) -> Option<Self> {
         let labels: Vec<&str> = host.trim_end_matches('.').split('.').collect();
         let fits = |label: &&str| {
@@ -104,7 +104,8 @@ pub async fn resolve(client: &Client, name: &ServiceName) -> anyhow::Result<(Ser
         match absolute.filter(|_| elsewhere.split('.').nth(2) == Some("svc")) {
             Some(other) => name = other,
             None => bail!(
-                "Service {name} is another name for {elsewhere}, which is none of the mesh's: connections go there as they are"
+                "Service {name} is another name for {elsewhere}, which is none of the mesh's: \
+                 connections go there as they are"
             ),
         }
     }

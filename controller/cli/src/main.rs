@@ -1,4 +1,16 @@
 //! `naru`: what a person types.
+//!
+//! # Floors
+//!
+//! ```text
+//! routes         which routes a Service has
+//! why            which of them takes a request
+//! sidecar        asking a sidecar
+//! check sandbox  whether it works; a mesh to try
+//! destination    what an address stands for
+//! kubernetes quiet_http
+//! annotations report table
+//! ```
 #![forbid(unsafe_code)]
 
 #[path = "../../src/annotations.rs"]
@@ -6,7 +18,7 @@ mod annotations;
 mod check;
 mod destination;
 #[cfg(test)]
-#[path = "../../src/fake_api.rs"]
+#[path = "../../src/kubernetes/fake_api.rs"]
 mod fake_api;
 mod kubernetes;
 mod quiet_http;
@@ -30,15 +42,19 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check whether Naru can be installed in a cluster, or whether it works there. Everything that is wrong comes with its fix.
+    /// Check whether Naru can be installed in a cluster, or whether it works there. Everything that
+    /// is wrong comes with its fix.
     Check(check::Args),
     /// Run a mesh of real sidecars on this machine, from a directory of Kubernetes manifests.
     Sandbox(Box<sandbox::Args>),
-    /// The routes of a Service that a client's sidecar has in force, in order of precedence, and those that are not, with the reason.
+    /// The routes of a Service that a client's sidecar has in force, in order of precedence, and
+    /// those that are not, with the reason.
     Routes(routes::Args),
-    /// Which route and rule would take a request, and why the others would not, from the tables that a sidecar has in force.
+    /// Which route and rule would take a request, and why the others would not, from the tables
+    /// that a sidecar has in force.
     ///
-    /// Exits with 0 if a backend would get the request, with 1 if none would, and with 2 if nothing can be said.
+    /// Exits with 0 if a backend would get the request, with 1 if none would, and with 2 if nothing
+    /// can be said.
     Why(why::Args),
     /// What the sandbox starts inside its namespaces.
     #[command(hide = true)]

@@ -48,7 +48,11 @@ pub async fn post(
 ) -> io::Result<Answer> {
     let length = body.len();
     let request = format!(
-        "POST {path} HTTP/1.0\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        "POST {path} HTTP/1.0\r\n\
+         host: localhost\r\n\
+         content-type: application/json\r\n\
+         content-length: {length}\r\n\r\n\
+         {body}"
     );
     exchange(stream, &request, timeout).await
 }

@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-/// Columns are no wider than this, in characters: one long cell does not push the others off the screen.
+/// Columns are no wider than this, in characters: one long cell does not push the others off the
+/// screen.
 const MAX_WIDTH: usize = 60;
 
 pub fn write<const N: usize>(

@@ -22,10 +22,12 @@ pub struct CertifyResponse {
     /// Every trust anchor in force, DER.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub trust_anchors_der: Vec<::prost::bytes::Bytes>,
-    /// The controller's clock when it answered, in Unix seconds: a proxy whose clock is off says so.
+    /// The controller's clock when it answered, in Unix seconds: a proxy whose clock is off says
+    /// so.
     #[prost(int64, tag = "3")]
     pub now_unix_seconds: i64,
-    /// The authority that has issued the certificate: see [`crate::TrustAnchors::issuer`]. Empty from a controller that says nothing.
+    /// The authority that has issued the certificate: see [`crate::TrustAnchors::issuer`]. Empty
+    /// from a controller that says nothing.
     #[prost(string, tag = "4")]
     pub issuer: String,
 }

@@ -16,8 +16,15 @@
 //! good one in force.
 //!
 //! Compatibility: a field is added under a new tag, never removed or given a new meaning while
-//! versions N−2 to N+2 have to work together. Unknown fields and unknown enum values are kept out of
-//! force by name (a proxy rejects a resource whose meaning it does not know), never guessed at.
+//! versions N−2 to N+2 have to work together. Unknown fields and unknown enum values are kept out
+//! of force by name (a proxy rejects a resource whose meaning it does not know), never guessed at.
+//!
+//! # Floors
+//!
+//! ```text
+//! stream                   what is sent
+//! identity name resources  what it is about
+//! ```
 #![forbid(unsafe_code)]
 
 mod identity;
@@ -47,7 +54,8 @@ pub const PROXY_ADMIN_PORT: u16 = 15020;
 pub const TOKEN_AUDIENCE: &str = "naru.dev";
 /// The largest message that either side sends or takes, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
-/// The longest that a controller with a stream open may say nothing. After three times that a proxy takes it for lost.
+/// The longest that a controller with a stream open may say nothing. After three times that a proxy
+/// takes it for lost.
 pub const HEARTBEAT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
 /// How many destinations a proxy may be subscribed to at once.
 pub const MAX_SUBSCRIPTIONS: usize = 10_000;

@@ -45,8 +45,9 @@ pub mod resource {
 pub struct TrustAnchors {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub certificates_der: Vec<Bytes>,
-    /// A name for the authority that certificates are issued with now. A proxy whose own certificate is of another one asks for a new
-    /// one, at a random point within [`Self::renew_within_seconds`]. Empty from a controller that says nothing.
+    /// A name for the authority that certificates are issued with now. A proxy whose own
+    /// certificate is of another one asks for a new one, at a random point within
+    /// [`Self::renew_within_seconds`]. Empty from a controller that says nothing.
     #[prost(string, tag = "2")]
     pub issuer: String,
     #[prost(uint32, tag = "3")]
@@ -149,8 +150,9 @@ pub struct Service {
     pub port: u32,
     #[prost(enumeration = "Protocol", tag = "4")]
     pub protocol: i32,
-    /// Names of `http-route/…` or `grpc-route/…` resources, first the one that wins where matches are equal (Gateway API:
-    /// the oldest, then by namespace and name). Empty: every request goes to `endpoints`, unless there are `stream_routes`.
+    /// Names of `http-route/…` or `grpc-route/…` resources, first the one that wins where matches
+    /// are equal (Gateway API: the oldest, then by namespace and name). Empty: every request goes
+    /// to `endpoints`, unless there are `stream_routes`.
     #[prost(string, repeated, tag = "5")]
     pub http_routes: Vec<String>,
     /// Name of the `endpoints/…` resource of the Service's own pods.
@@ -159,8 +161,9 @@ pub struct Service {
     /// Absent: the proxy's default (20 % and 10 a second).
     #[prost(message, optional, tag = "7")]
     pub retry_budget: Option<RetryBudget>,
-    /// Names of `tls-route/…` resources, in the order of `http_routes`, or of one `tcp-route/…`: connections to the port are bytes,
-    /// whatever `protocol` says, and go where these say. Empty where there are `http_routes`.
+    /// Names of `tls-route/…` resources, in the order of `http_routes`, or of one `tcp-route/…`:
+    /// connections to the port are bytes, whatever `protocol` says, and go where these say. Empty
+    /// where there are `http_routes`.
     #[prost(string, repeated, tag = "8")]
     pub stream_routes: Vec<String>,
 }
@@ -179,7 +182,8 @@ pub struct RetryBudget {
     pub min_retries_per_1000_s: u64,
 }
 
-/// `http-route/<namespace>/<name>`: an HTTPRoute (Gateway API v1.7); `grpc-route/<namespace>/<name>`: a GRPCRoute, in the same words.
+/// `http-route/<namespace>/<name>`: an HTTPRoute (Gateway API v1.7);
+/// `grpc-route/<namespace>/<name>`: a GRPCRoute, in the same words.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpRoute {
     #[prost(string, tag = "1")]
@@ -343,8 +347,8 @@ pub enum PathModifierKind {
     ReplacePrefixMatch = 1,
 }
 
-/// A share of the requests is sent here too. Nobody waits for the response. A mirror that can't be resolved is left out: the route's
-/// status says so.
+/// A share of the requests is sent here too. Nobody waits for the response. A mirror that can't be
+/// resolved is left out: the route's status says so.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mirror {
     /// Name of an `endpoints/…` resource.
@@ -358,7 +362,8 @@ pub struct Mirror {
     pub denominator: u32,
 }
 
-/// Cross-origin requests of browsers (Fetch standard, section 3.3). In each list `*`, alone, stands for everything.
+/// Cross-origin requests of browsers (Fetch standard, section 3.3). In each list `*`, alone, stands
+/// for everything.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Cors {
     /// `scheme://host` or `scheme://host:port`, where the host may be `*` or begin with `*.`.
@@ -385,8 +390,8 @@ pub struct HttpBackend {
     /// Name of an `endpoints/…` resource. Empty where `invalid` says why there is none.
     #[prost(string, tag = "2")]
     pub endpoints: String,
-    /// Why the backend can't be used (a reason of its ResolvedRefs condition, and what it was about). Its share
-    /// of the requests is answered with 500.
+    /// Why the backend can't be used (a reason of its ResolvedRefs condition, and what it was
+    /// about). Its share of the requests is answered with 500.
     #[prost(string, tag = "3")]
     pub invalid: String,
     #[prost(message, repeated, tag = "4")]
@@ -406,14 +411,16 @@ pub struct Retry {
     pub backoff_ms: u64,
 }
 
-/// `tls-route/<namespace>/<name>`: a TLSRoute (Gateway API v1.7). It takes the connections whose ClientHello asks for one of its names.
+/// `tls-route/<namespace>/<name>`: a TLSRoute (Gateway API v1.7). It takes the connections whose
+/// ClientHello asks for one of its names.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TlsRoute {
     #[prost(string, tag = "1")]
     pub namespace: String,
     #[prost(string, tag = "2")]
     pub name: String,
-    /// In lower case: `a.example`, or `*.example` for every name that ends in `.example`. At least one.
+    /// In lower case: `a.example`, or `*.example` for every name that ends in `.example`. At least
+    /// one.
     #[prost(string, repeated, tag = "3")]
     pub hostnames: Vec<String>,
     #[prost(message, repeated, tag = "4")]
@@ -439,13 +446,14 @@ pub struct StreamBackend {
     /// Name of an `endpoints/…` resource. Empty where `invalid` says why there is none.
     #[prost(string, tag = "2")]
     pub endpoints: String,
-    /// Why the backend can't be used, as in [`HttpBackend::invalid`]. Its share of the connections is refused.
+    /// Why the backend can't be used, as in [`HttpBackend::invalid`]. Its share of the connections
+    /// is refused.
     #[prost(string, tag = "3")]
     pub invalid: String,
 }
 
-/// `endpoints/<namespace>/<service>/<port>`: where the pods of one Service port are. Only endpoints that
-/// may be given new work are in it.
+/// `endpoints/<namespace>/<service>/<port>`: where the pods of one Service port are. Only endpoints
+/// that may be given new work are in it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Endpoints {
     #[prost(string, tag = "1")]
@@ -459,7 +467,8 @@ pub struct Endpoints {
     /// The protocol that the pods speak on this port.
     #[prost(enumeration = "Protocol", tag = "5")]
     pub protocol: i32,
-    /// Each proxy uses the endpoints on its own node and no others (`internalTrafficPolicy: Local`). Hints do not matter then.
+    /// Each proxy uses the endpoints on its own node and no others (`internalTrafficPolicy:
+    /// Local`). Hints do not matter then.
     #[prost(bool, tag = "6")]
     pub node_local: bool,
 }
@@ -472,7 +481,8 @@ pub struct Endpoint {
     pub ip: Bytes,
     #[prost(uint32, tag = "2")]
     pub port: u32,
-    /// The SPIFFE ID that the pod must prove. Empty: the pod has no sidecar and is spoken to in plaintext.
+    /// The SPIFFE ID that the pod must prove. Empty: the pod has no sidecar and is spoken to in
+    /// plaintext.
     #[prost(string, tag = "3")]
     pub identity: String,
     #[prost(string, tag = "4")]
@@ -485,8 +495,8 @@ pub struct Endpoint {
     /// The node that the pod is on. Only where the Service is `node_local`.
     #[prost(string, tag = "7")]
     pub node: String,
-    /// Zones whose clients are to prefer it, as the EndpointSlice hints. They count if every endpoint has some and one of all names the
-    /// client's zone.
+    /// Zones whose clients are to prefer it, as the EndpointSlice hints. They count if every
+    /// endpoint has some and one of all names the client's zone.
     #[prost(string, repeated, tag = "8")]
     pub for_zones: Vec<String>,
     /// Nodes whose clients are to prefer it, likewise; before zones.
@@ -494,8 +504,9 @@ pub struct Endpoint {
     pub for_nodes: Vec<String>,
 }
 
-/// A change to an [`Endpoints`] that the proxy holds in version `base_version`. The resource's `version`
-/// is that of the outcome. A proxy that does not hold the base rejects it, and is sent the whole.
+/// A change to an [`Endpoints`] that the proxy holds in version `base_version`. The resource's
+/// `version` is that of the outcome. A proxy that does not hold the base rejects it, and is sent
+/// the whole.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EndpointsDelta {
     #[prost(fixed64, tag = "1")]

@@ -1,12 +1,13 @@
-//! An authority in a directory: files that are replaced whole, also where the machine stops in between.
+//! An authority in a directory: files that are replaced whole, also where the machine stops in
+//! between.
 
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::kept::{Kept, StoreError};
 use super::plan::Change;
-use super::store::{Kept, StoreError};
 
 const KEY: &str = "ca.key";
 const CERTIFICATES: &str = "ca.crt";

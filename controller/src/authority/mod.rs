@@ -1,4 +1,5 @@
-//! The mesh's certificate authority: where it is kept, and how another takes its place while everybody goes on.
+//! The mesh's certificate authority: where it is kept, and how another takes its place while
+//! everybody goes on.
 //!
 //! ```text
 //! store (Secret or directory) ─▶ plan ─┬─▶ in force (issuer, anchors)
@@ -6,11 +7,23 @@
 //!           └──────── on what was read ────────────┘
 //! ```
 //!
-//! In: what is kept, whoever has written it. Out: with what is issued and whom to trust, and what is to be remembered. What is
-//! kept is the only truth; every replica does what follows from it, and whoever is first writes the next step. What cannot be used
-//! changes nothing: the last good one stays in force.
+//! In: what is kept, whoever has written it. Out: with what is issued and whom to trust, and what
+//! is to be remembered. What is kept is the only truth; every replica does what follows from it,
+//! and whoever is first writes the next step. What cannot be used changes nothing: the last good
+//! one stays in force.
+//!
+//! # Floors
+//!
+//! ```text
+//! trusted             whether another authority may be made
+//! store               a Secret, or a directory
+//! files               the directory
+//! plan                what follows from what is kept
+//! kept record         what is kept, and what is remembered of a rotation
+//! ```
 
 mod files;
+mod kept;
 mod plan;
 mod record;
 mod store;
@@ -27,13 +40,14 @@ use tracing::{info, warn};
 
 use crate::issuer::{Ca, CaError, InForce, Issuer};
 use crate::metrics::{AuthorityState, Metrics};
+pub use kept::{Kept, StoreError};
 use plan::{Change, Phase, Read, View};
 use record::Record;
-pub use store::{Kept, SecretStore, Store, StoreError};
+pub use store::{SecretStore, Store};
 pub use trusted::{Make, MakeError, remove};
 
-/// How long what has vanished stays away before it is put back. Whoever replaces it by deleting it first, or takes the whole
-/// installation away, is done by then.
+/// How long what has vanished stays away before it is put back. Whoever replaces it by deleting it
+/// first, or takes the whole installation away, is done by then.
 const RESTORE_AFTER: Duration = Duration::from_secs(30);
 /// How often a look is begun again because another has written in between.
 const MAX_TRIES: usize = 10;
@@ -125,7 +139,8 @@ impl Keeper {
         self.view(SystemTime::now(), false).in_force()
     }
 
-    /// Puts in force what follows from what is kept, for ever. `behind`: how many proxies do not have the anchors in force.
+    /// Puts in force what follows from what is kept, for ever. `behind`: how many proxies do not
+    /// have the anchors in force.
     pub async fn run(
         mut self,
         issuer: Arc<Issuer>,
@@ -188,14 +203,15 @@ impl Keeper {
                     self.owned = true;
                     warn!(
                         %error,
-                        "the authority's Secret belongs to the webhook's configuration, and would be deleted with it: \
-                         remove its metadata.ownerReferences"
+                        "the authority's Secret belongs to the webhook's configuration, and would \
+                         be deleted with it: remove its metadata.ownerReferences"
                     );
                 }
             }
         }
         let stored = kept.record.as_deref().map(Record::parse).transpose();
-        // Whoever has replaced everything has replaced what is remembered as well: here it is known still.
+        // Whoever has replaced everything has replaced what is remembered as well: here it is known
+        // still.
         let record = match &stored {
             Ok(Some(record)) => Some(record.clone()),
             _ => self.record.clone(),

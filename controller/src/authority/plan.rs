@@ -1,11 +1,15 @@
-//! What follows from what is kept: what is in force, and what is to be written next. Pure: no clock, no store.
+//! What follows from what is kept: what is in force, and what is to be written next. Pure: no
+//! clock, no store.
 //!
 //! ```text
-//! kept ─▶ in force  = issue with `issuing`; trust its root, the root of what is given, further ones, retired ones
-//!      └▶ next      = given ≠ issuing: trust it, wait, issue with it, retire the old root, wait, forget that
+//! kept ─▶ in force  = issue with `issuing`; trust its root, the root of what is given,
+//!      │              further ones, retired ones
+//!      └▶ next      = given ≠ issuing: trust it, wait, issue with it, retire the old root,
+//!                     wait, forget that
 //! ```
 //!
-//! Nothing is in force by a decision that has not been written: what two replicas read is the same, and so is what they do.
+//! Nothing is in force by a decision that has not been written: what two replicas read is the same,
+//! and so is what they do.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,7 +20,8 @@ use super::record::{Issuing, Next, Record, unix};
 use super::{Kept, Terms};
 use crate::issuer::{Ca, CaError, InForce, LEAF_LIFETIME, Pair, read_certificates, validity};
 
-/// Roots that may be retired at once. Proxies take 64 anchors in all; one who rotates more often waits until one has gone.
+/// Roots that may be retired at once. Proxies take 64 anchors in all; one who rotates more often
+/// waits until one has gone.
 const MAX_RETIRED: usize = 16;
 /// The part of its life after which an authority that a controller has made is replaced.
 const RENEW_AFTER: f64 = 2.0 / 3.0;
@@ -195,7 +200,8 @@ impl View<'_> {
             record.wish = self.wish.map(str::to_owned);
         }
         if record.made.as_deref() != Some(given.id()) {
-            let why = "a wish to rotate is not for the controller: the authority is renewed where it comes from";
+            let why = "a wish to rotate is not for the controller: the authority is renewed where \
+                it comes from";
             return Ok(wished.then(|| Change::of(record, why)));
         }
         let life = given.expires().duration_since(given.begins());

@@ -1,4 +1,5 @@
-//! What is remembered beside an authority, so that every replica, also one that has just started, does the same at the same time.
+//! What is remembered beside an authority, so that every replica, also one that has just started,
+//! does the same at the same time.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,5 @@
-//! Where an authority is kept: a Secret that all replicas share, or a directory of one controller's own.
+//! Where an authority is kept: a Secret that all replicas share, or a directory of one controller's
+//! own.
 //!
 //! ```text
 //! Secret                directory        what
@@ -9,14 +10,13 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::files;
+use super::kept::{Kept, StoreError};
 use super::plan::Change;
-use crate::issuer::Pair;
 
 const CERTIFICATES: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -45,21 +45,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// How often a directory is looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// An authority and what belongs to it, as it is kept.
-#[derive(Clone)]
-pub struct Kept {
-    pub certificates: Vec<u8>,
-    pub key: Vec<u8>,
-    pub further: Option<Vec<u8>>,
-    pub record: Option<Vec<u8>>,
-    pub wish: Option<String>,
-    /// Of the Secret.
-    pub(super) version: Option<String>,
-    /// The Secret belongs to the webhook's configuration, and would be deleted with it. The owners
-    /// that it is to keep.
-    pub(super) owners: Option<Vec<OwnerReference>>,
-}
-
 /// Where an authority is kept.
 pub enum Store {
     Secret(Box<SecretStore>),
@@ -71,44 +56,6 @@ pub struct SecretStore {
     pub client: Client,
     pub namespace: String,
     pub name: String,
-}
-
-/// Why it cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error(transparent)]
-    Api(#[from] kube::Error),
-    #[error("{path}: {source}")]
-    File { path: PathBuf, source: io::Error },
-    #[error("there is no {0} in it")]
-    Incomplete(&'static str),
-    /// Somebody else was first.
-    #[error("it has been written by another at the same time")]
-    Conflict,
-}
-
-impl StoreError {
-    /// The API server understands what is asked of it and will not do it: to ask again is no use.
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            Self::Api(kube::Error::Api(status)) => matches!(status.code, 403 | 422),
-            _ => false,
-        }
-    }
-}
-
-impl Kept {
-    pub fn new(pair: &Pair, record: Vec<u8>) -> Self {
-        Self {
-            certificates: pair.certificates.clone().into_bytes(),
-            key: pair.key.clone().into_bytes(),
-            further: None,
-            record: Some(record),
-            wish: None,
-            version: None,
-            owners: None,
-        }
-    }
 }
 
 impl Store {

@@ -8,8 +8,8 @@ use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fake_api::{self, FakeApi};
 use crate::issuer::{Pair, SpiffeId};
+use crate::kubernetes::fake_api::{self, FakeApi};
 
 const SECRETS: &str = "/api/v1/secrets";
 const PODS: &str = "/api/v1/pods";
@@ -347,9 +347,11 @@ fn injected(api: &FakeApi) {
     api.apply(
         PODS,
         json!({
-            "metadata": { "namespace": "shop", "name": "web-1", "labels": { "naru.dev/injected": "true" } },
+            "metadata": { "namespace": "shop", "name": "web-1",
+                "labels": { "naru.dev/injected": "true" } },
             "spec": { "containers": [
-                { "name": "naru-proxy", "command": ["/usr/local/bin/naru-proxy"] }, { "name": "web" },
+                { "name": "naru-proxy", "command": ["/usr/local/bin/naru-proxy"] },
+                { "name": "web" },
             ] },
         }),
     );

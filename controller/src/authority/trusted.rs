@@ -3,11 +3,12 @@
 use kube::Client;
 use tracing::{info, warn};
 
+use super::kept::StoreError;
 use super::plan::Read;
 use super::record::Record;
-use super::store::{SecretStore, StoreError};
+use super::store::SecretStore;
 use super::{AuthorityError, SystemTime};
-use crate::sidecars;
+use crate::kubernetes::sidecars;
 
 /// When an authority may be made where there is none.
 pub enum Make {
@@ -22,10 +23,12 @@ pub enum Make {
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
     #[error(
-        "there is no certificate authority, and {count} pods have sidecars that trust the one that is lost ({some}): another \
-         one is not made, as it would cut them off. Put the Secret back from a backup, and restart the controller; or, \
-         where the authority is lost for good, have another one made with --ca-replace-lost (identity.replaceLost=true in \
-         the chart's values): sidecars then take it by their tokens, once the kubelets have brought them its root"
+        "there is no certificate authority, and {count} pods have sidecars that trust the one that \
+         is lost ({some}): another one is not made, as it would cut them off. Put the Secret back \
+         from a backup, and restart the controller; or, where the authority is lost for good, have \
+         another one made with --ca-replace-lost (identity.replaceLost=true in the chart's \
+         values): sidecars then take it by their tokens, once the kubelets have brought them its \
+         root"
     )]
     Sidecars { count: usize, some: String },
     #[error(transparent)]

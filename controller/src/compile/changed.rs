@@ -1,5 +1,6 @@
-//! What may have changed when an object did. A superset is right: whoever asks compares versions. But it is proportional to
-//! the change, so that one moved pod costs the same in a cluster of any size.
+//! What may have changed when an object did. A superset is right: whoever asks compares versions.
+//! But it is proportional to the change, so that one moved pod costs the same in a cluster of any
+//! size.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +11,7 @@ use super::http_route;
 use super::inbound::selects;
 use crate::index::{self, Index};
 use crate::source::{
-    BackendTrafficPolicy, EndpointSlice, HttpRoute, Name, Namespace, Object, Pod, ReferenceGrant,
+    BackendTrafficPolicy, EndpointSlice, Name, Namespace, Object, Pod, ReferenceGrant, Route,
     RouteName, Service,
 };
 
@@ -53,7 +54,7 @@ pub fn changed(index: &Index, before: Option<&Object>, after: Option<&Object>) -
         Service => service,
         Pod => pod,
         EndpointSlice => slice,
-        HttpRoute => route,
+        Route => route,
         BackendTrafficPolicy => policy,
         ReferenceGrant => grant,
     }
@@ -242,14 +243,14 @@ impl Changes<'_> {
         }
     }
 
-    fn route(&mut self, before: Option<&HttpRoute>, after: Option<&HttpRoute>) {
+    fn route(&mut self, before: Option<&Route>, after: Option<&Route>) {
         let index = self.index;
-        let Some(id) = after.or(before).map(HttpRoute::id) else {
+        let Some(id) = after.or(before).map(Route::id) else {
             return;
         };
         let name = &id.name;
         self.http_route(&id);
-        let attachment = |route: &HttpRoute| {
+        let attachment = |route: &Route| {
             (
                 route.parents.clone(),
                 route.created,

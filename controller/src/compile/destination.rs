@@ -62,7 +62,8 @@ impl Catalog {
     }
 
     fn pod_destination(&self, pod: &Pod, ip: IpAddr, port: u16) -> contract::PodDestination {
-        // Of several Services with that port of the pod: one that declares a protocol, else the first by name.
+        // Of several Services with that port of the pod: one that declares a protocol, else the
+        // first by name.
         let (mut service, mut declared, mut zone) = (None, None, "");
         for (slice, endpoint) in self.slices_with(pod, ip) {
             zone = &endpoint.zone;

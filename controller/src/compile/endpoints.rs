@@ -39,8 +39,8 @@ impl Catalog {
     fn chosen(&self, service: &Service, port: &ServicePort) -> Vec<contract::Endpoint> {
         let all: Vec<_> = self.candidates(service, port).collect();
         let ready = |e: &SliceEndpoint| e.ready || service.publish_not_ready_addresses;
-        // Where nobody is ready, those that leave but still serve are better than none (as kube-proxy does). "Where" is the whole
-        // cluster, or the node that clients can't leave.
+        // Where nobody is ready, those that leave but still serve are better than none (as
+        // kube-proxy does). "Where" is the whole cluster, or the node that clients can't leave.
         let leaving = |e: &SliceEndpoint| e.serving && e.terminating;
         let served: HashSet<&str> = (all.iter())
             .filter(|(_, _, e)| ready(e))
@@ -86,8 +86,9 @@ impl Catalog {
         })
     }
 
-    /// `None`: it stands for a pod that is not known (yet, or any more), or that has ended. Whether that pod has a sidecar
-    /// is not known either, and to speak to it in plaintext would be a guess.
+    /// `None`: it stands for a pod that is not known (yet, or any more), or that has ended. Whether
+    /// that pod has a sidecar is not known either, and to speak to it in plaintext would be a
+    /// guess.
     fn endpoint(&self, endpoint: &SliceEndpoint, port: u16) -> Option<contract::Endpoint> {
         let pod = match &endpoint.pod {
             Some(name) => Some(self.index.pods.get(name).filter(|pod| !pod.ended)?),

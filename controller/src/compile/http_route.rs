@@ -6,7 +6,7 @@ use naru_contract::http_filter::Kind;
 use naru_contract::resource::Body;
 
 use super::{Catalog, Compiled};
-use crate::source::{BackendRef, Filter, HttpRoute, Name, Referent, RouteKind, RouteName};
+use crate::source::{BackendRef, Filter, Name, Referent, Route, RouteKind, RouteName};
 
 /// Why a backend or a mirror can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,7 +60,7 @@ impl Catalog {
 
     pub(super) fn backend(
         &self,
-        route: &HttpRoute,
+        route: &Route,
         backend: &BackendRef,
         needs: &mut Vec<ResourceName>,
     ) -> contract::HttpBackend {
@@ -80,10 +80,11 @@ impl Catalog {
         }
     }
 
-    /// Without the mirrors that can't be resolved: nothing is sent there, and requests go on without them (Gateway API).
+    /// Without the mirrors that can't be resolved: nothing is sent there, and requests go on
+    /// without them (Gateway API).
     fn filters(
         &self,
-        route: &HttpRoute,
+        route: &Route,
         filters: &[Filter],
         needs: &mut Vec<ResourceName>,
     ) -> Vec<contract::HttpFilter> {
@@ -109,11 +110,7 @@ impl Catalog {
     }
 
     /// The endpoints that a backend or a mirror stands for.
-    pub(super) fn resolve(
-        &self,
-        route: &HttpRoute,
-        to: &Referent,
-    ) -> Result<ResourceName, Unresolved> {
+    pub(super) fn resolve(&self, route: &Route, to: &Referent) -> Result<ResourceName, Unresolved> {
         let name = &to.name;
         let no = |reason, message| Err(Unresolved { reason, message });
         if !to.is_service() {
@@ -156,9 +153,9 @@ impl Catalog {
         })
     }
 
-    /// A route of a consumer may send to the namespace of the Service that it is about: its clients could do so anyway, and
-    /// it holds for no one else (GEP-1294).
-    fn may_refer(&self, route: &HttpRoute, service: &Name) -> bool {
+    /// A route of a consumer may send to the namespace of the Service that it is about: its clients
+    /// could do so anyway, and it holds for no one else (GEP-1294).
+    fn may_refer(&self, route: &Route, service: &Name) -> bool {
         let own = &route.name.namespace;
         service.namespace == *own
             || (route.parents.iter()).any(|p| p.service.namespace == service.namespace)

@@ -1,5 +1,17 @@
-//! Routing tables out of the index. In: what happened to the cluster's objects. Out: which resources may have changed, and
-//! any resource by name, with a version that is a hash of its content. Pure and synchronous.
+//! Routing tables out of the index. In: what happened to the cluster's objects. Out: which
+//! resources may have changed, and any resource by name, with a version that is a hash of its
+//! content. Pure and synchronous.
+//!
+//! # Floors
+//!
+//! ```text
+//! route_statuses                                         verdicts on all routes, as they change
+//! route_status                                           the verdict on one
+//! changed                                                which resources an event concerns
+//! service                                                a port of a Service, with its routes
+//! http_route opaque_route endpoints destination inbound  the other resources
+//! declared version                                       protocols of ports; hashes of contents
+//! ```
 
 mod changed;
 mod declared;
@@ -7,10 +19,10 @@ mod destination;
 mod endpoints;
 mod http_route;
 mod inbound;
+mod opaque_route;
 mod route_status;
 mod route_statuses;
 mod service;
-mod stream_route;
 mod version;
 
 #[cfg(test)]
@@ -22,7 +34,7 @@ use naru_contract::resource::Body;
 use naru_contract::{MtlsMode, ResourceName};
 
 use crate::index::Index;
-use crate::source::{Event, HttpRoute, Name, Object, RouteKind};
+use crate::source::{Event, Name, Object, Route, RouteKind};
 
 pub use changed::{ANY_NAMESPACE, ANY_PORT, Changed};
 pub use route_status::{ParentStatus, RouteStatus, Verdict};
@@ -69,7 +81,8 @@ impl Catalog {
         }
     }
 
-    /// Takes a change over. Says what may have changed by it: a superset, but proportional to the change.
+    /// Takes a change over. Says what may have changed by it: a superset, but proportional to the
+    /// change.
     pub fn apply(&mut self, event: Event) -> Vec<Changed> {
         match event {
             Event::Synced => {
@@ -91,8 +104,9 @@ impl Catalog {
         }
     }
 
-    /// The resource of that name as it is now. `None`: there is none. A destination always is one: without a target where
-    /// the address is not in the mesh. Trust anchors are none of the catalog's.
+    /// The resource of that name as it is now. `None`: there is none. A destination always is one:
+    /// without a target where the address is not in the mesh. Trust anchors are none of the
+    /// catalog's.
     pub fn compile(&self, viewer: &Viewer, name: &ResourceName) -> Option<Compiled> {
         match name {
             ResourceName::TrustAnchors => None,
@@ -111,10 +125,10 @@ impl Catalog {
                 self.http_route(RouteKind::Grpc, Name::new(namespace, name))
             }
             ResourceName::TlsRoute { namespace, name } => {
-                self.stream_route(RouteKind::Tls, Name::new(namespace, name))
+                self.opaque_route(RouteKind::Tls, Name::new(namespace, name))
             }
             ResourceName::TcpRoute { namespace, name } => {
-                self.stream_route(RouteKind::Tcp, Name::new(namespace, name))
+                self.opaque_route(RouteKind::Tcp, Name::new(namespace, name))
             }
             ResourceName::Endpoints {
                 namespace,
@@ -135,7 +149,6 @@ impl Catalog {
         self.synced
     }
 
-    /// How many objects there are of each kind.
     /// The namespaces that have pods with sidecars.
     pub fn meshed_namespaces(&self) -> BTreeSet<String> {
         let pods = self.index.pods.values();
@@ -154,10 +167,11 @@ impl Catalog {
         } = &self.index;
         (namespaces.values().cloned().map(Object::Namespace))
             .chain(services.values().cloned().map(Object::Service))
-            .chain(routes.values().cloned().map(Object::HttpRoute))
+            .chain(routes.values().cloned().map(Object::Route))
             .chain(grants.values().cloned().map(Object::ReferenceGrant))
     }
 
+    /// How many objects there are of each kind.
     pub fn object_counts(&self) -> Vec<(&'static str, usize)> {
         let routes = |kind| {
             let routes = self.index.routes.keys();
@@ -190,7 +204,7 @@ impl Compiled {
 
 fn log_refusal(before: Option<&Object>, after: &Object) {
     let refused = |object: &Object| match object {
-        Object::HttpRoute(HttpRoute { refused, .. }) => refused.clone(),
+        Object::Route(Route { refused, .. }) => refused.clone(),
         _ => None,
     };
     let reason = refused(after);

@@ -1,5 +1,6 @@
-//! What is thought of a route, for its status: whether each Service that it names as a parent takes it, and whether its
-//! backends are there. It is what `http_route` and `service` act upon, put into Gateway API's words.
+//! What is thought of a route, for its status: whether each Service that it names as a parent takes
+//! it, and whether its backends are there. It is what `http_route` and `service` act upon, put into
+//! Gateway API's words.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -7,7 +8,7 @@ use std::fmt;
 use super::Catalog;
 use super::http_route::Unresolved;
 use super::service::is_parent;
-use crate::source::{HttpRoute, Name, ParentRef, RouteKind, RouteName, Service, ServicePort};
+use crate::source::{Name, ParentRef, Route, RouteKind, RouteName, Service, ServicePort};
 
 /// A route, and what is thought of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +98,7 @@ impl Catalog {
     /// `winners`: of every Service that is a parent of the route.
     pub(super) fn route_status(
         &self,
-        route: &HttpRoute,
+        route: &Route,
         winners: &HashMap<Name, ServiceWinners>,
     ) -> RouteStatus {
         let resolved_refs = self.resolved_refs(route);
@@ -117,7 +118,7 @@ impl Catalog {
     pub(super) fn winners(&self, service: &Service) -> ServiceWinners {
         let of_port = |port: &ServicePort| {
             let mut by_namespace: HashMap<String, Winner> = HashMap::new();
-            let mut oldest: HashMap<&str, &HttpRoute> = HashMap::new();
+            let mut oldest: HashMap<&str, &Route> = HashMap::new();
             for route in self.routes_on(service, port) {
                 let namespace = &route.name.namespace;
                 if route.kind == RouteKind::Tcp {
@@ -151,7 +152,7 @@ impl Catalog {
 
     fn accepted(
         &self,
-        route: &HttpRoute,
+        route: &Route,
         parent: &ParentRef,
         winners: Option<&ServiceWinners>,
     ) -> Verdict {
@@ -197,7 +198,8 @@ impl Catalog {
                 match worst {
                     Loss::ToKind(_) => Verdict::no("Conflicted", message),
                     Loss::Opaque => Verdict::no("NoMatchingParent", message),
-                    // Not its own fault, as the conformance suite has it: it waits for the other to go.
+                    // Not its own fault, as the conformance suite has it: it waits for the other to
+                    // go.
                     Loss::ToOlder(_) => Verdict::yes("Accepted", message),
                 }
             }
@@ -205,7 +207,7 @@ impl Catalog {
     }
 
     /// What the first backend or mirror that can't be used lacks.
-    fn resolved_refs(&self, route: &HttpRoute) -> Verdict {
+    fn resolved_refs(&self, route: &Route) -> Verdict {
         let mut referents = route.referents();
         let unresolved = referents.find_map(|referent| self.resolve(route, referent).err());
         match unresolved {
@@ -217,7 +219,7 @@ impl Catalog {
 
 impl PortWinners {
     /// Why a route is not in force on a port that it names, if so.
-    fn loss(&self, route: &HttpRoute) -> Option<Loss> {
+    fn loss(&self, route: &Route) -> Option<Loss> {
         if route.kind.is_http() && self.opaque {
             return Some(Loss::Opaque);
         }

@@ -12,7 +12,7 @@ use naru_contract::MtlsMode;
 use super::route_status::{RouteStatus, ServiceWinners};
 use super::{Catalog, CatalogOptions};
 use crate::source::{
-    Event, HttpRoute, Kind, Name, Namespace, Object, ReferenceGrant, RouteName, Service,
+    Event, Kind, Name, Namespace, Object, ReferenceGrant, Route, RouteName, Service,
 };
 
 /// See the module.
@@ -87,14 +87,14 @@ impl RouteStatuses {
                     self.service(&after.name);
                 }
             }
-            (Some(Object::HttpRoute(before)), after) => {
+            (Some(Object::Route(before)), after) => {
                 let after = match after {
-                    Some(Object::HttpRoute(after)) => Some(after),
+                    Some(Object::Route(after)) => Some(after),
                     _ => None,
                 };
                 self.route(Some(&before), after.as_ref());
             }
-            (None, Some(Object::HttpRoute(after))) => self.route(None, Some(&after)),
+            (None, Some(Object::Route(after))) => self.route(None, Some(&after)),
             (before, after) => {
                 for object in [before, after].into_iter().flatten() {
                     match object {
@@ -115,14 +115,14 @@ impl RouteStatuses {
         self.concerned.extend(routes.cloned());
     }
 
-    fn route(&mut self, before: Option<&HttpRoute>, after: Option<&HttpRoute>) {
+    fn route(&mut self, before: Option<&Route>, after: Option<&Route>) {
         let both = || before.into_iter().chain(after);
-        self.concerned.extend(both().map(HttpRoute::id));
+        self.concerned.extend(both().map(Route::id));
         if after.is_none() {
-            self.deleted.extend(before.map(HttpRoute::id));
+            self.deleted.extend(before.map(Route::id));
         }
         // What decides which of several routes wins.
-        let attachment = |route: &HttpRoute| {
+        let attachment = |route: &Route| {
             let refused = route.refused.is_some();
             (route.parents.clone(), route.created, refused)
         };

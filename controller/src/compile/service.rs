@@ -5,7 +5,7 @@ use naru_contract::resource::Body;
 use naru_contract::{Protocol, ResourceName, RetryBudget};
 
 use super::{Catalog, Compiled, http_route};
-use crate::source::{HttpRoute, Name, ParentRef, RouteKind, Service, ServicePort};
+use crate::source::{Name, ParentRef, Route, RouteKind, Service, ServicePort};
 
 impl Catalog {
     pub(super) fn service(
@@ -44,9 +44,10 @@ impl Catalog {
         Some(Compiled::new(body, needs))
     }
 
-    /// The routes in force for the clients of a namespace, the one that wins first. Routes that its own namespace (the
-    /// consumer) has made replace those of the Service's namespace (the producer); those of others mean nothing (GEP-1294).
-    fn attached(&self, client: &str, service: &Service, port: &ServicePort) -> Vec<&HttpRoute> {
+    /// The routes in force for the clients of a namespace, the one that wins first. Routes that its
+    /// own namespace (the consumer) has made replace those of the Service's namespace (the
+    /// producer); those of others mean nothing (GEP-1294).
+    fn attached(&self, client: &str, service: &Service, port: &ServicePort) -> Vec<&Route> {
         let own = &service.name.namespace;
         let (producer, consumer): (Vec<_>, Vec<_>) = (self.routes_on(service, port))
             .filter(|route| route.name.namespace == *own || route.name.namespace == client)
@@ -72,7 +73,7 @@ impl Catalog {
         &'a self,
         service: &'b Service,
         port: &'b ServicePort,
-    ) -> impl Iterator<Item = &'a HttpRoute> + use<'a, 'b> {
+    ) -> impl Iterator<Item = &'a Route> + use<'a, 'b> {
         let opaque = self.is_opaque(service, port);
         (self.index.routes_by_parent.get(&service.name))
             .filter(move |route| !(opaque && route.kind.is_http()))

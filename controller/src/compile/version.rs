@@ -1,5 +1,5 @@
-//! A resource's version: the first 64 bits of its content's SHA-256, so that it is the same on every replica and after
-//! every restart.
+//! A resource's version: the first 64 bits of its content's SHA-256, so that it is the same on
+//! every replica and after every restart.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use naru_contract::Resource;

@@ -1,11 +1,17 @@
-//! Objects by name, and which of them depend on which. In: objects. Out: look-ups for the compiler, and the answer to "who
-//! is concerned when this changes". Pure and synchronous.
+//! Objects by name, and which of them depend on which. In: objects. Out: look-ups for the compiler,
+//! and the answer to "who is concerned when this changes". Pure and synchronous.
 //!
 //! ```text
 //! address ─▶ Service ◀─ EndpointSlice ─▶ Pod ◀─ address
 //!               ▲ ▲
 //!        parent │ │ backend
 //!              HTTPRoute          BackendTrafficPolicy ─▶ Service
+//! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! node_ips relation zones  what objects have to do with each other
 //! ```
 
 mod node_ips;
@@ -16,8 +22,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::source::{
-    BackendTrafficPolicy, EndpointSlice, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
-    ReferenceGrant, RouteKind, RouteName, Service,
+    BackendTrafficPolicy, EndpointSlice, Kind, Name, Namespace, Object, ObjectKey, Pod,
+    ReferenceGrant, Route, RouteKind, RouteName, Service,
 };
 use node_ips::NodeIps;
 use relation::Relation;
@@ -30,7 +36,7 @@ pub struct Index {
     pub services: HashMap<Name, Service>,
     pub pods: HashMap<Name, Pod>,
     pub slices: HashMap<Name, EndpointSlice>,
-    pub routes: HashMap<RouteName, HttpRoute>,
+    pub routes: HashMap<RouteName, Route>,
     pub policies: HashMap<Name, BackendTrafficPolicy>,
     pub grants: HashMap<Name, ReferenceGrant>,
 
@@ -74,7 +80,7 @@ impl Index {
             Object::EndpointSlice(o) => {
                 self.slices.insert(o.name.clone(), o);
             }
-            Object::HttpRoute(o) => {
+            Object::Route(o) => {
                 self.routes.insert(o.id(), o);
             }
             Object::BackendTrafficPolicy(o) => {
@@ -110,7 +116,7 @@ impl Index {
 
     fn delete_route(&mut self, kind: RouteKind, name: &Name) -> Option<Object> {
         let name = name.clone();
-        (self.routes.remove(&RouteName { kind, name })).map(Object::HttpRoute)
+        (self.routes.remove(&RouteName { kind, name })).map(Object::Route)
     }
 
     /// Notes or forgets what an object refers to.
@@ -151,7 +157,7 @@ impl Index {
                     }
                 }
             }
-            Object::HttpRoute(o) => {
+            Object::Route(o) => {
                 let id = o.id();
                 for parent in &o.parents {
                     (self.routes_by_parent).set(parent.service.clone(), &id, there);

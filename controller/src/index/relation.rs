@@ -1,4 +1,5 @@
-//! Which values belong to a key, in the values' order, so that every answer is the same on every replica.
+//! Which values belong to a key, in the values' order, so that every answer is the same on every
+//! replica.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;

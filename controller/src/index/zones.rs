@@ -1,4 +1,5 @@
-//! In which zone a node is, as EndpointSlices say of their endpoints: nodes themselves are not watched.
+//! In which zone a node is, as EndpointSlices say of their endpoints: nodes themselves are not
+//! watched.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -31,7 +32,8 @@ impl NodeZones {
         }
     }
 
-    /// The node's zone; empty where nobody says. Of several, the first by name, so that every replica says the same.
+    /// The node's zone; empty where nobody says. Of several, the first by name, so that every
+    /// replica says the same.
     pub fn of(&self, node: &str) -> &str {
         let zones = self.0.get(node);
         (zones.and_then(|zones| zones.first_key_value())).map_or("", |(zone, _)| zone)

@@ -27,7 +27,9 @@ fn domain(resolv_conf: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
-    const IN_A_POD: &str = "nameserver 10.96.0.10\nsearch naru-system.svc.corp.example svc.corp.example corp.example lan\noptions ndots:5\n";
+    const IN_A_POD: &str = "nameserver 10.96.0.10\n\
+        search naru-system.svc.corp.example svc.corp.example corp.example lan\n\
+        options ndots:5\n";
 
     #[test]
     fn a_services_name_is_completed_by_the_clusters_domain_and_nothing_else_is_changed() {

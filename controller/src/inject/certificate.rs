@@ -1,5 +1,5 @@
-//! The webhook's certificate, kept fresh while it serves: issued by the mesh's own authority, or read from files that somebody
-//! else renews.
+//! The webhook's certificate, kept fresh while it serves: issued by the mesh's own authority, or
+//! read from files that somebody else renews.
 
 use std::fs;
 use std::io;

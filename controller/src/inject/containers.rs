@@ -1,4 +1,5 @@
-//! The containers and the volume that a pod is given. Each has the least rights with which it works.
+//! The containers and the volume that a pod is given. Each has the least rights with which it
+//! works.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,8 @@ use super::{
 /// Holds the pod's token and the trust anchors.
 pub const VOLUME: &str = "naru-identity";
 const MOUNTED: &str = "/var/run/naru";
-/// Where the API server mounts its own token into every container that has nothing there. Neither of ours calls it.
+/// Where the API server mounts its own token into every container that has nothing there. Neither
+/// of ours calls it.
 const API_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The ConfigMap with the trust anchors, and its key. The controller keeps one in each namespace.
 pub const ANCHORS_CONFIG_MAP: &str = "naru-trust-anchors";
@@ -28,10 +30,11 @@ const AUDIENCE: &str = "naru.dev";
 const PROBES: &str = "NARU_PROBES";
 /// How long a token holds, in seconds. The kubelet makes a new one in time.
 const TOKEN_SECONDS: u32 = 3_600;
-/// How long a sidecar may take until it is ready before it is started again, in seconds: as long as a controller on a new node
-/// takes to be pulled and started.
+/// How long a sidecar may take until it is ready before it is started again, in seconds: as long as
+/// a controller on a new node takes to be pulled and started.
 const START_SECONDS: u32 = 120;
-/// How long a pod may take to end where it says nothing itself, in seconds (Kubernetes' own default).
+/// How long a pod may take to end where it says nothing itself, in seconds (Kubernetes' own
+/// default).
 const GRACE_SECONDS: i64 = 30;
 
 pub fn volume() -> Value {
@@ -39,15 +42,18 @@ pub fn volume() -> Value {
         "name": VOLUME,
         "projected": {
             "sources": [
-                { "serviceAccountToken": { "audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN } },
-                { "configMap": { "name": ANCHORS_CONFIG_MAP, "items": [{ "key": ANCHORS_KEY, "path": ANCHORS_KEY }] } },
+                { "serviceAccountToken": { "audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS,
+                        "path": TOKEN } },
+                { "configMap": { "name": ANCHORS_CONFIG_MAP,
+                        "items": [{ "key": ANCHORS_KEY, "path": ANCHORS_KEY }] } },
             ],
         },
     })
 }
 
-/// Sets the redirect rules: only root can use a capability without a mark on the file, which would need privilege escalation. Or, where
-/// the node's CNI plugin has set them, makes sure that it has, which takes no right.
+/// Sets the redirect rules: only root can use a capability without a mark on the file, which would
+/// need privilege escalation. Or, where the node's CNI plugin has set them, makes sure that it has,
+/// which takes no right.
 pub fn init(settings: &Settings, options: &Options) -> Value {
     let environment = [
         ("NARU_PROXY_UID", PROXY_UID.to_string()),
@@ -109,8 +115,8 @@ pub fn init(settings: &Settings, options: &Options) -> Value {
     })
 }
 
-/// Who looks whether connections are redirected: one whose own are. If none are that go out, the sidecar's user sees it by those that
-/// come in.
+/// Who looks whether connections are redirected: one whose own are. If none are that go out, the
+/// sidecar's user sees it by those that come in.
 fn verifier(settings: &Settings) -> i64 {
     let mut networks = settings.skip_outbound_cidrs.split(',');
     match networks.any(|network| network.ends_with("/0")) {
@@ -125,7 +131,10 @@ pub fn sidecar(
     probes: &BTreeMap<String, Target>,
     options: &Options,
 ) -> Value {
-    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let field = |name: &str, path: &str| {
+        let from = json!({ "fieldRef": { "fieldPath": path } });
+        json!({ "name": name, "valueFrom": from })
+    };
     let mut environment = vec![
         field("NARU_NAMESPACE", "metadata.namespace"),
         field("NARU_POD", "metadata.name"),
@@ -176,7 +185,8 @@ pub fn sidecar(
         "command": [PROGRAM, "run"],
         "env": environment,
         "ports": [{ "name": "naru-admin", "containerPort": ADMIN_PORT, "protocol": "TCP" }],
-        "startupProbe": asked("/ready", json!({ "periodSeconds": 1, "failureThreshold": START_SECONDS })),
+        "startupProbe": asked("/ready",
+            json!({ "periodSeconds": 1, "failureThreshold": START_SECONDS })),
         "readinessProbe": asked("/ready", json!({ "periodSeconds": 5, "timeoutSeconds": 2 })),
         "livenessProbe": asked("/live", json!({ "periodSeconds": 10, "timeoutSeconds": 5 })),
         "resources": resources(&settings.resources),

@@ -1,17 +1,31 @@
 //! Injection: a pod is given its sidecar when it is created.
 //!
 //! ```text
-//! API server ─▶ serve (TLS, HTTP) ─▶ review ─▶ patch (pure) ─┬─ settings   what the pod's annotations ask for
-//!                    ▲                                      ├─ containers the init container, the sidecar, its volume
-//!               certificate                                 └─ probes     from the node to the sidecar's admin port
+//! API server ─▶ serve (TLS, HTTP) ─▶ review ─▶ patch (pure)
+//!                    ▲                           ├─ settings    what the annotations ask for
+//!               certificate                      ├─ containers  init container, sidecar, volume
+//!                                                └─ probes      to the sidecar's admin port
 //! ```
 //!
 //! A pod that has its sidecar already comes again when another webhook has changed it, or as a copy
 //! that a user made of another pod (`kubectl debug --copy-to`). Then it is given what is missing:
 //! probes of containers that came later, labels.
 //!
-//! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it is left as it is, with the
-//! reason; or a refusal. All operations of one pod are applied together or not at all, so that no pod is half injected.
+//! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it
+//! is left as it is, with the reason; or a refusal. All operations of one pod are applied together
+//! or not at all, so that no pod is half injected.
+//!
+//! # Floors
+//!
+//! ```text
+//! serve                   HTTPS, as the API server calls it
+//! review                  what is asked for, and answered
+//! containers              the patch
+//! pod_resources settings  what the sidecar may use, and is told
+//! options probes          flags; probes that go to the sidecar
+//! certificate             what the webhook shows to the API server
+//! address operations      ground
+//! ```
 
 mod address;
 mod certificate;
@@ -33,7 +47,7 @@ pub use certificate::{Certificate, CertificateError};
 pub use containers::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
 pub use operations::Operation;
 pub use options::{InjectArgs, PullPolicy, Redirection, Resources};
-pub use review::{Answer, Outcome, answer};
+pub use review::{Answer, answer};
 pub use serve::{Injected, serve};
 
 use crate::annotations;
@@ -46,7 +60,8 @@ pub(crate) const INJECTED_LABEL: &str = "naru.dev/injected";
 const INJECT_ANNOTATION: &str = "naru.dev/inject";
 /// Why a pod has none although it was to have one.
 const SKIPPED_ANNOTATION: &str = "naru.dev/skipped";
-/// By what a pod's connections are redirected, where that is not its own init container: the node's CNI plugin reads this.
+/// By what a pod's connections are redirected, where that is not its own init container: the node's
+/// CNI plugin reads this.
 const REDIRECTION_ANNOTATION: &str = "naru.dev/redirection";
 /// Whether addresses in 240.0.0.0/4 are in use; for the CNI plugin too.
 const CLASS_E_ANNOTATION: &str = "naru.dev/class-e-in-use";
@@ -76,7 +91,8 @@ pub struct Options {
     /// The controller's gRPC address, as HOST:PORT.
     pub controller: String,
     pub controller_identity: String,
-    /// The sidecar is an init container that goes on running. Without: a plain container, the first one.
+    /// The sidecar is an init container that goes on running. Without: a plain container, the first
+    /// one.
     pub native_sidecars: bool,
     pub redirection: Redirection,
     /// Pods, nodes or others have addresses in 240.0.0.0/4.
@@ -111,34 +127,37 @@ pub enum Refusal {
         problem: String,
     },
     #[error(
-        "naru: the pod has a container named {0} that is none of naru's: rename it, or set the annotation naru.dev/inject: \
-         disabled"
+        "naru: the pod has a container named {0} that Naru has not created: rename it, or set \
+         the annotation naru.dev/inject: disabled"
     )]
     ContainerName(&'static str),
     #[error(
-        "naru: the pod has a volume named {0}, which the sidecar needs: rename it, or set the annotation naru.dev/inject: disabled"
+        "naru: the pod has a volume named {0}, which the sidecar needs: rename it, or set the \
+         annotation naru.dev/inject: disabled"
     )]
     VolumeName(&'static str),
     #[error(
-        "naru: the container {container} listens on port {port}, which the sidecar needs: choose another port, or set the \
-         annotation naru.dev/inject: disabled"
+        "naru: the container {container} listens on port {port}, which the sidecar needs: choose \
+         another port, or set the annotation naru.dev/inject: disabled"
     )]
     Port { container: String, port: i32 },
     #[error(
-        "naru: the container {0} runs as user {PROXY_UID}, which is the sidecar's: its traffic would pass the mesh by. Choose \
-         another runAsUser, or set the annotation naru.dev/inject: disabled"
+        "naru: the container {0} runs as user {PROXY_UID}, which is the sidecar's: its traffic \
+         would pass the mesh by. Choose another runAsUser, or set the annotation naru.dev/inject: \
+         disabled"
     )]
     User(String),
     #[error(
-        "naru: the variable NARU_PROBES of the container {SIDECAR} cannot be read: {0}. Make the pod without the containers \
-         {INIT_CONTAINER} and {SIDECAR}: it gets its own"
+        "naru: the variable NARU_PROBES of the container {SIDECAR} cannot be read: {0}. Make the \
+         pod without the containers {INIT_CONTAINER} and {SIDECAR}: it gets its own"
     )]
     Probes(String),
     #[error("naru: the object in the review is no pod: {0}")]
     NoPod(String),
 }
 
-/// What to do with `pod`. `by_namespace`: the namespace's pods are to have sidecars; otherwise only those that say so.
+/// What to do with `pod`. `by_namespace`: the namespace's pods are to have sidecars; otherwise only
+/// those that say so.
 pub fn decide(pod: &Pod, by_namespace: bool, options: &Options) -> Result<Decision, Refusal> {
     let asked = settings::read(pod, INJECT_ANNOTATION, annotations::inject)?;
     let asked = asked.unwrap_or(by_namespace);
@@ -177,7 +196,8 @@ pub(crate) fn is_sidecar(spec: &PodSpec) -> bool {
     })
 }
 
-/// Both containers of ours are there. One of them, or another container of that name, is somebody else's.
+/// Both containers of ours are there. One of them, or another container of that name, is somebody
+/// else's.
 fn has_sidecar(spec: &PodSpec) -> Result<bool, Refusal> {
     let init = spec.init_containers.iter().flatten();
     let all = || init.clone().chain(&spec.containers);
@@ -196,7 +216,8 @@ fn has_sidecar(spec: &PodSpec) -> Result<bool, Refusal> {
     }
 }
 
-/// What keeps a pod from having a sidecar, where that is the nature of the pod and no mistake in it.
+/// What keeps a pod from having a sidecar, where that is the nature of the pod and no mistake in
+/// it.
 fn cannot(pod: &Pod, spec: &PodSpec, options: &Options) -> Option<&'static str> {
     let of_job = || {
         let mut owners = pod.metadata.owner_references.iter().flatten();
@@ -210,7 +231,8 @@ fn cannot(pod: &Pod, spec: &PodSpec, options: &Options) -> Option<&'static str> 
         Some("sidecars run on Linux only")
     } else if spec.dns_policy.as_deref() == Some("Default") {
         Some(
-            "with dnsPolicy Default the sidecar does not find its controller, a name of the cluster",
+            "with dnsPolicy Default the sidecar does not find its controller, a name of the \
+             cluster",
         )
     } else if !options.native_sidecars && of_job() {
         Some("a Job would never complete: this cluster has no native sidecars")
@@ -294,7 +316,8 @@ fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>
             None => operations.push(add(inits, json!([init, sidecar]))),
         }
     } else {
-        // After the pod's own, which would find connections redirected to a sidecar that does not run yet.
+        // After the pod's own, which would find connections redirected to a sidecar that does not
+        // run yet.
         operations.push(match spec.init_containers {
             Some(_) => add(inits.key("-"), init),
             None => add(inits, json!([init])),

@@ -17,7 +17,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Injection")]
 pub struct InjectArgs {
-    /// Address of the admission webhook that gives pods their sidecars: HTTPS. Without: there is none.
+    /// Address of the admission webhook that gives pods their sidecars: HTTPS. Without: there is
+    /// none.
     #[arg(
         long,
         env = "NARU_WEBHOOK",
@@ -33,7 +34,8 @@ pub struct InjectArgs {
         default_value = "naru-controller.naru-system.svc"
     )]
     pub webhook_name: String,
-    /// PEM file with the webhook's certificate chain, read anew when it changes. Without: the mesh's authority issues one.
+    /// PEM file with the webhook's certificate chain, read anew when it changes. Without: the
+    /// mesh's authority issues one.
     #[arg(
         long,
         env = "NARU_WEBHOOK_CERTIFICATE",
@@ -62,7 +64,12 @@ pub struct InjectArgs {
     #[arg(long, env = "NARU_PROXY_IMAGE", value_name = "IMAGE")]
     pub proxy_image: Option<String>,
     /// When the node pulls that image.
-    #[arg(long, env = "NARU_PROXY_PULL_POLICY", value_name = "POLICY", value_enum, default_value_t = PullPolicy::IfNotPresent)]
+    #[arg(
+        long,
+        env = "NARU_PROXY_PULL_POLICY",
+        value_name = "POLICY", value_enum,
+        default_value_t = PullPolicy::IfNotPresent
+    )]
     pub proxy_pull_policy: PullPolicy,
     /// The controller's gRPC address, as sidecars are told it. A name that ends in .svc is
     /// completed by the cluster's domain, as this pod's resolv.conf has it.
@@ -82,18 +89,43 @@ pub struct InjectArgs {
     )]
     pub proxy_log: String,
     /// CPU that a sidecar requests; empty: none.
-    #[arg(long, env = "NARU_PROXY_CPU_REQUEST", value_name = "QUANTITY", default_value = "20m", value_parser = quantity)]
+    #[arg(
+        long,
+        env = "NARU_PROXY_CPU_REQUEST",
+        value_name = "QUANTITY",
+        default_value = "20m",
+        value_parser = quantity
+    )]
     pub proxy_cpu_request: String,
     /// CPU that a sidecar is limited to; empty: none.
-    #[arg(long, env = "NARU_PROXY_CPU_LIMIT", value_name = "QUANTITY", default_value = "", value_parser = quantity)]
+    #[arg(
+        long,
+        env = "NARU_PROXY_CPU_LIMIT",
+        value_name = "QUANTITY",
+        default_value = "",
+        value_parser = quantity
+    )]
     pub proxy_cpu_limit: String,
     /// Memory that a sidecar requests; empty: none.
-    #[arg(long, env = "NARU_PROXY_MEMORY_REQUEST", value_name = "QUANTITY", default_value = "32Mi", value_parser = quantity)]
+    #[arg(
+        long,
+        env = "NARU_PROXY_MEMORY_REQUEST",
+        value_name = "QUANTITY",
+        default_value = "32Mi",
+        value_parser = quantity
+    )]
     pub proxy_memory_request: String,
     /// Memory that a sidecar is limited to; empty: none.
-    #[arg(long, env = "NARU_PROXY_MEMORY_LIMIT", value_name = "QUANTITY", default_value = "256Mi", value_parser = quantity)]
+    #[arg(
+        long,
+        env = "NARU_PROXY_MEMORY_LIMIT",
+        value_name = "QUANTITY",
+        default_value = "256Mi",
+        value_parser = quantity
+    )]
     pub proxy_memory_limit: String,
-    /// Sidecars are init containers that go on running (Kubernetes 1.29 or later); `false`: plain containers.
+    /// Sidecars are init containers that go on running (Kubernetes 1.29 or later); `false`: plain
+    /// containers.
     #[arg(
         long,
         env = "NARU_NATIVE_SIDECARS",
@@ -102,9 +134,14 @@ pub struct InjectArgs {
         action = clap::ArgAction::Set
     )]
     pub native_sidecars: bool,
-    /// Who sets a pod's redirect rules: its init container, which needs NET_ADMIN, or the CNI plugin on its node, which needs native
-    /// sidecars.
-    #[arg(long, env = "NARU_REDIRECTION", value_name = "BY", value_enum, default_value_t = Redirection::Init)]
+    /// Who sets a pod's redirect rules: its init container, which needs NET_ADMIN, or the CNI
+    /// plugin on its node, which needs native sidecars.
+    #[arg(
+        long,
+        env = "NARU_REDIRECTION",
+        value_name = "BY", value_enum,
+        default_value_t = Redirection::Init
+    )]
     pub redirection: Redirection,
     /// Pods, nodes or others have addresses in 240.0.0.0/4: no pod takes it for the addresses of
     /// its clients.

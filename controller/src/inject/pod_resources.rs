@@ -183,7 +183,9 @@ mod tests {
             let requests = json!({ "cpu": "100m", "memory": memory });
             json!([{ "name": "web", "resources": { "requests": requests } }])
         };
-        let pod = json!({ "requests": { "cpu": "110m", "memory": "64Mi" }, "limits": { "memory": "128Mi" } });
+        let pod = json!({
+            "requests": { "cpu": "110m", "memory": "64Mi" }, "limits": { "memory": "128Mi" },
+        });
         // Some is left, nothing is, and enough is.
         let fitted_48 = fitted(pod.clone(), web("48Mi"), usual());
         assert_eq!(fitted_48, asked(["10m", "16777216"], ["", "134217728"]));

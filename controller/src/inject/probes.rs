@@ -1,8 +1,10 @@
-//! The kubelet's probes, which come from a node without an identity and would be refused in strict mode.
+//! The kubelet's probes, which come from a node without an identity and would be refused in strict
+//! mode.
 //!
-//! In: the pod's containers. Out: operations that send each probe to the sidecar's admin port, and what the sidecar is to ask
-//! the app when it gets one (`NARU_PROBES`). Everything else in a probe stays as it is. Probes that run a program in the
-//! container, or go to another host, are left alone.
+//! In: the pod's containers. Out: operations that send each probe to the sidecar's admin port, and
+//! what the sidecar is to ask the app when it gets one (`NARU_PROBES`). Everything else in a probe
+//! stays as it is. Probes that run a program in the container, or go to another host, are left
+//! alone.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +20,8 @@ use super::{ADMIN_PORT, SIDECAR, is_ours};
 
 /// Where the sidecar's admin port has what probes ask for.
 const PATH: &str = "/probe/";
-/// How long the sidecar waits for the app where nothing is said, in seconds: for a probe, Kubernetes' own default, …
+/// How long the sidecar waits for the app where nothing is said, in seconds: for a probe,
+/// Kubernetes' own default, …
 const PROBE_SECONDS: i32 = 1;
 /// … and for a hook, for which the kubelet waits this long.
 const HOOK_SECONDS: i32 = 30;
@@ -148,7 +151,8 @@ fn of_container(
         let Some(action) = hook.and_then(|hook| http(hook.http_get.as_ref()?, container)) else {
             continue;
         };
-        // A probe may be made by anybody; a hook has consequences, and only the kubelet is to know its path.
+        // A probe may be made by anybody; a hook has consequences, and only the kubelet is to know
+        // its path.
         let name = format!("{}/{kind}/{:032x}", container.name, rand::random::<u128>());
         let at = at.key("lifecycle").key(key).key("httpGet");
         operations.push(replace(at, to_sidecar(&name)));
@@ -206,7 +210,8 @@ fn here(host: &Option<String>) -> bool {
     host.as_deref().unwrap_or_default().is_empty()
 }
 
-/// A port's number. A name that the container does not have is left for the kubelet to complain about.
+/// A port's number. A name that the container does not have is left for the kubelet to complain
+/// about.
 fn number(port: &IntOrString, container: &Container) -> Option<u16> {
     let named = |name: &str| {
         let mut ports = container.ports.iter().flatten();

@@ -1,4 +1,5 @@
-//! AdmissionReview, version 1. In: the review's JSON. Out: the answer's JSON, and in one word what it says.
+//! AdmissionReview, version 1. In: the review's JSON. Out: the answer's JSON, and in one word what
+//! it says.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Decision, Operation, Options, Refusal, decide};
 use crate::issuer::is_label;
+use crate::metrics::InjectionOutcome;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 /// HTTP status of a refusal: the pod's own text is wrong.
@@ -14,47 +16,10 @@ const UNPROCESSABLE: u16 = 422;
 /// Bytes in the name of a pod.
 const MAX_NAME: usize = 253;
 
-/// What became of a review, for metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Injected,
-    /// The pod had a sidecar already, and was given what was missing beside it.
-    Completed,
-    /// The pod has a sidecar already, or is to have none.
-    Unchanged,
-    /// The pod was to have one, and by its nature cannot.
-    Skipped,
-    Refused,
-    /// What came was no review.
-    Malformed,
-}
-
-impl Outcome {
-    pub const ALL: [Self; 6] = [
-        Self::Injected,
-        Self::Completed,
-        Self::Unchanged,
-        Self::Skipped,
-        Self::Refused,
-        Self::Malformed,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Injected => "injected",
-            Self::Completed => "completed",
-            Self::Unchanged => "unchanged",
-            Self::Skipped => "skipped",
-            Self::Refused => "refused",
-            Self::Malformed => "malformed",
-        }
-    }
-}
-
 /// An answer to a review.
 #[derive(Debug)]
 pub struct Answer {
-    pub outcome: Outcome,
+    pub outcome: InjectionOutcome,
     /// Which pod, for the log. It cannot be told apart from others before it has a name.
     pub pod: String,
     /// Why the pod was refused or skipped.
@@ -90,8 +55,8 @@ struct Kind {
     kind: String,
 }
 
-/// Answers a review. `by_namespace`: the API server has found that the namespace's pods are to have sidecars.
-/// The error says why `review` is none.
+/// Answers a review. `by_namespace`: the API server has found that the namespace's pods are to have
+/// sidecars. The error says why `review` is none.
 pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<Answer, String> {
     let review: Review = serde_json::from_slice(review).map_err(|error| error.to_string())?;
     if (&*review.api_version, &*review.kind) != (API_VERSION, "AdmissionReview") {
@@ -109,7 +74,8 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
             request.operation, request.kind.kind
         ));
     }
-    // Whoever reaches the webhook may say what he likes, and this goes into requests to the API server.
+    // Whoever reaches the webhook may say what he likes, and this goes into requests to the API
+    // server.
     let namespace = request.namespace.unwrap_or_default();
     if !is_label(&namespace) {
         return Err("request.namespace is no name of a namespace".to_owned());
@@ -125,25 +91,29 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
     let decision = pod.and_then(|pod| decide(&pod, by_namespace, options));
     let mut response = json!({ "uid": request.uid, "allowed": decision.is_ok() });
     let (outcome, operations, reason) = match decision {
-        Ok(Decision::Inject(operations)) => (Outcome::Injected, operations, None),
-        Ok(Decision::Complete(operations)) => (Outcome::Completed, operations, None),
-        Ok(Decision::Leave(operations)) => (Outcome::Unchanged, operations, None),
+        Ok(Decision::Inject(operations)) => (InjectionOutcome::Injected, operations, None),
+        Ok(Decision::Complete(operations)) => (InjectionOutcome::Completed, operations, None),
+        Ok(Decision::Leave(operations)) => (InjectionOutcome::Unchanged, operations, None),
         Ok(Decision::Skip { reason, operations }) => {
             response["warnings"] = json!([format!("naru: this pod gets no sidecar: {reason}")]);
-            (Outcome::Skipped, operations, Some(reason.to_owned()))
+            (
+                InjectionOutcome::Skipped,
+                operations,
+                Some(reason.to_owned()),
+            )
         }
         Err(refusal) => {
             let message = refusal.to_string();
             response["status"] =
                 json!({ "code": UNPROCESSABLE, "reason": "Invalid", "message": message });
-            (Outcome::Refused, Vec::new(), Some(message))
+            (InjectionOutcome::Refused, Vec::new(), Some(message))
         }
     };
     if !operations.is_empty() {
         response["patchType"] = "JSONPatch".into();
         response["patch"] = patch(&operations)?;
     }
-    let has_sidecar = [Outcome::Injected, Outcome::Completed].contains(&outcome);
+    let has_sidecar = [InjectionOutcome::Injected, InjectionOutcome::Completed].contains(&outcome);
     let body =
         json!({ "apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response });
     Ok(Answer {

@@ -1,5 +1,6 @@
-//! What a pod's annotations ask of its sidecar. In: the pod and the defaults. Out: settings that are known to be right, so that
-//! a slip of the pen is told when the pod is created and not by a sidecar that does not start.
+//! What a pod's annotations ask of its sidecar. In: the pod and the defaults. Out: settings that
+//! are known to be right, so that a slip of the pen is told when the pod is created and not by a
+//! sidecar that does not start.
 
 use k8s_openapi::api::core::v1::Pod;
 

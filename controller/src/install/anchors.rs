@@ -1,4 +1,5 @@
-//! A ConfigMap with the trust anchors in every namespace that has sidecars: a pod can mount none of another namespace.
+//! A ConfigMap with the trust anchors in every namespace that has sidecars: a pod can mount none of
+//! another namespace.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use tracing::{info, warn};
 use super::{MANAGER, MAX_WAITING};
 use crate::inject::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
 
-/// How long a ConfigMap that has just been written is taken to be there: a namespace cannot be deleted and made anew in less.
+/// How long a ConfigMap that has just been written is taken to be there: a namespace cannot be
+/// deleted and made anew in less.
 const FRESH: Duration = Duration::from_secs(5);
 
 pub struct Anchors {
@@ -61,7 +63,8 @@ impl Anchors {
             Err(error) => {
                 warn!(
                     namespace, %error,
-                    "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written: new pods of this namespace wait for it"
+                    "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written: new pods of this \
+                     namespace wait for it"
                 );
                 // One more is named again with its next pod.
                 if self.waiting.len() < MAX_WAITING {
@@ -71,7 +74,8 @@ impl Anchors {
         }
     }
 
-    /// Brings the anchors up to date where there are some, and puts them back where there are none any more and pods need them.
+    /// Brings the anchors up to date where there are some, and puts them back where there are none
+    /// any more and pods need them.
     pub async fn look(&mut self, mut meshed: BTreeSet<String>) {
         for namespace in std::mem::take(&mut self.waiting) {
             self.need(namespace).await;

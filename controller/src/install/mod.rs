@@ -1,4 +1,5 @@
-//! What the controller keeps in the cluster, so that an installation is complete without anybody's hands.
+//! What the controller keeps in the cluster, so that an installation is complete without anybody's
+//! hands.
 //!
 //! ```text
 //! caBundle of the webhook ◀─┐
@@ -8,6 +9,12 @@
 //! In: the API server, and namespaces that were injected into. Out: those objects, put right again
 //! when they differ. They belong to no other object, so that none takes them along when it is
 //! deleted; [`crate::uninstall`] removes them.
+//!
+//! # Floors
+//!
+//! ```text
+//! anchors webhook     the two kinds of objects
+//! ```
 
 mod anchors;
 #[cfg(test)]
@@ -29,7 +36,8 @@ use crate::issuer::InForce;
 const MANAGER: &str = "naru-controller";
 /// How often what there is is compared with what there should be.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-/// Namespaces that wait to be given anchors. One that finds no place is named again with its next pod.
+/// Namespaces that wait to be given anchors. One that finds no place is named again with its next
+/// pod.
 const MAX_WAITING: usize = 1_024;
 
 /// Namespaces that need trust anchors. Cheap to clone.

@@ -1,6 +1,6 @@
 use super::*;
-use crate::fake_api::FakeApi;
 use crate::issuer::Ca;
+use crate::kubernetes::fake_api::FakeApi;
 use k8s_openapi::ByteString;
 use serde_json::json;
 use std::time::SystemTime;
@@ -15,8 +15,10 @@ fn api() -> FakeApi {
         json!({
             "metadata": { "name": "naru-injector", "uid": "u-1" },
             "webhooks": [
-                { "name": "namespace.inject.naru.dev", "clientConfig": {}, "admissionReviewVersions": ["v1"], "sideEffects": "None" },
-                { "name": "pod.inject.naru.dev", "clientConfig": {}, "admissionReviewVersions": ["v1"], "sideEffects": "None" },
+                { "name": "namespace.inject.naru.dev", "clientConfig": {},
+                    "admissionReviewVersions": ["v1"], "sideEffects": "None" },
+                { "name": "pod.inject.naru.dev", "clientConfig": {},
+                    "admissionReviewVersions": ["v1"], "sideEffects": "None" },
             ],
         }),
     );
@@ -55,7 +57,8 @@ async fn a_ca_bundle_that_differs_is_written_and_one_that_does_not_is_left() {
     assert_eq!(body["webhooks"].as_array().map(Vec::len), Some(2));
     assert_eq!(body["webhooks"][0]["clientConfig"]["caBundle"], "UEVN");
     let up_to_date = json!({ "metadata": { "name": "naru-injector", "uid": "u-1" }, "webhooks": [
-        { "name": "a", "clientConfig": { "caBundle": "UEVN" }, "admissionReviewVersions": ["v1"], "sideEffects": "None" },
+        { "name": "a", "clientConfig": { "caBundle": "UEVN" }, "admissionReviewVersions": ["v1"],
+            "sideEffects": "None" },
     ] });
     api.apply(WEBHOOKS, up_to_date);
     webhook::look(&install, "PEM").await.expect("a look");
@@ -161,7 +164,8 @@ async fn anchors_belong_to_no_object_that_could_take_them_along_and_those_of_bef
     api.apply(
         CONFIG_MAPS,
         json!({
-            "metadata": { "name": "naru-trust-anchors", "namespace": "shop", "ownerReferences": owner },
+            "metadata": { "name": "naru-trust-anchors", "namespace": "shop",
+                "ownerReferences": owner },
             "data": { "trust-anchors.pem": "PEM" },
         }),
     );

@@ -1,7 +1,9 @@
-//! A certificate authority: its key, its certificate, and what lies between that and the root that everybody trusts.
+//! A certificate authority: its key, its certificate, and what lies between that and the root that
+//! everybody trusts.
 //!
-//! In: PEM, or a public key and whom it belongs to. Out: an authority that others will take for one, or a certificate. Who may
-//! have which identity is decided elsewhere, and so is where an authority is kept.
+//! In: PEM, or a public key and whom it belongs to. Out: an authority that others will take for
+//! one, or a certificate. Who may have which identity is decided elsewhere, and so is where an
+//! authority is kept.
 
 use std::time::{Duration, SystemTime};
 
@@ -30,7 +32,8 @@ pub const LEAF_LIFETIME: Duration = DAY;
 const BACKDATING: Duration = Duration::from_secs(60);
 /// Bytes of a serial number (RFC 5280 allows 20).
 const SERIAL_BYTES: usize = 16;
-/// Certificates that are read from one PEM: proxies take 64 anchors, and those of a rotation need room beside them.
+/// Certificates that are read from one PEM: proxies take 64 anchors, and those of a rotation need
+/// room beside them.
 const MAX_CERTIFICATES: usize = 32;
 /// Bytes of a digest that make an authority's name: enough that no two ever have the same.
 const ID_BYTES: usize = 8;
@@ -47,7 +50,8 @@ pub enum CaError {
     #[error("the authority's certificate was made for another key than the one beside it")]
     Mismatch,
     #[error(
-        "the authority's certificate is for {found}, and the trust domain is {expected}: it needs the name URI:spiffe://{expected}"
+        "the authority's certificate is for {found}, and the trust domain is {expected}: it needs \
+         the name URI:spiffe://{expected}"
     )]
     TrustDomain { expected: String, found: String },
     #[error("the authority's certificate may not issue certificates (basicConstraints CA:TRUE)")]
@@ -80,8 +84,9 @@ pub struct Pair {
 }
 
 impl Ca {
-    /// Takes an authority as it is given: its certificate first, those above it behind. Where the root is not among them it is
-    /// looked for in `further`, and without one, the uppermost is trusted like a root.
+    /// Takes an authority as it is given: its certificate first, those above it behind. Where the
+    /// root is not among them it is looked for in `further`, and without one, the uppermost is
+    /// trusted like a root.
     pub fn from_pem(
         certificates: &[u8],
         further: &[CertificateDer<'static>],
@@ -162,7 +167,8 @@ impl Ca {
         &self.id
     }
 
-    /// A certificate for `id` with those that lead to the root, and when it ends. `None`: the authority has expired itself.
+    /// A certificate for `id` with those that lead to the root, and when it ends. `None`: the
+    /// authority has expired itself.
     pub fn issue(
         &self,
         id: &SpiffeId,
@@ -214,8 +220,8 @@ impl Ca {
         Ok(Some((chain, expires)))
     }
 
-    /// Issues a certificate and looks at it as a proxy would: a chain with a gap, or one that is not allowed to be as long, is
-    /// found before anybody depends on it.
+    /// Issues a certificate and looks at it as a proxy would: a chain with a gap, or one that is
+    /// not allowed to be as long, is found before anybody depends on it.
     fn prove(&self, now: SystemTime) -> Result<(), CaError> {
         let key = KeyPair::generate()?;
         let chain = self.issue_server("proof.naru.dev", &key, now)?;

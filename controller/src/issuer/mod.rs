@@ -5,7 +5,16 @@
 //! CSR ──▶ signature, key ─┴▶ ca ─▶ certificate for spiffe://…/ns/…/sa/…
 //! ```
 //!
-//! In: a proxy's token and signing request. Out: a certificate, or a refusal that says why. Nothing here goes to a log.
+//! In: a proxy's token and signing request. Out: a certificate, or a refusal that says why. Nothing
+//! here goes to a log.
+//!
+//! # Floors
+//!
+//! ```text
+//! token_check         by a public key, or by review
+//! review ca           the API server; certificates
+//! identity token      who they are for
+//! ```
 
 mod ca;
 mod identity;
@@ -13,6 +22,7 @@ mod review;
 #[cfg(test)]
 mod tests;
 mod token;
+mod token_check;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -27,7 +37,8 @@ use tokio::sync::watch;
 pub use ca::{Ca, CaError, LEAF_LIFETIME, Pair, read_certificates, to_pem, validity};
 pub use identity::{SpiffeId, is_label, is_trust_domain};
 pub use review::TokenReviewer;
-pub use token::{Bearer, KeyError, PublicKey, TokenCheck, TokenError};
+pub use token::{Bearer, TokenError};
+pub use token_check::{KeyError, PublicKey, TokenCheck};
 
 /// Namespace and service account of the controller itself.
 pub const CONTROLLER: (&str, &str) = ("naru-system", "naru-controller");
@@ -137,8 +148,8 @@ impl Issuer {
         }
     }
 
-    /// A certificate for the service account that `token` proves, on the key of the request. Nothing else in the
-    /// request counts.
+    /// A certificate for the service account that `token` proves, on the key of the request.
+    /// Nothing else in the request counts.
     pub async fn certify(
         &self,
         request: &[u8],

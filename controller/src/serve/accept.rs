@@ -55,7 +55,8 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(4);
 const TURN: Duration = Duration::from_millis(500);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client that has not proven who it is may stay: one certificate request and its answer.
+/// How long a client that has not proven who it is may stay: one certificate request and its
+/// answer.
 const UNPROVEN_LIFETIME: Duration = Duration::from_secs(30);
 /// Connections after their handshake that wait for the HTTP/2 server.
 const MAX_READY: usize = 64;

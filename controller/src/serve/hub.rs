@@ -5,8 +5,8 @@
 //! stream ─▶ view ─▶ compile; register what it needs now
 //! ```
 //!
-//! A stream compiles and registers under one read lock, and a change is applied and told under the write lock: no change
-//! falls in between. Nothing here waits.
+//! A stream compiles and registers under one read lock, and a change is applied and told under the
+//! write lock: no change falls in between. Nothing here waits.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use prost::Message;
 use tokio::sync::{Notify, watch};
 
 use super::route_feed::RouteFeed;
-use super::table::{ClosureChange, Source};
+use super::table::{ClosureChange, Compile};
 use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, Viewer};
 use crate::source::Event;
 
@@ -365,7 +365,8 @@ impl Member {
         }
     }
 
-    /// Registers what the stream cares about from now on. The view is the one that the change was worked out with.
+    /// Registers what the stream cares about from now on. The view is the one that the change was
+    /// worked out with.
     pub fn watch(&self, _view: &View<'_>, change: &ClosureChange) {
         let mut interest = lock(&self.hub.interest);
         for key in change.left.iter().flat_map(|name| self.keys(name)) {
@@ -429,7 +430,7 @@ impl View<'_> {
     }
 }
 
-impl Source for View<'_> {
+impl Compile for View<'_> {
     fn compile(&self, name: &ResourceName) -> Option<Arc<Compiled>> {
         match name {
             ResourceName::TrustAnchors => {

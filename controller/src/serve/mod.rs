@@ -6,6 +6,18 @@
 //!                                         ▲
 //!                       source ─▶ hub ────┘ wakes the streams whose closure has the change
 //! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! grpc                the two calls
+//! accept              connections, and who they are from
+//! tls
+//! stream              one proxy
+//! hub                 what all streams share
+//! table               what one proxy has and should have
+//! delta route_feed    endpoints as differences; routes as they change
+//! ```
 
 mod accept;
 mod delta;
@@ -16,8 +28,6 @@ mod stream;
 mod table;
 mod tls;
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,12 +48,13 @@ use crate::metrics::Metrics;
 
 /// Streams on one connection: a proxy syncs on one, and asks for a certificate on another.
 const MAX_CONCURRENT_STREAMS: u32 = 2;
-/// HTTP/2 window of a stream and of a connection, in bytes: what a peer can make us hold before it is read. A hello of
-/// ten thousand destinations takes about this much.
+/// HTTP/2 window of a stream and of a connection, in bytes: what a peer can make us hold before it
+/// is read. A hello of ten thousand destinations takes about this much.
 const WINDOW: u32 = 256 * 1024;
 /// Bytes in a request's headers.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// How often an HTTP/2 ping asks whether a connection still carries anything, and how long its answer may take.
+/// How often an HTTP/2 ping asks whether a connection still carries anything, and how long its
+/// answer may take.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long connections may take to end when the controller does.
@@ -58,7 +69,8 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// `renew_within`: in what time proxies renew their certificates when another authority issues them.
+    /// `renew_within`: in what time proxies renew their certificates when another authority issues
+    /// them.
     pub fn new(issuer: Issuer, catalog: Catalog, metrics: Metrics, renew_within: Duration) -> Self {
         let anchors = trust_anchors(&issuer.in_force(), renew_within);
         let hub = Arc::new(Hub::new(catalog, anchors));
@@ -76,7 +88,8 @@ impl Serve {
         }
     }
 
-    /// Serves on `listener` until `stopping` becomes true, and then as long as it takes to say so, bounded.
+    /// Serves on `listener` until `stopping` becomes true, and then as long as it takes to say so,
+    /// bounded.
     pub async fn run(
         self,
         listener: TcpListener,
@@ -146,9 +159,4 @@ fn trust_anchors(in_force: &InForce, renew_within: Duration) -> TrustAnchors {
         issuer: in_force.ca.id().to_owned(),
         renew_within_seconds: u32::try_from(renew_within.as_secs()).unwrap_or(u32::MAX),
     }
-}
-
-/// Listens on `address`. Where there is no IPv6, `[::]` is taken as `0.0.0.0`.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    naru_listen::bind(address).await
 }

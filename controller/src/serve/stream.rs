@@ -1,7 +1,8 @@
-//! The life of one Sync stream: hello, subscriptions in, pushes out, answers in, until either side ends it.
+//! The life of one Sync stream: hello, subscriptions in, pushes out, answers in, until either side
+//! ends it.
 //!
-//! In: messages of a proxy whose certificate has been verified, and changes. Out: messages, and at the end perhaps a
-//! status that says what was wrong. Only this stream ends.
+//! In: messages of a proxy whose certificate has been verified, and changes. Out: messages, and at
+//! the end perhaps a status that says what was wrong. Only this stream ends.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -25,8 +26,8 @@ use crate::metrics::{Metrics, StreamGuard};
 
 /// How long a proxy may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a proxy may take to put a push in force: tens of megabytes on a machine that is overloaded. After that it
-/// has to begin anew.
+/// How long a proxy may take to put a push in force: tens of megabytes on a machine that is
+/// overloaded. After that it has to begin anew.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Messages that wait to be sent: one push and one heartbeat.
 pub const MAX_QUEUED: usize = 2;
@@ -149,7 +150,8 @@ pub async fn run(
     match ended {
         Ok(()) => debug!(proxy = %peer.id, "the stream has ended"),
         Err(status) => {
-            info!(proxy = %peer.id, code = ?status.code(), reason = status.message(), "the stream is ended");
+            let (code, reason) = (status.code(), status.message());
+            info!(proxy = %peer.id, ?code, reason, "the stream is ended");
             // No room: the proxy does not read, and will see the stream end without a word.
             let _ = outgoing.try_send(Err(status));
         }
@@ -226,8 +228,8 @@ impl Session {
     ) -> Result<Self, Status> {
         if hello.contract_version.abs_diff(CONTRACT_VERSION) > CONTRACT_VERSION_SKEW {
             return Err(Status::failed_precondition(format!(
-                "the proxy speaks version {} of the contract and the controller version {CONTRACT_VERSION}; they may be \
-                 {CONTRACT_VERSION_SKEW} apart",
+                "the proxy speaks version {} of the contract and the controller version \
+                 {CONTRACT_VERSION}; they may be {CONTRACT_VERSION_SKEW} apart",
                 hello.contract_version
             )));
         }
@@ -237,7 +239,7 @@ impl Session {
             ));
         }
         if hello.pod.is_empty() || hello.pod.len() > MAX_NAME {
-            return Err(Status::invalid_argument("pod: no name of a pod"));
+            return Err(Status::invalid_argument("pod: not a valid pod name"));
         }
         if hello.held.len() > MAX_HELD {
             return Err(Status::resource_exhausted(format!(
@@ -287,15 +289,16 @@ impl Session {
             }
             Some(from_proxy::Message::Subscribe(subscribe)) => {
                 self.subscribe(&subscribe.destinations)?;
-                self.close()
+                self.resolve_closure()
             }
             Some(from_proxy::Message::Unsubscribe(unsubscribe)) => {
                 let destinations = addresses(&unsubscribe.destinations)?;
                 self.table.unsubscribe(destinations);
-                self.close()
+                self.resolve_closure()
             }
             Some(from_proxy::Message::Answer(answer)) => self.answer(answer),
-            // A newer proxy's; what it means is not known here, and nothing that this version needs.
+            // A newer proxy's; what it means is not known here, and nothing that this version
+            // needs.
             None => Ok(()),
         }
     }
@@ -316,14 +319,14 @@ impl Session {
     fn start(&mut self) -> Result<(), Status> {
         self.started = true;
         self.check_service_account()?;
-        self.close()
+        self.resolve_closure()
     }
 
     /// Works out anew what the subscriptions need.
-    fn close(&mut self) -> Result<(), Status> {
+    fn resolve_closure(&mut self) -> Result<(), Status> {
         if self.started {
             let view = self.member.view();
-            let change = self.table.close(&view);
+            let change = self.table.resolve_closure(&view);
             self.member.watch(&view, &change);
         }
         Ok(())
@@ -341,8 +344,8 @@ impl Session {
         Ok(())
     }
 
-    /// A pod can only be spoken for by its own service account. One that is not known yet can't be checked, and gets
-    /// nothing that is its own.
+    /// A pod can only be spoken for by its own service account. One that is not known yet can't be
+    /// checked, and gets nothing that is its own.
     fn check_service_account(&self) -> Result<(), Status> {
         match self.member.view().service_account() {
             Some(name) if name != self.service_account => Err(Status::permission_denied(
@@ -412,7 +415,8 @@ impl Session {
         {
             return Err(Status::deadline_exceeded("no answer to a push in time"));
         }
-        // While anything waits to be sent, a heartbeat behind it would say nothing, and take the next push's place.
+        // While anything waits to be sent, a heartbeat behind it would say nothing, and take the
+        // next push's place.
         match self.outgoing.capacity() == MAX_QUEUED {
             true => self.send(to_proxy::Message::Heartbeat(Heartbeat {})),
             false => Ok(()),

@@ -1,5 +1,5 @@
-//! TLS towards proxies: the controller's own certificate and the trust anchors, brought up to date while it serves, and whom a
-//! client's certificate proves it to be.
+//! TLS towards proxies: the controller's own certificate and the trust anchors, brought up to date
+//! while it serves, and whom a client's certificate proves it to be.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -51,14 +51,15 @@ fn fresh(issuer: &Issuer) -> Result<ServerConfig, TlsError> {
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // A resumed session would skip the look at the client's certificate, which may have expired since.
+    // A resumed session would skip the look at the client's certificate, which may have expired
+    // since.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
 }
 
-/// Keeps it fresh for ever: anew at a random point after half of the own certificate's life, and at once when another authority or
-/// other anchors are in force. Open connections stay as they are.
+/// Keeps it fresh for ever: anew at a random point after half of the own certificate's life, and at
+/// once when another authority or other anchors are in force. Open connections stay as they are.
 pub async fn renew(issuer: Arc<Issuer>, config: Arc<ArcSwap<ServerConfig>>) {
     let mut changes = issuer.changes();
     let mut wait = life();

@@ -1,27 +1,24 @@
-//! Where objects come from. In: directories of manifests, or a Kubernetes API server. Out: one [`Event`] for each object that changed, reduced to what
-//! routing tables are made from. Nothing behind this module knows Kubernetes' own types.
+//! Where objects come from. In: directories of manifests, or a Kubernetes API server. Out: one
+//! [`Event`] for each object that changed, reduced to what routing tables are made from. Nothing
+//! behind this module knows Kubernetes' own types.
+//!
+//! # Floors
+//!
+//! ```text
+//! cluster manifests   watch, for ever
+//! parse               one text or object
+//! objects             what the rest of the controller sees
+//! ```
 
 mod cluster;
-mod cors;
-mod duration;
-mod files;
-mod gateway;
-mod grpc_route;
-mod http_filter;
-mod http_route;
-mod kubernetes;
-mod locate;
+mod manifests;
 mod objects;
 pub(crate) mod parse;
-mod policy;
-mod problem;
-mod stream_route;
-mod watch;
 
 pub use cluster::cluster;
-pub use duration::milliseconds;
+pub use manifests::manifests;
 pub use objects::*;
-pub use watch::manifests;
+pub use parse::milliseconds;
 
 /// What happened to the cluster's objects.
 #[derive(Clone, Debug, PartialEq)]

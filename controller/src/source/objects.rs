@@ -1,4 +1,5 @@
-//! The cluster's objects as the index knows them: of each kind only the fields that routing tables are made from.
+//! The cluster's objects as the index knows them: of each kind only the fields that routing tables
+//! are made from.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -89,7 +90,7 @@ pub enum Object {
     Pod(Pod),
     EndpointSlice(EndpointSlice),
     /// A route of any kind.
-    HttpRoute(HttpRoute),
+    Route(Route),
     BackendTrafficPolicy(BackendTrafficPolicy),
     ReferenceGrant(ReferenceGrant),
 }
@@ -101,7 +102,7 @@ impl Object {
             Self::Service(o) => (Kind::Service, o.name.clone()),
             Self::Pod(o) => (Kind::Pod, o.name.clone()),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, o.name.clone()),
-            Self::HttpRoute(o) => (o.kind.kind(), o.name.clone()),
+            Self::Route(o) => (o.kind.kind(), o.name.clone()),
             Self::BackendTrafficPolicy(o) => (Kind::BackendTrafficPolicy, o.name.clone()),
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, o.name.clone()),
         };
@@ -182,7 +183,8 @@ pub struct Pod {
     pub workload: String,
     /// Container ports that have a name (TCP).
     pub named_ports: Vec<(String, u16)>,
-    /// Connections to these reach the pod's containers and not its sidecar (`naru.dev/skip-inbound-ports`).
+    /// Connections to these reach the pod's containers and not its sidecar
+    /// (`naru.dev/skip-inbound-ports`).
     pub bare_ports: Vec<u16>,
     pub annotations: Annotations,
 }
@@ -235,7 +237,8 @@ impl Created {
     pub const UNKNOWN: Self = Self(i64::MAX);
 }
 
-/// What a route was written as. Where routes of several kinds are attached to a port, those of the greatest win (GEP-1294).
+/// What a route was written as. Where routes of several kinds are attached to a port, those of the
+/// greatest win (GEP-1294).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RouteKind {
     Tcp,
@@ -279,9 +282,9 @@ impl fmt::Display for RouteName {
     }
 }
 
-/// An HTTPRoute, or a route of another kind in the same words.
+/// A route of any kind, in the words of an HTTPRoute.
 #[derive(Clone, Debug, PartialEq)]
-pub struct HttpRoute {
+pub struct Route {
     pub kind: RouteKind,
     pub name: Name,
     pub created: Created,
@@ -292,12 +295,12 @@ pub struct HttpRoute {
     /// Names that a client has to ask for: only of a TLSRoute.
     pub hostnames: Vec<String>,
     /// A TLSRoute and a TCPRoute have one, of nothing but a name and backends.
-    pub rules: Vec<HttpRule>,
+    pub rules: Vec<Rule>,
     /// Why the route as a whole can't be used: it asks for something that we can't do.
     pub refused: Option<String>,
 }
 
-impl HttpRoute {
+impl Route {
     pub fn id(&self) -> RouteName {
         RouteName {
             kind: self.kind,
@@ -305,7 +308,8 @@ impl HttpRoute {
         }
     }
 
-    /// Smaller is older. Of two routes of one age the first by name counts as the older one (Gateway API).
+    /// Smaller is older. Of two routes of one age the first by name counts as the older one
+    /// (Gateway API).
     pub fn age(&self) -> (Created, &Name) {
         (self.created, &self.name)
     }
@@ -341,7 +345,7 @@ pub struct ParentRef {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct HttpRule {
+pub struct Rule {
     pub name: String,
     pub matches: Vec<HttpMatch>,
     pub filters: Vec<Filter>,

@@ -1,5 +1,6 @@
-//! The `status.parents` of a route. In: the route as it is in the cluster, and what we think of it. Out: all parents as they
-//! should be, if they are not. Entries of other controllers stay as they are: the list has to be written as a whole.
+//! The `status.parents` of a route. In: the route as it is in the cluster, and what we think of it.
+//! Out: all parents as they should be, if they are not. Entries of other controllers stay as they
+//! are: the list has to be written as a whole.
 
 use serde_json::{Map, Value, json};
 

@@ -1,6 +1,7 @@
 //! A Lease that one replica holds at a time. In: a client. Out: whether this replica holds it now.
 //!
-//! Clocks of machines are never compared: whoever wants the lease watches how long it stays as it is.
+//! Clocks of machines are never compared: whoever wants the lease watches how long it stays as it
+//! is.
 
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 const NAME: &str = "naru-controller-status";
-/// How the lease is held, as is usual in Kubernetes. A holder that can't renew gives up before another may take over.
+/// How the lease is held, as is usual in Kubernetes. A holder that can't renew gives up before
+/// another may take over.
 pub const TERMS: Terms = Terms {
     lifetime: Duration::from_secs(15),
     give_up: Duration::from_secs(10),

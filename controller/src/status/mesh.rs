@@ -1,7 +1,8 @@
-//! What the mesh supports, written into the status of every XMesh that names this controller (GEP-3949). The conformance suite of the
-//! Gateway API reads it there.
+//! What the mesh supports, written into the status of every XMesh that names this controller
+//! (GEP-3949). The conformance suite of the Gateway API reads it there.
 //!
-//! Nothing in routing tables depends on it, so it is no source of theirs: it is looked at now and then.
+//! Nothing in routing tables depends on it, so it is no source of theirs: it is looked at now and
+//! then.
 
 use std::time::Duration;
 
@@ -22,8 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// As many as are looked at. There is one.
 const MAX_MESHES: u32 = 16;
 
-/// What the Gateway API calls the things that this mesh does (pkg/features of v1.7), in alphabetical order. Those of gateways' routes
-/// are shown by tests of our own with the suite's apps (tests/tests/cluster/gateway).
+/// What the Gateway API calls the things that this mesh does (pkg/features of v1.7), in
+/// alphabetical order. Those of gateways' routes are shown by tests of our own with the suite's
+/// apps (tests/tests/cluster/gateway).
 pub const SUPPORTED_FEATURES: [&str; 40] = [
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
@@ -96,7 +98,8 @@ async fn write(meshes: &Api<DynamicObject>, resource: &ApiResource) -> kube::Res
         let patch = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
-            "metadata": { "name": mesh.name_any(), "resourceVersion": mesh.metadata.resource_version },
+            "metadata": { "name": mesh.name_any(),
+                "resourceVersion": mesh.metadata.resource_version },
             "status": status,
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
@@ -135,7 +138,8 @@ fn status(mesh: &DynamicObject) -> Option<Value> {
     (!said).then(|| json!({ "conditions": [condition], "supportedFeatures": features }))
 }
 
-/// Whether another version of this controller has named features that this one does not have: they go with the next write.
+/// Whether another version of this controller has named features that this one does not have: they
+/// go with the next write.
 fn has_former_features(mesh: &DynamicObject) -> bool {
     let entries = mesh.metadata.managed_fields.iter().flatten();
     let ours = entries.filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));

@@ -1,11 +1,21 @@
-//! What is thought of routes, written into their status, and into that of the mesh what it supports.
+//! What is thought of routes, written into their status, and into that of the mesh what it
+//! supports.
 //!
 //! ```text
-//! lease (one replica holds it) ─▶ writer: catalog's verdicts ─▶ conditions (merged with what is there) ─▶ API server
+//! lease (one replica holds it) ─▶ writer: catalog's verdicts
+//!       ─▶ conditions (merged with what is there) ─▶ API server
 //! ```
 //!
-//! Every replica serves proxies; only this is one replica's work. A write is made on the version of the object that was
-//! read, so that two who think that they hold the lease, or another controller, never undo each other's.
+//! Every replica serves proxies; only this is one replica's work. A write is made on the version of
+//! the object that was read, so that two who think that they hold the lease, or another controller,
+//! never undo each other's.
+//!
+//! # Floors
+//!
+//! ```text
+//! mesh writer         of the mesh, and of routes
+//! conditions lease
+//! ```
 
 mod conditions;
 mod lease;

@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use super::lease::{Lease, Terms};
 use super::*;
 use crate::compile::{Catalog, CatalogOptions};
-use crate::fake_api::FakeApi;
+use crate::kubernetes::fake_api::FakeApi;
 use crate::source::{Event, Kind, Name, ObjectKey, parse};
 
 const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/httproutes";
@@ -194,9 +194,11 @@ async fn a_write_on_an_old_version_is_made_again_on_the_new_one() {
     fixture.route(1, "web", json!({}));
     fixture.hub.apply(Event::Synced);
     let path = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/web/status";
-    fixture
-        .api
-        .answer(path, 409, crate::fake_api::status(409, "Conflict"));
+    fixture.api.answer(
+        path,
+        409,
+        crate::kubernetes::fake_api::status(409, "Conflict"),
+    );
     fixture.held.send_replace(true);
     sleep(QUIET).await;
     assert!(fixture.parents().is_null());
@@ -222,7 +224,8 @@ async fn a_parent_ref_is_written_as_the_route_has_it_field_by_field() {
         "metadata": {"namespace": "shop", "name": "web", "generation": 1},
         "spec": {
             "parentRefs": parents,
-            "rules": [{"backendRefs": [{"group": "core", "kind": "Service", "name": "web", "port": 80}]}],
+            "rules": [{"backendRefs": [{"group": "core", "kind": "Service", "name": "web",
+                            "port": 80}]}],
         },
     });
     fixture.tell(&route);

@@ -28,7 +28,8 @@ use crate::source::{Name, RouteKind, RouteName};
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long after a write that failed it is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How often all routes are compared with what the cluster has: somebody else may have written over ours.
+/// How often all routes are compared with what the cluster has: somebody else may have written over
+/// ours.
 const COMPARE: Duration = Duration::from_secs(600);
 /// How long reading and writing one route may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -138,7 +139,9 @@ impl Writer<'_> {
                         again_at.get_or_insert_with(|| Instant::now() + AGAIN);
                     }
                 }
-                () = feed.changed(), if look_at.is_none() => look_at = Some(Instant::now() + SETTLE),
+                () = feed.changed(), if look_at.is_none() => {
+                    look_at = Some(Instant::now() + SETTLE);
+                }
                 () = at(look_at) => {
                     look_at = None;
                     let taken;

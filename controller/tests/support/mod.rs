@@ -234,7 +234,9 @@ pub fn service(name: &str, cluster_ip: &str, app_protocol: &str) -> Value {
             "clusterIP": cluster_ip,
             "clusterIPs": [cluster_ip],
             "selector": {"app": name},
-            "ports": [{"name": "main", "port": 80, "targetPort": 8080, "appProtocol": app_protocol}],
+            "ports": [{
+                "name": "main", "port": 80, "targetPort": 8080, "appProtocol": app_protocol,
+            }],
         },
     })
 }

@@ -54,7 +54,8 @@ impl Descriptors {
                 limit = self.limit,
                 connections = room,
                 wanted,
-                "{what}: the limit of open files allows fewer connections; raise the hard limit (ulimit -Hn)"
+                "{what}: the limit of open files allows fewer connections; raise the hard limit \
+                 (ulimit -Hn)"
             );
         }
         room.clamp(1, wanted.max(1))

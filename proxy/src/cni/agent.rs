@@ -34,12 +34,8 @@ use crate::logging;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Bounds of a connection to the admin port.
 const TIMES: Times = Times {
-    head: Duration::from_secs(5),
-    // Longer than the interval of any scraper that keeps its connection open.
-    idle: Duration::from_secs(300),
     answer: Duration::from_secs(10),
-    write: Duration::from_secs(30),
-    max_head: 16 * 1024,
+    ..naru_listen::admin::TIMES
 };
 
 /// Flags of `naru-proxy cni-install`.

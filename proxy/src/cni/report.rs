@@ -2,21 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use naru_listen::{Bounds, Limit, Places};
+use naru_listen::admin::BOUNDS;
+use naru_listen::{Limit, Places};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 use super::node::Repaired;
-
-/// Connections to the agent's admin port: a few scrapers and probes.
-const BOUNDS: Bounds = Bounds {
-    waiting: 256,
-    waiting_of_source: 64,
-    taken: 256,
-    taken_of_source: 64,
-    spare: 64,
-    all: 256,
-    of_source: 64,
-};
 
 /// Cheap to clone.
 #[derive(Clone)]

@@ -63,7 +63,8 @@ impl Installation {
         self.flags.get(name).map(String::as_str)
     }
 
-    /// Whether the webhook's certificate is of the mesh's authority, and its caBundle kept by the controller.
+    /// Whether the webhook's certificate is of the mesh's authority, and its caBundle kept by the
+    /// controller.
     pub fn keeps_ca_bundle(&self) -> bool {
         self.flag("webhook-certificate").is_none() && self.flag("webhook-configuration").is_some()
     }

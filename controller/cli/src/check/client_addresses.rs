@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::cluster::some;
-use super::connected::{PodName, names};
 use super::finding::{Found, info, warning};
 use super::metrics::{Metrics, value_of};
 use super::names::INIT_CONTAINER;
+use super::pods::{PodName, full_names};
 
 const AT_WORST: &str = "naru_app_client_addresses";
 
@@ -35,12 +35,12 @@ pub fn judge(sidecars: &[(PodName, Metrics)]) -> Vec<Found> {
                  runtime refuses the addresses that stand for clients: what an app grants to local \
                  clients (Require local, samehost) it grants to all: {}",
                 pods.len(),
-                some(&names(pods))
+                some(&full_names(pods))
             ),
             format!(
                 "create pods again whose {INIT_CONTAINER} is of an older version; of others its \
-                 log says what was refused: kubectl -n {namespace} logs {pod} -c {INIT_CONTAINER}, or \
-                 the log of the node's naru-cni"
+                 log says what was refused: kubectl -n {namespace} logs {pod} -c {INIT_CONTAINER}, \
+                 or the log of the node's naru-cni"
             ),
         ));
     }
@@ -49,7 +49,7 @@ pub fn judge(sidecars: &[(PodName, Metrics)]) -> Vec<Found> {
             "to the apps of {} pods clients have a stand-in for their address (169.254.6.6), as \
              the kernel or runtime maps no prefixes: {}",
             pods.len(),
-            some(&names(pods))
+            some(&full_names(pods))
         )));
     }
     found

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use http::Request;
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, CustomResourceDefinitionVersion,
+};
 use k8s_openapi::jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 use kube::api::ListParams;
 use kube::client::Body;
@@ -34,7 +36,8 @@ const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
 const CHANNEL: &str = "gateway.networking.k8s.io/channel";
 /// Minor versions of Gateway API 1 that Naru knows.
 const GATEWAY_API: std::ops::RangeInclusive<u32> = 1..=7;
-const INSTALL_GATEWAY_API: &str = "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/download/v1.7.0/standard-install.yaml";
+const INSTALL_GATEWAY_API: &str = "kubectl apply --server-side -f \
+    https://github.com/kubernetes-sigs/gateway-api/releases/download/v1.7.0/standard-install.yaml";
 
 pub async fn check(group: &mut Group, client: &Client) {
     group.check("version", version(client)).await;
@@ -65,8 +68,8 @@ async fn version(client: &Client) -> Result<Vec<Found>, Error> {
     }])
 }
 
-/// The API server's clock, by the `Date` of an answer. Its pods' and this machine's are not the same, and tokens and
-/// certificates need all of them to agree.
+/// The API server's clock, by the `Date` of an answer. Its pods' and this machine's are not the
+/// same, and tokens and certificates need all of them to agree.
 async fn clock(client: &Client) -> Result<Vec<Found>, Error> {
     let request = Request::get("/version")
         .body(Body::empty())
@@ -92,7 +95,8 @@ fn skew(ahead: SignedDuration) -> Found {
             "the API server's clock is {} s {which} this machine's",
             seconds.abs()
         ),
-        "set the clock that is wrong (chrony, ntpd); on nodes, sidecars get no certificate when it is off by a minute",
+        "set the clock that is wrong (chrony, ntpd); on nodes, sidecars get no certificate when it \
+         is off by a minute",
     )
 }
 
@@ -110,7 +114,8 @@ async fn webhooks(client: &Client) -> Result<Vec<Found>, Error> {
         }
         _ => failure(
             "the API server has no admission webhooks: pods can't be given sidecars",
-            "start it with the group admissionregistration.k8s.io/v1 and the admission plugin MutatingAdmissionWebhook",
+            "start it with the group admissionregistration.k8s.io/v1 and the admission plugin \
+             MutatingAdmissionWebhook",
         ),
     }])
 }
@@ -141,11 +146,9 @@ async fn nodes(client: &Client) -> Result<Vec<Found>, Error> {
         found.push(ok(format!("{} nodes have native sidecars", nodes.len())));
     } else {
         found.push(warning(
-            format!(
-                "these nodes have no native sidecars: {}",
-                some(&old)
-            ),
-            "upgrade their kubelets to 1.29 or later, or install with proxy.nativeSidecars=false: pods of Jobs get no sidecar then",
+            format!("these nodes have no native sidecars: {}", some(&old)),
+            "upgrade their kubelets to 1.29 or later, or install with proxy.nativeSidecars=false: \
+             pods of Jobs get no sidecar then",
         ));
     }
     if !foreign.is_empty() {
@@ -176,13 +179,14 @@ async fn gateway_api(client: &Client) -> Result<Vec<Found>, Error> {
             continue;
         };
         let v1 = |version: &&_| {
-            let version: &k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinitionVersion = version;
+            let version: &CustomResourceDefinitionVersion = version;
             version.name == "v1" && version.served
         };
         if definition.spec.versions.iter().find(v1).is_none() {
             found.push(warning(
                 format!(
-                    "{name} has no version v1, which Naru reads: it has it from Gateway API 1.{since} on"
+                    "{name} has no version v1, which Naru reads: it has it from Gateway API \
+                     1.{since} on"
                 ),
                 INSTALL_GATEWAY_API,
             ));

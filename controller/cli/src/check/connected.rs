@@ -15,7 +15,7 @@ use super::cluster::some;
 use super::finding::{Found, Level, failure, ok, unchecked, warning};
 use super::metrics::{Metrics, SIDECAR_PORT, of_controllers};
 use super::names::{CONTROLLER, INJECTED_LABEL, SIDECAR};
-use super::pods::{has_sidecar, is_over, not_ready};
+use super::pods::{PodName, full_names, has_sidecar, is_over, not_ready};
 
 /// Sidecars that are asked one by one: of more, at least one of each node and runtime, as far as
 /// this goes. All are counted.
@@ -27,9 +27,6 @@ const AGAIN_AFTER: Duration = Duration::from_secs(3);
 
 const CONNECTED: &str = "naru_controller_connected";
 const CERTIFICATE: &str = "naru_certificate_info";
-
-/// Namespace and name of a pod.
-pub type PodName = (String, String);
 
 pub async fn connected(client: &Client, installed: &Installation) -> Result<Vec<Found>, Error> {
     let controllers = of_controllers(client, installed).await?;
@@ -59,7 +56,8 @@ pub async fn connected(client: &Client, installed: &Installation) -> Result<Vec<
     if found.iter().all(|found| found.level() < Level::Warning) {
         let authority = issuer(&controllers[0]).unwrap_or("unknown");
         let all = format!(
-            "all {} sidecars that are ready have a stream from a controller; the authority is {authority}",
+            "all {} sidecars that are ready have a stream from a controller; the authority is \
+             {authority}",
             sidecars.len()
         );
         found.insert(0, ok(all));
@@ -81,9 +79,13 @@ fn authorities(controllers: &[Metrics], namespace: &str) -> Vec<Found> {
             .map(|metrics| format!("{} ({})", issuer(metrics).unwrap_or("none"), metrics.pod))
             .collect();
         found.push(failure(
-            format!("the controllers issue with different authorities: {}", each.join(", ")),
             format!(
-                "unless a rotation is under way: kubectl -n {namespace} rollout restart deployment/{CONTROLLER}"
+                "the controllers issue with different authorities: {}",
+                each.join(", ")
+            ),
+            format!(
+                "unless a rotation is under way: kubectl -n {namespace} rollout restart \
+                 deployment/{CONTROLLER}"
             ),
         ));
     }
@@ -92,10 +94,14 @@ fn authorities(controllers: &[Metrics], namespace: &str) -> Vec<Found> {
         if let Some(state @ ("invalid" | "missing")) = state {
             found.push(failure(
                 format!(
-                    "the authority in its Secret is {state}; {} goes on with the last good one, and a controller that starts cannot",
+                    "the authority in its Secret is {state}; {} goes on with the last good one, \
+                     and a controller that starts cannot",
                     metrics.pod
                 ),
-                format!("its log says why: kubectl -n {namespace} logs {}", metrics.pod),
+                format!(
+                    "its log says why: kubectl -n {namespace} logs {}",
+                    metrics.pod
+                ),
             ));
         }
     }
@@ -150,14 +156,15 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
     if let Some((namespace, pod)) = without.first() {
         found.push(failure(
             format!(
-                "{} of {count} sidecars that were asked have no stream from a controller, so that their endpoints and \
-                 certificates grow old: {}",
+                "{} of {count} sidecars that were asked have no stream from a controller, so that \
+                 their endpoints and certificates grow old: {}",
                 without.len(),
-                some(&names(&without))
+                some(&full_names(&without))
             ),
             format!(
-                "the log says why: kubectl -n {namespace} logs {pod} -c {SIDECAR}. After another authority was made, sidecars \
-                 come back by themselves within minutes; others once their pods are restarted"
+                "the log says why: kubectl -n {namespace} logs {pod} -c {SIDECAR}. After another \
+                 authority was made, sidecars come back by themselves within minutes; others once \
+                 their pods are restarted"
             ),
         ));
     }
@@ -178,7 +185,7 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
             format!(
                 "{} sidecars have certificates of another authority than the controllers': {}",
                 others.len(),
-                some(&names(&others))
+                some(&full_names(&others))
             ),
             "they renew them within minutes; if not, their logs say why",
         ));
@@ -190,17 +197,12 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
             format!(
                 "{} sidecars could not be asked ({why}): {}",
                 pods.len(),
-                some(&names(&pods))
+                some(&full_names(&pods))
             ),
             "run naru check as somebody who may get pods/proxy; see whether the pods are well",
         ));
     }
     found
-}
-
-pub fn names(pods: &[PodName]) -> Vec<String> {
-    let name = |(namespace, pod): &PodName| format!("{namespace}/{pod}");
-    pods.iter().map(name).collect()
 }
 
 /// The metrics of those who answer, and why the others do not.

@@ -40,7 +40,8 @@ async fn ready(client: &Client, installed: &Installation) -> Result<Vec<Found>, 
         let mut found = vec![ok(format!("{ready} of {wanted} controllers are ready"))];
         if wanted == 1 {
             found.push(info(
-                "with one controller, no pod gets a sidecar while it is away; charts/naru/values-ha.yaml has two",
+                "with one controller, no pod gets a sidecar while it is away; \
+                 charts/naru/values-ha.yaml has two",
             ));
         }
         return Ok(found);
@@ -56,7 +57,8 @@ async fn ready(client: &Client, installed: &Installation) -> Result<Vec<Found>, 
     let fix = match wanted {
         0 => format!("kubectl -n {namespace} scale deployment/{CONTROLLER} --replicas=1"),
         _ => format!(
-            "see kubectl -n {namespace} describe pods -l {SELECTOR} and kubectl -n {namespace} logs deployment/{CONTROLLER}"
+            "see kubectl -n {namespace} describe pods -l {SELECTOR} and kubectl -n {namespace} \
+             logs deployment/{CONTROLLER}"
         ),
     };
     Ok(vec![match ready {

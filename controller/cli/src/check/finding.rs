@@ -7,7 +7,8 @@ use serde::Serialize;
 
 pub use crate::kubernetes::problem;
 
-/// How long one check may take: longer than the API server waits for an admission webhook (10 s by default, 30 s at most).
+/// How long one check may take: longer than the API server waits for an admission webhook (10 s by
+/// default, 30 s at most).
 const LIMIT: Duration = Duration::from_secs(35);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -1,4 +1,5 @@
-//! Whether whoever asks may install: create, change and remove each kind of object that the chart has.
+//! Whether whoever asks may install: create, change and remove each kind of object that the chart
+//! has.
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,

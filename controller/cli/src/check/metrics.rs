@@ -101,7 +101,11 @@ mod tests {
     fn series_are_told_by_their_whole_name() {
         let metrics = Metrics {
             pod: String::new(),
-            text: "# TYPE a gauge\na 1\na_b 2\na_info{issuer=\"x\",z=\"}\"} 1\na_info{issuer=\"y\"} 0\n"
+            text: "# TYPE a gauge\n\
+                a 1\n\
+                a_b 2\n\
+                a_info{issuer=\"x\",z=\"}\"} 1\n\
+                a_info{issuer=\"y\"} 0\n"
                 .to_owned(),
         };
         assert_eq!(metrics.value("a"), Some(1.0));

@@ -2,11 +2,26 @@
 //!
 //! ```text
 //! kubeconfig ─▶ is there a controller? ─┬─ no ─▶ cluster, rights, surroundings
-//!                                       └─ yes ▶ cluster, controller, webhook, trust, pods, routes, values
+//!                                       └─ yes ▶ cluster, controller, webhook, trust, pods,
+//!                                                routes, values
 //! ```
 //!
-//! In: an API server. Out: a report in which everything that is wrong comes with its fix. It changes nothing in the cluster:
-//! what it creates are reviews of rights and, as dry runs, pods.
+//! In: an API server. Out: a report in which everything that is wrong comes with its fix. It
+//! changes nothing in the cluster: what it creates are reviews of rights and, as dry runs, pods.
+//!
+//! # Floors
+//!
+//! ```text
+//! webhook
+//! trust                                 the authority, and what trusts it
+//! connected                             streams of sidecars
+//! client_addresses surroundings values
+//! metrics pods
+//! controller install_rights routes
+//! rights cluster                        what may be done; the API server
+//! report api
+//! finding names                         what is found, and how things are called
+//! ```
 
 mod api;
 mod client_addresses;
@@ -15,8 +30,6 @@ mod connected;
 mod controller;
 mod finding;
 mod install_rights;
-#[cfg(test)]
-mod mesh_tests;
 mod metrics;
 pub mod names;
 pub mod pods;
@@ -50,7 +63,8 @@ const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// Flags of `naru check`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Check what an installation needs, whether there is one or not. Without: if no controller is found.
+    /// Check what an installation needs, whether there is one or not. Without: if no controller is
+    /// found.
     #[arg(long)]
     pre: bool,
     /// The kubeconfig. Without: as kubectl finds it.
@@ -149,8 +163,9 @@ async fn without_rights(
     let found = unknown(
         format!("whether there is a controller can't be checked: {refused}"),
         format!(
-            "run naru check as somebody who may get deployments, pods and endpointslices in {namespace}, or have it permitted to you; \
-             --namespace names another, and --pre checks what an installation needs"
+            "run naru check as somebody who may get deployments, pods and endpointslices in \
+             {namespace}, or have it permitted to you; --namespace names another, and --pre checks \
+             what an installation needs"
         ),
     );
     let mut controller = Group::new("controller");

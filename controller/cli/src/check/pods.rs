@@ -19,6 +19,9 @@ use super::names::{
 /// How long a sidecar may take to be ready.
 const STARTING: SignedDuration = SignedDuration::from_secs(120);
 
+/// Namespace and name of a pod.
+pub type PodName = (String, String);
+
 /// What is to be said of pods, worst last.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -32,6 +35,12 @@ enum Kind {
     /// It was created before its namespace was labelled.
     Without,
     NotReady(String),
+}
+
+/// As messages name them.
+pub fn full_names(pods: &[PodName]) -> Vec<String> {
+    let name = |(namespace, pod): &PodName| format!("{namespace}/{pod}");
+    pods.iter().map(name).collect()
 }
 
 pub async fn check(client: &Client, installed: &Installation) -> Group {
@@ -115,7 +124,8 @@ fn tell(kind: &Kind, owner: &str, names: &[String]) -> Found {
         ),
         Kind::Without => warning(
             format!(
-                "{owner}: no sidecar, as the namespace was labelled later or no controller was there: {names}"
+                "{owner}: no sidecar, as the namespace was labelled later or no controller was \
+                 there: {names}"
             ),
             restart,
         ),
@@ -250,15 +260,19 @@ mod tests {
     fn pod(image: &str, ready: bool) -> Value {
         json!({
             "metadata": {
-                "name": "web-5d8f-x", "namespace": "shop", "creationTimestamp": "2026-01-01T00:00:00Z",
-                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d8f", "uid": "1", "controller": true }],
+                "name": "web-5d8f-x", "namespace": "shop",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet",
+                        "name": "web-5d8f", "uid": "1", "controller": true }],
             },
             "spec": {
-                "initContainers": [{ "name": "naru-init", "image": image }, { "name": "naru-proxy", "image": image }],
+                "initContainers": [{ "name": "naru-init", "image": image },
+                    { "name": "naru-proxy", "image": image }],
                 "containers": [{ "name": "web" }],
             },
             "status": { "phase": "Running", "initContainerStatuses": [
-                { "name": "naru-proxy", "ready": ready, "restartCount": 0, "image": image, "imageID": "", "state": {
+                { "name": "naru-proxy", "ready": ready, "restartCount": 0, "image": image,
+                    "imageID": "", "state": {
                     "waiting": { "reason": "CrashLoopBackOff" } } },
             ] },
         })

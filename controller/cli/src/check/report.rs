@@ -62,7 +62,8 @@ impl Report {
                 };
                 writeln!(
                     to,
-                    "{warnings} warnings; whether Naru {unknown} is not known: {unchecked} checks could not be made"
+                    "{warnings} warnings; whether Naru {unknown} is not known: {unchecked} checks \
+                     could not be made"
                 )
             }
             (true, Stage::Before) => {

@@ -117,7 +117,8 @@ pub async fn complete(client: &Client, installed: &Installation) -> Result<Vec<F
         false => failure(
             format!("the controller may not: {}", some(&missing)),
             format!(
-                "upgrade the release, which puts its roles right: helm upgrade naru charts/naru -n {}",
+                "upgrade the release, which puts its roles right: helm upgrade naru charts/naru -n \
+                 {}",
                 installed.namespace
             ),
         ),

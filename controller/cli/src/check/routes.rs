@@ -121,7 +121,8 @@ fn thought_of(kind: &str, route: &DynamicObject) -> Vec<Found> {
     if seen.is_none_or(|seen| seen < generation) {
         return vec![warning(
             format!("{name} has no status of Naru's for what it says now"),
-            "it is written within a second: see naru_controller_status_writes_total, and the controller's log",
+            "it is written within a second: see naru_controller_status_writes_total, and the \
+             controller's log",
         )];
     }
     let mut found = Vec::new();
@@ -140,7 +141,10 @@ fn thought_of(kind: &str, route: &DynamicObject) -> Vec<Found> {
                     format!("{name} for the Service {service} is not {kind} ({reason}): {message}"),
                     match &**kind {
                         "Accepted" => "it does nothing: change it as the message says",
-                        _ => "requests to that backend are answered with 500, and connections reset: make it, or change the route",
+                        _ => {
+                            "requests to that backend are answered with 500, and connections \
+                            reset: make it, or change the route"
+                        }
                     },
                 ));
             }

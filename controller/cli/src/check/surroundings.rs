@@ -1,4 +1,5 @@
-//! What is in the cluster already and may be in the way: another Naru, other meshes, and namespaces that admit few pods.
+//! What is in the cluster already and may be in the way: another Naru, other meshes, and namespaces
+//! that admit few pods.
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -89,13 +90,13 @@ async fn leftovers(client: &Client, namespace: &str) -> Result<Vec<Found>, Error
             )),
             None => failure(
                 format!(
-                    "the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION} is there without a controller in {namespace} ({}): new \
-                     pods of labelled namespaces are refused",
+                    "the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION} is there without a \
+                     controller in {namespace} ({}): new pods of labelled namespaces are refused",
                     release(webhook.metadata.annotations.as_ref())
                 ),
                 format!(
-                    "remove that installation with helm uninstall, or what is left of it: kubectl delete mutatingwebhookconfiguration \
-                     {WEBHOOK_CONFIGURATION}"
+                    "remove that installation with helm uninstall, or what is left of it: kubectl \
+                     delete mutatingwebhookconfiguration {WEBHOOK_CONFIGURATION}"
                 ),
             ),
         });
@@ -125,7 +126,8 @@ async fn leftovers(client: &Client, namespace: &str) -> Result<Vec<Found>, Error
         .collect();
     if !left.is_empty() {
         found.push(info(format!(
-            "the ConfigMap {ANCHORS_CONFIG_MAP} of an installation is in {}, and will be brought up to date when a pod there gets a sidecar",
+            "the ConfigMap {ANCHORS_CONFIG_MAP} of an installation is in {}, and will be brought \
+             up to date when a pod there gets a sidecar",
             some(&left)
         )));
     }
@@ -168,18 +170,21 @@ async fn orphans(client: &Client, namespace: &str, authority: bool) -> Result<Ve
     }
     let way_out = match authority {
         true => format!(
-            "install Naru again in {namespace}, where their authority is still there; or take them out of the mesh: remove the \
-             label {INJECT} from their namespaces, and restart their workloads"
+            "install Naru again in {namespace}, where their authority is still there; or take them \
+             out of the mesh: remove the label {INJECT} from their namespaces, and restart their \
+             workloads"
         ),
         false => format!(
-            "take them out of the mesh: remove the label {INJECT} from their namespaces, and restart their workloads. The authority \
-             that they trust is gone: put its Secret back into {namespace} from a backup before Naru is installed again, or no \
-             controller starts while they are there"
+            "take them out of the mesh: remove the label {INJECT} from their namespaces, and \
+             restart their workloads. The authority that they trust is gone: put its Secret back \
+             into {namespace} from a backup before Naru is installed again, or no controller \
+             starts while they are there"
         ),
     };
     Ok(vec![failure(
         format!(
-            "{} pods have sidecars and no controller: certificates end within a day, and endpoints are those of long ago: {}",
+            "{} pods have sidecars and no controller: certificates end within a day, and endpoints \
+             are those of long ago: {}",
             names.len(),
             some(&names)
         ),
@@ -223,7 +228,8 @@ async fn meshes(client: &Client) -> Result<Vec<Found>, Error> {
     Ok(found)
 }
 
-/// Namespaces that are in this mesh and in another: two sidecars would each redirect what the other sends.
+/// Namespaces that are in this mesh and in another: two sidecars would each redirect what the other
+/// sends.
 pub fn clashes(namespaces: &[Namespace]) -> Vec<Found> {
     let mut found = Vec::new();
     for namespace in namespaces {
@@ -245,7 +251,8 @@ pub fn clashes(namespaces: &[Namespace]) -> Vec<Found> {
                         mesh.mark, mesh.name
                     ),
                     format!(
-                        "take it out of one: kubectl label namespace {name} {INJECT}-, or remove {}",
+                        "take it out of one: kubectl label namespace {name} {INJECT}-, or remove \
+                         {}",
                         mesh.mark
                     ),
                 ));
@@ -274,7 +281,8 @@ async fn pod_security(client: &Client) -> Result<Vec<Found>, Error> {
     if !labelled.is_empty() {
         found.push(warning(
             format!(
-                "these namespaces are to get sidecars, and their PodSecurity refuses the init container's NET_ADMIN: {}",
+                "these namespaces are to get sidecars, and their PodSecurity refuses the init \
+                 container's NET_ADMIN: {}",
                 some(&labelled)
             ),
             format!("kubectl label namespace NAME {POD_SECURITY}=privileged --overwrite"),

@@ -68,11 +68,13 @@ async fn of_secret(client: &Client, installed: &Installation) -> Result<Vec<Foun
     let Some(secret) = api.get_opt(name).await? else {
         return Ok(vec![failure(
             format!(
-                "the Secret {name} in {namespace} is not there: no controller that starts has the mesh's authority"
+                "the Secret {name} in {namespace} is not there: no controller that starts has the \
+                 mesh's authority"
             ),
             format!(
-                "a controller that runs puts it back within a minute. Else put it back from a backup, and kubectl -n {namespace} \
-                 rollout restart deployment/{CONTROLLER}; without one: helm upgrade … --set identity.replaceLost=true makes another"
+                "a controller that runs puts it back within a minute. Else put it back from a \
+                 backup, and kubectl -n {namespace} rollout restart deployment/{CONTROLLER}; \
+                 without one: helm upgrade … --set identity.replaceLost=true makes another"
             ),
         )]);
     };
@@ -105,9 +107,11 @@ fn judge(certificate: &X509Certificate, trust_domain: &str, now: Timestamp) -> F
     if !is_of_mesh {
         return failure(
             format!(
-                "the authority is not for the trust domain {trust_domain}: it lacks the SAN URI:{expected}"
+                "the authority is not for the trust domain {trust_domain}: it lacks the SAN \
+                 URI:{expected}"
             ),
-            "put the mesh's authority back into its Secret, or set trustDomain in the chart's values to what it is for",
+            "put the mesh's authority back into its Secret, or set trustDomain in the chart's \
+             values to what it is for",
         );
     }
     let expires = certificate.validity().not_after.timestamp();
@@ -119,7 +123,8 @@ fn judge(certificate: &X509Certificate, trust_domain: &str, now: Timestamp) -> F
     if left.is_negative() {
         failure(
             format!("the authority has expired on {date}: no sidecar gets a certificate"),
-            "put a new one into its Secret, and restart the controller and the workloads with sidecars",
+            "put a new one into its Secret, and restart the controller and the workloads with \
+             sidecars",
         )
     } else if left < SOON {
         warning(
@@ -172,7 +177,8 @@ async fn anchors(client: &Client, installed: &Installation) -> Result<Vec<Found>
         }
     }
     let see = format!(
-        "the controller puts it right within 30 s, or says why not: kubectl -n {} logs deployment/{CONTROLLER}",
+        "the controller puts it right within 30 s, or says why not: kubectl -n {} logs \
+         deployment/{CONTROLLER}",
         installed.namespace
     );
     let mut found = Vec::new();

@@ -161,7 +161,8 @@ async fn usable(client: &Client, installed: &Installation) -> Result<Vec<Found>,
             "the controllers do not understand all of: {}",
             each.join(", ")
         ),
-        "Events say what and why: kubectl get events -A --field-selector reason=Invalid; after an hour, the controllers' logs",
+        "Events say what and why: kubectl get events -A --field-selector reason=Invalid; after an \
+         hour, the controllers' logs",
     )])
 }
 
@@ -200,7 +201,8 @@ mod tests {
                 "metadata": {
                     "namespace": "shop", "name": "web-5d8f-x", "annotations": annotations,
                     "ownerReferences": [
-                        { "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d8f", "uid": "1", "controller": true },
+                        { "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d8f",
+                            "uid": "1", "controller": true },
                     ],
                 },
             }),

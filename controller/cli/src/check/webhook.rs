@@ -55,7 +55,8 @@ async fn configuration(client: &Client, installed: &Installation) -> Result<Vec<
     let Some(found) = api.get_opt(WEBHOOK_CONFIGURATION).await? else {
         return Ok(vec![failure(
             format!(
-                "the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION} is not there: no pod gets a sidecar"
+                "the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION} is not there: no pod \
+                 gets a sidecar"
             ),
             format!("helm upgrade naru charts/naru -n {namespace}"),
         )]);
@@ -70,11 +71,13 @@ async fn configuration(client: &Client, installed: &Installation) -> Result<Vec<
     if bundles.is_empty() || bundles.iter().any(Vec::is_empty) {
         return Ok(vec![failure(
             format!(
-                "{WEBHOOK_CONFIGURATION} has no caBundle: the API server does not trust the controller"
+                "{WEBHOOK_CONFIGURATION} has no caBundle: the API server does not trust the \
+                 controller"
             ),
             format!(
-                "the controller writes it every 30 s: kubectl -n {namespace} logs deployment/{CONTROLLER}. With a certificate of \
-                 yours (webhook.certificate), see who is to write it"
+                "the controller writes it every 30 s: kubectl -n {namespace} logs \
+                 deployment/{CONTROLLER}. With a certificate of yours (webhook.certificate), see \
+                 who is to write it"
             ),
         )]);
     }
@@ -99,8 +102,8 @@ async fn configuration(client: &Client, installed: &Installation) -> Result<Vec<
         false => failure(
             format!("the caBundle of {WEBHOOK_CONFIGURATION} is not the authority in force"),
             format!(
-                "the controller writes it every 30 s with the authority that it started with: kubectl -n {namespace} rollout restart \
-                 deployment/{CONTROLLER}"
+                "the controller writes it every 30 s with the authority that it started with: \
+                 kubectl -n {namespace} rollout restart deployment/{CONTROLLER}"
             ),
         ),
     }])
@@ -150,9 +153,10 @@ async fn dry_run(
         Ok(_) => failure(
             format!("a new pod in {namespace} would get no sidecar"),
             format!(
-                "see kubectl get mutatingwebhookconfiguration {WEBHOOK_CONFIGURATION} -o yaml: with failurePolicy Ignore, a webhook \
-                 that cannot be called is passed over (kubectl -n {} logs deployment/{CONTROLLER}); and whether the API server runs \
-                 the admission plugin MutatingAdmissionWebhook",
+                "see kubectl get mutatingwebhookconfiguration {WEBHOOK_CONFIGURATION} -o yaml: \
+                 with failurePolicy Ignore, a webhook that cannot be called is passed over \
+                 (kubectl -n {} logs deployment/{CONTROLLER}); and whether the API server runs the \
+                 admission plugin MutatingAdmissionWebhook",
                 installed.namespace
             ),
         ),
@@ -168,8 +172,8 @@ fn refused(namespace: &str, message: &str) -> Found {
         return failure(
             text,
             format!(
-                "its PodSecurity does not allow the init container's NET_ADMIN: kubectl label namespace {namespace} \
-                 pod-security.kubernetes.io/enforce=privileged --overwrite"
+                "its PodSecurity does not allow the init container's NET_ADMIN: kubectl label \
+                 namespace {namespace} pod-security.kubernetes.io/enforce=privileged --overwrite"
             ),
         );
     }
@@ -178,11 +182,12 @@ fn refused(namespace: &str, message: &str) -> Found {
             text,
             match message.contains("x509") || message.contains("certificate") {
                 true => {
-                    "the API server does not trust the webhook's certificate: see what is said of the caBundle"
+                    "the API server does not trust the webhook's certificate: see what is said of \
+                     the caBundle"
                 }
                 false => {
-                    "the API server must reach port 15011 of the controller's pods: see firewalls between control plane and nodes, and \
-                     NetworkPolicies in naru-system"
+                    "the API server must reach port 15011 of the controller's pods: see firewalls \
+                     between control plane and nodes, and NetworkPolicies in naru-system"
                 }
             },
         );
@@ -197,7 +202,8 @@ fn refused(namespace: &str, message: &str) -> Found {
     }
     warning(
         text,
-        "this may be a policy of yours that refuses the pod of this check; see whether your own pods are admitted",
+        "this may be a policy of yours that refuses the pod of this check; see whether your own \
+         pods are admitted",
     )
 }
 
@@ -208,16 +214,19 @@ fn pod(asks: bool) -> serde_json::Value {
         "spec": {
             "automountServiceAccountToken": false,
             "securityContext": {
-                "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" },
+                "runAsNonRoot": true, "runAsUser": 65532,
+                "seccompProfile": { "type": "RuntimeDefault" },
             },
             "containers": [{
                 "name": "check",
                 "image": "naru-check",
                 "securityContext": {
-                    "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] }, "readOnlyRootFilesystem": true,
+                    "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] },
+                    "readOnlyRootFilesystem": true,
                 },
                 "resources": {
-                    "requests": { "cpu": "1m", "memory": "1Mi" }, "limits": { "cpu": "10m", "memory": "8Mi" },
+                    "requests": { "cpu": "1m", "memory": "1Mi" },
+                    "limits": { "cpu": "10m", "memory": "8Mi" },
                 },
             }],
         },
@@ -248,13 +257,16 @@ mod tests {
 
     #[test]
     fn refusals_are_told_by_their_cause() {
-        let violates = r#"pods "naru-check" is forbidden: violates PodSecurity "restricted:latest": unrestricted capabilities"#;
+        let violates = "pods \"naru-check\" is forbidden: violates PodSecurity \
+             \"restricted:latest\": unrestricted capabilities";
         assert_eq!(refused("shop", violates).level(), Level::Failure);
-        let dead = r#"Internal error occurred: failed calling webhook "namespace.inject.naru.dev": failed to call webhook: connection refused"#;
+        let dead = "Internal error occurred: failed calling webhook \"namespace.inject.naru.dev\": \
+             failed to call webhook: connection refused";
         assert_eq!(refused("shop", dead).level(), Level::Failure);
         let foreign = r#"admission webhook "policy.example.com" denied the request: unknown image"#;
         assert_eq!(refused("shop", foreign).level(), Level::Warning);
-        let unable = r#"pods is forbidden: User "jane" cannot create resource "pods" in API group "" in the namespace "shop""#;
+        let unable = "pods is forbidden: User \"jane\" cannot create resource \"pods\" in API \
+             group \"\" in the namespace \"shop\"";
         assert!(refused("shop", unable).text().contains("can't be checked"));
     }
 }

@@ -1,4 +1,5 @@
-//! `naru routes`: the routes of a Service that a client's sidecar has in force, in order of precedence, and those that are not.
+//! `naru routes`: the routes of a Service that a client's sidecar has in force, in order of
+//! precedence, and those that are not.
 
 #[cfg(test)]
 mod tests;
@@ -117,7 +118,8 @@ async fn by_api(
     let ip = match leads {
         Leads::ClusterIp(ip) => ip,
         Leads::Pod(_) => bail!(
-            "Service {service} is headless: its name stands for its pods' own addresses, and no route has a part in calls to them"
+            "Service {service} is headless: its name stands for its pods' own addresses, and no \
+             route has a part in calls to them"
         ),
     };
     // Without --from, somebody who is there in any case.
@@ -165,7 +167,9 @@ async fn by_address(args: &Args, service: &ServiceName) -> anyhow::Result<Report
         ports: Vec::new(),
         not_in_force: Vec::new(),
         notes: vec![
-            "the sidecar was asked directly: other ports, and routes that are not in force, are not known to it".to_owned(),
+            "the sidecar was asked directly: other ports, and routes that are not in force, are \
+             not known to it"
+                .to_owned(),
         ],
     };
     report.ask(&sidecar, port, service.with_port(port)).await?;

@@ -1,4 +1,5 @@
-//! Which routes are told not to be in force, against an API server in memory, and what the tables look like.
+//! Which routes are told not to be in force, against an API server in memory, and what the tables
+//! look like.
 
 use serde_json::{Value, json};
 
@@ -10,10 +11,12 @@ const GRPC_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/grpcroutes";
 const TLS_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/tlsroutes";
 const TCP_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/tcproutes";
 
-/// A route to the Service `shop/web`. `refusal`: the reason of its status; none for one that is Accepted.
+/// A route to the Service `shop/web`. `refusal`: the reason of its status; none for one that is
+/// Accepted.
 fn route(namespace: &str, name: &str, refusal: Option<&str>) -> Value {
     let condition = json!({
-        "type": "Accepted", "status": if refusal.is_some() { "False" } else { "True" }, "reason": refusal.unwrap_or("Accepted"),
+        "type": "Accepted", "status": if refusal.is_some() { "False" } else { "True" },
+        "reason": refusal.unwrap_or("Accepted"),
         "message": "as it is", "observedGeneration": 1,
     });
     let parent = json!({ "group": "", "kind": "Service", "name": "web", "namespace": "shop" });
@@ -132,7 +135,8 @@ fn routes_for_connections_have_a_line_for_each_name_and_backend() {
             { "service": "shop/eu:8883", "weight": 9, "endpoints": 2, "ejected": 1 },
             { "service": "", "weight": 1, "invalid": "BackendNotFound: no" },
         ] },
-        { "kind": "TLSRoute", "route": "shop/all", "rule": "", "backends": [{ "service": "shop/all:8883", "weight": 1, "endpoints": 1 }] },
+        { "kind": "TLSRoute", "route": "shop/all", "rule": "",
+            "backends": [{ "service": "shop/all:8883", "weight": 1, "endpoints": 1 }] },
     ]);
     answer.rules = serde_json::from_value(rules).expect("rules");
     let names = [(0, "SNI eu.example"), (1, "SNI *.example")];
@@ -167,7 +171,8 @@ fn a_rule_has_a_line_for_each_of_its_backends() {
     let mut answer = answer("shop", "http", &["shop/split"]);
     let rules = json!([
         {
-            "kind": "HTTPRoute", "route": "shop/split", "rule": "most", "request_timeout_ms": 2000, "retries": 2,
+            "kind": "HTTPRoute", "route": "shop/split", "rule": "most", "request_timeout_ms": 2000,
+            "retries": 2,
             "filters": ["request headers: set x-a"],
             "backends": [
                 { "service": "shop/v1:80", "weight": 9, "endpoints": 3, "ejected": 1 },

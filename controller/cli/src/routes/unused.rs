@@ -1,5 +1,5 @@
-//! Routes to a Service that a client's sidecar does not have in force, and why: by the status that the controller has written, and by the
-//! rules of who a route is for (GEP-1294).
+//! Routes to a Service that a client's sidecar does not have in force, and why: by the status that
+//! the controller has written, and by the rules of who a route is for (GEP-1294).
 
 use kube::api::DynamicObject;
 use kube::{Client, Error};
@@ -21,7 +21,8 @@ pub struct Unused {
     pub why: String,
 }
 
-/// Routes that name the Service as a parent and are in none of the answers, and what there is to be said beside.
+/// Routes that name the Service as a parent and are in none of the answers, and what there is to be
+/// said beside.
 pub async fn find(
     client: &Client,
     service: &ServiceName,

@@ -1,5 +1,5 @@
-//! The node: PID 1 of the sandbox. It sets everything up, and then waits for what changes: manifests,
-//! pods, signals, the command's end.
+//! The node: PID 1 of the sandbox. It sets everything up, and then waits for what changes:
+//! manifests, pods, signals, the command's end.
 
 use std::fs;
 use std::sync::Arc;
@@ -12,27 +12,26 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::cluster::{Cluster, Progress};
-use super::controller_log::ControllerLog;
-use super::manifest::{self, Manifests};
-use super::network::{self, Addressing};
+use super::controller::{self, ControllerLog};
+use super::files::{self, last_lines};
+use super::network::{self, Addressing, NODE_NAME, dns, forward};
+use super::objects::manifest::{self, Manifests};
+use super::plan::Plan;
 use super::pod::{Event, Kubelet, Status};
-use super::reaper::Reaper;
+use super::process::{Reaper, isolate, mounts};
 use super::report::Report;
 use super::run_in::Command;
 use super::screen::Screen;
-use super::supervise::last_lines;
 use super::token::TokenIssuer;
-use super::{Plan, control_plane, dns, forward, isolate, mounts};
 
-/// The node's name.
-pub const NAME: &str = "naru-sandbox";
 /// All of the node's own files: logs above all.
 const RUN_SIZE: &str = "mode=0755,size=512m";
 /// The largest log; it is begun anew then, in bytes.
 const MAX_LOG: u64 = 2 * 1024 * 1024;
 /// How often logs are looked at, and pods that do not come up.
 const TICK: Duration = Duration::from_secs(1);
-/// How often manifests are read although nothing was heard of a change: some file systems tell none.
+/// How often manifests are read although nothing was heard of a change: some file systems tell
+/// none.
 const RESCAN: Duration = Duration::from_secs(2);
 /// As a shell says it of a program that SIGPIPE has ended.
 const NOBODY_READS: u8 = 128 + Signal::SIGPIPE as u8;
@@ -68,7 +67,7 @@ pub fn run(plan: Plan) -> anyhow::Result<u8> {
     mounts::private().with_context(refused)?;
     mounts::proc().with_context(refused)?;
     mounts::run(RUN_SIZE).with_context(refused)?;
-    nix::unistd::sethostname(NAME).context("setting the host name")?;
+    nix::unistd::sethostname(NODE_NAME).context("setting the host name")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -76,7 +75,7 @@ pub fn run(plan: Plan) -> anyhow::Result<u8> {
     let keep = plan.keep.clone();
     let ended = runtime.block_on(node(Arc::new(plan)));
     if let Some(directory) = keep {
-        control_plane::keep(&directory)?;
+        files::keep(&directory)?;
         eprintln!("naru sandbox: logs are in {}", directory.display());
     }
     // The end of this process is the end of all others.
@@ -106,7 +105,7 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
     forward::start(ipv6, forwarding.subscribe())?;
 
     let tokens = Arc::new(TokenIssuer::new()?);
-    control_plane::prepare(tokens.public_key()).context("preparing /run")?;
+    files::prepare(tokens.public_key()).context("preparing /run")?;
     let (_watcher, mut changes) = manifest::watch(&plan.manifests)?;
     let mut manifests = Manifests::new(plan.manifests.clone(), plan.replicas.clone());
     let mut errors = manifests.read().problems;
@@ -128,8 +127,9 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
     cluster.publish()?;
 
     report.say("controller");
+    let started = controller::start(plan.clone(), reaper.clone(), report.clone(), anchors);
     tokio::select! {
-        started = control_plane::start(plan.clone(), reaper.clone(), report.clone(), anchors) => started?,
+        started = started => started?,
         code = ends.next() => return Ok(code),
     }
     let mut run = Run {
@@ -144,7 +144,7 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
         cluster.progress().wanted
     ));
     cluster.reconcile()?;
-    let mut controller_log = ControllerLog::new(&control_plane::log("naru-controller"));
+    let mut controller_log = ControllerLog::new(&files::log("naru-controller"));
     let mut tick = tokio::time::interval(TICK);
     let mut rescan = tokio::time::interval(RESCAN);
     loop {
@@ -368,7 +368,7 @@ impl Run {
             }
             for container in containers {
                 let log = format!("{}_{}_{container}", entry.pod.namespace, entry.pod.name);
-                for line in last_lines(&control_plane::log(&log)) {
+                for line in last_lines(&files::log(&log)) {
                     text.push_str(&format!("\n    {container} | {line}"));
                 }
             }
@@ -386,7 +386,7 @@ impl Run {
 
 /// Begins anew the logs that have become too large: their writers append.
 fn cut_logs() {
-    let Ok(logs) = fs::read_dir(control_plane::LOGS) else {
+    let Ok(logs) = fs::read_dir(files::LOGS) else {
         return;
     };
     for log in logs.flatten() {

@@ -6,12 +6,10 @@ use std::process::Stdio;
 
 use anyhow::Context;
 
-use super::RunIn;
 use super::cluster::Entry;
+use super::plan::RunIn;
 use super::pod::Kubelet;
-use super::probe::blocking;
-use super::reaper::{Exit, Process};
-use super::stage::{self, Stage, Terminal};
+use super::process::{self, Exit, Process, Stage, Terminal, blocking};
 
 /// A command while it runs.
 pub struct Command {
@@ -40,7 +38,7 @@ impl Command {
             true => Terminal::Foreground,
             false => Terminal::Detached,
         };
-        let mut command = stage::command(&kubelet.plan.naru, &Stage::Exec(exec));
+        let mut command = process::command(&kubelet.plan.naru, &Stage::Exec(exec));
         command
             .stdin(Stdio::inherit())
             .stdout(Stdio::inherit())

@@ -8,7 +8,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::json;
 
-use super::pod::Pod;
+use super::objects::Pod;
 
 /// `iss` of the tokens.
 pub const ISSUER: &str = "https://naru-sandbox.invalid";
@@ -61,7 +61,8 @@ impl TokenIssuer {
             "kubernetes.io": {
                 "namespace": pod.namespace,
                 "pod": { "name": pod.name, "uid": pod.uid },
-                "serviceaccount": { "name": account, "uid": format!("{}-{account}", pod.namespace) },
+                "serviceaccount": { "name": account,
+                    "uid": format!("{}-{account}", pod.namespace) },
             },
         });
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.key)
@@ -72,7 +73,7 @@ impl TokenIssuer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::pod::tests::pod;
+    use crate::sandbox::objects::example_pod as pod;
     use jsonwebtoken::{DecodingKey, Validation};
     use rcgen::PublicKeyData;
 

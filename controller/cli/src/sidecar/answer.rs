@@ -1,4 +1,5 @@
-//! What a sidecar answers. It may be older or newer than this command: what is not there is empty, and what is not known is left out.
+//! What a sidecar answers. It may be older or newer than this command: what is not there is empty,
+//! and what is not known is left out.
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -149,7 +150,8 @@ impl Answer {
         self.rules.get(of.rule)
     }
 
-    /// The kind of the routes for connections, where such are in force: the port carries bytes then, whatever it was declared to.
+    /// The kind of the routes for connections, where such are in force: the port carries bytes
+    /// then, whatever it was declared to.
     pub fn stream_kind(&self) -> Option<&str> {
         let kinds = self.routes.iter().map(|route| &*route.kind);
         let mut of_connections = kinds.filter(|kind| ["TLSRoute", "TCPRoute"].contains(kind));

@@ -1,7 +1,8 @@
 //! A port of a pod, forwarded by the API server: what kubectl port-forward does, for one request.
 //!
-//! A WebSocket carries two channels for the port, told by the first byte of each message: 0 is the connection, 1 an error. Each begins
-//! with the port in two bytes (subprotocol `v4.channel.k8s.io`).
+//! A WebSocket carries two channels for the port, told by the first byte of each message: 0 is the
+//! connection, 1 an error. Each begins with the port in two bytes (subprotocol
+//! `v4.channel.k8s.io`).
 
 use std::io;
 use std::time::Duration;
@@ -97,9 +98,11 @@ async fn open(client: &Client, pod: &Pod) -> anyhow::Result<Upgraded> {
     };
     match status {
         StatusCode::FORBIDDEN => bail!(
-            "{said}\nA sidecar is asked over a forwarded port: have get and create of pods/portforward in {namespace} permitted to \
-             you, or forward the port as somebody who may (kubectl -n {namespace} port-forward {name} {admin_port}) and ask \
-             --from http://127.0.0.1:{admin_port}"
+            "{said}\n\
+             A sidecar is asked over a forwarded port: have get and create of pods/portforward in \
+             {namespace} permitted to you, \
+             or forward the port as somebody who may (kubectl -n {namespace} port-forward {name} \
+             {admin_port}) and ask --from http://127.0.0.1:{admin_port}"
         ),
         status => bail!("the API server answers {status}: {said}"),
     }

@@ -77,7 +77,8 @@ fn full_kind(kind: &str) -> String {
 }
 
 impl Sidecar {
-    /// The one that the flags name, with its pod in `namespace` where they name none; without `--from`, one of `namespace`.
+    /// The one that the flags name, with its pod in `namespace` where they name none; without
+    /// `--from`, one of `namespace`.
     pub async fn find(
         client: Option<&Client>,
         flags: &Flags,
@@ -106,7 +107,10 @@ async fn find(client: &Client, from: &From, namespace: &str) -> anyhow::Result<P
         From::Name(name) => match one_pod(client, namespace, name).await? {
             Some(pod) => Ok(pod),
             None => some_pod(client, name, None).await.with_context(|| {
-                format!("--from {name}: namespace {namespace} has no pod of that name, so it is taken as a namespace's")
+                format!(
+                    "--from {name}: namespace {namespace} has no pod of that name, so it is taken \
+                    as a namespace's"
+                )
             }),
         },
         From::Workload {

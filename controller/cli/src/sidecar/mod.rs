@@ -5,8 +5,16 @@
 //!      └──▶ http://127.0.0.1:15020 ──────────────────────────────▶ one that is reached from here
 //! ```
 //!
-//! In: who is to be asked, and a [`Question`]. Out: its [`Answer`]. A sidecar answers its own machine alone, and a forwarded port comes
-//! from there: so whoever asks is somebody who may forward ports to the pod.
+//! In: who is to be asked, and a [`Question`]. Out: its [`Answer`]. A sidecar answers its own
+//! machine alone, and a forwarded port comes from there: so whoever asks is somebody who may
+//! forward ports to the pod.
+//!
+//! # Floors
+//!
+//! ```text
+//! forward                a port of a pod
+//! answer from websocket  what is said; which pod; how
+//! ```
 
 mod answer;
 mod forward;
@@ -29,14 +37,15 @@ use crate::quiet_http;
 pub use answer::{Answer, Match, Outcome, Rule, Verdict};
 pub use from::From;
 
-/// How long a sidecar may take to answer: as long as it waits for the controller's word about a destination, and some more.
+/// How long a sidecar may take to answer: as long as it waits for the controller's word about a
+/// destination, and some more.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Flags of every command that asks a sidecar.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Flags {
-    /// Whose sidecar is asked: POD, KIND/NAME (as deployment/web), NAMESPACE (some pod in it), NAMESPACE/KIND/NAME, or http://ADDRESS of an
-    /// admin port.
+    /// Whose sidecar is asked: POD, KIND/NAME (as deployment/web), NAMESPACE (some pod in it),
+    /// NAMESPACE/KIND/NAME, or http://ADDRESS of an admin port.
     #[arg(long, value_name = "CLIENT")]
     pub from: Option<From>,
     /// The namespace of the client and of names without one. Without: the kubeconfig's.
@@ -51,7 +60,8 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// A client of the API server. `None`: the sidecar is named by its address, and nothing else is to be known.
+    /// A client of the API server. `None`: the sidecar is named by its address, and nothing else is
+    /// to be known.
     pub async fn client(&self) -> anyhow::Result<Option<Client>> {
         if matches!(self.from, Some(From::Address(_))) {
             return Ok(None);
@@ -61,7 +71,8 @@ impl Flags {
         Ok(Some(client?.0))
     }
 
-    /// The namespace that is meant where none is named; empty: the sidecar's own, which is not known.
+    /// The namespace that is meant where none is named; empty: the sidecar's own, which is not
+    /// known.
     pub fn namespace(&self, client: Option<&Client>) -> String {
         let of_kubeconfig = || client.map(Client::default_namespace).unwrap_or_default();
         let named = self.namespace.as_deref();

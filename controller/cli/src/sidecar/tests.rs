@@ -1,4 +1,5 @@
-//! Which pod is asked, against an API server in memory; and a forwarded port, against one on a socket.
+//! Which pod is asked, against an API server in memory; and a forwarded port, against one on a
+//! socket.
 
 use std::convert::Infallible;
 
@@ -20,13 +21,16 @@ const PODS: &str = "/api/v1/pods";
 fn pod(namespace: &str, name: &str, deployment: &str, ready: bool) -> Value {
     json!({
         "metadata": {
-            "name": name, "namespace": namespace, "annotations": { "naru.dev/skip-outbound-ports": "25" },
+            "name": name, "namespace": namespace,
+            "annotations": { "naru.dev/skip-outbound-ports": "25" },
             "ownerReferences": [{
-                "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{deployment}-5d8f"), "uid": "1", "controller": true,
+                "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{deployment}-5d8f"),
+                "uid": "1", "controller": true,
             }],
         },
         "spec": {
-            "initContainers": [{ "name": "naru-proxy", "ports": [{ "name": "naru-admin", "containerPort": 15021 }] }],
+            "initContainers": [{ "name": "naru-proxy",
+                    "ports": [{ "name": "naru-admin", "containerPort": 15021 }] }],
             "containers": [{ "name": "app" }],
         },
         "status": { "phase": "Running", "initContainerStatuses": [

@@ -1,4 +1,5 @@
-//! Frames of WebSocket (RFC 6455) as far as a forwarded port needs them: a client's are masked and whole, a server's are neither.
+//! Frames of WebSocket (RFC 6455) as far as a forwarded port needs them: a client's are masked and
+//! whole, a server's are neither.
 
 use std::io;
 

@@ -1,7 +1,15 @@
-//! `naru why`: which rule would take a request, or which route a connection, and why the others would not.
+//! `naru why`: which rule would take a request, or which route a connection, and why the others
+//! would not.
 //!
 //! ```text
-//! URL ─▶ the Service of that name ─▶ its address ─▶ a sidecar, from the tables that it has in force ─▶ words
+//! URL ─▶ the Service of that name ─▶ its address ─▶ a sidecar, from its tables in force ─▶ words
+//! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! text                in words
+//! request             what is asked about
 //! ```
 
 mod request;
@@ -35,13 +43,15 @@ pub struct Args {
     /// A field of the request's head, as 'x-version: 2' (repeatable).
     #[arg(long, short = 'H', value_name = "NAME: VALUE")]
     header: Vec<Header>,
-    /// The name that a TLS client asks for (SNI). Without: the URL's host, unless that is an address.
+    /// The name that a TLS client asks for (SNI). Without: the URL's host, unless that is an
+    /// address.
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
     /// How the answer is written.
     #[arg(long, short, value_name = "FORM", value_enum, default_value_t = Output::Text)]
     output: Output,
-    /// What the client calls, as it calls it: http://catalog/products/1, https://NAME, tls://NAME:PORT, tcp://NAME:PORT
+    /// What the client calls, as it calls it: http://catalog/products/1, https://NAME,
+    /// tls://NAME:PORT, tcp://NAME:PORT
     #[arg(value_name = "URL")]
     url: Url,
 }
@@ -145,8 +155,8 @@ async fn destination(
     }
     let Some(service) = ServiceName::of(&url.host, own) else {
         bail!(
-            "{} is not the name of a Service: if it is one of the world outside, its connections are none of the mesh's and go \
-             there as they are",
+            "{} is not the name of a Service: if it is one of the world outside, its connections \
+             are none of the mesh's and go there as they are",
             url.host
         );
     };
@@ -173,8 +183,8 @@ async fn destination(
         }
         Leads::Pod(ip) => {
             notes.push(format!(
-                "Service {service} is headless: its name stands for its pods' own addresses, and no route has a part in calls to \
-                 them"
+                "Service {service} is headless: its name stands for its pods' own addresses, and \
+                 no route has a part in calls to them"
             ));
             ip
         }

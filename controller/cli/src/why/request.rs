@@ -136,7 +136,8 @@ impl Url {
         self.host.parse().ok()
     }
 
-    /// The name that a TLS client asks for, where `given` is none: the host, unless that is an address (RFC 6066 section 3).
+    /// The name that a TLS client asks for, where `given` is none: the host, unless that is an
+    /// address (RFC 6066 section 3).
     pub fn server_name(&self, given: Option<&str>) -> Option<String> {
         let own = || self.ip().is_none().then_some(&*self.host);
         given.or_else(own).map(str::to_owned)
@@ -248,7 +249,8 @@ mod tests {
         assert_eq!(
             url.request("PUT", &headers),
             json!({
-                "method": "PUT", "path": "/a", "authority": "other", "headers": [["X-Version", "2"], ["empty", ""]],
+                "method": "PUT", "path": "/a", "authority": "other",
+                "headers": [["X-Version", "2"], ["empty", ""]],
             })
         );
         assert_eq!(url.request("GET", &[])["authority"], "catalog:81");

@@ -1,4 +1,5 @@
-//! From the name in a URL to what a sidecar is asked, against an API server in memory; and what is made of its answers.
+//! From the name in a URL to what a sidecar is asked, against an API server in memory; and what is
+//! made of its answers.
 
 use serde_json::{Value, json};
 
@@ -30,9 +31,11 @@ fn cluster() -> FakeApi {
     api.apply(
         SLICES,
         json!({
-            "metadata": { "name": "db-x", "namespace": "shop", "labels": { "kubernetes.io/service-name": "db" } },
+            "metadata": { "name": "db-x", "namespace": "shop",
+                "labels": { "kubernetes.io/service-name": "db" } },
             "addressType": "IPv4", "endpoints": [
-                { "addresses": ["10.0.0.1"], "conditions": { "ready": false } }, { "addresses": ["10.0.0.2"], "conditions": {} },
+                { "addresses": ["10.0.0.1"], "conditions": { "ready": false } },
+                { "addresses": ["10.0.0.2"], "conditions": {} },
             ],
         }),
     );
@@ -111,7 +114,8 @@ fn an_answer_is_told_from_what_takes_the_request_to_what_does_not() {
     let rule = |rule: &str| {
         json!({
             "kind": "HTTPRoute", "route": "shop/split", "rule": rule, "filters": [], "retries": 0,
-            "backends": [{ "service": "shop/v1:80", "weight": 3, "endpoints": 2 }, { "weight": 1, "invalid": "RefNotPermitted: no" }],
+            "backends": [{ "service": "shop/v1:80", "weight": 3, "endpoints": 2 },
+                { "weight": 1, "invalid": "RefNotPermitted: no" }],
         })
     };
     let answer = json!({
@@ -121,10 +125,12 @@ fn an_answer_is_told_from_what_takes_the_request_to_what_does_not() {
         "rejected": [{ "name": "http-route/shop/new", "reason": "rules[0]: a kind" }],
         "rules": [rule("a"), rule("b")],
         "matches": [
-            { "rule": 0, "matches": "path /api/…, header x = \"2\"", "verdict": "unmet", "part": "header", "wanted": "x = \"2\"", "has": "1" },
+            { "rule": 0, "matches": "path /api/…, header x = \"2\"", "verdict": "unmet",
+                "part": "header", "wanted": "x = \"2\"", "has": "1" },
             { "rule": 1, "matches": "path /api/…", "verdict": "takes" },
             { "rule": 0, "matches": "any path", "verdict": "outranked", "by": "longer-path" },
-            { "rule": 0, "matches": "path /b/…", "verdict": "unmet", "part": "path", "wanted": "path /b/…", "has": "/api" },
+            { "rule": 0, "matches": "path /b/…", "verdict": "unmet", "part": "path",
+                "wanted": "path /b/…", "has": "/api" },
         ],
         "outcome": { "forwarded": true, "backends": [
             { "backend": 0, "share": 0.75, "request": { "path": "/api", "authority": "web" } },
@@ -173,8 +179,14 @@ fn of_connection(scheme: Scheme, server_name: Option<&str>, answer: &Value) -> S
 }
 
 fn tls_routes(verdicts: [Value; 3], outcome: Value) -> Value {
-    let rule = |route: &str, backends: Value| json!({ "kind": "TLSRoute", "route": route, "rule": "", "backends": backends });
-    let backends = json!([{ "service": "shop/v1:80", "weight": 3, "endpoints": 2 }, { "weight": 1, "invalid": "BackendNotFound: no" }]);
+    let rule = |route: &str, backends: Value| {
+        let kind = "TLSRoute";
+        json!({ "kind": kind, "route": route, "rule": "", "backends": backends })
+    };
+    let backends = json!([
+        { "service": "shop/v1:80", "weight": 3, "endpoints": 2 },
+        { "weight": 1, "invalid": "BackendNotFound: no" },
+    ]);
     let names = ["a.example", "*.b.example", "*.example"];
     let matches = names.into_iter().zip(verdicts).zip([0, 1, 1]);
     let matches = matches.map(|((name, mut verdict), rule)| {
@@ -185,7 +197,8 @@ fn tls_routes(verdicts: [Value; 3], outcome: Value) -> Value {
     json!({
         "client_namespace": "shop", "target": "service",
         "service": { "namespace": "shop", "name": "web", "port": 80, "protocol": "http" },
-        "routes": [{ "kind": "TLSRoute", "name": "shop/a" }, { "kind": "TLSRoute", "name": "shop/b" }],
+        "routes": [{ "kind": "TLSRoute", "name": "shop/a" },
+            { "kind": "TLSRoute", "name": "shop/b" }],
         "rules": [rule("shop/a", backends), rule("shop/b", json!([]))],
         "matches": matches.collect::<Vec<_>>(), "outcome": outcome,
     })
@@ -193,7 +206,9 @@ fn tls_routes(verdicts: [Value; 3], outcome: Value) -> Value {
 
 #[test]
 fn a_connection_is_told_from_the_route_that_takes_it_to_those_that_do_not() {
-    let asked = json!({ "verdict": "unmet", "part": "server-name", "wanted": "*.b.example", "has": "a.example" });
+    let asked = json!({
+        "verdict": "unmet", "part": "server-name", "wanted": "*.b.example", "has": "a.example",
+    });
     let answer = tls_routes(
         [
             json!({ "verdict": "takes" }),
@@ -201,7 +216,8 @@ fn a_connection_is_told_from_the_route_that_takes_it_to_those_that_do_not() {
             json!({ "verdict": "outranked", "by": "exact-name" }),
         ],
         json!({ "forwarded": true, "backends": [
-            { "backend": 0, "share": 0.75 }, { "backend": 1, "share": 0.25, "reason": "backend-invalid" },
+            { "backend": 0, "share": 0.75 },
+            { "backend": 1, "share": 0.25, "reason": "backend-invalid" },
         ] }),
     );
     let expected = "\
@@ -224,7 +240,10 @@ The others, in order of precedence:
     );
 
     // And what begins with no ClientHello, be it a request.
-    let no_hello = || json!({ "verdict": "unmet", "part": "client-hello", "wanted": "a.example", "has": null });
+    let no_hello = || {
+        let wanted = "a.example";
+        json!({ "verdict": "unmet", "part": "client-hello", "wanted": wanted, "has": null })
+    };
     let answer = tls_routes(
         [no_hello(), no_hello(), no_hello()],
         json!({ "forwarded": false, "reason": "no-client-hello" }),
@@ -261,7 +280,8 @@ fn a_port_without_routes_for_connections_is_told_with_what_it_carries() {
             "client_namespace": "shop", "target": "service",
             "service": { "namespace": "shop", "name": "web", "port": 80, "protocol": protocol },
             "routes": [{ "kind": "HTTPRoute", "name": "shop/split" }],
-            "rules": rules, "matches": [{ "rule": 0, "matches": "everything", "verdict": "takes" }], "outcome": outcome,
+            "rules": rules, "matches": [{ "rule": 0, "matches": "everything", "verdict": "takes" }],
+            "outcome": outcome,
         });
         of_connection(Scheme::Tls, Some("web"), &answer)
     };

@@ -1,4 +1,5 @@
-//! The answer for people: what takes the request, what becomes of it, and what speaks against the others.
+//! The answer for people: what takes the request, what becomes of it, and what speaks against the
+//! others.
 
 use std::io::{self, Write};
 
@@ -23,7 +24,8 @@ pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
     for rejected in &answer.rejected {
         writeln!(
             to,
-            "  note: the sidecar has rejected {}, and keeps its last good version if it has one: {}",
+            "  note: the sidecar has rejected {}, and keeps its last good version if it has one: \
+             {}",
             rejected.name, rejected.reason
         )?;
     }
@@ -41,8 +43,8 @@ pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
                 (true, "service") if report.method.is_none() && !answer.routes.is_empty() => {
                     writeln!(
                         to,
-                        "no route for connections is in force for it: what does not begin with HTTP goes to its own pods, whatever \
-                         HTTP routes say"
+                        "no route for connections is in force for it: what does not begin with \
+                         HTTP goes to its own pods, whatever HTTP routes say"
                     )?;
                 }
                 (true, "service") => {
@@ -92,7 +94,8 @@ fn target(destination: &str, answer: &Answer) -> String {
         ),
         ("passthrough", _) => format!("{destination} is none of the mesh's"),
         _ => format!(
-            "{destination} is not known to the sidecar yet: the controller has said nothing about it"
+            "{destination} is not known to the sidecar yet: the controller has said nothing about \
+             it"
         ),
     }
 }
@@ -122,7 +125,8 @@ fn untaken(report: &Report, outcome: &Outcome) -> String {
                 None => "the sidecar ends the connection".to_owned(),
             };
             format!(
-                "it is no HTTP, which the port is declared to carry: {ended} (ask with http:// what becomes of requests)"
+                "it is no HTTP, which the port is declared to carry: {ended} (ask with http:// \
+                 what becomes of requests)"
             )
         }
         (_, Some(reason)) => {

@@ -153,7 +153,11 @@ fn another_namespace_s_backend_needs_a_grant() {
     assert!(invalid(&catalog, name).starts_with("RefNotPermitted: "));
     let grant = |to: &str| {
         format!(
-            "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{ name: g, namespace: other }}\nspec: {{ from: [{{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop }}], to: [{{ group: \"\", kind: Service{to} }}] }}\n"
+            "apiVersion: gateway.networking.k8s.io/v1beta1\n\
+             kind: ReferenceGrant\n\
+             metadata: {{ name: g, namespace: other }}\n\
+             spec: {{ from: [{{ group: gateway.networking.k8s.io, kind: HTTPRoute, \
+             namespace: shop }}], to: [{{ group: \"\", kind: Service{to} }}] }}\n"
         )
     };
     let changed = apply(&mut catalog, &grant(""));
@@ -196,7 +200,11 @@ fn routes_of_an_opaque_port_are_none() {
 #[test]
 fn a_retry_budget_is_that_of_the_policy_for_the_service() {
     let mut catalog = shop();
-    let policy = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: { name: p, namespace: shop }\nspec: { targetRefs: [{ group: \"\", kind: Service, name: web }], retryConstraint: { budget: { percent: 50 } } }\n";
+    let policy = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\n\
+        kind: XBackendTrafficPolicy\n\
+        metadata: { name: p, namespace: shop }\n\
+        spec: { targetRefs: [{ group: \"\", kind: Service, name: web }], \
+        retryConstraint: { budget: { percent: 50 } } }\n";
     let changed = apply(&mut catalog, policy);
     assert!(changed.contains(&Changed::Resource("service/*/shop/web/80".parse().unwrap())));
     let budget = |catalog: &Catalog| {

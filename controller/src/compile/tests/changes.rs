@@ -46,7 +46,8 @@ fn route_of_service(i: usize, weight: u32) -> String {
         "shop",
         &format!("r{i}"),
         &format!(
-            "parentRefs: [{{ group: \"\", kind: Service, name: w{i} }}], rules: [{{ backendRefs: [{{ name: w{i}, port: 80, weight: {weight} }}] }}]"
+            "parentRefs: [{{ group: \"\", kind: Service, name: w{i} }}], rules: [{{ backendRefs: \
+             [{{ name: w{i}, port: 80, weight: {weight} }}] }}]"
         ),
     )
 }
@@ -193,13 +194,29 @@ pub fn manifests() -> Vec<String> {
     }
     let namespace = |annotations: &str| {
         format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: shop, annotations: {{ {annotations} }} }}\n"
+            "apiVersion: v1\n\
+             kind: Namespace\n\
+             metadata: {{ name: shop, annotations: {{ {annotations} }} }}\n"
         )
     };
     all.push(namespace("naru.dev/mtls: strict"));
     all.push(namespace("naru.dev/opaque-ports: \"80,8080\""));
-    all.push("apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: { name: p, namespace: shop }\nspec: { targetRefs: [{ group: \"\", kind: Service, name: w0 }], retryConstraint: { budget: { percent: 50 } } }\n".into());
-    all.push("apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: { name: g, namespace: other }\nspec: { from: [{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop }], to: [{ group: \"\", kind: Service }] }\n".into());
+    all.push(
+        "apiVersion: gateway.networking.x-k8s.io/v1alpha1\n\
+        kind: XBackendTrafficPolicy\n\
+        metadata: { name: p, namespace: shop }\n\
+        spec: { targetRefs: [{ group: \"\", kind: Service, name: w0 }], \
+        retryConstraint: { budget: { percent: 50 } } }\n"
+            .into(),
+    );
+    all.push(
+        "apiVersion: gateway.networking.k8s.io/v1\n\
+        kind: ReferenceGrant\n\
+        metadata: { name: g, namespace: other }\n\
+        spec: { from: [{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop }], \
+        to: [{ group: \"\", kind: Service }] }\n"
+            .into(),
+    );
     all
 }
 
@@ -287,7 +304,8 @@ proptest! {
                 let before = versions.insert(i, now).unwrap_or(now);
                 prop_assert!(
                     now == before || is_named(&changed, viewer, name),
-                    "{} changed unnamed by {} of:\n{}", name, if gone { "deletion" } else { "application" }, manifest
+                    "{} changed unnamed by {} of:\n{}",
+                    name, if gone { "deletion" } else { "application" }, manifest
                 );
             }
         }

@@ -46,7 +46,8 @@ fn refs(catalog: &Catalog, name: &str) -> (bool, &'static str, bool, &'static st
 #[test]
 fn mirrors_of_a_rule_and_of_a_backend_are_resolved_and_needed() {
     let spec = format!(
-        "{PARENT}, rules: [{{ filters: [{}, {}], backendRefs: [{{ name: web, port: 80, filters: [{}] }}] }}]",
+        "{PARENT}, rules: [{{ filters: [{}, {}], backendRefs: [{{ name: web, port: 80, filters: \
+         [{}] }}] }}]",
         mirroring("name: shadow, port: 80"),
         mirroring("name: web, port: 80"),
         mirroring("name: shadow, port: 80"),
@@ -119,7 +120,11 @@ fn a_mirror_comes_with_its_service_or_its_grant() {
     );
     assert!(has(&changed, "http-route/shop/late"));
     assert_eq!(mirrors(&catalog, "http-route/shop/late").0.len(), 1);
-    let grant = "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: { name: g, namespace: other }\nspec: { from: [{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop }], to: [{ group: \"\", kind: Service }] }\n";
+    let grant = "apiVersion: gateway.networking.k8s.io/v1\n\
+        kind: ReferenceGrant\n\
+        metadata: { name: g, namespace: other }\n\
+        spec: { from: [{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop }], \
+        to: [{ group: \"\", kind: Service }] }\n";
     let changed = apply(&mut catalog, grant);
     assert!(has(&changed, "http-route/shop/far"));
     assert_eq!(
@@ -146,12 +151,14 @@ fn a_grpc_route_mirrors_too() {
 fn a_route_that_comes_to_ask_for_what_we_can_not_do_is_taken_out_of_force() {
     let backend = |filters: &str| {
         format!(
-            "{PARENT}, rules: [{{ backendRefs: [{{ name: web, port: 80, filters: [{filters}] }}] }}]"
+            "{PARENT}, rules: [{{ backendRefs: [{{ name: web, port: 80, filters: [{filters}] }}] \
+             }}]"
         )
     };
     let rule = |filters: &str| {
         format!(
-            "{PARENT}, rules: [{{ filters: [{filters}], backendRefs: [{{ name: web, port: 80 }}] }}]"
+            "{PARENT}, rules: [{{ filters: [{filters}], backendRefs: [{{ name: web, port: 80 }}] \
+             }}]"
         )
     };
     let extension = "{ type: ExtensionRef, extensionRef: { group: x.example, kind: X, name: x } }";

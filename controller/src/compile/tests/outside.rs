@@ -14,7 +14,8 @@ fn outside(name: &str, ip: &str, spec: &str, ports: &str) -> String {
     service("shop", name, ip, ports).replace("spec: {", &format!("spec: {{ {spec},"))
 }
 
-const BALANCED: &str = "status: { loadBalancer: { ingress: [{ ip: 192.0.2.7, ipMode: VIP }, { ip: 192.0.2.8, ipMode: Proxy }, { hostname: a.example }, { ip: 192.0.2.9 }] } }\n";
+const BALANCED: &str = "status: { loadBalancer: { ingress: [{ ip: 192.0.2.7, ipMode: VIP }, \
+    { ip: 192.0.2.8, ipMode: Proxy }, { hostname: a.example }, { ip: 192.0.2.9 }] } }\n";
 
 #[test]
 fn external_addresses_and_those_of_load_balancers_are_the_service() {

@@ -32,7 +32,9 @@ fn ports(catalog: &Catalog) -> Vec<(u32, Protocol)> {
 
 fn namespace(annotations: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: shop, annotations: {{ {annotations} }} }}\n"
+        "apiVersion: v1\n\
+         kind: Namespace\n\
+         metadata: {{ name: shop, annotations: {{ {annotations} }} }}\n"
     )
 }
 

@@ -24,7 +24,8 @@ fn names(taken: &[(RouteName, Option<RouteStatus>)]) -> Vec<String> {
 /// Route `i` of those that share the Service `web`.
 fn sharing(i: usize, backend: &str) -> String {
     let spec = format!(
-        "parentRefs: [{{ group: \"\", kind: Service, name: web }}], rules: [{{ backendRefs: [{{ name: {backend}, port: 80 }}] }}]"
+        "parentRefs: [{{ group: \"\", kind: Service, name: web }}], rules: [{{ backendRefs: [{{ \
+         name: {backend}, port: 80 }}] }}]"
     );
     route("shop", &format!("r{i}"), &spec)
 }

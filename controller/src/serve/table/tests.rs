@@ -12,7 +12,7 @@ struct World {
     asked: RefCell<HashMap<ResourceName, usize>>,
 }
 
-impl Source for World {
+impl Compile for World {
     fn compile(&self, name: &ResourceName) -> Option<Arc<Compiled>> {
         *self.asked.borrow_mut().entry(name.clone()).or_default() += 1;
         self.resources.get(name).cloned()
@@ -114,7 +114,7 @@ fn changed(names: &[ResourceName]) -> HashMap<ResourceName, Instant> {
 fn table(world: &World, services: &[u8]) -> Table {
     let mut table = Table::new([]);
     table.subscribe(services.iter().copied().map(address));
-    table.close(world);
+    table.resolve_closure(world);
     table
 }
 
@@ -163,7 +163,7 @@ fn what_the_proxy_holds_is_not_sent_and_what_it_needs_no_more_is_removed() {
     let held = [(endpoints(1), 1), (service(1), 7), (endpoints(2), 1)];
     let mut table = Table::new(held);
     table.subscribe([address(1)]);
-    table.close(&world);
+    table.resolve_closure(&world);
     let sent = settle(&mut table);
     assert!(!sent.contains(&"endpoints/n/s1/80".to_owned()));
     assert!(sent.contains(&"service/c/n/s1/80".to_owned()));
@@ -325,7 +325,7 @@ fn much_is_sent_in_several_pushes_and_removals_come_last() {
     }
     let mut table = Table::new([(route(99), 1)]);
     table.subscribe((1..=9).map(address));
-    table.close(&world);
+    table.resolve_closure(&world);
     let mut pushes = Vec::new();
     while let Some(built) = table.next_push() {
         assert!(built.push.encoded_len() < PUSH_BYTES + 2 * 1024 * 1024);
@@ -407,11 +407,11 @@ proptest! {
             match step {
                 Step::Subscribe(last) => {
                     table.subscribe([address(last)]);
-                    table.close(&world);
+                    table.resolve_closure(&world);
                 }
                 Step::Unsubscribe(last) => {
                     table.unsubscribe([address(last)]);
-                    table.close(&world);
+                    table.resolve_closure(&world);
                 }
                 Step::Pods(last, count) => {
                     version += 1;

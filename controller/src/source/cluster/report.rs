@@ -1,5 +1,5 @@
-//! Tells people of objects that can't be used as they are: in the log, and by an Event on the object, where `kubectl
-//! describe` shows it.
+//! Tells people of objects that can't be used as they are: in the log, and by an Event on the
+//! object, where `kubectl describe` shows it.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::served::Served;
-use crate::source::problem::Invalid;
+use crate::source::parse::problem::Invalid;
 
 /// Events that wait to be written. More are left out: the log has them.
 const MAX_WAITING: usize = 256;

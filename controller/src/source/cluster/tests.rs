@@ -5,7 +5,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::compile::{Catalog, CatalogOptions};
-use crate::fake_api::FakeApi;
+use crate::kubernetes::fake_api::FakeApi;
 use crate::source::Object;
 
 const NAMESPACES: &str = "/api/v1/namespaces";
@@ -93,7 +93,8 @@ fn short(event: &Event) -> String {
 fn service(name: &str, port: u16) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
-        "metadata": {"namespace": "shop", "name": name, "uid": "u", "managedFields": [{"manager": "m"}]},
+        "metadata": {"namespace": "shop", "name": name, "uid": "u",
+            "managedFields": [{"manager": "m"}]},
         "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": port}]},
     })
 }
@@ -122,7 +123,8 @@ async fn what_there_is_comes_first_and_then_what_happens() {
     let grant = json!({
         "metadata": {"namespace": "shop", "name": "all"},
         "spec": {
-            "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "other"}],
+            "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute",
+                    "namespace": "other"}],
             "to": [{"group": "", "kind": "Service"}],
         },
     });

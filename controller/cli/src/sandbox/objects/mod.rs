@@ -1,0 +1,28 @@
+//! What the manifests ask for, and what it comes to as Kubernetes' objects. In: files. Out:
+//! Services, workloads and pods, without a word of how they are run.
+//!
+//! # Floors
+//!
+//! ```text
+//! manifest           the directory of manifests
+//! services           addresses, and pods behind them
+//! pod                one pod of a workload
+//! workload           which pods there ought to be
+//! template names     what every pod of a workload is, and how it is called
+//! ```
+
+pub mod manifest;
+pub mod names;
+mod pod;
+mod services;
+mod template;
+mod workload;
+
+pub use manifest::Objects;
+pub use pod::Pod;
+pub use services::{ClusterIps, Member, Service};
+pub use template::{Action, Container, Facts, PROXY_UID, Probe};
+pub use workload::{Desired, Existing, Kind, next_steps};
+
+#[cfg(test)]
+pub use pod::tests::pod as example_pod;

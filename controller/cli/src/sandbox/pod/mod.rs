@@ -1,0 +1,26 @@
+//! A pod's life: its namespaces and files, its sidecar and its containers. In: a [`Pod`] and what
+//! it needs from the node ([`Kubelet`]). Out: [`Event`]s.
+//!
+//! # Floors
+//!
+//! ```text
+//! life               from the first process to the last
+//! sidecar            redirect rules, and the sidecar
+//! supervise          one container: started, restarted, stopped
+//! files probe        what a container sees, and how it is asked how it is
+//! backoff kubelet
+//! ```
+//!
+//! [`Pod`]: super::objects::Pod
+
+mod backoff;
+mod files;
+mod kubelet;
+mod life;
+mod probe;
+mod sidecar;
+mod supervise;
+
+pub use kubelet::{Event, Kubelet, Status};
+pub use life::live;
+pub use sidecar::PROXY_ADMIN_PORT;

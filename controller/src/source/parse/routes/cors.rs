@@ -1,0 +1,109 @@
+//! The CORS filter of an HTTPRoute, checked as the CRD would, and reduced.
+
+use std::sync::LazyLock;
+
+use naru_contract::Cors;
+use regex::Regex;
+
+use super::checks::{Failure, METHODS, at_most, header_name};
+use crate::source::parse::gateway;
+use crate::source::parse::problem::Invalid;
+
+const MAX_ORIGINS: usize = 64;
+const MAX_ORIGIN: usize = 253;
+const MAX_METHODS: usize = 9;
+const MAX_HEADERS: usize = 64;
+/// How long a browser may keep an answer where the filter does not say, in seconds.
+const DEFAULT_MAX_AGE: i64 = 5;
+/// Stands for everything.
+const ANY: &str = "*";
+
+/// As the CRD has it.
+static ORIGIN: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(
+        r"(^\*$)|(^(http(s)?):\/\/(((\*\.)?([a-zA-Z0-9\-]+\.)*[a-zA-Z0-9-]+|\*)(:([0-9]{1,5}))?)$)",
+    )
+    .expect("a constant pattern")
+});
+
+pub fn cors(field: &str, given: gateway::Cors) -> Result<Cors, Failure> {
+    let origins = format!("{field}.allowOrigins");
+    set(&origins, &given.allow_origins, MAX_ORIGINS, true)?;
+    for (i, origin) in given.allow_origins.iter().enumerate() {
+        if origin.len() > MAX_ORIGIN || !ORIGIN.is_match(origin) || !has_port(origin) {
+            return Err(Invalid::new(
+                format!("{origins}[{i}]"),
+                format!(
+                    "{origin:?} is neither * nor an origin, as https://example.com, \
+                     http://example.com:8080 or https://*.example.com"
+                ),
+            )
+            .into());
+        }
+    }
+    let methods = format!("{field}.allowMethods");
+    set(&methods, &given.allow_methods, MAX_METHODS, true)?;
+    for (i, method) in given.allow_methods.iter().enumerate() {
+        if method != ANY && !METHODS.contains(&method.as_str()) {
+            return Err(Invalid::new(
+                format!("{methods}[{i}]"),
+                format!("{method:?} is none of {}, {ANY}", METHODS.join(", ")),
+            )
+            .into());
+        }
+    }
+    // Of the headers that are exposed the CRD lets a * stand beside others.
+    for (name, headers, alone) in [
+        ("allowHeaders", &given.allow_headers, true),
+        ("exposeHeaders", &given.expose_headers, false),
+    ] {
+        let field = format!("{field}.{name}");
+        set(&field, headers, MAX_HEADERS, alone)?;
+        for (i, header) in headers.iter().enumerate() {
+            header_name(&format!("{field}[{i}]"), header)?;
+        }
+    }
+    let max_age = given.max_age.unwrap_or(DEFAULT_MAX_AGE);
+    let max_age_seconds = (i32::try_from(max_age).ok())
+        .filter(|seconds| *seconds >= 1)
+        .and_then(|seconds| u32::try_from(seconds).ok())
+        .ok_or_else(|| {
+            Invalid::new(
+                format!("{field}.maxAge"),
+                format!("{max_age} is not 1 to {} seconds", i32::MAX),
+            )
+        })?;
+    Ok(Cors {
+        allow_origins: given.allow_origins,
+        allow_credentials: given.allow_credentials.unwrap_or_default(),
+        allow_methods: given.allow_methods,
+        allow_headers: given.allow_headers,
+        expose_headers: given.expose_headers,
+        max_age_seconds,
+    })
+}
+
+/// Each is there once. `alone`: if one of them is `*`, nothing else is.
+fn set(field: &str, all: &[String], most: usize, alone: bool) -> Result<(), Invalid> {
+    at_most(field, all.len(), most)?;
+    if let Some((i, again)) = (all.iter().enumerate()).find(|(i, one)| all[..*i].contains(one)) {
+        return Err(Invalid::new(
+            format!("{field}[{i}]"),
+            format!("{again:?} is there twice"),
+        ));
+    }
+    if alone && all.len() > 1 && all.iter().any(|one| one == ANY) {
+        return Err(Invalid::new(field, "a * stands alone"));
+    }
+    Ok(())
+}
+
+/// Whether the port, if there is one, is one.
+fn has_port(origin: &str) -> bool {
+    match origin.rsplit_once(':') {
+        Some((_, port)) if port.bytes().all(|b| b.is_ascii_digit()) => {
+            port.parse::<u16>().is_ok_and(|port| port > 0)
+        }
+        _ => true,
+    }
+}

@@ -1,0 +1,23 @@
+//! Routes of all kinds, in the words of an HTTPRoute. In: a route as it is written. Out: what
+//! routing tables are made from, or why the API server would not have it.
+//!
+//! # Floors
+//!
+//! ```text
+//! grpc opaque        in the words of an HTTPRoute
+//! http               rules, matches, backends
+//! filters
+//! cors
+//! checks             what all of them are held to
+//! ```
+
+mod checks;
+mod cors;
+mod filters;
+mod grpc;
+mod http;
+mod opaque;
+
+pub use grpc::grpc_route;
+pub use http::http_route;
+pub use opaque::{tcp_route, tls_route};

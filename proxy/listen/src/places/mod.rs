@@ -1,0 +1,410 @@
+//! Places for the connections of a listener, shared out by where they come from.
+//!
+//! ```text
+//! enter ─▶ waiting ──take──▶ taken ──prove──▶ proven
+//!            │  ▲───wait──────┘
+//!            └─▶ evicted, when others need the room
+//! ```
+//!
+//! A connection that waits (for its first bytes, for its next request) costs a descriptor and
+//! little else, and may be evicted: the oldest of the source that has the most. One that is being
+//! served never is. A source is an IP address.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+/// How long a machine counts as exhausted after a connection that could not be accepted.
+const EXHAUSTED: Duration = Duration::from_secs(5);
+
+/// How many connections of each kind a listener has.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections that wait.
+    pub waiting: usize,
+    /// Connections of one source that wait.
+    pub waiting_of_source: usize,
+    /// Connections that are served and have proved no identity.
+    pub taken: usize,
+    /// Connections of one source that are served and have proved no identity.
+    pub taken_of_source: usize,
+    /// How many more than `taken` there may be where a source has no other.
+    pub spare: usize,
+    /// Connections that are served, those that have proved an identity included.
+    pub all: usize,
+    /// Connections of one source that are served.
+    pub of_source: usize,
+}
+
+/// Which bound a connection met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// It waited, and others needed the room.
+    Waiting,
+    /// Its source has enough.
+    Source,
+    /// It has proved no identity, and the rest is kept for those that do.
+    Unproven,
+    /// There is no room at all.
+    All,
+    /// It waited too long for its turn at work that the machine has no time for.
+    Turn,
+}
+
+impl Limit {
+    pub const ALL: [Self; 5] = [
+        Self::Waiting,
+        Self::Source,
+        Self::Unproven,
+        Self::All,
+        Self::Turn,
+    ];
+
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Source => "source",
+            Self::Unproven => "unproven",
+            Self::All => "all",
+            Self::Turn => "turn",
+        }
+    }
+}
+
+/// The places of one listener. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Places {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    bounds: Bounds,
+    table: Mutex<Table>,
+    refused: [AtomicU64; Limit::ALL.len()],
+    /// When a connection could last not be accepted for want of descriptors or memory.
+    exhausted: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    sources: HashMap<IpAddr, Source>,
+    waiting: usize,
+    taken: usize,
+    proven: usize,
+    /// Of the next connection that waits.
+    number: u64,
+}
+
+#[derive(Debug, Default)]
+struct Source {
+    /// By when they began to wait.
+    waiting: BTreeMap<u64, Arc<Entry>>,
+    taken: usize,
+    proven: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Changed under the table's lock only.
+    standing: Mutex<Standing>,
+    evicted: Notify,
+    /// What is aborted when the connection is evicted.
+    task: Mutex<Option<AbortHandle>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// With its number.
+    Waiting(u64),
+    Taken,
+    Proven,
+    Evicted,
+}
+
+/// Ends a connection that is evicted by ending its task.
+#[derive(Debug)]
+pub struct Eviction(Arc<Entry>);
+
+impl Eviction {
+    /// `task` carries the connection.
+    pub fn ends(self, task: AbortHandle) {
+        // Before the standing is looked at: an eviction from now on finds it.
+        *self.0.task() = Some(task.clone());
+        if self.0.standing() == Standing::Evicted {
+            task.abort();
+        }
+    }
+}
+
+/// The place of one connection, free again when this is dropped.
+#[derive(Debug)]
+pub struct Place {
+    inner: Arc<Inner>,
+    source: IpAddr,
+    entry: Arc<Entry>,
+}
+
+impl Places {
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                bounds,
+                table: Mutex::default(),
+                refused: Default::default(),
+                exhausted: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Lets a new connection wait. Where there are too many, another one that waits is evicted for
+    /// it.
+    pub fn enter(&self, source: IpAddr) -> Place {
+        let source = source.to_canonical();
+        let entry = Arc::new(Entry {
+            standing: Mutex::new(Standing::Evicted),
+            evicted: Notify::new(),
+            task: Mutex::default(),
+        });
+        self.inner.let_wait(&mut self.inner.table(), source, &entry);
+        Place {
+            inner: self.inner.clone(),
+            source,
+            entry,
+        }
+    }
+
+    /// A connection could not be accepted: the machine has no room. One that waits is evicted, if
+    /// any does.
+    pub fn exhausted(&self) {
+        *self.inner.last_exhausted() = Some(Instant::now());
+        let mut table = self.inner.table();
+        let source = table.source_with_most_waiting();
+        self.inner.evict(&mut table, source);
+    }
+
+    /// Whether there is no room for another connection to be served, wherever it comes from.
+    pub fn is_full(&self) -> bool {
+        let last = *self.inner.last_exhausted();
+        if last.is_some_and(|at| at.elapsed() < EXHAUSTED) {
+            return true;
+        }
+        let table = self.inner.table();
+        table.taken + table.proven >= self.inner.bounds.all
+    }
+
+    /// How many connections met a limit.
+    pub fn refused(&self, limit: Limit) -> u64 {
+        self.inner.refused[limit as usize].load(Relaxed)
+    }
+}
+
+impl Inner {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_exhausted(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.exhausted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, limit: Limit) {
+        self.refused[limit as usize].fetch_add(1, Relaxed);
+    }
+
+    fn let_wait(&self, table: &mut Table, source: IpAddr, entry: &Arc<Entry>) {
+        let of_source = table.sources.get(&source).map_or(0, |s| s.waiting.len());
+        if of_source >= self.bounds.waiting_of_source {
+            self.evict(table, Some(source));
+        } else if table.waiting >= self.bounds.waiting {
+            let most = table.source_with_most_waiting();
+            self.evict(table, most);
+        }
+        let number = table.number;
+        table.number += 1;
+        table.waiting += 1;
+        let waiting = &mut table.sources.entry(source).or_default().waiting;
+        waiting.insert(number, entry.clone());
+        entry.set(Standing::Waiting(number));
+    }
+
+    /// Evicts the connection of a source that has waited longest.
+    fn evict(&self, table: &mut Table, source: Option<IpAddr>) {
+        let Some(address) = source else { return };
+        let Some(source) = table.sources.get_mut(&address) else {
+            return;
+        };
+        if let Some((_, oldest)) = source.waiting.pop_first() {
+            table.waiting -= 1;
+            oldest.set(Standing::Evicted);
+            oldest.evicted.notify_one();
+            if let Some(task) = &*oldest.task() {
+                task.abort();
+            }
+            self.count(Limit::Waiting);
+        }
+        table.forget_if_empty(address);
+    }
+
+    /// Which bound keeps another connection of a source from being served.
+    fn bound(&self, table: &Table, source: IpAddr, proven: bool) -> Option<Limit> {
+        let bounds = &self.bounds;
+        let source = table.sources.get(&source);
+        let (taken, of_proven) = source.map_or((0, 0), |source| (source.taken, source.proven));
+        let served = taken + of_proven;
+        let spare = if served == 0 { bounds.spare } else { 0 };
+        if served >= bounds.of_source || !proven && taken >= bounds.taken_of_source {
+            Some(Limit::Source)
+        } else if !proven && table.taken >= bounds.taken + spare {
+            Some(Limit::Unproven)
+        } else if table.taken + table.proven >= bounds.all + spare {
+            Some(Limit::All)
+        } else {
+            None
+        }
+    }
+}
+
+impl Table {
+    fn source_with_most_waiting(&self) -> Option<IpAddr> {
+        let sources = self.sources.iter();
+        let most = sources.max_by_key(|(_, source)| source.waiting.len());
+        most.map(|(address, _)| *address)
+    }
+
+    fn forget_if_empty(&mut self, address: IpAddr) {
+        let is_empty =
+            |source: &Source| source.waiting.is_empty() && source.taken + source.proven == 0;
+        if self.sources.get(&address).is_some_and(is_empty) {
+            self.sources.remove(&address);
+        }
+    }
+
+    /// Takes a connection out of what it is counted under.
+    fn remove(&mut self, address: IpAddr, standing: Standing) {
+        let source = self.sources.entry(address).or_default();
+        match standing {
+            Standing::Waiting(number) => {
+                source.waiting.remove(&number);
+                self.waiting -= 1;
+            }
+            Standing::Taken => {
+                source.taken -= 1;
+                self.taken -= 1;
+            }
+            Standing::Proven => {
+                source.proven -= 1;
+                self.proven -= 1;
+            }
+            Standing::Evicted => {}
+        }
+    }
+}
+
+impl Entry {
+    fn standing(&self) -> Standing {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn task(&self) -> MutexGuard<'_, Option<AbortHandle>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, standing: Standing) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+}
+
+impl Place {
+    /// The connection is going to be served: it is not evicted from now on.
+    pub fn take(&self) -> Result<(), Limit> {
+        self.serve(Standing::Taken)
+    }
+
+    /// The connection has proved an identity. What was taken before is given back.
+    pub fn prove(&self) -> Result<(), Limit> {
+        self.serve(Standing::Proven)
+    }
+
+    fn serve(&self, becomes: Standing) -> Result<(), Limit> {
+        let mut table = self.inner.table();
+        let standing = self.entry.standing();
+        match standing {
+            Standing::Evicted => return Err(Limit::Waiting),
+            Standing::Taken if becomes == Standing::Taken => return Ok(()),
+            Standing::Proven => return Ok(()),
+            Standing::Taken | Standing::Waiting(_) => {}
+        }
+        table.remove(self.source, standing);
+        let bound = (self.inner).bound(&table, self.source, becomes == Standing::Proven);
+        if let Some(limit) = bound {
+            self.inner.count(limit);
+            self.entry.set(Standing::Evicted);
+            table.forget_if_empty(self.source);
+            return Err(limit);
+        }
+        let source = table.sources.entry(self.source).or_default();
+        match becomes {
+            Standing::Proven => {
+                source.proven += 1;
+                table.proven += 1;
+            }
+            _ => {
+                source.taken += 1;
+                table.taken += 1;
+            }
+        }
+        self.entry.set(becomes);
+        Ok(())
+    }
+
+    /// The connection waits again, for its next request: it may be evicted.
+    pub fn wait(&self) {
+        let mut table = self.inner.table();
+        let standing = self.entry.standing();
+        if standing == Standing::Taken {
+            table.remove(self.source, standing);
+            (self.inner).let_wait(&mut table, self.source, &self.entry);
+        }
+    }
+
+    /// Returns when the connection has been evicted. For one caller.
+    pub fn evicted(&self) -> impl Future<Output = ()> + Send + 'static {
+        let entry = self.entry.clone();
+        async move { entry.evicted.notified().await }
+    }
+
+    /// For a connection whose task may end at any point for as long as it waits.
+    pub fn eviction(&self) -> Eviction {
+        Eviction(self.entry.clone())
+    }
+
+    /// Counts that the connection is refused for another bound than the listener's.
+    pub fn refuse(&self, limit: Limit) {
+        self.inner.count(limit);
+    }
+
+    /// Where the connection comes from.
+    pub fn source(&self) -> IpAddr {
+        self.source
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut table = self.inner.table();
+        table.remove(self.source, self.entry.standing());
+        table.forget_if_empty(self.source);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,235 @@
+//! Holds the modules of each crate to the order that its maps state, so that the code can be read
+//! from the top to the ground without a circle.
+//!
+//! A map stands in the header of the file that declares a folder's modules (`lib.rs`, `mod.rs`):
+//! under the heading `# Floors`, in a block of text. A line is a floor, the top one first, with the
+//! names of its modules; two spaces begin a remark.
+//!
+//! ```text
+//! admin               what people ask
+//! inbound outbound    where connections begin
+//! config              read once, at the start
+//! ```
+//!
+//! A module imports from the floors below its own, and from its own floor where that closes no
+//! circle. Two modules meet in the lowest folder that holds both, and the map of that folder
+//! decides. The folder's own file holds its vocabulary and its entry: it is on no floor, unless the
+//! map names it as `self`. What is under `#[cfg(test)]` imports what it likes.
+
+mod floors;
+mod source;
+
+use std::path::Path;
+
+use floors::{Floors, problems};
+use naru_tests::repository;
+use source::Crate;
+
+/// Which folders of a crate have to have a map.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Maps {
+    /// Each that holds two modules or more.
+    Everywhere,
+    /// None; those that there are hold.
+    WhereWritten,
+}
+
+const CRATES: [(&str, Maps); 5] = [
+    ("controller/src/lib.rs", Maps::Everywhere),
+    ("controller/contract/src/lib.rs", Maps::Everywhere),
+    ("controller/cli/src/main.rs", Maps::Everywhere),
+    ("proxy/listen/src/lib.rs", Maps::Everywhere),
+    ("proxy/src/lib.rs", Maps::WhereWritten),
+];
+
+#[test]
+fn modules_import_from_the_floors_below_their_own() {
+    let mut found = Vec::new();
+    for (root, maps) in CRATES {
+        let read = |file: &Path| std::fs::read_to_string(repository().join(file)).ok();
+        let modules = Crate::read(Path::new(root), &read);
+        assert!(modules.len() > 1, "{root} declares no modules");
+        found.extend(problems(&modules, maps == Maps::Everywhere));
+    }
+    assert!(
+        found.is_empty(),
+        "{} of the modules' imports do not follow the maps of floors:\n\n{}\n",
+        found.len(),
+        found.join("\n\n")
+    );
+}
+
+/// What is wrong with a crate of these files, of which the first is its root.
+fn problems_of(files: &[(&str, &str)]) -> Vec<String> {
+    let read = |file: &Path| {
+        let found = files.iter().find(|(name, _)| Path::new(name) == file);
+        found.map(|(_, text)| (*text).to_owned())
+    };
+    problems(&Crate::read(Path::new(files[0].0), &read), true)
+}
+
+/// The root of a crate with the modules `a` and `b`.
+fn root(floors: &str) -> String {
+    format!("//! A crate.\n//!\n//! # Floors\n//!\n//! ```text\n{floors}//! ```\nmod a;\nmod b;\n")
+}
+
+const A_OVER_B: &str = "//! a    on top\n//! b\n";
+
+#[test]
+fn an_import_from_below_is_right_and_one_from_above_is_named_with_its_line() {
+    let root = root(A_OVER_B);
+    let right = [
+        ("lib.rs", root.as_str()),
+        ("a.rs", "use crate::b::B;"),
+        ("b.rs", ""),
+    ];
+    assert_eq!(problems_of(&right), [""; 0]);
+    let wrong = [
+        ("lib.rs", root.as_str()),
+        ("a.rs", ""),
+        ("b.rs", "\nuse super::a::{self, A};"),
+    ];
+    let found = problems_of(&wrong);
+    assert!(
+        found[0].starts_with("b.rs:2: `b` imports crate::a from a floor above"),
+        "{found:?}"
+    );
+    assert_eq!(found.len(), 1, "{found:?}");
+}
+
+#[test]
+fn paths_in_code_and_in_macros_are_imports_and_comments_are_not() {
+    let root = root(A_OVER_B);
+    let code = "fn f() -> u8 { println!(\"{}\", crate::a::f()); 1 }";
+    let found = problems_of(&[("lib.rs", &root), ("a.rs", ""), ("b.rs", code)]);
+    assert!(found[0].starts_with("b.rs:1:"), "{found:?}");
+    let said = "/// As [`crate::a::f`] does.\nfn f() { \"crate::a::f\"; /* crate::a */ }";
+    assert_eq!(
+        problems_of(&[("lib.rs", &root), ("a.rs", ""), ("b.rs", said)]),
+        [""; 0]
+    );
+}
+
+#[test]
+fn modules_of_one_floor_may_import_each_other_in_one_direction() {
+    let root = root("//! a b\n");
+    let one = [
+        ("lib.rs", root.as_str()),
+        ("a.rs", "use crate::b;"),
+        ("b.rs", ""),
+    ];
+    assert_eq!(problems_of(&one), [""; 0]);
+    let both = [
+        ("lib.rs", root.as_str()),
+        ("a.rs", "use crate::b;"),
+        ("b.rs", "use crate::a;"),
+    ];
+    let found = problems_of(&both);
+    assert!(found[0].contains("close a circle: a b"), "{found:?}");
+    assert!(
+        found[0].contains("a.rs:1: `a` imports crate::b"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn an_item_that_the_folder_hands_on_is_of_the_module_that_has_it() {
+    let handed_on = format!("{}pub use a::A;\npub struct Own;", root(A_OVER_B));
+    let wrong = [
+        ("lib.rs", handed_on.as_str()),
+        ("a.rs", ""),
+        ("b.rs", "use crate::{A, Own};"),
+    ];
+    let found = problems_of(&wrong);
+    assert!(found[0].contains("`b` imports crate::a"), "{found:?}");
+    assert_eq!(
+        found.len(),
+        1,
+        "the folder's own items are on no floor: {found:?}"
+    );
+    let globs = handed_on.replace("pub use a::A;", "pub use a::*;");
+    let wrong = [
+        ("lib.rs", globs.as_str()),
+        ("a.rs", "pub struct A;"),
+        ("b.rs", "use super::A;"),
+    ];
+    assert_eq!(problems_of(&wrong).len(), 1);
+}
+
+#[test]
+fn the_folders_own_file_is_on_a_floor_if_the_map_names_it() {
+    let root = root("//! self\n//! a b\n");
+    let found = problems_of(&[("lib.rs", &root), ("a.rs", "use crate::Own;"), ("b.rs", "")]);
+    assert!(
+        found[0].contains("`a` imports crate from a floor above"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn two_modules_meet_in_the_lowest_folder_that_holds_both() {
+    let root = root(A_OVER_B);
+    let inner = "//! # Floors\n//! ```text\n//! c\n//! d\n//! ```\nmod c;\nmod d;";
+    let files = |c, d| {
+        [
+            ("lib.rs", root.as_str()),
+            ("a/mod.rs", inner),
+            ("a/c.rs", c),
+            ("a/d.rs", d),
+            ("b.rs", ""),
+        ]
+    };
+    assert_eq!(
+        problems_of(&files("use super::d; use crate::b;", "use crate::b;")),
+        [""; 0]
+    );
+    let found = problems_of(&files("", "use crate::a::c;"));
+    assert!(
+        found[0].starts_with("a/d.rs:1: `d` imports crate::a::c"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn tests_import_what_they_like() {
+    let root = root(A_OVER_B);
+    let b = "#[cfg(test)] use crate::a::A; #[cfg(test)] mod tests { use crate::a; } \
+             #[cfg(test)] #[path = \"b_tests.rs\"] mod more;";
+    let more = "use crate::a;";
+    let files = [
+        ("lib.rs", root.as_str()),
+        ("a.rs", ""),
+        ("b.rs", b),
+        ("b_tests.rs", more),
+    ];
+    assert_eq!(problems_of(&files), [""; 0]);
+    let here = "#[cfg(not(test))] use crate::a::A;";
+    assert_eq!(
+        problems_of(&[("lib.rs", &root), ("a.rs", ""), ("b.rs", here)]).len(),
+        1
+    );
+}
+
+#[test]
+fn a_map_names_every_module_of_its_folder_once_and_no_other() {
+    let root = root("//! a a c\n");
+    let found = problems_of(&[("lib.rs", &root), ("a.rs", ""), ("b.rs", "")]).join("\n");
+    for said in [
+        "lib.rs: `a` stands on two floors",
+        "`b` is on no floor",
+        "no module `c`",
+    ] {
+        assert!(found.contains(said), "{found}");
+    }
+    let found = problems_of(&[("lib.rs", "mod a; mod b;"), ("a.rs", ""), ("b.rs", "")]);
+    assert!(found[0].contains("lib.rs: there is no map"), "{found:?}");
+}
+
+#[test]
+fn a_map_is_the_block_under_its_heading() {
+    let header = "//! ```text\n//! x y\n//! ```\n//! ## Floors\n//! Words.\n//! ```text\n\
+                  //! a b  words\n//!      more words\n//! c\n//! ```\nmod a;";
+    let floors = Floors::parse(header).expect("a map");
+    assert_eq!(floors.0, [vec!["a", "b"], vec!["c"]]);
+    assert!(Floors::parse("//! Words.\nmod a;").is_none());
+}
