@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::forwarded::AddressField;
 use crate::identity::SpiffeId;
+use crate::memory;
+use crate::observe::logging::{self, LogFormat};
 use crate::probe::Probes;
-use crate::{logging, memory};
+use crate::socket::{MappedListener, Ports};
 
 /// Most data workers. More threads than that are no sidecar any more, and each has pools of its own.
 const MAX_WORKERS: i64 = 64;
@@ -60,13 +61,6 @@ pub struct Config {
     pub memory_budget: Option<usize>,
 }
 
-/// The form of the program's own log, on standard error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
 /// What HTTP clients are seen as. Opaque connections always have their client's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ClientAddress {
@@ -77,11 +71,12 @@ pub enum ClientAddress {
     Hide,
 }
 
-/// A listener that stands for an original destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MappedListener {
-    pub listen: SocketAddr,
-    pub destination: SocketAddr,
+/// A field to which the client's address is appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AddressField {
+    #[value(name = "x-forwarded-for")]
+    XForwardedFor,
+    Forwarded,
 }
 
 /// Every bound of the data path. The defaults carry their reasons.
@@ -341,6 +336,18 @@ limit_args! {
     drain_timeout: Span, "NARU_DRAIN_TIMEOUT", "0s";
 }
 
+impl Config {
+    /// Where the data path listens.
+    pub fn ports(&self) -> Ports<'_> {
+        Ports {
+            outbound: self.outbound_port,
+            inbound: self.inbound_port,
+            map_outbound: &self.map_outbound,
+            map_inbound: &self.map_inbound,
+        }
+    }
+}
+
 impl From<RunArgs> for Config {
     fn from(args: RunArgs) -> Self {
         Self {
@@ -367,19 +374,6 @@ impl From<RunArgs> for Config {
             limits: args.limits.into(),
             memory_budget: args.memory_budget,
         }
-    }
-}
-
-impl FromStr for MappedListener {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not LISTEN=DESTINATION, as 127.0.0.1:8001=10.0.0.1:80");
-        let (listen, destination) = text.split_once('=').ok_or_else(wrong)?;
-        Ok(Self {
-            listen: listen.parse().map_err(|_| wrong())?,
-            destination: destination.parse().map_err(|_| wrong())?,
-        })
     }
 }
 

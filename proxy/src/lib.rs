@@ -76,53 +76,30 @@
 //! ([`forwarded`]).
 #![forbid(unsafe_code)]
 
-pub mod access_log;
 pub mod admin;
 pub mod balance;
 pub mod budget;
-pub mod buffered;
-pub mod bypass;
-pub mod client_address;
-pub mod cni;
 pub mod config;
 pub mod connection;
 pub mod control;
-pub mod deadlines;
-pub mod detect;
 pub mod drain;
-pub mod exchange;
-pub mod forwarded;
-pub mod http1;
-pub mod http2;
+pub mod http;
 pub mod identity;
 pub mod inbound;
-pub mod init;
-pub mod listening;
-pub mod logging;
-pub mod login;
 pub mod memory;
-pub mod metrics;
-pub mod mirror;
-pub mod mux;
+pub mod node;
+pub mod observe;
+pub mod opaque;
 pub mod outbound;
-pub mod pool;
-pub mod prefixed;
 pub mod probe;
-pub mod proxy_protocol;
-pub mod reader;
-pub mod reason;
-pub mod retry;
 pub mod route;
 pub mod session;
 pub mod socket;
-pub mod stream;
-pub mod strict;
 pub mod table;
-pub mod tcp;
 pub mod tls;
 pub mod upstream;
-pub mod validity;
-pub mod worker;
+pub mod wire;
+pub mod workers;
 
 #[cfg(test)]
 mod testing;

@@ -11,14 +11,15 @@ use naru_contract::ResourceName;
 use naru_controller::issuer::{Ca, InForce};
 use naru_controller::metrics::AuthorityState;
 use naru_proxy::balance::{self, AttemptOutcome, Load};
+use naru_proxy::balance::{Endpoint, EndpointSet, Peer, next_endpoint_id};
 use naru_proxy::budget::RetryBudget;
-use naru_proxy::metrics::{
-    Direction, HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome,
-    RenewalOutcome, RequestLabels, RetryOutcome, Shown, TcpLabels,
+use naru_proxy::observe::metrics::ServiceLabels;
+use naru_proxy::observe::metrics::{
+    HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome, RenewalOutcome,
+    RequestLabels, RetryOutcome, Shown, TcpLabels,
 };
-use naru_proxy::reason::Reason;
-use naru_proxy::route::ServiceLabels;
-use naru_proxy::table::{Endpoint, EndpointSet, Peer, next_endpoint_id};
+use naru_proxy::observe::reason::Reason;
+use naru_proxy::socket::Direction;
 use naru_tests::{programs, repository};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -102,7 +103,7 @@ fn families_of(exposed: &[u8]) -> BTreeSet<Family> {
 
 #[test]
 fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
-    let metrics = naru_proxy::metrics::Metrics::new("shop", "web-1");
+    let metrics = naru_proxy::observe::metrics::Metrics::new("shop", "web-1");
     metrics.watch_memory(naru_proxy::memory::Budget::new(1));
     metrics.app_shown(vec![("ipv4", Shown::Client)]);
     let service = ServiceLabels {
@@ -172,7 +173,7 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
 
 #[test]
 fn every_metric_of_the_cni_agent_is_in_the_readme_with_its_labels() {
-    let report = naru_proxy::cni::Report::new().expect("metrics");
+    let report = naru_proxy::node::cni::Report::new().expect("metrics");
     let known = families_of(report.render().expect("a rendering").as_bytes());
     assert_eq!(
         families_of_readme("Metrics of the CNI plugin's agent"),
@@ -246,11 +247,11 @@ fn flags_of_readme(heading: &str, with_env: bool) -> BTreeSet<Flag> {
 fn every_flag_of_the_proxy_and_the_controller_is_in_the_readme() {
     let run = flags_of::<naru_proxy::config::RunArgs>();
     assert_eq!(flags_of_readme("naru-proxy run", true), run);
-    let init = flags_of::<naru_proxy::init::InitArgs>();
+    let init = flags_of::<naru_proxy::node::redirect::InitArgs>();
     assert_eq!(flags_of_readme("naru-proxy init", true), init);
-    let wait = flags_of::<naru_proxy::probe::wait::WaitArgs>();
+    let wait = flags_of::<naru_proxy::admin::wait::WaitArgs>();
     assert_eq!(flags_of_readme("naru-proxy wait", false), wait);
-    let agent = flags_of::<naru_proxy::cni::agent::InstallArgs>();
+    let agent = flags_of::<naru_proxy::node::cni::agent::InstallArgs>();
     assert_eq!(flags_of_readme("naru-proxy cni-install", true), agent);
     let controller = flags_of::<naru_controller::config::Config>();
     assert_eq!(flags_of_readme("naru-controller run", true), controller);

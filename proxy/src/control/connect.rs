@@ -28,7 +28,8 @@ use tower::service_fn;
 
 use super::refusal::{Refused, Watched};
 use crate::config::Config;
-use crate::identity::{Certify, Identity, RenewError, TrustError, read_anchors};
+use crate::control::{Certify, RenewError};
+use crate::identity::{Identity, TrustError, read_anchors};
 
 /// How long resolving the controller's name may take.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -12,6 +12,7 @@
 mod backoff;
 mod connect;
 mod refusal;
+mod renew;
 mod sync;
 
 #[cfg(test)]
@@ -19,4 +20,5 @@ mod tests;
 
 pub use backoff::Backoff;
 pub use connect::{ConnectError, Controller};
+pub use renew::{Certify, RenewError, Renewal};
 pub use sync::Sync;

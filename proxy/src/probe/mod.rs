@@ -10,9 +10,8 @@
 //! the kubelet does and no more: nothing in a request chooses what is asked, and nothing of the app's answer but its status is told.
 
 mod grpc;
-mod http;
+pub(crate) mod http;
 mod tls;
-pub mod wait;
 
 use std::collections::HashMap;
 use std::io;

@@ -1,5 +1,8 @@
 //! Opening a connection to an endpoint: TCP, then TLS with the endpoint's identity pinned.
 
+pub mod client_address;
+pub mod mux;
+pub mod pool;
 pub mod share;
 pub mod streams;
 mod waiting;
@@ -15,15 +18,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::client_address::Source;
+use crate::balance::{Endpoint, Peer};
 use crate::identity::{Alpn, is_identity_mismatch};
-use crate::metrics::Direction;
-use crate::mux;
-use crate::reason::Reason;
+use crate::observe::reason::Reason;
+use crate::session::worker::Worker;
+use crate::socket::Direction;
 use crate::socket::{self, dial, dial_app};
-use crate::table::{Endpoint, Peer};
 use crate::tls;
-use crate::worker::Worker;
+use crate::upstream::client_address::Source;
 
 /// How long the app in this pod may take to accept a connection, if the connect time-out is no
 /// longer. Its kernel is this one, so it is there: it does not accept because it is paused or busy,
@@ -45,7 +47,7 @@ pub struct Caller {
     /// the pod itself. Shared with connections that wait in pools.
     pub source: Option<Arc<Source>>,
     /// The downstream HTTP/2 connection whose client has logged in on its connection
-    /// ([`crate::login`]). 0: there is no login.
+    /// ([`crate::http::login`]). 0: there is no login.
     pub login: u64,
 }
 

@@ -17,12 +17,12 @@ use tokio::time::{Instant, timeout};
 use super::share::Holder;
 use super::waiting::Waiting;
 use crate::balance::AttemptOutcome;
-use crate::metrics::{AppConnection, PoolProtocol, PoolState, StreamLimit};
-use crate::reason::Reason;
-use crate::retry::Failure;
-use crate::table::Endpoint;
+use crate::balance::Endpoint;
+use crate::http::retry::Failure;
+use crate::observe::metrics::{AppConnection, PoolProtocol, PoolState, StreamLimit};
+use crate::observe::reason::Reason;
+use crate::session::worker::Worker;
 use crate::upstream::{Caller, patience};
-use crate::worker::Worker;
 
 /// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer should allow.
 pub const MAX_STREAMS: usize = 100;

@@ -9,9 +9,10 @@ mod connection;
 mod question;
 mod request;
 
-use crate::reason::Reason;
-use crate::stream::client_hello::Hello;
-use crate::table::{Attached, Destination, Logical};
+use crate::observe::reason::Reason;
+use crate::route::Logical;
+use crate::route::opaque::client_hello::Hello;
+use crate::table::{Attached, Destination};
 use answer::{OutcomeAnswer, Rejected, Route, Service};
 
 pub use answer::Answer;

@@ -13,9 +13,11 @@ use naru_contract::{PathMatchKind, PathModifierKind};
 use rand::SeedableRng;
 
 use super::*;
+use crate::balance::EndpointSet;
 use crate::budget::RetryBudget;
-use crate::metrics::{Metrics, TcpLabels};
-use crate::table::{EndpointSet, Protocol};
+use crate::observe::metrics::ServiceLabels;
+use crate::observe::metrics::{Metrics, TcpLabels};
+use crate::route::Protocol;
 
 fn labels(port: u16) -> ServiceLabels {
     ServiceLabels {
@@ -98,7 +100,7 @@ fn logical(routes: Routes, port: u16) -> Logical {
         default_rule: Arc::new(default_rule(own, &metrics, &labels(port))),
         budget: Arc::new(RetryBudget::default()),
         tcp: metrics.tcp(TcpLabels {
-            direction: crate::metrics::Direction::Outbound,
+            direction: crate::socket::Direction::Outbound,
             client: "".into(),
             namespace: "shop".into(),
             service: "web".into(),
