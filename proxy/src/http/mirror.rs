@@ -15,11 +15,10 @@
 //! What a mirror's endpoint does counts for it as with any attempt (that a copy is broken off by us does not): an endpoint that fails
 //! copies fails others too, and one that was ejected could otherwise not come back where nothing but copies goes to it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -28,10 +27,9 @@ use tokio::time::timeout;
 use crate::balance::{self, InFlight};
 use crate::observe::metrics::MirrorOutcome;
 use crate::route::{Mirror, Rule};
+use crate::session::mirroring::{Mirroring, Running};
 use crate::session::worker::Worker;
 
-/// Copies that are under way on one worker. As many more would only wait for the same mirrors.
-const MAX_RUNNING: usize = 256;
 /// How much of one body waits for its mirror, in bytes: what a fast client sends while a connection is opened.
 const MAX_QUEUED: usize = 256 * 1024;
 /// The same for all copies of one worker, in bytes.
@@ -41,18 +39,8 @@ const MAX_PIECES: usize = 256;
 /// How much of a body is copied before the tasks of its copies get a turn, in bytes: otherwise a burst would fill a queue that its mirror
 /// was ready to empty.
 const TURN: usize = MAX_QUEUED / 4;
-/// How long a copy may take, from its start to the end of its response.
-const MAX_TIME: Duration = Duration::from_secs(15);
 /// How much of a mirror's response is read, in bytes, so that the mirror can finish in order.
 pub const MAX_DISCARDED: usize = 1024 * 1024;
-
-/// The copies of one worker.
-#[derive(Debug)]
-pub struct Mirroring {
-    running: Cell<usize>,
-    queued: Cell<usize>,
-    max_time: Duration,
-}
 
 /// Where a request body is copied to, as it comes by. Dropped before [`Self::end`], it breaks the copies off.
 #[derive(Debug, Default)]
@@ -93,9 +81,6 @@ enum End {
     Whole(Option<HeaderMap>),
     Broken(MirrorOutcome),
 }
-
-/// Counts a copy for as long as it is under way.
-struct Running(Rc<Mirroring>);
 
 /// Starts the copies of one request for `backend`. `send` carries one, and says how it ended.
 pub fn start<F>(
@@ -266,43 +251,5 @@ impl State {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
-    }
-}
-
-impl Default for Mirroring {
-    fn default() -> Self {
-        Self::within(MAX_TIME)
-    }
-}
-
-impl Mirroring {
-    /// `max_time`: how long a copy may take.
-    pub fn within(max_time: Duration) -> Self {
-        Self {
-            running: Cell::new(0),
-            queued: Cell::new(0),
-            max_time,
-        }
-    }
-
-    fn dequeued(&self, bytes: usize) {
-        self.queued.set(self.queued.get() - bytes);
-    }
-}
-
-impl Running {
-    fn new(mirroring: &Rc<Mirroring>) -> Option<Self> {
-        let running = mirroring.running.get();
-        (running < MAX_RUNNING).then(|| {
-            mirroring.running.set(running + 1);
-            Self(mirroring.clone())
-        })
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let running = &self.0.running;
-        running.set(running.get() - 1);
     }
 }

@@ -17,6 +17,7 @@ use crate::observe::metrics::{RequestMetrics, RetryOutcome};
 use crate::observe::reason::Reason;
 use crate::route::RetryPolicy;
 use crate::socket::Direction;
+use crate::upstream::streams::Refusal;
 
 /// The longest wait between two attempts that doubling leads to. A longer one only comes of a longer `backoff`.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -45,6 +46,16 @@ pub enum Failure {
     TimedOut,
     /// A response with this status came.
     Status(u16),
+}
+
+impl From<&Refusal> for Failure {
+    /// What it means for another attempt that there is no stream.
+    fn from(refusal: &Refusal) -> Self {
+        match refusal.reason {
+            Reason::Overload => Self::Full,
+            _ => Self::NeverSent,
+        }
+    }
 }
 
 /// Decides over the attempts of one request.

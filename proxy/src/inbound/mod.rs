@@ -25,11 +25,11 @@ use crate::session::worker::Worker;
 use crate::session::{Session, UNAUTHENTICATED};
 use crate::socket::Direction;
 use crate::table::Destination;
-use crate::upstream::mux;
 use crate::wire::buffered::Buffered;
 use crate::wire::detect::{Detected, detect};
 use crate::{opaque, socket, tls};
 
+pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -233,7 +233,7 @@ async fn serve_peer(
     let session = Session::inbound(worker, stranger.destination, name, address).expiring(left);
     let reset = match alpn {
         Alpn::Http1 => {
-            mux::serve(session, client).await;
+            streams::serve(session, client).await;
             None
         }
         Alpn::Http2 => {

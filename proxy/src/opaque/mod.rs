@@ -41,7 +41,7 @@ use crate::socket;
 use crate::socket::Direction;
 use crate::upstream::client_address::Source;
 use crate::upstream::pool;
-use crate::upstream::{self, Caller, ConnectError, Stream};
+use crate::upstream::{Caller, ConnectError, Stream};
 use crate::wire::buffered::{Buffered, Side};
 use crate::wire::detect::{self, Greeting};
 use framed::Framed;
@@ -113,8 +113,7 @@ async fn connect_app(
     source: Source,
 ) -> Result<(Buffered<Stream>, InFlight), Reason> {
     let backend = default_backend(logical)?;
-    let open =
-        async |endpoint: &Endpoint| upstream::connect(worker, endpoint, source, Alpn::Tcp).await;
+    let open = async |endpoint: &Endpoint| worker.dialer.connect(endpoint, source, Alpn::Tcp).await;
     let (stream, in_flight) = try_endpoints(worker, backend, open).await?;
     Ok((Buffered::new(stream), in_flight))
 }
@@ -148,20 +147,18 @@ async fn open(
     pooled: Pooled,
 ) -> Result<Link, ConnectError> {
     if !matches!(endpoint.peer, Peer::Mesh(_)) {
-        let stream = upstream::connect(worker, endpoint, source, Alpn::Tcp).await?;
+        let stream = worker.dialer.connect(endpoint, source, Alpn::Tcp).await?;
         return Ok(Link::Plain(Buffered::new(stream)));
     }
     // Whether an ejected endpoint has recovered is told by a new connection alone.
     if pooled == Pooled::Yes
         && !endpoint.load.is_ejected()
-        && let Some(mut upstream) = worker
-            .tcp_pool
-            .take(worker, endpoint, &Caller::default(), true)
+        && let Some(mut upstream) = worker.tcp_pool.take(endpoint, &Caller::default(), true)
     {
-        upstream.expect_acknowledgement(worker, true);
+        upstream.expect_acknowledgement(&worker.config.limits, true);
         return Ok(Link::Framed(upstream, Framed::opening(true)));
     }
-    let opened = worker.tcp_pool.connect(worker, endpoint, source).await;
+    let opened = worker.tcp_pool.connect(endpoint, source).await;
     if let Err(error) = &opened
         && error.reason == Reason::ConnectTimeout
     {
@@ -359,7 +356,7 @@ where
         let carried = carry(worker, &mut client, &mut connection, &mut framed, &metrics).await;
         let broken = match carried {
             Ok(()) => {
-                worker.tcp_pool.put(worker, &in_flight.endpoint, connection);
+                worker.tcp_pool.put(&in_flight.endpoint, connection);
                 metrics.closed(None);
                 return None;
             }
@@ -377,7 +374,7 @@ where
                     .is_reusable_after_reset(&mut connection.connection)
                     .await
                 {
-                    worker.tcp_pool.put(worker, &in_flight.endpoint, connection);
+                    worker.tcp_pool.put(&in_flight.endpoint, connection);
                     metrics.closed(Some(broken.reason()));
                     return Some(client.io);
                 }
@@ -414,7 +411,7 @@ where
             metrics.received(bytes.received);
         }
         if !framed.is_unproven() {
-            upstream.expect_acknowledgement(worker, false);
+            upstream.expect_acknowledgement(&worker.config.limits, false);
         }
         ended
     })

@@ -1,6 +1,7 @@
 //! The facts that hold for one downstream connection, whatever protocol is found on it.
 
 pub mod forwarded;
+pub mod mirroring;
 pub mod validity;
 pub mod worker;
 

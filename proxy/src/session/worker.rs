@@ -8,10 +8,9 @@ use naru_listen::Places;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::mirroring::Mirroring;
 use crate::config::Config;
 use crate::drain::Drain;
-use crate::http::http2;
-use crate::http::mirror::Mirroring;
 use crate::identity::Identity;
 use crate::memory::Budget;
 use crate::observe::access_log::AccessLog;
@@ -20,7 +19,7 @@ use crate::socket::listening::Listening;
 use crate::table::Tables;
 use crate::upstream::client_address::ClientAddresses;
 use crate::upstream::pool::Pool;
-use crate::upstream::{mux, share, streams};
+use crate::upstream::{Dialer, http2, mux, share, streams};
 
 /// What every worker shares: handed to each of them at start.
 #[derive(Clone)]
@@ -47,10 +46,11 @@ pub struct Worker {
     pub drain: Drain,
     pub memory: Budget,
     pub client_addresses: ClientAddresses,
-    pub http1_pool: Pool,
-    pub http1_streams: streams::Pool<mux::Connection>,
-    pub http2_pool: streams::Pool<http2::Connection>,
-    pub tcp_pool: Pool,
+    pub dialer: Rc<Dialer>,
+    pub http1_pool: Rc<Pool>,
+    pub http1_streams: Rc<streams::Pool<mux::Connection>>,
+    pub http2_pool: Rc<streams::Pool<http2::Connection>>,
+    pub tcp_pool: Rc<Pool>,
     /// Whose connections are carried: streams to endpoints are shared out among them.
     pub clients: share::Clients,
     pub mirroring: Rc<Mirroring>,
@@ -60,6 +60,13 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(shared: Shared) -> Self {
+        let dialer = Rc::new(Dialer {
+            limits: shared.config.limits.clone(),
+            identity: shared.identity.clone(),
+            metrics: shared.metrics.clone(),
+            memory: shared.memory.clone(),
+            mark: shared.config.socket_mark,
+        });
         Self {
             config: shared.config,
             tables: shared.tables,
@@ -69,10 +76,11 @@ impl Worker {
             drain: shared.drain,
             memory: shared.memory,
             client_addresses: shared.client_addresses,
-            http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
-            http1_streams: streams::Pool::default(),
-            http2_pool: streams::Pool::default(),
-            tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
+            http1_pool: Pool::new(PoolProtocol::Http1, &dialer),
+            http1_streams: streams::Pool::new(&dialer),
+            http2_pool: streams::Pool::new(&dialer),
+            tcp_pool: Pool::new(PoolProtocol::Tcp, &dialer),
+            dialer,
             clients: share::Clients::default(),
             mirroring: Rc::default(),
             random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),

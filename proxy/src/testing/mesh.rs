@@ -25,7 +25,6 @@ use crate::budget::RetryBudget;
 use crate::config::{Config, Limits};
 use crate::drain::{DrainSignal, drain};
 use crate::http::http2::serve;
-use crate::http::mirror::Mirroring;
 use crate::identity::Identity;
 use crate::identity::testing::Authority;
 use crate::memory::Budget;
@@ -37,11 +36,13 @@ use crate::route::opaque::StreamRoutes;
 use crate::route::{Logical, Protocol};
 use crate::route::{Mirror, RetryPolicy, Routes, Rule, decode_routes, default_rule};
 use crate::session::Session;
+use crate::session::mirroring::Mirroring;
 use crate::session::worker::Worker;
 use crate::socket::Direction;
 use crate::table::{Destination, DestinationCell, tables};
 use crate::upstream::client_address::ClientAddresses;
 use crate::upstream::pool::Pool;
+use crate::upstream::{Dialer, streams};
 
 /// Longer than any test takes that goes well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -143,6 +144,13 @@ impl Setup {
         let (signal, drain) = drain();
         let metrics = Metrics::default();
         let (tables, _misses) = tables("shop", metrics.clone(), Duration::ZERO);
+        let dialer = Rc::new(Dialer {
+            limits: self.limits.clone(),
+            identity: self.identity.clone(),
+            metrics: metrics.clone(),
+            memory: self.memory.clone(),
+            mark: None,
+        });
         let worker = Rc::new(Worker {
             config: Arc::new(config(self.limits)),
             tables,
@@ -152,10 +160,11 @@ impl Setup {
             drain,
             memory: self.memory,
             client_addresses: self.client_addresses,
-            http1_pool: Pool::new(PoolProtocol::Http1, |worker| &worker.http1_pool),
-            http1_streams: Default::default(),
-            tcp_pool: Pool::new(PoolProtocol::Tcp, |worker| &worker.tcp_pool),
-            http2_pool: Default::default(),
+            http1_pool: Pool::new(PoolProtocol::Http1, &dialer),
+            http1_streams: streams::Pool::new(&dialer),
+            tcp_pool: Pool::new(PoolProtocol::Tcp, &dialer),
+            http2_pool: streams::Pool::new(&dialer),
+            dialer,
             clients: Default::default(),
             mirroring: self.mirroring,
             random: RefCell::new(SmallRng::seed_from_u64(1)),

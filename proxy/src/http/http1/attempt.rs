@@ -77,7 +77,7 @@ impl Failed {
 
     pub fn no_connection(refusal: Refusal) -> Self {
         Self {
-            failure: refusal.failure(),
+            failure: (&refusal).into(),
             reason: refusal.reason,
             outcome: refusal.outcome(),
         }
@@ -111,7 +111,7 @@ pub fn pooled(
         Reusable::No => None,
         Reusable::Yes { repeatable } => {
             let pool = &worker.http1_pool;
-            pool.take(worker, endpoint, caller, repeatable)
+            pool.take(endpoint, caller, repeatable)
         }
     }
 }
@@ -123,12 +123,12 @@ pub async fn open(
     caller: Caller,
 ) -> Result<Upstream, Failed> {
     let opened = match endpoint.peer {
-        Peer::Mesh(_) => pool::open_stream(worker, endpoint).await,
+        Peer::Mesh(_) => pool::open_stream(&worker.http1_streams, endpoint).await,
         Peer::Plain | Peer::App => {
             let source = caller.source();
             let watched = Watched::new(endpoint, caller, &worker.metrics);
-            worker.http1_pool.give_way(worker, endpoint);
-            let opened = worker.http1_pool.connect(worker, endpoint, source).await;
+            worker.http1_pool.give_way(endpoint);
+            let opened = worker.http1_pool.connect(endpoint, source).await;
             let opened = opened.map(|upstream| upstream.watched(watched));
             opened.map_err(|error| {
                 tracing::debug!(address = %endpoint.address, %error, "connecting failed");

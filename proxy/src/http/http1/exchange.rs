@@ -264,7 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
             true => self.login.keep(endpoint, upstream),
             false => {
                 let worker = &self.session.worker;
-                worker.http1_pool.put(worker, endpoint, upstream);
+                worker.http1_pool.put(endpoint, upstream);
             }
         }
     }

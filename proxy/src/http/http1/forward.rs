@@ -267,7 +267,7 @@ impl Forward<'_> {
                     && timer.as_mut().poll(cx).is_ready()
                 {
                     patience = None;
-                    (worker.http1_pool).make_room(&worker, &endpoint, &attempt.upstream);
+                    (worker.http1_pool).make_room(&endpoint, &attempt.upstream);
                 }
                 let connection = &mut *client.connection;
                 match attempt.poll(cx, connection, version, upload, response, max_head) {

@@ -132,7 +132,7 @@ async fn send(
     if sending.state != SendingState::Whole {
         upstream.connection.io.reset();
     } else if whole == Ok(true) && framing.keep_alive && head.version == Version::Http11 {
-        worker.http1_pool.put(&worker, &endpoint, upstream);
+        worker.http1_pool.put(&endpoint, upstream);
     }
     match whole {
         Ok(_) => MirrorOutcome::Answered,

@@ -14,7 +14,6 @@ use http::{Request, Response, Version, request};
 use tokio::time::{Instant, sleep};
 
 use super::body::{Broken, Upload};
-use super::connection::Connection;
 use crate::balance::AttemptOutcome;
 use crate::balance::Endpoint;
 use crate::http::retry::Failure;
@@ -22,6 +21,7 @@ use crate::http::strict::MAX_FIELDS;
 use crate::observe::reason::Reason;
 use crate::session::worker::Worker;
 use crate::upstream::Caller;
+use crate::upstream::http2::Connection;
 use crate::upstream::share::Holder;
 use crate::upstream::streams::{Lease, Refusal};
 
@@ -101,7 +101,7 @@ impl Failed {
     }
 
     fn no_connection(refusal: Refusal) -> Self {
-        Self::never_sent(refusal.failure(), refusal.reason, refusal.outcome())
+        Self::never_sent((&refusal).into(), refusal.reason, refusal.outcome())
     }
 
     /// The stream ended with `error` before a response.
@@ -149,7 +149,7 @@ pub(super) async fn start(
     for _ in 0..MAX_STALE {
         let lease = worker
             .http2_pool
-            .acquire(worker, endpoint, caller, holder)
+            .acquire(endpoint, caller, holder)
             .await
             .map_err(Failed::no_connection)?;
         let Some(mut sender) = lease.connection.sender() else {

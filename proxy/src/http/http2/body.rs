@@ -10,10 +10,10 @@ use http::HeaderMap;
 
 use super::head::are_trailers;
 use super::inflow::Inflow;
-use super::paced::Place;
 use super::reply::REASON;
 use crate::http::mirror::Copies;
 use crate::http::reader::Reader;
+use crate::upstream::http2::paced::Place;
 
 /// Pieces of a body that are kept for another attempt: a body in many tiny frames would cost more in bookkeeping than in bytes.
 const MAX_REPLAY_PIECES: usize = 256;

@@ -2,9 +2,10 @@
 //! and bodies whose reader has stopped, as long as it has.
 
 use crate::memory::{Charge, Use};
+use crate::upstream::http2::SMALL_WINDOW;
 
 /// Up to this is little. The small window fits in, so that what goes on while memory is short does.
-const LITTLE: usize = 2 * super::SMALL_WINDOW as usize;
+const LITTLE: usize = 2 * SMALL_WINDOW as usize;
 
 /// The charge of one stream.
 #[derive(Debug)]

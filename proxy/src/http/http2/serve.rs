@@ -18,11 +18,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::head::HEAD_ROOM;
 use super::meter::{Meter, Metered};
-use super::paced::{Paced, Turn};
-use super::{
-    CONNECTION_WINDOW, MAX_ERROR_RESETS, MAX_FRAME, MAX_PENDING_RESETS, MAX_RESET_STREAMS,
-    MAX_SEND_BUFFER, RESET_STREAM_MEMORY, SMALL_FRAMES, STRANGER_WINDOW, STREAM_WINDOW, exchange,
-};
+use super::{MAX_ERROR_RESETS, MAX_PENDING_RESETS, STRANGER_WINDOW, exchange};
 use crate::http::login;
 use crate::memory::{self, Charge, Use};
 use crate::observe::reason::Reason;
@@ -30,6 +26,11 @@ use crate::session::Session;
 use crate::session::validity::Validity;
 use crate::socket::Direction;
 use crate::upstream::Caller;
+use crate::upstream::http2::paced::{Paced, Turn};
+use crate::upstream::http2::{
+    CONNECTION_WINDOW, MAX_FRAME, MAX_RESET_STREAMS, MAX_SEND_BUFFER, RESET_STREAM_MEMORY,
+    SMALL_FRAMES, STREAM_WINDOW,
+};
 use crate::upstream::share::{self, Holder};
 
 /// Streams that a client may give up within [`RAPID`] and before their response, in each

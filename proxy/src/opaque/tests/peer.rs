@@ -236,7 +236,7 @@ fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_word() {
         assert!(upstream.reused && is_unproven);
         let patience = worker.config.limits.peer_timeout;
         assert_eq!(bound(&upstream), Some(patience));
-        worker.tcp_pool.put(worker, &endpoint, upstream);
+        worker.tcp_pool.put(&endpoint, upstream);
 
         let mut client = client(&pod.mesh).await;
         assert_eq!(receive(&mut peer).await.0, Kind::Open);
@@ -246,7 +246,7 @@ fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_word() {
         until(|| pod.pool("\"idle\"") == 1.0).await;
         let taken = worker
             .tcp_pool
-            .take(worker, &endpoint, &Default::default(), true)
+            .take(&endpoint, &Default::default(), true)
             .unwrap();
         assert_eq!(bound(&taken), None);
     });

@@ -11,11 +11,11 @@ use bytes::BytesMut;
 use super::frame::{Header, Kind};
 use super::stream::{Half, Stream};
 use super::{MAX_OPEN, MAX_UNHEARD, MAX_UNREAD, MAX_UNSENT};
-use crate::upstream::streams::Streams;
+use crate::upstream::count::Streams;
 
 /// Who opens streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub enum Side {
     Client,
     Server,
 }
@@ -28,7 +28,7 @@ pub struct Connection {
     /// The peer or we want no new streams.
     leaving: Cell<bool>,
     /// Exchanges that are under way.
-    pub(super) exchanges: Streams,
+    pub exchanges: Streams,
 }
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(super) struct State {
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Over {
+pub enum Over {
     InOrder,
     Broken(io::ErrorKind),
 }
@@ -114,17 +114,17 @@ impl Connection {
     }
 
     /// Asks the peer whether it is there.
-    pub(super) fn ping(&self) {
+    pub fn ping(&self) {
         self.state.borrow_mut().send(Kind::Ping, 0, 0);
     }
 
     /// Whether a stream has ever been opened.
-    pub(super) fn was_used(&self) -> bool {
+    pub fn was_used(&self) -> bool {
         self.state.borrow().last > 0
     }
 
     /// Whether no stream is open.
-    pub(super) fn is_unused(&self) -> bool {
+    pub fn is_unused(&self) -> bool {
         self.state.borrow().streams.is_empty()
     }
 
@@ -191,7 +191,7 @@ impl Connection {
     }
 
     /// The connection has ended: so have its streams.
-    pub(super) fn finish(&self, over: Over) {
+    pub fn finish(&self, over: Over) {
         self.leaving.set(true);
         let mut state = self.state.borrow_mut();
         state.over = Some(over);

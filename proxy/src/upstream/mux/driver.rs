@@ -1,12 +1,15 @@
 //! Carries the frames of a connection: everything that has come to the streams, and everything that they have said out in one piece.
 
+use std::future::poll_fn;
 use std::io;
 use std::mem::swap;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 
 use super::MAX_DATA;
 use super::connection::{Connection, Over, Side, Violation};
@@ -14,6 +17,8 @@ use super::frame::{HEADER, Header, Kind};
 use super::stream::Stream;
 use crate::wire::buffered::Buffered;
 
+/// How long the end of a connection may take.
+const LINGER: Duration = Duration::from_secs(2);
 /// How often a connection is read in one turn: then the streams have theirs.
 const MAX_READS: usize = 8;
 /// Room that is kept for frames between two turns, in bytes.
@@ -22,14 +27,14 @@ const KEPT_ROOM: usize = 16 * 1024;
 /// Drives one connection.
 #[derive(Debug)]
 pub struct Driver<S> {
-    pub(super) connection: Rc<Connection>,
+    pub connection: Rc<Connection>,
     io: Buffered<S>,
     /// Something has come since this was last unset.
-    pub(super) heard: bool,
+    pub heard: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
-    pub(super) fn new(side: Side, io: S) -> Self {
+    pub fn new(side: Side, io: S) -> Self {
         Self {
             connection: Connection::new(side),
             io: Buffered::new(io),
@@ -39,11 +44,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     /// Reads and writes what it can. `accept` is given the streams that the peer opens. Ready when the connection is over; its
     /// streams have been told by then.
-    pub(super) fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        accept: &mut impl FnMut(Stream),
-    ) -> Poll<Over> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, accept: &mut impl FnMut(Stream)) -> Poll<Over> {
         self.connection.state.borrow_mut().driven_by(cx);
         let over = match self.poll_read(cx, accept) {
             Some(over) => over,
@@ -127,14 +128,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         self.io.poll_flush(cx)
     }
 
+    /// Ends a connection so that the peer sees that it was ended, and not broken.
+    pub async fn end(mut self) {
+        let ending = async {
+            poll_fn(|cx| self.poll_shutdown(cx)).await?;
+            poll_fn(|cx| self.poll_drained(cx)).await;
+            Ok::<_, io::Error>(())
+        };
+        let ended = timeout(LINGER, ending).await;
+        // For streams that were about to be opened.
+        self.connection.finish(match ended {
+            Ok(Ok(())) => Over::InOrder,
+            Ok(Err(error)) => Over::Broken(error.kind()),
+            Err(_) => Over::Broken(io::ErrorKind::TimedOut),
+        });
+    }
+
     /// Ends the way out, in order: the peer will see that nothing was left out.
-    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write(cx))?;
         self.io.poll_shutdown(cx)
     }
 
     /// Waits until the peer has ended its way out as well.
-    pub(super) fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.io.read.clear();
             match self.io.poll_fill(cx) {
@@ -148,7 +165,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
 impl Connection {
     /// Whether it is to be ended: no new streams are wanted, and there is none.
-    pub(super) fn is_finished(&self) -> bool {
+    pub fn is_finished(&self) -> bool {
         self.is_leaving() && self.is_unused()
     }
 }

@@ -24,16 +24,15 @@
 mod connection;
 mod driver;
 mod frame;
-mod serve;
 mod stream;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::upstream::streams::MAX_STREAMS;
+use crate::upstream::count::MAX_STREAMS;
 
-pub use connection::Connection;
-pub use serve::serve;
+pub use connection::{Connection, Over, Side};
+pub use driver::Driver;
 pub use stream::Stream;
 
 /// How much of a stream may be under way and not taken by the other side's reader yet, in bytes. Carries 128 MiB/s over a round
@@ -48,7 +47,7 @@ const MAX_UNSENT: usize = 64 * 1024;
 const MAX_UNHEARD: usize = 1024 * 1024;
 /// Streams that a peer may have open at once: more than a client begins, since a stream that it keeps for the next exchange counts
 /// here.
-const MAX_OPEN: usize = 256;
+pub const MAX_OPEN: usize = 256;
 /// What has come for all streams of a connection and nobody has read, in bytes: more than the windows of all that a client uses at once
 /// ([`MAX_STREAMS`]).
 const MAX_UNREAD: usize = 32 * 1024 * 1024;

@@ -115,7 +115,7 @@ impl Half {
 
 impl Stream {
     /// Nothing is taken from a stream that the peer has opened: an end without an answer says so.
-    pub(super) fn refuse(self) {
+    pub fn refuse(self) {
         let mut half = self.half.borrow_mut();
         (half.ended, half.shut) = (true, true);
         if let Some(id) = self.id {

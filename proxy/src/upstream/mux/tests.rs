@@ -16,6 +16,7 @@ use super::connection::{Over, Side};
 use super::driver::Driver;
 use super::frame::{HEADER, Header, Kind};
 use super::*;
+use crate::inbound::streams;
 use crate::session::Session;
 use crate::testing::mesh::{ANYWHERE, CLIENT, Setup, run};
 
@@ -418,7 +419,7 @@ fn what_is_under_way_when_a_certificate_is_overdue_does_not_end_in_order() {
             let (ours, theirs) = duplex(PIPE);
             let shut = Rc::<Cell<bool>>::default();
             let theirs = Watched(theirs, shut.clone());
-            spawn_local(serve(session(Duration::from_millis(left)), theirs));
+            spawn_local(streams::serve(session(Duration::from_millis(left)), theirs));
             let client = client(ours);
             let stream = client.connection.open_stream().filter(|_| uses);
             if let Some(mut stream) = stream {

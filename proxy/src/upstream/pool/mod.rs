@@ -15,14 +15,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::balance::{Endpoint, Peer};
+use crate::config::Limits;
 use crate::identity::Alpn;
 use crate::observe::metrics::{AppConnection, Metrics, PoolProtocol, PoolState};
 use crate::observe::reason::Reason;
-use crate::session::worker::Worker;
 use crate::upstream::client_address::Source;
 use crate::upstream::mux;
-use crate::upstream::streams::{Kept, Lease, Refusal};
-use crate::upstream::{self, Caller, ConnectError, Stream};
+use crate::upstream::streams::{self, Kept, Lease, Refusal};
+use crate::upstream::{Caller, ConnectError, Dialer, Stream};
 use crate::wire::buffered::Buffered;
 use tcp_info::TcpInfo;
 pub use watch::Watched;
@@ -54,8 +54,7 @@ const MAX_STALE: usize = 4;
 /// Idle upstream connections of one worker.
 pub struct Pool {
     protocol: PoolProtocol,
-    /// Where a worker has this pool.
-    of: fn(&Worker) -> &Pool,
+    dialer: Rc<Dialer>,
     idle: RefCell<HashMap<Key, Vec<Idle>>>,
     count: Cell<usize>,
     sweeping: Cell<bool>,
@@ -103,21 +102,19 @@ struct Gauge {
 }
 
 impl Pool {
-    /// `of`: where a worker has this pool.
-    pub fn new(protocol: PoolProtocol, of: fn(&Worker) -> &Self) -> Self {
-        Self {
+    pub fn new(protocol: PoolProtocol, dialer: &Rc<Dialer>) -> Rc<Self> {
+        Rc::new(Self {
             protocol,
-            of,
+            dialer: dialer.clone(),
             idle: RefCell::default(),
             count: Cell::default(),
             sweeping: Cell::default(),
-        }
+        })
     }
 
     /// Opens a connection to `endpoint`, which can be put here.
     pub async fn connect(
         &self,
-        worker: &Worker,
         endpoint: &Endpoint,
         source: Source,
     ) -> Result<Upstream, ConnectError> {
@@ -126,8 +123,8 @@ impl Pool {
             PoolProtocol::Http2 => Alpn::Http2,
             PoolProtocol::Tcp => Alpn::Tcp,
         };
-        let stream = upstream::connect(worker, endpoint, source, alpn).await?;
-        let gauge = Gauge::new(&worker.metrics, self.protocol);
+        let stream = self.dialer.connect(endpoint, source, alpn).await?;
+        let gauge = Gauge::new(&self.dialer.metrics, self.protocol);
         let is_mesh = matches!(endpoint.peer, Peer::Mesh(_));
         let counted = Counted::Own(gauge);
         Ok(Upstream::new(stream, is_mesh, counted))
@@ -135,13 +132,7 @@ impl Pool {
 
     /// An idle connection to `endpoint` that is still open. `repeatable`: a request whose
     /// connection turns out to be closed may be sent again.
-    pub fn take(
-        &self,
-        worker: &Worker,
-        endpoint: &Endpoint,
-        caller: &Caller,
-        repeatable: bool,
-    ) -> Option<Upstream> {
+    pub fn take(&self, endpoint: &Endpoint, caller: &Caller, repeatable: bool) -> Option<Upstream> {
         let key = (endpoint.id, caller.clone());
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&key)?;
@@ -149,7 +140,7 @@ impl Pool {
         let mut found = None;
         while let Some(mut last) = connections.pop() {
             self.count.set(self.count.get() - 1);
-            if last.is_over(worker, now) || !last.is_quiet() {
+            if last.is_over(&self.dialer.limits, now) || !last.is_quiet() {
                 continue;
             }
             if !repeatable && !last.upstream.is_mesh {
@@ -180,8 +171,8 @@ impl Pool {
     }
 
     /// Takes back a connection whose exchange is complete in both directions.
-    pub fn put(&self, worker: &Rc<Worker>, endpoint: &Endpoint, mut upstream: Upstream) {
-        let limits = &worker.config.limits;
+    pub fn put(self: &Rc<Self>, endpoint: &Endpoint, mut upstream: Upstream) {
+        let limits = &self.dialer.limits;
         let now = Instant::now();
         let too_old = now.duration_since(upstream.opened) >= limits.pool_age;
         let unfit = too_old || upstream.is_bound;
@@ -189,7 +180,7 @@ impl Pool {
             return;
         }
         if upstream.is_starving_others() {
-            worker.metrics.app_connection(AppConnection::Starved);
+            self.dialer.metrics.app_connection(AppConnection::Starved);
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -212,7 +203,7 @@ impl Pool {
         self.count.set(self.count.get() + 1);
         drop(idle);
         if !self.sweeping.replace(true) {
-            tokio::task::spawn_local(sweep(Rc::downgrade(worker), self.of));
+            tokio::task::spawn_local(sweep(Rc::downgrade(self)));
         }
     }
 
@@ -229,7 +220,7 @@ impl Pool {
 
     /// Another connection to `endpoint` is being opened: the oldest that are idle make room, where
     /// it would wait for a thread of theirs.
-    pub fn give_way(&self, worker: &Worker, endpoint: &Endpoint) {
+    pub fn give_way(&self, endpoint: &Endpoint) {
         for _ in 0..endpoint.load.habits.excess() {
             let mut idle = self.idle.borrow_mut();
             let of_endpoint = idle
@@ -242,7 +233,7 @@ impl Pool {
             };
             let over = connections.remove(0);
             self.count.set(self.count.get() - 1);
-            worker.metrics.app_connection(AppConnection::Starved);
+            self.dialer.metrics.app_connection(AppConnection::Starved);
             idle.retain(|_, connections| !connections.is_empty());
             drop(idle);
             drop(over);
@@ -251,30 +242,30 @@ impl Pool {
 
     /// The first answer on `upstream`, a new connection to `endpoint`, takes its time: others make
     /// room if they may be the cause.
-    pub fn make_room(&self, worker: &Worker, endpoint: &Endpoint, upstream: &Upstream) {
+    pub fn make_room(&self, endpoint: &Endpoint, upstream: &Upstream) {
         if upstream.watched.as_ref().is_some_and(Watched::waits) {
             let idle = self.idle.borrow();
             let of_endpoint = idle.iter().filter(|(key, _)| key.0 == endpoint.id);
             let count: usize = of_endpoint.map(|(_, connections)| connections.len()).sum();
             drop(idle);
             for _ in 0..count {
-                worker.metrics.app_connection(AppConnection::Starved);
+                self.dialer.metrics.app_connection(AppConnection::Starved);
             }
             self.forget(endpoint.id);
         }
     }
 
     /// Ends what is over. False: nothing is left.
-    fn sweep(&self, worker: &Worker) -> bool {
+    fn sweep(&self) -> bool {
         let now = Instant::now();
         let mut left = 0;
         self.idle.borrow_mut().retain(|_, connections| {
             connections.retain_mut(|idle| {
                 if idle.upstream.is_starving_others() {
-                    worker.metrics.app_connection(AppConnection::Starved);
+                    self.dialer.metrics.app_connection(AppConnection::Starved);
                     return false;
                 }
-                !idle.is_over(worker, now) && idle.is_quiet()
+                !idle.is_over(&self.dialer.limits, now) && idle.is_quiet()
             });
             left += connections.len();
             !connections.is_empty()
@@ -286,13 +277,13 @@ impl Pool {
 }
 
 /// Runs while there is anything to look through.
-async fn sweep(worker: Weak<Worker>, of: fn(&Worker) -> &Pool) {
+async fn sweep(pool: Weak<Pool>) {
     loop {
         sleep(SWEEP_EVERY).await;
-        let Some(worker) = worker.upgrade() else {
+        let Some(pool) = pool.upgrade() else {
             return;
         };
-        if !of(&worker).sweep(&worker) {
+        if !pool.sweep() {
             return;
         }
     }
@@ -336,8 +327,7 @@ impl Idle {
         habits.trusted_idle().min(APP_IDLE_UNSAFE)
     }
 
-    fn is_over(&self, worker: &Worker, now: Instant) -> bool {
-        let limits = &worker.config.limits;
+    fn is_over(&self, limits: &Limits, now: Instant) -> bool {
         let longest = match self.upstream.is_mesh {
             true => limits.pool_idle,
             false => limits.pool_idle.min(APP_IDLE),
@@ -413,10 +403,10 @@ impl Upstream {
 
     /// Whether what is sent from now on fits into any receiver's buffer: if a sidecar's kernel does not acknowledge that, the pod is
     /// out of reach. More than that may wait for its reader.
-    pub fn expect_acknowledgement(&mut self, worker: &Worker, fits: bool) {
+    pub fn expect_acknowledgement(&mut self, limits: &Limits, fits: bool) {
         let bounded = self.is_mesh && fits;
         if bounded != self.bounded {
-            let bound = bounded.then_some(worker.config.limits.peer_timeout);
+            let bound = bounded.then_some(limits.peer_timeout);
             self.connection.io.await_acknowledgements(bound);
             self.bounded = bounded;
         }
@@ -425,14 +415,11 @@ impl Upstream {
 
 /// Opens a stream to a sidecar, for HTTP/1 exchanges, which can be put into the pool for these.
 pub async fn open_stream(
-    worker: &Rc<Worker>,
+    streams: &Rc<streams::Pool<mux::Connection>>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Upstream, Refusal> {
     for _ in 0..MAX_STALE {
-        let lease = worker
-            .http1_streams
-            .acquire(worker, endpoint, &Caller::default(), None)
-            .await?;
+        let lease = streams.acquire(endpoint, &Caller::default(), None).await?;
         match lease.connection.open_stream() {
             Some(stream) => {
                 let stream = Stream::Multiplexed(stream);

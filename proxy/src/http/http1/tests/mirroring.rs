@@ -7,7 +7,7 @@ use tokio::task::spawn_local;
 
 use super::fixture::app as app_of;
 use super::fixture::*;
-use crate::http::mirror::Mirroring;
+use crate::session::mirroring::Mirroring;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n";

@@ -21,14 +21,14 @@ const TURN: usize = 64 * 1024;
 
 /// Reads until its turn is over.
 #[derive(Debug)]
-pub(super) struct Paced<S> {
+pub(crate) struct Paced<S> {
     io: S,
     turn: Turn,
 }
 
 /// The state of a connection's turns. The task that polls the connection begins each one.
 #[derive(Clone, Debug)]
-pub(super) struct Turn(Rc<State>);
+pub(crate) struct Turn(Rc<State>);
 
 #[derive(Debug)]
 struct State {
@@ -44,7 +44,7 @@ struct State {
 
 /// A stream's place among those that wait for the socket.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     turn: Turn,
     number: Option<u64>,
 }

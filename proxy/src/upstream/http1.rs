@@ -1,146 +1,28 @@
-//! The two ends of a connection: the one that serves its streams, and the one that opens them.
+//! Connections to sidecars that carry the HTTP/1 of many clients: the end that opens streams of [`super::mux`].
 
-use std::cell::Cell;
 use std::future::poll_fn;
-use std::io::ErrorKind;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep};
 
-use super::MAX_OPEN;
-use super::connection::{Connection, Over, Side};
-use super::driver::Driver;
-use super::stream::Stream;
+use super::count::{MAX_STREAMS, Streams};
+use super::mux::{Connection, Driver, Side, Stream};
+use super::streams::{self, Upstreams};
+use super::{Caller, Dialer};
 use crate::balance::Endpoint;
-use crate::http::http1;
 use crate::identity::Alpn;
 use crate::observe::metrics::PoolProtocol;
 use crate::observe::reason::Reason;
-use crate::session::Session;
-use crate::session::validity::Validity;
-use crate::session::worker::Worker;
-use crate::upstream;
-use crate::upstream::Caller;
-use crate::upstream::streams::{self, MAX_STREAMS, Pool, Streams, Upstreams};
 
-/// How long the end of a connection may take.
-const LINGER: Duration = Duration::from_secs(2);
-/// How long a connection that came late is waited on for its first stream, when the proxy shuts down.
-const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How often the clock is looked at, at most.
 const MIN_TICK: Duration = Duration::from_millis(50);
 
-/// Serves the streams of a peer's connection until it ends: HTTP/1.1 on each of them.
-pub async fn serve<S>(session: Session, downstream: S)
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let worker = session.worker.clone();
-    let mut driver = Driver::new(Side::Server, downstream);
-    let connection = driver.connection.clone();
-    let live = Rc::new(Cell::new(0));
-    let leaving = connection.clone();
-    let mut accept = |stream: Stream| {
-        // A task may outlive its stream while its app takes nothing.
-        if live.get() >= 2 * MAX_OPEN {
-            leaving.leave();
-            return stream.refuse();
-        }
-        let (session, live) = (session.clone(), Live::new(&live));
-        tokio::task::spawn_local(async move {
-            // What is left of a stream is broken off as it is dropped.
-            drop(http1::serve(session, stream).await);
-            drop(live);
-        });
-    };
-    // A peer that has just come has its first request on the way.
-    let mut draining = pin!(async {
-        worker.drain.started().await;
-        sleep(FIRST_REQUEST).await;
-    });
-    let idle = worker.config.limits.keep_alive_idle;
-    let mut timer = pin!(sleep(idle));
-    let mut was_used = false;
-    let over = poll_fn(|cx| {
-        if driver.poll(cx, &mut accept).is_ready() {
-            return Poll::Ready(true);
-        }
-        let validity = session.poll_validity(cx);
-        if !connection.is_leaving() {
-            let drained = draining.as_mut().poll(cx).is_ready();
-            if drained
-                || validity != Validity::Valid
-                || worker.drain.is_draining() && connection.was_used()
-            {
-                connection.leave();
-            }
-        }
-        if !connection.is_unused() {
-            was_used = true;
-        } else if std::mem::take(&mut was_used) {
-            timer.as_mut().reset(Instant::now() + idle);
-        }
-        if connection.is_unused() && timer.as_mut().poll(cx).is_ready() {
-            connection.leave();
-        }
-        if validity == Validity::Overdue {
-            let in_order = connection.is_unused();
-            if !in_order {
-                // What is under way may have reached the app: an end in order would say the
-                // opposite, and have it sent again.
-                connection.finish(Over::Broken(ErrorKind::TimedOut));
-            }
-            return Poll::Ready(!in_order);
-        }
-        match connection.is_finished() {
-            true => Poll::Ready(false),
-            false => Poll::Pending,
-        }
-    });
-    if !over.await {
-        end(driver).await;
-    }
-}
-
-/// Counts a stream's task.
-struct Live(Rc<Cell<usize>>);
-
-impl Live {
-    fn new(live: &Rc<Cell<usize>>) -> Self {
-        live.set(live.get() + 1);
-        Self(live.clone())
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-/// Ends a connection so that the peer sees that it was ended, and not broken.
-async fn end<S: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<S>) {
-    let ending = async {
-        poll_fn(|cx| driver.poll_shutdown(cx)).await?;
-        poll_fn(|cx| driver.poll_drained(cx)).await;
-        Ok::<_, std::io::Error>(())
-    };
-    let ended = timeout(LINGER, ending).await;
-    // For streams that were about to be opened.
-    driver.connection.finish(match ended {
-        Ok(Ok(())) => Over::InOrder,
-        Ok(Err(error)) => Over::Broken(error.kind()),
-        Err(_) => Over::Broken(std::io::ErrorKind::TimedOut),
-    });
-}
-
 /// The client's end of a connection, and the times at which something is due.
 pub struct Upstream {
-    driver: Driver<upstream::Stream>,
+    driver: Driver<super::Stream>,
     opened: Instant,
     tick: Interval,
     liveness: Liveness,
@@ -155,12 +37,12 @@ impl streams::Connection for Connection {
     const MAX_CONNECTIONS: usize = 256;
 
     async fn open(
-        worker: &Worker,
+        dialer: &Dialer,
         endpoint: &Endpoint,
         caller: &Caller,
     ) -> Result<(Rc<Self>, Upstream), Reason> {
-        let limits = &worker.config.limits;
-        let stream = upstream::connect(worker, endpoint, caller.source(), Alpn::Http1)
+        let limits = &dialer.limits;
+        let stream = dialer.connect(endpoint, caller.source(), Alpn::Http1)
             .await
             .map_err(|error| {
                 tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
@@ -187,12 +69,8 @@ impl streams::Connection for Connection {
     async fn drive(self: &Rc<Self>, mut upstream: Upstream, upstreams: &Rc<Upstreams<Self>>) {
         let over = poll_fn(|cx| upstream.poll(cx, self, upstreams)).await;
         if !over {
-            end(upstream.driver).await;
+            upstream.driver.end().await;
         }
-    }
-
-    fn pool(worker: &Worker) -> &Pool<Self> {
-        &worker.http1_streams
     }
 
     fn streams(&self) -> &Streams {

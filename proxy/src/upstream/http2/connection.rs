@@ -23,9 +23,9 @@ use crate::identity::Alpn;
 use crate::memory::Budget;
 use crate::observe::metrics::PoolProtocol;
 use crate::observe::reason::Reason;
-use crate::session::worker::Worker;
-use crate::upstream::streams::{self, MAX_STREAMS, Pool, Streams, Upstreams};
-use crate::upstream::{self, Caller, Stream};
+use crate::upstream::count::{MAX_STREAMS, Streams};
+use crate::upstream::streams::{self, Upstreams};
+use crate::upstream::{Caller, Dialer, Stream};
 
 /// How often the clock is looked at, at most.
 const MIN_TICK: Duration = Duration::from_millis(50);
@@ -68,13 +68,14 @@ pub struct Driver {
 /// Connects to `endpoint`, and waits for its first word: it says how many streams it takes, and shows that it speaks HTTP/2
 /// before a request is entrusted to it.
 async fn open(
-    worker: &Worker,
+    dialer: &Dialer,
     endpoint: &Endpoint,
     caller: &Caller,
 ) -> Result<(Rc<Connection>, Driver), Reason> {
-    let limits = &worker.config.limits;
-    let deadline = Instant::now() + upstream::patience(worker, endpoint);
-    let stream = upstream::connect(worker, endpoint, caller.source(), Alpn::Http2)
+    let limits = &dialer.limits;
+    let deadline = Instant::now() + dialer.patience(endpoint);
+    let stream = dialer
+        .connect(endpoint, caller.source(), Alpn::Http2)
         .await
         .map_err(|error| {
             tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
@@ -118,7 +119,7 @@ async fn open(
     let driver = Driver {
         frames,
         turn,
-        memory: worker.memory.clone(),
+        memory: dialer.memory.clone(),
         is_short: false,
         is_apps: !matches!(endpoint.peer, Peer::Mesh(_)),
         ping,
@@ -187,19 +188,15 @@ impl streams::Connection for Connection {
     const MAX_CONNECTIONS: usize = 32;
 
     async fn open(
-        worker: &Worker,
+        dialer: &Dialer,
         endpoint: &Endpoint,
         caller: &Caller,
     ) -> Result<(Rc<Self>, Self::Driver), Reason> {
-        open(worker, endpoint, caller).await
+        open(dialer, endpoint, caller).await
     }
 
     async fn drive(self: &Rc<Self>, mut driver: Driver, upstreams: &Rc<Upstreams<Self>>) {
         poll_fn(|cx| driver.poll(cx, self, upstreams)).await;
-    }
-
-    fn pool(worker: &Worker) -> &Pool<Self> {
-        &worker.http2_pool
     }
 
     fn streams(&self) -> &Streams {
