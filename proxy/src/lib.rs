@@ -78,7 +78,6 @@
 
 pub mod admin;
 pub mod balance;
-pub mod budget;
 pub mod config;
 pub mod connection;
 pub mod control;

@@ -10,13 +10,12 @@ use clap::Args;
 use naru_contract::ResourceName;
 use naru_controller::issuer::{Ca, InForce};
 use naru_controller::metrics::AuthorityState;
-use naru_proxy::balance::{self, AttemptOutcome, Load};
-use naru_proxy::balance::{Endpoint, EndpointSet, Peer, next_endpoint_id};
-use naru_proxy::budget::RetryBudget;
-use naru_proxy::observe::metrics::ServiceLabels;
+use naru_proxy::balance::{
+    self, AttemptOutcome, Endpoint, EndpointSet, Load, Peer, RetryBudget, next_endpoint_id,
+};
 use naru_proxy::observe::metrics::{
     HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome, RenewalOutcome,
-    RequestLabels, RetryOutcome, Shown, TcpLabels,
+    RequestLabels, RetryOutcome, ServiceLabels, Shown, TcpLabels,
 };
 use naru_proxy::observe::reason::Reason;
 use naru_proxy::socket::Direction;

@@ -14,6 +14,7 @@
 //! Where some endpoints are preferred (those of the client's zone), they alone are picked from as long as one of them is available
 //! and untried; otherwise all are, as if none were preferred. Ejected ones among the preferred go on being probed.
 
+mod budget;
 mod endpoints;
 mod habits;
 mod load;
@@ -29,6 +30,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::observe::reason::Reason;
+pub use budget::RetryBudget;
 pub use endpoints::{Backend, Endpoint, EndpointSet, Peer, by_weight, next_endpoint_id};
 pub use habits::Habits;
 pub use load::Load;

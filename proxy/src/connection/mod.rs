@@ -31,9 +31,10 @@ use crate::session::Session;
 use crate::table::Destination;
 use crate::wire::buffered::Buffered;
 use crate::wire::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
-use crate::wire::prefixed::Prefixed;
 use crate::{opaque, socket};
+use prefixed::Prefixed;
 
+mod prefixed;
 #[cfg(test)]
 mod tests;
 

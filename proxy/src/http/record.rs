@@ -7,8 +7,7 @@ use std::time::Duration;
 use crate::observe::access_log::Entry;
 use crate::observe::metrics::HttpVersion;
 use crate::observe::reason::Reason;
-use crate::route::Logical;
-use crate::route::Rule;
+use crate::route::{Logical, Rule};
 use crate::session::Session;
 
 /// How a request ended.

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-use crate::balance::Peer;
-use crate::budget::RetryBudget;
+use crate::balance::{Peer, RetryBudget};
 use crate::observe::metrics::{RequestMetrics, RetryOutcome};
 use crate::observe::reason::Reason;
 use crate::route::RetryPolicy;

@@ -23,11 +23,11 @@ use crate::route::opaque::client_hello::MAX_CLIENT_HELLO;
 use crate::route::{Logical, Protocol};
 use crate::session::worker::Worker;
 use crate::session::{Session, UNAUTHENTICATED};
-use crate::socket::Direction;
+use crate::socket::{self, Direction};
 use crate::table::Destination;
 use crate::wire::buffered::Buffered;
 use crate::wire::detect::{Detected, detect};
-use crate::{opaque, socket, tls};
+use crate::{opaque, tls};
 
 pub(crate) mod streams;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::opaque::StreamRoutes;
 use super::{Routes, Rule};
-use crate::budget::RetryBudget;
+use crate::balance::RetryBudget;
 use crate::observe::metrics::TcpMetrics;
 
 /// A Service port with its routes. A pod that is dialled by its own address, and the app behind an inbound

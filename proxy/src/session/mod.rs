@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use crate::config::ClientAddress;
 use crate::observe::metrics::{RequestLabels, RequestMetrics, TcpLabels, TcpMetrics};
-use crate::route::Logical;
-use crate::route::{HeaderFields, Rule};
+use crate::route::{HeaderFields, Logical, Rule};
 use crate::session::forwarded::Forwarded;
 use crate::session::validity::{Expiry, Validity};
 use crate::session::worker::Worker;

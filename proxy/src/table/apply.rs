@@ -20,14 +20,10 @@ use super::decode::{
 };
 use super::locality::split;
 use super::store::{Held, Store};
-use crate::balance::Load;
-use crate::balance::{Backend, Endpoint, EndpointSet, next_endpoint_id};
-use crate::budget::RetryBudget;
-use crate::observe::metrics::ServiceLabels;
-use crate::observe::metrics::{Metrics, PushOutcome, TcpLabels};
-use crate::route::Logical;
+use crate::balance::{Backend, Endpoint, EndpointSet, Load, RetryBudget, next_endpoint_id};
+use crate::observe::metrics::{Metrics, PushOutcome, ServiceLabels, TcpLabels};
 use crate::route::opaque::{StreamBackend, StreamRoute, StreamRoutes, TlsRoutes};
-use crate::route::{decode_routes, default_rule};
+use crate::route::{Logical, decode_routes, default_rule};
 use crate::socket::Direction;
 
 /// Resources held at once. 10,000 destinations with a few resources each; a controller that sends more is broken.

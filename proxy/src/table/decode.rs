@@ -14,8 +14,7 @@ use rustls::pki_types::CertificateDer;
 use super::Inbound;
 use super::locality::{Hints, Place};
 use super::tables::canonical;
-use crate::balance::Peer;
-use crate::budget::RetryBudget;
+use crate::balance::{Peer, RetryBudget};
 use crate::identity::{Issuing, SpiffeId, authority_name};
 use crate::route::Protocol;
 

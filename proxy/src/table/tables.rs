@@ -13,13 +13,9 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Destination, DestinationCell, Inbound};
-use crate::balance::Load;
-use crate::balance::{Backend, Endpoint, EndpointSet, Peer, next_endpoint_id};
-use crate::budget::RetryBudget;
-use crate::observe::metrics::ServiceLabels;
-use crate::observe::metrics::{Metrics, TcpLabels};
-use crate::route::default_rule;
-use crate::route::{Logical, Protocol};
+use crate::balance::{Backend, Endpoint, EndpointSet, Load, Peer, RetryBudget, next_endpoint_id};
+use crate::observe::metrics::{Metrics, ServiceLabels, TcpLabels};
+use crate::route::{Logical, Protocol, default_rule};
 use crate::socket::Direction;
 
 /// Into how many maps the cells are spread. A new destination copies one of them: with 10,000 destinations some 160 pointers.

@@ -19,9 +19,7 @@ use rand::rngs::SmallRng;
 use tokio::net::TcpListener;
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::balance::Load;
-use crate::balance::{Backend, Endpoint, EndpointSet, Peer, next_endpoint_id};
-use crate::budget::RetryBudget;
+use crate::balance::{Backend, Endpoint, EndpointSet, Load, Peer, RetryBudget, next_endpoint_id};
 use crate::config::{Config, Limits};
 use crate::drain::{DrainSignal, drain};
 use crate::http::http2::serve;
@@ -30,11 +28,11 @@ use crate::identity::testing::Authority;
 use crate::memory::Budget;
 use crate::observe::access_log::AccessLog;
 use crate::observe::logging::LogFormat;
-use crate::observe::metrics::ServiceLabels;
-use crate::observe::metrics::{Metrics, MirrorLabels, PoolProtocol, TcpLabels};
+use crate::observe::metrics::{Metrics, MirrorLabels, PoolProtocol, ServiceLabels, TcpLabels};
 use crate::route::opaque::StreamRoutes;
-use crate::route::{Logical, Protocol};
-use crate::route::{Mirror, RetryPolicy, Routes, Rule, decode_routes, default_rule};
+use crate::route::{
+    Logical, Mirror, Protocol, RetryPolicy, Routes, Rule, decode_routes, default_rule,
+};
 use crate::session::Session;
 use crate::session::mirroring::Mirroring;
 use crate::session::worker::Worker;

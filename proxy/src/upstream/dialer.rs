@@ -18,8 +18,7 @@ use crate::identity::{Alpn, Identity, is_identity_mismatch};
 use crate::memory::Budget;
 use crate::observe::metrics::Metrics;
 use crate::observe::reason::Reason;
-use crate::socket::Direction;
-use crate::socket::{self, dial, dial_app};
+use crate::socket::{self, Direction, dial, dial_app};
 use crate::tls;
 
 /// How long the app in this pod may take to accept a connection, if the connect time-out is no

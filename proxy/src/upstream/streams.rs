@@ -18,8 +18,7 @@ use super::count::{MAX_STREAMS, Streams};
 use super::share::Holder;
 use super::waiting::Waiting;
 use super::{Caller, Dialer};
-use crate::balance::AttemptOutcome;
-use crate::balance::Endpoint;
+use crate::balance::{AttemptOutcome, Endpoint};
 use crate::observe::metrics::{AppConnection, PoolProtocol, PoolState, StreamLimit};
 use crate::observe::reason::Reason;
 

@@ -2,4 +2,3 @@
 
 pub mod buffered;
 pub mod detect;
-pub mod prefixed;

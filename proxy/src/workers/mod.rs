@@ -18,8 +18,7 @@ use crate::config::{Config, Limits};
 use crate::drain::Drain;
 use crate::memory::{self, Charge, Use};
 use crate::session::worker::{Shared, Worker};
-use crate::socket::Direction;
-use crate::socket::{self, Listener, Listeners};
+use crate::socket::{self, Direction, Listener, Listeners};
 use crate::{inbound, outbound};
 
 #[cfg(test)]

@@ -14,8 +14,7 @@ use http::{Request, Response, Version, request};
 use tokio::time::{Instant, sleep};
 
 use super::body::{Broken, Upload};
-use crate::balance::AttemptOutcome;
-use crate::balance::Endpoint;
+use crate::balance::{AttemptOutcome, Endpoint};
 use crate::http::retry::Failure;
 use crate::http::strict::MAX_FIELDS;
 use crate::observe::reason::Reason;

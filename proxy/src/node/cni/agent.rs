@@ -26,9 +26,7 @@ use super::node::Node;
 use super::repair::Repairs;
 use super::report::Report;
 use super::uninstalled::{ACCOUNT, ApiServer};
-use crate::admin;
-use crate::observe::logging;
-use crate::observe::logging::LogFormat;
+use crate::observe::logging::{self, LogFormat};
 
 /// How long a change of somebody else's stays, at the most, and a pod without rules waits.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -122,7 +120,7 @@ async fn agent(args: InstallArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let report = Report::new()?;
-    let listener = admin::bind(args.admin)
+    let listener = naru_listen::bind(args.admin)
         .await
         .with_context(|| format!("--admin {}", args.admin))?;
     tokio::spawn(serve(listener, report.clone()));

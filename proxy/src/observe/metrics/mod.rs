@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 
 use naru_listen::Places;
 
-use crate::budget::RetryBudget;
 use crate::memory::Budget;
 use crate::observe::reason::Reason;
 use crate::socket::Direction;
@@ -67,7 +66,7 @@ struct Inner {
     tcp: Series<TcpLabels, TcpMetrics>,
     ejections: Series<ServiceKey, EjectionCounter>,
     /// Read when scraped, as long as somebody uses them.
-    budgets: Mutex<HashMap<ServiceKey, Weak<RetryBudget>>>,
+    budgets: Mutex<HashMap<ServiceKey, Weak<dyn Allowance>>>,
     totals: Totals,
     /// By listener.
     places: Mutex<Vec<(&'static str, Places)>>,
@@ -83,6 +82,12 @@ const EJECTION_REASONS: [EjectionReason; 2] = [
 
 /// Namespace, name and port of a Service.
 type ServiceKey = (Arc<str>, Arc<str>, u16);
+
+/// What allows a Service's retries.
+pub trait Allowance: Send + Sync {
+    /// How many there may be right now.
+    fn available(&self) -> u64;
+}
 
 /// The Service port that series are counted for.
 #[derive(Clone, Debug)]
@@ -245,9 +250,9 @@ impl Metrics {
     }
 
     /// Shows what is left of `budget`, as long as it is in use.
-    pub fn watch_budget(&self, service: &ServiceLabels, budget: &Arc<RetryBudget>) {
-        self.budgets()
-            .insert(service_key(service), Arc::downgrade(budget));
+    pub fn watch_budget(&self, service: &ServiceLabels, budget: &Arc<impl Allowance + 'static>) {
+        let budget = Arc::downgrade(budget);
+        self.budgets().insert(service_key(service), budget);
     }
 
     /// Shows which limits the connections of `listener` met.
@@ -259,7 +264,7 @@ impl Metrics {
         (self.inner.places.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn budgets(&self) -> std::sync::MutexGuard<'_, HashMap<ServiceKey, Weak<RetryBudget>>> {
+    fn budgets(&self) -> std::sync::MutexGuard<'_, HashMap<ServiceKey, Weak<dyn Allowance>>> {
         self.inner
             .budgets
             .lock()

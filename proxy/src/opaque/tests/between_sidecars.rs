@@ -10,12 +10,11 @@ use tokio::time::sleep;
 use super::client;
 use crate::balance::Peer;
 use crate::identity::testing::{Authority, Leaf};
-use crate::inbound;
 use crate::route::Protocol;
-use crate::socket;
 use crate::table::Inbound;
 use crate::testing::mesh::{CLIENT, Mesh, Setup, call, get, run, until};
 use crate::testing::sockets::{accept, greet, heard, is_reset, listener};
+use crate::{inbound, socket};
 
 const POD: &str = "spiffe://cluster.local/ns/shop/sa/pod";
 

@@ -7,14 +7,13 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
 use super::{Broken, copy};
-use crate::connection;
 use crate::memory::{Budget, Use};
 use crate::route::Protocol;
 use crate::session::Session;
-use crate::socket;
 use crate::testing::mesh::{Mesh, Setup, nobody, run, until};
 use crate::testing::sockets::{accept, greet, heard, is_reset, listener, pair};
 use crate::wire::buffered::Buffered;
+use crate::{connection, socket};
 
 mod between_sidecars;
 mod patience;

@@ -22,8 +22,7 @@ use rand::rngs::SmallRng;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use crate::balance::Backend;
-use crate::balance::by_weight;
+use crate::balance::{Backend, by_weight};
 use crate::observe::reason::Reason;
 use crate::wire::buffered::Buffered;
 use client_hello::{Hello, MAX_CLIENT_HELLO};

@@ -8,8 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
 use super::*;
-use crate::balance::Load;
-use crate::balance::{Endpoint, EndpointSet, Peer, next_endpoint_id};
+use crate::balance::{Endpoint, EndpointSet, Load, Peer, next_endpoint_id};
 use crate::connection;
 use crate::route::Protocol;
 use crate::session::Session;

@@ -13,10 +13,8 @@ use naru_contract::{PathMatchKind, PathModifierKind};
 use rand::SeedableRng;
 
 use super::*;
-use crate::balance::EndpointSet;
-use crate::budget::RetryBudget;
-use crate::observe::metrics::ServiceLabels;
-use crate::observe::metrics::{Metrics, TcpLabels};
+use crate::balance::{EndpointSet, RetryBudget};
+use crate::observe::metrics::{Metrics, ServiceLabels, TcpLabels};
 use crate::route::Protocol;
 
 fn labels(port: u16) -> ServiceLabels {

@@ -4,8 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::balance::Load;
-use crate::balance::next_endpoint_id;
+use crate::balance::{Load, next_endpoint_id};
 use crate::socket;
 use crate::testing::mesh::run;
 use crate::testing::sockets::{accept, listener};

@@ -7,8 +7,7 @@ use http::{HeaderValue, Response};
 use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
-use crate::balance::Peer;
-use crate::budget::RetryBudget;
+use crate::balance::{Peer, RetryBudget};
 use crate::identity::testing::Authority;
 use crate::testing::mesh::*;
 

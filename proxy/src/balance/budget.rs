@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::observe::metrics::Allowance;
+
 /// Into how many slices the interval is cut: the budget gives back a tenth at a time.
 const SLICES: usize = 10;
 const DEFAULT_PERCENT: u32 = 20;
@@ -52,12 +54,6 @@ impl RetryBudget {
         self.withdraw_at(self.slice_at(Instant::now()))
     }
 
-    /// How many retries there may be right now.
-    pub fn available(&self) -> u64 {
-        let now = self.slice_at(Instant::now());
-        self.allowed(now).saturating_sub(self.retries.sum(now))
-    }
-
     fn withdraw_at(&self, now: u32) -> bool {
         // Counted before it is allowed, so that two workers do not both take the last one.
         self.retries.add(now);
@@ -81,6 +77,13 @@ impl RetryBudget {
 }
 
 /// 20 % and 10 a second, over 10 s.
+impl Allowance for RetryBudget {
+    fn available(&self) -> u64 {
+        let now = self.slice_at(Instant::now());
+        self.allowed(now).saturating_sub(self.retries.sum(now))
+    }
+}
+
 impl Default for RetryBudget {
     fn default() -> Self {
         Self::new(DEFAULT_PERCENT, DEFAULT_INTERVAL, DEFAULT_MIN_PER_SECOND)
