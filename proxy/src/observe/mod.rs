@@ -1,4 +1,13 @@
-//! What the proxy shows of its work: metrics, the access log, its own log, and the words for what went wrong.
+//! What the proxy shows of its work.
+//!
+//! # Floors
+//!
+//! ```text
+//! access_log                  a line for each request
+//! metrics                     counters, and their text for Prometheus
+//! logging                     the program's own log
+//! reason                      the words for what went wrong
+//! ```
 
 pub mod access_log;
 pub mod logging;

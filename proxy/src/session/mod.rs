@@ -1,4 +1,12 @@
 //! The facts that hold for one downstream connection, whatever protocol is found on it.
+//!
+//! # Floors
+//!
+//! ```text
+//! worker                      what the connections of one worker have in common
+//! mirroring                   how many copies of requests it has under way
+//! forwarded validity          what the app is told of the client; its certificate's end
+//! ```
 
 pub mod forwarded;
 pub mod mirroring;

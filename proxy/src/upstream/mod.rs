@@ -1,4 +1,26 @@
-//! Connections to endpoints.
+//! Connections to endpoints: opened, pooled, shared and given up.
+//!
+//! In: an endpoint that was picked. Out: a connection to it, or a stream on one, that nothing else
+//! uses meanwhile.
+//!
+//! ```text
+//! HTTP/1 and bytes   pool ─ take, connect ──────▶ dialer ─▶ socket, tls, identity
+//! HTTP/1 to sidecars pool ─▶ streams ─▶ http1 ──▶ dialer     streams of mux
+//! HTTP/2             streams ─────────▶ http2 ──▶ dialer     streams of h2
+//! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! pool                        connections that carry one thing at a time
+//! http1 http2                 the ends of shared connections that open streams
+//! streams                     shared connections: room, shares, waiting
+//! waiting                     the queue for a stream
+//! share                       how many streams a client may hold
+//! dialer                      TCP, then TLS with the endpoint's identity pinned
+//! mux                         many byte streams on one connection between sidecars
+//! client_address count        what the app sees; streams on a connection
+//! ```
 
 pub mod client_address;
 pub mod count;

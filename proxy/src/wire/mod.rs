@@ -1,4 +1,4 @@
-//! Bytes of a connection before it is known what they are.
+//! Bytes of a connection, before it is known what they are.
 
 pub mod buffered;
 pub mod detect;

@@ -32,7 +32,7 @@ pub(crate) mod tests;
 pub(crate) use reply::{grpc_status, is_grpc};
 pub use serve::serve;
 
-/// The same for a client from outside that has proved no identity: sixteen streams at a standstill.
+/// [`CONNECTION_WINDOW`](crate::upstream::http2::CONNECTION_WINDOW) for a client from outside that has proved no identity: sixteen streams at a standstill.
 /// What it makes us hold is to be little beside what others do.
 const STRANGER_WINDOW: u32 = 4 * 1024 * 1024;
 /// Streams that a client has reset before we took notice of them: what it may say in one breath.

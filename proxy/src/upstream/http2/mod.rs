@@ -28,7 +28,7 @@ pub const MAX_SEND_BUFFER: usize = 64 * 1024;
 pub const MAX_RESET_STREAMS: usize = 256;
 pub const RESET_STREAM_MEMORY: Duration = Duration::from_secs(5);
 /// What h2 may count for small DATA frames that lie in it, where the connection is shared: up to
-/// 255 bytes for each. A stream's task takes them out at once ([`inflow`]), so this is for what
+/// 255 bytes for each. A stream's task takes them out at once (`http2/inflow.rs`), so this is for what
 /// comes in one breath.
 pub const SMALL_FRAMES: usize = 64 * 1024 * 1024;
 
