@@ -1,6 +1,10 @@
 //! What a proxy is told at start: flags and environment, parsed once into one struct. Nothing reads
 //! the environment later.
 
+mod span;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,6 +18,7 @@ use crate::memory;
 use crate::observe::logging::{self, LogFormat};
 use crate::probe::Probes;
 use crate::socket::{MappedListener, Ports};
+pub use span::Span;
 
 /// Most data workers. More threads than that are no sidecar any more, and each has pools of its own.
 const MAX_WORKERS: i64 = 64;
@@ -377,61 +382,6 @@ impl From<RunArgs> for Config {
     }
 }
 
-/// A duration as people write it: `500ms`, `30s`, `5m`, `1h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-pub struct Span(Duration);
-
-impl From<Duration> for Span {
-    fn from(duration: Duration) -> Self {
-        Self(duration)
-    }
-}
-
-impl From<Span> for Duration {
-    fn from(span: Span) -> Self {
-        span.0
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = self.0.as_millis();
-        match millis {
-            0 => f.write_str("0s"),
-            _ if millis.is_multiple_of(3_600_000) => write!(f, "{}h", millis / 3_600_000),
-            _ if millis.is_multiple_of(60_000) => write!(f, "{}m", millis / 60_000),
-            _ if millis.is_multiple_of(1_000) => write!(f, "{}s", millis / 1_000),
-            _ => write!(f, "{millis}ms"),
-        }
-    }
-}
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "{text:?} is no duration: expected a number with ms, s, m or h, as 500ms or 30s"
-            )
-        };
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| wrong())?;
-        let unit = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(wrong()),
-        };
-        number
-            .checked_mul(unit)
-            .map(|millis| Self(Duration::from_millis(millis)))
-            .ok_or_else(wrong)
-    }
-}
-
 /// A parser for values that are not below `least`.
 fn at_least<T>(
     least: &'static str,
@@ -501,108 +451,5 @@ impl Config {
         use clap::Parser;
         let needed = tests::NEEDED.iter();
         tests::Command::parse_from(needed).run.into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-    use proptest::prelude::*;
-
-    #[derive(Parser)]
-    pub(super) struct Command {
-        #[command(flatten)]
-        pub(super) run: RunArgs,
-    }
-
-    pub(super) const NEEDED: [&str; 13] = [
-        "naru-proxy",
-        "--controller",
-        "controller:15010",
-        "--controller-identity",
-        "spiffe://cluster.local/ns/naru-system/sa/naru-controller",
-        "--trust-anchors",
-        "anchors.pem",
-        "--token",
-        "token",
-        "--namespace",
-        "shop",
-        "--pod",
-        "web-1",
-    ];
-
-    fn parse(more: &[&str]) -> Result<Config, String> {
-        Command::try_parse_from(NEEDED.iter().chain(more))
-            .map(|command| command.run.into())
-            .map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn flags_default_to_the_limits_defaults() {
-        let config = parse(&[]).unwrap();
-        assert_eq!(
-            format!("{:?}", config.limits),
-            format!("{:?}", Limits::default())
-        );
-        assert_eq!(config.outbound_port, 15001);
-        assert_eq!(config.admin, "[::]:15020".parse().unwrap());
-    }
-
-    #[test]
-    fn mapped_listeners_may_be_repeated() {
-        let config = parse(&[
-            "--map-outbound",
-            "127.0.0.1:8001=10.96.0.1:80",
-            "--map-outbound",
-            "[::1]:8002=[fd00::1]:443",
-        ])
-        .unwrap();
-        assert_eq!(config.map_outbound.len(), 2);
-        assert_eq!(
-            config.map_outbound[1].destination,
-            "[fd00::1]:443".parse().unwrap()
-        );
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_the_flag_and_the_way_out() {
-        for (flag, value, hint) in [
-            ("--map-inbound", "8001=80", "LISTEN=DESTINATION"),
-            ("--controller-identity", "naru-controller", "spiffe://"),
-            ("--controller", "controller", "HOST:PORT"),
-            ("--controller", "::1:15010", "HOST:PORT"),
-            ("--connect-timeout", "5", "500ms"),
-            ("--connect-timeout", "0s", "at least 1ms"),
-            ("--max-header-bytes", "10", "at least 1024"),
-            ("--memory-budget", "100000", "at least 4194304"),
-            ("--workers", "0", "1..=64"),
-            ("--log", "naru=loud", "naru=loud"),
-            ("--namespace", "$(NAMESPACE)", "lower-case"),
-        ] {
-            let mut arguments: Vec<&str> = NEEDED.to_vec();
-            match arguments.iter().position(|argument| *argument == flag) {
-                Some(at) => arguments[at + 1] = value,
-                None => arguments.extend([flag, value]),
-            }
-            let error = match Command::try_parse_from(arguments) {
-                Ok(_) => panic!("{flag} {value} was taken"),
-                Err(error) => error.to_string(),
-            };
-            assert!(error.contains(flag) && error.contains(hint), "{error}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_duration_survives_its_text_form(millis in 0_u64..100_000_000) {
-            let span = Span(Duration::from_millis(millis));
-            prop_assert_eq!(span.to_string().parse(), Ok(span));
-        }
-
-        #[test]
-        fn any_text_is_a_duration_or_an_error(text in ".{0,20}") {
-            let _ = text.parse::<Span>();
-        }
     }
 }

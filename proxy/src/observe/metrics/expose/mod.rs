@@ -1,16 +1,17 @@
 //! What Prometheus reads: every counter as a metric family, under the names that the README documents.
 
+mod family;
+#[cfg(test)]
+mod tests;
+
 use std::time::Instant;
 
 use naru_listen::Limit;
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
-use prometheus::proto::{
-    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
-};
+use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{Encoder, Registry, TextEncoder};
 
-use super::histogram::{BUCKETS, Snapshot};
 use super::request::status_labels;
 use super::totals::{
     AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome, StreamLimit,
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::memory::Use;
 use crate::observe::reason::Reason;
+use family::{Family, label};
 
 /// Outcome of what went well, where the others are reasons.
 const OK: &str = "ok";
@@ -489,167 +491,5 @@ fn port(port: u16) -> String {
     match port {
         0 => String::new(),
         port => port.to_string(),
-    }
-}
-
-fn label(name: &str, value: &str) -> LabelPair {
-    let mut pair = LabelPair::default();
-    pair.set_name(name.to_owned());
-    pair.set_value(value.to_owned());
-    pair
-}
-
-/// A metric family in the making.
-struct Family {
-    family: MetricFamily,
-    kind: MetricType,
-    metrics: Vec<Metric>,
-}
-
-impl Family {
-    fn counter(name: &str, help: &str) -> Self {
-        Self::new(name, help, MetricType::COUNTER)
-    }
-
-    fn gauge(name: &str, help: &str) -> Self {
-        Self::new(name, help, MetricType::GAUGE)
-    }
-
-    fn histogram(name: &str, help: &str) -> Self {
-        Self::new(name, help, MetricType::HISTOGRAM)
-    }
-
-    fn new(name: &str, help: &str, kind: MetricType) -> Self {
-        let mut family = MetricFamily::default();
-        family.set_name(name.to_owned());
-        family.set_help(help.to_owned());
-        family.set_field_type(kind);
-        Self {
-            family,
-            kind,
-            metrics: Vec::new(),
-        }
-    }
-
-    fn add(&mut self, labels: &[LabelPair], more: &[(&str, &str)], value: f64) {
-        let mut all = labels.to_vec();
-        all.extend(more.iter().map(|(name, value)| label(name, value)));
-        let mut metric = Metric::from_label(all);
-        if self.kind == MetricType::COUNTER {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        } else {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
-        }
-        self.metrics.push(metric);
-    }
-
-    fn add_histogram(&mut self, labels: &[LabelPair], snapshot: Snapshot) {
-        let mut histogram = Histogram::default();
-        histogram.set_sample_count(snapshot.count);
-        histogram.set_sample_sum(snapshot.sum_seconds);
-        let buckets = BUCKETS.iter().zip(snapshot.buckets);
-        histogram.set_bucket(
-            buckets
-                .map(|(bound, count)| {
-                    let mut bucket = Bucket::default();
-                    bucket.set_upper_bound(*bound);
-                    bucket.set_cumulative_count(count);
-                    bucket
-                })
-                .collect(),
-        );
-        let mut metric = Metric::from_label(labels.to_vec());
-        metric.set_histogram(histogram);
-        self.metrics.push(metric);
-    }
-
-    fn finish(mut self) -> MetricFamily {
-        self.family.set_metric(self.metrics);
-        self.family
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    fn labels(service: &str) -> RequestLabels {
-        RequestLabels {
-            direction: Direction::Outbound,
-            client: "".into(),
-            namespace: "shop".into(),
-            service: service.into(),
-            port: 80,
-            route: "shop/web".into(),
-            rule: "0".into(),
-            backend: "shop/web:80".into(),
-        }
-    }
-
-    fn text(metrics: &Metrics) -> String {
-        String::from_utf8(metrics.render().unwrap()).unwrap()
-    }
-
-    #[test]
-    fn a_request_is_read_back_with_its_labels() {
-        let metrics = Metrics::new("shop", "web-1");
-        let handle = metrics.request(labels("web\"\n\\"));
-        handle.begin(HttpVersion::Http2);
-        handle.end(
-            Some(503),
-            Some(Reason::NoEndpoint),
-            Duration::from_millis(3),
-        );
-        handle.retry(RetryOutcome::BudgetExhausted);
-        metrics.upstream_connect(None);
-        metrics.handshake(Direction::Inbound, Some(Reason::TlsFailed));
-        let text = text(&metrics);
-        let series = r#"direction="outbound",client="",namespace="shop",service="web\"\n\\",port="80",route="shop/web",rule="0",backend="shop/web:80""#;
-        for line in [
-            format!("naru_requests_total{{{series},protocol=\"http/2\"}} 1"),
-            format!("naru_responses_total{{{series},status=\"503\",class=\"5xx\",reason=\"no-endpoint\"}} 1"),
-            format!("naru_response_duration_seconds_bucket{{{series},le=\"0.0025\"}} 0"),
-            format!("naru_response_duration_seconds_bucket{{{series},le=\"0.005\"}} 1"),
-            format!("naru_response_duration_seconds_bucket{{{series},le=\"+Inf\"}} 1"),
-            "naru_retries_total{namespace=\"shop\",service=\"web\\\"\\n\\\\\",port=\"80\",route=\"shop/web\",outcome=\"budget\"} 1".to_owned(),
-            "naru_upstream_connects_total{outcome=\"ok\"} 1".to_owned(),
-            "naru_tls_handshakes_total{direction=\"inbound\",outcome=\"tls-failed\"} 1".to_owned(),
-            format!("naru_proxy_info{{namespace=\"shop\",pod=\"web-1\",version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
-        ] {
-            assert!(text.contains(&line), "{line}\nis not in\n{text}");
-        }
-        assert!(text.contains("process_resident_memory_bytes "));
-        assert!(!text.contains("naru_certificate_expiry_timestamp_seconds"));
-    }
-
-    #[test]
-    fn a_handle_without_traffic_makes_no_series() {
-        let metrics = Metrics::default();
-        let handle: Arc<_> = metrics.request(labels("web"));
-        assert!(!text(&metrics).contains("naru_requests_total"));
-        handle.begin(HttpVersion::Http1);
-        assert!(text(&metrics).contains("naru_requests_total"));
-    }
-
-    #[test]
-    fn too_many_series_end_up_under_overflow() {
-        let metrics = Metrics::default();
-        for index in 0..super::super::MAX_REQUEST_SERIES + 3 {
-            let handle = metrics.request(labels(&index.to_string()));
-            handle.begin(HttpVersion::Http1);
-        }
-        let text = text(&metrics);
-        let overflow = r#"naru_requests_total{direction="outbound",client="overflow",namespace="overflow",service="overflow",port="",route="overflow",rule="overflow",backend="overflow",protocol="http/1.1"} 3"#;
-        assert!(text.contains(overflow));
-        let dropped = text
-            .lines()
-            .find(|line| line.starts_with("naru_metric_series_dropped_total"));
-        assert!(dropped.is_some_and(|line| !line.ends_with(" 0")));
     }
 }
