@@ -2,6 +2,12 @@
 //!
 //! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. It runs on the control thread; the number of
 //! connections and the time that each may take are bounded.
+//!
+//! # Floors
+//!
+//! ```text
+//! bypass wait why    sockets that pass the proxy by; `naru-proxy wait`; why a request goes where
+//! ```
 
 pub mod bypass;
 #[cfg(test)]

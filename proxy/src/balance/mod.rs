@@ -13,6 +13,14 @@
 //!
 //! Where some endpoints are preferred (those of the client's zone), they alone are picked from as long as one of them is available
 //! and untried; otherwise all are, as if none were preferred. Ejected ones among the preferred go on being probed.
+//!
+//! # Floors
+//!
+//! ```text
+//! endpoints           who can be picked
+//! load                latency, requests in flight, ejection
+//! budget habits       how many retries; how an app ends connections
+//! ```
 
 mod budget;
 mod endpoints;

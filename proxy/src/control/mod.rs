@@ -8,6 +8,15 @@
 //! ```
 //!
 //! Everything here runs on the control thread. Without the controller, the tables stay in force for as long as it takes.
+//!
+//! # Floors
+//!
+//! ```text
+//! sync                tables and anchors
+//! renew               the certificate
+//! connect             the controller, one of several
+//! backoff refusal
+//! ```
 
 mod backoff;
 mod connect;

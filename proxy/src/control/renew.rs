@@ -9,14 +9,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use naru_contract::{CertifyRequest, CertifyResponse};
+use naru_contract::{CERTIFY_PATH, CertifyRequest, CertifyResponse, MAX_MESSAGE_BYTES};
 use rand::RngExt;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::watch;
+use tonic::Request;
+use tonic::client::Grpc;
+use tonic_prost::ProstCodec;
 use tracing::{info, warn};
 
-use crate::control::Backoff;
+use super::backoff::Backoff;
+use super::connect::{CALL_TIMEOUT, ConnectError, Controller, describe, path, ready};
+use super::refusal::Refused;
 use crate::identity::{
     CertificateError, Identity, Issuing, TrustError, Validity, authority_name, unix_now,
 };
@@ -60,7 +65,7 @@ pub enum RenewError {
         source: std::io::Error,
     },
     #[error(transparent)]
-    Connect(#[from] crate::control::ConnectError),
+    Connect(#[from] ConnectError),
     #[error("the controller refused: {0}")]
     Refused(String),
     #[error("the trust anchors that came with the certificate: {0}")]
@@ -228,6 +233,37 @@ fn warn_of_clock(controller: i64, own: i64) {
             "the clock of this machine is {seconds} s {which} the controller's: certificates will seem not yet valid or expired; \
              set the clock"
         );
+    }
+}
+
+impl Certify for Controller {
+    async fn certify(
+        &mut self,
+        mut request: CertifyRequest,
+    ) -> Result<CertifyResponse, RenewError> {
+        // Kubernetes replaces the file long before the token in it expires.
+        let path_of_token = &self.config.token;
+        request.token = tokio::fs::read_to_string(path_of_token)
+            .await
+            .map_err(|source| RenewError::Token {
+                path: path_of_token.display().to_string(),
+                source,
+            })?
+            .trim()
+            .to_owned();
+        let channel = self.connect(false, &Refused::default()).await?;
+        let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let call = async {
+            ready(&mut grpc).await?;
+            let codec = ProstCodec::<CertifyRequest, CertifyResponse>::default();
+            grpc.unary(Request::new(request), path(CERTIFY_PATH), codec)
+                .await
+        };
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(RenewError::Refused(describe(&status))),
+            Err(_) => Err(RenewError::Refused("no answer in time".to_owned())),
+        }
     }
 }
 

@@ -19,6 +19,14 @@
 //! * A server seals everything in the ticket (nothing is stored) with keys that live for at most 12 hours and go with the
 //!   anchors. [`Identity::peer_identity`] checks the validity of the client's certificate on resumed connections too.
 //! * Keys are exchanged anew each time (forward secrecy), and there is no early data (nothing can be replayed).
+//!
+//! # Floors
+//!
+//! ```text
+//! trust
+//! verify
+//! spiffe
+//! ```
 
 mod spiffe;
 mod trust;

@@ -10,6 +10,14 @@
 //! ```
 //!
 //! Between sidecars an app's connection is in frames ([`frame`]), so that the next one can follow on the same TLS connection.
+//!
+//! # Floors
+//!
+//! ```text
+//! peer                a peer's connection, for the app
+//! framed              an app's connection, in frames
+//! copy frame
+//! ```
 
 mod copy;
 pub mod frame;

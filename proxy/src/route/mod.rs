@@ -10,6 +10,18 @@
 //! ```
 //!
 //! For people, [`explain`] and [`outcome`] tell the same of a request that nobody has sent.
+//!
+//! # Floors
+//!
+//! ```text
+//! explain             what routes do with a request, for people
+//! logical
+//! decode              from the contract
+//! words               matches and filters, for people
+//! cors filter opaque
+//! matches
+//! head problem
+//! ```
 
 mod cors;
 mod decode;
@@ -19,6 +31,7 @@ mod head;
 mod logical;
 mod matches;
 pub mod opaque;
+mod problem;
 mod words;
 
 #[cfg(test)]

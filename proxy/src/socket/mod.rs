@@ -1,4 +1,10 @@
 //! Sockets: the listeners of the data path, where their connections were going, and what every socket is set to.
+//!
+//! # Floors
+//!
+//! ```text
+//! listening proxy_protocol
+//! ```
 
 pub mod listening;
 pub mod proxy_protocol;

@@ -8,6 +8,16 @@
 //! A connection keeps its [`DestinationCell`] and loads it anew for each request, so a changed route holds for
 //! the next request on a connection that is already open. What an endpoint has learned (load, ejection) lives in the
 //! [`Endpoint`], which is carried over from table to table while its address and identity stay the same.
+//!
+//! # Floors
+//!
+//! ```text
+//! view attached       for people
+//! apply
+//! store
+//! decode
+//! locality tables
+//! ```
 
 mod apply;
 mod attached;

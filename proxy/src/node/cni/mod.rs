@@ -20,6 +20,16 @@
 //!   rules where there are none and changes none, so a pod that runs cannot ask its way out of the mesh.
 //!
 //! What the runtime's plugins and the agent do is in a pod's own network namespace ([`namespace`]), never in the host's.
+//!
+//! # Floors
+//!
+//! ```text
+//! agent plugin        the node's agent; what the container runtime calls
+//! repair              pods that started without rules
+//! report namespace
+//! node uninstalled
+//! chain
+//! ```
 
 pub mod agent;
 mod chain;

@@ -34,6 +34,15 @@
 //!   capability). The priority is looked at in the output hook and leaves no trace on the wire; it
 //!   works for both families with any source address, so no address has to be added or bound. No
 //!   other socket of the proxy may set it.
+//!
+//! # Floors
+//!
+//! ```text
+//! kernel              rules put into the kernel, and read back
+//! rules verify
+//! request
+//! clients
+//! ```
 
 mod clients;
 mod kernel;

@@ -6,6 +6,15 @@
 //! totals (closed sets: connects, handshakes, pools, certificate, controller)    ◀─ everybody counts
 //!                     └──────── expose ──▶ text for Prometheus
 //! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! expose              text for Prometheus
+//! mirror totals
+//! request
+//! ejections histogram series
+//! ```
 
 mod ejections;
 mod expose;

@@ -3,17 +3,16 @@
 
 mod filter;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HeaderName;
 use http::uri::PathAndQuery;
 use naru_contract as contract;
 use naru_contract::PathMatchKind;
 use naru_contract::http_filter::Kind;
 use regex::bytes::{Regex, RegexBuilder};
 
+use super::problem::{In, Problem, header_name, method, problem};
 use super::{
     Filter, Match, Mirror, NamedMatch, PathMatch, RetryPolicy, RouteRule, Routes, Rule,
     RuleBackend, ValueMatch,
@@ -96,33 +95,6 @@ pub fn default_rule(backend: Arc<Backend>, metrics: &Metrics, service: &ServiceL
         backend_request_timeout: None,
         retry: None,
         metrics: metrics.request(labels),
-    }
-}
-
-/// What is wrong, and with which field inside of what is decoded.
-pub(super) struct Problem {
-    field: String,
-    text: String,
-}
-
-pub(super) fn problem(text: impl fmt::Display) -> Problem {
-    Problem {
-        field: String::new(),
-        text: text.to_string(),
-    }
-}
-
-trait In<T> {
-    /// Puts `field` before the name of the field with the problem.
-    fn within(self, field: impl fmt::Display) -> Result<T, Problem>;
-}
-
-impl<T> In<T> for Result<T, Problem> {
-    fn within(self, field: impl fmt::Display) -> Self {
-        self.map_err(|problem| Problem {
-            field: format!("{field}{}", problem.field),
-            ..problem
-        })
     }
 }
 
@@ -395,18 +367,6 @@ fn path_text(value: &str) -> Result<&str, Problem> {
     } else {
         Err(problem(format_args!("{value:?} is no path")))
     }
-}
-
-pub(super) fn method(name: &str) -> Result<&str, Problem> {
-    http::Method::from_bytes(name.as_bytes())
-        .map(|_| name)
-        .map_err(|_| problem(format_args!("{name:?} is no method")))
-}
-
-pub(super) fn header_name(name: &str) -> Result<&str, Problem> {
-    HeaderName::from_bytes(name.as_bytes())
-        .map(|_| name)
-        .map_err(|_| problem(format_args!("{name:?} is no header name")))
 }
 
 /// A pattern that has to match from the first byte to the last. Linear in the length of what is matched, as the `regex`

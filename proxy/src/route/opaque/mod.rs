@@ -6,6 +6,13 @@
 //! ```
 //!
 //! The ClientHello is looked at and passed on as it came: the TLS in it is between the client and the app.
+//!
+//! # Floors
+//!
+//! ```text
+//! explain
+//! client_hello
+//! ```
 
 pub mod client_hello;
 mod explain;

@@ -1,4 +1,11 @@
 //! Connections that carry HTTP/2: the client's end, and the bounds that both ends have.
+//!
+//! # Floors
+//!
+//! ```text
+//! connection          opened, kept alive, aged and ended
+//! paced               read a bounded number of bytes a turn
+//! ```
 
 mod connection;
 pub mod paced;

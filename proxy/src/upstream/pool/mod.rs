@@ -1,5 +1,12 @@
 //! The idle upstream connections of one worker, by endpoint, of a protocol in which a connection carries one thing at a time: HTTP/1,
 //! and opaque TCP between sidecars. The one that was used last is used first, so that those which are not needed grow old and end.
+//!
+//! # Floors
+//!
+//! ```text
+//! watch
+//! tcp_info
+//! ```
 
 mod tcp_info;
 #[cfg(test)]
