@@ -94,6 +94,7 @@ const KNOWN: &[Known] = &[
     }),
     of_pod("naru.dev/log-level", any),
     of_pod("naru.dev/access-log", |text| boolean(text).map(drop)),
+    of_pod("naru.dev/class-e-in-use", |text| boolean(text).map(drop)),
     of_pod("naru.dev/client-address", |text| {
         client_address(text).map(drop)
     }),

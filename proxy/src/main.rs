@@ -95,8 +95,9 @@ fn main() -> ExitCode {
 
 fn run(mut config: Config) -> anyhow::Result<()> {
     let log = logging::start(&config.log, config.log_format).context("starting the log")?;
-    let most = &mut config.limits.max_connections;
-    *most = Descriptors::raise().connections(*most, DESCRIPTORS, "--max-connections");
+    let wanted = config.limits.max_connections;
+    let all = Descriptors::raise().connections(wanted, DESCRIPTORS, "--max-connections");
+    config.limits.lower_connections(all);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)

@@ -42,7 +42,7 @@ EVERYTHING = {
         "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
         "priorityClassName": "system-cluster-critical",
     },
-    "proxy": {"image": {"digest": DIGEST}, "nativeSidecars": False, "resources": {"cpuLimit": "1"}},
+    "proxy": {"classEInUse": True, "image": {"digest": DIGEST}, "nativeSidecars": False, "resources": {"cpuLimit": "1"}},
     "identity": {"secretName": "own-ca", "create": False, "replaceLost": True, "rotation": {"trustFor": "1h30m", "retireFor": "48h"}},
     "cni": {"binDir": "/usr/lib/cni"},
     "webhook": {"failurePolicy": "Ignore", "certificate": {"secretName": "tls", "caBundle": "PEM"}, "annotations": {"a/b": "c"}},
@@ -62,6 +62,7 @@ ANNOTATIONS = {
     "mtls": (["strict", "STRICT", "Permissive", " strict "], ["on", "true", "", "strict,permissive"]),
     "inject": (["enabled", "Disabled"], ["true", "yes", ""]),
     "access-log": (["true", "False"], ["yes", "1"]),
+    "class-e-in-use": (["true", "False"], ["yes", "1"]),
     "client-address": (["preserve", "Hide", " hide "], ["none", "", "preserve,hide"]),
     "forwarded-headers": (
         ["forwarded", "X-Forwarded-For, forwarded", ""], ["via", "forwarded;by", "forwardedx-forwarded-for"],

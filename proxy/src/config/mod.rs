@@ -276,6 +276,17 @@ pub struct RunArgs {
     memory_budget: Option<usize>,
 }
 
+impl Limits {
+    /// Takes fewer connections than were asked for, and of one address in proportion: one client
+    /// must not fill all that is left.
+    pub fn lower_connections(&mut self, all: usize) {
+        let of_source = self.max_connections_per_source.saturating_mul(all);
+        let of_source = (of_source / self.max_connections.max(1)).max(1);
+        self.max_connections_per_source = self.max_connections_per_source.min(of_source);
+        self.max_connections = all;
+    }
+}
+
 macro_rules! limit_args {
     ($($(#[doc = $doc:literal])* $field:ident: $type:ty, $env:literal, $min:literal;)*) => {
         /// Every bound of the data path as a flag; the defaults are those of [`Limits`].

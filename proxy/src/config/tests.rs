@@ -44,6 +44,18 @@ fn flags_default_to_the_limits_defaults() {
 }
 
 #[test]
+fn fewer_connections_are_fewer_of_one_address() {
+    let lowered = |all| {
+        let mut limits = Limits::default();
+        limits.lower_connections(all);
+        (limits.max_connections, limits.max_connections_per_source)
+    };
+    assert_eq!(lowered(10_000), (10_000, 5_000));
+    assert_eq!(lowered(960), (960, 480));
+    assert_eq!(lowered(1), (1, 1));
+}
+
+#[test]
 fn mapped_listeners_may_be_repeated() {
     let config = parse(&[
         "--map-outbound",

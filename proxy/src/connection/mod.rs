@@ -20,18 +20,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::http::{http1, http2};
 use crate::observe::reason::Reason;
-use crate::opaque::Upstream;
+use crate::opaque::{self, Upstream};
 use crate::route::{Logical, Protocol};
 use crate::session::Session;
+use crate::socket;
 use crate::table::Destination;
 use crate::wire::buffered::Buffered;
 use crate::wire::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
-use crate::{opaque, socket};
 use prefixed::Prefixed;
 
 mod prefixed;
@@ -122,12 +123,18 @@ async fn serve_unknown(session: Session, mut client: Buffered<TcpStream>) -> Opt
 /// How long a client may take to show what it speaks, where all that can be done is to refuse.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(1);
 
-pub async fn serve_http1(session: Session, client: Buffered<TcpStream>) -> Option<TcpStream> {
+pub async fn serve_http1<S>(session: Session, client: Buffered<S>) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     let reset = http1::serve(session, Prefixed::new(client.read, client.io)).await;
     reset.map(|client| client.io)
 }
 
-pub async fn serve_http2(session: Session, client: Buffered<TcpStream>) -> Option<TcpStream> {
+pub async fn serve_http2<S>(session: Session, client: Buffered<S>) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     Box::pin(http2::serve(session, Prefixed::new(client.read, client.io))).await;
     None
 }
@@ -135,10 +142,10 @@ pub async fn serve_http2(session: Session, client: Buffered<TcpStream>) -> Optio
 /// Carries the connection of a port that is declared to speak HTTP/2. A client that speaks
 /// something else is counted, and answered if it is HTTP/1. One that is silent may wait for
 /// SETTINGS.
-pub async fn serve_declared_http2(
-    session: Session,
-    mut client: Buffered<TcpStream>,
-) -> Option<TcpStream> {
+pub async fn serve_declared_http2<S>(session: Session, mut client: Buffered<S>) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     match tokio::time::timeout(AMBIGUITY, first_bytes(&mut client)).await {
         Err(_) | Ok(Ok(Detected::Http2)) => serve_http2(session, client).await,
         Ok(Ok(Detected::Http1)) if session.is_unwelcome() => {
@@ -164,7 +171,10 @@ pub async fn serve_declared_http2(
 }
 
 /// What a client speaks, once that can be told.
-async fn first_bytes(client: &mut Buffered<TcpStream>) -> std::io::Result<Detected> {
+pub async fn first_bytes<S>(client: &mut Buffered<S>) -> std::io::Result<Detected>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     loop {
         if let Some(detected) = detect(&client.read) {
             return Ok(detected);

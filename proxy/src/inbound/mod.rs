@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use naru_listen::Place;
 use rustls::server::Acceptor;
+use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -240,11 +241,39 @@ async fn serve_peer(
             Box::pin(http2::serve(session, client)).await;
             None
         }
-        Alpn::Tcp => Box::pin(opaque::serve_peer(&session, client)).await,
+        Alpn::Tcp => {
+            let serve_http = async |client| serve_http(&session, client).await;
+            Box::pin(opaque::serve_peer(&session, client, serve_http)).await
+        }
     };
     if let Some(client) = reset {
         socket::reset(client.get_ref());
     }
+}
+
+/// Carries what a peer sends as bytes to a port that is declared to speak HTTP: a TCPRoute of the
+/// caller's may do that. What is not TLS of the app's own is read as HTTP, as everything else that
+/// reaches this port, so that no client writes `X-Forwarded-Client-Cert` itself. Returns whether the
+/// connection is broken.
+async fn serve_http(session: &Session, mut client: Buffered<DuplexStream>) -> bool {
+    let destination = session.destination.load().clone();
+    let Destination::Logical(logical) = &*destination else {
+        return true;
+    };
+    let patience = session.worker.config.limits.first_byte_timeout;
+    let detected = timeout(patience, connection::first_bytes(&mut client)).await;
+    let reset = match (logical.protocol, detected) {
+        (_, Err(_) | Ok(Err(_))) => None,
+        (_, Ok(Ok(Detected::Tls))) => Box::pin(opaque::serve(session, logical, client, None)).await,
+        (Protocol::Http2, Ok(Ok(_))) => {
+            Box::pin(connection::serve_declared_http2(session.clone(), client)).await
+        }
+        (_, Ok(Ok(Detected::Http2))) => {
+            Box::pin(connection::serve_http2(session.clone(), client)).await
+        }
+        (_, Ok(Ok(_))) => Box::pin(connection::serve_http1(session.clone(), client)).await,
+    };
+    reset.is_some()
 }
 
 /// TLS with a peer. Returns who it is, how long it has proved that for, and what is inside.

@@ -9,18 +9,18 @@ use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::time::{Instant, sleep};
 
 use super::connect_app;
 use super::frame::{FrameError, HEADER, Kind};
 use super::framed::{Broken, Framed};
 use crate::observe::reason::Reason;
-use crate::route::Logical;
+use crate::route::{Logical, Protocol};
 use crate::session::Session;
 use crate::session::validity::Validity;
 use crate::table::Destination;
-use crate::wire::buffered::Buffered;
+use crate::wire::buffered::{Buffered, PASS_SIZE};
 
 /// Why there is no other OPEN.
 enum NoOpen {
@@ -32,7 +32,13 @@ enum NoOpen {
 }
 
 /// Carries what a peer opens until it has no more. Returns the connection if it must be reset.
-pub async fn serve_peer<S>(session: &Session, io: S) -> Option<S>
+/// `serve_http`: carries a connection to a port that is declared to speak HTTP, and returns whether
+/// it is broken.
+pub async fn serve_peer<S>(
+    session: &Session,
+    io: S,
+    serve_http: impl AsyncFn(Buffered<DuplexStream>) -> bool,
+) -> Option<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -72,7 +78,11 @@ where
         let Destination::Logical(logical) = &*destination else {
             return Some(peer.io);
         };
-        match carry(session, logical, &mut peer).await {
+        let next = match logical.protocol {
+            Protocol::Http | Protocol::Http2 => carry_http(session, &mut peer, &serve_http).await,
+            Protocol::Detect | Protocol::Tcp => carry(session, logical, &mut peer).await,
+        };
+        match next {
             Next::Open => {}
             Next::End => {
                 peer.close().await;
@@ -129,6 +139,42 @@ where
             Ok(0) | Err(_) => return Poll::Ready(Err(NoOpen::Gone)),
             Ok(_) => {}
         }
+    }
+}
+
+/// Carries one connection of the peer's app to whatever serves HTTP.
+async fn carry_http<S>(
+    session: &Session,
+    peer: &mut Buffered<S>,
+    serve_http: &impl AsyncFn(Buffered<DuplexStream>) -> bool,
+) -> Next
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let _busy = session.worker.drain.busy();
+    let mut framed = Framed::opened();
+    let (near, far) = tokio::io::duplex(PASS_SIZE);
+    let mut near = Buffered::new(near);
+    let mut serving = pin!(serve_http(Buffered::new(far)));
+    let mut is_served = false;
+    let ended = poll_fn(|cx| {
+        if !is_served && let Poll::Ready(is_broken) = serving.as_mut().poll(cx) {
+            is_served = true;
+            if is_broken {
+                return Poll::Ready(Err(Broken::App));
+            }
+        }
+        match framed.poll(cx, &mut near, peer) {
+            Poll::Pending if session.poll_validity(cx) == Validity::Overdue => {
+                Poll::Ready(Err(Broken::Peer(io::ErrorKind::TimedOut.into())))
+            }
+            ended => ended,
+        }
+    });
+    match ended.await {
+        Ok(()) => Next::Open,
+        Err(Broken::App | Broken::PeerApp) => Next::after_reset(framed, peer).await,
+        Err(Broken::Peer(_) | Broken::Stale) => Next::Break,
     }
 }
 

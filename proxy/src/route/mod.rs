@@ -84,6 +84,18 @@ pub trait HeaderFields {
     }
     fn add_field(&mut self, name: &str, value: &str);
     fn remove_field(&mut self, name: &str);
+    /// Removes every field whose name [`is_spelling`] of `name`.
+    fn remove_spellings(&mut self, name: &str);
+}
+
+/// Whether apps that get fields as variables, `HTTP_NAME`, can't tell these names apart: `-` and
+/// `_` are one there (RFC 3875 section 4.1.18).
+pub fn is_spelling(other: &[u8], name: &[u8]) -> bool {
+    let same = |(other, name): (&u8, &u8)| match other {
+        b'_' => matches!(name, b'_' | b'-'),
+        _ => other.eq_ignore_ascii_case(name),
+    };
+    other.len() == name.len() && other.iter().zip(name).all(same)
 }
 
 /// What is to become of a request.

@@ -52,8 +52,10 @@ impl Forwarded {
     ) -> Self {
         let by = own.map(|own| format!("By={own};")).unwrap_or_default();
         let addresses = address.into_iter().flat_map(|address| {
-            let fields = fields.iter();
-            fields.map(move |field| (*field, field.element(address)))
+            let named = fields.iter().enumerate();
+            // A field that is named twice gets the address once.
+            let once = named.filter(|(index, field)| !fields[..*index].contains(field));
+            once.map(move |(_, field)| (*field, field.element(address)))
         });
         Self {
             client_cert: client
@@ -64,9 +66,9 @@ impl Forwarded {
 
     /// Writes it into a request.
     pub fn write(&self, head: &mut impl HeaderFields) {
-        match &self.client_cert {
-            Some(value) => head.set_shared(&CLIENT_CERT_NAME, value),
-            None => head.remove_field(CLIENT_CERT),
+        head.remove_spellings(CLIENT_CERT);
+        if let Some(value) = &self.client_cert {
+            head.set_shared(&CLIENT_CERT_NAME, value);
         }
         for (field, element) in &self.addresses {
             append(head, field.name(), element);
@@ -120,6 +122,8 @@ mod tests {
         let forged = [
             (CLIENT_CERT, "URI=spiffe://a"),
             (CLIENT_CERT, "URI=spiffe://b"),
+            ("x_forwarded_client_cert", "URI=spiffe://c"),
+            ("x-forwarded_client-cert", "URI=spiffe://d"),
         ];
         assert_eq!(
             written(&forwarded, &forged),
@@ -131,7 +135,11 @@ mod tests {
 
     #[test]
     fn the_address_is_the_last_of_those_on_the_way() {
-        let fields = [AddressField::XForwardedFor, AddressField::Forwarded];
+        let fields = [
+            AddressField::XForwardedFor,
+            AddressField::Forwarded,
+            AddressField::XForwardedFor,
+        ];
         let address = "10.1.2.3".parse().ok();
         let forwarded = Forwarded::new(None, None, address, &fields);
         let before = [

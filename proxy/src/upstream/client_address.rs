@@ -97,9 +97,12 @@ impl ClientAddresses {
                 *hides = trial.shows(*stand_in, *stand_in).await;
             }
             for (network, works) in NETWORKS.iter().zip(&mut found.networks) {
-                let (client, local) = (network.example(), network.local);
-                if client.is_ipv4() == v4 && is_local(local.address, local.prefix) {
-                    *works = trial.shows(network.moved(client), client).await;
+                let local = network.local;
+                if local.address.is_ipv4() != v4 || !is_local(local.address, local.prefix) {
+                    continue;
+                }
+                for client in network.examples(trial.address.ip()) {
+                    *works = *works || trial.shows(network.moved(client), client).await;
                 }
             }
         }

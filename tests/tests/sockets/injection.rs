@@ -47,6 +47,7 @@ fn given(pod: &Value) -> Vec<Value> {
         controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller".to_owned(),
         native_sidecars: true,
         redirection: Redirection::Init,
+        class_e_in_use: false,
         log: "info".to_owned(),
         resources: Resources {
             cpu_request: String::new(),

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use bytes::BytesMut;
 
 use crate::http::strict::MAX_FIELDS;
-use crate::route::{HeaderFields, RequestHead};
+use crate::route::{HeaderFields, RequestHead, is_spelling};
 
 /// What writing a head may add to what was read of it, in bytes: in most cases this is enough.
 const LINE: usize = 64;
@@ -63,8 +63,8 @@ struct Span {
 /// Why a head is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
-    #[error("a line ends in a bare LF")]
-    BareLineFeed,
+    #[error("some lines end in LF alone, and others do not")]
+    LineEnds,
     #[error("the head breaks HTTP/1.1 syntax: {0}")]
     Syntax(&'static str),
     #[error("more than {MAX_FIELDS} fields")]
@@ -73,24 +73,36 @@ pub enum HeadError {
     Version,
 }
 
-/// Where the head ends in `buffer`, looking from `from` on (a hint: what was looked at before). Lines must end in CRLF
-/// where `strict`. `Ok(None)`: it does not end yet.
+/// Where the head ends in `buffer`, looking from `from` on (a hint: what was looked at before).
+/// `Ok(None)`: it does not end yet. Where `strict`, all lines end alike, in CRLF or in LF alone: to
+/// a reader that knows CRLF only, a first line with an LF in it is none, so that no other request
+/// than this one can be read from the bytes.
 pub fn find_end(buffer: &[u8], from: usize, strict: bool) -> Result<Option<usize>, HeadError> {
     // Step back over an end that was cut in two.
     let mut position = from.saturating_sub(3);
+    let ends_in_crlf = |line_feed: usize| line_feed > 0 && buffer[line_feed - 1] == b'\r';
+    let mut first_line = None;
     while let Some(offset) = memchr::memchr(b'\n', &buffer[position..]) {
         let line_feed = position + offset;
-        let after_return = line_feed > 0 && buffer[line_feed - 1] == b'\r';
-        if strict && !after_return {
-            return Err(HeadError::BareLineFeed);
+        let crlf = ends_in_crlf(line_feed);
+        if strict {
+            let first = || memchr::memchr(b'\n', buffer).is_some_and(ends_in_crlf);
+            if *first_line.get_or_insert_with(first) != crlf {
+                return Err(HeadError::LineEnds);
+            }
         }
-        match &buffer[line_feed + 1..] {
-            [b'\r', b'\n', ..] => return Ok(Some(line_feed + 3)),
-            [b'\n', ..] if !strict => return Ok(Some(line_feed + 2)),
-            [b'\n', ..] => return Err(HeadError::BareLineFeed),
-            _ => {}
+        let end = match &buffer[line_feed + 1..] {
+            [b'\r', b'\n', ..] => Some((true, line_feed + 3)),
+            [b'\n', ..] => Some((false, line_feed + 2)),
+            _ => None,
+        };
+        match end {
+            Some((last_crlf, _)) if strict && last_crlf != crlf => {
+                return Err(HeadError::LineEnds);
+            }
+            Some((_, end)) => return Ok(Some(end)),
+            None => position = line_feed + 1,
         }
-        position = line_feed + 1;
     }
     Ok(None)
 }
@@ -103,6 +115,12 @@ impl Request {
         match parsed.parse_with_uninit_headers(head, &mut headers) {
             Ok(httparse::Status::Complete(length)) if length == head.len() => {}
             Ok(_) => return Err(HeadError::Syntax("it ends early")),
+            Err(httparse::Error::Version) => {
+                let line = memchr::memchr(b'\n', head).map_or(head, |end| &head[..end]);
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                let version = line.len().saturating_sub(VERSION.len());
+                return self.parse(&as_1_1(head, version).ok_or(HeadError::Version)?);
+            }
             Err(error) => return Err(head_error(error)),
         }
         let (Some(method), Some(target), Some(minor)) =
@@ -185,6 +203,7 @@ impl RequestHead for Request {
         self.target_authority()
             .map(|text| text.rsplit('@').next().unwrap_or_default())
             .or_else(|| std::str::from_utf8(self.fields.get("host")?).ok())
+            .filter(|authority| !authority.is_empty())
     }
 
     fn set_path_and_query(&mut self, path_and_query: &str) {
@@ -239,6 +258,9 @@ impl Response {
     pub fn parse(&mut self, head: &[u8]) -> Result<(), HeadError> {
         let mut config = httparse::ParserConfig::default();
         match self.parse_as(&config, head) {
+            Err(HeadError::Version) => {
+                return self.parse(&as_1_1(head, 0).ok_or(HeadError::Version)?);
+            }
             Err(HeadError::Syntax(FIELD_NAME)) => {}
             parsed => return parsed,
         }
@@ -416,12 +438,21 @@ impl Fields {
     }
 
     fn write(&self, out: &mut BytesMut) {
-        for (name, value) in self.iter() {
-            out.extend_from_slice(name);
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value);
+        for field in &self.spans {
+            out.extend_from_slice(self.bytes(field.name));
+            out.extend_from_slice(match self.is_without_blank(field) {
+                true => b":",
+                false => b": ",
+            });
+            out.extend_from_slice(self.bytes(field.value));
             out.extend_from_slice(b"\r\n");
         }
+    }
+
+    /// Whether the value came right after its colon, or there was none and no blank either.
+    fn is_without_blank(&self, field: &Field) -> bool {
+        let colon = field.name.start + field.name.length;
+        field.value.start == colon + 1 && self.block.get(colon as usize + 1) != Some(&b' ')
     }
 }
 
@@ -446,6 +477,11 @@ macro_rules! header_fields {
 
             fn remove_field(&mut self, name: &str) {
                 self.fields.remove(name);
+            }
+
+            fn remove_spellings(&mut self, name: &str) {
+                self.fields
+                    .retain(|other, _| !is_spelling(other, name.as_bytes()));
             }
         }
     )*};
@@ -477,6 +513,23 @@ fn version(minor: u8) -> Version {
     } else {
         Version::Http11
     }
+}
+
+const VERSION: &[u8] = b"HTTP/1.1";
+
+/// `head` with a later minor version at `start` read as the latest one that is spoken here (RFC
+/// 9110 section 2.5).
+fn as_1_1(head: &[u8], start: usize) -> Option<Vec<u8>> {
+    let (start, end) = (start, start + VERSION.len());
+    let [major @ .., b'2'..=b'9'] = head.get(start..end)? else {
+        return None;
+    };
+    if !VERSION.starts_with(major) {
+        return None;
+    }
+    let mut head = head.to_vec();
+    head.get_mut(start..end)?.copy_from_slice(VERSION);
+    Some(head)
 }
 
 /// The authority in `http://authority/path`.
@@ -528,6 +581,56 @@ mod tests {
     }
 
     #[test]
+    fn a_field_keeps_what_stands_after_its_colon() {
+        let text = "GET / HTTP/1.1\r\nHost: x\r\nA:b\r\nB:\r\nC: \r\nD:\tc\r\nE:  d \r\n";
+        let mut request = request(&format!("{text}\r\n"));
+        request.set_field("F", "f");
+        request.set_field("G", "");
+        let tidy = text.replace("\t", " ").replace(":  d ", ": d");
+        assert_eq!(written(&request), format!("{tidy}F: f\r\nG: \r\n"));
+        request.set_field("A", "c");
+        assert!(written(&request).contains("\r\nA: c\r\n"));
+    }
+
+    #[test]
+    fn a_later_minor_version_is_read_and_written_as_1_1() {
+        for version in ["HTTP/1.2", "HTTP/1.9"] {
+            let text = format!("GET /HTTP/1.2 {version}\r\nHost: HTTP/1.2\r\n");
+            let request = request(&format!("{text}\r\n"));
+            assert_eq!(request.version(), Version::Http11);
+            let as_written = "GET /HTTP/1.2 HTTP/1.1\r\nHost: HTTP/1.2\r\n";
+            assert_eq!(written(&request), as_written);
+            let mut response = Response::default();
+            let head = format!("{version} 200 OK\r\nA: HTTP/1.2\r\n\r\n");
+            response.parse(head.as_bytes()).unwrap();
+            assert_eq!(
+                (response.version(), response.status),
+                (Version::Http11, 200)
+            );
+            assert_eq!(response.fields.get("a"), Some(&b"HTTP/1.2"[..]));
+        }
+        for version in [
+            "HTTP/2.0",
+            "HTTP/2.2",
+            "HTTP/1.10",
+            "HTTP/1.",
+            "HTTP/1.x",
+            "http/1.2",
+        ] {
+            let head = format!("GET / {version}\r\nHost: x\r\n\r\n");
+            assert!(
+                Request::default().parse(head.as_bytes()).is_err(),
+                "{version}"
+            );
+            let head = format!("{version} 200 OK\r\n\r\n");
+            assert!(
+                Response::default().parse(head.as_bytes()).is_err(),
+                "{version}"
+            );
+        }
+    }
+
+    #[test]
     fn a_field_is_set_in_its_place() {
         let mut request = request("GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\nB: 2\r\na: 3\r\n\r\n");
         request.set_field("a", "9");
@@ -567,12 +670,22 @@ mod tests {
     }
 
     #[test]
-    fn a_request_with_a_bare_line_feed_is_refused_and_a_response_is_not() {
+    fn the_lines_of_a_request_end_alike_and_those_of_a_response_as_they_like() {
         for head in [
             &b"GET / HTTP/1.1\nHost: x\r\n\r\n"[..],
+            b"GET / HTTP/1.1\nHost: x\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: x\n\r\n",
             b"GET / HTTP/1.1\r\nHost: x\r\n\n",
         ] {
-            assert_eq!(find_end(head, 0, true), Err(HeadError::BareLineFeed));
+            for from in 0..head.len() {
+                assert_eq!(find_end(head, from, true), Err(HeadError::LineEnds));
+            }
+            assert!(find_end(head, 0, false).unwrap().is_some());
+        }
+        let head = b"GET / HTTP/1.1\nHost: x\n\nbody\r\n";
+        for from in 0..24 {
+            assert_eq!(find_end(&head[..from], 0, true), Ok(None));
+            assert_eq!(find_end(head, from, true), Ok(Some(24)), "{from}");
         }
         assert_eq!(
             find_end(b"HTTP/1.1 200 OK\nA: b\n\n", 0, false),

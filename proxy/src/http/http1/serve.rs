@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Buf;
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
@@ -170,10 +170,7 @@ where
             return Err(NoRequest::Over);
         }
     }
-    // Clients of old sent one too many (RFC 9112 section 2.2).
-    if connection.read.starts_with(b"\r\n") {
-        connection.read.advance(2);
-    }
+    skip_empty_line(&mut connection.read);
     let mut scanned = 0;
     let mut due = None;
     let end = loop {
@@ -208,8 +205,8 @@ where
             }
         })
         .await?;
-        if !begun && connection.read.starts_with(b"\r\n") {
-            connection.read.advance(2);
+        if !begun {
+            skip_empty_line(&mut connection.read);
         }
     };
     // A head that came in one piece is charged as one that is waited for.
@@ -225,12 +222,21 @@ where
     })
 }
 
+/// Clients of old sent one too many (RFC 9112 section 2.2).
+fn skip_empty_line(read: &mut BytesMut) {
+    match read.as_ref() {
+        [b'\r', b'\n', ..] => read.advance(2),
+        [b'\n', ..] => read.advance(1),
+        _ => {}
+    }
+}
+
 fn refusal(error: &HeadError) -> NoRequest {
     tracing::debug!(%error, "a request is refused");
     NoRequest::Refused(match error {
         HeadError::Version => Reason::VersionNotSupported,
         HeadError::TooManyFields => Reason::HeaderTooLarge,
-        HeadError::BareLineFeed | HeadError::Syntax(_) => Reason::BadRequest,
+        HeadError::LineEnds | HeadError::Syntax(_) => Reason::BadRequest,
     })
 }
 

@@ -135,6 +135,7 @@ mod tests {
             ),
             ("GET", "/", &[("host", "a b")], Some(BadRequest)),
             ("GET", "/", &[("host", "")], Some(BadRequest)),
+            ("GET", uri, &[("host", "")], Some(BadRequest)),
             ("GET", "/", &[("host", "a,b")], Some(BadRequest)),
             ("GET", "http://u@web/", &[], Some(BadRequest)),
             ("GET", "ftp://web/", &[], Some(BadRequest)),

@@ -231,6 +231,9 @@ fn request(annotations: Option<&Value>) -> Option<Request> {
         skip_inbound_ports: skipped("inbound-ports"),
         skip_outbound_ports: skipped("outbound-ports"),
         skip_outbound_cidrs: skipped("outbound-cidrs"),
+        class_e_in_use: text("naru.dev/class-e-in-use")
+            .unwrap_or_default()
+            .to_owned(),
     })
 }
 

@@ -80,12 +80,19 @@ impl Network {
         }
     }
 
-    /// An address to try. Nothing is sent to it: the connection stays in the pod.
-    pub fn example(&self) -> IpAddr {
-        match self.clients.address {
+    /// Addresses to try. Nothing is sent to them: the connection stays in the pod. The app answers
+    /// only where there is a route; a pod without a default route has one to its neighbours.
+    pub fn examples(&self, own: IpAddr) -> impl Iterator<Item = IpAddr> {
+        let first = match self.clients.address {
             IpAddr::V4(address) => IpAddr::V4((address.to_bits() | 1).into()),
             IpAddr::V6(address) => IpAddr::V6((address.to_bits() | 1).into()),
-        }
+        };
+        let neighbour = match own {
+            IpAddr::V4(own) => IpAddr::V4((own.to_bits() ^ 1).into()),
+            IpAddr::V6(own) => IpAddr::V6((own.to_bits() ^ 1).into()),
+        };
+        let neighbour = self.clients.contains(own).then_some(neighbour);
+        [first].into_iter().chain(neighbour)
     }
 }
 

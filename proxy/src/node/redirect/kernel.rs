@@ -10,7 +10,7 @@ use nlink::netlink::{Connection, Nftables, Route};
 use thiserror::Error;
 
 use super::rules::{Extent, TABLE, chains, rules};
-use super::{CLASS_E, Cidr, NETWORKS, RedirectRules, STAND_INS, own_address};
+use super::{CLASS_E, Cidr, RedirectRules, STAND_INS, own_address};
 
 /// `NLM_F_CREATE` without `NLM_F_EXCL`: create it, or take the one that is there.
 const CREATE_OR_KEEP: u16 = 0x400;
@@ -64,6 +64,7 @@ impl From<nlink::Error> for InitError {
 /// moment is a part of them missing. Where the kernel redirects and does not map addresses, apps do
 /// not see those of their clients: that is said and no error.
 pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
+    let wanted = &seen_here(wanted).await;
     match put_in_force(wanted, Extent::Whole).await {
         Err(error @ (InitError::Unsupported(_) | InitError::Refused(_))) => {
             put_in_force(wanted, Extent::Redirection).await?;
@@ -75,7 +76,7 @@ pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
         done => done?,
     }
     let mut refused = None;
-    for network in local_networks().await {
+    for network in local_networks(wanted).await {
         if let Err(error) = add_local(network).await {
             refused = Some((network, error));
         }
@@ -89,18 +90,31 @@ pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
     Ok(())
 }
 
+/// The rules for this pod, which may have an address of class E itself.
+async fn seen_here(wanted: &RedirectRules) -> RedirectRules {
+    let own = own_address(true).await;
+    let in_class_e = own.is_some_and(|own| CLASS_E.contains(own.ip()));
+    RedirectRules {
+        class_e_in_use: wanted.class_e_in_use || in_class_e,
+        ..wanted.clone()
+    }
+}
+
 /// What is made local for the addresses of clients: of the families that the pod has, and nothing
-/// that it uses itself.
-async fn local_networks() -> Vec<Cidr> {
+/// that it, or what it calls, has an address in.
+async fn local_networks(wanted: &RedirectRules) -> Vec<Cidr> {
     let (v4, v6) = (own_address(true).await, own_address(false).await);
-    let in_class_e = v4.is_some_and(|own| CLASS_E.contains(own.ip()));
     let stand_ins = STAND_INS.map(|address| Cidr {
         address,
         prefix: if address.is_ipv4() { 32 } else { 128 },
     });
-    let ranges = NETWORKS.iter().map(|network| network.local);
-    ranges
-        .filter(|range| !(in_class_e && range.address.is_ipv4()))
+    // Shorter prefixes mean everything rather than what lies there.
+    let skipped = wanted.outbound_cidrs_skipped.iter();
+    let called: Vec<_> = skipped.filter(|network| network.prefix >= 3).collect();
+    wanted
+        .networks()
+        .map(|network| network.local)
+        .filter(|range| !called.iter().any(|called| range.overlaps(called)))
         .chain(stand_ins)
         .filter(|range| match range.address.is_ipv4() {
             true => v4.is_some(),
@@ -170,7 +184,9 @@ pub async fn remove() -> Result<(), InitError> {
     let connection = Connection::<Nftables>::new()?;
     connection.del_table_if_exists(TABLE, Family::Inet).await?;
     let routes = Connection::<Route>::new()?;
-    for network in local_networks().await {
+    // Whatever an earlier run was told.
+    let all = RedirectRules::of_pod(super::LeftAlone::default());
+    for network in local_networks(&all).await {
         match network.address {
             IpAddr::V4(address) => {
                 let route = local_v4(address, network.prefix);
@@ -187,6 +203,7 @@ pub async fn remove() -> Result<(), InitError> {
 
 /// Whether exactly these rules are in force, with or without those for the addresses of clients.
 pub async fn check(wanted: &RedirectRules) -> Result<(), InitError> {
+    let wanted = &seen_here(wanted).await;
     let connection = Connection::<Nftables>::new()?;
     let tables = connection.list_tables_in(Family::Inet).await?;
     if !tables.iter().any(|table| table.name == TABLE) {

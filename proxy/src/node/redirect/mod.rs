@@ -92,6 +92,8 @@ pub struct RedirectRules {
     pub outbound_ports_skipped: Vec<u16>,
     /// Networks that are called without the proxy.
     pub outbound_cidrs_skipped: Vec<Cidr>,
+    /// Others have addresses of [`CLASS_E`]: none of it is made local for the addresses of clients.
+    pub class_e_in_use: bool,
 }
 
 impl RedirectRules {
@@ -106,7 +108,16 @@ impl RedirectRules {
             inbound_ports_skipped,
             outbound_ports_skipped: left_alone.outbound_ports,
             outbound_cidrs_skipped: left_alone.outbound_cidrs,
+            class_e_in_use: left_alone.class_e_in_use,
         }
+    }
+
+    /// The networks whose clients have a place in a local range.
+    fn networks(&self) -> impl Iterator<Item = &'static Network> {
+        let v6_alone = self.class_e_in_use;
+        NETWORKS
+            .iter()
+            .filter(move |network| !(v6_alone && network.local.address.is_ipv4()))
     }
 }
 
@@ -171,6 +182,11 @@ impl Cidr {
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4() && masked(address, self.prefix) == self.address
     }
+
+    /// Whether there are addresses of both networks.
+    fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.address) || other.contains(self.address)
+    }
 }
 
 fn masked(address: IpAddr, prefix: u8) -> IpAddr {
@@ -214,6 +230,10 @@ pub struct InitArgs {
     /// Networks that are called without the proxy: `169.254.169.254/32,fd00:ec2::/32`.
     #[arg(long, env = "NARU_SKIP_OUTBOUND_CIDRS", default_value = "", value_parser = parse_list::<Cidr>)]
     skip_outbound_cidrs: List<Cidr>,
+    /// Pods, nodes or others that the app calls have addresses in 240.0.0.0/4: leave it alone, so
+    /// that IPv4 clients are shown to the app as 169.254.6.6.
+    #[arg(long, env = "NARU_CLASS_E_IN_USE")]
+    class_e_in_use: bool,
     /// Remove the rules.
     #[arg(long, conflicts_with_all = ["check", "verify"])]
     undo: bool,
@@ -266,6 +286,7 @@ impl InitArgs {
             inbound_ports_skipped,
             outbound_ports_skipped: self.skip_outbound_ports.0.clone(),
             outbound_cidrs_skipped: self.skip_outbound_cidrs.0.clone(),
+            class_e_in_use: self.class_e_in_use,
         }
     }
 }
@@ -287,6 +308,7 @@ pub fn run(args: InitArgs) -> anyhow::Result<()> {
                 inbound_ports: args.skip_inbound_ports.0,
                 outbound_ports: args.skip_outbound_ports.0,
                 outbound_cidrs: args.skip_outbound_cidrs.0,
+                class_e_in_use: args.class_e_in_use,
             };
             Ok(verify(&rules, left_alone, VERIFY_TIMEOUT).await?)
         } else {

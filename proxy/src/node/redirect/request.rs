@@ -20,6 +20,7 @@ pub struct LeftAlone {
     pub inbound_ports: Vec<u16>,
     pub outbound_ports: Vec<u16>,
     pub outbound_cidrs: Vec<Cidr>,
+    pub class_e_in_use: bool,
 }
 
 /// The same as texts: lists separated by commas, as in annotations and flags.
@@ -29,6 +30,8 @@ pub struct Request {
     pub skip_inbound_ports: String,
     pub skip_outbound_ports: String,
     pub skip_outbound_cidrs: String,
+    /// `true` or `false`; empty: `false`.
+    pub class_e_in_use: String,
 }
 
 impl Request {
@@ -43,6 +46,11 @@ impl Request {
             inbound_ports: list("skip-inbound-ports", &self.skip_inbound_ports)?,
             outbound_ports: list("skip-outbound-ports", &self.skip_outbound_ports)?,
             outbound_cidrs: list("skip-outbound-cidrs", &self.skip_outbound_cidrs)?,
+            class_e_in_use: match self.class_e_in_use.trim().to_ascii_lowercase().as_str() {
+                "true" => true,
+                "" | "false" => false,
+                other => return Err(format!("class-e-in-use: {other:?}: expected true or false")),
+            },
         })
     }
 }
@@ -57,6 +65,7 @@ impl From<&LeftAlone> for Request {
             skip_inbound_ports: list(&left_alone.inbound_ports),
             skip_outbound_ports: list(&left_alone.outbound_ports),
             skip_outbound_cidrs: list(&left_alone.outbound_cidrs),
+            class_e_in_use: left_alone.class_e_in_use.to_string(),
         }
     }
 }
@@ -71,6 +80,7 @@ mod tests {
             skip_inbound_ports: "8081,9000".to_owned(),
             skip_outbound_ports: String::new(),
             skip_outbound_cidrs: "10.0.0.0/8,fd00::1/128".to_owned(),
+            class_e_in_use: "true".to_owned(),
         };
         let left_alone = request.parse().expect("lists");
         assert_eq!(left_alone.inbound_ports, [8081, 9000]);

@@ -9,7 +9,7 @@ use nlink::netlink::nftables::{
     Register, Rule,
 };
 
-use super::{Exempt, NETWORKS, Network, RedirectRules};
+use super::{Exempt, Network, RedirectRules};
 use crate::socket::APP_SOCKET_PRIORITY;
 
 /// The one table that is ours.
@@ -72,7 +72,7 @@ pub fn rules(wanted: &RedirectRules, extent: Extent) -> Result<Vec<Placed>> {
 /// A connection of the proxy to its app that comes from a client's place in a local range comes
 /// from the client.
 fn postrouting(wanted: &RedirectRules) -> Vec<Rule> {
-    let networks = NETWORKS.iter().map(|Network { clients, local }| {
+    let networks = wanted.networks().map(|Network { clients, local }| {
         let source = NatStatement::snat(clients.address).to(clients.last());
         exempt(in_chain(POSTROUTING), wanted.exempt)
             .match_oif("lo")

@@ -16,6 +16,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use nix::unistd::geteuid;
 use socket2::{Domain, Socket, Type};
 use thiserror::Error;
@@ -149,8 +151,36 @@ fn loopback(v4: bool) -> IpAddr {
     }
 }
 
-/// The address of this pod from which it would call others. No packet is sent to find that.
+/// The address of this pod from which it would call others; without a default route, the first that
+/// it has. No packet is sent to find that.
 pub async fn own_address(v4: bool) -> Option<SocketAddr> {
+    match address_towards_others(v4).await {
+        Some(address) => Some(address),
+        None => Some(SocketAddr::new(first_address(v4)?, 0)),
+    }
+}
+
+/// The first address of an interface that is up, without those that are valid on one link alone.
+fn first_address(v4: bool) -> Option<IpAddr> {
+    let interfaces = getifaddrs().ok()?;
+    let interfaces = interfaces.filter(|interface| {
+        interface.flags.contains(InterfaceFlags::IFF_UP)
+            && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+    });
+    let mut addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        match address.as_sockaddr_in() {
+            Some(address) => Some(IpAddr::V4(address.ip())),
+            None => Some(IpAddr::V6(address.as_sockaddr_in6()?.ip())),
+        }
+    });
+    addresses.find(|address| match address {
+        IpAddr::V4(address) => v4 && !address.is_link_local(),
+        IpAddr::V6(address) => !v4 && !address.is_unicast_link_local(),
+    })
+}
+
+async fn address_towards_others(v4: bool) -> Option<SocketAddr> {
     let far = NOBODY.into_iter().find(|address| address.is_ipv4() == v4)?;
     let socket = UdpSocket::bind((unspecified(v4), 0)).await.ok()?;
     socket.connect((far, FIRST_PORT)).await.ok()?;
@@ -262,6 +292,7 @@ mod tests {
             skip_inbound_ports: "9,10".to_owned(),
             skip_outbound_ports: "11".to_owned(),
             skip_outbound_cidrs: "192.0.2.0/24,::/0".to_owned(),
+            class_e_in_use: String::new(),
         });
         assert_eq!(port_beside(&rules.inbound_ports_skipped, &rules), 11);
         assert_eq!(port_beside(&rules.outbound_ports_skipped, &rules), 9);

@@ -137,8 +137,10 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     let mut expects_continue = false;
     let mut logs_in = false;
     let mut to_drop = false;
+    let mut takes_trailers = false;
     for (name, value) in head.fields.iter() {
         match name.len() {
+            2 if is(name, "te") => takes_trailers |= offers_trailers(value),
             4 if is(name, "host") => {
                 hosts += 1;
                 is_plain_host = strict::is_plain_host(value);
@@ -189,10 +191,20 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     let upgrade = connection.upgrade && upgrade_field && !to_http2 && !http10;
     // As it is written, where it says nothing else: servers compare it, case included.
     let keeps_field = upgrade && connection.says_upgrade_alone();
+    // Trailers are passed on, and an app that is not asked for them leaves out what they say.
+    let asks_for_trailers = takes_trailers && connection.drops(b"te") && !upgrade && !http10;
+    let keeps = |name: &[u8]| match (upgrade, asks_for_trailers) {
+        (true, _) => is(name, "connection") || is(name, "upgrade"),
+        (false, true) => is(name, "connection") || is(name, "te"),
+        (false, false) => false,
+    };
     if to_drop {
-        head.fields.retain(|name, _| {
-            (!connection.drops(name) || upgrade && is_of_upgrade(name)) && !is(name, REASON_HEADER)
-        });
+        head.fields
+            .retain(|name, _| (!connection.drops(name) || keeps(name)) && !is(name, REASON_HEADER));
+    }
+    if asks_for_trailers {
+        head.fields.set("Connection", b"TE");
+        head.fields.set("TE", b"trailers");
     }
     if upgrade && !keeps_field {
         head.fields.set("Connection", b"Upgrade");
@@ -211,6 +223,12 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
         expects_continue: expects_continue && !http10,
         logs_in,
     })
+}
+
+/// Whether a `TE` says that trailers are taken, which asks for no coding.
+fn offers_trailers(value: &[u8]) -> bool {
+    let mut parts = value.split(|byte| *byte == b',');
+    parts.any(|part| is(part.trim_ascii(), "trailers"))
 }
 
 /// Whether an `Upgrade` names HTTP/2, quoted or not. It has prior knowledge in a mesh; switched to
@@ -239,6 +257,11 @@ fn asks_for_path(head: &Request) -> bool {
 /// Checks what a request is addressed to (RFC 9112 section 3.2).
 fn check_target(head: &mut Request) -> Result<(), FramingError> {
     let host = match head.fields.get("host") {
+        // To the app as good as none (RFC 9112 section 3.3), but where the target names another.
+        Some(b"") => match head.target_authority() {
+            Some(_) => return Err(FramingError::TargetAndHost),
+            None => None,
+        },
         Some(value) => {
             let text = std::str::from_utf8(value).map_err(|_| FramingError::Host)?;
             Some(Authority::of_host(text).ok_or(FramingError::Host)?)
@@ -321,10 +344,10 @@ pub fn response(
     // RFC 9112 section 6.1 and RFC 9110 section 8.6 have neither with these.
     let unframed = matches!(head.status, 100..=199 | 204);
     // Both: the encoding is what counts (RFC 9112 section 6.3), and the connection is not to be
-    // trusted further. Nor is that of a server that announces a body where there is none: it may
-    // send it.
-    let ambiguous =
-        encoded && length.is_some() || unframed && (encoded || length.is_some_and(|l| l > 0));
+    // trusted further. Nor is that of a server of HTTP/1.0, which has no codings (section 6.1), or
+    // of one that announces a body where there is none: it may send it.
+    let ambiguous = encoded && (http10 || length.is_some())
+        || unframed && (encoded || length.is_some_and(|l| l > 0));
     let bodyless = method_is_head || unframed || head.status == 304;
     let body = if bodyless {
         Framing::None
@@ -423,10 +446,6 @@ impl Connection {
                 .iter()
                 .any(|other| name.eq_ignore_ascii_case(other))
     }
-}
-
-fn is_of_upgrade(name: &[u8]) -> bool {
-    is(name, "connection") || is(name, "upgrade")
 }
 
 fn is(name: &[u8], other: &str) -> bool {

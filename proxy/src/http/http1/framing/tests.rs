@@ -85,12 +85,36 @@ fn a_target_that_a_route_and_an_app_could_read_differently_is_refused() {
         let text = format!("{line} HTTP/1.1\r\nHost: web:80\r\n\r\n");
         assert_eq!(of_request(&text), Err(error), "{line}");
     }
-    for host in ["", "a b", "a,b", "a/b", "a:80:90", "u@a", "ä"] {
+    for host in ["a b", "a,b", "a/b", "a:80:90", "u@a", "ä"] {
         let text = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
         assert_eq!(of_request(&text), Err(Host), "{host}");
         // Nor in HTTP/1.0, where it need not be there.
         let text = text.replace("HTTP/1.1", "HTTP/1.0");
         assert_eq!(of_request(&text), Err(Host), "{host}");
+    }
+}
+
+#[test]
+fn a_host_may_be_empty_where_nothing_else_names_one() {
+    for version in ["HTTP/1.0", "HTTP/1.1"] {
+        for field in ["Host:", "Host: ", "host: \t"] {
+            let mut head = Request::default();
+            let text = format!("GET /a {version}\r\n{field}\r\n\r\n");
+            head.parse(text.as_bytes()).unwrap();
+            assert!(request(&mut head).is_ok(), "{text}");
+            assert_eq!(head.authority(), None, "{text}");
+            assert!(head.fields.get("host").is_some(), "it is passed on");
+        }
+        for (line, error) in [
+            ("GET http://web/", FramingError::TargetAndHost),
+            ("GET a", FramingError::Target),
+            ("CONNECT web:80", FramingError::Connect),
+        ] {
+            let text = format!("{line} {version}\r\nHost:\r\n\r\n");
+            assert_eq!(of_request(&text), Err(error), "{text}");
+        }
+        let text = format!("GET / {version}\r\nHost:\r\nHost: x\r\n\r\n");
+        assert_eq!(of_request(&text), Err(FramingError::Host), "{text}");
     }
 }
 
@@ -147,6 +171,41 @@ fn an_upgrade_keeps_its_words() {
     for protocol in ["h2c", "\"h2c\"", "websocket, H2C", "h2c-14", "\" h2"] {
         let text = format!("Connection: Upgrade\r\nUpgrade: {protocol}\r\n");
         assert_eq!(fields_of(&text), (false, String::new()), "{protocol}");
+    }
+}
+
+#[test]
+fn that_a_client_takes_trailers_is_passed_on() {
+    for (fields, left) in [
+        (
+            "TE: trailers\r\nConnection: TE, close\r\n",
+            "TE: trailers\r\nConnection: TE\r\n",
+        ),
+        (
+            "Connection: te\r\nA: b\r\nte: Trailers\r\n",
+            "Connection: TE\r\nA: b\r\nte: trailers\r\n",
+        ),
+        (
+            "TE: gzip;q=0.5, trailers\r\nConnection: TE\r\n",
+            "TE: trailers\r\nConnection: TE\r\n",
+        ),
+        (
+            "TE: gzip\r\nTE: trailers\r\nConnection: keep-alive\r\nConnection: TE\r\n",
+            "TE: trailers\r\nConnection: TE\r\n",
+        ),
+        ("TE: gzip\r\nConnection: TE\r\n", ""),
+        ("TE: trailersx\r\nConnection: TE\r\n", ""),
+        ("Connection: TE\r\n", ""),
+        ("TE: trailers\r\n", "TE: trailers\r\n"),
+    ] {
+        let mut head = Request::default();
+        let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        head.parse(text.as_bytes()).unwrap();
+        request(&mut head).unwrap();
+        let mut out = bytes::BytesMut::new();
+        head.write(&mut out);
+        let out = String::from_utf8(out.to_vec()).unwrap();
+        assert_eq!(out.split_once("Host: x\r\n").unwrap().1, left, "{fields}");
     }
 }
 
@@ -208,6 +267,23 @@ fn a_response_without_content_says_nothing_about_its_length() {
         );
         let names: Vec<_> = head.fields.iter().map(|(name, _)| name.to_vec()).collect();
         assert_eq!(names, [b"A"], "{text}");
+    }
+}
+
+#[test]
+fn a_coding_in_http10_ends_the_connection() {
+    for (version, keep_alive) in [("HTTP/1.0", false), ("HTTP/1.1", true)] {
+        for field in [
+            "Connection: keep-alive\r\n",
+            "Connection: keep-alive\r\nA: b\r\n",
+        ] {
+            let text = format!("{version} 200 OK\r\nTransfer-Encoding: chunked\r\n{field}\r\n");
+            let framing = of_response(&text, "GET").unwrap();
+            assert_eq!(
+                (framing.body, framing.keep_alive),
+                (Framing::Chunked, keep_alive)
+            );
+        }
     }
 }
 

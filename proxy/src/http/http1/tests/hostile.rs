@@ -38,7 +38,7 @@ fn what_is_no_request_is_refused_with_a_reason() {
         );
         let endless = format!("GET /{}", "x".repeat(70_000));
         for (request, status, reason) in [
-            ("GET / HTTP/1.1\nHost: web\n\n", 400, "bad-request"),
+            ("GET / HTTP/1.1\nHost: web\r\n\r\n", 400, "bad-request"),
             ("GET / HTTP/1.1\r\n\r\n", 400, "bad-request"),
             (
                 "GET / HTTP/1.1\r\nHost: web\r\nHost: web\r\n\r\n",

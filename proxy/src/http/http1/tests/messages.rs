@@ -44,6 +44,46 @@ fn messages_go_through_as_they_came() {
 }
 
 #[test]
+fn what_is_odd_and_has_one_meaning_goes_through() {
+    run(async {
+        for (request, passed_on) in [
+            (
+                "GET / HTTP/1.1\nHost: web\n\n",
+                "GET / HTTP/1.1\r\nHost: web\r\n\r\n",
+            ),
+            ("\n\nGET / HTTP/1.0\n\n\n", "GET / HTTP/1.0\r\n\r\n"),
+            (
+                "GET / HTTP/1.2\r\nHost: web\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: web\r\n\r\n",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: web\r\nTE: trailers\r\nConnection: TE\r\nA:\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: web\r\nTE: trailers\r\nConnection: TE\r\nA:\r\n\r\n",
+            ),
+        ] {
+            let app = app(move |_, mut talk| async move {
+                let head = talk.head().await;
+                assert_eq!(head.as_deref(), Some(passed_on), "{request:?}");
+                talk.say("HTTP/1.2 200 OK\r\nA:\r\nContent-Length: 0\r\n\r\n")
+                    .await;
+                talk.rest().await;
+            })
+            .await;
+            let mesh = Setup::new(&[app.address]).start();
+            let mut client = client(&mesh);
+            client.talk.say(request).await;
+            let head = client.talk.head().await.expect("a response");
+            let expected = "HTTP/1.1 200 OK\r\nA:\r\nContent-Length: 0\r\n";
+            assert!(head.starts_with(expected), "{request:?}: {head}");
+        }
+    });
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_order() {
     run(async {
         let app = app(|_, mut talk| async move {
@@ -456,7 +496,7 @@ fn the_app_is_told_who_has_proved_to_call_and_never_what_a_client_says_of_itself
         let app = app(|_, mut talk| async move {
             while let Some(head) = talk.head().await {
                 let mut lines = head.lines();
-                let told = lines.find(|line| line.starts_with("X-Forwarded-Client-Cert"));
+                let told = lines.find(|line| line.starts_with("x-forwarded-client-cert"));
                 let told = format!("{}.", told.unwrap_or("nothing"));
                 let length = told.len();
                 talk.say(&format!(
@@ -468,7 +508,8 @@ fn the_app_is_told_who_has_proved_to_call_and_never_what_a_client_says_of_itself
         })
         .await;
         let mesh = Setup::new(&[app.address]).start();
-        let forged = "GET / HTTP/1.1\r\nHost: web\r\nX-Forwarded-Client-Cert: URI=a\r\n\r\n";
+        let forged = "GET / HTTP/1.1\r\nHost: web\r\nx-forwarded-client-cert: URI=a\r\n\
+            x_forwarded_client_cert: URI=a\r\n\r\n";
         for (client, told) in [
             (
                 "spiffe://cluster.local/ns/a/sa/b",
