@@ -12,15 +12,15 @@ use clap::Args;
 use naru_contract::ResourceName;
 use naru_controller::issuer::{Ca, InForce};
 use naru_controller::metrics::AuthorityState;
-use naru_proxy::balance::{self, AttemptOutcome, Load};
-use naru_proxy::budget::RetryBudget;
-use naru_proxy::metrics::{
-    Direction, HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome,
-    RenewalOutcome, RequestLabels, RetryOutcome, Shown, TcpLabels,
+use naru_proxy::balance::{
+    self, AttemptOutcome, Endpoint, EndpointSet, Load, Peer, RetryBudget, next_endpoint_id,
 };
-use naru_proxy::reason::Reason;
-use naru_proxy::route::ServiceLabels;
-use naru_proxy::table::{Endpoint, EndpointSet, Peer, next_endpoint_id};
+use naru_proxy::observe::metrics::{
+    HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome, RenewalOutcome,
+    RequestLabels, RetryOutcome, ServiceLabels, Shown, TcpLabels,
+};
+use naru_proxy::observe::reason::Reason;
+use naru_proxy::socket::Direction;
 use naru_tests::{programs, repository};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -111,7 +111,7 @@ fn families_of(exposed: &[u8]) -> BTreeSet<Family> {
 
 #[test]
 fn every_metric_of_the_proxy_is_documented_with_its_labels() {
-    let metrics = naru_proxy::metrics::Metrics::new("shop", "web-1");
+    let metrics = naru_proxy::observe::metrics::Metrics::new("shop", "web-1");
     metrics.watch_memory(naru_proxy::memory::Budget::new(1));
     metrics.app_shown(vec![("ipv4", Shown::Client)]);
     let service = ServiceLabels {
@@ -181,7 +181,7 @@ fn every_metric_of_the_proxy_is_documented_with_its_labels() {
 
 #[test]
 fn every_metric_of_the_cni_agent_is_documented_with_its_labels() {
-    let report = naru_proxy::cni::Report::new().expect("metrics");
+    let report = naru_proxy::node::cni::Report::new().expect("metrics");
     let known = families_of(report.render().expect("a rendering").as_bytes());
     assert_eq!(
         documented_families(PROXY, "Metrics of the CNI plugin's agent"),
@@ -258,11 +258,11 @@ fn documented_flags(document: &str, heading: &str, with_env: bool) -> BTreeSet<F
 fn every_flag_of_the_proxy_and_the_controller_is_documented() {
     let run = flags_of::<naru_proxy::config::RunArgs>();
     assert_eq!(documented_flags(PROXY, "naru-proxy run", true), run);
-    let init = flags_of::<naru_proxy::init::InitArgs>();
+    let init = flags_of::<naru_proxy::node::redirect::InitArgs>();
     assert_eq!(documented_flags(PROXY, "naru-proxy init", true), init);
-    let wait = flags_of::<naru_proxy::probe::wait::WaitArgs>();
+    let wait = flags_of::<naru_proxy::admin::wait::WaitArgs>();
     assert_eq!(documented_flags(PROXY, "naru-proxy wait", false), wait);
-    let agent = flags_of::<naru_proxy::cni::agent::InstallArgs>();
+    let agent = flags_of::<naru_proxy::node::cni::agent::InstallArgs>();
     assert_eq!(
         documented_flags(PROXY, "naru-proxy cni-install", true),
         agent

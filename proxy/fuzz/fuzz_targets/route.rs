@@ -8,12 +8,10 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use naru_contract as contract;
 use naru_contract::http_filter::Kind;
-use naru_proxy::budget::RetryBudget;
-use naru_proxy::metrics::{Direction, Metrics, TcpLabels};
-use naru_proxy::route::{
-    Decision, RequestHead, ServiceLabels, decide, decode_routes, default_rule,
-};
-use naru_proxy::table::{Backend, EndpointSet, Logical, Protocol};
+use naru_proxy::balance::{Backend, EndpointSet, RetryBudget};
+use naru_proxy::socket::Direction;
+use naru_proxy::observe::metrics::{Metrics, ServiceLabels, TcpLabels};
+use naru_proxy::route::{Decision, Logical, Protocol, RequestHead, decide, decode_routes, default_rule};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 

@@ -12,7 +12,7 @@ use naru_contract as contract;
 use naru_contract::destination::Target;
 use naru_contract::resource::Body;
 use naru_proxy::identity::Identity;
-use naru_proxy::metrics::Metrics;
+use naru_proxy::observe::metrics::Metrics;
 use naru_proxy::table::{Store, tables};
 use prost::Message;
 

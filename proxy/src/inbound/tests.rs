@@ -15,14 +15,16 @@ use tokio_rustls::client::TlsStream;
 
 use super::serve;
 use crate::config::Limits;
-use crate::http2::tests::fixture::{Mesh, Setup, answering, call, get, run, until};
 use crate::identity::testing::{Authority, TRUST_DOMAIN};
 use crate::identity::{Alpn, Identity};
-use crate::table::{Inbound, Protocol};
-use crate::tcp::frame::Kind;
-use crate::tcp::frame::testing::{data, receive, send, send_data};
-use crate::testing::{accept, client_hello, heard, is_reset, listener, pair};
-use crate::{mux, worker};
+use crate::opaque::frame::Kind;
+use crate::opaque::frame::testing::{data, receive, send, send_data};
+use crate::route::Protocol;
+use crate::table::Inbound;
+use crate::testing::mesh::{Mesh, Setup, answering, call, get, run, until};
+use crate::testing::sockets::{accept, client_hello, heard, is_reset, listener, pair};
+use crate::upstream::mux;
+use crate::workers;
 
 const POD: &str = "spiffe://cluster.local/ns/shop/sa/pod";
 const CALLER: &str = "spiffe://cluster.local/ns/shop/sa/caller";
@@ -63,7 +65,7 @@ impl Pod {
         let authority = Authority::new("mesh");
         let app = listener().await;
         setup.identity = authority.identity(POD);
-        let places = worker::places(&setup.limits);
+        let places = workers::places(&setup.limits);
         let mesh = setup.start();
         let port = app.local_addr().unwrap().port();
         let pod = Self {

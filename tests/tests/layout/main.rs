@@ -39,7 +39,7 @@ const CRATES: [(&str, Maps); 5] = [
     ("controller/contract/src/lib.rs", Maps::Everywhere),
     ("controller/cli/src/main.rs", Maps::Everywhere),
     ("proxy/listen/src/lib.rs", Maps::Everywhere),
-    ("proxy/src/lib.rs", Maps::WhereWritten),
+    ("proxy/src/lib.rs", Maps::Everywhere),
 ];
 
 #[test]

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
-use naru_proxy::client_address::ClientAddresses;
 use naru_proxy::config::ClientAddress;
-use naru_proxy::init::{self, APP_SOCKET_PRIORITY, NETWORKS};
-use naru_proxy::socket::dial_app;
+use naru_proxy::node::redirect::{self, NETWORKS};
+use naru_proxy::socket::{APP_SOCKET_PRIORITY, dial_app};
+use naru_proxy::upstream::client_address::ClientAddresses;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, setfsuid};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -37,12 +37,12 @@ const LOOPBACK: [IpAddr; 2] = [
 #[derive(Parser)]
 struct Cli {
     #[command(flatten)]
-    init: init::InitArgs,
+    init: redirect::InitArgs,
 }
 
 fn init(flags: &str) -> anyhow::Result<()> {
     let cli = Cli::try_parse_from(["init"].into_iter().chain(flags.split_whitespace()))?;
-    init::run(cli.init)
+    redirect::run(cli.init)
 }
 
 /// Runs `body` on a thread with a network namespace of its own: a pod with one interface, which has
