@@ -4,7 +4,10 @@
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use naru_proxy::http::http1::fuzzing::{ChunkError, Chunked, Framing, HeadError, Request, Response, Segment, Version, find_end, request_framing, response_framing};
+use naru_proxy::http::http1::fuzzing::{
+    ChunkError, Chunked, Framing, HeadError, Request, Response, Segment, Version, find_end,
+    request_framing, response_framing,
+};
 
 /// What is read of a body.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,9 +5,10 @@
 //!                          (swapped live)                          (concrete)  (swapped live)
 //! ```
 //!
-//! A connection keeps its [`DestinationCell`] and loads it anew for each request, so a changed route holds for
-//! the next request on a connection that is already open. What an endpoint has learned (load, ejection) lives in the
-//! [`Endpoint`], which is carried over from table to table while its address and identity stay the same.
+//! A connection keeps its [`DestinationCell`] and loads it anew for each request, so a changed route
+//! holds for the next request on a connection that is already open. What an endpoint has learned
+//! (load, ejection) lives in the [`Endpoint`](crate::balance::Endpoint), which is carried over from
+//! table to table while its address and identity stay the same.
 //!
 //! # Floors
 //!

@@ -30,8 +30,8 @@
 //! * A pod that calls itself: the outbound side connects to the pod's own address like to any
 //!   other, and the rules hand that connection to the inbound listener, with the original
 //!   destination kept. So that the inbound side's own connection to the app is *not* handed back,
-//!   it carries [`APP_SOCKET_PRIORITY`] (`SO_PRIORITY`, set before `connect`; 0 to 6 need no
-//!   capability). The priority is looked at in the output hook and leaves no trace on the wire; it
+//!   it carries [`APP_SOCKET_PRIORITY`](crate::socket::APP_SOCKET_PRIORITY) (`SO_PRIORITY`, set before
+//!   `connect`; 0 to 6 need no capability). The priority is looked at in the output hook and leaves no trace on the wire; it
 //!   works for both families with any source address, so no address has to be added or bound. No
 //!   other socket of the proxy may set it.
 //!
