@@ -2,6 +2,22 @@
 # What scripts install before they run: packages of the system, and Python libraries. Sourced by a script
 # that has `say WHAT`, which writes a line, and `fail WHAT`, which ends the script.
 
+# pinned_toolchain: has cargo use the compiler of rust-toolchain.toml. Where it is installed under another
+# name (`stable` of the same version) and can't be downloaded, that one.
+pinned_toolchain() {
+  command -v cargo > /dev/null || fail "there is no cargo: install the Rust toolchain (1.95 or later)"
+  ! cargo --version > /dev/null 2>&1 || return 0
+  local pinned name
+  pinned=$(sed -n 's/^channel = "\(.*\)"$/\1/p' rust-toolchain.toml)
+  while read -r name _; do
+    if [[ $(rustc "+$name" --version 2> /dev/null) == "rustc $pinned "* ]]; then
+      export RUSTUP_TOOLCHAIN=$name
+      return 0
+    fi
+  done < <(rustup toolchain list)
+  fail "there is no Rust $pinned: rustup toolchain install $pinned"
+}
+
 # want PROGRAM PACKAGE…: notes the packages if the program is missing.
 packages=()
 want() {
