@@ -94,6 +94,7 @@ const KNOWN: &[Known] = &[
     }),
     of_pod("naru.dev/log-level", any),
     of_pod("naru.dev/access-log", |text| boolean(text).map(drop)),
+    of_pod("naru.dev/class-e-in-use", |text| boolean(text).map(drop)),
     of_pod("naru.dev/client-address", |text| {
         client_address(text).map(drop)
     }),
@@ -436,13 +437,13 @@ mod tests {
         let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
         let readme = crates
             .filter_map(|folder| std::fs::read_to_string(folder.join("README.md")).ok())
-            .find(|text| text.contains("### Annotations and labels"))
-            .expect("README.md");
+            .find(|text| text.contains("## Annotations and labels"))
+            .expect("controller/README.md");
         let table = readme
-            .split("### Annotations and labels")
+            .split("## Annotations and labels")
             .nth(1)
             .expect("a table");
-        let table = table.split("\n### ").next().expect("a table");
+        let table = table.split("\n## ").next().expect("a table");
         let rows: Vec<&str> = table
             .lines()
             .filter_map(|row| row.split('|').nth(1))
@@ -450,10 +451,16 @@ mod tests {
             .collect();
         let known: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
         for name in &rows {
-            assert!(known.contains(name), "{name} is in the README alone");
+            assert!(
+                known.contains(name),
+                "{name} is in controller/README.md alone"
+            );
         }
         for name in known {
-            assert!(rows.contains(&name), "{name} is not in the README's table");
+            assert!(
+                rows.contains(&name),
+                "{name} is not in controller/README.md's table"
+            );
         }
     }
 }

@@ -2,127 +2,168 @@
 //!
 //! # The life of a connection
 //!
-//! Data workers carry connections, and one control thread keeps them supplied. Here a request of an app in one pod goes to an
-//! app in another one, through the proxies of both.
+//! Data workers carry connections, and one control thread keeps them supplied. Here a request of an
+//! app in one pod goes to an app in another one, through the proxies of both.
 //!
 //! ```text
-//!  pod of the client                                                       pod of the server
-//! ┌────────────────────────────────────────────────┐                      ┌─────────────────────────────────────────┐
-//! │ app ─▶ worker ─▶ outbound ─▶ connection        │                      │ worker ─▶ inbound ─▶ TLS handshake      │
-//! │        accept    tables      detect            │                      │ accept    detect     identity           │
-//! │                                │               │                      │              │ strict, permissive       │
-//! │                    http1 │ http2 │ tcp         │                      │  http1 │ http2 │ tcp                    │
-//! │                        route: decide           │                      │       the default rule                  │
-//! │                        balance: pick           │   TCP, TLS 1.3       │       the app, and nobody else          │
-//! │                        pool ─▶ upstream ───────┼──────────────────────┼▶      pool ─▶ upstream ─▶ app           │
-//! └────────────────────────────────────────────────┘  ALPN: what it is    └─────────────────────────────────────────┘
-//!        ▲ tables, certificate                                                   ▲ tables, certificate
-//!      control ◀════════════════════════════ controller ═════════════════════▶ control
+//!  pod of the client                                        pod of the server
+//! ┌─────────────────────────────────────────┐              ┌────────────────────────────────────┐
+//! │ app ─▶ worker ─▶ outbound ─▶ connection │              │ worker ─▶ inbound ─▶ TLS handshake │
+//! │        accept    table       detect     │              │ accept    detect     identity      │
+//! │                                │        │              │              │ strict, permissive  │
+//! │                 http1 │ http2 │ opaque  │              │  http1 │ http2 │ opaque            │
+//! │                   route: decide         │ TCP, TLS 1.3 │       the default rule             │
+//! │                   balance: pick         │ALPN says what│       the app in this pod          │
+//! │                   pool ─▶ upstream ─────┼──────────────┼▶ pool ─▶ upstream ─▶ app           │
+//! └─────────────────────────────────────────┘              └────────────────────────────────────┘
+//!      ▲ tables, certificate                                    ▲ tables, certificate
+//!    control ◀══════════════ controller ══════════════════════▶ control
 //! ```
 //!
 //! ## On the client's side
 //!
-//! 1. **The app connects** to an address that it got from DNS, mostly a ClusterIP. The rules that [`init`] has set redirect
-//!    the connection to the outbound listener ([`socket`]).
-//! 2. **[`worker`] accepts it**, asks the kernel for the original destination, and hands it to the worker with the fewest
-//!    connections, which keeps it to its end: its pools and its tasks belong to one thread, so nothing on the way takes a
-//!    lock.
-//! 3. **[`outbound`] looks the destination up** in [`table`]. The first time, the address is unknown: the control thread
-//!    subscribes to it and the connection waits for the controller's word, for a bounded time. From then on it is a look-up
-//!    in a snapshot. What it finds is a Service with its routes, a single pod, or nothing of the mesh; the last is passed
-//!    through as it is. Nothing that the client sends has a part in this.
-//! 4. **[`connection`] finds out what it carries.** A declared protocol is taken at its word; else [`detect`] looks at the
-//!    first bytes. A client that stays silent has an endpoint connected for it meanwhile: if the server is the first to
-//!    speak, the connection is opaque.
-//!    Where [`stream`] routes are in force (TLSRoutes, a TCPRoute), it is bytes in any case, and they say where to.
-//! 5. **[`http1`], [`http2`] or [`tcp`] carries it.** The two HTTPs read one request after the other, or many at once; each
-//!    is on its own from here. An opaque connection skips the next step; to another sidecar it goes in frames ([`tcp::frame`]), so that
-//!    the next one can follow on the same upstream connection.
-//! 6. **[`route`] decides** which rule takes the request and which of its backends gets it, and applies the rule's filters.
-//!    The table is loaded anew for each request, so a changed route holds for the next one on a connection that has long been
-//!    open. A rule that redirects, and the lack of one, is answered here, and so is a
-//!    browser's preflight request. [`mirror`] sends copies to those whom the rule names.
-//! 7. **[`balance`] picks an endpoint** among those of the backend: the better of two by latency and load, none that has been
-//!    ejected.
-//! 8. **A [`pool`] gives a connection** to that endpoint, or a stream of one: between sidecars [`mux`] carries the HTTP/1 of many
-//!    clients on few connections, as h2 does with HTTP/2. Where there is none, [`upstream`] opens one: TCP to the pod's own address, then [`tls`] in
-//!    which [`identity`] shows this pod's certificate and demands the very identity that the table names. Somebody else at
-//!    that address is refused before a byte of the request is sent, and ejected. ALPN says what is inside.
-//! 9. **The request goes out, and the response comes back**, each only as fast as the side that takes it. If the attempt
-//!    fails, [`retry`] decides on another: always where nothing has reached an application, else as the route says and the
-//!    [`budget`] allows, with a body that was kept for it up to a limit. [`deadlines`] has the route's time-outs.
-//! 10. **It is counted**: by handles in [`metrics`] that were resolved with the table, and as a line of the [`access_log`]
-//!     where that is on. What the proxy answered itself has a word from [`reason`].
+//! 1. **The app connects** to an address that it got from DNS, mostly a ClusterIP. The rules that
+//!    [`node::redirect`] has set redirect the connection to the outbound listener ([`socket`]).
+//! 2. **[`workers`] accepts it**, asks the kernel for the original destination, and hands it to the
+//!    worker with the fewest connections, which keeps it to its end: its pools and its tasks belong
+//!    to one thread, so nothing on the way takes a lock.
+//! 3. **[`outbound`] looks the destination up** in [`table`]. The first time, the address is
+//!    unknown: the control thread subscribes to it and the connection waits for the controller's
+//!    word, for a bounded time. From then on it is a look-up in a snapshot. What it finds is a
+//!    Service with its routes, a single pod, or nothing of the mesh; the last is passed through as
+//!    it is. Nothing that the client sends has a part in this.
+//! 4. **[`connection`] finds out what it carries.** A declared protocol is taken at its word; else
+//!    [`wire::detect`] looks at the first bytes. A client that stays silent has an endpoint
+//!    connected for it meanwhile: if the server is the first to speak, the connection is opaque.
+//!    Where [`route::opaque`] routes are in force (TLSRoutes, a TCPRoute), it is bytes in any case,
+//!    and they say where to.
+//! 5. **[`http::http1`], [`http::http2`] or [`opaque`] carries it.** The two HTTPs read one request
+//!    after the other, or many at once; each is on its own from here. An opaque connection skips
+//!    the next step; to another sidecar it goes in frames ([`opaque::frame`]), so that the next one
+//!    can follow on the same upstream connection.
+//! 6. **[`route`] decides** which rule takes the request and which of its backends gets it, and
+//!    applies the rule's filters. The table is loaded anew for each request, so a changed route
+//!    holds for the next one on a connection that has long been open. A rule that redirects, and
+//!    the lack of one, is answered here, and so is a browser's preflight request. [`http::mirror`]
+//!    sends copies to the mirrors that the rule names.
+//! 7. **[`balance`] picks an endpoint** among those of the backend: the better of two by latency
+//!    and load, none that has been ejected.
+//! 8. **A [`upstream::pool`] gives a connection** to that endpoint, or a stream of one: between
+//!    sidecars [`upstream::mux`] carries the HTTP/1 of many clients on few connections, as h2 does
+//!    with HTTP/2. Where there is none, the [`upstream::dialer`] opens one: TCP to the pod's own
+//!    address, then [`tls`] in which [`identity`] shows this pod's certificate and demands the very
+//!    identity that the table names. Another workload at that address is refused before a byte of
+//!    the request is sent, and ejected. ALPN says what is inside.
+//! 9. **The request goes out, and the response comes back**, each only as fast as the side that
+//!    takes it. If the attempt fails, [`http::retry`] decides on another: always where nothing has
+//!    reached an application, else as the route says and the budget ([`balance::RetryBudget`])
+//!    allows, with a body that was kept for it up to a limit. [`http::deadlines`] has the route's
+//!    time-outs.
+//! 10. **It is counted**: by handles in [`observe::metrics`] that were resolved with the table, and
+//!     as a line of the [`observe::access_log`] where that is on. What the proxy answered itself
+//!     has a word from [`observe::reason`].
 //!
 //! ## On the server's side
 //!
-//! 1. The connection arrives at the pod's own address and port; the rules redirect it to the inbound listener.
-//! 2. **[`inbound`] finds out who it is from.** A ClientHello that offers one of our ALPN protocols is a peer's: the
-//!    handshake ([`tls`]) proves its identity. Anything else is a client without a sidecar. It is let in as it is, or refused, as the
-//!    pod's [`table`] says; the app's own TLS is let through untouched.
-//! 3. What ALPN said is carried by the same [`http1`] (on each stream of [`mux`]), [`http2`] or [`tcp`], with one rule that leads to the app in this pod.
-//!    The client's identity is the `client` of every series that is counted here.
+//! 1. The connection arrives at the pod's own address and port; the rules redirect it to the
+//!    inbound listener.
+//! 2. **[`inbound`] finds out who it is from.** A ClientHello that offers one of our ALPN protocols
+//!    is a peer's: the handshake ([`tls`]) proves its identity. Anything else is a client without a
+//!    sidecar. It is let in as it is, or refused, as the pod's [`table`] says; the app's own TLS is
+//!    let through untouched.
+//! 3. What ALPN said is carried by the same [`http::http1`] (on each stream of [`upstream::mux`]),
+//!    [`http::http2`] or [`opaque`], with one rule that leads to the app in this pod. The client's
+//!    identity is the `client` of every series that is counted here.
 //!
 //! ## Beside it
 //!
 //! [`control`] runs on the main thread: a certificate from the controller and its renewal, and the
 //! stream of tables. A push is decoded and checked whole before any of it is in force; what is
 //! wrong is rejected by name, and the last good version stays. [`admin`] shows all of that.
-//! [`memory`] bounds what peers can make the process hold. At the end, [`drain`] tells everybody
-//! that there is to be no new work, and waits for those who are busy.
+//! [`memory`] bounds what peers can make the process hold. At the end, [`drain`] tells all that
+//! there is to be no new work, and waits for what is under way.
 //!
-//! [`init`] sets the redirect rules of a pod from inside, and [`cni`] from its node. With them the
-//! app sees connections come from its clients ([`client_address`]), and requests tell it who calls
-//! ([`forwarded`]).
+//! [`node::redirect`] sets the redirect rules of a pod from inside, and [`node::cni`] from its
+//! node. With them the app sees connections come from its clients ([`upstream::client_address`]),
+//! and requests tell it who calls ([`session::forwarded`]).
+//!
+//! # The files that a request passes, in order
+//!
+//! From an app, to a Service of the mesh:
+//!
+//! ```text
+//! workers/mod.rs             accept, arrived    original destination; a worker
+//! outbound.rs                serve              destination -> table::Destination
+//! connection/mod.rs          serve              HTTP/1, HTTP/2, or bytes
+//!   wire/detect.rs           detect
+//! http/http1/serve.rs        serve              one request after the other: head, body
+//!   http/http1/head.rs, framing/mod.rs          what may be passed on of it
+//! http/http1/exchange.rs     run                one request: its log line, its answer
+//!   route/mod.rs             decide             rule, filters, backend
+//! http/http1/forward.rs      run                attempts, time-outs, retries
+//!   balance/mod.rs           pick               endpoint
+//!   http/retry.rs
+//! http/http1/attempt.rs      pooled, open       one endpoint, one try
+//!   upstream/pool/mod.rs     take, open_stream
+//!   upstream/streams.rs      acquire
+//!   upstream/dialer.rs       connect            TCP, TLS, the endpoint's identity
+//! http/http1/body.rs                            the body each way, as fast as it is taken
+//! http/record.rs             log                the entry in the access log
+//! ```
+//!
+//! HTTP/2 has the same steps in `http/http2/`; bytes go from `connection` to `opaque/mod.rs`. At the
+//! other end it is `workers/mod.rs`, `inbound/mod.rs` (the handshake, whose connection it is) and
+//! `inbound/streams.rs` (its streams); then the same files as above, with one rule that leads to the
+//! app in the pod.
+//!
+//! # Floors
+//!
+//! A module imports from the floors below its own, and from its own where that closes no circle.
+//! The folders have maps of their own.
+//!
+//! ```text
+//! workers                threads that accept connections, and carry them
+//! admin                  what people, probes and scrapers ask a sidecar
+//! inbound outbound       where a connection begins: one story each
+//! connection             what it carries: first bytes, detection
+//! http                   requests
+//! opaque                 bytes that are passed on as they are
+//! session                whose connection it is, and the worker that carries it
+//! control                the controller's word, and the certificate
+//! table                  what the controller said, as snapshots
+//! route                  which rule, which backend, with what changes
+//! upstream               connections to endpoints, and their pools
+//! balance                which endpoint, what it has shown so far, how many retries
+//! config node            what it is told at start; the rules of a pod, and what sets them
+//! identity probe tls     who we are; what a kubelet asks; TLS
+//! observe                metrics, logs, the words for what went wrong
+//! drain memory socket wire    ground
+//! ```
 #![forbid(unsafe_code)]
 
-pub mod access_log;
 pub mod admin;
 pub mod balance;
-pub mod budget;
-pub mod buffered;
-pub mod bypass;
-pub mod client_address;
-pub mod cni;
 pub mod config;
 pub mod connection;
 pub mod control;
-pub mod deadlines;
-pub mod detect;
 pub mod drain;
-pub mod exchange;
-pub mod forwarded;
-pub mod http1;
-pub mod http2;
+pub mod http;
 pub mod identity;
 pub mod inbound;
-pub mod init;
-pub mod listening;
-pub mod logging;
-pub mod login;
 pub mod memory;
-pub mod metrics;
-pub mod mirror;
-pub mod mux;
+pub mod node;
+pub mod observe;
+pub mod opaque;
 pub mod outbound;
-pub mod pool;
-pub mod prefixed;
 pub mod probe;
-pub mod proxy_protocol;
-pub mod reader;
-pub mod reason;
-pub mod retry;
 pub mod route;
 pub mod session;
 pub mod socket;
-pub mod stream;
-pub mod strict;
 pub mod table;
-pub mod tcp;
 pub mod tls;
 pub mod upstream;
-pub mod validity;
-pub mod worker;
+pub mod wire;
+pub mod workers;
 
 #[cfg(test)]
 mod testing;

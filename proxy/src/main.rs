@@ -16,24 +16,24 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use naru_listen::descriptors::Descriptors;
 use naru_listen::scrapes::Scrapes;
-use naru_proxy::access_log::AccessLog;
-use naru_proxy::admin::{self, Admin, Health};
-use naru_proxy::bypass;
-use naru_proxy::client_address::ClientAddresses;
-use naru_proxy::cni::agent::{self, InstallArgs};
-use naru_proxy::cni::{PLUGIN, plugin};
+use naru_proxy::admin::wait::{self, WaitArgs};
+use naru_proxy::admin::{self, Admin, Health, bypass};
 use naru_proxy::config::{Config, RunArgs};
-use naru_proxy::control::{Controller, Sync};
+use naru_proxy::control::{Controller, Renewal, Sync};
 use naru_proxy::drain::drain;
-use naru_proxy::identity::{Identity, Renewal, read_anchors};
-use naru_proxy::init::{self, InitArgs};
-use naru_proxy::logging::{self, LogFilter};
+use naru_proxy::identity::{Identity, read_anchors};
 use naru_proxy::memory::{self, Budget};
-use naru_proxy::metrics::Metrics;
-use naru_proxy::probe::wait::{self, WaitArgs};
+use naru_proxy::node::cni::agent::{self, InstallArgs};
+use naru_proxy::node::cni::{PLUGIN, plugin};
+use naru_proxy::node::redirect::{self, InitArgs};
+use naru_proxy::observe::access_log::AccessLog;
+use naru_proxy::observe::logging::{self, LogFilter};
+use naru_proxy::observe::metrics::Metrics;
+use naru_proxy::session::worker::Shared;
 use naru_proxy::socket::Listeners;
 use naru_proxy::table::{Store, tables};
-use naru_proxy::worker::{self, Shared};
+use naru_proxy::upstream::client_address::ClientAddresses;
+use naru_proxy::workers;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
     }
     let done = match Args::parse().command {
         Command::Run(args) => run(Config::from(*args)),
-        Command::Init(args) => init::run(args),
+        Command::Init(args) => redirect::run(args),
         Command::Wait(args) => wait::run(args),
         Command::CniInstall(args) => agent::run(args),
     };
@@ -95,8 +95,9 @@ fn main() -> ExitCode {
 
 fn run(mut config: Config) -> anyhow::Result<()> {
     let log = logging::start(&config.log, config.log_format).context("starting the log")?;
-    let most = &mut config.limits.max_connections;
-    *most = Descriptors::raise().connections(*most, DESCRIPTORS, "--max-connections");
+    let wanted = config.limits.max_connections;
+    let all = Descriptors::raise().connections(wanted, DESCRIPTORS, "--max-connections");
+    config.limits.lower_connections(all);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -156,7 +157,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     };
     let sync = Sync::new(controller, store.clone(), misses, metrics.clone());
     let admin_address = admin_listener.local_addr()?;
-    let (inbound, admin_places) = (worker::places(&config.limits), admin::places());
+    let (inbound, admin_places) = (workers::places(&config.limits), admin::places());
     metrics.watch_places("inbound", inbound.clone());
     metrics.watch_places("admin", admin_places.clone());
     let rendered = metrics.clone();
@@ -187,8 +188,8 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
         metrics.clone(),
     ));
 
-    let listeners = Listeners::bind(&config).context("listening for connections")?;
-    let workers = worker::start(
+    let listeners = Listeners::bind(&config.ports()).context("listening for connections")?;
+    let workers = workers::start(
         Shared {
             config: config.clone(),
             tables,

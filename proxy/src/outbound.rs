@@ -8,10 +8,10 @@ use std::rc::Rc;
 
 use tokio::net::TcpStream;
 
-use crate::buffered::Buffered;
 use crate::connection;
 use crate::session::Session;
-use crate::worker::Worker;
+use crate::session::worker::Worker;
+use crate::wire::buffered::Buffered;
 
 /// Carries one connection to its end.
 pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAddr) {

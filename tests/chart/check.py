@@ -5,6 +5,7 @@ usage: check.py   (with the packages of requirements.txt; nothing is downloaded)
 """
 
 import importlib.util
+import itertools
 import json
 import pathlib
 import re
@@ -42,7 +43,7 @@ EVERYTHING = {
         "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
         "priorityClassName": "system-cluster-critical",
     },
-    "proxy": {"image": {"digest": DIGEST}, "nativeSidecars": False, "resources": {"cpuLimit": "1"}},
+    "proxy": {"classEInUse": True, "image": {"digest": DIGEST}, "nativeSidecars": False, "resources": {"cpuLimit": "1"}},
     "identity": {"secretName": "own-ca", "create": False, "replaceLost": True, "rotation": {"trustFor": "1h30m", "retireFor": "48h"}},
     "cni": {"binDir": "/usr/lib/cni"},
     "webhook": {"failurePolicy": "Ignore", "certificate": {"secretName": "tls", "caBundle": "PEM"}, "annotations": {"a/b": "c"}},
@@ -62,6 +63,7 @@ ANNOTATIONS = {
     "mtls": (["strict", "STRICT", "Permissive", " strict "], ["on", "true", "", "strict,permissive"]),
     "inject": (["enabled", "Disabled"], ["true", "yes", ""]),
     "access-log": (["true", "False"], ["yes", "1"]),
+    "class-e-in-use": (["true", "False"], ["yes", "1"]),
     "client-address": (["preserve", "Hide", " hide "], ["none", "", "preserve,hide"]),
     "forwarded-headers": (
         ["forwarded", "X-Forwarded-For, forwarded", ""], ["via", "forwarded;by", "forwardedx-forwarded-for"],
@@ -162,15 +164,33 @@ def objects(text):
     return [object for object in yaml.safe_load_all(text) if object]
 
 
-def flags_of(program):
-    """Those that the README lists, which are held to the program by another test."""
+def flags_of(document, program):
+    """Those that the program's README lists, which are held to the program by another test."""
     flags, inside = set(), False
-    for line in (ROOT / "README.md").read_text().splitlines():
+    for line in (ROOT / document).read_text().splitlines():
         if line.startswith("#"):
             inside = line.strip("#` ") == program
         elif inside and line.startswith("| `--"):
             flags.add(line.split("`")[1].split(" ")[0])
     return flags
+
+
+def check_documented_values(check):
+    """The chart's README names values that there are, with their defaults."""
+    document = CHART / "README.md"
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    rows = document.read_text().split("| value | default |")[1].splitlines()[2:]
+    rows = list(itertools.takewhile(lambda row: row.startswith("|"), rows))
+    check(str(document), len(rows) > 5, "has no table of values")
+    for row in rows:
+        names, default = (cell.strip() for cell in row.split("|")[1:3])
+        for name in names.replace("`", "").split(", "):
+            value = values
+            for key in name.split("."):
+                value = value.get(key, "no such value") if isinstance(value, dict) else "no such value"
+            shown = json.dumps(value) if not isinstance(value, str) else value
+            right = isinstance(value, dict) if default == "" else default == f"`{shown}`"
+            check(str(document), right, f"has {name} with the default {default}, where values.yaml has {value}")
 
 
 def check_cni(check, what, objects):
@@ -275,11 +295,13 @@ def main():
             failures.append(f"{what}: {why}")
 
     flags = {
-        "Deployment": flags_of("naru-controller run"), "DaemonSet": flags_of("naru-proxy cni-install"),
-        "Job": flags_of("naru-controller uninstall"),
+        "Deployment": flags_of("controller/README.md", "naru-controller run"),
+        "DaemonSet": flags_of("proxy/README.md", "naru-proxy cni-install"),
+        "Job": flags_of("controller/README.md", "naru-controller uninstall"),
     }
     for kind, listed in flags.items():
-        check("README.md", listed, f"lists no flags of the {kind}'s program")
+        check("a README.md", listed, f"lists no flags of the {kind}'s program")
+    check_documented_values(check)
     cases = {"default": ({}, ()), "cluster": ({}, [ROOT / "tests/cluster/values.yaml"]), "ha": ({}, [CHART / "values-ha.yaml"]), "everything": (EVERYTHING, ()), "cni": (CNI, ()), "off": (OFF, ())}
     count = 0
     for version in HELM:

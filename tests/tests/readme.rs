@@ -1,7 +1,9 @@
-//! Holds the README's tables to the programs: reasons, metrics and flags are all there, and nothing else is.
+//! Holds the documents to the programs and to each other: their tables have exactly the reasons, metrics and flags that
+//! there are, links and names of files resolve, and README.md stays short.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,23 +12,30 @@ use clap::Args;
 use naru_contract::ResourceName;
 use naru_controller::issuer::{Ca, InForce};
 use naru_controller::metrics::AuthorityState;
-use naru_proxy::balance::{self, AttemptOutcome, Load};
-use naru_proxy::budget::RetryBudget;
-use naru_proxy::metrics::{
-    Direction, HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome,
-    RenewalOutcome, RequestLabels, RetryOutcome, Shown, TcpLabels,
+use naru_proxy::balance::{
+    self, AttemptOutcome, Endpoint, EndpointSet, Load, Peer, RetryBudget, next_endpoint_id,
 };
-use naru_proxy::reason::Reason;
-use naru_proxy::route::ServiceLabels;
-use naru_proxy::table::{Endpoint, EndpointSet, Peer, next_endpoint_id};
+use naru_proxy::observe::metrics::{
+    HttpVersion, MirrorLabels, MirrorOutcome, PoolProtocol, PoolState, PushOutcome, RenewalOutcome,
+    RequestLabels, RetryOutcome, ServiceLabels, Shown, TcpLabels,
+};
+use naru_proxy::observe::reason::Reason;
+use naru_proxy::socket::Direction;
 use naru_tests::{programs, repository};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-/// The rows of the one table under a heading, without its head.
-fn table(heading: &str) -> Vec<Vec<String>> {
-    let readme = std::fs::read_to_string(repository().join("README.md")).expect("README.md");
-    let rows: Vec<Vec<String>> = readme
+const PROXY: &str = "proxy/README.md";
+const CONTROLLER: &str = "controller/README.md";
+const COMMAND: &str = "controller/cli/README.md";
+
+fn read(document: &str) -> String {
+    std::fs::read_to_string(repository().join(document)).expect(document)
+}
+
+/// The rows of the one table of flags, metrics or reasons under a document's heading, without its head.
+fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
+    let rows: Vec<Vec<String>> = read(document)
         .lines()
         .skip_while(|line| !line.starts_with('#') || line.trim_matches(['#', ' ', '`']) != heading)
         .skip(1)
@@ -39,7 +48,7 @@ fn table(heading: &str) -> Vec<Vec<String>> {
         .collect();
     assert!(
         rows.len() > 2,
-        "README.md has no table under the heading {heading:?}"
+        "{document} has no table under the heading {heading:?}"
     );
     rows[2..].to_vec()
 }
@@ -50,8 +59,8 @@ fn code(cell: &str) -> &str {
 }
 
 #[test]
-fn every_reason_is_in_the_readme_with_its_status() {
-    let written: Vec<(String, u16)> = table("Reasons")
+fn every_reason_is_documented_with_its_status() {
+    let written: Vec<(String, u16)> = table(PROXY, "Reasons")
         .iter()
         .map(|row| (code(&row[0]).to_owned(), row[1].parse().unwrap_or(0)))
         .collect();
@@ -65,14 +74,14 @@ fn every_reason_is_in_the_readme_with_its_status() {
 /// Name, type and labels of a metric.
 type Family = (String, String, BTreeSet<String>);
 
-fn families_of_readme(heading: &str) -> BTreeSet<Family> {
+fn documented_families(document: &str, heading: &str) -> BTreeSet<Family> {
     let family = |row: &Vec<String>| {
         let (name, labels) = code(&row[0]).split_once('{').unwrap_or((code(&row[0]), ""));
         let labels = labels.trim_end_matches('}').split(',');
         let labels = labels.filter(|label| !label.is_empty()).map(str::to_owned);
         (name.to_owned(), row[1].clone(), labels.collect())
     };
-    table(heading).iter().map(family).collect()
+    table(document, heading).iter().map(family).collect()
 }
 
 /// Families of ours in Prometheus' text format.
@@ -101,8 +110,8 @@ fn families_of(exposed: &[u8]) -> BTreeSet<Family> {
 }
 
 #[test]
-fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
-    let metrics = naru_proxy::metrics::Metrics::new("shop", "web-1");
+fn every_metric_of_the_proxy_is_documented_with_its_labels() {
+    let metrics = naru_proxy::observe::metrics::Metrics::new("shop", "web-1");
     metrics.watch_memory(naru_proxy::memory::Budget::new(1));
     metrics.app_shown(vec![("ipv4", Shown::Client)]);
     let service = ServiceLabels {
@@ -167,21 +176,21 @@ fn every_metric_of_the_proxy_is_in_the_readme_with_its_labels() {
     metrics.push(PushOutcome::Accepted, 1, 1);
     metrics.watch_places("admin", naru_proxy::admin::places());
     let known = families_of(&metrics.render().expect("a rendering"));
-    assert_eq!(families_of_readme("Metrics of a sidecar"), known);
+    assert_eq!(documented_families(PROXY, "Metrics of a sidecar"), known);
 }
 
 #[test]
-fn every_metric_of_the_cni_agent_is_in_the_readme_with_its_labels() {
-    let report = naru_proxy::cni::Report::new().expect("metrics");
+fn every_metric_of_the_cni_agent_is_documented_with_its_labels() {
+    let report = naru_proxy::node::cni::Report::new().expect("metrics");
     let known = families_of(report.render().expect("a rendering").as_bytes());
     assert_eq!(
-        families_of_readme("Metrics of the CNI plugin's agent"),
+        documented_families(PROXY, "Metrics of the CNI plugin's agent"),
         known
     );
 }
 
 #[test]
-fn every_metric_of_the_controller_is_in_the_readme_with_its_labels() {
+fn every_metric_of_the_controller_is_documented_with_its_labels() {
     let metrics = naru_controller::metrics::Metrics::new();
     metrics.pushed_resource(&ResourceName::Inbound, naru_controller::metrics::Form::Full);
     metrics.refused("key");
@@ -198,7 +207,10 @@ fn every_metric_of_the_controller_is_in_the_readme_with_its_labels() {
     metrics.watch_places("admin", naru_proxy::admin::places());
     metrics.stream_refused("pod");
     let known = families_of(&metrics.render().expect("a rendering"));
-    assert_eq!(families_of_readme("Metrics of the controller"), known);
+    assert_eq!(
+        documented_families(CONTROLLER, "Metrics of the controller"),
+        known
+    );
 }
 
 /// Name, environment variable and default of a flag.
@@ -228,7 +240,7 @@ fn flags_of<A: Args>() -> BTreeSet<Flag> {
 }
 
 /// With its variable as well, if the table has a column for it.
-fn flags_of_readme(heading: &str, with_env: bool) -> BTreeSet<Flag> {
+fn documented_flags(document: &str, heading: &str, with_env: bool) -> BTreeSet<Flag> {
     let flag = |row: &Vec<String>| {
         let name = code(&row[0]).split(' ').next().unwrap_or_default();
         let default = &row[if with_env { 2 } else { 1 }];
@@ -239,24 +251,30 @@ fn flags_of_readme(heading: &str, with_env: bool) -> BTreeSet<Flag> {
         let env = if with_env { code(&row[1]) } else { "" };
         (name.to_owned(), env.to_owned(), default.to_owned())
     };
-    table(heading).iter().map(flag).collect()
+    table(document, heading).iter().map(flag).collect()
 }
 
 #[test]
-fn every_flag_of_the_proxy_and_the_controller_is_in_the_readme() {
+fn every_flag_of_the_proxy_and_the_controller_is_documented() {
     let run = flags_of::<naru_proxy::config::RunArgs>();
-    assert_eq!(flags_of_readme("naru-proxy run", true), run);
-    let init = flags_of::<naru_proxy::init::InitArgs>();
-    assert_eq!(flags_of_readme("naru-proxy init", true), init);
-    let wait = flags_of::<naru_proxy::probe::wait::WaitArgs>();
-    assert_eq!(flags_of_readme("naru-proxy wait", false), wait);
-    let agent = flags_of::<naru_proxy::cni::agent::InstallArgs>();
-    assert_eq!(flags_of_readme("naru-proxy cni-install", true), agent);
+    assert_eq!(documented_flags(PROXY, "naru-proxy run", true), run);
+    let init = flags_of::<naru_proxy::node::redirect::InitArgs>();
+    assert_eq!(documented_flags(PROXY, "naru-proxy init", true), init);
+    let wait = flags_of::<naru_proxy::admin::wait::WaitArgs>();
+    assert_eq!(documented_flags(PROXY, "naru-proxy wait", false), wait);
+    let agent = flags_of::<naru_proxy::node::cni::agent::InstallArgs>();
+    assert_eq!(
+        documented_flags(PROXY, "naru-proxy cni-install", true),
+        agent
+    );
     let controller = flags_of::<naru_controller::config::Config>();
-    assert_eq!(flags_of_readme("naru-controller run", true), controller);
+    assert_eq!(
+        documented_flags(CONTROLLER, "naru-controller run", true),
+        controller
+    );
     let uninstall = flags_of::<naru_controller::uninstall::UninstallArgs>();
     assert_eq!(
-        flags_of_readme("naru-controller uninstall", true),
+        documented_flags(CONTROLLER, "naru-controller uninstall", true),
         uninstall
     );
 }
@@ -282,7 +300,7 @@ fn flags_of_help(help: &str) -> BTreeSet<Flag> {
 }
 
 #[test]
-fn every_flag_of_the_command_is_in_the_readme() {
+fn every_flag_of_the_command_is_documented() {
     for subcommand in ["check", "routes", "why", "sandbox"] {
         let help = Command::new(programs().join("naru"))
             .args([subcommand, "--help"])
@@ -290,6 +308,184 @@ fn every_flag_of_the_command_is_in_the_readme() {
             .expect("naru");
         let help = String::from_utf8(help.stdout).expect("text");
         let heading = format!("naru {subcommand}");
-        assert_eq!(flags_of_readme(&heading, false), flags_of_help(&help));
+        assert_eq!(
+            documented_flags(COMMAND, &heading, false),
+            flags_of_help(&help)
+        );
     }
+}
+
+/// The most lines that README.md may have.
+const README_LINES: usize = 200;
+/// The most columns of a line of prose. Tables and lines with a URL may be longer.
+const PROSE_COLUMNS: usize = 100;
+/// Folders at the top whose files the documents name as `proxy/src`.
+const NAMED: [&str; 5] = ["charts/", "controller/", "deploy/", "proxy/", "tests/"];
+
+/// Every document of the repository, by its path from the top.
+fn documents() -> BTreeMap<PathBuf, String> {
+    let mut documents = BTreeMap::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(repository().join(&folder)).expect("a folder") {
+            let entry = entry.expect("an entry");
+            let name = entry.file_name().into_string().expect("a name in UTF-8");
+            let path = folder.join(&name);
+            let built = name.starts_with('.') || name == "target";
+            if entry.file_type().expect("a type").is_dir() && !built {
+                folders.push(path);
+            } else if name.ends_with(".md") {
+                let text = std::fs::read_to_string(entry.path()).expect("a document");
+                documents.insert(path, text);
+            }
+        }
+    }
+    documents
+}
+
+/// The lines of a document with their numbers, and whether they are inside a fence.
+fn lines(document: &str) -> impl Iterator<Item = (usize, &str, bool)> {
+    let mut fenced = false;
+    document.lines().enumerate().filter_map(move |(at, line)| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        (!fence).then_some((at + 1, line, fenced))
+    })
+}
+
+/// The anchors that GitHub gives a document's headings.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let headings = lines(document).filter(|(_, line, fenced)| !fenced && line.starts_with('#'));
+    let anchor = |(_, line, _): (usize, &str, bool)| {
+        let words = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = words.chars().filter_map(|c| match c {
+            ' ' => Some('-'),
+            '-' | '_' => Some(c),
+            c => c.is_alphanumeric().then_some(c),
+        });
+        kept.collect()
+    };
+    headings.map(anchor).collect()
+}
+
+/// A path with its `..` taken out.
+fn normal(path: &Path) -> PathBuf {
+    path.iter()
+        .fold(PathBuf::new(), |mut normal, part| match part.to_str() {
+            Some("..") => {
+                assert!(normal.pop(), "{} leaves the repository", path.display());
+                normal
+            }
+            _ => normal.join(part),
+        })
+}
+
+#[test]
+fn every_link_between_documents_resolves() {
+    let documents = documents();
+    let mut broken = Vec::new();
+    for (path, text) in &documents {
+        let links = lines(text).filter(|(_, _, fenced)| !fenced);
+        let links = links.flat_map(|(at, line, _)| {
+            let targets = line.split("](").skip(1);
+            targets.filter_map(move |rest| Some((at, rest.split_once(')')?.0)))
+        });
+        for (at, link) in links.filter(|(_, link)| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => normal(&path.with_file_name(file)),
+            };
+            let known = documents.get(&target).map(|text| anchors(text));
+            let resolves = repository().join(&target).exists()
+                && (anchor.is_empty() || known.is_some_and(|known| known.contains(anchor)));
+            if !resolves {
+                broken.push(format!("{}:{at}: {link}", path.display()));
+            }
+        }
+    }
+    assert!(
+        broken.is_empty(),
+        "links lead nowhere:\n{}",
+        broken.join("\n")
+    );
+}
+
+#[test]
+fn every_file_that_a_document_names_exists() {
+    let mut missing = Vec::new();
+    for (path, text) in documents() {
+        for (at, line, fenced) in lines(&text) {
+            let code: Vec<&str> = match fenced {
+                true => vec![line],
+                false => line.split('`').skip(1).step_by(2).collect(),
+            };
+            let words = code.iter().flat_map(|code| code.split_whitespace());
+            let named = words.filter(|word| NAMED.iter().any(|folder| word.starts_with(folder)));
+            for name in named {
+                // `tests/tests/NAME.rs`, `a/{b,c}.rs`: not a file's name.
+                let literal = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+                let whole = name.chars().all(literal) && !name.contains("NAME");
+                if whole && !repository().join(name).exists() {
+                    missing.push(format!("{}:{at}: {name}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no such file:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_metric_that_a_document_names_is_in_a_table() {
+    let tables = [
+        documented_families(PROXY, "Metrics of a sidecar"),
+        documented_families(PROXY, "Metrics of the CNI plugin's agent"),
+        documented_families(CONTROLLER, "Metrics of the controller"),
+    ];
+    let known: BTreeSet<String> = tables
+        .into_iter()
+        .flatten()
+        .map(|family| family.0)
+        .collect();
+    let mut unknown = Vec::new();
+    for (path, text) in documents() {
+        for (at, line, _) in lines(&text) {
+            let words = line.split(|c: char| !c.is_ascii_alphanumeric() && !"_:".contains(c));
+            // `naru_proxy::control` is a module.
+            let named = words.filter(|word| word.starts_with("naru_") && !word.contains("::"));
+            for name in named {
+                if !known.contains(name.strip_suffix("_bucket").unwrap_or(name)) {
+                    unknown.push(format!("{}:{at}: {name}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(
+        unknown.is_empty(),
+        "no such metric:\n{}",
+        unknown.join("\n")
+    );
+}
+
+#[test]
+fn the_readme_is_short_and_lines_of_prose_fit_a_screen() {
+    let length = read("README.md").lines().count();
+    assert!(
+        length <= README_LINES,
+        "README.md has {length} lines: move what only some readers need to the document that is theirs"
+    );
+    let mut wide = Vec::new();
+    for (path, text) in documents() {
+        for (at, line, fenced) in lines(&text) {
+            let free = fenced || line.trim_start().starts_with('|') || line.contains("://");
+            if !free && line.chars().count() > PROSE_COLUMNS {
+                wide.push(format!("{}:{at}", path.display()));
+            }
+        }
+    }
+    assert!(
+        wide.is_empty(),
+        "lines of more than {PROSE_COLUMNS} columns:\n{}",
+        wide.join("\n")
+    );
 }

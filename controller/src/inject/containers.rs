@@ -69,6 +69,13 @@ pub fn init(settings: &Settings, options: &Options) -> Value {
             "NARU_SKIP_OUTBOUND_CIDRS",
             settings.skip_outbound_cidrs.clone(),
         ),
+        (
+            "NARU_CLASS_E_IN_USE",
+            match settings.class_e_in_use {
+                true => "true".to_owned(),
+                false => String::new(),
+            },
+        ),
     ];
     let environment = environment
         .into_iter()

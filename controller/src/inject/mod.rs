@@ -63,6 +63,8 @@ const SKIPPED_ANNOTATION: &str = "naru.dev/skipped";
 /// By what a pod's connections are redirected, where that is not its own init container: the node's
 /// CNI plugin reads this.
 const REDIRECTION_ANNOTATION: &str = "naru.dev/redirection";
+/// Whether addresses in 240.0.0.0/4 are in use; for the CNI plugin too.
+const CLASS_E_ANNOTATION: &str = "naru.dev/class-e-in-use";
 const INIT_CONTAINER: &str = "naru-init";
 const SIDECAR: &str = "naru-proxy";
 /// The sidecar's program in its image.
@@ -93,6 +95,8 @@ pub struct Options {
     /// one.
     pub native_sidecars: bool,
     pub redirection: Redirection,
+    /// Pods, nodes or others have addresses in 240.0.0.0/4.
+    pub class_e_in_use: bool,
     pub log: String,
     pub resources: Resources,
 }
@@ -251,7 +255,7 @@ fn without_label(pod: &Pod) -> Vec<Operation> {
 /// injected.
 fn complete(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Decision, Refusal> {
     check_containers(spec)?;
-    let mut operations = metadata(pod, spec, options.redirection);
+    let mut operations = metadata(pod, spec, options);
     let mut moved = Vec::new();
     let probes = probes::redirect(spec, &mut moved);
     if !probes.is_empty() {
@@ -266,7 +270,7 @@ fn complete(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Decision, Re
 }
 
 /// The label and the annotations of a pod with a sidecar, as far as it lacks them.
-fn metadata(pod: &Pod, spec: &PodSpec, redirection: Redirection) -> Vec<Operation> {
+fn metadata(pod: &Pod, spec: &PodSpec, options: &Options) -> Vec<Operation> {
     let metadata = Path::root().key("metadata");
     let labels = pod.metadata.labels.as_ref();
     let label = labels.and_then(|labels| labels.get(INJECTED_LABEL));
@@ -277,7 +281,7 @@ fn metadata(pod: &Pod, spec: &PodSpec, redirection: Redirection) -> Vec<Operatio
     let has = |name: &str, value: &str| {
         given.is_some_and(|given| given.get(name).is_some_and(|given| given == value))
     };
-    let annotations = annotations(pod, spec, redirection).into_iter();
+    let annotations = annotations(pod, spec, options).into_iter();
     operations.extend(set_key(
         metadata.key("annotations"),
         given.is_some(),
@@ -294,7 +298,7 @@ fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>
     }
     let mut settings = Settings::of(pod, options)?;
     settings.resources = pod_resources::fit(spec, settings.resources);
-    let mut operations = metadata(pod, spec, options.redirection);
+    let mut operations = metadata(pod, spec, options);
     // Paths of probes are those of the pod as it came: they go before containers are inserted.
     let probes = probes::redirect(spec, &mut operations);
     let at = Path::root().key("spec");
@@ -354,7 +358,8 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// Annotations for others, unless the pod has its own; and for the CNI plugin.
-fn annotations(pod: &Pod, spec: &PodSpec, redirection: Redirection) -> Vec<(&'static str, String)> {
+fn annotations(pod: &Pod, spec: &PodSpec, options: &Options) -> Vec<(&'static str, String)> {
+    let redirection = options.redirection;
     let given = || {
         pod.metadata
             .annotations
@@ -366,6 +371,9 @@ fn annotations(pod: &Pod, spec: &PodSpec, redirection: Redirection) -> Vec<(&'st
     // Another one of the pod's own would have the plugin do what no container of it expects.
     if redirection == Redirection::Cni || given().any(|given| given == REDIRECTION_ANNOTATION) {
         annotations.push((REDIRECTION_ANNOTATION, redirection.as_str().to_owned()));
+    }
+    if options.class_e_in_use && !given().any(|given| given == CLASS_E_ANNOTATION) {
+        annotations.push((CLASS_E_ANNOTATION, "true".to_owned()));
     }
     let mut own = spec.containers.iter().filter(|c| !is_ours(&c.name));
     if let Some(Container { name, .. }) = own.next()

@@ -143,6 +143,10 @@ pub struct InjectArgs {
         default_value_t = Redirection::Init
     )]
     pub redirection: Redirection,
+    /// Pods, nodes or others have addresses in 240.0.0.0/4: no pod takes it for the addresses of
+    /// its clients.
+    #[arg(long, env = "NARU_CLASS_E_IN_USE", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
+    pub class_e_in_use: bool,
 }
 
 /// By what the connections of a pod are redirected to its sidecar.
@@ -201,6 +205,7 @@ impl InjectArgs {
             controller_identity,
             native_sidecars: self.native_sidecars,
             redirection: self.redirection,
+            class_e_in_use: self.class_e_in_use,
             log: self.proxy_log.clone(),
             resources: Resources {
                 cpu_request: self.proxy_cpu_request.clone(),

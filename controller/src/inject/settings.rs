@@ -5,7 +5,7 @@
 use k8s_openapi::api::core::v1::Pod;
 
 use super::options::Resources;
-use super::{Options, Refusal, annotation};
+use super::{CLASS_E_ANNOTATION, Options, Refusal, annotation};
 use crate::annotations::{
     boolean, client_address, forwarded_headers, is_strict, networks, ports, quantity,
 };
@@ -27,6 +27,8 @@ pub struct Settings {
     pub skip_inbound_ports: String,
     pub skip_outbound_ports: String,
     pub skip_outbound_cidrs: String,
+    /// Addresses in 240.0.0.0/4 are in use.
+    pub class_e_in_use: bool,
 }
 
 impl Settings {
@@ -41,6 +43,7 @@ impl Settings {
         let ports = |name| Ok::<_, Refusal>(read(pod, name, ports)?.map_or(String::new(), joined));
         let networks = read(pod, "naru.dev/skip-outbound-cidrs", networks)?;
         let access_log = read(pod, "naru.dev/access-log", boolean)?;
+        let class_e_in_use = read(pod, CLASS_E_ANNOTATION, boolean)?;
         let client_address = read(pod, "naru.dev/client-address", client_address)?;
         let forwarded = read(pod, "naru.dev/forwarded-headers", forwarded_headers)?;
         let default = &options.resources;
@@ -59,6 +62,7 @@ impl Settings {
             skip_inbound_ports: ports("naru.dev/skip-inbound-ports")?,
             skip_outbound_ports: ports("naru.dev/skip-outbound-ports")?,
             skip_outbound_cidrs: networks.map_or(String::new(), joined),
+            class_e_in_use: class_e_in_use.unwrap_or(options.class_e_in_use),
         })
     }
 }

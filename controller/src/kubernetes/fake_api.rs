@@ -3,6 +3,7 @@
 //! does. The command's tests use it as well.
 
 #![allow(dead_code)] // No crate uses all of it.
+#![allow(clippy::disallowed_methods)] // A test's queues are short.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;

@@ -68,6 +68,8 @@ pub struct Client {
     /// Whom the client has proven to be.
     pub peer: Option<Peer>,
     pub place: Arc<Place>,
+    /// Held by the request for a certificate that is worked on.
+    pub certifying: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A connection after its handshake.
@@ -208,6 +210,7 @@ impl Acceptor {
                 address,
                 peer,
                 place: Arc::new(place),
+                certifying: Arc::default(),
             },
             unproven,
         };

@@ -98,6 +98,8 @@ impl Methods {
         request: Request<CertifyRequest>,
     ) -> Result<Response<CertifyResponse>, Status> {
         let client = client(&request)?;
+        // The place is the connection's: it waits or is taken for one request at a time.
+        let _certifying = client.certifying.lock().await;
         let request = request.into_inner();
         let busy = |limit: Limit| {
             let text = format!("too many requests for certificates ({})", limit.as_str());
@@ -145,6 +147,7 @@ impl Methods {
         let (sender, receiver) = mpsc::channel(MAX_QUEUED);
         tokio::spawn(stream::run(
             self.context.clone(),
+            client.place.source(),
             peer,
             request.into_inner(),
             sender,

@@ -46,8 +46,8 @@ use crate::compile::Catalog;
 use crate::issuer::{InForce, Issuer};
 use crate::metrics::Metrics;
 
-/// Streams on one connection: a proxy uses one.
-const MAX_CONCURRENT_STREAMS: u32 = 8;
+/// Streams on one connection: a proxy syncs on one, and asks for a certificate on another.
+const MAX_CONCURRENT_STREAMS: u32 = 2;
 /// HTTP/2 window of a stream and of a connection, in bytes: what a peer can make us hold before it
 /// is read. A hello of ten thousand destinations takes about this much.
 const WINDOW: u32 = 256 * 1024;

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -33,8 +33,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 pub const MAX_QUEUED: usize = 2;
 /// Streams that are open at once. Each holds a table of its own.
 const MAX_STREAMS: usize = 20_000;
-/// Streams of one identity: many pods may have the same, but not all the room there is.
-const MAX_STREAMS_OF_IDENTITY: usize = MAX_STREAMS / 2;
+/// Streams of one identity: a Deployment of 10,000 pods has a quarter more while it is rolled out,
+/// and the rest of the room stays for others.
+const MAX_STREAMS_OF_IDENTITY: usize = MAX_STREAMS / 4 * 3;
+/// Streams from one address: pods have their own, and those behind a NAT have one in common. The
+/// names of pods are what a client writes, so they bound honest clients alone.
+const MAX_STREAMS_OF_SOURCE: usize = MAX_STREAMS / 4;
 /// Streams of one pod. After its connection broke, a proxy may have a few that have not been
 /// noticed to be over.
 const MAX_STREAMS_OF_POD: usize = 8;
@@ -64,6 +68,7 @@ pub struct Shares(Arc<Mutex<Counts>>);
 #[derive(Default)]
 struct Counts {
     identities: HashMap<SpiffeId, usize>,
+    sources: HashMap<IpAddr, usize>,
     /// By identity and name: the name is what the proxy says.
     pods: HashMap<(SpiffeId, String), usize>,
 }
@@ -71,6 +76,7 @@ struct Counts {
 /// The part of one stream.
 struct Share {
     shares: Shares,
+    source: IpAddr,
     pod: (SpiffeId, String),
 }
 
@@ -80,20 +86,25 @@ impl Shares {
     }
 
     /// Counts a stream. Fails with the limit that there is.
-    fn take(&self, identity: &SpiffeId, pod: &str) -> Result<Share, &'static str> {
+    fn take(&self, source: IpAddr, identity: &SpiffeId, pod: &str) -> Result<Share, &'static str> {
         let pod = (identity.clone(), pod.to_owned());
         let mut counts = self.counts();
         let count = |count: Option<&usize>| count.copied().unwrap_or(0);
         if count(counts.identities.get(identity)) >= MAX_STREAMS_OF_IDENTITY {
             return Err("identity");
         }
+        if count(counts.sources.get(&source)) >= MAX_STREAMS_OF_SOURCE {
+            return Err("source");
+        }
         if count(counts.pods.get(&pod)) >= MAX_STREAMS_OF_POD {
             return Err("pod");
         }
         *counts.identities.entry(identity.clone()).or_default() += 1;
+        *counts.sources.entry(source).or_default() += 1;
         *counts.pods.entry(pod.clone()).or_default() += 1;
         Ok(Share {
             shares: self.clone(),
+            source,
             pod,
         })
     }
@@ -111,6 +122,7 @@ impl Drop for Share {
         }
         let mut counts = self.shares.counts();
         give_back(&mut counts.identities, &self.pod.0);
+        give_back(&mut counts.sources, &self.source);
         give_back(&mut counts.pods, &self.pod);
     }
 }
@@ -125,12 +137,13 @@ pub struct Peer {
 /// Runs until the stream ends.
 pub async fn run(
     context: Context,
+    source: IpAddr,
     peer: Peer,
     mut messages: Streaming<FromProxy>,
     outgoing: Outgoing,
 ) {
     let ended = tokio::select! {
-        ended = stream(&context, &peer, &mut messages, &outgoing) => ended,
+        ended = stream(&context, source, &peer, &mut messages, &outgoing) => ended,
         // The connection is gone, or the proxy has reset the stream.
         () = outgoing.closed() => Ok(()),
     };
@@ -147,6 +160,7 @@ pub async fn run(
 
 async fn stream(
     context: &Context,
+    source: IpAddr,
     peer: &Peer,
     messages: &mut Streaming<FromProxy>,
     outgoing: &Outgoing,
@@ -160,7 +174,7 @@ async fn stream(
     let Some(from_proxy::Message::Hello(hello)) = first.message else {
         return Err(Status::invalid_argument("the first message is not a hello"));
     };
-    let mut session = Session::begin(context, peer, hello, outgoing.clone())?;
+    let mut session = Session::begin(context, source, peer, hello, outgoing.clone())?;
     let mut synced = context.hub.synced();
     let mut stopping = context.stopping.clone();
     let mut heartbeat = interval(HEARTBEAT_INTERVAL);
@@ -207,6 +221,7 @@ struct Session {
 impl Session {
     fn begin(
         context: &Context,
+        source: IpAddr,
         peer: &Peer,
         hello: Hello,
         outgoing: Outgoing,
@@ -235,12 +250,13 @@ impl Session {
             context.metrics.stream_refused(limit);
             let text = match limit {
                 "identity" => format!("this identity has {MAX_STREAMS_OF_IDENTITY} streams"),
+                "source" => format!("this address has {MAX_STREAMS_OF_SOURCE} streams"),
                 "pod" => format!("this pod has {MAX_STREAMS_OF_POD} streams"),
                 _ => format!("there are {MAX_STREAMS} streams"),
             };
             Status::resource_exhausted(text)
         };
-        let share = (context.shares.take(&peer.id, &hello.pod)).map_err(refused)?;
+        let share = (context.shares.take(source, &peer.id, &hello.pod)).map_err(refused)?;
         let counted = (context.metrics.stream(MAX_STREAMS)).ok_or_else(|| refused("all"))?;
         // A name that this version does not know is none that it ever sends; the proxy keeps it.
         let held = hello.held.into_iter().filter_map(|held| {
@@ -443,10 +459,16 @@ mod tests {
         SpiffeId::new("cluster.local", "shop", service_account).unwrap()
     }
 
+    fn address(last: usize) -> IpAddr {
+        IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a00_0000 + last as u32))
+    }
+
     #[test]
     fn one_pod_has_a_few_streams_and_one_identity_not_all_of_them() {
         let shares = Shares::default();
-        let take = |account: &str, pod: usize| shares.take(&identity(account), &format!("p-{pod}"));
+        let take = |account: &str, pod: usize| {
+            shares.take(address(pod), &identity(account), &format!("p-{pod}"))
+        };
         let mut open: Vec<Share> = Vec::new();
         for _ in 0..MAX_STREAMS_OF_POD {
             open.push(take("web", 0).unwrap());
@@ -462,5 +484,26 @@ mod tests {
         drop(open);
         let counts = shares.counts();
         assert!(counts.identities.is_empty() && counts.pods.is_empty());
+        assert!(counts.sources.is_empty());
+    }
+
+    #[test]
+    fn a_rollout_of_ten_thousand_pods_has_room_beside_them() {
+        const { assert!(MAX_STREAMS_OF_IDENTITY >= 10_000 + 10_000 / 4) };
+    }
+
+    #[test]
+    fn names_that_a_client_makes_up_take_no_more_than_the_share_of_its_address() {
+        let shares = Shares::default();
+        let take = |source: usize, pod: usize| {
+            shares.take(address(source), &identity("web"), &format!("p-{pod}"))
+        };
+        let open: Vec<Share> = (0..MAX_STREAMS_OF_SOURCE)
+            .map(|pod| take(1, pod).unwrap())
+            .collect();
+        assert_eq!(take(1, 1_000_000).err(), Some("source"));
+        assert!(take(2, 1_000_000).is_ok());
+        drop(open);
+        assert!(take(1, 1_000_000).is_ok());
     }
 }

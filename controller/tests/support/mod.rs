@@ -154,6 +154,7 @@ impl Controller {
             if self.admin("/ready").starts_with("HTTP/1.1 200") {
                 return;
             }
+            #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
             std::thread::sleep(Duration::from_millis(10));
         }
         panic!("{}", self.admin("/ready"));

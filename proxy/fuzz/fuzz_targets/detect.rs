@@ -3,10 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use naru_proxy::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
-use naru_proxy::http1::fuzzing::{Request, find_end};
+use naru_proxy::http::http1::fuzzing::{Request, find_end};
 use naru_proxy::route::RequestHead;
-use naru_proxy::stream::client_hello::{self, Hello};
+use naru_proxy::route::opaque::client_hello::{self, Hello};
+use naru_proxy::wire::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
 
 /// A word of more letters is taken for no method.
 const MAX_METHOD: usize = 32;

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use naru_proxy::tcp::frame::{FrameError, HEADER, Kind, MAX_DATA, Unframing};
+use naru_proxy::opaque::frame::{FrameError, HEADER, Kind, MAX_DATA, Unframing};
 
 /// What is read of a connection.
 #[derive(Debug, Default, PartialEq, Eq)]

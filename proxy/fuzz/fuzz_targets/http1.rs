@@ -4,7 +4,7 @@
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use naru_proxy::http1::fuzzing::{
+use naru_proxy::http::http1::fuzzing::{
     ChunkError, Chunked, Framing, HeadError, Request, Response, Segment, Version, find_end,
     request_framing, response_framing,
 };

@@ -8,12 +8,12 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use naru_contract as contract;
 use naru_contract::http_filter::Kind;
-use naru_proxy::budget::RetryBudget;
-use naru_proxy::metrics::{Direction, Metrics, TcpLabels};
+use naru_proxy::balance::{Backend, EndpointSet, RetryBudget};
+use naru_proxy::observe::metrics::{Metrics, ServiceLabels, TcpLabels};
 use naru_proxy::route::{
-    Decision, RequestHead, ServiceLabels, decide, decode_routes, default_rule,
+    Decision, Logical, Protocol, RequestHead, decide, decode_routes, default_rule,
 };
-use naru_proxy::table::{Backend, EndpointSet, Logical, Protocol};
+use naru_proxy::socket::Direction;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -282,7 +282,10 @@ fuzz_target!(|input: Input| {
         }
         Decision::Preflight { answer, .. } => {
             for (name, value) in &answer.fields {
-                assert!(http::HeaderValue::from_str(value).is_ok(), "{name}: {value}");
+                assert!(
+                    http::HeaderValue::from_str(value).is_ok(),
+                    "{name}: {value}"
+                );
             }
         }
         Decision::Fail { .. } => {}

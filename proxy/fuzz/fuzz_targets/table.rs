@@ -12,7 +12,7 @@ use naru_contract as contract;
 use naru_contract::destination::Target;
 use naru_contract::resource::Body;
 use naru_proxy::identity::Identity;
-use naru_proxy::metrics::Metrics;
+use naru_proxy::observe::metrics::Metrics;
 use naru_proxy::table::{Store, tables};
 use prost::Message;
 
@@ -122,8 +122,16 @@ impl Endpoint {
             workload: String::new(),
             zone: self.text.clone(),
             node: pick(PLACES, self.last % 2 == 1).to_owned(),
-            for_zones: self.hints.iter().map(|i| pick(PLACES, *i).to_owned()).collect(),
-            for_nodes: self.hints.iter().map(|i| pick(PLACES, !i).to_owned()).collect(),
+            for_zones: self
+                .hints
+                .iter()
+                .map(|i| pick(PLACES, *i).to_owned())
+                .collect(),
+            for_nodes: self
+                .hints
+                .iter()
+                .map(|i| pick(PLACES, !i).to_owned())
+                .collect(),
         }
     }
 }
@@ -191,12 +199,14 @@ impl Content {
             Name::Destination(_) => Body::Destination(contract::Destination {
                 target: match (route, members.first()) {
                     (true, _) => Some(Target::Service(service(*name))),
-                    (false, Some(member)) => Some(Target::Pod(Box::new(contract::PodDestination {
-                        endpoint: Some(member.message()),
-                        protocol,
-                        namespace: "shop".to_owned(),
-                        service: String::new(),
-                    }))),
+                    (false, Some(member)) => {
+                        Some(Target::Pod(Box::new(contract::PodDestination {
+                            endpoint: Some(member.message()),
+                            protocol,
+                            namespace: "shop".to_owned(),
+                            service: String::new(),
+                        })))
+                    }
                     (false, None) => None,
                 },
             }),

@@ -145,6 +145,7 @@ mod tests {
 
     /// Scrapes whose every rendering waits for a word, and has its number as text.
     fn scrapes() -> (Scrapes, mpsc::Sender<()>, Arc<AtomicUsize>) {
+        #[expect(clippy::disallowed_methods, reason = "a test sends a handful")]
         let (go, may_go) = mpsc::channel();
         let may_go = Mutex::new(may_go);
         let count = Arc::new(AtomicUsize::new(0));

@@ -7,7 +7,8 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::{Admission, AttemptOutcome, EjectionCounter, EjectionReason, Habits, Nanos};
+use super::{Admission, AttemptOutcome, Habits, Nanos};
+use crate::observe::metrics::{EjectionCounter, EjectionReason};
 
 /// Time in which what was seen loses all but 1/e of its weight, in nanoseconds. Long enough to outlast a garbage collection,
 /// short enough that a scaled-up or healed pod is found out about.

@@ -13,7 +13,17 @@
 //!
 //! Where some endpoints are preferred (those of the client's zone), they alone are picked from as long as one of them is available
 //! and untried; otherwise all are, as if none were preferred. Ejected ones among the preferred go on being probed.
+//!
+//! # Floors
+//!
+//! ```text
+//! endpoints           who can be picked
+//! load                latency, requests in flight, ejection
+//! budget habits       how many retries; how an app ends connections
+//! ```
 
+mod budget;
+mod endpoints;
 mod habits;
 mod load;
 
@@ -22,14 +32,14 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::reason::Reason;
-use crate::table::{Endpoint, EndpointSet};
+use crate::observe::reason::Reason;
+pub use budget::RetryBudget;
+pub use endpoints::{Backend, Endpoint, EndpointSet, Peer, by_weight, next_endpoint_id};
 pub use habits::Habits;
 pub use load::Load;
 use load::Standing;
@@ -67,47 +77,6 @@ impl AttemptOutcome {
             // Ours to answer for, not the endpoint's.
             Reason::NoCertificate | Reason::Overload | Reason::ShuttingDown => Self::Cancelled,
             _ => Self::ConnectFailed,
-        }
-    }
-}
-
-/// Why an endpoint was ejected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EjectionReason {
-    ConsecutiveFailures,
-    IdentityMismatch,
-}
-
-impl EjectionReason {
-    /// The word in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ConsecutiveFailures => "consecutive-failures",
-            Self::IdentityMismatch => "identity-mismatch",
-        }
-    }
-}
-
-/// How often endpoints of one backend were ejected. Read by the metrics.
-#[derive(Debug, Default)]
-pub struct EjectionCounter {
-    consecutive_failures: AtomicU64,
-    identity_mismatch: AtomicU64,
-}
-
-impl EjectionCounter {
-    pub fn get(&self, reason: EjectionReason) -> u64 {
-        self.of(reason).load(Ordering::Relaxed)
-    }
-
-    fn count(&self, reason: EjectionReason) {
-        self.of(reason).fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn of(&self, reason: EjectionReason) -> &AtomicU64 {
-        match reason {
-            EjectionReason::ConsecutiveFailures => &self.consecutive_failures,
-            EjectionReason::IdentityMismatch => &self.identity_mismatch,
         }
     }
 }

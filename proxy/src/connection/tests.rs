@@ -10,11 +10,12 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use super::serve;
-use crate::buffered::Buffered;
-use crate::http2::tests::fixture::{Mesh, Setup, answering, call, get, nobody, run, until};
+use crate::route::Protocol;
 use crate::session::Session;
-use crate::table::{Destination, DestinationCell, Protocol};
-use crate::testing::{accept, heard, is_reset, listener, pair};
+use crate::table::{Destination, DestinationCell};
+use crate::testing::mesh::{Mesh, Setup, answering, call, get, nobody, run, until};
+use crate::testing::sockets::{accept, heard, is_reset, listener, pair};
+use crate::wire::buffered::Buffered;
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";

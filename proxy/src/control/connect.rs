@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use naru_contract::{
-    CERTIFY_PATH, CertifyRequest, CertifyResponse, FromProxy, MAX_MESSAGE_BYTES, SYNC_PATH, ToProxy,
-};
+use naru_contract::{FromProxy, MAX_MESSAGE_BYTES, SYNC_PATH, ToProxy};
 use rand::seq::SliceRandom;
 use rustls::CertificateError;
 use rustls::pki_types::ServerName;
@@ -28,14 +26,14 @@ use tower::service_fn;
 
 use super::refusal::{Refused, Watched};
 use crate::config::Config;
-use crate::identity::{Certify, Identity, RenewError, TrustError, read_anchors};
+use crate::identity::{Identity, TrustError, read_anchors};
 
 /// How long resolving the controller's name may take.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one address may take to accept a connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the controller may take to answer a call.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often an HTTP/2 ping asks whether the connection still carries anything.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the answer to a ping may take.
@@ -122,7 +120,7 @@ impl Controller {
     }
 
     /// A new connection to the first address that accepts one and proves to be the controller.
-    async fn connect(
+    pub(super) async fn connect(
         &self,
         with_certificate: bool,
         refused: &Refused,
@@ -178,37 +176,6 @@ impl Controller {
     }
 }
 
-impl Certify for Controller {
-    async fn certify(
-        &mut self,
-        mut request: CertifyRequest,
-    ) -> Result<CertifyResponse, RenewError> {
-        // Kubernetes replaces the file long before the token in it expires.
-        let path_of_token = &self.config.token;
-        request.token = tokio::fs::read_to_string(path_of_token)
-            .await
-            .map_err(|source| RenewError::Token {
-                path: path_of_token.display().to_string(),
-                source,
-            })?
-            .trim()
-            .to_owned();
-        let channel = self.connect(false, &Refused::default()).await?;
-        let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let call = async {
-            ready(&mut grpc).await?;
-            let codec = ProstCodec::<CertifyRequest, CertifyResponse>::default();
-            grpc.unary(Request::new(request), path(CERTIFY_PATH), codec)
-                .await
-        };
-        match tokio::time::timeout(CALL_TIMEOUT, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(RenewError::Refused(describe(&status))),
-            Err(_) => Err(RenewError::Refused("no answer in time".to_owned())),
-        }
-    }
-}
-
 /// Why a stream did not begin, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
@@ -231,7 +198,7 @@ pub enum SyncError {
 }
 
 /// What a status says, with what it was caused by.
-fn describe(status: &tonic::Status) -> String {
+pub(super) fn describe(status: &tonic::Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
@@ -241,13 +208,13 @@ fn describe(status: &tonic::Status) -> String {
     text
 }
 
-async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), tonic::Status> {
+pub(super) async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), tonic::Status> {
     grpc.ready()
         .await
         .map_err(|error| tonic::Status::from_error(Box::new(error)))
 }
 
-fn path(path: &'static str) -> http::uri::PathAndQuery {
+pub(super) fn path(path: &'static str) -> http::uri::PathAndQuery {
     http::uri::PathAndQuery::from_static(path)
 }
 

@@ -8,10 +8,20 @@
 //! ```
 //!
 //! Everything here runs on the control thread. Without the controller, the tables stay in force for as long as it takes.
+//!
+//! # Floors
+//!
+//! ```text
+//! sync                tables and anchors
+//! renew               the certificate
+//! connect             the controller, one of several
+//! backoff refusal
+//! ```
 
 mod backoff;
 mod connect;
 mod refusal;
+mod renew;
 mod sync;
 
 #[cfg(test)]
@@ -19,4 +29,5 @@ mod tests;
 
 pub use backoff::Backoff;
 pub use connect::{ConnectError, Controller};
+pub use renew::{Certify, RenewError, Renewal};
 pub use sync::Sync;

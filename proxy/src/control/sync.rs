@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::Backoff;
 use super::connect::{Controller, SyncError};
-use crate::metrics::{Metrics, SWEEP_INTERVAL};
+use crate::observe::metrics::{Metrics, SWEEP_INTERVAL};
 use crate::table::{Miss, Misses, Store};
 
 /// First wait after a stream that failed; doubles up to [`RETRY_MAX`].

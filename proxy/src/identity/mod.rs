@@ -19,8 +19,15 @@
 //! * A server seals everything in the ticket (nothing is stored) with keys that live for at most 12 hours and go with the
 //!   anchors. [`Identity::peer_identity`] checks the validity of the client's certificate on resumed connections too.
 //! * Keys are exchanged anew each time (forward secrecy), and there is no early data (nothing can be replayed).
+//!
+//! # Floors
+//!
+//! ```text
+//! trust
+//! verify
+//! spiffe
+//! ```
 
-mod renew;
 mod spiffe;
 mod trust;
 mod verify;
@@ -44,7 +51,6 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::sync::{Notify, watch};
 
-pub use renew::{Certify, RenewError, Renewal};
 pub use spiffe::{ClaimsError, SpiffeId, SpiffeIdError};
 use trust::Trust;
 pub use trust::{TrustError, read_anchors};
@@ -363,7 +369,7 @@ impl Identity {
     }
 
     /// Waits until the certificate in force is said to be refused.
-    async fn refused(&self) {
+    pub(crate) async fn refused(&self) {
         self.inner.refused.notified().await;
     }
 
@@ -524,7 +530,7 @@ fn provider() -> CryptoProvider {
     }
 }
 
-fn unix_now() -> i64 {
+pub(crate) fn unix_now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX))

@@ -15,14 +15,16 @@ use tokio_rustls::client::TlsStream;
 
 use super::serve;
 use crate::config::Limits;
-use crate::http2::tests::fixture::{Mesh, Setup, answering, call, get, run, until};
 use crate::identity::testing::{Authority, TRUST_DOMAIN};
 use crate::identity::{Alpn, Identity};
-use crate::table::{Inbound, Protocol};
-use crate::tcp::frame::Kind;
-use crate::tcp::frame::testing::{data, receive, send, send_data};
-use crate::testing::{accept, client_hello, heard, is_reset, listener, pair};
-use crate::{mux, worker};
+use crate::opaque::frame::Kind;
+use crate::opaque::frame::testing::{data, receive, send, send_data};
+use crate::route::Protocol;
+use crate::table::Inbound;
+use crate::testing::mesh::{Mesh, Setup, answering, call, get, run, until};
+use crate::testing::sockets::{accept, client_hello, heard, is_reset, listener, pair};
+use crate::upstream::mux;
+use crate::workers;
 
 const POD: &str = "spiffe://cluster.local/ns/shop/sa/pod";
 const CALLER: &str = "spiffe://cluster.local/ns/shop/sa/caller";
@@ -63,7 +65,7 @@ impl Pod {
         let authority = Authority::new("mesh");
         let app = listener().await;
         setup.identity = authority.identity(POD);
-        let places = worker::places(&setup.limits);
+        let places = workers::places(&setup.limits);
         let mesh = setup.start();
         let port = app.local_addr().unwrap().port();
         let pod = Self {
@@ -182,6 +184,90 @@ fn a_peers_opaque_connection_is_carried_under_its_name() {
         until(|| pod.mesh.metric(&labels) == 1.0).await;
         assert_eq!(pod.handshakes("ok"), 1.0);
     });
+}
+
+/// A client of the mesh that would have the app take it for another one.
+const FORGED: &[u8] = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\
+    X-Forwarded-Client-Cert: URI=spiffe://forged\r\n\
+    X_Forwarded_Client-Cert: URI=spiffe://forged\r\n\r\n";
+
+#[test]
+fn what_a_peer_sends_as_bytes_to_an_http_port_is_read_as_http() {
+    for pause in [false, true] {
+        run(async {
+            let pod = Pod::permissive(Protocol::Http).await;
+            let mut peer = pod.peer(Alpn::Tcp).await;
+            send(&mut peer, Kind::Open, b"").await;
+            let (first, second) = FORGED.split_at(if pause { 5 } else { FORGED.len() });
+            send_data(&mut peer, first).await;
+            if pause {
+                sleep(SILENT).await;
+                send_data(&mut peer, second).await;
+            }
+            send(&mut peer, Kind::End, b"").await;
+            let head = pod.answer().await;
+            assert!(!head.contains("forged"), "{head}");
+            let proved = format!("By={POD};URI={CALLER}");
+            assert!(head.contains(&proved), "{head}");
+            let mut response = Vec::new();
+            loop {
+                match receive(&mut peer).await {
+                    (Kind::End, _) => break,
+                    (_, bytes) => response.extend(bytes),
+                }
+            }
+            let response = String::from_utf8(response).unwrap();
+            assert!(response.ends_with("\r\n\r\nok"), "{response}");
+            let labels = ["naru_requests_total{", BY_CALLER, "protocol=\"http/1.1\""];
+            assert_eq!(pod.mesh.metric(&labels), 1.0);
+            // The connection goes on with the next one, also after one that breaks.
+            for _ in 0..2 {
+                send(&mut peer, Kind::Open, b"").await;
+                send_data(&mut peer, b"GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+                drop(accept(&pod.app).await);
+                send(&mut peer, Kind::Reset, b"").await;
+                while receive(&mut peer).await.0 != Kind::Reset {}
+            }
+        });
+    }
+}
+
+#[test]
+fn what_a_peer_sends_as_bytes_to_an_http2_port_is_read_as_http2() {
+    run(async {
+        let pod = Pod::permissive(Protocol::Http2).await;
+        let mut peer = pod.peer(Alpn::Tcp).await;
+        send(&mut peer, Kind::Open, b"").await;
+        send_data(&mut peer, FORGED).await;
+        send(&mut peer, Kind::End, b"").await;
+        let (_, response) = receive(&mut peer).await;
+        let response = String::from_utf8(response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 505"), "{response}");
+        assert!(pod.is_app_left_alone().await);
+    });
+}
+
+#[test]
+fn tls_of_the_apps_own_that_a_peer_sends_as_bytes_reaches_an_http_port() {
+    for protocol in [Protocol::Http, Protocol::Http2] {
+        run(async {
+            let hello = client_hello("127.0.0.1");
+            let pod = Pod::permissive(protocol).await;
+            let mut peer = pod.peer(Alpn::Tcp).await;
+            send(&mut peer, Kind::Open, b"").await;
+            send_data(&mut peer, &hello).await;
+            let mut app = accept(&pod.app).await;
+            let mut arrived = vec![0; hello.len()];
+            app.read_exact(&mut arrived).await.unwrap();
+            assert_eq!(arrived, hello);
+            app.write_all(b"alert").await.unwrap();
+            drop(app);
+            assert_eq!(receive(&mut peer).await, data(b"alert"));
+            assert_eq!(receive(&mut peer).await, (Kind::End, Vec::new()));
+            let labels = ["naru_tcp_connections_total{", BY_CALLER];
+            assert_eq!(pod.mesh.metric(&labels), 1.0);
+        });
+    }
 }
 
 #[test]
@@ -315,8 +401,8 @@ fn permissive_takes_a_peers_tls_for_a_peers() {
             let pod = Pod::permissive(protocol).await;
             let mut peer = pod.peer(Alpn::Tcp).await;
             send(&mut peer, Kind::Open, b"").await;
+            send_data(&mut peer, &client_hello("127.0.0.1")).await;
             let mut app = accept(&pod.app).await;
-            send_data(&mut peer, b"!").await;
             app.read_exact(&mut [0]).await.unwrap();
             let labels = ["naru_tcp_connections_total{", BY_CALLER];
             assert_eq!(pod.mesh.metric(&labels), 1.0);

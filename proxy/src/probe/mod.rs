@@ -8,11 +8,17 @@
 //! the admin port instead, and says in `--probes` what each stands for. In: the name of a probe, and the address that it came to.
 //! Out: an HTTP status that the kubelet takes as it would take the app's. Whoever reaches the admin port can do what
 //! the kubelet does and no more: nothing in a request chooses what is asked, and nothing of the app's answer but its status is told.
+//!
+//! # Floors
+//!
+//! ```text
+//! grpc http
+//! tls
+//! ```
 
 mod grpc;
-mod http;
+pub(crate) mod http;
 mod tls;
-pub mod wait;
 
 use std::collections::HashMap;
 use std::io;

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 
 use naru_contract as contract;
 
-use super::decode::{Problem, header_name, method, problem};
+use super::problem::{Problem, header_name, method, problem};
 use super::{HeaderFields, RequestHead};
 
 /// Stands for everything, in a list of the filter's and in a header.

@@ -11,8 +11,8 @@ use super::filter::{Answer, Context, apply_to_request};
 use super::matches::{Match, Precedence, Unmet, split_query};
 use super::{RequestHead as _, Routes, Rule};
 use crate::balance;
-use crate::reason::Reason;
-use crate::table::Logical;
+use crate::observe::reason::Reason;
+use crate::route::Logical;
 
 /// A match of a rule, and what it makes of a request.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Uri, request, response, uri};
 
-use super::{HeaderFields, RequestHead};
+use super::{HeaderFields, RequestHead, is_spelling};
 
 impl HeaderFields for HeaderMap {
     fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool) {
@@ -37,6 +37,13 @@ impl HeaderFields for HeaderMap {
     fn remove_field(&mut self, name: &str) {
         self.remove(name);
     }
+
+    fn remove_spellings(&mut self, name: &str) {
+        let is_one = |other: &&HeaderName| is_spelling(other.as_str().as_bytes(), name.as_bytes());
+        while let Some(found) = self.keys().find(is_one).cloned() {
+            self.remove(found);
+        }
+    }
 }
 
 impl HeaderFields for request::Parts {
@@ -59,6 +66,10 @@ impl HeaderFields for request::Parts {
     fn remove_field(&mut self, name: &str) {
         self.headers.remove_field(name);
     }
+
+    fn remove_spellings(&mut self, name: &str) {
+        self.headers.remove_spellings(name);
+    }
 }
 
 impl HeaderFields for response::Parts {
@@ -80,6 +91,10 @@ impl HeaderFields for response::Parts {
 
     fn remove_field(&mut self, name: &str) {
         self.headers.remove_field(name);
+    }
+
+    fn remove_spellings(&mut self, name: &str) {
+        self.headers.remove_spellings(name);
     }
 }
 

@@ -10,13 +10,28 @@
 //! ```
 //!
 //! For people, [`explain`] and [`outcome`] tell the same of a request that nobody has sent.
+//!
+//! # Floors
+//!
+//! ```text
+//! explain             what routes do with a request, for people
+//! logical
+//! decode              from the contract
+//! words               matches and filters, for people
+//! cors filter opaque
+//! matches
+//! head problem
+//! ```
 
 mod cors;
 mod decode;
 mod explain;
 mod filter;
 mod head;
+mod logical;
 mod matches;
+pub mod opaque;
+mod problem;
 mod words;
 
 #[cfg(test)]
@@ -29,20 +44,21 @@ use http::{HeaderName, HeaderValue};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::metrics::{MirrorMetrics, RequestMetrics};
-use crate::reason::Reason;
-use crate::table::{Backend, Logical};
+use crate::balance::{Backend, by_weight};
+use crate::observe::metrics::{MirrorMetrics, RequestMetrics};
+use crate::observe::reason::Reason;
 use filter::Answer;
 
 pub use cors::{Cors, Preflight};
-pub use decode::{DecodeError, ServiceLabels, decode_routes, default_rule};
+pub use decode::{DEFAULT_BACKOFF, DecodeError, decode_routes, default_rule};
 pub use explain::{Criterion, Explained, Outcome, Verdict, explain, outcome};
 pub use filter::{Filter, HeaderModifier, PathModifier, Redirect, Rewrite};
+pub use logical::{Logical, Protocol};
 pub use matches::{Match, NamedMatch, PathMatch, RouteRule, Routes, Unmet, ValueMatch};
 pub(crate) use matches::{query_value, split_query};
 pub use words::is_credential;
 
-/// The head of a request, whichever HTTP version carried it. Two implementations: [`crate::http1`]'s head and
+/// The head of a request, whichever HTTP version carried it. Two implementations: [`crate::http::http1`]'s head and
 /// [`http::request::Parts`].
 pub trait RequestHead: HeaderFields {
     fn method(&self) -> &str;
@@ -68,6 +84,18 @@ pub trait HeaderFields {
     }
     fn add_field(&mut self, name: &str, value: &str);
     fn remove_field(&mut self, name: &str);
+    /// Removes every field whose name [`is_spelling`] of `name`.
+    fn remove_spellings(&mut self, name: &str);
+}
+
+/// Whether apps that get fields as variables, `HTTP_NAME`, can't tell these names apart: `-` and
+/// `_` are one there (RFC 3875 section 4.1.18).
+pub fn is_spelling(other: &[u8], name: &[u8]) -> bool {
+    let same = |(other, name): (&u8, &u8)| match other {
+        b'_' => matches!(name, b'_' | b'-'),
+        _ => other.eq_ignore_ascii_case(name),
+    };
+    other.len() == name.len() && other.iter().zip(name).all(same)
 }
 
 /// What is to become of a request.
@@ -190,27 +218,6 @@ impl Rule {
     fn pick_backend(&self, random: &mut SmallRng) -> Option<usize> {
         by_weight(self.backends.iter().map(|backend| backend.weight), random)
     }
-}
-
-/// Draws the place of one of the weights. `None`: none is over 0.
-pub fn by_weight(
-    weights: impl ExactSizeIterator<Item = u32> + Clone,
-    random: &mut SmallRng,
-) -> Option<usize> {
-    let total: u64 = weights.clone().map(u64::from).sum();
-    if total == 0 {
-        return None;
-    }
-    if weights.len() == 1 {
-        return Some(0);
-    }
-    let mut point = random.random_range(0..total);
-    let mut weights = weights;
-    weights.position(|weight| {
-        let hit = point < u64::from(weight);
-        point = point.saturating_sub(u64::from(weight));
-        hit
-    })
 }
 
 /// Finds the rule for a request and applies its request filters to the head.

@@ -13,18 +13,18 @@ use naru_contract as contract;
 use naru_contract::ResourceName;
 use tracing::{info, warn};
 
+use super::Destination;
 use super::decode::{
     Content, Decoded, EndpointSpec, EndpointsContent, Problem, ServiceContent, StreamRouteContent,
     Target, decode,
 };
 use super::locality::split;
 use super::store::{Held, Store};
-use super::{Backend, Destination, Endpoint, EndpointSet, Logical, next_endpoint_id};
-use crate::balance::Load;
-use crate::budget::RetryBudget;
-use crate::metrics::{Direction, Metrics, PushOutcome, TcpLabels};
-use crate::route::{ServiceLabels, decode_routes, default_rule};
-use crate::stream::{StreamBackend, StreamRoute, StreamRoutes, TlsRoutes};
+use crate::balance::{Backend, Endpoint, EndpointSet, Load, RetryBudget, next_endpoint_id};
+use crate::observe::metrics::{Metrics, PushOutcome, ServiceLabels, TcpLabels};
+use crate::route::opaque::{StreamBackend, StreamRoute, StreamRoutes, TlsRoutes};
+use crate::route::{Logical, decode_routes, default_rule};
+use crate::socket::Direction;
 
 /// Resources held at once. 10,000 destinations with a few resources each; a controller that sends more is broken.
 const MAX_RESOURCES: usize = 100_000;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use naru_contract::ResourceName;
 
+use super::Destination;
 use super::decode::{Content, Target};
 use super::store::Store;
 use super::tables::canonical;
-use super::{Destination, Logical};
+use crate::route::Logical;
 
 /// Where a destination comes from.
 #[derive(Debug)]

@@ -11,11 +11,12 @@ use naru_contract::ResourceName;
 use naru_contract::resource::Body;
 use rustls::pki_types::CertificateDer;
 
+use super::Inbound;
 use super::locality::{Hints, Place};
 use super::tables::canonical;
-use super::{Inbound, Peer, Protocol};
-use crate::budget::RetryBudget;
+use crate::balance::{Peer, RetryBudget};
 use crate::identity::{Issuing, SpiffeId, authority_name};
+use crate::route::Protocol;
 
 /// Longest text in any field of an endpoint, in bytes: Kubernetes allows 253 for a name.
 const MAX_TEXT: usize = 512;

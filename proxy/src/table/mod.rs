@@ -5,9 +5,20 @@
 //!                          (swapped live)                          (concrete)  (swapped live)
 //! ```
 //!
-//! A connection keeps its [`DestinationCell`] and loads it anew for each request, so a changed route holds for
-//! the next request on a connection that is already open. What an endpoint has learned (load, ejection) lives in the
-//! [`Endpoint`], which is carried over from table to table while its address and identity stay the same.
+//! A connection keeps its [`DestinationCell`] and loads it anew for each request, so a changed route
+//! holds for the next request on a connection that is already open. What an endpoint has learned
+//! (load, ejection) lives in the [`Endpoint`](crate::balance::Endpoint), which is carried over from
+//! table to table while its address and identity stay the same.
+//!
+//! # Floors
+//!
+//! ```text
+//! view attached       for people
+//! apply
+//! store
+//! decode
+//! locality tables
+//! ```
 
 mod apply;
 mod attached;
@@ -29,11 +40,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::balance::Load;
-use crate::budget::RetryBudget;
-use crate::metrics::TcpMetrics;
-use crate::route::{Routes, Rule};
-use crate::stream::StreamRoutes;
+use crate::route::{Logical, Protocol};
 
 pub use attached::Attached;
 pub use store::{Outbox, Store};
@@ -111,147 +118,6 @@ pub enum Destination {
     Passthrough,
     /// The controller has not said anything about it, in [`crate::config::Limits::discovery_timeout`].
     Unknown,
-}
-
-/// A Service port with its routes. A pod that is dialled by its own address, and the app behind an inbound
-/// port, are one as well: no routes, one backend with one endpoint.
-#[derive(Debug)]
-pub struct Logical {
-    /// Namespace of the Service or pod.
-    pub namespace: Arc<str>,
-    /// Name of the Service; empty where there is none.
-    pub service: Arc<str>,
-    pub port: u16,
-    pub protocol: Protocol,
-    /// Rules in order of precedence. `None`: no route is attached, and `default_rule` takes every request.
-    pub routes: Option<Routes>,
-    /// Routes for connections, which are not looked into then. `None`: none is attached.
-    pub stream_routes: Option<StreamRoutes>,
-    /// No matches, no filters, the Service's own pods.
-    pub default_rule: Arc<Rule>,
-    pub budget: Arc<RetryBudget>,
-    /// For connections that are not HTTP.
-    pub tcp: Arc<TcpMetrics>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// Told by the first bytes.
-    Detect,
-    /// HTTP, its version told by whether the client sends the HTTP/2 preface.
-    Http,
-    /// HTTP/2 with prior knowledge.
-    Http2,
-    Tcp,
-}
-
-impl Protocol {
-    /// The word for people and programs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Detect => "detect",
-            Self::Http => "http",
-            Self::Http2 => "http2",
-            Self::Tcp => "tcp",
-        }
-    }
-}
-
-/// A concrete backend: the pods of one Service port. Lives as long as some rule refers to it.
-#[derive(Debug)]
-pub struct Backend {
-    pub namespace: Arc<str>,
-    pub service: Arc<str>,
-    pub port: u16,
-    endpoints: ArcSwap<EndpointSet>,
-}
-
-impl Backend {
-    pub fn new(namespace: Arc<str>, service: Arc<str>, port: u16, endpoints: EndpointSet) -> Self {
-        Self {
-            namespace,
-            service,
-            port,
-            endpoints: ArcSwap::from_pointee(endpoints),
-        }
-    }
-
-    pub fn endpoints(&self) -> arc_swap::Guard<Arc<EndpointSet>> {
-        self.endpoints.load()
-    }
-
-    pub fn set_endpoints(&self, endpoints: EndpointSet) {
-        self.endpoints.store(Arc::new(endpoints));
-    }
-}
-
-/// The endpoints of a backend at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct EndpointSet {
-    /// The preferred ones first.
-    pub endpoints: Vec<Arc<Endpoint>>,
-    /// How many of the first are to be used as long as they are well. 0: none is better than another.
-    preferred: usize,
-}
-
-impl EndpointSet {
-    /// Endpoints of which none is better than another.
-    pub fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
-        Self {
-            endpoints,
-            preferred: 0,
-        }
-    }
-
-    /// `fallback` is for when none of `preferred` is well.
-    pub fn preferring(preferred: Vec<Arc<Endpoint>>, fallback: Vec<Arc<Endpoint>>) -> Self {
-        let first = match fallback.is_empty() {
-            true => 0,
-            false => preferred.len(),
-        };
-        let mut endpoints = preferred;
-        endpoints.extend(fallback);
-        Self {
-            endpoints,
-            preferred: first,
-        }
-    }
-
-    /// Those to be used as long as they are well. Empty: none is better than another.
-    pub fn preferred(&self) -> &[Arc<Endpoint>] {
-        // Endpoints may have been taken out since.
-        &self.endpoints[..self.preferred.min(self.endpoints.len())]
-    }
-}
-
-/// A number that no endpoint of this process has had.
-pub fn next_endpoint_id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Relaxed)
-}
-
-/// One pod address.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// Different for every endpoint that this process has ever made: the key of pools.
-    pub id: u64,
-    pub address: SocketAddr,
-    pub peer: Peer,
-    pub pod: Arc<str>,
-    pub workload: Arc<str>,
-    pub zone: Arc<str>,
-    pub load: Load,
-}
-
-/// How an endpoint is spoken to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Peer {
-    /// A sidecar which must prove this SPIFFE ID. Never spoken to in plaintext.
-    Mesh(Arc<str>),
-    /// No sidecar: plaintext.
-    Plain,
-    /// The app in the proxy's own pod: plaintext, from the address that the redirect rules let through.
-    App,
 }
 
 /// How the proxy's own pod is to be reached.

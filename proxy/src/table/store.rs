@@ -17,9 +17,11 @@ use tracing::warn;
 use super::decode::{Content, EndpointSpec, Target};
 use super::locality::Place;
 use super::tables::{Shared, canonical};
-use super::{Backend, Destination, DestinationCell, Endpoint, EndpointSet, Logical, Tables};
+use super::{Destination, DestinationCell, Tables};
+use crate::balance::{Backend, Endpoint, EndpointSet};
 use crate::identity::Identity;
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
+use crate::route::Logical;
 
 /// How long a destination may go unused before its subscription ends.
 const DESTINATION_IDLE: Duration = Duration::from_secs(600);

@@ -12,14 +12,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    Backend, Destination, DestinationCell, Endpoint, EndpointSet, Inbound, Logical, Peer, Protocol,
-    next_endpoint_id,
-};
-use crate::balance::Load;
-use crate::budget::RetryBudget;
-use crate::metrics::{Direction, Metrics, TcpLabels};
-use crate::route::{ServiceLabels, default_rule};
+use super::{Destination, DestinationCell, Inbound};
+use crate::balance::{Backend, Endpoint, EndpointSet, Load, Peer, RetryBudget, next_endpoint_id};
+use crate::observe::metrics::{Metrics, ServiceLabels, TcpLabels};
+use crate::route::{Logical, Protocol, default_rule};
+use crate::socket::Direction;
 
 /// Into how many maps the cells are spread. A new destination copies one of them: with 10,000 destinations some 160 pointers.
 const SHARDS: usize = 64;

@@ -6,9 +6,10 @@ use std::time::SystemTime;
 use naru_contract::ResourceName;
 use serde::Serialize;
 
+use super::Destination;
 use super::decode::{Content, EndpointSpec, StreamBackendContent, Target};
 use super::store::{Held, Store};
-use super::{Destination, EndpointSet, Peer};
+use crate::balance::{EndpointSet, Peer};
 
 /// Everything that the proxy goes by.
 #[derive(Debug, Serialize)]

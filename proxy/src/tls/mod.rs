@@ -10,6 +10,14 @@
 //! ```
 //!
 //! A connection has no room of its own while nothing waits in it.
+//!
+//! # Floors
+//!
+//! ```text
+//! handshake
+//! stream
+//! record
+//! ```
 
 mod handshake;
 mod record;

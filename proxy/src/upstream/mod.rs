@@ -1,42 +1,42 @@
-//! Opening a connection to an endpoint: TCP, then TLS with the endpoint's identity pinned.
+//! Connections to endpoints: opened, pooled, shared and given up.
+//!
+//! In: an endpoint that was picked. Out: a connection to it, or a stream on one, that nothing else
+//! uses meanwhile.
+//!
+//! ```text
+//! HTTP/1 and bytes   pool ─ take, connect ──────▶ dialer ─▶ socket, tls, identity
+//! HTTP/1 to sidecars pool ─▶ streams ─▶ http1 ──▶ dialer     streams of mux
+//! HTTP/2             streams ─────────▶ http2 ──▶ dialer     streams of h2
+//! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! pool                        connections that carry one thing at a time
+//! http1 http2                 the ends of shared connections that open streams
+//! streams                     shared connections: room, shares, waiting
+//! waiting                     the queue for a stream
+//! share                       how many streams a client may hold
+//! dialer                      TCP, then TLS with the endpoint's identity pinned
+//! mux                         many byte streams on one connection between sidecars
+//! client_address count        what the app sees; streams on a connection
+//! ```
 
+pub mod client_address;
+pub mod count;
+pub mod dialer;
+mod http1;
+pub mod http2;
+pub mod mux;
+pub mod pool;
 pub mod share;
 pub mod streams;
 mod waiting;
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-
-use crate::client_address::Source;
-use crate::identity::{Alpn, is_identity_mismatch};
-use crate::metrics::Direction;
-use crate::mux;
-use crate::reason::Reason;
-use crate::socket::{self, dial, dial_app};
-use crate::table::{Endpoint, Peer};
-use crate::tls;
-use crate::worker::Worker;
-
-/// How long the app in this pod may take to accept a connection, if the connect time-out is no
-/// longer. Its kernel is this one, so it is there: it does not accept because it is paused or busy,
-/// and no other endpoint could be tried instead. Linux itself would ask for two minutes.
-const APP_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Why no connection came about. Nothing of any request has been sent.
-#[derive(Debug, thiserror::Error)]
-#[error("{reason}: {source}")]
-pub struct ConnectError {
-    pub reason: Reason,
-    pub source: io::Error,
-}
+use client_address::Source;
+pub use dialer::{ConnectError, Dialer, Stream};
 
 /// For whom an upstream connection is. Those who are equal share connections to an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -45,7 +45,7 @@ pub struct Caller {
     /// the pod itself. Shared with connections that wait in pools.
     pub source: Option<Arc<Source>>,
     /// The downstream HTTP/2 connection whose client has logged in on its connection
-    /// ([`crate::login`]). 0: there is no login.
+    /// ([`crate::http::login`]). 0: there is no login.
     pub login: u64,
 }
 
@@ -64,178 +64,5 @@ impl Caller {
 
     pub fn source(&self) -> Source {
         self.source.as_deref().copied().unwrap_or_default()
-    }
-}
-
-/// A connection to an endpoint.
-#[derive(Debug)]
-pub enum Stream {
-    Plain(TcpStream),
-    Tls(Box<tls::Stream<TcpStream>>),
-    /// One of several on a connection between sidecars.
-    Multiplexed(mux::Stream),
-}
-
-/// How long a connection to `endpoint` may take to open.
-pub fn patience(worker: &Worker, endpoint: &Endpoint) -> Duration {
-    let patience = worker.config.limits.connect_timeout;
-    match endpoint.peer {
-        Peer::App => patience.max(APP_PATIENCE),
-        Peer::Mesh(_) | Peer::Plain => patience,
-    }
-}
-
-/// Connects to `endpoint` within its [`patience`]. `alpn` says what the connection will carry; it
-/// is only spoken about with mesh peers, `source` only with the app.
-pub async fn connect(
-    worker: &Worker,
-    endpoint: &Endpoint,
-    source: Source,
-    alpn: Alpn,
-) -> Result<Stream, ConnectError> {
-    // Boxed: handshakes need room that whoever waits for them would hold for as long as its connection lives.
-    let connecting = Box::pin(open(worker, endpoint, source, alpn));
-    let connected = timeout(patience(worker, endpoint), connecting)
-        .await
-        .unwrap_or_else(|_| {
-            Err(ConnectError {
-                reason: Reason::ConnectTimeout,
-                source: io::ErrorKind::TimedOut.into(),
-            })
-        });
-    let reason = connected.as_ref().err().map(|error| error.reason);
-    worker.metrics.upstream_connect(reason);
-    connected
-}
-
-async fn open(
-    worker: &Worker,
-    endpoint: &Endpoint,
-    source: Source,
-    alpn: Alpn,
-) -> Result<Stream, ConnectError> {
-    let mark = worker.config.socket_mark;
-    let dialled = match endpoint.peer {
-        Peer::App => {
-            worker.metrics.app_connect(source.shows());
-            dial_app(endpoint.address, source.address, source.told, mark).await
-        }
-        Peer::Plain | Peer::Mesh(_) => dial(endpoint.address, mark).await,
-    };
-    let tcp = dialled.map_err(|source| ConnectError {
-        reason: Reason::ConnectFailed,
-        source,
-    })?;
-    let Peer::Mesh(expected) = &endpoint.peer else {
-        return Ok(Stream::Plain(tcp));
-    };
-    let config = worker
-        .identity
-        .client_config(expected, alpn)
-        .ok_or_else(|| ConnectError {
-            reason: Reason::NoCertificate,
-            source: io::ErrorKind::NotFound.into(),
-        })?;
-    let name = ServerName::IpAddress(endpoint.address.ip().into());
-    let failed = |source| ConnectError {
-        reason: match is_identity_mismatch(&source) {
-            true => Reason::IdentityMismatch,
-            false => Reason::TlsFailed,
-        },
-        source,
-    };
-    let tls = tls::connect(config, name, tcp).await.map_err(failed);
-    let reason = tls.as_ref().err().map(|error| error.reason);
-    worker.metrics.handshake(Direction::Outbound, reason);
-    Ok(Stream::Tls(Box::new(tls?)))
-}
-
-impl Stream {
-    /// The socket, where this has one of its own.
-    pub fn tcp(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Plain(tcp) => Some(tcp),
-            Self::Tls(tls) => Some(tls.get_ref()),
-            Self::Multiplexed(_) => None,
-        }
-    }
-
-    /// The other end sees a break in place of an orderly end, once the stream is dropped.
-    pub fn reset(&self) {
-        // One that is dropped before its end is broken off in any case.
-        if let Some(tcp) = self.tcp() {
-            socket::reset(tcp);
-        }
-    }
-
-    /// Bounds how long what was sent may stay unacknowledged: see [`socket::await_acknowledgements`].
-    pub fn await_acknowledgements(&self, bound: Option<Duration>) {
-        if let Some(tcp) = self.tcp() {
-            socket::await_acknowledgements(tcp, bound);
-        }
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Multiplexed(io) => Pin::new(io).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Multiplexed(io) => Pin::new(io).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Multiplexed(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(io) => io.is_write_vectored(),
-            Self::Tls(io) => io.is_write_vectored(),
-            Self::Multiplexed(io) => io.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Tls(io) => Pin::new(io).poll_flush(cx),
-            Self::Multiplexed(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Multiplexed(io) => Pin::new(io).poll_shutdown(cx),
-        }
     }
 }

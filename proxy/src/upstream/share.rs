@@ -17,8 +17,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-
-use crate::login;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many times as many streams as it leaves free a client may hold.
 const SHARE: usize = 3;
@@ -88,10 +87,10 @@ impl Clients {
 }
 
 impl Holder {
-    /// A number that no other connection has ([`login::next_id`]).
+    /// A number that no other connection has ([`next_id`]).
     pub fn id(&self) -> u64 {
         if self.id.get() == 0 {
-            self.id.set(login::next_id());
+            self.id.set(next_id());
         }
         self.id.get()
     }
@@ -119,6 +118,13 @@ impl Holder {
     pub fn is_of_client_of(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.client, &other.client)
     }
+}
+
+/// A number for an HTTP/2 connection whose client logs in on it. No other has the same, and none
+/// has 0.
+pub fn next_id() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 /// Whether a connection that has `connection` places of its client's `client` may take one of those

@@ -14,18 +14,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use super::count::{MAX_STREAMS, Streams};
 use super::share::Holder;
 use super::waiting::Waiting;
-use crate::balance::AttemptOutcome;
-use crate::metrics::{AppConnection, PoolProtocol, PoolState, StreamLimit};
-use crate::reason::Reason;
-use crate::retry::Failure;
-use crate::table::Endpoint;
-use crate::upstream::{Caller, patience};
-use crate::worker::Worker;
+use super::{Caller, Dialer};
+use crate::balance::{AttemptOutcome, Endpoint};
+use crate::observe::metrics::{AppConnection, PoolProtocol, PoolState, StreamLimit};
+use crate::observe::reason::Reason;
 
-/// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer should allow.
-pub const MAX_STREAMS: usize = 100;
 /// How long downstream connections share none to an endpoint that has broken a shared one.
 const APART: Duration = Duration::from_secs(600);
 /// Where a request stands in the queue that counts against no share, as a mirror's copy.
@@ -41,7 +37,7 @@ pub trait Connection: Sized + 'static {
 
     /// Opens one. Nothing is entrusted to it before it is known that the other end takes streams.
     fn open(
-        worker: &Worker,
+        dialer: &Dialer,
         endpoint: &Endpoint,
         caller: &Caller,
     ) -> impl Future<Output = Result<(Rc<Self>, Self::Driver), Reason>>;
@@ -53,9 +49,6 @@ pub trait Connection: Sized + 'static {
         upstreams: &Rc<Upstreams<Self>>,
     ) -> impl Future<Output = ()>;
 
-    /// Where the worker keeps its connections of this kind.
-    fn pool(worker: &Worker) -> &Pool<Self>;
-
     fn streams(&self) -> &Streams;
 
     /// Whether another stream may be begun on it.
@@ -65,18 +58,9 @@ pub trait Connection: Sized + 'static {
     fn take_no_more(&self);
 }
 
-/// Counts the streams of one connection.
-#[derive(Debug)]
-pub struct Streams {
-    count: Cell<usize>,
-    /// Since when there has been none.
-    idle_since: Cell<Instant>,
-    /// The connection takes no new ones: what it has takes nothing from what there is room for.
-    retired: Cell<bool>,
-}
-
 /// Upstream connections of one worker.
 pub struct Pool<C: Connection> {
+    dialer: Rc<Dialer>,
     endpoints: RefCell<HashMap<Key, Rc<Upstreams<C>>>>,
     /// Endpoints that have broken a connection which clients shared, and until when these are kept
     /// apart.
@@ -90,7 +74,7 @@ type Key = (u64, Caller);
 pub struct Upstreams<C: Connection> {
     endpoint: Arc<Endpoint>,
     caller: Caller,
-    worker: Weak<Worker>,
+    pool: Weak<Pool<C>>,
     connections: RefCell<Vec<Rc<C>>>,
     connecting: Cell<usize>,
     /// Streams on one connection, as far as is known.
@@ -116,21 +100,19 @@ pub struct Refusal {
     pub reported: bool,
 }
 
-impl<C: Connection> Default for Pool<C> {
-    fn default() -> Self {
-        Self {
+impl<C: Connection> Pool<C> {
+    pub fn new(dialer: &Rc<Dialer>) -> Rc<Self> {
+        Rc::new(Self {
+            dialer: dialer.clone(),
             endpoints: RefCell::default(),
             apart: RefCell::default(),
-        }
+        })
     }
-}
 
-impl<C: Connection> Pool<C> {
     /// A stream to `endpoint`. `holder`: the downstream connection whose share it counts against,
     /// where that can have several.
     pub async fn acquire(
-        &self,
-        worker: &Rc<Worker>,
+        self: &Rc<Self>,
         endpoint: &Arc<Endpoint>,
         caller: &Caller,
         holder: Option<&Rc<Holder>>,
@@ -138,21 +120,16 @@ impl<C: Connection> Pool<C> {
         let alone = holder.filter(|_| self.are_apart(endpoint.id));
         let alone = alone.map(|holder| caller.alone(holder.id()));
         let caller = alone.as_ref().unwrap_or(caller);
-        let upstreams = self.upstreams(worker, endpoint, caller);
+        let upstreams = self.upstreams(endpoint, caller);
         if let Some(lease) = upstreams.lease(holder) {
             return Ok(lease);
         }
         // Boxed: few wait, and all would hold the room for it.
-        let waiting = Box::pin(upstreams.wait(worker, endpoint, holder));
+        let waiting = Box::pin(upstreams.wait(&self.dialer, endpoint, holder));
         waiting.await
     }
 
-    fn upstreams(
-        &self,
-        worker: &Rc<Worker>,
-        endpoint: &Arc<Endpoint>,
-        caller: &Caller,
-    ) -> Rc<Upstreams<C>> {
+    fn upstreams(self: &Rc<Self>, endpoint: &Arc<Endpoint>, caller: &Caller) -> Rc<Upstreams<C>> {
         let key = (endpoint.id, caller.clone());
         if let Some(upstreams) = self.endpoints.borrow().get(&key) {
             return upstreams.clone();
@@ -160,7 +137,7 @@ impl<C: Connection> Pool<C> {
         let upstreams = Rc::new(Upstreams {
             endpoint: endpoint.clone(),
             caller: caller.clone(),
-            worker: Rc::downgrade(worker),
+            pool: Rc::downgrade(self),
             connections: RefCell::default(),
             connecting: Cell::new(0),
             limit: Cell::new(MAX_STREAMS),
@@ -220,42 +197,6 @@ impl<C: Connection> Pool<C> {
     }
 }
 
-impl Default for Streams {
-    fn default() -> Self {
-        Self {
-            count: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
-            retired: Cell::new(false),
-        }
-    }
-}
-
-impl Streams {
-    pub fn count(&self) -> usize {
-        self.count.get()
-    }
-
-    /// Since when there has been none. `None`: there is one.
-    pub fn idle_since(&self) -> Option<Instant> {
-        (self.count.get() == 0).then(|| self.idle_since.get())
-    }
-
-    /// Returns how many there were before.
-    fn begin(&self) -> usize {
-        self.count.replace(self.count.get() + 1)
-    }
-
-    /// Returns how many are left.
-    fn end(&self) -> usize {
-        let left = self.count.get() - 1;
-        self.count.set(left);
-        if left == 0 {
-            self.idle_since.set(Instant::now());
-        }
-        left
-    }
-}
-
 impl Refusal {
     pub fn of(reason: Reason) -> Self {
         Self {
@@ -265,17 +206,9 @@ impl Refusal {
     }
 
     /// A limit of the pool's has been reached.
-    fn by(worker: &Worker, protocol: PoolProtocol, limit: StreamLimit) -> Self {
-        worker.metrics.stream_refused(protocol, limit);
+    fn by(dialer: &Dialer, protocol: PoolProtocol, limit: StreamLimit) -> Self {
+        dialer.metrics.stream_refused(protocol, limit);
         Self::of(Reason::Overload)
-    }
-
-    /// What it means for another attempt.
-    pub fn failure(&self) -> Failure {
-        match self.reason {
-            Reason::Overload => Failure::Full,
-            _ => Failure::NeverSent,
-        }
     }
 
     /// What it says about the endpoint.
@@ -305,26 +238,26 @@ impl<C: Connection> Upstreams<C> {
     /// Waits for a stream.
     async fn wait(
         self: &Rc<Self>,
-        worker: &Worker,
+        dialer: &Dialer,
         endpoint: &Endpoint,
         holder: Option<&Rc<Holder>>,
     ) -> Result<Lease<C>, Refusal> {
         let receiver = self.waiting.borrow_mut().join(holder);
         let Some(receiver) = receiver else {
-            return Err(Refusal::by(worker, C::PROTOCOL, StreamLimit::Queue));
+            return Err(Refusal::by(dialer, C::PROTOCOL, StreamLimit::Queue));
         };
         self.open_for_waiting();
-        let limits = &worker.config.limits;
+        let limits = &dialer.limits;
         // Opening a connection has a time of its own, the first one to an app a long one.
         let opening = match self.connections.borrow().is_empty() {
-            true => patience(worker, endpoint),
+            true => dialer.patience(endpoint),
             false => limits.connect_timeout,
         };
         match timeout(limits.stream_wait.saturating_add(opening), receiver).await {
             Ok(Ok(answer)) => answer,
             // The other end is dropped unanswered only at the worker's end.
             Ok(Err(_)) => Err(Refusal::of(Reason::ShuttingDown)),
-            Err(_) => Err(Refusal::by(worker, C::PROTOCOL, StreamLimit::Wait)),
+            Err(_) => Err(Refusal::by(dialer, C::PROTOCOL, StreamLimit::Wait)),
         }
     }
 
@@ -359,9 +292,9 @@ impl<C: Connection> Upstreams<C> {
 
     /// The endpoint has broken the rules of the protocol on one of the connections.
     pub fn offended(&self) {
-        if let Some(worker) = self.worker.upgrade() {
-            worker.metrics.app_connection(AppConnection::Offended);
-            C::pool(&worker).keep_apart(self.endpoint.id);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.dialer.metrics.app_connection(AppConnection::Offended);
+            pool.keep_apart(self.endpoint.id);
         }
     }
 
@@ -374,7 +307,7 @@ impl<C: Connection> Upstreams<C> {
 
     /// Opens as many connections as those who wait will fill, within the bound.
     fn open_for_waiting(self: &Rc<Self>) {
-        let Some(worker) = self.worker.upgrade() else {
+        let Some(pool) = self.pool.upgrade() else {
             return;
         };
         let is_full =
@@ -389,14 +322,14 @@ impl<C: Connection> Upstreams<C> {
         while self.connecting.get() < needed && !is_full() {
             self.connecting.set(self.connecting.get() + 1);
             let upstreams = self.clone();
-            let worker = worker.clone();
+            let pool = pool.clone();
             tokio::task::spawn_local(async move {
-                let opened = C::open(&worker, &upstreams.endpoint, &upstreams.caller).await;
+                let opened = C::open(&pool.dialer, &upstreams.endpoint, &upstreams.caller).await;
                 upstreams.connecting.set(upstreams.connecting.get() - 1);
                 match opened {
                     Ok((connection, driver)) => {
                         upstreams.add(connection.clone());
-                        drop(worker);
+                        drop(pool);
                         connection.drive(driver, &upstreams).await;
                         upstreams.closed(&connection);
                     }
@@ -467,8 +400,8 @@ impl<C: Connection> Upstreams<C> {
     }
 
     fn tidy(&self) {
-        if let Some(worker) = self.worker.upgrade() {
-            C::pool(&worker).tidy((self.endpoint.id, self.caller.clone()));
+        if let Some(pool) = self.pool.upgrade() {
+            pool.tidy((self.endpoint.id, self.caller.clone()));
         }
     }
 
@@ -481,8 +414,9 @@ impl<C: Connection> Upstreams<C> {
     }
 
     fn gauge(&self, state: PoolState, change: i64) {
-        if let Some(worker) = self.worker.upgrade() {
-            worker.metrics.pool_connections(C::PROTOCOL, state, change);
+        if let Some(pool) = self.pool.upgrade() {
+            let metrics = &pool.dialer.metrics;
+            metrics.pool_connections(C::PROTOCOL, state, change);
         }
     }
 }

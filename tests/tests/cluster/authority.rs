@@ -23,7 +23,7 @@ fn authority() -> Option<String> {
     Some(certificate.trim().to_owned()).filter(|certificate| !certificate.is_empty())
 }
 
-/// As the README has it.
+/// As charts/naru/README.md has it.
 fn backup(mut object: Value) -> Value {
     let metadata = object["metadata"].as_object_mut().expect("metadata");
     for field in ["uid", "resourceVersion", "creationTimestamp"] {

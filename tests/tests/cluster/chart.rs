@@ -323,7 +323,7 @@ fn refused_uninstall() {
     assert!(refused.contains(remedy), "{refused}");
 }
 
-/// As the README has it.
+/// As charts/naru/README.md has it.
 fn out_of_the_mesh(namespace: &Namespace) {
     kubectl(&["label", "namespace", &namespace.0, "naru.dev/inject-"]);
     namespace.kubectl(&["rollout", "restart", "deployment/web"]);

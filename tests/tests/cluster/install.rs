@@ -203,7 +203,7 @@ fn three_commands_put_the_shop_into_the_mesh() {
     prometheus();
 }
 
-/// A Prometheus with nothing but Kubernetes' service discovery finds all of them, and the README's queries answer.
+/// A Prometheus with nothing but Kubernetes' service discovery finds all of them, and the queries of proxy/README.md answer.
 fn prometheus() {
     let prometheus = Prometheus::start();
     let controllers = controllers::names().len();
@@ -226,7 +226,8 @@ fn prometheus() {
     });
     // Something that is pushed.
     kubectl(&["-n", "shop", "rollout", "restart", "deployment/web"]);
-    let readme = std::fs::read_to_string(repository().join("README.md")).expect("README.md");
+    let readme =
+        std::fs::read_to_string(repository().join("proxy/README.md")).expect("proxy/README.md");
     let section = readme
         .split("| question | query |")
         .nth(1)
@@ -272,13 +273,14 @@ impl Prometheus {
             "/tmp/naru-cluster-{}/pki/admin.kubeconfig",
             crate::kubernetes::name()
         );
-        // As the README has it, but often, and from outside of the cluster.
-        let readme = std::fs::read_to_string(repository().join("README.md")).expect("README.md");
+        // As proxy/README.md has it, but often, and from outside of the cluster.
+        let readme =
+            std::fs::read_to_string(repository().join("proxy/README.md")).expect("proxy/README.md");
         let scraping = readme
             .split("```yaml\n")
             .map(|rest| rest.split("```").next().unwrap_or_default())
             .find(|block| block.contains("kubernetes_sd_configs"))
-            .expect("the README's configuration")
+            .expect("the configuration in proxy/README.md")
             .replace(
                 "role: pod",
                 &format!("role: pod, kubeconfig_file: {kubeconfig}"),

@@ -63,13 +63,13 @@ impl std::fmt::Display for Import<'_> {
 }
 
 /// What is wrong with a crate. With `everywhere`, each folder of two modules or more needs a map.
-pub fn problems(modules: &Crate, everywhere: bool) -> Vec<String> {
+pub fn problems(modules: &Crate) -> Vec<String> {
     let imports = imports(modules);
     let none = BTreeSet::new();
     let mut problems = Vec::new();
     for folder in modules.iter().filter(|module| !module.children.is_empty()) {
         let Some(floors) = Floors::parse(&folder.text) else {
-            if everywhere && folder.children.len() > 1 {
+            if folder.children.len() > 1 {
                 problems.push(format!(
                     "{}: there is no map (`# Floors`) of the modules {}.",
                     folder.file.display(),

@@ -25,31 +25,23 @@ use floors::{Floors, problems};
 use naru_tests::repository;
 use source::Crate;
 
-/// Which folders of a crate have to have a map.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Maps {
-    /// Each that holds two modules or more.
-    Everywhere,
-    /// None; those that there are hold.
-    WhereWritten,
-}
-
-const CRATES: [(&str, Maps); 5] = [
-    ("controller/src/lib.rs", Maps::Everywhere),
-    ("controller/contract/src/lib.rs", Maps::Everywhere),
-    ("controller/cli/src/main.rs", Maps::Everywhere),
-    ("proxy/listen/src/lib.rs", Maps::Everywhere),
-    ("proxy/src/lib.rs", Maps::WhereWritten),
+/// Each of their folders that holds two modules or more has a map.
+const CRATES: [&str; 5] = [
+    "controller/src/lib.rs",
+    "controller/contract/src/lib.rs",
+    "controller/cli/src/main.rs",
+    "proxy/listen/src/lib.rs",
+    "proxy/src/lib.rs",
 ];
 
 #[test]
 fn modules_import_from_the_floors_below_their_own() {
     let mut found = Vec::new();
-    for (root, maps) in CRATES {
+    for root in CRATES {
         let read = |file: &Path| std::fs::read_to_string(repository().join(file)).ok();
         let modules = Crate::read(Path::new(root), &read);
         assert!(modules.len() > 1, "{root} declares no modules");
-        found.extend(problems(&modules, maps == Maps::Everywhere));
+        found.extend(problems(&modules));
     }
     assert!(
         found.is_empty(),
@@ -65,7 +57,7 @@ fn problems_of(files: &[(&str, &str)]) -> Vec<String> {
         let found = files.iter().find(|(name, _)| Path::new(name) == file);
         found.map(|(_, text)| (*text).to_owned())
     };
-    problems(&Crate::read(Path::new(files[0].0), &read), true)
+    problems(&Crate::read(Path::new(files[0].0), &read))
 }
 
 /// The root of a crate with the modules `a` and `b`.

@@ -62,7 +62,7 @@ fn an_app_is_told_in_fields_of_requests_who_calls() {
     let written =
         mesh.run("curl -sS -H 'X-Forwarded-Client-Cert: URI=spiffe://forged' http://server:8080/");
     let identity = "spiffe://cluster.local/ns/test/sa/";
-    let proved = format!("X-Forwarded-Client-Cert: By={identity}server;URI={identity}client");
+    let proved = format!("x-forwarded-client-cert: By={identity}server;URI={identity}client");
     assert!(written.contains(&proved), "{written}");
     assert!(!written.contains("forged"), "{written}");
     let seen = written.lines().next().expect("an address");

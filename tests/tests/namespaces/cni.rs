@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use naru_proxy::init::SOCKET_NAME;
+use naru_proxy::node::redirect::SOCKET_NAME;
 use naru_tests::programs;
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};

@@ -3,6 +3,8 @@
 //! Needs root and the programs that `tests/run` installs. What is absent makes a test fail with a
 //! word on what to install; no test passes by doing nothing.
 
+#![allow(clippy::disallowed_methods)] // A test has its thread to itself, and may sleep.
+
 mod client_address;
 mod cni;
 mod grpc;

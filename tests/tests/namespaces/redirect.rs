@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
-use naru_proxy::client_address::ClientAddresses;
 use naru_proxy::config::ClientAddress;
-use naru_proxy::init::{self, APP_SOCKET_PRIORITY, NETWORKS};
-use naru_proxy::socket::dial_app;
+use naru_proxy::node::redirect::{self, NETWORKS};
+use naru_proxy::socket::{APP_SOCKET_PRIORITY, dial_app};
+use naru_proxy::upstream::client_address::ClientAddresses;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, setfsuid};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -37,12 +37,12 @@ const LOOPBACK: [IpAddr; 2] = [
 #[derive(Parser)]
 struct Cli {
     #[command(flatten)]
-    init: init::InitArgs,
+    init: redirect::InitArgs,
 }
 
 fn init(flags: &str) -> anyhow::Result<()> {
     let cli = Cli::try_parse_from(["init"].into_iter().chain(flags.split_whitespace()))?;
-    init::run(cli.init)
+    redirect::run(cli.init)
 }
 
 /// Runs `body` on a thread with a network namespace of its own: a pod with one interface, which has
@@ -318,8 +318,68 @@ fn a_pod_in_class_e_keeps_it_to_itself() {
         init("--proxy-mark 0x6e61").expect("init");
         assert!(!run("ip route show table local").contains("241.0.0.0/8"));
         let found = client_addresses();
-        assert_eq!(found["preserved"], serde_json::json!([]));
-        assert_eq!(found["others"], serde_json::json!(["169.254.6.6"]));
+        // Of IPv6 those that it has a route to.
+        assert_eq!(found["preserved"], serde_json::json!(["fc00::/7"]));
+        let stand_ins = serde_json::json!(["169.254.6.6", "fd6e:6172:7500::6"]);
+        assert_eq!(found["others"], stand_ins);
+    });
+}
+
+#[test]
+fn a_pod_in_a_range_that_stands_for_clients_calls_itself_from_its_own_address() {
+    in_pod(|| {
+        run("ip address add 241.9.0.5/24 dev eth0");
+        run("ip route add default via 241.9.0.1 src 241.9.0.5");
+        init("--proxy-mark 0x6e61").expect("init");
+        init("--proxy-mark 0x6e61 --check").expect("the rules are those");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let seen = runtime.block_on(async {
+            let own: IpAddr = Ipv4Addr::new(241, 9, 0, 5).into();
+            let app = tokio::net::TcpListener::bind((own, 0)).await.expect("bind");
+            let address = app.local_addr().expect("an address");
+            let dialled = dial_app(address, None, None, Some(MARK));
+            let (_, accepted) = tokio::try_join!(dialled, app.accept()).expect("a connection");
+            accepted.1.ip().to_string()
+        });
+        assert_eq!(seen, "241.9.0.5");
+    });
+}
+
+#[test]
+fn class_e_that_others_use_is_left_alone() {
+    let local = || run("ip route show table local");
+    in_pod(move || {
+        run("ip route add default via 10.9.0.1");
+        run("ip -6 route add default via fd00:9::1 dev eth0");
+        init("--proxy-mark 0x6e61 --class-e-in-use").expect("init");
+        init("--proxy-mark 0x6e61 --class-e-in-use --check").expect("the rules are those");
+        assert!(!local().contains(" 24"), "{}", local());
+        let found = client_addresses();
+        assert_eq!(
+            found["preserved"],
+            serde_json::json!(["fc00::/7", "2000::/3"])
+        );
+        init("--undo").expect("undo");
+        // A range that is called without the proxy, and no other for its sake.
+        init("--proxy-mark 0x6e61 --skip-outbound-cidrs 0.0.0.0/0,241.5.0.0/16").expect("init");
+        assert!(!local().contains("241.0.0.0/8"), "{}", local());
+        assert!(local().contains("242.64.0.0/10"), "{}", local());
+        let found = client_addresses();
+        let preserved = found["preserved"].as_array().expect("networks");
+        assert_eq!(preserved.len(), NETWORKS.len() - 1, "{found}");
+    });
+}
+
+#[test]
+fn a_pod_without_a_default_route_sees_the_clients_that_it_can_answer() {
+    in_pod(|| {
+        init("--proxy-mark 0x6e61").expect("init");
+        let found = client_addresses();
+        let reached = serde_json::json!(["10.0.0.0/8", "fc00::/7"]);
+        assert_eq!(found["preserved"], reached);
     });
 }
 

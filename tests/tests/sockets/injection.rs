@@ -7,9 +7,8 @@ use clap::Parser;
 use http::StatusCode;
 use k8s_openapi::ByteString;
 use naru_controller::inject::{self, Options, PullPolicy, Redirection, Resources};
-use naru_proxy::config::{ClientAddress, Config, RunArgs};
-use naru_proxy::forwarded::AddressField;
-use naru_proxy::init::InitArgs;
+use naru_proxy::config::{AddressField, ClientAddress, Config, RunArgs};
+use naru_proxy::node::redirect::InitArgs;
 use naru_proxy::probe::Asked;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -48,6 +47,7 @@ fn given(pod: &Value) -> Vec<Value> {
         controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller".to_owned(),
         native_sidecars: true,
         redirection: Redirection::Init,
+        class_e_in_use: false,
         log: "info".to_owned(),
         resources: Resources {
             cpu_request: String::new(),

@@ -132,6 +132,7 @@ enum Forwards {
 }
 
 /// An API server that forwards ports. Gives what it was asked for and what the pod was sent.
+#[expect(clippy::disallowed_methods, reason = "a test's queues are short")]
 async fn api_server(forwards: Forwards) -> (Client, tokio::task::JoinHandle<(String, String)>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("an address");

@@ -18,6 +18,7 @@ pub(super) fn options() -> Options {
         controller_identity: "spiffe://cluster.local/ns/naru-system/sa/naru-controller".to_owned(),
         native_sidecars: true,
         redirection: Redirection::Init,
+        class_e_in_use: false,
         log: "info".to_owned(),
         resources: Resources {
             cpu_request: "20m".to_owned(),

@@ -41,6 +41,28 @@ fn the_cni_plugin_is_told_of_the_pods_that_it_redirects() {
 }
 
 #[test]
+fn pods_are_told_that_class_e_is_in_use_unless_they_know_better() {
+    let in_use = Options {
+        class_e_in_use: true,
+        ..options()
+    };
+    let told = |pod: &Value, options: &Options| {
+        let pod = injected_with(pod, options);
+        let init = &pod["spec"]["initContainers"][0];
+        (
+            pod["metadata"]["annotations"]["naru.dev/class-e-in-use"].clone(),
+            variable(init, "NARU_CLASS_E_IN_USE"),
+        )
+    };
+    let yes = Some("true".to_owned());
+    assert_eq!(told(&simple(), &options()), (Value::Null, None));
+    assert_eq!(told(&simple(), &in_use), (json!("true"), yes.clone()));
+    let own = |value: &str| annotated(&simple(), json!({ "naru.dev/class-e-in-use": value }));
+    assert_eq!(told(&own("true"), &options()), (json!("true"), yes));
+    assert_eq!(told(&own("false"), &in_use), (json!("false"), None));
+}
+
+#[test]
 fn only_the_init_container_may_do_anything() {
     let pod = injected(&simple());
     let init = &pod["spec"]["initContainers"][0]["securityContext"];

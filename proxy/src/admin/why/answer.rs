@@ -5,8 +5,9 @@ use std::sync::Arc;
 use naru_contract::ResourceName;
 use serde::Serialize;
 
-use crate::reason::Reason;
-use crate::table::{Backend, Logical};
+use crate::balance::Backend;
+use crate::observe::reason::Reason;
+use crate::route::Logical;
 
 /// Matches in an answer. The one that takes the request is always there.
 const MAX_MATCHES: usize = 1_000;

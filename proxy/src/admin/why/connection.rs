@@ -4,10 +4,10 @@ use super::MAX_SHOWN;
 use super::answer::{Answer, BackendAnswer, OutcomeAnswer, Prospect, RuleAnswer, VerdictAnswer};
 use super::request::EVERYTHING;
 use crate::balance;
-use crate::reason::Reason;
-use crate::stream::client_hello::Hello;
-use crate::stream::{Explained, StreamRoute, StreamRoutes, Verdict, explain, outcome};
-use crate::table::{Logical, Protocol};
+use crate::observe::reason::Reason;
+use crate::route::opaque::client_hello::Hello;
+use crate::route::opaque::{Explained, StreamRoute, StreamRoutes, Verdict, explain, outcome};
+use crate::route::{Logical, Protocol};
 
 impl Answer {
     /// Every name of the routes; and what it makes of a connection that begins with `hello`, and what would become of that, if there

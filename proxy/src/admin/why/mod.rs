@@ -3,15 +3,24 @@
 //! In: a destination, and the head of a request that nobody sends, or how a connection begins that nobody opens. Out: every match of
 //! the destination's routes in order of precedence, what speaks against it, and what would become of the request or connection. The
 //! data path's own functions decide. A destination that the app has not called yet is asked of the controller, as its first call would.
+//!
+//! # Floors
+//!
+//! ```text
+//! connection
+//! request
+//! answer question
+//! ```
 
 mod answer;
 mod connection;
 mod question;
 mod request;
 
-use crate::reason::Reason;
-use crate::stream::client_hello::Hello;
-use crate::table::{Attached, Destination, Logical};
+use crate::observe::reason::Reason;
+use crate::route::Logical;
+use crate::route::opaque::client_hello::Hello;
+use crate::table::{Attached, Destination};
 use answer::{OutcomeAnswer, Rejected, Route, Service};
 
 pub use answer::Answer;

@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{Method, Request};
 use serde::Deserialize;
 
-use crate::stream::client_hello::{Hello, normal};
+use crate::route::opaque::client_hello::{Hello, normal};
 
 /// Fields in the head of a request.
 const MAX_HEADERS: usize = 100;

@@ -6,13 +6,13 @@ use super::MAX_SHOWN;
 use super::answer::{
     Answer, BackendAnswer, OutcomeAnswer, Prospect, RuleAnswer, Seen, VerdictAnswer,
 };
-use crate::http2::{grpc_status, is_grpc};
-use crate::reason::Reason;
+use crate::http::http2::{grpc_status, is_grpc};
+use crate::observe::reason::Reason;
 use crate::route::{
-    Explained, Filter, HeaderFields as _, Mirror, NamedMatch, Outcome, RequestHead as _, Rule,
-    RuleBackend, Unmet, Verdict, explain, is_credential, outcome, query_value, split_query,
+    Explained, Filter, HeaderFields as _, Logical, Mirror, NamedMatch, Outcome, Protocol,
+    RequestHead as _, Rule, RuleBackend, Unmet, Verdict, explain, is_credential, outcome,
+    query_value, split_query,
 };
-use crate::table::{Logical, Protocol};
 
 impl Answer {
     /// Every match of the destination's routes; and what it makes of `head`, and what would become of that, if there is one.

@@ -49,7 +49,7 @@ fn extremes(picks: &[u64], endpoints: u64, window: usize) -> (f64, f64) {
     (least, most)
 }
 
-/// What the README says of requests in a row, fifteen for each endpoint and thirty at least.
+/// What proxy/README.md says of requests in a row, fifteen for each endpoint and thirty at least.
 const LEAST: f64 = 0.4;
 const MOST: f64 = 1.6;
 

@@ -77,6 +77,7 @@ impl Fake {
             refuse: false,
             tokens: Vec::new(),
         }));
+        #[expect(clippy::disallowed_methods, reason = "a test opens a handful")]
         let (sender, streams) = mpsc::unbounded_channel();
         let server = Server {
             tls: TlsAcceptor::from(tls(&authority, &leaf)),

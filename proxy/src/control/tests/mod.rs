@@ -17,9 +17,10 @@ use tokio::time::{Instant, timeout};
 use self::fake::{CONTROLLER, Fake, Stream, WEB};
 use super::*;
 use crate::config::Config;
+use crate::control::{Certify, Renewal};
+use crate::identity::Identity;
 use crate::identity::testing::{Authority, Leaf, TRUST_DOMAIN};
-use crate::identity::{Certify, Identity, Renewal};
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 use crate::table::{Destination, Store, Tables, tables};
 
 const CLUSTER_IP: &str = "10.96.0.1:80";

@@ -11,7 +11,7 @@ use super::super::{
     Cors, Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite,
 };
 use super::{In as _, Problem, header_name, path_text, problem, unknown_kind};
-use crate::reason::REASON_HEADER;
+use crate::observe::reason::REASON_HEADER;
 
 /// Fields that frame a message or belong to one connection. The proxy answers for them itself.
 const UNTOUCHABLE: [&str; 11] = [

@@ -274,11 +274,11 @@ fn what_becomes_of_a_request_is_told_for_every_backend() {
     }
 }
 
-fn endpoint() -> crate::table::Endpoint {
-    crate::table::Endpoint {
-        id: crate::table::next_endpoint_id(),
+fn endpoint() -> crate::balance::Endpoint {
+    crate::balance::Endpoint {
+        id: crate::balance::next_endpoint_id(),
         address: "10.0.0.1:80".parse().expect("an address"),
-        peer: crate::table::Peer::Plain,
+        peer: crate::balance::Peer::Plain,
         pod: "".into(),
         workload: "".into(),
         zone: "".into(),

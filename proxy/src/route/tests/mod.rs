@@ -13,9 +13,9 @@ use naru_contract::{PathMatchKind, PathModifierKind};
 use rand::SeedableRng;
 
 use super::*;
-use crate::budget::RetryBudget;
-use crate::metrics::{Metrics, TcpLabels};
-use crate::table::{EndpointSet, Protocol};
+use crate::balance::{EndpointSet, RetryBudget};
+use crate::observe::metrics::{Metrics, ServiceLabels, TcpLabels};
+use crate::route::Protocol;
 
 fn labels(port: u16) -> ServiceLabels {
     ServiceLabels {
@@ -98,7 +98,7 @@ fn logical(routes: Routes, port: u16) -> Logical {
         default_rule: Arc::new(default_rule(own, &metrics, &labels(port))),
         budget: Arc::new(RetryBudget::default()),
         tcp: metrics.tcp(TcpLabels {
-            direction: crate::metrics::Direction::Outbound,
+            direction: crate::socket::Direction::Outbound,
             client: "".into(),
             namespace: "shop".into(),
             service: "web".into(),

@@ -1,6 +1,7 @@
 //! Which endpoints are in force depends on where the proxy is.
 
 use super::*;
+use crate::balance::Endpoint;
 
 /// An endpoint on a node, hinted for a zone.
 fn on(ip: &str, node: &str, zone: &str) -> contract::Endpoint {

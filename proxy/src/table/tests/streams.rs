@@ -1,7 +1,7 @@
 //! Routes for connections come, change and go.
 
 use super::*;
-use crate::stream::StreamRoutes;
+use crate::route::opaque::StreamRoutes;
 
 const TCP: &str = "tcp-route/shop/tcp";
 const A: &str = "tls-route/shop/a";

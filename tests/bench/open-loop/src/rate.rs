@@ -78,6 +78,7 @@ fn carry(wanted: &Wanted, kept: Kept, next: &AtomicU64, total: u64, start: Insta
             return done;
         }
         let due = start + Duration::from_nanos(number * 1_000_000_000 / wanted.rate);
+        #[expect(clippy::disallowed_methods, reason = "a thread for each connection")]
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let mut connection = match kept.take() {
             Some(connection) => Ok(connection),

@@ -102,9 +102,12 @@ async fn run(
     told: &mpsc::Sender<(usize, Health)>,
     stopped: &mut watch::Receiver<bool>,
 ) -> Option<String> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "bounded by what is read below: a prober reports changes only"
+    )]
     let (verdicts, mut verdict) = mpsc::unbounded_channel();
     let probing = runnable.prober.watch(&runnable.probes, |verdict| {
-        // Bounded by what is read below: a prober tells changes only.
         let _read_below = verdicts.send(verdict);
     });
     tokio::pin!(probing);

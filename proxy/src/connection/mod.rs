@@ -1,0 +1,375 @@
+//! A downstream connection whose destination is known: finds out what it carries, and hands it to whoever carries that.
+//!
+//! ```text
+//!                    declared or detected
+//! outbound ─┐                 ┌─▶ http1
+//!           ├─▶ connection ───┼─▶ http2
+//! inbound ──┘                 └─▶ tcp
+//! ```
+//!
+//! Nothing is waited for that may never come: in protocols in which the server speaks first the client is silent. So once a client
+//! has been silent for a moment, an endpoint is connected to as if the connection were opaque; whoever speaks first then decides.
+//! In HTTP/2 either side may: a server's SETTINGS leave the decision to the client.
+//!
+//! What carries a connection is boxed, but for HTTP/1: a task has the room of the largest thing that it may come to, for as long as
+//! its connection lives, and most are idle HTTP/1.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::http::{http1, http2};
+use crate::observe::reason::Reason;
+use crate::opaque::{self, Upstream};
+use crate::route::{Logical, Protocol};
+use crate::session::Session;
+use crate::socket;
+use crate::table::Destination;
+use crate::wire::buffered::Buffered;
+use crate::wire::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
+use prefixed::Prefixed;
+
+mod prefixed;
+#[cfg(test)]
+mod tests;
+
+/// How long a client is silent before an endpoint is connected to. Clients that speak first do so in the same breath.
+pub const SILENCE: Duration = Duration::from_millis(1);
+/// How long a client may be silent once no endpoint could be connected to. One that would have been the first to speak can be told
+/// in its own protocol; one that waits for the server's word learns it from the end of its connection.
+const HOPELESS: Duration = Duration::from_secs(1);
+/// How long what a client, or a server, has said may be the start of several things. Requests come
+/// in one piece; what stops in the middle of a line waits for an answer, and is nothing that a
+/// proxy could count.
+const AMBIGUITY: Duration = Duration::from_millis(500);
+
+/// Carries a connection of unproven protocol to its end.
+pub async fn serve(session: Session, client: Buffered<TcpStream>) {
+    let destination = session.destination.load().clone();
+    let reset = match &*destination {
+        Destination::Passthrough => {
+            let address = session.destination.address;
+            Box::pin(opaque::pass_through(&session.worker, address, client)).await
+        }
+        Destination::Unknown => Box::pin(serve_unknown(session, client)).await,
+        Destination::Logical(logical) => serve_logical(session, logical, client).await,
+    };
+    if let Some(client) = reset {
+        socket::reset(&client);
+    }
+}
+
+async fn serve_logical(
+    session: Session,
+    logical: &Arc<Logical>,
+    mut client: Buffered<TcpStream>,
+) -> Option<TcpStream> {
+    if let Some(routes) = &logical.stream_routes {
+        return Box::pin(opaque::serve_routed(&session, logical, routes, client)).await;
+    }
+    match logical.protocol {
+        Protocol::Tcp => Box::pin(opaque::serve(&session, logical, client, None)).await,
+        Protocol::Http2 => Box::pin(serve_declared_http2(session, client)).await,
+        Protocol::Http => match speaks_http2(&mut client).await {
+            Ok(true) => serve_http2(session, client).await,
+            Ok(false) => serve_http1(session, client).await,
+            Err(_) => None,
+        },
+        Protocol::Detect => {
+            let mut opening = Opening::new(&session, logical);
+            match opening.first_word(&mut client, Some(SILENCE)).await {
+                FirstWord::Client(Detected::Http1) => {
+                    opening.abandon();
+                    serve_http1(session, client).await
+                }
+                FirstWord::Client(Detected::Http2) => {
+                    opening.abandon();
+                    serve_http2(session, client).await
+                }
+                FirstWord::Client(Detected::Tls | Detected::Other) | FirstWord::Server => {
+                    let upstream = opening.into_upstream().await;
+                    Box::pin(opaque::serve(&session, logical, client, upstream)).await
+                }
+                FirstWord::Gone => None,
+            }
+        }
+    }
+}
+
+/// Says to HTTP clients that nobody knows their destination. For others there is no way to say so.
+async fn serve_unknown(session: Session, mut client: Buffered<TcpStream>) -> Option<TcpStream> {
+    loop {
+        match detect(&client.read) {
+            Some(Detected::Http1) => return serve_http1(session, client).await,
+            Some(Detected::Http2) => return serve_http2(session, client).await,
+            Some(_) => return Some(client.io),
+            None => {}
+        }
+        // A client that waits for the server's word is not kept waiting.
+        let filled = poll_fn(|cx| client.poll_fill(cx));
+        match tokio::time::timeout(UNKNOWN_PATIENCE, filled).await {
+            Ok(Ok(1..)) => {}
+            _ => return Some(client.io),
+        }
+    }
+}
+
+/// How long a client may take to show what it speaks, where all that can be done is to refuse.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(1);
+
+pub async fn serve_http1<S>(session: Session, client: Buffered<S>) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let reset = http1::serve(session, Prefixed::new(client.read, client.io)).await;
+    reset.map(|client| client.io)
+}
+
+pub async fn serve_http2<S>(session: Session, client: Buffered<S>) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    Box::pin(http2::serve(session, Prefixed::new(client.read, client.io))).await;
+    None
+}
+
+/// Carries the connection of a port that is declared to speak HTTP/2. A client that speaks
+/// something else is counted, and answered if it is HTTP/1. One that is silent may wait for
+/// SETTINGS.
+pub async fn serve_declared_http2<S>(session: Session, mut client: Buffered<S>) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    match tokio::time::timeout(AMBIGUITY, first_bytes(&mut client)).await {
+        Err(_) | Ok(Ok(Detected::Http2)) => serve_http2(session, client).await,
+        Ok(Ok(Detected::Http1)) if session.is_unwelcome() => {
+            http1::turn_away(&session);
+            Some(client.io)
+        }
+        Ok(Ok(Detected::Http1)) => {
+            tracing::debug!("a client speaks HTTP/1 to a port that is declared to speak HTTP/2");
+            http1::refuse(&session, client, Reason::VersionNotSupported).await;
+            None
+        }
+        Ok(Ok(Detected::Tls | Detected::Other)) => {
+            tracing::debug!("a client of a port that is declared to speak HTTP/2 does not");
+            if let Destination::Logical(logical) = &**session.destination.load() {
+                let metrics = session.tcp_metrics(logical);
+                metrics.opened();
+                metrics.closed(Some(Reason::BadRequest));
+            }
+            Some(client.io)
+        }
+        Ok(Err(_)) => None,
+    }
+}
+
+/// What a client speaks, once that can be told.
+pub async fn first_bytes<S>(client: &mut Buffered<S>) -> std::io::Result<Detected>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        if let Some(detected) = detect(&client.read) {
+            return Ok(detected);
+        }
+        if poll_fn(|cx| client.poll_fill(cx)).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Which HTTP a client speaks, that is known to speak HTTP.
+pub async fn speaks_http2(client: &mut Buffered<TcpStream>) -> std::io::Result<bool> {
+    loop {
+        let length = client.read.len().min(HTTP2_PREFACE.len());
+        if client.read[..length] != HTTP2_PREFACE[..length] {
+            return Ok(false);
+        }
+        if length == HTTP2_PREFACE.len() {
+            return Ok(true);
+        }
+        if poll_fn(|cx| client.poll_fill(cx)).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Who was the first to say something, and what.
+pub enum FirstWord {
+    Client(Detected),
+    /// The server, or the client has ended its half without a word, or there is no server to wait for.
+    Server,
+    Gone,
+}
+
+/// A connection of which nobody knows yet what it will carry.
+pub struct Opening<'a> {
+    session: &'a Session,
+    logical: &'a Arc<Logical>,
+    upstream: Speculation,
+    /// The client has said something.
+    begun: bool,
+}
+
+/// A connection to an endpoint that may turn out not to be needed.
+enum Speculation {
+    None,
+    Connecting(Pin<Box<dyn Future<Output = Result<Upstream, Reason>>>>),
+    Done(Result<Box<Upstream>, Reason>),
+    /// It has sent HTTP/2's SETTINGS, with `parameters` or without, and the client nothing yet.
+    Settings {
+        upstream: Box<Upstream>,
+        parameters: bool,
+    },
+    /// It could not be opened, and the client has waited for the server's word long enough.
+    Hopeless(Reason),
+}
+
+impl<'a> Opening<'a> {
+    pub fn new(session: &'a Session, logical: &'a Arc<Logical>) -> Self {
+        Self {
+            session,
+            logical,
+            upstream: Speculation::None,
+            begun: false,
+        }
+    }
+
+    /// Waits for the first word of either side. `silence`: after how long an endpoint is connected to; none where the client
+    /// is known to be the first to speak.
+    pub async fn first_word(
+        &mut self,
+        client: &mut Buffered<TcpStream>,
+        silence: Option<Duration>,
+    ) -> FirstWord {
+        let mut timer = pin!(sleep(silence.unwrap_or(AMBIGUITY)));
+        let speculates = silence.is_some();
+        poll_fn(|cx| self.poll_first_word(cx, client, timer.as_mut(), speculates)).await
+    }
+
+    fn poll_first_word(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Buffered<TcpStream>,
+        mut timer: Pin<&mut Sleep>,
+        speculates: bool,
+    ) -> Poll<FirstWord> {
+        let detect = match self.logical.protocol {
+            Protocol::Tcp => detect_tls,
+            _ => detect,
+        };
+        loop {
+            if let Some(detected) = detect(&client.read) {
+                return Poll::Ready(FirstWord::Client(detected));
+            }
+            match client.poll_fill(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) if speculates => return Poll::Ready(FirstWord::Server),
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(FirstWord::Gone),
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
+        if !client.read.is_empty() {
+            if !std::mem::replace(&mut self.begun, true) {
+                timer.as_mut().reset(Instant::now() + AMBIGUITY);
+            }
+            return timer.poll(cx).map(|()| FirstWord::Client(Detected::Other));
+        }
+        if !speculates {
+            return Poll::Pending;
+        }
+        self.poll_server(cx, timer)
+    }
+
+    /// Waits for the word of a server that may be the first to speak.
+    fn poll_server(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<FirstWord> {
+        let worker = &self.session.worker;
+        let is_opaque = self.logical.protocol == Protocol::Tcp;
+        loop {
+            match &mut self.upstream {
+                Speculation::None => {
+                    ready!(timer.as_mut().poll(cx));
+                    let (worker, logical) = (worker.clone(), self.logical.clone());
+                    let source = self.session.source();
+                    let connecting =
+                        async move { opaque::connect(&worker, &logical, source).await };
+                    self.upstream = Speculation::Connecting(Box::pin(connecting));
+                }
+                Speculation::Connecting(connecting) => {
+                    let connected = ready!(connecting.as_mut().poll(cx));
+                    timer.as_mut().reset(Instant::now() + HOPELESS);
+                    self.upstream = Speculation::Done(connected.map(Box::new));
+                }
+                // It speaks, or ends.
+                Speculation::Done(Ok(upstream)) => match upstream.poll_first_word(cx, worker) {
+                    // Half a word may be the start of several things.
+                    Poll::Pending if upstream.has_begun() => {
+                        return timer.poll(cx).map(|()| FirstWord::Server);
+                    }
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(opaque::FirstWord::Said) => return Poll::Ready(FirstWord::Server),
+                    Poll::Ready(opaque::FirstWord::Settings { .. }) if is_opaque => {
+                        return Poll::Ready(FirstWord::Server);
+                    }
+                    Poll::Ready(opaque::FirstWord::Settings { parameters }) => {
+                        timer.as_mut().reset(Instant::now() + AMBIGUITY);
+                        let Speculation::Done(Ok(upstream)) =
+                            std::mem::replace(&mut self.upstream, Speculation::None)
+                        else {
+                            return Poll::Ready(FirstWord::Server);
+                        };
+                        self.upstream = Speculation::Settings {
+                            upstream,
+                            parameters,
+                        };
+                    }
+                    Poll::Ready(opaque::FirstWord::Stale(backend)) => {
+                        let worker = worker.clone();
+                        let connecting =
+                            async move { opaque::connect_anew(&worker, &backend).await };
+                        self.upstream = Speculation::Connecting(Box::pin(connecting));
+                    }
+                },
+                // A client of HTTP/2 that waits for the server's word gets the proxy's own. Nine
+                // bytes of an empty frame are too little to go by.
+                Speculation::Settings { parameters, .. } => {
+                    let word = match parameters {
+                        true => FirstWord::Client(Detected::Http2),
+                        false => FirstWord::Server,
+                    };
+                    return timer.poll(cx).map(|()| word);
+                }
+                Speculation::Done(Err(reason)) => {
+                    let reason = *reason;
+                    ready!(timer.as_mut().poll(cx));
+                    self.upstream = Speculation::Hopeless(reason);
+                }
+                Speculation::Hopeless(_) => return Poll::Ready(FirstWord::Server),
+            }
+        }
+    }
+
+    /// Ends the connection to an endpoint, where one was begun: before requests are carried, since an app may take one connection
+    /// at a time.
+    pub fn abandon(self) {}
+
+    /// The connection to an endpoint, as far as one was begun.
+    pub async fn into_upstream(self) -> Option<Result<Upstream, Reason>> {
+        match self.upstream {
+            Speculation::Connecting(connecting) => Some(connecting.await),
+            Speculation::Done(Ok(upstream)) | Speculation::Settings { upstream, .. } => {
+                Some(Ok(*upstream))
+            }
+            Speculation::Hopeless(reason) => Some(Err(reason)),
+            // What failed some time ago says nothing about now.
+            Speculation::None | Speculation::Done(Err(_)) => None,
+        }
+    }
+}

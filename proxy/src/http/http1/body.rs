@@ -1,0 +1,328 @@
+//! A body on its way from one connection to the other, in either direction: as fast as the side that takes it, checked against
+//! its framing, and kept from the start for another attempt where that is wanted and it is small.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::Buf;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::chunked::{ChunkError, Chunked, Segment};
+use super::framing::Framing;
+use crate::http::mirror::Copies;
+use crate::memory::Charge;
+use crate::wire::buffered::{Buffered, READ_SIZE};
+
+/// What is written together with a head or another piece, rather than for itself, in bytes.
+const MAX_COALESCED: usize = 2 * READ_SIZE;
+
+/// What may be left of a request's body when its response comes, for its connection to be kept: it
+/// is waited for, in bytes.
+const MAX_LEFT: u64 = 256 * 1024;
+
+/// Which side a body stopped at.
+#[derive(Debug)]
+pub enum Broken {
+    /// The side that sends it went away, before the end of the body.
+    Sender(io::Error),
+    /// The side that sends it breaks the chunked coding.
+    Coding(ChunkError),
+    /// The side that takes it went away. Why is of no interest: it is told nothing more.
+    Taker,
+}
+
+/// What is left of a body.
+#[derive(Debug)]
+enum Rest {
+    Length(u64),
+    Chunked(Chunked),
+    UntilClose,
+    Nothing,
+}
+
+/// One body, from where it starts in a connection's buffer.
+#[derive(Debug)]
+pub struct Body {
+    rest: Rest,
+    /// Bytes at the start of the sender's buffer that belong to the body and have not been written.
+    checked: usize,
+    /// Pass on the content of chunks without their coding.
+    content_only: bool,
+    /// What has been taken so far, while that is `replayable`.
+    kept: Vec<u8>,
+    max_kept: usize,
+    replayable: bool,
+    /// What is kept is charged to the budget of memory.
+    charge: Option<Charge>,
+    /// Who gets the body as well. Boxed: few do.
+    copies: Option<Box<Copies>>,
+    /// The taker wants no more: what comes is thrown away.
+    refused: bool,
+    /// How much has come, modulo 2^32, so that a body on its way is told from one that is not.
+    taken: u32,
+    /// Everything has been written and flushed.
+    done: bool,
+}
+
+impl Body {
+    /// A body that is passed on once.
+    pub fn new(framing: Framing) -> Self {
+        Self {
+            rest: match framing {
+                Framing::None => Rest::Nothing,
+                Framing::Length(length) => Rest::Length(length),
+                Framing::Chunked => Rest::Chunked(Chunked::default()),
+                Framing::UntilClose => Rest::UntilClose,
+            },
+            checked: 0,
+            content_only: false,
+            kept: Vec::new(),
+            max_kept: 0,
+            replayable: false,
+            charge: None,
+            copies: None,
+            refused: false,
+            taken: 0,
+            done: false,
+        }
+    }
+
+    /// The body of a response: servers of old write the chunked coding with blanks that a client's
+    /// body may not have.
+    pub fn of_response(framing: Framing) -> Self {
+        let mut body = Self::new(framing);
+        if let Rest::Chunked(chunked) = &mut body.rest {
+            *chunked = Chunked::of_response();
+        }
+        body
+    }
+
+    /// A body that can be sent again as long as it is no longer than `max_kept` bytes.
+    pub fn replayable(framing: Framing, max_kept: usize) -> Self {
+        Self {
+            max_kept,
+            replayable: true,
+            ..Self::new(framing)
+        }
+    }
+
+    /// What is kept has been charged.
+    pub fn charged(mut self, charge: Option<Charge>) -> Self {
+        self.charge = charge;
+        self
+    }
+
+    /// The body goes to mirrors too, with its coding, as it is taken off the sender's connection.
+    pub fn copied_to(mut self, mut copies: Copies) -> Self {
+        if self.is_received() {
+            copies.end(None);
+        } else {
+            self.copies = Some(Box::new(copies));
+        }
+        self
+    }
+
+    /// The content of a chunked body, for a client that does not know the coding.
+    pub fn content_only(mut self) -> Self {
+        self.content_only = true;
+        self
+    }
+
+    pub fn is_replayable(&self) -> bool {
+        self.replayable
+    }
+
+    /// Whether everything has been written, or thrown away.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Whether everything has been written.
+    pub fn is_sent(&self) -> bool {
+        self.done && !self.refused
+    }
+
+    /// Whether what is left of it is worth waiting for.
+    pub fn ends_soon(&self) -> bool {
+        match self.rest {
+            Rest::Nothing => true,
+            Rest::Length(left) => left <= MAX_LEFT,
+            Rest::Chunked(_) | Rest::UntilClose => false,
+        }
+    }
+
+    pub fn is_refused(&self) -> bool {
+        self.refused
+    }
+
+    /// A number that changes as more of it comes.
+    pub fn taken(&self) -> u32 {
+        self.taken
+    }
+
+    /// The taker wants no more of it. The rest is taken off the sender's connection all the same.
+    pub fn refuse(&mut self) {
+        self.refused = true;
+    }
+
+    /// Whether everything has been received.
+    pub fn is_received(&self) -> bool {
+        matches!(self.rest, Rest::Nothing)
+    }
+
+    /// From the start again, on another connection. Returns what has to be written first.
+    pub fn rewind<A>(&mut self, from: &mut Buffered<A>) -> &[u8] {
+        // These bytes have been kept as well.
+        from.read.advance(self.checked);
+        self.checked = 0;
+        self.done = false;
+        &self.kept
+    }
+
+    /// Takes what is there already off the sender's buffer. True: that was the whole body, and what comes next is another message.
+    pub fn skip<A>(&mut self, from: &mut Buffered<A>) -> bool {
+        loop {
+            from.read.advance(self.checked);
+            self.checked = 0;
+            if self.is_received() || from.read.is_empty() || self.check(from).is_err() {
+                return self.is_received();
+            }
+        }
+    }
+
+    /// There will be no other attempt.
+    pub fn keep_no_more(&mut self) {
+        self.replayable = false;
+        self.kept = Vec::new();
+        self.charge = None;
+    }
+
+    /// Passes on until the end of the body has been written and flushed.
+    pub fn poll<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Buffered<A>,
+        to: &mut Buffered<B>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        while !self.done {
+            if let Some(copies) = &mut self.copies {
+                ready!(copies.poll_turn(cx));
+            }
+            if self.refused && (self.checked > 0 || self.is_received()) {
+                from.read.advance(self.checked);
+                self.checked = 0;
+                self.done = self.is_received();
+            } else if self.checked > 0 {
+                ready!(self.poll_write(cx, from, to)).map_err(|_| Broken::Taker)?;
+            } else if self.is_received() {
+                ready!(to.poll_flush(cx)).map_err(|_| Broken::Taker)?;
+                self.done = true;
+            } else if !from.read.is_empty() {
+                self.check(from).map_err(Broken::Coding)?;
+            } else {
+                match from.poll_fill(cx) {
+                    Poll::Ready(Ok(0)) if matches!(self.rest, Rest::UntilClose) => {
+                        self.rest = Rest::Nothing;
+                    }
+                    Poll::Ready(Ok(0)) => {
+                        let end = io::ErrorKind::UnexpectedEof.into();
+                        return Poll::Ready(Err(Broken::Sender(end)));
+                    }
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
+                    Poll::Pending if self.refused => return Poll::Pending,
+                    Poll::Pending => {
+                        // Whatever there is goes out before anything is waited for.
+                        ready!(to.poll_flush(cx)).map_err(|_| Broken::Taker)?;
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Bytes that the side that takes the body has no room for, beside its connection's `unsent`.
+    pub fn unwritten(&self) -> usize {
+        self.checked
+    }
+
+    fn poll_write<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Buffered<A>,
+        to: &mut Buffered<B>,
+    ) -> Poll<io::Result<()>>
+    where
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        if !to.unsent.is_empty() && to.unsent.len() + self.checked <= MAX_COALESCED {
+            to.unsent.extend_from_slice(&from.read[..self.checked]);
+            from.read.advance(self.checked);
+            self.checked = 0;
+            return Poll::Ready(Ok(()));
+        }
+        ready!(to.poll_send(cx))?;
+        while self.checked > 0 {
+            let written = ready!(to.poll_write(cx, &from.read[..self.checked]))?;
+            from.read.advance(written);
+            self.checked -= written;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Finds out how much of what has been read belongs to the body.
+    fn check<A>(&mut self, from: &mut Buffered<A>) -> Result<(), ChunkError> {
+        let available = from.read.len();
+        let taken = match &mut self.rest {
+            Rest::Nothing => 0,
+            Rest::UntilClose => available,
+            Rest::Length(left) => {
+                let taken = (available as u64).min(*left);
+                *left -= taken;
+                if *left == 0 {
+                    self.rest = Rest::Nothing;
+                }
+                taken as usize
+            }
+            Rest::Chunked(chunked) => {
+                let taken = match self.content_only {
+                    false => chunked.advance(&from.read)?,
+                    true => match chunked.next(&from.read)? {
+                        Some(Segment::Content(length)) => length,
+                        Some(Segment::Coding(length)) => {
+                            from.read.advance(length);
+                            0
+                        }
+                        None => 0,
+                    },
+                };
+                if chunked.is_done() {
+                    self.rest = Rest::Nothing;
+                }
+                taken
+            }
+        };
+        if self.replayable {
+            if self.kept.len() + taken <= self.max_kept {
+                self.kept.extend_from_slice(&from.read[..taken]);
+            } else {
+                self.keep_no_more();
+            }
+        }
+        if let Some(copies) = &mut self.copies {
+            copies.push_slice(&from.read[..taken]);
+            if matches!(self.rest, Rest::Nothing) {
+                copies.end(None);
+                self.copies = None;
+            }
+        }
+        self.checked = taken;
+        self.taken = self.taken.wrapping_add(taken as u32);
+        Ok(())
+    }
+}

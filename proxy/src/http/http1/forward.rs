@@ -1,0 +1,629 @@
+//! A request on its way to a backend: attempts on one endpoint after the other until a response is passed on, or there is
+//! nothing left to try.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep};
+
+use super::attempt::{self, Attempt, Failed, Progress, Reusable, write_head};
+use super::body::{Body, Broken};
+use super::exchange::{After, Client};
+use super::framing::{Framing, ResponseFraming, is_idempotent};
+use super::head::{Request, Response, Version};
+use super::mirror;
+use super::untimely::{finish, is_unsolicited};
+use crate::balance::{self, AttemptOutcome, Backend, InFlight, RetryBudget};
+use crate::http::deadlines::Deadlines;
+use crate::http::reader::Reader;
+use crate::http::record::{End, Told};
+use crate::http::retry::{Failure, Retries};
+use crate::memory::{Charge, UNCHARGED, Use};
+use crate::observe::metrics::{AppConnection, RequestMetrics};
+use crate::observe::reason::{REASON_HEADER, Reason};
+use crate::route::Rule;
+use crate::session::worker::Worker;
+use crate::upstream::pool::{self, Upstream};
+
+const EXPECTATION_FAILED: u16 = 417;
+
+/// Forwards a request by a rule that has been decided upon.
+pub struct Forward<'a> {
+    pub rule: &'a Arc<Rule>,
+    /// Index into the rule's backends.
+    pub backend: usize,
+    /// Which origin may read the response, if a CORS filter says so.
+    pub origin: Option<&'a str>,
+    pub budget: &'a RetryBudget,
+    pub metrics: &'a RequestMetrics,
+    pub deadlines: Deadlines,
+    pub told: &'a mut Told,
+}
+
+/// Why something that was waited for is not waited for any longer.
+enum Interrupt {
+    ClientGone,
+    Timeout(Reason),
+    /// The client has not read its response for too long.
+    ReaderStopped,
+    /// The budget of memory has no room for what waits.
+    NoMemory,
+}
+
+/// A response, and what it came by.
+struct Answered {
+    upstream: Upstream,
+    in_flight: InFlight,
+    framing: ResponseFraming,
+}
+
+enum Unanswered {
+    Failed(Failed),
+    /// The connection on which the client had logged in broke.
+    LoginLost,
+    Interrupted(Interrupt),
+    BadRequest,
+}
+
+/// How the bodies ended, once the response had begun.
+enum Fate {
+    Complete,
+    Truncated(Reason),
+    Interrupted(Interrupt),
+}
+
+impl Forward<'_> {
+    pub async fn run<S>(
+        &mut self,
+        client: &mut Client<'_, S>,
+        request: &Request,
+        response: &mut Response,
+    ) -> (End, After)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let worker = client.session.worker.clone();
+        let Some(backend) = self.rule.target(self.backend) else {
+            return client.answer(Reason::BackendInvalid);
+        };
+        let framing = client.framing.body;
+        let mut upload = match replay_charge(&worker, framing) {
+            Ok(charge) => {
+                Body::replayable(framing, worker.config.limits.max_replay_bytes).charged(charge)
+            }
+            Err(NoRoom) => Body::new(framing),
+        };
+        if self.rule.is_mirrored(self.backend) {
+            let framing = &client.framing;
+            upload = mirror::start(&worker, self.rule, self.backend, request, framing, upload);
+        }
+        let direction = client.session.direction;
+        let mut retries = Retries::new(direction, self.rule.retry.as_ref(), self.budget);
+        let mut tried: Vec<u64> = Vec::new();
+        let mut failed_before: Option<Failed> = None;
+        loop {
+            let picked = pick(client, &backend, &tried);
+            let Some(in_flight) = picked else {
+                // After an attempt, what it failed of says more than that nothing is left.
+                let reason = failed_before.map_or(Reason::NoEndpoint, |failed| failed.reason);
+                return client.answer_after(reason, &mut upload);
+            };
+            let id = in_flight.endpoint.id;
+            self.told.attempts += 1;
+            self.told.endpoint = Some(in_flight.endpoint.address);
+            self.deadlines.begin_attempt();
+            let attempted = self
+                .attempt(client, request, response, &mut upload, in_flight)
+                .await;
+            let (failed, wait) = match attempted {
+                Ok(answered) => {
+                    let told = response.fields.get(REASON_HEADER);
+                    let peer = &answered.in_flight.endpoint.peer;
+                    let failure = retries.failure_of(response.status, told, peer);
+                    let wait =
+                        failure.and_then(|f| retries.wait(f, upload.is_replayable(), self.metrics));
+                    match (failure, wait) {
+                        (Some(failure), Some(wait)) => {
+                            discard(client, answered, &upload);
+                            (Failed::status(failure), wait)
+                        }
+                        _ => {
+                            return self.pass_on(client, response, answered, upload).await;
+                        }
+                    }
+                }
+                Err(unanswered) => {
+                    let failed = match unanswered {
+                        // An app that sees its client's half end may hang up, and then it is the
+                        // client that is gone.
+                        Unanswered::Failed(failed)
+                            if failed.failure == Failure::Reset
+                                && client.connection.has_ended() =>
+                        {
+                            return Client::<S>::gone();
+                        }
+                        Unanswered::Failed(failed) => failed,
+                        Unanswered::LoginLost => {
+                            let end = End {
+                                status: None,
+                                reason: Some(Reason::UpstreamReset),
+                            };
+                            return (end, After::Cut);
+                        }
+                        // Only a response that has begun can be left unread.
+                        Unanswered::Interrupted(
+                            Interrupt::ClientGone | Interrupt::ReaderStopped,
+                        ) => {
+                            return Client::<S>::gone();
+                        }
+                        Unanswered::Interrupted(Interrupt::Timeout(
+                            Reason::BackendRequestTimeout,
+                        )) => Failed::timed_out(),
+                        Unanswered::Interrupted(Interrupt::Timeout(reason)) => {
+                            return client.answer_after(reason, &mut upload);
+                        }
+                        Unanswered::Interrupted(Interrupt::NoMemory) => {
+                            return client.answer_after(Reason::Overload, &mut upload);
+                        }
+                        Unanswered::BadRequest => {
+                            return client.answer_after(Reason::BadRequest, &mut upload);
+                        }
+                    };
+                    // Without a certificate of our own there is no point in asking the next endpoint.
+                    let hopeless = failed.reason == Reason::NoCertificate;
+                    let wait = match hopeless {
+                        true => None,
+                        false => retries.wait(failed.failure, upload.is_replayable(), self.metrics),
+                    };
+                    match wait {
+                        Some(wait) => (failed, wait),
+                        None => return client.answer_after(failed.reason, &mut upload),
+                    }
+                }
+            };
+            failed_before = Some(failed);
+            if !tried.contains(&id) {
+                tried.push(id);
+            }
+            self.deadlines.end_attempt();
+            if !wait.is_zero()
+                && let Err(interrupt) = self.wait_for(client, sleep(wait)).await
+            {
+                return match interrupt {
+                    Interrupt::ClientGone | Interrupt::ReaderStopped => Client::<S>::gone(),
+                    Interrupt::Timeout(reason) => client.answer_after(reason, &mut upload),
+                    Interrupt::NoMemory => client.answer_after(Reason::Overload, &mut upload),
+                };
+            }
+        }
+    }
+
+    /// One attempt, up to the head of a response.
+    async fn attempt<S>(
+        &mut self,
+        client: &mut Client<'_, S>,
+        request: &Request,
+        response: &mut Response,
+        upload: &mut Body,
+        mut in_flight: InFlight,
+    ) -> Result<Answered, Unanswered>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let worker = client.session.worker.clone();
+        let endpoint = in_flight.endpoint.clone();
+        let max_head = worker.config.limits.max_header_bytes;
+        let version = client.version;
+        let repeatable = is_idempotent(request)
+            && client
+                .framing
+                .body
+                .is_at_most(worker.config.limits.max_replay_bytes);
+        // Whoever speaks HTTP/1.0 closes after the response.
+        let mut reusable = match version {
+            Version::Http11 => Reusable::Yes { repeatable },
+            Version::Http10 => Reusable::No,
+        };
+        loop {
+            let began = Instant::now();
+            let login = client.login.take(endpoint.id);
+            let logged_in = login.is_some();
+            let caller = client.session.caller();
+            let upstream = if let Some(mut upstream) = login {
+                match upstream.connection.is_quiet() {
+                    true => upstream,
+                    false => return Err(Unanswered::LoginLost),
+                }
+            } else if let Some(upstream) = attempt::pooled(&worker, &endpoint, &caller, reusable) {
+                upstream
+            } else {
+                // Boxed: every connection would have the room for it, and most requests find one
+                // that is idle.
+                let opening = Box::pin(attempt::open(&worker, &endpoint, caller));
+                match self.wait_for(client, opening).await {
+                    Ok(Ok(upstream)) => upstream,
+                    Ok(Err(failed)) => {
+                        in_flight.finish(failed.outcome, began);
+                        return Err(Unanswered::Failed(failed));
+                    }
+                    Err(interrupt) => {
+                        in_flight.finish(interrupt.outcome(), began);
+                        return Err(Unanswered::Interrupted(interrupt));
+                    }
+                }
+            };
+            // What the connection took to open is nothing that the next request waits for.
+            let sent = Instant::now();
+            let mut attempt = Attempt::new(upstream, request, upload, client.connection);
+            let is_new = attempt.upstream.watched.is_some() && !attempt.upstream.reused;
+            let mut patience = is_new.then(|| Box::pin(sleep(pool::STARVED_AFTER)));
+            let progress = poll_fn(|cx| {
+                if let Some(timer) = &mut patience
+                    && timer.as_mut().poll(cx).is_ready()
+                {
+                    patience = None;
+                    (worker.http1_pool).make_room(&endpoint, &attempt.upstream);
+                }
+                let connection = &mut *client.connection;
+                match attempt.poll(cx, connection, version, upload, response, max_head) {
+                    Poll::Ready(progress) => Poll::Ready(Ok(progress)),
+                    Poll::Pending if upload.is_done() => {
+                        let interrupt =
+                            ready!(self.poll_waiting(cx, client, &mut attempt.upstream));
+                        Poll::Ready(Err(interrupt))
+                    }
+                    Poll::Pending => self
+                        .deadlines
+                        .poll(cx)
+                        .map(|reason| Err(Interrupt::timeout(reason))),
+                }
+            })
+            .await;
+            return match progress {
+                Ok(Progress::Head(framing))
+                    if repeatable
+                        && is_unsolicited(response.status, &framing, &attempt.upstream, sent)
+                        && upload.is_replayable() =>
+                {
+                    reusable = Reusable::No;
+                    continue;
+                }
+                Ok(Progress::Head(framing)) => {
+                    let outcome = AttemptOutcome::Response {
+                        status: response.status,
+                    };
+                    in_flight.answered(outcome, sent);
+                    attempt.upstream.is_bound |= client.framing.logs_in || framing.logs_in;
+                    Ok(Answered {
+                        upstream: attempt.upstream,
+                        in_flight,
+                        framing,
+                    })
+                }
+                Ok(Progress::Stale) if logged_in => Err(Unanswered::LoginLost),
+                Ok(Progress::Failed(failed))
+                    if logged_in && failed.reason == Reason::UpstreamReset =>
+                {
+                    in_flight.finish(failed.outcome, sent);
+                    Err(Unanswered::LoginLost)
+                }
+                Ok(Progress::Stale) => {
+                    // Boxed: it is rare, and every connection would have the room for it.
+                    let took_nothing = async {
+                        attempt.ended_in_order && Box::pin(attempt.upstream.took_nothing()).await
+                    };
+                    if upload.is_replayable() && (repeatable || took_nothing.await) {
+                        if !repeatable {
+                            worker.metrics.app_connection(AppConnection::Resent);
+                        }
+                        reusable = Reusable::No;
+                        continue;
+                    }
+                    let failed = Failed::reset(Reason::UpstreamReset);
+                    in_flight.finish(failed.outcome, sent);
+                    Err(Unanswered::Failed(failed))
+                }
+                Ok(Progress::Failed(failed)) => {
+                    if failed.outcome == AttemptOutcome::TimedOut {
+                        worker.http1_pool.forget(endpoint.id);
+                        worker.http1_streams.forget(endpoint.id);
+                    }
+                    in_flight.finish(failed.outcome, sent);
+                    Err(Unanswered::Failed(failed))
+                }
+                Ok(Progress::ClientGone) => Err(Unanswered::Interrupted(Interrupt::ClientGone)),
+                Ok(Progress::BadRequest) => Err(Unanswered::BadRequest),
+                Err(interrupt) => {
+                    in_flight.finish(interrupt.outcome(), sent);
+                    Err(Unanswered::Interrupted(interrupt))
+                }
+            };
+        }
+    }
+
+    /// Passes a response on to its end, and what is left of the request.
+    async fn pass_on<S>(
+        &mut self,
+        client: &mut Client<'_, S>,
+        response: &mut Response,
+        answered: Answered,
+        mut upload: Body,
+    ) -> (End, After)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Answered {
+            mut upstream,
+            in_flight,
+            framing,
+        } = answered;
+        upload.keep_no_more();
+        // Only a proxy speaks of reasons, and only a sidecar is known to be one.
+        if !upstream.is_mesh {
+            response.fields.remove(REASON_HEADER);
+        }
+        self.rule
+            .filter_response(self.backend, self.origin, response);
+        let status = response.status;
+        if status == 101 && !client.framing.upgrade {
+            return client.answer_after(Reason::UpstreamProtocolError, &mut upload);
+        }
+        let tunnel = status == 101;
+        let mut download = Body::of_response(framing.body);
+        let mut until_close = framing.body == Framing::UntilClose;
+        if client.version == Version::Http10 && framing.body == Framing::Chunked {
+            response.fields.remove("transfer-encoding");
+            download = download.content_only();
+            until_close = true;
+        }
+        // An answer that comes before the end of the request: either what is left is little and
+        // taken, or the client is told not to send its next request here (RFC 9112 section 9.6).
+        let request_ends = upload.is_received() || framing.keep_alive && upload.ends_soon();
+        let unsure = client.is_unsure_of(&upload);
+        let keep_alive = client.keeps_alive() && !until_close && request_ends && !unsure;
+        // curl asks again without `Expect` after a 417, but not where it says that the connection
+        // ends. It does all the same: whether what comes next is the body is not known.
+        let unsaid = tunnel || unsure && status == EXPECTATION_FAILED;
+        write_head(
+            client.connection,
+            client.version,
+            response,
+            keep_alive || unsaid,
+        );
+        let complete = |reason| End {
+            status: Some(status),
+            reason,
+        };
+        if tunnel {
+            return (complete(None), After::Tunnel(Box::new(upstream)));
+        }
+        let mut reader = Reader::new(client.session.worker.config.limits.reader_timeout);
+        let fate = poll_fn(|cx| {
+            let bodies = self.poll_bodies(cx, client, &mut upload, &mut upstream, &mut download);
+            if bodies.is_ready() {
+                return bodies;
+            }
+            let unsent = client.connection.unsent.len() + download.unwritten();
+            let waiting = upstream.connection.read.len() + client.connection.unsent.len();
+            let interrupt = if waiting > UNCHARGED && !client.memory.grow(Use::SmallBody, waiting) {
+                Interrupt::NoMemory
+            } else {
+                ready!(reader.poll_unsent(cx, unsent));
+                Interrupt::ReaderStopped
+            };
+            Poll::Ready(Fate::Interrupted(interrupt))
+        })
+        .await;
+        match fate {
+            Fate::Complete => {
+                // Boxed: few answers come before the end of their request.
+                let whole = upload.is_done()
+                    || !unsure
+                        && Box::pin(finish(client, &mut upload, &mut upstream, keep_alive)).await;
+                let reusable = upload.is_sent() && !client.connection.has_ended();
+                if reusable && framing.keep_alive && client.version == Version::Http11 {
+                    client.keep(&in_flight.endpoint, upstream);
+                }
+                let after = match keep_alive && whole {
+                    true => After::Next,
+                    false => After::Close,
+                };
+                (complete(None), after)
+            }
+            Fate::Truncated(reason) => {
+                // As much as there is of it: the client sees what the upstream did.
+                let _ = poll_fn(|cx| Poll::Ready(client.connection.poll_flush(cx))).await;
+                (complete(Some(reason)), After::Cut)
+            }
+            Fate::Interrupted(Interrupt::ClientGone) => {
+                (complete(Some(Reason::ClientGone)), After::Cut)
+            }
+            Fate::Interrupted(Interrupt::Timeout(reason)) => (complete(Some(reason)), After::Cut),
+            Fate::Interrupted(Interrupt::ReaderStopped) => {
+                (complete(Some(Reason::ReaderStopped)), After::Cut)
+            }
+            Fate::Interrupted(Interrupt::NoMemory) => {
+                (complete(Some(Reason::MemoryExhausted)), After::Cut)
+            }
+        }
+    }
+
+    fn poll_bodies<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client<'_, S>,
+        upload: &mut Body,
+        upstream: &mut Upstream,
+        download: &mut Body,
+    ) -> Poll<Fate>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let gone = || Poll::Ready(Fate::Interrupted(Interrupt::ClientGone));
+        match download.poll(cx, &mut upstream.connection, client.connection) {
+            Poll::Ready(Ok(())) => return Poll::Ready(Fate::Complete),
+            Poll::Ready(Err(Broken::Sender(error))) => {
+                tracing::debug!(%error, "an upstream broke off a response");
+                return Poll::Ready(Fate::Truncated(Reason::ResponseTruncated));
+            }
+            Poll::Ready(Err(Broken::Coding(error))) => {
+                tracing::debug!(%error, "an upstream's response body is refused");
+                return Poll::Ready(Fate::Truncated(Reason::UpstreamProtocolError));
+            }
+            Poll::Ready(Err(Broken::Taker)) => return gone(),
+            Poll::Pending => {}
+        }
+        self.deadlines.came(download.taken());
+        let sending = !upload.is_done()
+            && match upload.poll(cx, client.connection, &mut upstream.connection) {
+                Poll::Ready(Err(Broken::Sender(_) | Broken::Coding(_))) => return gone(),
+                // The rest of the response may be on its way all the same. A client may take it
+                // only once its own body is out.
+                Poll::Ready(Err(Broken::Taker)) => {
+                    upload.refuse();
+                    cx.waker().wake_by_ref();
+                    true
+                }
+                Poll::Ready(Ok(())) => false,
+                Poll::Pending => true,
+            };
+        if !sending {
+            let interrupt = ready!(self.poll_waiting(cx, client, upstream));
+            return Poll::Ready(Fate::Interrupted(interrupt));
+        }
+        let reason = ready!(self.deadlines.poll(cx));
+        Poll::Ready(Fate::Interrupted(Interrupt::timeout(reason)))
+    }
+
+    /// Ready when there is no waiting for `upstream` any more. The client has sent all of its
+    /// request: if it ends its half, that is passed on, as an app without a proxy would see it.
+    fn poll_waiting<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client<'_, S>,
+        upstream: &mut Upstream,
+    ) -> Poll<Interrupt>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let interrupted = self.poll_interrupt(cx, client);
+        if interrupted.is_pending() && client.connection.has_ended() {
+            // A connection that can't be ended shows that when it is read.
+            let _ = upstream.connection.poll_end(cx);
+        }
+        interrupted
+    }
+
+    /// Waits for `future`, unless the client goes or time runs out before.
+    async fn wait_for<S, F: Future>(
+        &mut self,
+        client: &mut Client<'_, S>,
+        future: F,
+    ) -> Result<F::Output, Interrupt>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_interrupt(cx, client).map(Err),
+        })
+        .await
+    }
+
+    fn poll_interrupt<S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client<'_, S>,
+    ) -> Poll<Interrupt>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if client.connection.poll_broken(cx).is_ready() {
+            return Poll::Ready(Interrupt::ClientGone);
+        }
+        if client.connection.has_ended() {
+            self.deadlines.half_closed();
+        }
+        self.deadlines.poll(cx).map(Interrupt::timeout)
+    }
+}
+
+impl Interrupt {
+    /// A deadline has passed.
+    fn timeout(reason: Reason) -> Self {
+        match reason {
+            Reason::ClientGone => Self::ClientGone,
+            reason => Self::Timeout(reason),
+        }
+    }
+
+    /// What it says about the endpoint.
+    fn outcome(&self) -> AttemptOutcome {
+        match self {
+            Self::ClientGone | Self::ReaderStopped | Self::NoMemory => AttemptOutcome::Cancelled,
+            Self::Timeout(_) => AttemptOutcome::TimedOut,
+        }
+    }
+}
+
+/// The endpoint that the client has logged in at, or the one that balancing picks.
+fn pick<S>(client: &Client<'_, S>, backend: &Backend, tried: &[u64]) -> Option<InFlight> {
+    let endpoints = backend.endpoints();
+    if let Some(id) = client.login.endpoint()
+        && let Some(bound) = balance::stay(&endpoints, id)
+    {
+        return Some(bound);
+    }
+    let random = &client.session.worker.random;
+    balance::pick(&endpoints, tried, &mut random.borrow_mut())
+}
+
+/// There is no room for a body to be kept in.
+struct NoRoom;
+
+/// Charges what of a body is kept for another attempt, where that is more than a little.
+fn replay_charge(worker: &Worker, framing: Framing) -> Result<Option<Charge>, NoRoom> {
+    let most = worker.config.limits.max_replay_bytes;
+    let kept = match framing {
+        Framing::Length(length) => usize::try_from(length).map_or(most, |length| length.min(most)),
+        Framing::None => 0,
+        Framing::Chunked | Framing::UntilClose => most,
+    };
+    match kept > UNCHARGED {
+        true => worker
+            .memory
+            .charge(Use::Replay, kept)
+            .map(Some)
+            .ok_or(NoRoom),
+        false => Ok(None),
+    }
+}
+
+/// Keeps the connection of a response that nobody will see, where all of it is there already.
+fn discard<S>(client: &mut Client<'_, S>, answered: Answered, upload: &Body)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Answered {
+        mut upstream,
+        in_flight,
+        framing,
+    } = answered;
+    let connection = &mut upstream.connection;
+    let whole = match framing.body {
+        Framing::None => true,
+        Framing::Length(length) if connection.read.len() as u64 == length => {
+            connection.read.clear();
+            true
+        }
+        _ => false,
+    };
+    let reusable = upload.is_sent() && !client.connection.has_ended();
+    if whole && reusable && framing.keep_alive && client.version == Version::Http11 {
+        client.keep(&in_flight.endpoint, upstream);
+    }
+}

@@ -1,0 +1,40 @@
+//! HTTP/1.0 and HTTP/1.1 (RFC 9112).
+//!
+//! In: the bytes of a downstream connection whose protocol and destination are known. Out: its requests, each carried to an
+//! endpoint of its own over an upstream connection, or a stream of one ([`crate::upstream::mux`]), that no other request uses meanwhile. One task
+//! a connection; a body flows only as
+//! fast as the side that takes it, and goes through as it came. Copies for mirrors have tasks and connections of their own.
+//!
+//! ```text
+//!            serve           exchange          forward          pool
+//! downstream ─────▶ head ───────────▶ decide ────────▶ attempt ────▶ upstream
+//!                    │ framing   └─▶ reply     ◀── body, both ways ──▶
+//!                    ▼
+//!               one request, read in one way only       after 101: tcp
+//! ```
+
+mod attempt;
+mod body;
+mod chunked;
+mod exchange;
+mod forward;
+mod framing;
+mod head;
+mod mirror;
+mod reply;
+mod serve;
+mod untimely;
+
+#[cfg(test)]
+mod tests;
+
+/// What the fuzz targets reach: the parsers alone.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::chunked::{ChunkError, Chunked, Segment};
+    pub use super::framing::{Framing, request as request_framing, response as response_framing};
+    pub use super::head::{HeadError, Request, Response, Version, find_end};
+}
+
+pub use exchange::turn_away;
+pub use serve::{LEAVING, refuse, serve};

@@ -1,0 +1,73 @@
+//! What comes at the wrong time: the rest of a request after its response, and a response before
+//! its request.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep};
+
+use super::body::{Body, Broken};
+use super::exchange::Client;
+use super::framing::ResponseFraming;
+use crate::upstream::pool::Upstream;
+
+/// After how long a 408 is an answer to the request that was sent, in any case.
+const UNSOLICITED: Duration = Duration::from_secs(1);
+
+/// Passes on what is left of a request whose response is out: the app may read it all the same.
+/// Returns whether it has come as a whole, so that what comes next is another request.
+/// `keep_alive`: the client has been told that it may send one, so what the app does not take is
+/// waited for as well.
+pub async fn finish<S>(
+    client: &mut Client<'_, S>,
+    upload: &mut Body,
+    upstream: &mut Upstream,
+    keep_alive: bool,
+) -> bool
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let patience = client.session.worker.config.limits.header_timeout;
+    let mut timer = pin!(sleep(patience));
+    let mut taken = upload.taken();
+    poll_fn(|cx| {
+        loop {
+            match upload.poll(cx, client.connection, &mut upstream.connection) {
+                Poll::Ready(Ok(())) => return Poll::Ready(true),
+                Poll::Ready(Err(Broken::Taker)) if keep_alive => upload.refuse(),
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending if upload.is_refused() => break,
+                // An app that ends its half after its answer is through with the request.
+                Poll::Pending if upstream.connection.poll_fill(cx).is_pending() => break,
+                Poll::Pending if keep_alive => upload.refuse(),
+                Poll::Pending => return Poll::Ready(false),
+            }
+        }
+        if upload.taken() != taken {
+            taken = upload.taken();
+            timer.as_mut().reset(Instant::now() + patience);
+        }
+        timer.as_mut().poll(cx).map(|()| false)
+    })
+    .await
+}
+
+/// Whether a response is what a server says on a connection that has been idle for too long, and no
+/// answer: a 408 that has crossed the request. By its own word it has not received one (RFC 9110
+/// section 15.5.9).
+pub fn is_unsolicited(
+    status: u16,
+    framing: &ResponseFraming,
+    upstream: &Upstream,
+    sent: Instant,
+) -> bool {
+    status == 408
+        && !framing.keep_alive
+        && upstream.reused
+        && !upstream.is_mesh
+        && !upstream.is_bound
+        && sent.elapsed() < UNSOLICITED
+}

@@ -1,0 +1,261 @@
+//! One attempt of a request on one endpoint, up to the head of its response.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::ext::Protocol;
+use h2::{RecvStream, SendStream};
+use http::{Request, Response, Version, request};
+use tokio::time::{Instant, sleep};
+
+use super::body::{Broken, Upload};
+use crate::balance::{AttemptOutcome, Endpoint};
+use crate::http::retry::Failure;
+use crate::http::strict::MAX_FIELDS;
+use crate::observe::reason::Reason;
+use crate::session::worker::Worker;
+use crate::upstream::Caller;
+use crate::upstream::http2::Connection;
+use crate::upstream::share::Holder;
+use crate::upstream::streams::{Lease, Refusal};
+
+/// How long a new connection is given to say that its peer takes extended CONNECT (its first frame does), and how often that is
+/// looked at.
+const SETTINGS_PATIENCE: Duration = Duration::from_millis(500);
+const SETTINGS_POLL: Duration = Duration::from_millis(5);
+/// How many connections that turn out to take no more streams are passed over in one attempt.
+const MAX_STALE: usize = 4;
+
+/// A request that is on its way, with no final response yet.
+pub(super) struct Attempt {
+    response: ResponseFuture,
+    pub send: SendStream<Bytes>,
+    _lease: Lease<Connection>,
+}
+
+/// Why an attempt came to nothing.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub failure: Failure,
+    /// What the client is told, if this was the last attempt.
+    pub reason: Reason,
+    /// The code of the upstream's RST_STREAM, which the client is sent in place of a response.
+    pub reset: Option<h2::Reason>,
+    /// What it says about the endpoint.
+    pub outcome: AttemptOutcome,
+}
+
+impl Failed {
+    fn never_sent(failure: Failure, reason: Reason, outcome: AttemptOutcome) -> Self {
+        Self {
+            failure,
+            reason,
+            reset: None,
+            outcome,
+        }
+    }
+
+    /// The endpoint has answered, but not well.
+    pub fn status(failure: Failure) -> Self {
+        Self {
+            failure,
+            reason: Reason::NoEndpoint,
+            reset: None,
+            outcome: AttemptOutcome::Reset,
+        }
+    }
+
+    pub fn timed_out() -> Self {
+        Self {
+            failure: Failure::TimedOut,
+            reason: Reason::BackendRequestTimeout,
+            reset: None,
+            outcome: AttemptOutcome::TimedOut,
+        }
+    }
+
+    /// The endpoint does not keep to the bounds of responses.
+    pub fn broken() -> Self {
+        Self {
+            failure: Failure::Reset,
+            reason: Reason::UpstreamProtocolError,
+            reset: None,
+            outcome: AttemptOutcome::Reset,
+        }
+    }
+
+    /// The budget of memory has no room for what waits. The endpoint may have begun with it.
+    pub fn no_memory(outcome: AttemptOutcome) -> Self {
+        Self {
+            failure: Failure::Reset,
+            reason: Reason::MemoryExhausted,
+            reset: None,
+            outcome,
+        }
+    }
+
+    fn no_connection(refusal: Refusal) -> Self {
+        Self::never_sent((&refusal).into(), refusal.reason, refusal.outcome())
+    }
+
+    /// The stream ended with `error` before a response.
+    fn stream(error: &h2::Error) -> Self {
+        let reset = error
+            .reason()
+            .filter(|_| error.is_reset() && error.is_remote());
+        // The peer says that it has not looked at the request: a refused stream, or one after the last that it took.
+        let unprocessed = if error.is_go_away() && error.is_remote() {
+            Some(Failure::Stale)
+        } else {
+            (reset == Some(h2::Reason::REFUSED_STREAM)).then_some(Failure::NeverSent)
+        };
+        if let Some(failure) = unprocessed {
+            let reason = Reason::UpstreamReset;
+            return Self {
+                reset,
+                ..Self::never_sent(failure, reason, AttemptOutcome::Cancelled)
+            };
+        }
+        let reason = if error.is_library() {
+            Reason::UpstreamProtocolError
+        } else {
+            Reason::UpstreamReset
+        };
+        Self {
+            failure: Failure::Reset,
+            reason,
+            reset,
+            outcome: AttemptOutcome::Reset,
+        }
+    }
+}
+
+/// Sends the head to `endpoint`. `holder`: whose share of the streams it counts against. `ends`:
+/// there is no body, and it is the end of the request.
+pub(super) async fn start(
+    worker: &Rc<Worker>,
+    holder: Option<&Rc<Holder>>,
+    endpoint: &Arc<Endpoint>,
+    caller: &Caller,
+    head: &request::Parts,
+    ends: bool,
+) -> Result<Attempt, Failed> {
+    for _ in 0..MAX_STALE {
+        let lease = worker
+            .http2_pool
+            .acquire(endpoint, caller, holder)
+            .await
+            .map_err(Failed::no_connection)?;
+        let Some(mut sender) = lease.connection.sender() else {
+            continue;
+        };
+        let protocol = head.extensions.get::<Protocol>();
+        if protocol.is_some() && !knows_extended_connect(&sender).await {
+            return Err(Failed {
+                failure: Failure::Status(Reason::UpstreamProtocolError.status()),
+                reason: Reason::UpstreamProtocolError,
+                reset: None,
+                outcome: AttemptOutcome::Cancelled,
+            });
+        }
+        match sender.send_request(request(head, protocol), ends) {
+            Ok((response, send)) => {
+                return Ok(Attempt {
+                    response,
+                    send,
+                    _lease: lease,
+                });
+            }
+            // The connection has been told to go, or has broken: nothing was sent on it.
+            Err(error) => {
+                tracing::debug!(%error, "a pooled connection takes no more streams");
+                lease.retire();
+            }
+        }
+    }
+    Err(Failed::never_sent(
+        Failure::Stale,
+        Reason::ConnectFailed,
+        AttemptOutcome::Cancelled,
+    ))
+}
+
+/// The head once more: h2 keeps the one that it is given.
+fn request(head: &request::Parts, protocol: Option<&Protocol>) -> Request<()> {
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = head.uri.clone();
+    *request.headers_mut() = head.headers.clone();
+    if let Some(protocol) = protocol {
+        request.extensions_mut().insert(protocol.clone());
+    }
+    // A client may send `Host` in place of `:authority`. h2 passes that on only for what it takes to be HTTP/1.1.
+    *request.version_mut() = match head.uri.authority() {
+        Some(_) => Version::HTTP_2,
+        None => Version::HTTP_11,
+    };
+    request
+}
+
+async fn knows_extended_connect(sender: &h2::client::SendRequest<Bytes>) -> bool {
+    let deadline = Instant::now() + SETTINGS_PATIENCE;
+    while !sender.is_extended_connect_protocol_enabled() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        sleep(SETTINGS_POLL).await;
+    }
+    true
+}
+
+/// What an attempt has come to.
+pub(super) enum Progress {
+    /// An interim response (1xx), to be passed on.
+    Interim(Response<()>),
+    Head(Response<RecvStream>),
+    Failed(Failed),
+    /// The client has broken off its request.
+    ClientGone(Option<h2::Reason>),
+    /// The client's trailers may not be such.
+    BadRequest,
+}
+
+impl Attempt {
+    /// Sends the body and waits for a response.
+    pub fn poll(&mut self, cx: &mut Context<'_>, upload: &mut Upload) -> Poll<Progress> {
+        // The body first: what is sent in this turn goes out with the head.
+        if !upload.is_done() {
+            match upload.poll(cx, &mut self.send) {
+                Poll::Ready(Err(Broken::Sender(error))) => {
+                    return Poll::Ready(Progress::ClientGone(error.reason()));
+                }
+                Poll::Ready(Err(Broken::Trailers)) => return Poll::Ready(Progress::BadRequest),
+                // Why is told by the response: a server may have answered without waiting for the body.
+                Poll::Ready(Err(Broken::Taker | Broken::Stopped)) => upload.stop(),
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        self.poll_response(cx)
+    }
+
+    /// Waits for a response, while somebody else sends the body.
+    pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Progress> {
+        if let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
+            return Poll::Ready(Progress::Interim(interim));
+        }
+        Poll::Ready(match ready!(Pin::new(&mut self.response).poll(cx)) {
+            Ok(response) if response.headers().len() > MAX_FIELDS => {
+                tracing::debug!("an upstream's response has too many fields");
+                self.send.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
+                Progress::Failed(Failed::broken())
+            }
+            Ok(response) => Progress::Head(response),
+            Err(error) => Progress::Failed(Failed::stream(&error)),
+        })
+    }
+}

@@ -1,0 +1,487 @@
+//! A request on its way to a backend: attempts on one endpoint after the other until a response is passed on, or there is
+//! nothing left to try.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::header::CONTENT_LENGTH;
+use http::{Response, request};
+use tokio::time::{Instant, sleep};
+
+use super::attempt::{self, Attempt, Failed, Progress};
+use super::body::{Broken, Download, Upload};
+use super::exchange::Client;
+use super::interim::Allowance;
+use super::{head, mirror, reply};
+use crate::balance::{self, AttemptOutcome, InFlight, Peer, RetryBudget};
+use crate::http::deadlines::Deadlines;
+use crate::http::record::{End, Told};
+use crate::http::retry::Retries;
+use crate::observe::metrics::RequestMetrics;
+use crate::observe::reason::Reason;
+use crate::route::Rule;
+
+/// Forwards a request by a rule that has been decided upon.
+pub(super) struct Forward<'a> {
+    pub rule: &'a Arc<Rule>,
+    /// Index into the rule's backends.
+    pub backend: usize,
+    /// Which origin may read the response, if a CORS filter says so.
+    pub origin: Option<&'a str>,
+    pub budget: &'a RetryBudget,
+    pub metrics: &'a RequestMetrics,
+    pub deadlines: Deadlines,
+    pub told: &'a mut Told,
+}
+
+/// Why something that was waited for is not waited for any longer.
+enum Interrupt {
+    /// With the code of the client's RST_STREAM, if there was one.
+    ClientGone(Option<h2::Reason>),
+    /// The client's trailers are refused.
+    BadRequest,
+    /// The client has not read its response for too long.
+    ReaderStopped,
+    Timeout(Reason),
+    /// The budget of memory has no room for what waits.
+    NoMemory,
+}
+
+/// A response, and what it came by.
+struct Answered {
+    attempt: Attempt,
+    in_flight: InFlight,
+    response: Response<RecvStream>,
+}
+
+enum Unanswered {
+    Failed(Failed),
+    Interrupted(Interrupt),
+}
+
+/// How the bodies ended, once the response had begun.
+enum Fate {
+    Complete,
+    /// The upstream wants no more of the request, after a complete response. The client is told so (RST_STREAM with NO_ERROR)
+    /// by h2, once the whole response is out.
+    Stopped,
+    Truncated(h2::Error),
+    Interrupted(Interrupt),
+}
+
+impl Forward<'_> {
+    pub async fn run(
+        &mut self,
+        client: &mut Client<'_>,
+        head: &request::Parts,
+        body: RecvStream,
+    ) -> End {
+        let worker = client.downstream.session.worker.clone();
+        let Some(backend) = self.rule.target(self.backend) else {
+            return client.answer(Reason::BackendInvalid);
+        };
+        let mut upload = Upload::new(body, worker.config.limits.max_replay_bytes);
+        if self.rule.is_mirrored(self.backend) {
+            upload = mirror::start(&worker, self.rule, self.backend, head, upload);
+        }
+        let direction = client.downstream.session.direction;
+        let mut retries = Retries::new(direction, self.rule.retry.as_ref(), self.budget);
+        let mut tried: Vec<u64> = Vec::new();
+        let mut failed_before: Option<Failed> = None;
+        loop {
+            let picked = balance::pick(
+                &backend.endpoints(),
+                &tried,
+                &mut worker.random.borrow_mut(),
+            );
+            let Some(in_flight) = picked else {
+                // After an attempt, what it failed of says more than that nothing is left.
+                return match failed_before {
+                    Some(failed) => fail(client, failed),
+                    None => client.answer(Reason::NoEndpoint),
+                };
+            };
+            let id = in_flight.endpoint.id;
+            self.told.attempts += 1;
+            self.told.endpoint = Some(in_flight.endpoint.address);
+            self.deadlines.begin_attempt();
+            let (failed, wait) = match self.attempt(client, head, &mut upload, in_flight).await {
+                Ok(answered) => {
+                    let told = answered.response.headers().get(reply::REASON);
+                    let failure = retries.failure_of(
+                        answered.response.status().as_u16(),
+                        told.map(|reason| reason.as_bytes()),
+                        &answered.in_flight.endpoint.peer,
+                    );
+                    let wait =
+                        failure.and_then(|f| retries.wait(f, upload.is_replayable(), self.metrics));
+                    match (failure, wait) {
+                        (Some(failure), Some(wait)) => (Failed::status(failure), wait),
+                        _ => return self.pass_on(client, answered, upload).await,
+                    }
+                }
+                Err(unanswered) => {
+                    let failed = match unanswered {
+                        Unanswered::Failed(failed) => failed,
+                        Unanswered::Interrupted(Interrupt::Timeout(
+                            Reason::BackendRequestTimeout,
+                        )) => Failed::timed_out(),
+                        Unanswered::Interrupted(interrupt) => return give_up(client, interrupt),
+                    };
+                    // Without a certificate of our own there is no point in asking the next endpoint.
+                    let hopeless = failed.reason == Reason::NoCertificate;
+                    let wait = match hopeless {
+                        true => None,
+                        false => retries.wait(failed.failure, upload.is_replayable(), self.metrics),
+                    };
+                    match wait {
+                        Some(wait) => (failed, wait),
+                        None => return fail(client, failed),
+                    }
+                }
+            };
+            failed_before = Some(failed);
+            if !tried.contains(&id) {
+                tried.push(id);
+            }
+            upload.rewind();
+            self.deadlines.end_attempt();
+            if !wait.is_zero()
+                && let Err(interrupt) = self.wait_for(client, &mut upload, sleep(wait)).await
+            {
+                return give_up(client, interrupt);
+            }
+        }
+    }
+
+    /// One attempt, up to the head of a response.
+    async fn attempt(
+        &mut self,
+        client: &mut Client<'_>,
+        head: &request::Parts,
+        upload: &mut Upload,
+        mut in_flight: InFlight,
+    ) -> Result<Answered, Unanswered> {
+        let started = Instant::now();
+        let worker = &client.downstream.session.worker;
+        let endpoint = in_flight.endpoint.clone();
+        let mut attempt = {
+            let worker = worker.clone();
+            let caller = client.downstream.caller();
+            let holder = client.downstream.holder.clone();
+            let ends = upload.is_empty();
+            let start = attempt::start(&worker, Some(&holder), &endpoint, &caller, head, ends);
+            match self.wait_for(client, upload, start).await {
+                Ok(Ok(attempt)) => attempt,
+                Ok(Err(failed)) => {
+                    in_flight.finish(failed.outcome, started);
+                    return Err(Unanswered::Failed(failed));
+                }
+                Err(interrupt) => {
+                    in_flight.finish(interrupt.outcome(), started);
+                    return Err(Unanswered::Interrupted(interrupt));
+                }
+            }
+        };
+        // What the connection took to open is nothing that the next request waits for.
+        let sent = Instant::now();
+        let mut interims = Allowance::new(worker.config.limits.max_header_bytes, sent);
+        loop {
+            let progress = poll_fn(|cx| match attempt.poll(cx, upload) {
+                Poll::Ready(progress) => Poll::Ready(Ok(progress)),
+                Poll::Pending => self.poll_interrupt(cx, client, upload).map(Err),
+            })
+            .await;
+            let interrupt = match progress {
+                Ok(Progress::Interim(interim)) if !interims.take(interim.headers()) => {
+                    tracing::debug!("an upstream sends interim responses without an end");
+                    attempt.send.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
+                    let failed = Failed::broken();
+                    in_flight.finish(failed.outcome, sent);
+                    return Err(Unanswered::Failed(failed));
+                }
+                Ok(Progress::Interim(mut interim)) => {
+                    interim.headers_mut().remove(CONTENT_LENGTH);
+                    if !matches!(endpoint.peer, Peer::Mesh(_)) {
+                        interim.headers_mut().remove(reply::REASON);
+                    }
+                    // That a client is gone is noticed in the next turn.
+                    let _ = client.respond.send_informational(interim);
+                    continue;
+                }
+                Ok(Progress::Head(response)) => {
+                    let status = response.status().as_u16();
+                    in_flight.answered(AttemptOutcome::Response { status }, sent);
+                    return Ok(Answered {
+                        attempt,
+                        in_flight,
+                        response,
+                    });
+                }
+                Ok(Progress::Failed(failed)) => {
+                    in_flight.finish(failed.outcome, sent);
+                    return Err(Unanswered::Failed(failed));
+                }
+                Ok(Progress::ClientGone(code)) => Interrupt::ClientGone(code),
+                Ok(Progress::BadRequest) => Interrupt::BadRequest,
+                Err(interrupt) => interrupt,
+            };
+            attempt.send.send_reset(interrupt.code());
+            let outcome = interrupt.outcome();
+            in_flight.finish(outcome, sent);
+            if matches!(interrupt, Interrupt::NoMemory) {
+                // `overload` would tell the client's sidecar that nothing has reached the app.
+                return Err(Unanswered::Failed(Failed::no_memory(outcome)));
+            }
+            return Err(Unanswered::Interrupted(interrupt));
+        }
+    }
+
+    /// Passes a response on to its end, and what is left of the request.
+    async fn pass_on(
+        &mut self,
+        client: &mut Client<'_>,
+        answered: Answered,
+        mut upload: Upload,
+    ) -> End {
+        let Answered {
+            mut attempt,
+            in_flight,
+            response,
+        } = answered;
+        upload.keep_no_more();
+        let (mut head, body) = response.into_parts();
+        head::tidy(&mut head);
+        // Only a proxy speaks of reasons, and only a sidecar is known to be one.
+        let trusted = matches!(in_flight.endpoint.peer, Peer::Mesh(_));
+        if !trusted {
+            head.headers.remove(reply::REASON);
+        }
+        self.rule
+            .filter_response(self.backend, self.origin, &mut head);
+        let status = head.status.as_u16();
+        let ends = body.is_end_stream();
+        let Ok(mut send) = client
+            .respond
+            .send_response(Response::from_parts(head, ()), ends)
+        else {
+            attempt.send.send_reset(h2::Reason::CANCEL);
+            return client.gone();
+        };
+        let fate = if ends && upload.is_done() {
+            Fate::Complete
+        } else {
+            let patience = client
+                .downstream
+                .session
+                .worker
+                .config
+                .limits
+                .reader_timeout;
+            let place = client.downstream.turn.place();
+            let mut download = Download::new(body, trusted, place, patience);
+            poll_fn(|cx| {
+                let fate =
+                    self.poll_bodies(cx, &mut upload, &mut attempt.send, &mut download, &mut send);
+                match fate {
+                    Poll::Pending if !client.held.has_room(upload.held() + download.held()) => {
+                        Poll::Ready(Fate::Interrupted(Interrupt::NoMemory))
+                    }
+                    ready => ready,
+                }
+            })
+            .await
+        };
+        let reason = match fate {
+            Fate::Complete | Fate::Stopped => None,
+            Fate::Truncated(error) => {
+                tracing::debug!(%error, "an upstream broke off a response");
+                let code = error
+                    .reason()
+                    .filter(|_| error.is_reset() && error.is_remote());
+                break_off(client, &mut send, code, Reason::ResponseTruncated);
+                Some(Reason::ResponseTruncated)
+            }
+            Fate::Interrupted(interrupt) => {
+                attempt.send.send_reset(interrupt.code());
+                match interrupt {
+                    Interrupt::ClientGone(_) => Some(Reason::ClientGone),
+                    Interrupt::BadRequest => {
+                        client.count_malformed();
+                        Some(Reason::BadRequest)
+                    }
+                    Interrupt::ReaderStopped => {
+                        // What it is sent goes out although it reads no body.
+                        send.send_reset(interrupt.code());
+                        Some(Reason::ReaderStopped)
+                    }
+                    Interrupt::Timeout(reason) => {
+                        break_off(client, &mut send, None, reason);
+                        Some(reason)
+                    }
+                    Interrupt::NoMemory => {
+                        break_off(client, &mut send, None, Reason::MemoryExhausted);
+                        Some(Reason::MemoryExhausted)
+                    }
+                }
+            }
+        };
+        End {
+            status: Some(status),
+            reason,
+        }
+    }
+
+    fn poll_bodies(
+        &mut self,
+        cx: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut SendStream<Bytes>,
+        download: &mut Download,
+        client: &mut SendStream<Bytes>,
+    ) -> Poll<Fate> {
+        let gone = |code| Poll::Ready(Fate::Interrupted(Interrupt::ClientGone(code)));
+        if let Poll::Ready(Err(broken)) = download.poll(cx, client) {
+            return match broken {
+                Broken::Sender(error) => Poll::Ready(Fate::Truncated(error)),
+                Broken::Trailers => Poll::Ready(Fate::Truncated(h2::Reason::PROTOCOL_ERROR.into())),
+                Broken::Stopped => Poll::Ready(Fate::Interrupted(Interrupt::ReaderStopped)),
+                Broken::Taker => match client.poll_reset(cx) {
+                    Poll::Ready(code) => gone(code.ok()),
+                    Poll::Pending => gone(None),
+                },
+            };
+        }
+        if let Poll::Ready(Err(broken)) = upload.poll(cx, upstream) {
+            match broken {
+                Broken::Sender(error) => return gone(error.reason()),
+                Broken::Trailers => {
+                    client.send_reset(h2::Reason::PROTOCOL_ERROR);
+                    return Poll::Ready(Fate::Interrupted(Interrupt::BadRequest));
+                }
+                // The rest of the response may be on its way all the same.
+                Broken::Taker | Broken::Stopped => upload.stop(),
+            }
+        }
+        if download.is_done() {
+            if upload.is_done() {
+                return Poll::Ready(Fate::Complete);
+            }
+            if upstream.poll_reset(cx).is_ready() {
+                return Poll::Ready(Fate::Stopped);
+            }
+        }
+        if let Poll::Ready(code) = client.poll_reset(cx) {
+            return gone(code.ok());
+        }
+        let reason = ready!(self.deadlines.poll(cx));
+        Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))
+    }
+
+    /// Waits for `future`, unless the client goes or time runs out before. What comes of the body
+    /// meanwhile is kept.
+    async fn wait_for<F: Future>(
+        &mut self,
+        client: &mut Client<'_>,
+        upload: &mut Upload,
+        future: F,
+    ) -> Result<F::Output, Interrupt> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => {
+                upload.hoard(cx);
+                self.poll_interrupt(cx, client, upload).map(Err)
+            }
+        })
+        .await
+    }
+
+    fn poll_interrupt(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Client<'_>,
+        upload: &mut Upload,
+    ) -> Poll<Interrupt> {
+        if let Poll::Ready(code) = client.poll_gone(cx) {
+            return Poll::Ready(Interrupt::ClientGone(code));
+        }
+        if !client.held.has_room(upload.held()) {
+            // What is kept for another attempt goes first.
+            upload.keep_no_more();
+            if !client.held.has_room(upload.held()) {
+                return Poll::Ready(Interrupt::NoMemory);
+            }
+        }
+        self.deadlines.poll(cx).map(Interrupt::Timeout)
+    }
+}
+
+impl Interrupt {
+    /// What the upstream is told.
+    fn code(&self) -> h2::Reason {
+        match self {
+            Self::ClientGone(Some(code)) => *code,
+            Self::ClientGone(None)
+            | Self::BadRequest
+            | Self::ReaderStopped
+            | Self::Timeout(_)
+            | Self::NoMemory => h2::Reason::CANCEL,
+        }
+    }
+
+    /// What it says about the endpoint.
+    fn outcome(&self) -> AttemptOutcome {
+        match self {
+            Self::ClientGone(_) | Self::BadRequest | Self::ReaderStopped | Self::NoMemory => {
+                AttemptOutcome::Cancelled
+            }
+            Self::Timeout(_) => AttemptOutcome::TimedOut,
+        }
+    }
+}
+
+fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {
+    match interrupt {
+        // Only a response that has begun can be left unread.
+        Interrupt::ClientGone(_) | Interrupt::ReaderStopped => client.gone(),
+        Interrupt::BadRequest => {
+            client.count_malformed();
+            client.answer(Reason::BadRequest)
+        }
+        Interrupt::Timeout(reason) => client.answer(reason),
+        Interrupt::NoMemory => client.answer(Reason::Overload),
+    }
+}
+
+fn fail(client: &mut Client<'_>, failed: Failed) -> End {
+    match failed.reset {
+        // As it would be without a proxy.
+        Some(code) => {
+            client.respond.send_reset(code);
+            End {
+                status: None,
+                reason: Some(failed.reason),
+            }
+        }
+        None => client.answer(failed.reason),
+    }
+}
+
+/// Ends a response that has begun and can't be completed: with the upstream's own code, or so that the client sees why.
+fn break_off(
+    client: &Client<'_>,
+    send: &mut SendStream<Bytes>,
+    code: Option<h2::Reason>,
+    reason: Reason,
+) {
+    match code {
+        Some(code) => send.send_reset(code),
+        None if client.grpc && send.send_trailers(reply::grpc_trailers(reason)).is_ok() => {}
+        None => send.send_reset(h2::Reason::INTERNAL_ERROR),
+    }
+}

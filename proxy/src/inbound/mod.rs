@@ -1,0 +1,306 @@
+//! A connection that somebody has opened to the app.
+//!
+//! In: the connection, and the address and port that it was made to. A peer's sidecar speaks TLS, says by ALPN what is inside, and
+//! proves who it is. Everybody else is let in as they are, or not at all: as the controller says for this pod.
+
+use std::future::poll_fn;
+use std::io::{Cursor, ErrorKind};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use naru_listen::Place;
+use rustls::server::Acceptor;
+use tokio::io::DuplexStream;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::connection::{self, FirstWord, Opening};
+use crate::http::{http1, http2};
+use crate::identity::Alpn;
+use crate::observe::reason::Reason;
+use crate::route::opaque::client_hello::MAX_CLIENT_HELLO;
+use crate::route::{Logical, Protocol};
+use crate::session::worker::Worker;
+use crate::session::{Session, UNAUTHENTICATED};
+use crate::socket::{self, Direction};
+use crate::table::Destination;
+use crate::wire::buffered::Buffered;
+use crate::wire::detect::{Detected, detect};
+use crate::{opaque, tls};
+
+pub(crate) mod streams;
+#[cfg(test)]
+mod tests;
+
+/// How long a client is silent before the app is connected to, in case it is the one to speak first. Longer than on the app's
+/// side: peers' proxies do speak first, after a way through the network.
+const SILENCE: std::time::Duration = std::time::Duration::from_millis(10);
+
+type PeerStream = tls::Stream<TcpStream>;
+
+/// Carries one connection to its end. Until it is known what the client wants, or who it is, its
+/// place is one where it waits, and the task of this may be ended for another connection's sake.
+pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAddr, place: Place) {
+    let _busy = worker.drain.busy();
+    let app = worker.tables.app(destination);
+    let Destination::Logical(logical) = app.load().as_ref().clone() else {
+        return;
+    };
+    let strict = worker.tables.inbound().strict;
+    // A client that is gone already has no port any more.
+    let port = client.peer_addr().map_or(0, |address| address.port());
+    let address = SocketAddr::new(place.source(), port);
+    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into(), address);
+    let mut client = Buffered::new(client);
+    if strict {
+        return match is_peer_in_time(&stranger.worker, &mut client).await {
+            true => Box::pin(serve_peer(stranger, address, client, place)).await,
+            false => refuse(&stranger, &logical, &client),
+        };
+    }
+    let mut opening = Opening::new(&stranger, &logical);
+    let silence = match logical.protocol {
+        Protocol::Detect | Protocol::Tcp => Some(SILENCE),
+        Protocol::Http | Protocol::Http2 => None,
+    };
+    let first_word = opening.first_word(&mut client, silence);
+    let first_word = match silence {
+        Some(_) => first_word.await,
+        None => in_time(&stranger.worker, first_word).await,
+    };
+    let reset = match first_word {
+        FirstWord::Client(Detected::Tls)
+            if is_peer_in_time(&stranger.worker, &mut client).await =>
+        {
+            opening.abandon();
+            return Box::pin(serve_peer(stranger, address, client, place)).await;
+        }
+        FirstWord::Gone => None,
+        said @ (FirstWord::Client(_) | FirstWord::Server) if place.take().is_err() => {
+            opening.abandon();
+            Box::pin(overload(&stranger, client, said)).await
+        }
+        FirstWord::Client(detected) => {
+            let http = match (logical.protocol, detected) {
+                // TLS of the app's own, whatever its port is declared to be.
+                (_, Detected::Tls) => None,
+                (Protocol::Http, Detected::Http2) | (Protocol::Http2, _) => Some(Detected::Http2),
+                (Protocol::Http, _) => Some(Detected::Http1),
+                (Protocol::Detect, Detected::Http1 | Detected::Http2) => Some(detected),
+                (Protocol::Detect | Protocol::Tcp, _) => None,
+            };
+            match http {
+                Some(Detected::Http2) if logical.protocol == Protocol::Http2 => {
+                    opening.abandon();
+                    Box::pin(connection::serve_declared_http2(stranger.clone(), client)).await
+                }
+                Some(Detected::Http2) => {
+                    opening.abandon();
+                    Box::pin(connection::serve_http2(stranger.clone(), client)).await
+                }
+                Some(_) => {
+                    opening.abandon();
+                    Box::pin(connection::serve_http1(stranger.clone(), client)).await
+                }
+                None => {
+                    let upstream = opening.into_upstream().await;
+                    Box::pin(opaque::serve(&stranger, &logical, client, upstream)).await
+                }
+            }
+        }
+        FirstWord::Server => {
+            let upstream = opening.into_upstream().await;
+            Box::pin(opaque::serve(&stranger, &logical, client, upstream)).await
+        }
+    };
+    if let Some(client) = reset {
+        socket::reset(&client);
+    }
+}
+
+/// Turns away a client that has no identity.
+fn refuse(stranger: &Session, logical: &Logical, client: &Buffered<TcpStream>) {
+    let metrics = stranger.tcp_metrics(logical);
+    metrics.opened();
+    metrics.closed(Some(Reason::IdentityRequired));
+    tracing::debug!(
+        port = logical.port,
+        "a client without an identity is refused"
+    );
+    socket::reset(&client.io);
+}
+
+/// Turns away a client for which there is no place. In HTTP/1 it is told so; for others there is no
+/// way to say it.
+async fn overload(
+    stranger: &Session,
+    client: Buffered<TcpStream>,
+    said: FirstWord,
+) -> Option<TcpStream> {
+    tracing::debug!("a client without an identity is refused: there is no place for it");
+    match said {
+        FirstWord::Client(Detected::Http1) => {
+            http1::refuse(stranger, client, Reason::Overload).await;
+            None
+        }
+        _ => Some(client.io),
+    }
+}
+
+/// Waits for the first word of a client that is the one to speak first.
+async fn in_time(worker: &Worker, first_word: impl Future<Output = FirstWord>) -> FirstWord {
+    let leaving = async {
+        worker.drain.started().await;
+        sleep(http1::LEAVING).await;
+    };
+    tokio::select! {
+        biased;
+        first_word = first_word => first_word,
+        () = leaving => FirstWord::Gone,
+        () = sleep(worker.config.limits.first_byte_timeout) => FirstWord::Gone,
+    }
+}
+
+/// Whether the client is a peer's sidecar. One that does not show it in time is none.
+async fn is_peer_in_time(worker: &Worker, client: &mut Buffered<TcpStream>) -> bool {
+    let patience = worker.config.limits.handshake_timeout;
+    matches!(timeout(patience, is_peer(client)).await, Ok(true))
+}
+
+/// Whether the client is a peer's sidecar, by the protocols in its ClientHello.
+async fn is_peer(client: &mut Buffered<TcpStream>) -> bool {
+    loop {
+        match detect(&client.read) {
+            Some(Detected::Tls) => match client_hello(&client.read) {
+                Some(is_peer) => return is_peer,
+                None if client.read.len() >= MAX_CLIENT_HELLO => return false,
+                None => {}
+            },
+            Some(_) => return false,
+            None => {}
+        }
+        if !matches!(poll_fn(|cx| client.poll_fill(cx)).await, Ok(1..)) {
+            return false;
+        }
+    }
+}
+
+/// Whether a ClientHello offers a protocol of ours. `None`: it is not all there.
+fn client_hello(bytes: &[u8]) -> Option<bool> {
+    let mut acceptor = Acceptor::default();
+    let mut bytes = Cursor::new(bytes);
+    while acceptor.read_tls(&mut bytes).is_ok_and(|length| length > 0) {
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                let hello = accepted.client_hello();
+                let mut protocols = hello.alpn().into_iter().flatten();
+                return Some(protocols.any(|name| Alpn::from_bytes(name).is_some()));
+            }
+            Ok(None) => {}
+            // Not ours to judge: the app may understand it.
+            Err(_) => return Some(false),
+        }
+    }
+    None
+}
+
+async fn serve_peer(
+    stranger: Session,
+    address: SocketAddr,
+    client: Buffered<TcpStream>,
+    place: Place,
+) {
+    let worker = stranger.worker.clone();
+    let handshake = Box::pin(shake_hands(&worker, client));
+    let accepted = timeout(worker.config.limits.handshake_timeout, handshake)
+        .await
+        .unwrap_or(Err(Reason::TlsFailed));
+    worker
+        .metrics
+        .handshake(Direction::Inbound, accepted.as_ref().err().copied());
+    let (client, name, left, alpn) = match accepted {
+        Ok(accepted) => accepted,
+        Err(reason) => {
+            tracing::debug!(%reason, "a peer's handshake failed");
+            return;
+        }
+    };
+    if let Err(limit) = place.prove() {
+        tracing::debug!(?limit, client = &*name, "a peer is refused");
+        return;
+    }
+    let session = Session::inbound(worker, stranger.destination, name, address).expiring(left);
+    let reset = match alpn {
+        Alpn::Http1 => {
+            streams::serve(session, client).await;
+            None
+        }
+        Alpn::Http2 => {
+            Box::pin(http2::serve(session, client)).await;
+            None
+        }
+        Alpn::Tcp => {
+            let serve_http = async |client| serve_http(&session, client).await;
+            Box::pin(opaque::serve_peer(&session, client, serve_http)).await
+        }
+    };
+    if let Some(client) = reset {
+        socket::reset(client.get_ref());
+    }
+}
+
+/// Carries what a peer sends as bytes to a port that is declared to speak HTTP: a TCPRoute of the
+/// caller's may do that. What is not TLS of the app's own is read as HTTP, as everything else that
+/// reaches this port, so that no client writes `X-Forwarded-Client-Cert` itself. Returns whether the
+/// connection is broken.
+async fn serve_http(session: &Session, mut client: Buffered<DuplexStream>) -> bool {
+    let destination = session.destination.load().clone();
+    let Destination::Logical(logical) = &*destination else {
+        return true;
+    };
+    let patience = session.worker.config.limits.first_byte_timeout;
+    let detected = timeout(patience, connection::first_bytes(&mut client)).await;
+    let reset = match (logical.protocol, detected) {
+        (_, Err(_) | Ok(Err(_))) => None,
+        (_, Ok(Ok(Detected::Tls))) => Box::pin(opaque::serve(session, logical, client, None)).await,
+        (Protocol::Http2, Ok(Ok(_))) => {
+            Box::pin(connection::serve_declared_http2(session.clone(), client)).await
+        }
+        (_, Ok(Ok(Detected::Http2))) => {
+            Box::pin(connection::serve_http2(session.clone(), client)).await
+        }
+        (_, Ok(Ok(_))) => Box::pin(connection::serve_http1(session.clone(), client)).await,
+    };
+    reset.is_some()
+}
+
+/// TLS with a peer. Returns who it is, how long it has proved that for, and what is inside.
+async fn shake_hands(
+    worker: &Worker,
+    client: Buffered<TcpStream>,
+) -> Result<(PeerStream, Arc<str>, Duration, Alpn), Reason> {
+    let config = worker
+        .identity
+        .server_config()
+        .ok_or(Reason::NoCertificate)?;
+    let accepted = tls::accept(config, client.read, client.io)
+        .await
+        .map_err(|error| {
+            tracing::debug!(%error, "a TLS handshake failed");
+            match error.kind() {
+                // A connection that was opened to be ready, and given up before it was.
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => Reason::ClientGone,
+                _ => Reason::TlsFailed,
+            }
+        })?;
+    let alpn = accepted.alpn.as_deref().and_then(Alpn::from_bytes);
+    let name = worker.identity.peer_identity(&accepted.certificates);
+    let left = worker.identity.peer_validity(&accepted.certificates);
+    match (name.zip(left), alpn) {
+        (Some((name, left)), Some(alpn)) => Ok((accepted.stream, name, left, alpn)),
+        (None, _) => Err(Reason::IdentityRequired),
+        (_, None) => Err(Reason::TlsFailed),
+    }
+}

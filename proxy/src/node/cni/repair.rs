@@ -1,0 +1,171 @@
+//! Rules for pods that started without the plugin. In: the folder with the network namespaces of the node's pods. Out: rules in those
+//! whose pod asks for them (`crate::node::redirect::request`), counted.
+//!
+//! A pod is hostile until proven otherwise: what it says is bounded in length and time, each has a thread of its own for that time and
+//! no more than one, and it gets rules only where there are none. The host's own network is never entered.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use tracing::{debug, info, warn};
+
+use super::namespace::{Namespace, Work, redirect};
+use super::report::Report;
+use crate::node::redirect::{RedirectRules, Request, SOCKET_NAME};
+
+/// How long a pod may take to say what it wants. It has it ready.
+const REQUEST: Duration = Duration::from_secs(2);
+/// Bytes of a request: lists of ports and networks.
+const MAX_REQUEST: usize = 256 * 1024;
+/// Pods that are listened to at once. The others are next.
+const MAX_AT_ONCE: usize = 64;
+
+/// Looks for pods that ask, one pass after the other.
+pub struct Repairs {
+    folder: PathBuf,
+    /// Where this runs: the host's network.
+    own: Namespace,
+    /// Namespaces whose pod is being listened to.
+    busy: Arc<Mutex<HashSet<(u64, u64)>>>,
+    report: Report,
+}
+
+impl Repairs {
+    pub fn new(folder: PathBuf, report: Report) -> io::Result<Self> {
+        Ok(Self {
+            folder,
+            own: Namespace::own()?,
+            busy: Arc::default(),
+            report,
+        })
+    }
+
+    /// Looks into every namespace once. Blocks, and is to be called on a thread of its own.
+    pub fn pass(&self) -> io::Result<()> {
+        let looked = self.look();
+        // A namespace ends once nobody is in it.
+        self.own.enter()?;
+        looked
+    }
+
+    fn look(&self) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.folder) {
+            // There has been no pod yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            // A namespace that ends meanwhile, or a file that is none.
+            if let Err(error) = self.look_into(&path) {
+                debug!(path = %path.display(), %error, "looking into a network namespace");
+            }
+        }
+        Ok(())
+    }
+
+    fn look_into(&self, path: &Path) -> io::Result<()> {
+        let namespace = Namespace::open(path)?;
+        if namespace.id == self.own.id || self.busy().contains(&namespace.id) {
+            return Ok(());
+        }
+        namespace.enter()?;
+        let Some(stream) = call()? else {
+            return Ok(());
+        };
+        {
+            let mut busy = self.busy();
+            if busy.len() >= MAX_AT_ONCE {
+                return Ok(());
+            }
+            busy.insert(namespace.id);
+        }
+        let (busy, report, path) = (self.busy.clone(), self.report.clone(), path.to_owned());
+        std::thread::spawn(move || {
+            serve(stream, &namespace, &path, &report);
+            busy.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&namespace.id);
+        });
+        Ok(())
+    }
+
+    fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<(u64, u64)>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection to whoever asks in the thread's network namespace. Never waits.
+fn call() -> io::Result<Option<UnixStream>> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    match socket.connect(&SockAddr::unix(format!("\0{SOCKET_NAME}"))?) {
+        Ok(()) => {
+            socket.set_nonblocking(false)?;
+            Ok(Some(socket.into()))
+        }
+        // Nobody listens, or more are calling already than can wait.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn serve(mut stream: UnixStream, namespace: &Namespace, path: &Path, report: &Report) {
+    let done = read_request(&mut stream)
+        .map_err(|error| format!("reading what the pod asks for: {error}"))
+        .and_then(|request| request.parse())
+        .and_then(|left_alone| {
+            redirect(namespace, Work::Add, &RedirectRules::of_pod(left_alone))
+                .map_err(|error| error.to_string())
+        });
+    let answer = match &done {
+        Ok(()) => {
+            info!(namespace = %path.display(), "set the redirect rules of a pod that had none");
+            "ok"
+        }
+        Err(error) => {
+            warn!(namespace = %path.display(), error, "setting the redirect rules that a pod asks for");
+            error
+        }
+    };
+    report.pod(done.is_ok());
+    let told = stream
+        .set_write_timeout(Some(REQUEST))
+        .and_then(|()| stream.write_all(format!("{}\n", answer.replace('\n', " ")).as_bytes()));
+    if let Err(error) = told {
+        debug!(namespace = %path.display(), %error, "answering a pod");
+    }
+}
+
+/// One line, within a time and a length.
+fn read_request(stream: &mut UnixStream) -> io::Result<Request> {
+    let deadline = Instant::now() + REQUEST;
+    let mut line = Vec::new();
+    while !line.contains(&b'\n') {
+        if line.len() > MAX_REQUEST {
+            return Err(io::Error::other("it is too long"));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let mut part = [0; 4096];
+        match stream.read(&mut part)? {
+            0 => break,
+            length => line.extend_from_slice(&part[..length]),
+        }
+    }
+    Ok(serde_json::from_slice(&line)?)
+}

@@ -1,0 +1,445 @@
+//! Metrics of the proxy. Handles are resolved once for each source, destination and route, and then incremented
+//! as owned atomics; only resolving them and reading them all takes a lock.
+//!
+//! ```text
+//! labels ─▶ series (bounded table, compared whole) ─▶ RequestMetrics, TcpMetrics ◀─ data path counts
+//! totals (closed sets: connects, handshakes, pools, certificate, controller)    ◀─ everybody counts
+//!                     └──────── expose ──▶ text for Prometheus
+//! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! expose              text for Prometheus
+//! mirror totals
+//! request
+//! ejections histogram series
+//! ```
+
+mod ejections;
+mod expose;
+mod histogram;
+mod mirror;
+mod request;
+mod series;
+mod totals;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use naru_listen::Places;
+
+use crate::memory::Budget;
+use crate::observe::reason::Reason;
+use crate::socket::Direction;
+pub use ejections::{EjectionCounter, EjectionReason};
+pub use histogram::BUCKETS;
+pub use mirror::{MirrorLabels, MirrorMetrics, MirrorOutcome};
+use request::RetryMetrics;
+pub use request::{RequestMetrics, TcpMetrics};
+use series::Series;
+use totals::Totals;
+pub use totals::{
+    AppConnection, PoolProtocol, PoolState, PushOutcome, RenewalOutcome, Shown, StreamLimit,
+};
+
+/// Label sets of requests. Each is about 30 lines in a scrape and 1 KiB in memory.
+const MAX_REQUEST_SERIES: usize = 4_000;
+/// Label sets of other connections. Each is about 8 lines in a scrape.
+const MAX_TCP_SERIES: usize = 4_000;
+/// Routes of Services for which retries are counted.
+const MAX_RETRY_SERIES: usize = 4_000;
+/// Mirrors of rules for which copies are counted.
+const MAX_MIRROR_SERIES: usize = 4_000;
+/// Services for which ejections are counted.
+const MAX_SERVICE_SERIES: usize = 10_000;
+/// Every label of the series that stands for all those beyond a bound.
+const OVERFLOW: &str = "overflow";
+/// How often series without traffic are looked for.
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The registry. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    namespace: String,
+    pod: String,
+    requests: Series<RequestLabels, RequestMetrics>,
+    retries: Series<RetryLabels, RetryMetrics>,
+    mirrors: Series<MirrorLabels, MirrorMetrics>,
+    tcp: Series<TcpLabels, TcpMetrics>,
+    ejections: Series<ServiceKey, EjectionCounter>,
+    /// Read when scraped, as long as somebody uses them.
+    budgets: Mutex<HashMap<ServiceKey, Weak<dyn Allowance>>>,
+    totals: Totals,
+    /// By listener.
+    places: Mutex<Vec<(&'static str, Places)>>,
+    memory: OnceLock<Budget>,
+    /// What the app sees of its clients at worst, by family.
+    client_addresses: OnceLock<Vec<(&'static str, Shown)>>,
+}
+
+const EJECTION_REASONS: [EjectionReason; 2] = [
+    EjectionReason::ConsecutiveFailures,
+    EjectionReason::IdentityMismatch,
+];
+
+/// Namespace, name and port of a Service.
+type ServiceKey = (Arc<str>, Arc<str>, u16);
+
+/// What allows a Service's retries.
+pub trait Allowance: Send + Sync {
+    /// How many there may be right now.
+    fn available(&self) -> u64;
+}
+
+/// The Service port that series are counted for.
+#[derive(Clone, Debug)]
+pub struct ServiceLabels {
+    pub namespace: Arc<str>,
+    pub service: Arc<str>,
+    pub port: u16,
+}
+
+/// What tells one series of requests from another. Empty where it does not apply.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestLabels {
+    pub direction: Direction,
+    /// Inbound: SPIFFE ID of the peer, or `unauthenticated`.
+    pub client: Arc<str>,
+    pub namespace: Arc<str>,
+    pub service: Arc<str>,
+    pub port: u16,
+    /// `namespace/name`
+    pub route: Arc<str>,
+    pub rule: Arc<str>,
+    /// `namespace/service:port`
+    pub backend: Arc<str>,
+}
+
+/// What tells one series of connections that are not HTTP from another. Empty where it does not apply.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TcpLabels {
+    pub direction: Direction,
+    pub client: Arc<str>,
+    pub namespace: Arc<str>,
+    pub service: Arc<str>,
+    pub port: u16,
+}
+
+/// Retries are counted by route, not by rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct RetryLabels {
+    namespace: Arc<str>,
+    service: Arc<str>,
+    port: u16,
+    route: Arc<str>,
+}
+
+/// Which HTTP carried a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HttpVersion {
+    Http1,
+    Http2,
+}
+
+impl HttpVersion {
+    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
+
+    /// The word in metrics and the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "http/2",
+        }
+    }
+}
+
+/// What became of the wish to try a request again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RetryOutcome {
+    Sent,
+    BudgetExhausted,
+    LimitReached,
+    BodyTooLarge,
+}
+
+impl RetryOutcome {
+    pub const ALL: [Self; 4] = [
+        Self::Sent,
+        Self::BudgetExhausted,
+        Self::LimitReached,
+        Self::BodyTooLarge,
+    ];
+
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::BudgetExhausted => "budget",
+            Self::LimitReached => "limit",
+            Self::BodyTooLarge => "body_too_large",
+        }
+    }
+}
+
+impl Metrics {
+    /// `namespace` and `pod` are those of `naru_proxy_info`.
+    pub fn new(namespace: &str, pod: &str) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                namespace: namespace.to_owned(),
+                pod: pod.to_owned(),
+                requests: Series::new(MAX_REQUEST_SERIES),
+                retries: Series::new(MAX_RETRY_SERIES),
+                mirrors: Series::new(MAX_MIRROR_SERIES),
+                tcp: Series::new(MAX_TCP_SERIES),
+                ejections: Series::new(MAX_SERVICE_SERIES),
+                budgets: Mutex::default(),
+                totals: Totals::default(),
+                places: Mutex::default(),
+                memory: OnceLock::new(),
+                client_addresses: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// The handle for a label set. Resolve it once and keep it.
+    pub fn request(&self, labels: RequestLabels) -> Arc<RequestMetrics> {
+        self.inner
+            .requests
+            .resolve(labels, RequestLabels::overflow, |labels| {
+                RequestMetrics::new(self.retries(labels))
+            })
+    }
+
+    /// The handle for a label set. Resolve it once and keep it.
+    pub fn tcp(&self, labels: TcpLabels) -> Arc<TcpMetrics> {
+        self.inner
+            .tcp
+            .resolve(labels, TcpLabels::overflow, |_| TcpMetrics::default())
+    }
+
+    /// The handle for a label set. Resolve it once and keep it.
+    pub fn mirror(&self, labels: MirrorLabels) -> Arc<MirrorMetrics> {
+        self.inner.mirrors.resolve(
+            labels,
+            |_| MirrorLabels::overflow(),
+            |_| MirrorMetrics::default(),
+        )
+    }
+
+    fn retries(&self, labels: &RequestLabels) -> Arc<RetryMetrics> {
+        let labels = RetryLabels {
+            namespace: labels.namespace.clone(),
+            service: labels.service.clone(),
+            port: labels.port,
+            route: labels.route.clone(),
+        };
+        self.inner.retries.resolve(
+            labels,
+            |_| RetryLabels::overflow(),
+            |_| RetryMetrics::default(),
+        )
+    }
+
+    /// Where ejections of a Service's endpoints are counted.
+    pub fn ejections(&self, service: &ServiceLabels) -> Arc<EjectionCounter> {
+        let overflow: Arc<str> = OVERFLOW.into();
+        self.inner.ejections.resolve(
+            service_key(service),
+            |_| (overflow.clone(), overflow, 0),
+            |_| EjectionCounter::default(),
+        )
+    }
+
+    /// Shows what is left of `budget`, as long as it is in use.
+    pub fn watch_budget(&self, service: &ServiceLabels, budget: &Arc<impl Allowance + 'static>) {
+        let budget = Arc::downgrade(budget);
+        self.budgets().insert(service_key(service), budget);
+    }
+
+    /// Shows which limits the connections of `listener` met.
+    pub fn watch_places(&self, listener: &'static str, places: Places) {
+        self.places().push((listener, places));
+    }
+
+    fn places(&self) -> std::sync::MutexGuard<'_, Vec<(&'static str, Places)>> {
+        (self.inner.places.lock()).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn budgets(&self) -> std::sync::MutexGuard<'_, HashMap<ServiceKey, Weak<dyn Allowance>>> {
+        self.inner
+            .budgets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets series that nobody owns and that had no traffic for a while. Call it each [`SWEEP_INTERVAL`].
+    pub fn sweep(&self, now: Instant) {
+        self.inner.requests.sweep(now);
+        self.inner.retries.sweep(now);
+        self.inner.mirrors.sweep(now);
+        self.inner.tcp.sweep(now);
+        self.inner.ejections.sweep(now);
+        self.budgets().retain(|_, budget| budget.strong_count() > 0);
+    }
+
+    /// Shows the process' budget of memory. The first one counts.
+    pub fn watch_memory(&self, budget: Budget) {
+        let _ = self.inner.memory.set(budget);
+    }
+
+    /// An upstream connection was tried. `reason`: why none came about.
+    pub fn upstream_connect(&self, reason: Option<Reason>) {
+        self.inner.totals.upstream_connect(reason);
+    }
+
+    /// What the app sees of its clients at worst, by family. The first one counts.
+    pub fn app_shown(&self, at_worst: Vec<(&'static str, Shown)>) {
+        let _ = self.inner.client_addresses.set(at_worst);
+    }
+
+    /// A connection to the app was tried, which sees this of the client's address.
+    pub fn app_connect(&self, shown: Shown) {
+        self.inner.totals.app_connect(shown);
+    }
+
+    /// A TLS handshake has ended. `reason`: why it failed.
+    pub fn handshake(&self, direction: Direction, reason: Option<Reason>) {
+        self.inner.totals.handshake(direction, reason);
+    }
+
+    /// A peer's connection has outlived its certificate, and is ended.
+    pub fn connection_expired(&self) {
+        self.inner.totals.connection_expired();
+    }
+
+    /// A request was refused a stream to an endpoint.
+    pub fn stream_refused(&self, protocol: PoolProtocol, limit: StreamLimit) {
+        self.inner.totals.stream_refused(protocol, limit);
+    }
+
+    /// Upstream connections of a pool have been added or, where negative, taken away.
+    pub fn pool_connections(&self, protocol: PoolProtocol, state: PoolState, change: i64) {
+        self.inner.totals.pool_connections(protocol, state, change);
+    }
+
+    /// So many sockets of others are let through as the proxy's own.
+    pub fn bypassing(&self, sockets: usize) {
+        self.inner.totals.set_bypassing(sockets);
+    }
+
+    /// Something became of an HTTP/1.1 connection to an endpoint without a sidecar.
+    pub fn app_connection(&self, event: AppConnection) {
+        self.inner.totals.app_connection(event);
+    }
+
+    /// A client's HTTP/2 connection is read slowly from now on.
+    pub fn http2_slowed(&self) {
+        self.inner.totals.http2_slowed();
+    }
+
+    /// A line of the access log did not fit.
+    pub fn access_log_dropped(&self) {
+        self.inner.totals.access_log_dropped();
+    }
+
+    /// A certificate was asked for.
+    pub fn certificate_renewal(&self, outcome: RenewalOutcome) {
+        self.inner.totals.certificate_renewal(outcome);
+    }
+
+    /// A certificate is in force: when it expires, in Unix seconds, and the name of the authority that it is of.
+    pub fn certificate(&self, expires: i64, issuer: &str) {
+        self.inner.totals.certificate(expires, issuer);
+    }
+
+    /// The stream from the controller has begun or ended.
+    pub fn controller_connected(&self, connected: bool) {
+        self.inner.totals.controller_connected(connected);
+    }
+
+    /// The controller has said something, if only that nothing changed.
+    pub fn controller_heard(&self, now: Instant) {
+        self.inner.totals.controller_heard(now);
+    }
+
+    /// How long ago the controller said anything. `None`: it never did.
+    pub fn controller_silence(&self, now: Instant) -> Option<Duration> {
+        self.inner.totals.controller_silence(now)
+    }
+
+    /// A push of `resources` has been dealt with; `held` are in force now.
+    pub fn push(&self, outcome: PushOutcome, resources: usize, held: usize) {
+        self.inner.totals.push(outcome, resources, held);
+    }
+}
+
+fn service_key(service: &ServiceLabels) -> ServiceKey {
+    (
+        service.namespace.clone(),
+        service.service.clone(),
+        service.port,
+    )
+}
+
+impl series::Handle for EjectionCounter {
+    fn uses(&self) -> u64 {
+        let reasons = EJECTION_REASONS.into_iter();
+        reasons.map(|reason| self.get(reason)).sum()
+    }
+}
+
+/// For tests, and wherever no pod is named.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new("", "")
+    }
+}
+
+impl RequestLabels {
+    fn overflow(&self) -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
+        Self {
+            direction: self.direction,
+            client: overflow.clone(),
+            namespace: overflow.clone(),
+            service: overflow.clone(),
+            port: 0,
+            route: overflow.clone(),
+            rule: overflow.clone(),
+            backend: overflow,
+        }
+    }
+}
+
+impl TcpLabels {
+    fn overflow(&self) -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
+        Self {
+            direction: self.direction,
+            client: overflow.clone(),
+            namespace: overflow.clone(),
+            service: overflow,
+            port: 0,
+        }
+    }
+}
+
+impl RetryLabels {
+    fn overflow() -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
+        Self {
+            namespace: overflow.clone(),
+            service: overflow.clone(),
+            port: 0,
+            route: overflow,
+        }
+    }
+}

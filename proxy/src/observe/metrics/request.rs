@@ -1,0 +1,292 @@
+//! Counters of requests and of connections that are not HTTP.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::histogram::Histogram;
+use super::series::Handle;
+use super::{HttpVersion, RetryOutcome};
+use crate::observe::reason::Reason;
+
+/// Outcomes (status and reason) counted without a lock. More than an application shows on one route.
+const FAST_OUTCOMES: usize = 16;
+/// Outcomes of one label set in all: an upstream that makes up statuses gets no further series.
+const MAX_OUTCOMES: usize = 100;
+/// Stands for the statuses beyond [`MAX_OUTCOMES`].
+const OTHER_STATUS: u16 = u16::MAX;
+
+/// Requests under one label set.
+#[derive(Debug)]
+pub struct RequestMetrics {
+    begun: [AtomicU64; HttpVersion::ALL.len()],
+    outcomes: Outcomes,
+    pub(super) duration: Histogram,
+    retries: Arc<RetryMetrics>,
+}
+
+impl RequestMetrics {
+    pub(super) fn new(retries: Arc<RetryMetrics>) -> Self {
+        Self {
+            begun: Default::default(),
+            outcomes: Outcomes::default(),
+            duration: Histogram::default(),
+            retries,
+        }
+    }
+
+    /// A request has begun.
+    pub fn begin(&self, version: HttpVersion) {
+        self.begun[version as usize].fetch_add(1, Relaxed);
+    }
+
+    /// The request has ended. `status`: of the response, if there was one; `reason`: if the proxy made it or broke it off.
+    pub fn end(&self, status: Option<u16>, reason: Option<Reason>, elapsed: Duration) {
+        self.outcomes.count(status, reason);
+        self.duration.observe(elapsed);
+    }
+
+    /// An attempt has failed, and a retry was sent or was not.
+    pub fn retry(&self, outcome: RetryOutcome) {
+        self.retries.outcomes[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn begun(&self, version: HttpVersion) -> u64 {
+        self.begun[version as usize].load(Relaxed)
+    }
+
+    pub(super) fn outcomes(&self) -> Vec<(Option<u16>, Option<Reason>, u64)> {
+        self.outcomes.all()
+    }
+}
+
+impl Handle for RequestMetrics {
+    fn uses(&self) -> u64 {
+        let begun: u64 = self.begun.iter().map(|count| count.load(Relaxed)).sum();
+        begun + self.duration.snapshot().count
+    }
+}
+
+/// Retries of one route of a Service.
+#[derive(Debug, Default)]
+pub(super) struct RetryMetrics {
+    outcomes: [AtomicU64; RetryOutcome::ALL.len()],
+}
+
+impl RetryMetrics {
+    pub fn count(&self, outcome: RetryOutcome) -> u64 {
+        self.outcomes[outcome as usize].load(Relaxed)
+    }
+}
+
+impl Handle for RetryMetrics {
+    fn uses(&self) -> u64 {
+        self.outcomes.iter().map(|count| count.load(Relaxed)).sum()
+    }
+}
+
+/// Counts by status and reason. Few of the possible ones ever occur, so slots are taken as outcomes appear: a slot's
+/// key is set once, and whoever finds its key there counts.
+#[derive(Debug, Default)]
+struct Outcomes {
+    keys: [AtomicU32; FAST_OUTCOMES],
+    counts: [AtomicU64; FAST_OUTCOMES],
+    more: Mutex<HashMap<u32, u64>>,
+}
+
+impl Outcomes {
+    fn count(&self, status: Option<u16>, reason: Option<Reason>) {
+        let key = outcome_key(status, reason);
+        for (slot, count) in self.keys.iter().zip(&self.counts) {
+            let mut found = slot.load(Relaxed);
+            if found == 0 {
+                found = match slot.compare_exchange(0, key, Relaxed, Relaxed) {
+                    Ok(_) => key,
+                    Err(other) => other,
+                };
+            }
+            if found == key {
+                count.fetch_add(1, Relaxed);
+                return;
+            }
+        }
+        let mut more = self.more.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = if more.len() < MAX_OUTCOMES - FAST_OUTCOMES || more.contains_key(&key) {
+            key
+        } else {
+            outcome_key(Some(OTHER_STATUS), reason)
+        };
+        *more.entry(key).or_default() += 1;
+    }
+
+    fn all(&self) -> Vec<(Option<u16>, Option<Reason>, u64)> {
+        let mut all = Vec::new();
+        for (slot, count) in self.keys.iter().zip(&self.counts) {
+            match (slot.load(Relaxed), count.load(Relaxed)) {
+                (0, _) | (_, 0) => {}
+                (key, count) => all.push((key, count)),
+            }
+        }
+        let more = self.more.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(more.iter().map(|(key, count)| (*key, *count)));
+        all.into_iter()
+            .map(|(key, count)| {
+                let (status, reason) = outcome_of(key);
+                (status, reason, count)
+            })
+            .collect()
+    }
+}
+
+/// Status and reason in one number that is never 0. Status 0 stands for none.
+fn outcome_key(status: Option<u16>, reason: Option<Reason>) -> u32 {
+    let reason = reason.map_or(1, |reason| reason as u32 + 2);
+    u32::from(status.unwrap_or(0)) << 16 | reason
+}
+
+fn outcome_of(key: u32) -> (Option<u16>, Option<Reason>) {
+    let status = (key >> 16) as u16;
+    let reason = (key & 0xffff).checked_sub(2);
+    (
+        (status != 0).then_some(status),
+        reason.and_then(|index| Reason::ALL.get(index as usize).copied()),
+    )
+}
+
+/// The labels `status` and `class` of an outcome.
+pub(super) fn status_labels(status: Option<u16>) -> (String, String) {
+    match status {
+        None => (String::new(), String::new()),
+        Some(OTHER_STATUS) => ("other".to_owned(), "other".to_owned()),
+        Some(status) => (status.to_string(), format!("{}xx", status / 100)),
+    }
+}
+
+/// Connections that are not HTTP, under one label set.
+#[derive(Debug, Default)]
+pub struct TcpMetrics {
+    pub(super) connections: AtomicU64,
+    pub(super) open: AtomicI64,
+    pub(super) sent: AtomicU64,
+    pub(super) received: AtomicU64,
+    /// First those that ended in order, then by reason.
+    closed: [AtomicU64; Reason::ALL.len() + 1],
+}
+
+impl TcpMetrics {
+    /// A connection has been accepted.
+    pub fn opened(&self) {
+        self.connections.fetch_add(1, Relaxed);
+        self.open.fetch_add(1, Relaxed);
+    }
+
+    /// A connection is over. `reason`: none where both sides ended it in order.
+    pub fn closed(&self, reason: Option<Reason>) {
+        self.open.fetch_sub(1, Relaxed);
+        self.closed[reason_index(reason)].fetch_add(1, Relaxed);
+    }
+
+    /// Bytes from the downstream to the upstream.
+    pub fn sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Relaxed);
+    }
+
+    /// Bytes from the upstream to the downstream.
+    pub fn received(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Relaxed);
+    }
+
+    pub(super) fn closed_by_reason(&self) -> impl Iterator<Item = (Option<Reason>, u64)> + '_ {
+        by_reason(&self.closed)
+    }
+}
+
+impl Handle for TcpMetrics {
+    fn uses(&self) -> u64 {
+        self.connections.load(Relaxed)
+            + self.sent.load(Relaxed)
+            + self.received.load(Relaxed)
+            + by_reason(&self.closed).map(|(_, count)| count).sum::<u64>()
+    }
+}
+
+/// Counters for each reason and for none.
+pub(super) type ByReason = [AtomicU64; Reason::ALL.len() + 1];
+
+pub(super) fn reason_index(reason: Option<Reason>) -> usize {
+    reason.map_or(0, |reason| reason as usize + 1)
+}
+
+/// What has been counted at all.
+pub(super) fn by_reason(counters: &ByReason) -> impl Iterator<Item = (Option<Reason>, u64)> + '_ {
+    std::iter::once(None)
+        .chain(Reason::ALL.iter().copied().map(Some))
+        .zip(counters)
+        .map(|(reason, count)| (reason, count.load(Relaxed)))
+        .filter(|(_, count)| *count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_are_counted_by_status_and_reason() {
+        let outcomes = Outcomes::default();
+        outcomes.count(Some(200), None);
+        outcomes.count(Some(200), None);
+        outcomes.count(Some(503), Some(Reason::NoEndpoint));
+        outcomes.count(None, Some(Reason::ClientGone));
+        let mut all = outcomes.all();
+        all.sort_by_key(|(status, ..)| *status);
+        assert_eq!(
+            all,
+            [
+                (None, Some(Reason::ClientGone), 1),
+                (Some(200), None, 2),
+                (Some(503), Some(Reason::NoEndpoint), 1),
+            ]
+        );
+    }
+
+    #[test]
+    fn made_up_statuses_do_not_make_series_without_end() {
+        let outcomes = Outcomes::default();
+        for _ in 0..2 {
+            for status in 100..1_000 {
+                outcomes.count(Some(status), None);
+            }
+        }
+        let all = outcomes.all();
+        assert!(all.len() <= MAX_OUTCOMES + 1, "{}", all.len());
+        assert_eq!(all.iter().map(|(.., count)| count).sum::<u64>(), 1_800);
+        assert!(all.iter().any(|(status, ..)| *status == Some(OTHER_STATUS)));
+    }
+
+    #[test]
+    fn every_reason_finds_its_way_back_from_its_number() {
+        for reason in Reason::ALL.iter().copied() {
+            let key = outcome_key(None, Some(reason));
+            assert_eq!(outcome_of(key), (None, Some(reason)));
+        }
+        assert_ne!(outcome_key(None, None), 0);
+    }
+
+    #[test]
+    fn many_threads_count_every_outcome_once() {
+        let outcomes = Outcomes::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for index in 0..10_000_u16 {
+                        outcomes.count(Some(200 + index % 20), None);
+                    }
+                });
+            }
+        });
+        let all = outcomes.all();
+        assert_eq!(all.len(), 20);
+        assert!(all.iter().all(|(.., count)| *count == 2_000));
+    }
+}

@@ -1,0 +1,15 @@
+//! What the proxy shows of its work.
+//!
+//! # Floors
+//!
+//! ```text
+//! access_log                  a line for each request
+//! metrics                     counters, and their text for Prometheus
+//! logging                     the program's own log
+//! reason                      the words for what went wrong
+//! ```
+
+pub mod access_log;
+pub mod logging;
+pub mod metrics;
+pub mod reason;

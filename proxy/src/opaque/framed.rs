@@ -1,0 +1,418 @@
+//! One connection of an app, and the frames in which a peer has it.
+//!
+//! Each direction ends for itself, by an END; a break of either side is a break for the other, told
+//! by a RESET, so that the connection serves the next app's connection. Nothing is read that can't
+//! be written on, but for one read.
+//!
+//! A pooled connection may turn out to be over. A peer ends one in order only where it has taken no OPEN from it, so all that was
+//! sent can be sent again on another one: it is kept for that, up to a bound, until the peer's first word.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+use super::frame::{Ended, HEADER, Kind, MAX_DATA, Unframing};
+use crate::wire::buffered::{Buffered, PASS_SIZE, Side};
+use crate::wire::detect::{self, Greeting};
+
+/// What is kept of the app's bytes to be sent again, in bytes. Also what any receiver's buffer takes: as long as there is no more, a
+/// peer's kernel has no reason not to acknowledge it.
+pub const MAX_REPLAY: usize = 16 * 1024;
+
+/// How much of what a server has sent first is looked at, in bytes: its greeting may be cut into
+/// frames.
+const GREETING: usize = 64;
+
+/// What a peer may still send after a RESET before it has read that, in bytes: what is on its way
+/// in buffers. Beyond this the connection is not worth waiting for.
+const MAX_DROPPED: usize = 1024 * 1024;
+/// How long the peer may take to answer a RESET: a new connection is opened as fast.
+const RESET_PATIENCE: Duration = Duration::from_secs(1);
+
+const _: () = assert!(PASS_SIZE <= MAX_DATA);
+
+/// Where one connection of an app has got to.
+#[derive(Debug, Default)]
+pub struct Framed {
+    way_out: WayOut,
+    unframing: Unframing,
+    /// The peer's END has been passed on.
+    received: bool,
+    /// Payload since it was last asked for.
+    bytes: Bytes,
+    /// What was dropped after a RESET, in bytes.
+    dropped: usize,
+}
+
+/// From the app to the peer.
+#[derive(Debug, Default)]
+struct WayOut {
+    opened: bool,
+    /// The END or RESET is on its way.
+    ended: bool,
+    /// That is a RESET.
+    reset: bool,
+    /// It has gone out.
+    sent: bool,
+    /// What the app has sent, as long as a pooled connection may turn out to be over.
+    unproven: Option<BytesMut>,
+    /// Nothing can be written to a connection that is unproven: reading tells why.
+    is_stuck: bool,
+}
+
+/// Payload that was passed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    pub sent: u64,
+    pub received: u64,
+}
+
+/// Why there is no orderly end.
+#[derive(Debug)]
+pub enum Broken {
+    App,
+    Peer(io::Error),
+    /// The connection of the peer's app.
+    PeerApp,
+    /// The pooled connection was over, and the peer has taken nothing: see [`Framed::into_unproven`].
+    Stale,
+}
+
+impl Framed {
+    /// For the side that sends the OPEN. `reused`: on a connection from a pool.
+    pub fn opening(reused: bool) -> Self {
+        let way_out = WayOut {
+            unproven: reused.then(BytesMut::new),
+            ..WayOut::default()
+        };
+        Self {
+            way_out,
+            ..Self::default()
+        }
+    }
+
+    /// For the side that has taken the OPEN.
+    pub fn opened() -> Self {
+        let mut framed = Self::default();
+        framed.way_out.opened = true;
+        framed
+    }
+
+    /// What is to be sent again after [`Broken::Stale`], and then `read`.
+    pub fn into_unproven(self, read: &[u8]) -> BytesMut {
+        let mut bytes = self.way_out.unproven.unwrap_or_default();
+        bytes.extend_from_slice(read);
+        bytes
+    }
+
+    /// Nothing has been heard from a pooled connection, and no more been sent than [`MAX_REPLAY`].
+    pub fn is_unproven(&self) -> bool {
+        self.way_out.unproven.is_some()
+    }
+
+    /// What was passed on since this was last asked for.
+    pub fn take_bytes(&mut self) -> Bytes {
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// What the server has sent first, as [`detect::greeting`] tells it: `peer` keeps it. `None`:
+    /// more bytes are needed.
+    pub fn greeting<B>(&self, peer: &Buffered<B>) -> Option<Greeting> {
+        let mut start = [0; GREETING];
+        let length = peer.read.len().min(GREETING);
+        start[..length].copy_from_slice(&peer.read[..length]);
+        let mut unframing = self.unframing.clone();
+        match unframing.unframe(&mut start[..length]) {
+            Ok(_) if unframing.ended().is_some() => Some(Greeting::Other),
+            Ok(unframed) => detect::greeting(&start[unframed.payload])
+                .or((length == GREETING).then_some(Greeting::Other)),
+            // Reading tells why.
+            Err(_) => Some(Greeting::Other),
+        }
+    }
+
+    /// Opens the connection for a server that may be the first to speak. Ready when the peer has said something, which is kept.
+    pub fn poll_first_word<B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: &mut Buffered<B>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.way_out.open(&mut peer.unsent);
+        // If that fails, reading tells why.
+        let _ = peer.poll_flush(cx);
+        let filled = ready!(peer.poll_fill(cx));
+        Poll::Ready(self.heard(filled).map(drop))
+    }
+
+    /// Carries bytes both ways until both have ended. Then `peer` is ready for the next OPEN.
+    pub fn poll<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &mut Buffered<A>,
+        peer: &mut Buffered<B>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        let out = self.way_out.poll(cx, app, peer, &mut self.bytes)?;
+        let back = self.poll_back(cx, peer, app)?;
+        if out.is_ready() && back.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        app.shrink();
+        peer.shrink();
+        Poll::Pending
+    }
+
+    /// Tells the peer of a break, and drops what comes until the peer's way has ended too. An
+    /// error: the connection is not to be used again.
+    fn poll_reset<B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: &mut Buffered<B>,
+    ) -> Poll<io::Result<()>>
+    where
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        if !self.way_out.opened {
+            return Poll::Ready(Ok(()));
+        }
+        let peer_knows = self.unframing.ended() == Some(Ended::Reset);
+        if !self.way_out.ended {
+            peer.unsent.extend_from_slice(&Kind::Reset.header());
+            self.way_out.ended = true;
+            self.way_out.reset = true;
+        } else if !self.way_out.reset && !peer_knows {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        ready!(peer.poll_send(cx))?;
+        ready!(peer.poll_flush(cx))?;
+        while self.unframing.ended().is_none() {
+            if peer.read.is_empty() && ready!(peer.poll_fill(cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            let mut bytes = peer.read.split();
+            let used = self.unframing.unframe(&mut bytes)?.used;
+            peer.read = bytes.split_off(used);
+            self.dropped += used;
+            if self.dropped > MAX_DROPPED {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// After [`Broken::App`] and [`Broken::PeerApp`]: whether `peer` is ready for the next OPEN,
+    /// once both sides have said that the app's connection has broken.
+    pub async fn is_reusable_after_reset<B>(&mut self, peer: &mut Buffered<B>) -> bool
+    where
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        let reset = poll_fn(|cx| self.poll_reset(cx, peer));
+        matches!(timeout(RESET_PATIENCE, reset).await, Ok(Ok(())))
+    }
+
+    /// A RESET has been said: an end in order after it tells the peer that no other OPEN was taken.
+    pub fn has_reset(&self) -> bool {
+        self.way_out.reset
+    }
+
+    /// From the peer to the app.
+    fn poll_back<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: &mut Buffered<B>,
+        app: &mut Buffered<A>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        while !self.received {
+            if self.unframing.ended() == Some(Ended::Reset) {
+                // What came before it is the app's as far as there is room.
+                let _ = app.poll_send(cx);
+                return Poll::Ready(Err(Broken::PeerApp));
+            }
+            ready!(app.poll_send(cx)).map_err(|_| Broken::App)?;
+            if self.unframing.ended().is_some() {
+                ready!(app.poll_shutdown(cx)).map_err(|_| Broken::App)?;
+                self.received = true;
+            } else if !peer.read.is_empty() {
+                // What came with the OPEN, or before anybody knew where to.
+                let mut bytes = peer.read.split();
+                let unframed = self.unframing.unframe(&mut bytes);
+                let unframed = unframed.map_err(|error| Broken::Peer(error.into()))?;
+                peer.read = bytes.split_off(unframed.used);
+                bytes.truncate(unframed.payload.end);
+                bytes.advance(unframed.payload.start);
+                self.bytes.received += bytes.len() as u64;
+                app.unsent = bytes;
+            } else {
+                let mut rest = BytesMut::new();
+                let turn = |read: &mut [u8]| {
+                    let unframed = self.unframing.unframe(read)?;
+                    // What follows an END waits for its turn.
+                    rest.extend_from_slice(&read[unframed.used..]);
+                    self.bytes.received += unframed.payload.len() as u64;
+                    Ok(unframed.payload)
+                };
+                let passed = match peer.poll_pass_as(cx, app, 0, turn) {
+                    Poll::Ready(Ok(length)) => Ok(length),
+                    Poll::Ready(Err((Side::From, error))) => Err(error),
+                    Poll::Ready(Err((Side::To, _))) => {
+                        peer.read = rest;
+                        return Poll::Ready(Err(Broken::App));
+                    }
+                    Poll::Pending => {
+                        // Whatever there is goes out before anything is waited for.
+                        ready!(app.poll_flush(cx)).map_err(|_| Broken::App)?;
+                        return Poll::Pending;
+                    }
+                };
+                self.heard(passed)?;
+                peer.read = rest;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Something has been read from the peer, or nothing more can be.
+    fn heard(&mut self, read: io::Result<usize>) -> Result<usize, Broken> {
+        match read {
+            Ok(0) if self.is_unproven() => Err(Broken::Stale),
+            Ok(0) => Err(Broken::Peer(io::ErrorKind::UnexpectedEof.into())),
+            Ok(length) => {
+                self.way_out.unproven = None;
+                Ok(length)
+            }
+            Err(error) => Err(Broken::Peer(error)),
+        }
+    }
+}
+
+impl WayOut {
+    fn poll<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &mut Buffered<A>,
+        peer: &mut Buffered<B>,
+        bytes: &mut Bytes,
+    ) -> Poll<Result<(), Broken>>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        while !self.sent {
+            if self.is_stuck {
+                return Poll::Pending;
+            }
+            if let Err(error) = ready!(peer.poll_send(cx)) {
+                return self.failed(error);
+            }
+            if !app.read.is_empty() {
+                bytes.sent += self.send_read(app, peer);
+            } else if self.ended {
+                if let Err(error) = ready!(peer.poll_flush(cx)) {
+                    return self.failed(error);
+                }
+                self.sent = true;
+            } else {
+                match self.poll_pass(cx, app, peer) {
+                    Poll::Ready(Ok(0)) => {
+                        self.open(&mut peer.unsent);
+                        peer.unsent.extend_from_slice(&Kind::End.header());
+                        self.ended = true;
+                    }
+                    Poll::Ready(Ok(length)) => bytes.sent += length as u64,
+                    Poll::Ready(Err((Side::From, _))) => return Poll::Ready(Err(Broken::App)),
+                    Poll::Ready(Err((Side::To, error))) => return self.failed(error),
+                    // A server may be the first to speak: it is not kept waiting for what it does not wait for.
+                    Poll::Pending if !self.opened => self.open(&mut peer.unsent),
+                    Poll::Pending => {
+                        // Whatever there is goes out before anything is waited for.
+                        if let Err(error) = ready!(peer.poll_flush(cx)) {
+                            return self.failed(error);
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once and writes it as a frame, behind the OPEN where that has not been sent: one record, and one system call.
+    fn poll_pass<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &mut Buffered<A>,
+        peer: &mut Buffered<B>,
+    ) -> Poll<Result<usize, (Side, io::Error)>>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        let open = match self.opened {
+            true => 0,
+            false => HEADER,
+        };
+        let room = open + HEADER;
+        app.poll_pass_as(cx, peer, room, |read| {
+            let length = read.len() - room;
+            read[..open].copy_from_slice(&Kind::Open.header()[..open]);
+            read[open..room].copy_from_slice(&Kind::Data { length }.header());
+            self.opened = true;
+            self.keep(&read[room..]);
+            Ok(0..read.len())
+        })
+    }
+
+    /// Has what was read of the app too early sent as frames. Returns how much that is.
+    fn send_read<A, B>(&mut self, app: &mut Buffered<A>, peer: &mut Buffered<B>) -> u64 {
+        let read = app.read.split();
+        self.open(&mut peer.unsent);
+        for part in read.chunks(MAX_DATA) {
+            let length = part.len();
+            let header = Kind::Data { length }.header();
+            peer.unsent.extend_from_slice(&header);
+            peer.unsent.extend_from_slice(part);
+        }
+        self.keep(&read);
+        read.len() as u64
+    }
+
+    fn open(&mut self, out: &mut BytesMut) {
+        if !std::mem::replace(&mut self.opened, true) {
+            out.extend_from_slice(&Kind::Open.header());
+        }
+    }
+
+    /// Keeps what is sent, as long as it may have to be sent again.
+    fn keep(&mut self, bytes: &[u8]) {
+        if let Some(sent) = &mut self.unproven {
+            match sent.len() + bytes.len() <= MAX_REPLAY {
+                true => sent.extend_from_slice(bytes),
+                false => self.unproven = None,
+            }
+        }
+    }
+
+    /// Nothing can be written to the peer.
+    fn failed(&mut self, error: io::Error) -> Poll<Result<(), Broken>> {
+        if self.unproven.is_none() {
+            return Poll::Ready(Err(Broken::Peer(error)));
+        }
+        self.is_stuck = true;
+        Poll::Pending
+    }
+}

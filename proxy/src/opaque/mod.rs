@@ -1,0 +1,486 @@
+//! Connections that are passed on byte for byte: whatever is not HTTP, and HTTP that has switched to something else.
+//!
+//! Each direction ends for itself, and an end is passed on as an end. What breaks is passed on as a break, so that nobody takes half
+//! of something for the whole. There is no time limit: whoever is silent is asked by TCP itself whether it is still there.
+//!
+//! ```text
+//!            plain: copy                           an endpoint without a sidecar, an address outside the mesh
+//! client ──▶
+//!            framed ══ a pooled TLS connection ══▶ peer ──▶ framed ──▶ app
+//! ```
+//!
+//! Between sidecars an app's connection is in frames ([`frame`]), so that the next one can follow on the same TLS connection.
+//!
+//! # Floors
+//!
+//! ```text
+//! peer                a peer's connection, for the app
+//! framed              an app's connection, in frames
+//! copy frame
+//! ```
+
+mod copy;
+pub mod frame;
+mod framed;
+mod peer;
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::balance::{self, AttemptOutcome, Backend, Endpoint, InFlight, Peer};
+use crate::identity::Alpn;
+use crate::observe::metrics::{TcpLabels, TcpMetrics};
+use crate::observe::reason::Reason;
+use crate::route::Logical;
+use crate::route::opaque::StreamRoutes;
+use crate::session::Session;
+use crate::session::worker::Worker;
+use crate::socket::{self, Direction};
+use crate::upstream::client_address::Source;
+use crate::upstream::{Caller, ConnectError, Stream, pool};
+use crate::wire::buffered::Buffered;
+use crate::wire::detect::{self, Greeting};
+pub use copy::{Broken, copy};
+use framed::Framed;
+pub use peer::serve_peer;
+
+#[cfg(test)]
+mod tests;
+
+/// Endpoints that refuse a connection before the client is refused.
+const MAX_ATTEMPTS: usize = 3;
+/// How long endpoints are tried that do not accept a connection in time, one after the other, and
+/// the only one again and again: a paused app accepts late, and a client without a mesh would wait
+/// for it. The client may leave before.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a connection that came about counts as for the endpoint.
+const CONNECTED: AttemptOutcome = AttemptOutcome::Response { status: 200 };
+
+/// A connection to an endpoint, and the endpoint that it counts for.
+pub struct Upstream {
+    link: Link,
+    in_flight: InFlight,
+    backend: Arc<Backend>,
+}
+
+enum Link {
+    Plain(Buffered<Stream>),
+    /// To a sidecar.
+    Framed(pool::Upstream, Framed),
+}
+
+/// What a server says first.
+pub enum FirstWord {
+    /// Something that only a protocol begins with in which the server is the first to speak, or its
+    /// connection has ended.
+    Said,
+    /// HTTP/2's SETTINGS, with `parameters` or without: the client may be the first to speak all
+    /// the same.
+    Settings { parameters: bool },
+    /// Nothing: a pooled connection was over. One that is opened for it takes its place.
+    Stale(Arc<Backend>),
+}
+
+/// Whether a pooled connection will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pooled {
+    Yes,
+    No,
+}
+
+/// Connects to an endpoint of a Service, or to the app in this pod, which sees it come from
+/// `source`.
+pub async fn connect(
+    worker: &Worker,
+    logical: &Logical,
+    source: Source,
+) -> Result<Upstream, Reason> {
+    connect_to(worker, default_backend(logical)?, source, Pooled::Yes).await
+}
+
+/// Connects to an endpoint of `backend`, since a pooled connection was over.
+pub async fn connect_anew(worker: &Worker, backend: &Arc<Backend>) -> Result<Upstream, Reason> {
+    connect_to(worker, backend, Source::default(), Pooled::No).await
+}
+
+/// Connects to the app in this pod.
+async fn connect_app(
+    worker: &Worker,
+    logical: &Logical,
+    source: Source,
+) -> Result<(Buffered<Stream>, InFlight), Reason> {
+    let backend = default_backend(logical)?;
+    let open = async |endpoint: &Endpoint| worker.dialer.connect(endpoint, source, Alpn::Tcp).await;
+    let (stream, in_flight) = try_endpoints(worker, backend, open).await?;
+    Ok((Buffered::new(stream), in_flight))
+}
+
+fn default_backend(logical: &Logical) -> Result<&Arc<Backend>, Reason> {
+    let backend = logical.default_rule.backends.first();
+    let backend = backend.ok_or(Reason::NoBackend)?.backend.as_ref();
+    backend.map_err(|_| Reason::BackendInvalid)
+}
+
+async fn connect_to(
+    worker: &Worker,
+    backend: &Arc<Backend>,
+    source: Source,
+    pooled: Pooled,
+) -> Result<Upstream, Reason> {
+    let open = async |endpoint: &Endpoint| open(worker, endpoint, source, pooled).await;
+    let (link, in_flight) = try_endpoints(worker, backend, open).await?;
+    Ok(Upstream {
+        link,
+        in_flight,
+        backend: backend.clone(),
+    })
+}
+
+/// A connection to `endpoint` on which nothing has been sent yet.
+async fn open(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    source: Source,
+    pooled: Pooled,
+) -> Result<Link, ConnectError> {
+    if !matches!(endpoint.peer, Peer::Mesh(_)) {
+        let stream = worker.dialer.connect(endpoint, source, Alpn::Tcp).await?;
+        return Ok(Link::Plain(Buffered::new(stream)));
+    }
+    // Whether an ejected endpoint has recovered is told by a new connection alone.
+    if pooled == Pooled::Yes
+        && !endpoint.load.is_ejected()
+        && let Some(mut upstream) = worker.tcp_pool.take(endpoint, &Caller::default(), true)
+    {
+        upstream.expect_acknowledgement(&worker.config.limits, true);
+        return Ok(Link::Framed(upstream, Framed::opening(true)));
+    }
+    let opened = worker.tcp_pool.connect(endpoint, source).await;
+    if let Err(error) = &opened
+        && error.reason == Reason::ConnectTimeout
+    {
+        worker.tcp_pool.forget(endpoint.id);
+    }
+    Ok(Link::Framed(opened?, Framed::opening(false)))
+}
+
+/// Opens a connection to one endpoint of `backend` after the other, until one comes about.
+async fn try_endpoints<T>(
+    worker: &Worker,
+    backend: &Backend,
+    open: impl AsyncFn(&Endpoint) -> Result<T, ConnectError>,
+) -> Result<(T, InFlight), Reason> {
+    let mut tried: Vec<u64> = Vec::new();
+    let mut failed = Reason::NoEndpoint;
+    let mut refused = 0;
+    let started = Instant::now();
+    let mut began = started;
+    while refused < MAX_ATTEMPTS && began.duration_since(started) < PATIENCE {
+        let picked = balance::pick(
+            &backend.endpoints(),
+            &tried,
+            &mut worker.random.borrow_mut(),
+        );
+        let Some(mut in_flight) = picked else {
+            break;
+        };
+        let id = in_flight.endpoint.id;
+        match tried.contains(&id) {
+            // Only one that may still accept is worth another try.
+            true if failed != Reason::ConnectTimeout => break,
+            true => {}
+            false => tried.push(id),
+        }
+        match open(&in_flight.endpoint).await {
+            Ok(opened) => {
+                in_flight.answered(CONNECTED, began);
+                return Ok((opened, in_flight));
+            }
+            Err(error) => {
+                tracing::debug!(address = %in_flight.endpoint.address, %error, "connecting failed");
+                failed = error.reason;
+                refused += usize::from(failed != Reason::ConnectTimeout);
+                let outcome = AttemptOutcome::no_connection(error.reason);
+                in_flight.finish(outcome, began);
+                began = Instant::now();
+            }
+        }
+    }
+    Err(failed)
+}
+
+/// Waits for a connection to an endpoint, as long as the client's has not broken.
+async fn unless_broken<S, T>(
+    client: &mut Buffered<S>,
+    connecting: impl Future<Output = Result<T, Reason>>,
+) -> Result<T, Reason>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut connecting = pin!(connecting);
+    poll_fn(|cx| match connecting.as_mut().poll(cx) {
+        Poll::Ready(connected) => Poll::Ready(connected),
+        Poll::Pending => client.poll_broken(cx).map(|()| Err(Reason::ClientGone)),
+    })
+    .await
+}
+
+impl Upstream {
+    /// Waits for the server's first word, for a client that may be waiting for it.
+    pub fn poll_first_word(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<FirstWord> {
+        loop {
+            match self.greeting() {
+                Some(Greeting::Http2 { parameters }) => {
+                    return Poll::Ready(FirstWord::Settings { parameters });
+                }
+                Some(Greeting::Other) => return Poll::Ready(FirstWord::Said),
+                None => {}
+            }
+            let heard = match &mut self.link {
+                Link::Plain(connection) => match ready!(connection.poll_fill(cx)) {
+                    Ok(1..) => Ok(()),
+                    Ok(0) | Err(_) => return Poll::Ready(FirstWord::Said),
+                },
+                Link::Framed(upstream, framed) => {
+                    ready!(framed.poll_first_word(cx, &mut upstream.connection))
+                }
+            };
+            match heard {
+                Ok(()) => {}
+                Err(framed::Broken::Stale) => {
+                    return Poll::Ready(FirstWord::Stale(self.backend.clone()));
+                }
+                Err(framed::Broken::Peer(error)) => {
+                    forget_if_out_of_reach(worker, &self.in_flight, &error);
+                    return Poll::Ready(FirstWord::Said);
+                }
+                Err(framed::Broken::App | framed::Broken::PeerApp) => {
+                    return Poll::Ready(FirstWord::Said);
+                }
+            }
+        }
+    }
+
+    /// Whether the server has begun to say something.
+    pub fn has_begun(&self) -> bool {
+        match &self.link {
+            Link::Plain(connection) => !connection.read.is_empty(),
+            Link::Framed(upstream, _) => !upstream.connection.read.is_empty(),
+        }
+    }
+
+    fn greeting(&self) -> Option<Greeting> {
+        match &self.link {
+            Link::Plain(connection) => detect::greeting(&connection.read),
+            Link::Framed(upstream, framed) => framed.greeting(&upstream.connection),
+        }
+    }
+}
+
+/// A pod that does not acknowledge anything has vanished, whatever else is connected to it.
+fn forget_if_out_of_reach(worker: &Worker, in_flight: &InFlight, error: &io::Error) {
+    if error.kind() == io::ErrorKind::TimedOut {
+        worker.tcp_pool.forget(in_flight.endpoint.id);
+    }
+}
+
+/// Carries a connection to an endpoint of the backend that `routes` say. Returns the client's connection if it must be reset.
+pub async fn serve_routed<S>(
+    session: &Session,
+    logical: &Logical,
+    routes: &StreamRoutes,
+    mut client: Buffered<S>,
+) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let worker = &session.worker;
+    let patience = worker.config.limits.handshake_timeout;
+    let found = routes.find(&mut client, patience).await;
+    let picked = found.and_then(|route| route.pick(&mut worker.random.borrow_mut()));
+    let upstream = match picked {
+        Ok(backend) => {
+            let connecting = connect_to(worker, backend, session.source(), Pooled::Yes);
+            unless_broken(&mut client, connecting).await
+        }
+        Err(reason) => Err(reason),
+    };
+    serve(session, logical, client, Some(upstream)).await
+}
+
+/// Carries a connection to an endpoint of `logical`, or on to `upstream` where that is connected already. Returns the client's
+/// connection if it must be reset.
+pub async fn serve<S>(
+    session: &Session,
+    logical: &Logical,
+    mut client: Buffered<S>,
+    upstream: Option<Result<Upstream, Reason>>,
+) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let worker = &session.worker;
+    let _busy = worker.drain.busy();
+    let metrics = session.tcp_metrics(logical);
+    metrics.opened();
+    let mut upstream = match upstream {
+        Some(upstream) => upstream,
+        None => {
+            let connecting = connect(worker, logical, session.source());
+            unless_broken(&mut client, connecting).await
+        }
+    };
+    loop {
+        let Upstream {
+            link,
+            in_flight,
+            backend,
+        } = match upstream {
+            Ok(upstream) => upstream,
+            Err(reason) => {
+                metrics.closed(Some(reason));
+                return Some(client.io);
+            }
+        };
+        let (mut connection, mut framed) = match link {
+            Link::Framed(connection, framed) => (connection, framed),
+            Link::Plain(mut connection) => {
+                let broken =
+                    copy(&mut client, &mut connection, Some(&metrics), &worker.memory).await;
+                return finish(client, &connection.io, &metrics, broken);
+            }
+        };
+        let carried = carry(worker, &mut client, &mut connection, &mut framed, &metrics).await;
+        let broken = match carried {
+            Ok(()) => {
+                worker.tcp_pool.put(&in_flight.endpoint, connection);
+                metrics.closed(None);
+                return None;
+            }
+            Err(framed::Broken::Stale) => {
+                client.read = framed.into_unproven(&client.read);
+                upstream = unless_broken(&mut client, connect_anew(worker, &backend)).await;
+                continue;
+            }
+            Err(broken @ (framed::Broken::App | framed::Broken::PeerApp)) => {
+                let broken = match broken {
+                    framed::Broken::App => Broken::Client,
+                    _ => Broken::Upstream,
+                };
+                if framed
+                    .is_reusable_after_reset(&mut connection.connection)
+                    .await
+                {
+                    worker.tcp_pool.put(&in_flight.endpoint, connection);
+                    metrics.closed(Some(broken.reason()));
+                    return Some(client.io);
+                }
+                broken
+            }
+            Err(framed::Broken::Peer(error)) => {
+                tracing::debug!(address = %in_flight.endpoint.address, %error, "a connection broke");
+                forget_if_out_of_reach(worker, &in_flight, &error);
+                Broken::Upstream
+            }
+        };
+        return finish(client, &connection.connection.io, &metrics, Some(broken));
+    }
+}
+
+/// Carries a connection to a peer in frames.
+async fn carry<S>(
+    worker: &Worker,
+    client: &mut Buffered<S>,
+    upstream: &mut pool::Upstream,
+    framed: &mut Framed,
+    metrics: &TcpMetrics,
+) -> Result<(), framed::Broken>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|cx| {
+        let ended = framed.poll(cx, client, &mut upstream.connection);
+        // What may have to be sent again is not counted yet.
+        let is_stale = matches!(ended, Poll::Ready(Err(framed::Broken::Stale)));
+        if !framed.is_unproven() || ended.is_ready() && !is_stale {
+            let bytes = framed.take_bytes();
+            metrics.sent(bytes.sent);
+            metrics.received(bytes.received);
+        }
+        if !framed.is_unproven() {
+            upstream.expect_acknowledgement(&worker.config.limits, false);
+        }
+        ended
+    })
+    .await
+}
+
+/// Carries a connection to an address that the mesh knows nothing of. Returns the client's connection if it must be reset.
+pub async fn pass_through(
+    worker: &Worker,
+    address: SocketAddr,
+    mut client: Buffered<TcpStream>,
+) -> Option<TcpStream> {
+    let _busy = worker.drain.busy();
+    let empty: Arc<str> = "".into();
+    let count = |port| {
+        let metrics = worker.metrics.tcp(TcpLabels {
+            direction: Direction::Outbound,
+            client: empty.clone(),
+            namespace: empty.clone(),
+            service: empty.clone(),
+            port,
+        });
+        metrics.opened();
+        metrics
+    };
+    let dialled = tokio::time::timeout(
+        PASS_THROUGH_PATIENCE,
+        socket::dial(address, worker.config.socket_mark),
+    );
+    let reason = match dialled.await {
+        Ok(Ok(stream)) => {
+            worker.metrics.upstream_connect(None);
+            let metrics = count(address.port());
+            let mut upstream = Buffered::new(Stream::Plain(stream));
+            let broken = copy(&mut client, &mut upstream, Some(&metrics), &worker.memory).await;
+            return finish(client, &upstream.io, &metrics, broken);
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%address, %error, "connecting failed");
+            Reason::ConnectFailed
+        }
+        Err(_) => Reason::ConnectTimeout,
+    };
+    worker.metrics.upstream_connect(Some(reason));
+    // A port on which nothing listens gets no series of its own.
+    count(NO_PORT).closed(Some(reason));
+    Some(client.io)
+}
+
+/// The `port` of what was not connected.
+const NO_PORT: u16 = 0;
+/// How long an address outside the mesh may take to accept: what Linux tries by itself in a minute, and the client may have its own
+/// opinion.
+const PASS_THROUGH_PATIENCE: Duration = Duration::from_secs(60);
+
+fn finish<S>(
+    client: Buffered<S>,
+    upstream: &Stream,
+    metrics: &TcpMetrics,
+    broken: Option<Broken>,
+) -> Option<S> {
+    metrics.closed(broken.map(Broken::reason));
+    broken?;
+    upstream.reset();
+    Some(client.io)
+}

@@ -1,0 +1,238 @@
+//! A peer's connection: opens one to the app for each that the peer's app opens, one after the other.
+//!
+//! An OPEN that has been taken is answered, by a frame or by a break: the peer takes an orderly end before that for proof that nothing
+//! was taken.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Buf;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::time::{Instant, sleep};
+
+use super::connect_app;
+use super::frame::{FrameError, HEADER, Kind};
+use super::framed::{Broken, Framed};
+use crate::observe::reason::Reason;
+use crate::route::{Logical, Protocol};
+use crate::session::Session;
+use crate::session::validity::Validity;
+use crate::table::Destination;
+use crate::wire::buffered::{Buffered, PASS_SIZE};
+
+/// Why there is no other OPEN.
+enum NoOpen {
+    /// The peer has ended the connection, or it broke while nothing was on it.
+    Gone,
+    /// It has been idle for too long, or the proxy shuts down.
+    Unwanted,
+    OutOfPlace(FrameError),
+}
+
+/// Carries what a peer opens until it has no more. Returns the connection if it must be reset.
+/// `serve_http`: carries a connection to a port that is declared to speak HTTP, and returns whether
+/// it is broken.
+pub async fn serve_peer<S>(
+    session: &Session,
+    io: S,
+    serve_http: impl AsyncFn(Buffered<DuplexStream>) -> bool,
+) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let drain = session.worker.drain.clone();
+    let limits = &session.worker.config.limits;
+    let mut peer = Buffered::new(io);
+    // Whoever opens a connection has something for it that follows at once, and is served also where the shutdown has begun. From
+    // then on it may be idle for longer than any peer keeps it in its pool.
+    let mut is_new = true;
+    let mut timer = pin!(sleep(limits.handshake_timeout));
+    let mut leaving = pin!(drain.started());
+    loop {
+        let next = poll_fn(|cx| {
+            let opened = poll_open(cx, &mut peer);
+            let unwanted = opened.is_pending()
+                && (!is_new && leaving.as_mut().poll(cx).is_ready()
+                    || session.poll_validity(cx) != Validity::Valid
+                    || timer.as_mut().poll(cx).is_ready());
+            match unwanted {
+                true => Poll::Ready(Err(NoOpen::Unwanted)),
+                false => opened,
+            }
+        });
+        match next.await {
+            Ok(()) => {}
+            Err(NoOpen::Gone) => return None,
+            Err(NoOpen::Unwanted) => {
+                peer.close().await;
+                return None;
+            }
+            Err(NoOpen::OutOfPlace(error)) => {
+                tracing::debug!(%error, "a peer's connection is broken off");
+                return Some(peer.io);
+            }
+        }
+        let destination = session.destination.load().clone();
+        let Destination::Logical(logical) = &*destination else {
+            return Some(peer.io);
+        };
+        let next = match logical.protocol {
+            Protocol::Http | Protocol::Http2 => carry_http(session, &mut peer, &serve_http).await,
+            Protocol::Detect | Protocol::Tcp => carry(session, logical, &mut peer).await,
+        };
+        match next {
+            Next::Open => {}
+            Next::End => {
+                peer.close().await;
+                return None;
+            }
+            Next::Break => return Some(peer.io),
+        }
+        peer.shrink();
+        is_new = false;
+        timer
+            .as_mut()
+            .reset(Instant::now() + limits.keep_alive_idle);
+    }
+}
+
+/// What becomes of a peer's connection after one of its app's.
+enum Next {
+    Open,
+    /// Another OPEN may be on its way behind what is not waited for: the peer sends it again.
+    End,
+    Break,
+}
+
+impl Next {
+    /// After the app's connection has broken, or has not come about.
+    async fn after_reset<S>(mut framed: Framed, peer: &mut Buffered<S>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        match framed.is_reusable_after_reset(peer).await {
+            true => Self::Open,
+            false if framed.has_reset() => Self::End,
+            false => Self::Break,
+        }
+    }
+}
+
+/// Waits for an OPEN.
+fn poll_open<S>(cx: &mut Context<'_>, peer: &mut Buffered<S>) -> Poll<Result<(), NoOpen>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        if let Some(header) = peer.read.first_chunk::<HEADER>() {
+            let kind = Kind::parse(*header);
+            peer.read.advance(HEADER);
+            return Poll::Ready(match kind {
+                Ok(Kind::Open) => Ok(()),
+                Ok(kind) => Err(NoOpen::OutOfPlace(FrameError::OutOfPlace(kind))),
+                Err(error) => Err(NoOpen::OutOfPlace(error)),
+            });
+        }
+        match ready!(peer.poll_fill(cx)) {
+            Ok(0) | Err(_) => return Poll::Ready(Err(NoOpen::Gone)),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Carries one connection of the peer's app to whatever serves HTTP.
+async fn carry_http<S>(
+    session: &Session,
+    peer: &mut Buffered<S>,
+    serve_http: &impl AsyncFn(Buffered<DuplexStream>) -> bool,
+) -> Next
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let _busy = session.worker.drain.busy();
+    let mut framed = Framed::opened();
+    let (near, far) = tokio::io::duplex(PASS_SIZE);
+    let mut near = Buffered::new(near);
+    let mut serving = pin!(serve_http(Buffered::new(far)));
+    let mut is_served = false;
+    let ended = poll_fn(|cx| {
+        if !is_served && let Poll::Ready(is_broken) = serving.as_mut().poll(cx) {
+            is_served = true;
+            if is_broken {
+                return Poll::Ready(Err(Broken::App));
+            }
+        }
+        match framed.poll(cx, &mut near, peer) {
+            Poll::Pending if session.poll_validity(cx) == Validity::Overdue => {
+                Poll::Ready(Err(Broken::Peer(io::ErrorKind::TimedOut.into())))
+            }
+            ended => ended,
+        }
+    });
+    match ended.await {
+        Ok(()) => Next::Open,
+        Err(Broken::App | Broken::PeerApp) => Next::after_reset(framed, peer).await,
+        Err(Broken::Peer(_) | Broken::Stale) => Next::Break,
+    }
+}
+
+/// Carries one connection of the peer's app to the app of this pod, until the peer's certificate is
+/// overdue.
+async fn carry<S>(session: &Session, logical: &Logical, peer: &mut Buffered<S>) -> Next
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let _busy = session.worker.drain.busy();
+    let metrics = session.tcp_metrics(logical);
+    metrics.opened();
+    let mut framed = Framed::opened();
+    let mut connecting = pin!(connect_app(&session.worker, logical, session.source()));
+    let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
+        Poll::Ready(connected) => Poll::Ready(connected),
+        Poll::Pending => peer.poll_gone(cx).map(|()| Err(Reason::ClientGone)),
+    });
+    let (mut app, _in_flight) = match connected.await {
+        Ok(connected) => connected,
+        Err(reason) => {
+            metrics.closed(Some(reason));
+            return match reason {
+                Reason::ClientGone => Next::Break,
+                _ => Next::after_reset(framed, peer).await,
+            };
+        }
+    };
+    // A peer may have opened the connection for an app that has said nothing yet, and turned out to
+    // need another one.
+    let mut is_needed = false;
+    let ended = poll_fn(|cx| {
+        let ended = framed.poll(cx, &mut app, peer);
+        let bytes = framed.take_bytes();
+        metrics.sent(bytes.received);
+        metrics.received(bytes.sent);
+        is_needed |= bytes.received > 0;
+        match ended {
+            Poll::Pending if session.poll_validity(cx) == Validity::Overdue => {
+                Poll::Ready(Err(Broken::Peer(io::ErrorKind::TimedOut.into())))
+            }
+            ended => ended,
+        }
+    });
+    let Some(broken) = ended.await.err() else {
+        metrics.closed(None);
+        return Next::Open;
+    };
+    tracing::debug!(?broken, "an app's connection broke");
+    app.io.reset();
+    metrics.closed(match broken {
+        Broken::App => Some(Reason::UpstreamReset),
+        Broken::Peer(_) | Broken::PeerApp | Broken::Stale => {
+            is_needed.then_some(Reason::ClientGone)
+        }
+    });
+    match broken {
+        Broken::App | Broken::PeerApp => Next::after_reset(framed, peer).await,
+        Broken::Peer(_) | Broken::Stale => Next::Break,
+    }
+}

@@ -1,0 +1,171 @@
+//! Where a connection goes that is bytes by decree: a TCPRoute or TLSRoutes are in force on its port.
+//!
+//! ```text
+//! TCPRoute ──────────────────────────────────────┐
+//! TLSRoutes ─▶ ClientHello ─▶ the name in it ─▶ StreamRoute ─▶ backend, by weight ─▶ tcp
+//! ```
+//!
+//! The ClientHello is looked at and passed on as it came: the TLS in it is between the client and the app.
+//!
+//! # Floors
+//!
+//! ```text
+//! explain
+//! client_hello
+//! ```
+
+pub mod client_hello;
+mod explain;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+use crate::balance::{Backend, by_weight};
+use crate::observe::reason::Reason;
+use crate::wire::buffered::Buffered;
+use client_hello::{Hello, MAX_CLIENT_HELLO};
+
+pub use explain::{Criterion, Explained, Verdict, explain, outcome};
+
+/// The routes in force on a port.
+#[derive(Debug)]
+pub enum StreamRoutes {
+    /// Takes every connection.
+    Tcp(Arc<StreamRoute>),
+    Tls(TlsRoutes),
+}
+
+/// A TCPRoute or a TLSRoute.
+#[derive(Debug)]
+pub struct StreamRoute {
+    /// `namespace/name`
+    pub name: Box<str>,
+    /// Of a TLSRoute: those that lead to it. Of a TCPRoute: none.
+    pub hostnames: Vec<Box<str>>,
+    pub backends: Vec<StreamBackend>,
+}
+
+#[derive(Debug)]
+pub struct StreamBackend {
+    pub weight: u32,
+    /// `Err`: why it can't be used.
+    pub backend: Result<Arc<Backend>, Arc<str>>,
+}
+
+/// TLSRoutes by the names that clients ask for.
+#[derive(Debug, Default)]
+pub struct TlsRoutes {
+    /// First the one that wins where names are equal.
+    all: Vec<Arc<StreamRoute>>,
+    exact: HashMap<Box<str>, Arc<StreamRoute>>,
+    /// By what follows `*.`.
+    wildcard: HashMap<Box<str>, Arc<StreamRoute>>,
+}
+
+impl StreamRoutes {
+    /// The route that takes a new connection. Its client may have to say first what it asks for, within `patience`.
+    pub async fn find<S>(
+        &self,
+        client: &mut Buffered<S>,
+        patience: Duration,
+    ) -> Result<&StreamRoute, Reason>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let hello = match self {
+            Self::Tcp(route) => return Ok(route),
+            Self::Tls(_) => timeout(patience, hello(client)).await,
+        };
+        self.decide(&hello.unwrap_or(Ok(Hello::Incomplete))?)
+    }
+
+    /// The route that takes a connection which begins so.
+    pub fn decide(&self, hello: &Hello) -> Result<&StreamRoute, Reason> {
+        match (self, hello) {
+            (Self::Tcp(route), _) => Ok(route),
+            (Self::Tls(routes), Hello::Asks(name)) => {
+                let route = name.as_deref().and_then(|name| routes.find(name));
+                route.ok_or(Reason::NoRoute)
+            }
+            (Self::Tls(_), Hello::Incomplete | Hello::Other) => Err(Reason::NoClientHello),
+        }
+    }
+}
+
+impl StreamRoute {
+    /// One of the backends by weight.
+    pub fn pick(&self, random: &mut SmallRng) -> Result<&Arc<Backend>, Reason> {
+        let weights = self.backends.iter().map(|backend| backend.weight);
+        let picked = by_weight(weights, random).ok_or(Reason::NoBackend)?;
+        self.backends[picked].target()
+    }
+}
+
+impl StreamBackend {
+    fn target(&self) -> Result<&Arc<Backend>, Reason> {
+        let backend = self.backend.as_ref();
+        backend.map_err(|_| Reason::BackendInvalid)
+    }
+}
+
+impl TlsRoutes {
+    /// `routes`, first the one that wins where names are equal.
+    pub fn new(routes: Vec<Arc<StreamRoute>>) -> Self {
+        let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
+        for route in &routes {
+            for hostname in &route.hostnames {
+                let (names, name) = match hostname.strip_prefix("*.") {
+                    Some(parent) => (&mut wildcard, parent),
+                    None => (&mut exact, &**hostname),
+                };
+                names.entry(name.into()).or_insert_with(|| route.clone());
+            }
+        }
+        Self {
+            all: routes,
+            exact,
+            wildcard,
+        }
+    }
+
+    /// The route for a name in lower case: one that has this very name, else the longest that stands for it (Gateway API).
+    pub fn find(&self, name: &str) -> Option<&StreamRoute> {
+        if let Some(route) = self.exact.get(name) {
+            return Some(route);
+        }
+        let route = parents(name).find_map(|parent| self.wildcard.get(parent));
+        route.map(Arc::as_ref)
+    }
+}
+
+/// What follows `*.` in the wildcards that stand for `name`, the longest first.
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    let dots = name.match_indices('.').map(|(dot, _)| dot);
+    dots.filter(|dot| *dot > 0).map(|dot| &name[dot + 1..])
+}
+
+/// Reads until the client has said which name it asks for, if any, or something else. What was read stays to be passed on.
+async fn hello<S>(client: &mut Buffered<S>) -> Result<Hello, Reason>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        let hello = client_hello::read(&client.read);
+        if hello != Hello::Incomplete || client.read.len() > MAX_CLIENT_HELLO {
+            return Ok(hello);
+        }
+        match poll_fn(|cx| client.poll_fill(cx)).await {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return Err(Reason::ClientGone),
+        }
+    }
+}

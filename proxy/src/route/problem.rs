@@ -1,0 +1,44 @@
+//! What is wrong with a field of the contract, by the field's path.
+
+use std::fmt;
+
+use http::HeaderName;
+
+/// What is wrong, and with which field inside of what is decoded.
+pub(super) struct Problem {
+    pub field: String,
+    pub text: String,
+}
+
+pub(super) fn problem(text: impl fmt::Display) -> Problem {
+    Problem {
+        field: String::new(),
+        text: text.to_string(),
+    }
+}
+
+pub(super) trait In<T> {
+    /// Puts `field` before the name of the field with the problem.
+    fn within(self, field: impl fmt::Display) -> Result<T, Problem>;
+}
+
+impl<T> In<T> for Result<T, Problem> {
+    fn within(self, field: impl fmt::Display) -> Self {
+        self.map_err(|problem| Problem {
+            field: format!("{field}{}", problem.field),
+            ..problem
+        })
+    }
+}
+
+pub(super) fn method(name: &str) -> Result<&str, Problem> {
+    http::Method::from_bytes(name.as_bytes())
+        .map(|_| name)
+        .map_err(|_| problem(format_args!("{name:?} is no method")))
+}
+
+pub(super) fn header_name(name: &str) -> Result<&str, Problem> {
+    HeaderName::from_bytes(name.as_bytes())
+        .map(|_| name)
+        .map_err(|_| problem(format_args!("{name:?} is no header name")))
+}

@@ -1,0 +1,4 @@
+//! What tests of several modules share.
+
+pub mod mesh;
+pub mod sockets;

@@ -1,0 +1,312 @@
+//! What the streams of a connection and its driver share.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use bytes::BytesMut;
+
+use super::frame::{Header, Kind};
+use super::stream::{Half, Stream};
+use super::{MAX_OPEN, MAX_UNHEARD, MAX_UNREAD, MAX_UNSENT};
+use crate::upstream::count::Streams;
+
+/// Who opens streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Client,
+    Server,
+}
+
+/// One connection, as its streams see it.
+#[derive(Debug)]
+pub struct Connection {
+    pub(super) side: Side,
+    pub(super) state: RefCell<State>,
+    /// The peer or we want no new streams.
+    leaving: Cell<bool>,
+    /// Exchanges that are under way.
+    pub exchanges: Streams,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    /// Frames that wait to be written.
+    pub unsent: BytesMut,
+    /// Those of which not both directions have ended.
+    streams: HashMap<u32, Rc<RefCell<Half>>>,
+    /// The stream that was opened last.
+    last: u32,
+    /// Streams that wait for `unsent` to become shorter, each once.
+    crowd: Vec<Rc<RefCell<Half>>>,
+    /// What has come for all streams and nobody has read, in bytes.
+    unread: usize,
+    /// Who is woken to write.
+    driver: Option<Waker>,
+    /// The connection is over.
+    over: Option<Over>,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    InOrder,
+    Broken(io::ErrorKind),
+}
+
+/// The peer does not keep to the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Violation {
+    #[error(transparent)]
+    Kind(#[from] super::frame::UnknownKind),
+    #[error("a stream that nobody opened")]
+    Stream,
+    #[error("more than a stream's window")]
+    Window,
+    #[error("more for streams that are not read than there can be")]
+    Unread,
+    #[error("a frame is too large")]
+    Large,
+}
+
+impl Connection {
+    pub(super) fn new(side: Side) -> Rc<Self> {
+        Rc::new(Self {
+            side,
+            state: RefCell::new(State {
+                unsent: BytesMut::new(),
+                streams: HashMap::new(),
+                last: 0,
+                crowd: Vec::new(),
+                unread: 0,
+                driver: None,
+                over: None,
+            }),
+            leaving: Cell::new(false),
+            exchanges: Streams::default(),
+        })
+    }
+
+    /// A new stream, which is opened by its first bytes. `None`: the connection takes no more.
+    pub fn open_stream(self: &Rc<Self>) -> Option<Stream> {
+        if self.is_leaving() || self.state.borrow().streams.len() >= MAX_OPEN {
+            return None;
+        }
+        Some(Stream::new(self.clone(), None, Rc::default()))
+    }
+
+    /// No new streams.
+    pub fn leave(&self) {
+        if self.leaving.replace(true) {
+            return;
+        }
+        let mut state = self.state.borrow_mut();
+        match self.side {
+            Side::Server => state.send(Kind::Leave, 0, 0),
+            Side::Client => state.wake_driver(),
+        }
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.get()
+    }
+
+    /// Asks the peer whether it is there.
+    pub fn ping(&self) {
+        self.state.borrow_mut().send(Kind::Ping, 0, 0);
+    }
+
+    /// Whether a stream has ever been opened.
+    pub fn was_used(&self) -> bool {
+        self.state.borrow().last > 0
+    }
+
+    /// Whether no stream is open.
+    pub fn is_unused(&self) -> bool {
+        self.state.borrow().streams.is_empty()
+    }
+
+    /// Takes in a frame of the peer. Returns a stream that it has opened.
+    pub(super) fn receive(
+        self: &Rc<Self>,
+        header: Header,
+        payload: &[u8],
+    ) -> Result<Option<Stream>, Violation> {
+        let mut state = self.state.borrow_mut();
+        let id = header.stream;
+        match header.kind {
+            Kind::Leave => {
+                self.leaving.set(true);
+                return Ok(None);
+            }
+            Kind::Ping => {
+                state.send(Kind::Pong, 0, 0);
+                return Ok(None);
+            }
+            // That something has come is all that it says.
+            Kind::Pong => return Ok(None),
+            Kind::Data | Kind::End | Kind::Reset | Kind::Window => {}
+        }
+        let known = state.streams.get(&id).cloned();
+        let Some(half) = known else {
+            // Late frames of streams that are over mean nothing any more.
+            if id <= state.last {
+                return Ok(None);
+            }
+            if self.side == Side::Client || header.kind != Kind::Data {
+                return Err(Violation::Stream);
+            }
+            state.last = id;
+            if state.streams.len() >= MAX_OPEN {
+                // An end without an answer: nothing was taken.
+                state.send(Kind::End, id, 0);
+                return Ok(None);
+            }
+            let half = Rc::new(RefCell::new(Half::default()));
+            half.borrow_mut().receive(payload)?;
+            state.streams.insert(id, half.clone());
+            state.received(payload.len())?;
+            return Ok(Some(Stream::new(self.clone(), Some(id), half)));
+        };
+        let mut half = half.borrow_mut();
+        match header.kind {
+            Kind::Data => {
+                half.receive(payload)?;
+                state.received(payload.len())?;
+            }
+            Kind::End => half.end(),
+            Kind::Reset => {
+                half.reset(io::ErrorKind::ConnectionReset);
+                state.streams.remove(&id);
+            }
+            Kind::Window => half.widen(header.amount)?,
+            Kind::Leave | Kind::Ping | Kind::Pong => {}
+        }
+        if half.is_over() {
+            state.streams.remove(&id);
+        }
+        Ok(None)
+    }
+
+    /// The connection has ended: so have its streams.
+    pub fn finish(&self, over: Over) {
+        self.leaving.set(true);
+        let mut state = self.state.borrow_mut();
+        state.over = Some(over);
+        state.unsent = BytesMut::new();
+        state.has_room();
+        for (_, half) in state.streams.drain() {
+            match over {
+                Over::InOrder => half.borrow_mut().finish(),
+                Over::Broken(kind) => half.borrow_mut().reset(kind),
+            }
+        }
+    }
+}
+
+impl State {
+    /// Appends a frame without payload.
+    pub fn send(&mut self, kind: Kind, stream: u32, amount: u32) {
+        if self.over.is_none() {
+            Header {
+                kind,
+                amount,
+                stream,
+            }
+            .write(&mut self.unsent);
+            self.wake_driver();
+        }
+    }
+
+    /// Appends a DATA frame.
+    pub fn send_data(&mut self, stream: u32, bytes: &[u8]) {
+        let header = Header {
+            kind: Kind::Data,
+            amount: bytes.len() as u32,
+            stream,
+        };
+        self.unsent.reserve(super::frame::HEADER + bytes.len());
+        header.write(&mut self.unsent);
+        self.unsent.extend_from_slice(bytes);
+        self.wake_driver();
+    }
+
+    /// Numbers a stream of ours. The peer sees the numbers rise, so this is done as the first frame is appended. `None`: there are
+    /// no numbers left.
+    pub fn open(&mut self, half: &Rc<RefCell<Half>>) -> Option<u32> {
+        self.last = self.last.checked_add(1)?;
+        self.streams.insert(self.last, half.clone());
+        Some(self.last)
+    }
+
+    fn received(&mut self, length: usize) -> Result<(), Violation> {
+        self.unread += length;
+        match self.unread > MAX_UNREAD {
+            true => Err(Violation::Unread),
+            false => Ok(()),
+        }
+    }
+
+    /// So much of what has come was read, or will not be.
+    pub fn read(&mut self, length: usize) {
+        self.unread -= length;
+    }
+
+    /// Whether there is room for another DATA frame.
+    pub fn is_crowded(&self) -> bool {
+        self.unsent.len() >= MAX_UNSENT
+    }
+
+    /// The stream's writer is to be woken when there is room.
+    pub fn wait_for_room(&mut self, half: &Rc<RefCell<Half>>) {
+        if !self.crowd.iter().any(|other| Rc::ptr_eq(other, half)) {
+            self.crowd.push(half.clone());
+        }
+    }
+
+    /// Nobody waits for room for this stream any more.
+    pub fn wait_no_more(&mut self, half: &Rc<RefCell<Half>>) {
+        self.crowd.retain(|other| !Rc::ptr_eq(other, half));
+    }
+
+    pub fn is_unheard(&self) -> bool {
+        self.unsent.len() > MAX_UNHEARD
+    }
+
+    #[cfg(test)]
+    pub fn has_crowd(&self) -> bool {
+        !self.crowd.is_empty()
+    }
+
+    /// What was unsent is on its way.
+    pub fn has_room(&mut self) {
+        for half in self.crowd.drain(..) {
+            half.borrow_mut().wake_writer();
+        }
+    }
+
+    pub fn over(&self) -> Option<Over> {
+        self.over
+    }
+
+    /// The stream is of no more use to this side.
+    pub fn forget(&mut self, stream: u32) {
+        self.streams.remove(&stream);
+        self.wake_driver();
+    }
+
+    pub fn driven_by(&mut self, cx: &Context<'_>) {
+        match &mut self.driver {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.driver = Some(cx.waker().clone()),
+        }
+    }
+
+    fn wake_driver(&self) {
+        if let Some(driver) = &self.driver {
+            driver.wake_by_ref();
+        }
+    }
+}

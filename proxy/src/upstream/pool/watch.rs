@@ -1,0 +1,135 @@
+//! An HTTP/1.1 connection to an endpoint without a sidecar, watched for what it shows of the
+//! endpoint's [habits](crate::balance::Habits).
+//!
+//! While it is idle its socket wakes the watch, so that the time of a close is known to the
+//! microsecond.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Wake, Waker};
+use std::time::{Duration, Instant};
+
+use crate::balance::Endpoint;
+use crate::observe::metrics::{AppConnection, Metrics};
+use crate::upstream::Caller;
+
+/// A watched connection. Dropped with it.
+pub struct Watched(Arc<Watch>);
+
+struct Watch {
+    endpoint: Arc<Endpoint>,
+    caller: Caller,
+    metrics: Metrics,
+    /// In the order in which connections to the endpoint were opened.
+    number: u64,
+    opened: Instant,
+    /// [`IN_USE`], [`OVER`], or since when the connection has been idle: microseconds after it was
+    /// opened.
+    idle_since: AtomicU64,
+    /// What the kernel had acknowledged before a request that can't be sent twice; 0: it does not
+    /// count.
+    acknowledged: AtomicU64,
+}
+
+const IN_USE: u64 = u64::MAX;
+const OVER: u64 = u64::MAX - 1;
+
+impl Watched {
+    /// Of a connection that is about to be opened.
+    pub fn new(endpoint: &Arc<Endpoint>, caller: Caller, metrics: &Metrics) -> Self {
+        Self(Arc::new(Watch {
+            number: endpoint.load.habits.opened(),
+            endpoint: endpoint.clone(),
+            caller,
+            metrics: metrics.clone(),
+            opened: Instant::now(),
+            idle_since: AtomicU64::new(IN_USE),
+            acknowledged: AtomicU64::new(0),
+        }))
+    }
+
+    /// Whose requests it carries.
+    pub fn caller(&self) -> &Caller {
+        &self.0.caller
+    }
+
+    /// The first answer has come on it.
+    pub fn answered(&self) {
+        self.0.endpoint.load.habits.answered(self.0.number);
+    }
+
+    /// The first answer has been waited for too long. True: idle connections may be the cause.
+    pub fn waits(&self) -> bool {
+        let habits = &self.0.endpoint.load.habits;
+        habits.waits(self.0.number);
+        habits.is_starving()
+    }
+
+    /// Whether it is not worth keeping while others wait.
+    pub fn is_starving_others(&self) -> bool {
+        self.0.endpoint.load.habits.is_starving()
+    }
+
+    /// Nothing is on it from now on, and [`Self::waker`] is to be woken if anything comes.
+    pub fn set_idle(&self, since: Instant) {
+        let since = since.duration_since(self.0.opened).as_micros() as u64;
+        self.0.idle_since.store(since, Relaxed);
+    }
+
+    /// It was closed while it was idle, or something came on it.
+    pub fn is_over(&self) -> bool {
+        self.0.idle_since.load(Relaxed) == OVER
+    }
+
+    /// It is used again. False: it was closed while it was idle.
+    pub fn set_in_use(&self) -> bool {
+        let since = self.0.idle_since.load(Relaxed);
+        let found = &self.0.idle_since;
+        since != OVER && (found.compare_exchange(since, IN_USE, Relaxed, Relaxed)).is_ok()
+    }
+
+    /// So many bytes had been acknowledged before the request that comes now.
+    pub fn set_acknowledged(&self, bytes: u64) {
+        self.0.acknowledged.store(bytes, Relaxed);
+    }
+
+    pub fn acknowledged(&self) -> u64 {
+        self.0.acknowledged.load(Relaxed)
+    }
+
+    pub fn waker(&self) -> Waker {
+        self.0.clone().into()
+    }
+}
+
+impl Wake for Watch {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    /// Its end, or something unasked: an idle connection gets nothing else.
+    fn wake_by_ref(self: &Arc<Self>) {
+        let since = self.idle_since.load(Relaxed);
+        if since == IN_USE || since == OVER {
+            return;
+        }
+        let found = &self.idle_since;
+        if (found.compare_exchange(since, OVER, Relaxed, Relaxed)).is_ok() {
+            let idle = self
+                .opened
+                .elapsed()
+                .saturating_sub(Duration::from_micros(since));
+            self.endpoint.load.habits.saw_close(idle);
+            self.endpoint.load.habits.ended();
+            self.metrics.app_connection(AppConnection::Closed);
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if self.0.idle_since.swap(OVER, Relaxed) != OVER {
+            self.0.endpoint.load.habits.ended();
+        }
+    }
+}

@@ -1,0 +1,57 @@
+# shellcheck shell=bash
+# What scripts install before they run: packages of the system, and Python libraries. Sourced by a script
+# that has `say WHAT`, which writes a line, and `fail WHAT`, which ends the script.
+
+# pinned_toolchain: has cargo use the compiler of rust-toolchain.toml. Where it is installed under another
+# name (`stable` of the same version) and can't be downloaded, that one.
+pinned_toolchain() {
+  command -v cargo > /dev/null || fail "there is no cargo: install the Rust toolchain (1.95 or later)"
+  ! cargo --version > /dev/null 2>&1 || return 0
+  local pinned name
+  pinned=$(sed -n 's/^channel = "\(.*\)"$/\1/p' rust-toolchain.toml)
+  while read -r name _; do
+    if [[ $(rustc "+$name" --version 2> /dev/null) == "rustc $pinned "* ]]; then
+      export RUSTUP_TOOLCHAIN=$name
+      return 0
+    fi
+  done < <(rustup toolchain list)
+  fail "there is no Rust $pinned: rustup toolchain install $pinned"
+}
+
+# want PROGRAM PACKAGE…: notes the packages if the program is missing.
+packages=()
+want() {
+  local program=$1
+  shift
+  command -v "$program" > /dev/null || [[ -x /usr/sbin/$program ]] || packages+=("$@")
+}
+
+# want_python: notes what virtual_environment takes.
+want_python() {
+  want python3 python3
+  python3 -c 'import ensurepip' 2> /dev/null || packages+=(python3-venv)
+}
+
+# install_wanted: installs what was noted.
+install_wanted() {
+  ((${#packages[@]} > 0)) || return 0
+  command -v apt-get > /dev/null || fail "install what this machine calls: ${packages[*]}"
+  [[ $EUID == 0 ]] || fail "as root: apt-get install ${packages[*]}"
+  say "installing ${packages[*]}"
+  apt-get update -q > /dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}" > /dev/null
+  packages=()
+}
+
+# virtual_environment FOLDER REQUIREMENTS [OPTION…]: a Python with the libraries that the file lists, made
+# again when the file changes. OPTIONs are pip's.
+virtual_environment() {
+  local folder=$1 requirements=$2
+  shift 2
+  ! cmp -s "$requirements" "$folder/installed" || return 0
+  say "installing the Python libraries of $requirements"
+  rm -rf "$folder"
+  python3 -m venv "$folder" || fail "python3 -m venv: install python3-venv"
+  "$folder/bin/pip" install -q --disable-pip-version-check "$@" -r "$requirements"
+  cp "$requirements" "$folder/installed"
+}
