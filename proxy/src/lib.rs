@@ -98,17 +98,18 @@
 //!   wire/detect.rs           detect
 //! http/http1/serve.rs        serve              one request after the other: head, body
 //!   http/http1/head.rs, framing/mod.rs          what may be passed on of it
-//! http/http1/exchange.rs     run                one request: its log line, its answer
+//! http/http1/exchange.rs     run                one request, and the answer to it
+//!   http/exchange.rs         decide             admission, metrics, the access log
 //!   route/mod.rs             decide             rule, filters, backend
-//! http/http1/forward.rs      run                attempts, time-outs, retries
+//! http/http1/forward.rs      run                the response, passed on
+//!   http/attempts.rs         run                one endpoint after the other, with http/retry.rs
 //!   balance/mod.rs           pick               endpoint
-//!   http/retry.rs
 //! http/http1/attempt.rs      pooled, open       one endpoint, one try
 //!   upstream/pool/mod.rs     take, open_stream
 //!   upstream/streams.rs      acquire
 //!   upstream/dialer.rs       connect            TCP, TLS, the endpoint's identity
 //! http/http1/body.rs                            the body each way, as fast as it is taken
-//! http/record.rs             log                the entry in the access log
+//! http/exchange.rs           end                metrics, and the entry in the access log
 //! ```
 //!
 //! HTTP/2 has the same steps in `http/http2/`; bytes go from `connection` to `opaque/mod.rs`. At the

@@ -6,33 +6,36 @@
 //!
 //! ```text
 //! serve      a connection: one request after the other, or its streams
-//! exchange   a request: decided, answered, counted, logged
-//! forward    its attempts: which endpoint, whether once more, until when
-//! attempt    one of them: the head sent, the response's head awaited
+//! exchange   a request: its head, and the answer as it was decided
+//! forward    sent to an endpoint, and its response passed on
+//! attempt    one try: the head sent, the response's head awaited
 //! body       bodies both ways
 //! mirror     a copy for a mirror
 //! reply      an answer of the proxy's own
 //! ```
 //!
-//! What they share is beside them.
+//! What is decided about a request is the same for both: [`exchange`] decides, counts and logs, and
+//! [`attempts`] tries endpoints. A policy is added there, once, and holds for HTTP/1.1, HTTP/2 and
+//! gRPC.
 //!
 //! # Floors
 //!
 //! ```text
 //! http1 http2
 //! mirror                      copies of requests, for mirrors
-//! deadlines retry             until when, and whether once more
-//! record                      how a request ended, and its log line
+//! attempts                    which endpoint, and whether once more
+//! deadlines retry exchange    until when; what is decided, counted and logged
 //! login                       what holds for a connection and not for a request
 //! reader strict               clients that do not read; what is refused
 //! ```
 
+mod attempts;
 pub mod deadlines;
+pub mod exchange;
 pub mod http1;
 pub mod http2;
 pub mod login;
 pub mod mirror;
 pub mod reader;
-pub mod record;
 pub mod retry;
 pub mod strict;

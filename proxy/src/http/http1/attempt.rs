@@ -13,6 +13,7 @@ use super::framing::{self, ResponseFraming};
 use super::head::{self, Request, Response, Version};
 use super::reply;
 use crate::balance::{AttemptOutcome, Endpoint, Peer};
+use crate::http::attempts::Failed;
 use crate::http::retry::Failure;
 use crate::observe::reason::{REASON_HEADER, Reason};
 use crate::route::RequestHead as _;
@@ -34,16 +35,6 @@ pub struct Attempt {
     is_head: bool,
 }
 
-/// Why an attempt came to nothing.
-#[derive(Clone, Copy, Debug)]
-pub struct Failed {
-    pub failure: Failure,
-    /// What the client is told, if this was the last attempt.
-    pub reason: Reason,
-    /// What it says about the endpoint.
-    pub outcome: AttemptOutcome,
-}
-
 /// What an attempt has come to.
 pub enum Progress {
     Head(ResponseFraming),
@@ -54,49 +45,6 @@ pub enum Progress {
     ClientGone,
     /// The client's body breaks the chunked coding.
     BadRequest,
-}
-
-impl Failed {
-    /// The endpoint has answered, but not well.
-    pub fn status(failure: Failure) -> Self {
-        Self {
-            failure,
-            reason: Reason::NoEndpoint,
-            outcome: AttemptOutcome::Reset,
-        }
-    }
-
-    pub fn timed_out() -> Self {
-        Self {
-            failure: Failure::TimedOut,
-            reason: Reason::BackendRequestTimeout,
-            outcome: AttemptOutcome::TimedOut,
-        }
-    }
-
-    pub fn no_connection(refusal: Refusal) -> Self {
-        Self {
-            failure: (&refusal).into(),
-            reason: refusal.reason,
-            outcome: refusal.outcome(),
-        }
-    }
-
-    /// What was sent has not been acknowledged.
-    pub fn out_of_reach() -> Self {
-        Self {
-            outcome: AttemptOutcome::TimedOut,
-            ..Self::reset(Reason::UpstreamReset)
-        }
-    }
-
-    pub fn reset(reason: Reason) -> Self {
-        Self {
-            failure: Failure::Reset,
-            reason,
-            outcome: AttemptOutcome::Reset,
-        }
-    }
 }
 
 /// An idle connection to `endpoint`. Nothing of this exchange has been sent on it yet.
@@ -298,11 +246,8 @@ impl Attempt {
         );
         if !self.answered && self.upstream.is_mesh && error.is_none() {
             // A sidecar ends a connection in order, and with no response, only where it has taken no request from it.
-            return Progress::Failed(Failed {
-                failure: Failure::NeverSent,
-                reason: Reason::UpstreamReset,
-                outcome: AttemptOutcome::Cancelled,
-            });
+            let (reason, outcome) = (Reason::UpstreamReset, AttemptOutcome::Cancelled);
+            return Progress::Failed(Failed::new(Failure::NeverSent, reason, outcome));
         }
         if !self.answered && self.upstream.reused && !self.upstream.is_mesh {
             return Progress::Stale;

@@ -5,24 +5,26 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
-use super::attempt::{self, Attempt, Failed, Progress, Reusable, write_head};
+use super::attempt::{self, Attempt, Progress, Reusable, write_head};
 use super::body::{Body, Broken};
-use super::exchange::{After, Client};
+use super::client::{After, Client};
 use super::framing::{Framing, ResponseFraming, is_idempotent};
 use super::head::{Request, Response, Version};
 use super::mirror;
 use super::untimely::{finish, is_unsolicited};
-use crate::balance::{self, AttemptOutcome, Backend, InFlight, RetryBudget};
+use crate::balance::{AttemptOutcome, InFlight};
+use crate::http::attempts::{self, Answer, Attempts, Failed, Outcome, Transport};
 use crate::http::deadlines::Deadlines;
+use crate::http::exchange::{self, End, Exchange};
 use crate::http::reader::Reader;
-use crate::http::record::{End, Told};
-use crate::http::retry::{Failure, Retries};
+use crate::http::retry::Failure;
 use crate::memory::{Charge, UNCHARGED, Use};
-use crate::observe::metrics::{AppConnection, RequestMetrics};
+use crate::observe::metrics::AppConnection;
 use crate::observe::reason::{REASON_HEADER, Reason};
 use crate::route::Rule;
 use crate::session::worker::Worker;
@@ -30,17 +32,14 @@ use crate::upstream::pool::{self, Upstream};
 
 const EXPECTATION_FAILED: u16 = 417;
 
-/// Forwards a request by a rule that has been decided upon.
-pub struct Forward<'a> {
-    pub rule: &'a Arc<Rule>,
+/// What holds for a request on its way to a backend.
+struct Forward {
+    rule: Arc<Rule>,
     /// Index into the rule's backends.
-    pub backend: usize,
+    backend: usize,
     /// Which origin may read the response, if a CORS filter says so.
-    pub origin: Option<&'a str>,
-    pub budget: &'a RetryBudget,
-    pub metrics: &'a RequestMetrics,
-    pub deadlines: Deadlines,
-    pub told: &'a mut Told,
+    origin: Option<Box<str>>,
+    deadlines: Deadlines,
 }
 
 /// Why something that was waited for is not waited for any longer.
@@ -51,6 +50,10 @@ enum Interrupt {
     ReaderStopped,
     /// The budget of memory has no room for what waits.
     NoMemory,
+    /// The connection on which the client had logged in broke.
+    LoginLost,
+    /// The client's body breaks the chunked coding.
+    BadRequest,
 }
 
 /// A response, and what it came by.
@@ -60,13 +63,7 @@ struct Answered {
     framing: ResponseFraming,
 }
 
-enum Unanswered {
-    Failed(Failed),
-    /// The connection on which the client had logged in broke.
-    LoginLost,
-    Interrupted(Interrupt),
-    BadRequest,
-}
+type Unanswered = attempts::Unanswered<Interrupt>;
 
 /// How the bodies ended, once the response had begun.
 enum Fate {
@@ -75,132 +72,144 @@ enum Fate {
     Interrupted(Interrupt),
 }
 
-impl Forward<'_> {
-    pub async fn run<S>(
-        &mut self,
-        client: &mut Client<'_, S>,
-        request: &Request,
-        response: &mut Response,
-    ) -> (End, After)
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let worker = client.session.worker.clone();
-        let Some(backend) = self.rule.target(self.backend) else {
-            return client.answer(Reason::BackendInvalid);
-        };
-        let framing = client.framing.body;
-        let mut upload = match replay_charge(&worker, framing) {
-            Ok(charge) => {
-                Body::replayable(framing, worker.config.limits.max_replay_bytes).charged(charge)
-            }
-            Err(NoRoom) => Body::new(framing),
-        };
-        if self.rule.is_mirrored(self.backend) {
-            let framing = &client.framing;
-            upload = mirror::start(&worker, self.rule, self.backend, request, framing, upload);
+/// Forwards a request as it was decided.
+pub async fn run<S>(
+    client: &mut Client<'_, S>,
+    exchange: &mut Exchange<'_>,
+    plan: exchange::Forward,
+    request: &Request,
+    response: &mut Response,
+) -> (End, After)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let exchange::Forward {
+        logical,
+        rule,
+        backend: index,
+        origin,
+    } = plan;
+    let worker = client.session.worker.clone();
+    let Some(backend) = rule.target(index) else {
+        return client.answer(Reason::BackendInvalid);
+    };
+    let framing = client.framing.body;
+    let mut upload = match replay_charge(&worker, framing) {
+        Ok(charge) => {
+            Body::replayable(framing, worker.config.limits.max_replay_bytes).charged(charge)
         }
-        let direction = client.session.direction;
-        let mut retries = Retries::new(direction, self.rule.retry.as_ref(), self.budget);
-        let mut tried: Vec<u64> = Vec::new();
-        let mut failed_before: Option<Failed> = None;
-        loop {
-            let picked = pick(client, &backend, &tried);
-            let Some(in_flight) = picked else {
-                // After an attempt, what it failed of says more than that nothing is left.
-                let reason = failed_before.map_or(Reason::NoEndpoint, |failed| failed.reason);
-                return client.answer_after(reason, &mut upload);
-            };
-            let id = in_flight.endpoint.id;
-            self.told.attempts += 1;
-            self.told.endpoint = Some(in_flight.endpoint.address);
-            self.deadlines.begin_attempt();
-            let attempted = self
-                .attempt(client, request, response, &mut upload, in_flight)
-                .await;
-            let (failed, wait) = match attempted {
-                Ok(answered) => {
-                    let told = response.fields.get(REASON_HEADER);
-                    let peer = &answered.in_flight.endpoint.peer;
-                    let failure = retries.failure_of(response.status, told, peer);
-                    let wait =
-                        failure.and_then(|f| retries.wait(f, upload.is_replayable(), self.metrics));
-                    match (failure, wait) {
-                        (Some(failure), Some(wait)) => {
-                            discard(client, answered, &upload);
-                            (Failed::status(failure), wait)
-                        }
-                        _ => {
-                            return self.pass_on(client, response, answered, upload).await;
-                        }
-                    }
-                }
-                Err(unanswered) => {
-                    let failed = match unanswered {
-                        // An app that sees its client's half end may hang up, and then it is the
-                        // client that is gone.
-                        Unanswered::Failed(failed)
-                            if failed.failure == Failure::Reset
-                                && client.connection.has_ended() =>
-                        {
-                            return Client::<S>::gone();
-                        }
-                        Unanswered::Failed(failed) => failed,
-                        Unanswered::LoginLost => {
-                            let end = End {
-                                status: None,
-                                reason: Some(Reason::UpstreamReset),
-                            };
-                            return (end, After::Cut);
-                        }
-                        // Only a response that has begun can be left unread.
-                        Unanswered::Interrupted(
-                            Interrupt::ClientGone | Interrupt::ReaderStopped,
-                        ) => {
-                            return Client::<S>::gone();
-                        }
-                        Unanswered::Interrupted(Interrupt::Timeout(
-                            Reason::BackendRequestTimeout,
-                        )) => Failed::timed_out(),
-                        Unanswered::Interrupted(Interrupt::Timeout(reason)) => {
-                            return client.answer_after(reason, &mut upload);
-                        }
-                        Unanswered::Interrupted(Interrupt::NoMemory) => {
-                            return client.answer_after(Reason::Overload, &mut upload);
-                        }
-                        Unanswered::BadRequest => {
-                            return client.answer_after(Reason::BadRequest, &mut upload);
-                        }
-                    };
-                    // Without a certificate of our own there is no point in asking the next endpoint.
-                    let hopeless = failed.reason == Reason::NoCertificate;
-                    let wait = match hopeless {
-                        true => None,
-                        false => retries.wait(failed.failure, upload.is_replayable(), self.metrics),
-                    };
-                    match wait {
-                        Some(wait) => (failed, wait),
-                        None => return client.answer_after(failed.reason, &mut upload),
-                    }
-                }
-            };
-            failed_before = Some(failed);
-            if !tried.contains(&id) {
-                tried.push(id);
-            }
-            self.deadlines.end_attempt();
-            if !wait.is_zero()
-                && let Err(interrupt) = self.wait_for(client, sleep(wait)).await
+        Err(NoRoom) => Body::new(framing),
+    };
+    if rule.is_mirrored(index) {
+        let framing = &client.framing;
+        upload = mirror::start(&worker, &rule, index, request, framing, upload);
+    }
+    let mut forward = Forward {
+        deadlines: Deadlines::new(exchange.started, &rule),
+        rule: rule.clone(),
+        backend: index,
+        origin,
+    };
+    let direction = client.session.direction;
+    let mut attempts = Attempts::new(direction, &backend, rule.retry.as_ref(), &logical.budget);
+    let mut transport = Http1 {
+        forward: &mut forward,
+        client,
+        request,
+        response,
+        upload: &mut upload,
+    };
+    let outcome = attempts.run(exchange, &mut transport).await;
+    match outcome {
+        Outcome::Answered(answered) => forward.pass_on(client, response, answered, upload).await,
+        Outcome::Failed(failed) => client.answer_after(failed.reason, &mut upload),
+        Outcome::Interrupted(interrupt) => give_up(client, interrupt, &mut upload),
+    }
+}
+
+fn give_up<S>(client: &mut Client<'_, S>, interrupt: Interrupt, upload: &mut Body) -> (End, After)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let reason = match interrupt {
+        // Only a response that has begun can be left unread.
+        Interrupt::ClientGone | Interrupt::ReaderStopped => return Client::<S>::gone(),
+        Interrupt::LoginLost => {
+            return (End::unanswered(Reason::UpstreamReset), After::Cut);
+        }
+        Interrupt::Timeout(reason) => reason,
+        Interrupt::NoMemory => Reason::Overload,
+        Interrupt::BadRequest => Reason::BadRequest,
+    };
+    client.answer_after(reason, upload)
+}
+
+/// A request, as its attempts see it.
+struct Http1<'a, 'c, S> {
+    forward: &'a mut Forward,
+    client: &'a mut Client<'c, S>,
+    request: &'a Request,
+    response: &'a mut Response,
+    upload: &'a mut Body,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Http1<'_, '_, S> {
+    type Answered = Answered;
+    type Interrupt = Interrupt;
+
+    fn bound(&self) -> Option<u64> {
+        self.client.login.endpoint()
+    }
+
+    fn deadlines(&mut self) -> &mut Deadlines {
+        &mut self.forward.deadlines
+    }
+
+    fn is_replayable(&self) -> bool {
+        self.upload.is_replayable()
+    }
+
+    async fn attempt(&mut self, in_flight: InFlight) -> Result<Answered, Unanswered> {
+        let (client, upload) = (&mut *self.client, &mut *self.upload);
+        let attempted = self
+            .forward
+            .attempt(client, self.request, self.response, upload, in_flight)
+            .await;
+        attempted.map_err(|unanswered| match unanswered {
+            // An app that sees its client's half end may hang up, and then it is the client that is
+            // gone.
+            Unanswered::Failed(failed)
+                if failed.failure == Failure::Reset && self.client.connection.has_ended() =>
             {
-                return match interrupt {
-                    Interrupt::ClientGone | Interrupt::ReaderStopped => Client::<S>::gone(),
-                    Interrupt::Timeout(reason) => client.answer_after(reason, &mut upload),
-                    Interrupt::NoMemory => client.answer_after(Reason::Overload, &mut upload),
-                };
+                Unanswered::Interrupted(Interrupt::ClientGone)
             }
+            Unanswered::Interrupted(Interrupt::Timeout(Reason::BackendRequestTimeout)) => {
+                Unanswered::Failed(Failed::timed_out())
+            }
+            unanswered => unanswered,
+        })
+    }
+
+    fn answer<'a>(&'a self, answered: &'a Answered) -> Answer<'a> {
+        Answer {
+            status: self.response.status,
+            reason: self.response.fields.get(REASON_HEADER),
+            peer: &answered.in_flight.endpoint.peer,
         }
     }
 
+    fn discard(&mut self, answered: Answered) {
+        discard(self.client, answered, self.upload);
+    }
+
+    fn rewind(&mut self) {}
+
+    async fn wait(&mut self, time: Duration) -> Result<(), Interrupt> {
+        self.forward.wait_for(self.client, sleep(time)).await
+    }
+}
+
+impl Forward {
     /// One attempt, up to the head of a response.
     async fn attempt<S>(
         &mut self,
@@ -235,7 +244,7 @@ impl Forward<'_> {
             let upstream = if let Some(mut upstream) = login {
                 match upstream.connection.is_quiet() {
                     true => upstream,
-                    false => return Err(Unanswered::LoginLost),
+                    false => return Err(Unanswered::Interrupted(Interrupt::LoginLost)),
                 }
             } else if let Some(upstream) = attempt::pooled(&worker, &endpoint, &caller, reusable) {
                 upstream
@@ -303,12 +312,14 @@ impl Forward<'_> {
                         framing,
                     })
                 }
-                Ok(Progress::Stale) if logged_in => Err(Unanswered::LoginLost),
+                Ok(Progress::Stale) if logged_in => {
+                    Err(Unanswered::Interrupted(Interrupt::LoginLost))
+                }
                 Ok(Progress::Failed(failed))
                     if logged_in && failed.reason == Reason::UpstreamReset =>
                 {
                     in_flight.finish(failed.outcome, sent);
-                    Err(Unanswered::LoginLost)
+                    Err(Unanswered::Interrupted(Interrupt::LoginLost))
                 }
                 Ok(Progress::Stale) => {
                     // Boxed: it is rare, and every connection would have the room for it.
@@ -335,7 +346,7 @@ impl Forward<'_> {
                     Err(Unanswered::Failed(failed))
                 }
                 Ok(Progress::ClientGone) => Err(Unanswered::Interrupted(Interrupt::ClientGone)),
-                Ok(Progress::BadRequest) => Err(Unanswered::BadRequest),
+                Ok(Progress::BadRequest) => Err(Unanswered::Interrupted(Interrupt::BadRequest)),
                 Err(interrupt) => {
                     in_flight.finish(interrupt.outcome(), sent);
                     Err(Unanswered::Interrupted(interrupt))
@@ -366,7 +377,7 @@ impl Forward<'_> {
             response.fields.remove(REASON_HEADER);
         }
         self.rule
-            .filter_response(self.backend, self.origin, response);
+            .filter_response(self.backend, self.origin.as_deref(), response);
         let status = response.status;
         if status == 101 && !client.framing.upgrade {
             return client.answer_after(Reason::UpstreamProtocolError, &mut upload);
@@ -438,15 +449,16 @@ impl Forward<'_> {
                 let _ = poll_fn(|cx| Poll::Ready(client.connection.poll_flush(cx))).await;
                 (complete(Some(reason)), After::Cut)
             }
-            Fate::Interrupted(Interrupt::ClientGone) => {
-                (complete(Some(Reason::ClientGone)), After::Cut)
-            }
-            Fate::Interrupted(Interrupt::Timeout(reason)) => (complete(Some(reason)), After::Cut),
-            Fate::Interrupted(Interrupt::ReaderStopped) => {
-                (complete(Some(Reason::ReaderStopped)), After::Cut)
-            }
-            Fate::Interrupted(Interrupt::NoMemory) => {
-                (complete(Some(Reason::MemoryExhausted)), After::Cut)
+            Fate::Interrupted(interrupt) => {
+                let reason = match interrupt {
+                    Interrupt::ClientGone => Reason::ClientGone,
+                    Interrupt::Timeout(reason) => reason,
+                    Interrupt::ReaderStopped => Reason::ReaderStopped,
+                    Interrupt::NoMemory => Reason::MemoryExhausted,
+                    Interrupt::LoginLost => Reason::ResponseTruncated,
+                    Interrupt::BadRequest => Reason::BadRequest,
+                };
+                (complete(Some(reason)), After::Cut)
             }
         }
     }
@@ -564,22 +576,14 @@ impl Interrupt {
     /// What it says about the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {
-            Self::ClientGone | Self::ReaderStopped | Self::NoMemory => AttemptOutcome::Cancelled,
+            Self::ClientGone
+            | Self::ReaderStopped
+            | Self::NoMemory
+            | Self::LoginLost
+            | Self::BadRequest => AttemptOutcome::Cancelled,
             Self::Timeout(_) => AttemptOutcome::TimedOut,
         }
     }
-}
-
-/// The endpoint that the client has logged in at, or the one that balancing picks.
-fn pick<S>(client: &Client<'_, S>, backend: &Backend, tried: &[u64]) -> Option<InFlight> {
-    let endpoints = backend.endpoints();
-    if let Some(id) = client.login.endpoint()
-        && let Some(bound) = balance::stay(&endpoints, id)
-    {
-        return Some(bound);
-    }
-    let random = &client.session.worker.random;
-    balance::pick(&endpoints, tried, &mut random.borrow_mut())
 }
 
 /// There is no room for a body to be kept in.

@@ -12,10 +12,25 @@
 //!                    ▼
 //!               one request, read in one way only       after 101: tcp
 //! ```
+//!
+//! # Floors
+//!
+//! ```text
+//! serve                       one request after the other
+//! exchange                    one request
+//! forward                     sent to an endpoint
+//! mirror untimely             copies of it; answers that come too early
+//! client                      its connection, and what it is answered
+//! attempt                     one try
+//! body reply                  bodies; answers of the proxy's own
+//! chunked framing             where a body ends
+//! head                        what stands in a head
+//! ```
 
 mod attempt;
 mod body;
 mod chunked;
+mod client;
 mod exchange;
 mod forward;
 mod framing;

@@ -10,7 +10,8 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::exchange::{self, After};
+use super::client::After;
+use super::exchange;
 use super::framing::{self, RequestFraming};
 use super::head::{self, HeadError, Request, Response};
 use crate::drain::Drain;

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
 use super::body::{Body, Broken};
-use super::exchange::Client;
+use super::client::Client;
 use super::framing::ResponseFraming;
 use crate::upstream::pool::Upstream;
 

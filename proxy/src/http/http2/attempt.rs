@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::body::{Broken, Upload};
 use crate::balance::{AttemptOutcome, Endpoint};
+use crate::http::attempts::Failed;
 use crate::http::retry::Failure;
 use crate::http::strict::MAX_FIELDS;
 use crate::observe::reason::Reason;
@@ -22,7 +23,7 @@ use crate::session::worker::Worker;
 use crate::upstream::Caller;
 use crate::upstream::http2::Connection;
 use crate::upstream::share::Holder;
-use crate::upstream::streams::{Lease, Refusal};
+use crate::upstream::streams::Lease;
 
 /// How long a new connection is given to say that its peer takes extended CONNECT (its first frame does), and how often that is
 /// looked at.
@@ -38,101 +39,29 @@ pub(super) struct Attempt {
     _lease: Lease<Connection>,
 }
 
-/// Why an attempt came to nothing.
-#[derive(Debug)]
-pub(super) struct Failed {
-    pub failure: Failure,
-    /// What the client is told, if this was the last attempt.
-    pub reason: Reason,
-    /// The code of the upstream's RST_STREAM, which the client is sent in place of a response.
-    pub reset: Option<h2::Reason>,
-    /// What it says about the endpoint.
-    pub outcome: AttemptOutcome,
+/// The stream ended with `error` before a response.
+fn stream_failed(error: &h2::Error) -> Failed {
+    let reset = error
+        .reason()
+        .filter(|_| error.is_reset() && error.is_remote());
+    // The peer says that it has not looked at the request: a refused stream, or one after the last
+    // that it took.
+    let unprocessed = if error.is_go_away() && error.is_remote() {
+        Some(Failure::Stale)
+    } else {
+        (reset == Some(h2::Reason::REFUSED_STREAM)).then_some(Failure::NeverSent)
+    };
+    let failed = match unprocessed {
+        Some(failure) => Failed::new(failure, Reason::UpstreamReset, AttemptOutcome::Cancelled),
+        None if error.is_library() => Failed::reset(Reason::UpstreamProtocolError),
+        None => Failed::reset(Reason::UpstreamReset),
+    };
+    Failed { reset, ..failed }
 }
 
-impl Failed {
-    fn never_sent(failure: Failure, reason: Reason, outcome: AttemptOutcome) -> Self {
-        Self {
-            failure,
-            reason,
-            reset: None,
-            outcome,
-        }
-    }
-
-    /// The endpoint has answered, but not well.
-    pub fn status(failure: Failure) -> Self {
-        Self {
-            failure,
-            reason: Reason::NoEndpoint,
-            reset: None,
-            outcome: AttemptOutcome::Reset,
-        }
-    }
-
-    pub fn timed_out() -> Self {
-        Self {
-            failure: Failure::TimedOut,
-            reason: Reason::BackendRequestTimeout,
-            reset: None,
-            outcome: AttemptOutcome::TimedOut,
-        }
-    }
-
-    /// The endpoint does not keep to the bounds of responses.
-    pub fn broken() -> Self {
-        Self {
-            failure: Failure::Reset,
-            reason: Reason::UpstreamProtocolError,
-            reset: None,
-            outcome: AttemptOutcome::Reset,
-        }
-    }
-
-    /// The budget of memory has no room for what waits. The endpoint may have begun with it.
-    pub fn no_memory(outcome: AttemptOutcome) -> Self {
-        Self {
-            failure: Failure::Reset,
-            reason: Reason::MemoryExhausted,
-            reset: None,
-            outcome,
-        }
-    }
-
-    fn no_connection(refusal: Refusal) -> Self {
-        Self::never_sent((&refusal).into(), refusal.reason, refusal.outcome())
-    }
-
-    /// The stream ended with `error` before a response.
-    fn stream(error: &h2::Error) -> Self {
-        let reset = error
-            .reason()
-            .filter(|_| error.is_reset() && error.is_remote());
-        // The peer says that it has not looked at the request: a refused stream, or one after the last that it took.
-        let unprocessed = if error.is_go_away() && error.is_remote() {
-            Some(Failure::Stale)
-        } else {
-            (reset == Some(h2::Reason::REFUSED_STREAM)).then_some(Failure::NeverSent)
-        };
-        if let Some(failure) = unprocessed {
-            let reason = Reason::UpstreamReset;
-            return Self {
-                reset,
-                ..Self::never_sent(failure, reason, AttemptOutcome::Cancelled)
-            };
-        }
-        let reason = if error.is_library() {
-            Reason::UpstreamProtocolError
-        } else {
-            Reason::UpstreamReset
-        };
-        Self {
-            failure: Failure::Reset,
-            reason,
-            reset,
-            outcome: AttemptOutcome::Reset,
-        }
-    }
+/// The endpoint does not keep to the bounds of responses.
+pub(super) fn out_of_bounds() -> Failed {
+    Failed::reset(Reason::UpstreamProtocolError)
 }
 
 /// Sends the head to `endpoint`. `holder`: whose share of the streams it counts against. `ends`:
@@ -156,12 +85,9 @@ pub(super) async fn start(
         };
         let protocol = head.extensions.get::<Protocol>();
         if protocol.is_some() && !knows_extended_connect(&sender).await {
-            return Err(Failed {
-                failure: Failure::Status(Reason::UpstreamProtocolError.status()),
-                reason: Reason::UpstreamProtocolError,
-                reset: None,
-                outcome: AttemptOutcome::Cancelled,
-            });
+            let reason = Reason::UpstreamProtocolError;
+            let failure = Failure::Status(reason.status());
+            return Err(Failed::new(failure, reason, AttemptOutcome::Cancelled));
         }
         match sender.send_request(request(head, protocol), ends) {
             Ok((response, send)) => {
@@ -178,7 +104,7 @@ pub(super) async fn start(
             }
         }
     }
-    Err(Failed::never_sent(
+    Err(Failed::new(
         Failure::Stale,
         Reason::ConnectFailed,
         AttemptOutcome::Cancelled,
@@ -252,10 +178,10 @@ impl Attempt {
             Ok(response) if response.headers().len() > MAX_FIELDS => {
                 tracing::debug!("an upstream's response has too many fields");
                 self.send.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
-                Progress::Failed(Failed::broken())
+                Progress::Failed(out_of_bounds())
             }
             Ok(response) => Progress::Head(response),
-            Err(error) => Progress::Failed(Failed::stream(&error)),
+            Err(error) => Progress::Failed(stream_failed(&error)),
         })
     }
 }

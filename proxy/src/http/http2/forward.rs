@@ -5,37 +5,34 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{Response, request};
 use tokio::time::{Instant, sleep};
 
-use super::attempt::{self, Attempt, Failed, Progress};
+use super::attempt::{self, Attempt, Progress};
 use super::body::{Broken, Download, Upload};
-use super::exchange::Client;
+use super::client::Client;
 use super::interim::Allowance;
 use super::{head, mirror, reply};
-use crate::balance::{self, AttemptOutcome, InFlight, Peer, RetryBudget};
+use crate::balance::{AttemptOutcome, InFlight, Peer};
+use crate::http::attempts::{self, Answer, Attempts, Failed, Outcome, Transport};
 use crate::http::deadlines::Deadlines;
-use crate::http::record::{End, Told};
-use crate::http::retry::Retries;
-use crate::observe::metrics::RequestMetrics;
+use crate::http::exchange::{self, End, Exchange};
 use crate::observe::reason::Reason;
 use crate::route::Rule;
 
-/// Forwards a request by a rule that has been decided upon.
-pub(super) struct Forward<'a> {
-    pub rule: &'a Arc<Rule>,
+/// What holds for a request on its way to a backend.
+struct Forward {
+    rule: Arc<Rule>,
     /// Index into the rule's backends.
-    pub backend: usize,
+    backend: usize,
     /// Which origin may read the response, if a CORS filter says so.
-    pub origin: Option<&'a str>,
-    pub budget: &'a RetryBudget,
-    pub metrics: &'a RequestMetrics,
-    pub deadlines: Deadlines,
-    pub told: &'a mut Told,
+    origin: Option<Box<str>>,
+    deadlines: Deadlines,
 }
 
 /// Why something that was waited for is not waited for any longer.
@@ -58,10 +55,7 @@ struct Answered {
     response: Response<RecvStream>,
 }
 
-enum Unanswered {
-    Failed(Failed),
-    Interrupted(Interrupt),
-}
+type Unanswered = attempts::Unanswered<Interrupt>;
 
 /// How the bodies ended, once the response had begun.
 enum Fate {
@@ -73,91 +67,114 @@ enum Fate {
     Interrupted(Interrupt),
 }
 
-impl Forward<'_> {
-    pub async fn run(
-        &mut self,
-        client: &mut Client<'_>,
-        head: &request::Parts,
-        body: RecvStream,
-    ) -> End {
-        let worker = client.downstream.session.worker.clone();
-        let Some(backend) = self.rule.target(self.backend) else {
-            return client.answer(Reason::BackendInvalid);
-        };
-        let mut upload = Upload::new(body, worker.config.limits.max_replay_bytes);
-        if self.rule.is_mirrored(self.backend) {
-            upload = mirror::start(&worker, self.rule, self.backend, head, upload);
-        }
-        let direction = client.downstream.session.direction;
-        let mut retries = Retries::new(direction, self.rule.retry.as_ref(), self.budget);
-        let mut tried: Vec<u64> = Vec::new();
-        let mut failed_before: Option<Failed> = None;
-        loop {
-            let picked = balance::pick(
-                &backend.endpoints(),
-                &tried,
-                &mut worker.random.borrow_mut(),
-            );
-            let Some(in_flight) = picked else {
-                // After an attempt, what it failed of says more than that nothing is left.
-                return match failed_before {
-                    Some(failed) => fail(client, failed),
-                    None => client.answer(Reason::NoEndpoint),
-                };
-            };
-            let id = in_flight.endpoint.id;
-            self.told.attempts += 1;
-            self.told.endpoint = Some(in_flight.endpoint.address);
-            self.deadlines.begin_attempt();
-            let (failed, wait) = match self.attempt(client, head, &mut upload, in_flight).await {
-                Ok(answered) => {
-                    let told = answered.response.headers().get(reply::REASON);
-                    let failure = retries.failure_of(
-                        answered.response.status().as_u16(),
-                        told.map(|reason| reason.as_bytes()),
-                        &answered.in_flight.endpoint.peer,
-                    );
-                    let wait =
-                        failure.and_then(|f| retries.wait(f, upload.is_replayable(), self.metrics));
-                    match (failure, wait) {
-                        (Some(failure), Some(wait)) => (Failed::status(failure), wait),
-                        _ => return self.pass_on(client, answered, upload).await,
-                    }
-                }
-                Err(unanswered) => {
-                    let failed = match unanswered {
-                        Unanswered::Failed(failed) => failed,
-                        Unanswered::Interrupted(Interrupt::Timeout(
-                            Reason::BackendRequestTimeout,
-                        )) => Failed::timed_out(),
-                        Unanswered::Interrupted(interrupt) => return give_up(client, interrupt),
-                    };
-                    // Without a certificate of our own there is no point in asking the next endpoint.
-                    let hopeless = failed.reason == Reason::NoCertificate;
-                    let wait = match hopeless {
-                        true => None,
-                        false => retries.wait(failed.failure, upload.is_replayable(), self.metrics),
-                    };
-                    match wait {
-                        Some(wait) => (failed, wait),
-                        None => return fail(client, failed),
-                    }
-                }
-            };
-            failed_before = Some(failed);
-            if !tried.contains(&id) {
-                tried.push(id);
+/// Forwards a request as it was decided.
+pub(super) async fn run(
+    client: &mut Client<'_>,
+    exchange: &mut Exchange<'_>,
+    plan: exchange::Forward,
+    head: &request::Parts,
+    body: RecvStream,
+) -> End {
+    let exchange::Forward {
+        logical,
+        rule,
+        backend: index,
+        origin,
+    } = plan;
+    let worker = client.downstream.session.worker.clone();
+    let Some(backend) = rule.target(index) else {
+        return client.answer(Reason::BackendInvalid);
+    };
+    let mut upload = Upload::new(body, worker.config.limits.max_replay_bytes);
+    if rule.is_mirrored(index) {
+        upload = mirror::start(&worker, &rule, index, head, upload);
+    }
+    let mut forward = Forward {
+        deadlines: Deadlines::new(exchange.started, &rule),
+        rule: rule.clone(),
+        backend: index,
+        origin,
+    };
+    let direction = client.downstream.session.direction;
+    let mut attempts = Attempts::new(direction, &backend, rule.retry.as_ref(), &logical.budget);
+    let mut transport = Http2 {
+        forward: &mut forward,
+        client,
+        head,
+        upload: &mut upload,
+    };
+    let outcome = attempts.run(exchange, &mut transport).await;
+    match outcome {
+        Outcome::Answered(answered) => forward.pass_on(client, answered, upload).await,
+        Outcome::Failed(failed) => fail(client, failed),
+        Outcome::Interrupted(interrupt) => give_up(client, interrupt),
+    }
+}
+
+/// A request, as its attempts see it.
+struct Http2<'a, 'c> {
+    forward: &'a mut Forward,
+    client: &'a mut Client<'c>,
+    head: &'a request::Parts,
+    upload: &'a mut Upload,
+}
+
+impl Transport for Http2<'_, '_> {
+    type Answered = Answered;
+    type Interrupt = Interrupt;
+
+    fn bound(&self) -> Option<u64> {
+        None
+    }
+
+    fn deadlines(&mut self) -> &mut Deadlines {
+        &mut self.forward.deadlines
+    }
+
+    fn is_replayable(&self) -> bool {
+        self.upload.is_replayable()
+    }
+
+    async fn attempt(&mut self, in_flight: InFlight) -> Result<Answered, Unanswered> {
+        let attempted = self
+            .forward
+            .attempt(self.client, self.head, self.upload, in_flight)
+            .await;
+        attempted.map_err(|unanswered| match unanswered {
+            Unanswered::Interrupted(Interrupt::Timeout(Reason::BackendRequestTimeout)) => {
+                Unanswered::Failed(Failed::timed_out())
             }
-            upload.rewind();
-            self.deadlines.end_attempt();
-            if !wait.is_zero()
-                && let Err(interrupt) = self.wait_for(client, &mut upload, sleep(wait)).await
-            {
-                return give_up(client, interrupt);
-            }
+            unanswered => unanswered,
+        })
+    }
+
+    fn answer<'a>(&'a self, answered: &'a Answered) -> Answer<'a> {
+        let response = &answered.response;
+        let reason = response.headers().get(reply::REASON);
+        Answer {
+            status: response.status().as_u16(),
+            reason: reason.map(HeaderValue::as_bytes),
+            peer: &answered.in_flight.endpoint.peer,
         }
     }
 
+    fn discard(&mut self, answered: Answered) {
+        drop(answered);
+    }
+
+    fn rewind(&mut self) {
+        self.upload.rewind();
+    }
+
+    async fn wait(&mut self, time: Duration) -> Result<(), Interrupt> {
+        let waited = sleep(time);
+        self.forward
+            .wait_for(self.client, self.upload, waited)
+            .await
+    }
+}
+
+impl Forward {
     /// One attempt, up to the head of a response.
     async fn attempt(
         &mut self,
@@ -200,7 +217,7 @@ impl Forward<'_> {
                 Ok(Progress::Interim(interim)) if !interims.take(interim.headers()) => {
                     tracing::debug!("an upstream sends interim responses without an end");
                     attempt.send.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
-                    let failed = Failed::broken();
+                    let failed = attempt::out_of_bounds();
                     in_flight.finish(failed.outcome, sent);
                     return Err(Unanswered::Failed(failed));
                 }
@@ -262,7 +279,7 @@ impl Forward<'_> {
             head.headers.remove(reply::REASON);
         }
         self.rule
-            .filter_response(self.backend, self.origin, &mut head);
+            .filter_response(self.backend, self.origin.as_deref(), &mut head);
         let status = head.status.as_u16();
         let ends = body.is_end_stream();
         let Ok(mut send) = client
@@ -463,10 +480,7 @@ fn fail(client: &mut Client<'_>, failed: Failed) -> End {
         // As it would be without a proxy.
         Some(code) => {
             client.respond.send_reset(code);
-            End {
-                status: None,
-                reason: Some(failed.reason),
-            }
+            End::unanswered(failed.reason)
         }
         None => client.answer(failed.reason),
     }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::attempt::{self, Progress};
 use super::body::{Upload, poll_room, send_end};
-use super::serve::logs_in;
+use super::downstream::logs_in;
 use crate::balance::{AttemptOutcome, InFlight};
 use crate::http::mirror::{self, MAX_DISCARDED, Piece, Source};
 use crate::observe::metrics::MirrorOutcome;

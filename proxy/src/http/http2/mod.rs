@@ -12,9 +12,25 @@
 //!
 //! What h2 sees to itself: framing, `content-length` against the body, header fields that belong to a connection (refused), the
 //! limits below. What it does not is here.
+//!
+//! # Floors
+//!
+//! ```text
+//! serve                       a connection, and a task for each of its streams
+//! exchange                    one stream
+//! forward                     sent to an endpoint
+//! mirror                      copies of it
+//! client                      who is answered
+//! downstream attempt          the connection, as its streams see it; one try
+//! held body                   what is charged; bodies
+//! head inflow interim meter   heads; what is counted and bounded
+//! reply                       answers of the proxy's own
+//! ```
 
 mod attempt;
 mod body;
+mod client;
+mod downstream;
 mod exchange;
 mod forward;
 mod head;

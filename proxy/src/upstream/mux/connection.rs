@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use bytes::BytesMut;
 
 use super::frame::{Header, Kind};
-use super::stream::{Half, Stream};
+use super::half::{Half, Violation};
 use super::{MAX_OPEN, MAX_UNHEARD, MAX_UNREAD, MAX_UNSENT};
 use crate::upstream::count::Streams;
 
@@ -49,26 +49,14 @@ pub(super) struct State {
     over: Option<Over>,
 }
 
+/// The number of a stream that the peer has opened, and its half.
+type Opened = (u32, Rc<RefCell<Half>>);
+
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
     InOrder,
     Broken(io::ErrorKind),
-}
-
-/// The peer does not keep to the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Violation {
-    #[error(transparent)]
-    Kind(#[from] super::frame::UnknownKind),
-    #[error("a stream that nobody opened")]
-    Stream,
-    #[error("more than a stream's window")]
-    Window,
-    #[error("more for streams that are not read than there can be")]
-    Unread,
-    #[error("a frame is too large")]
-    Large,
 }
 
 impl Connection {
@@ -87,14 +75,6 @@ impl Connection {
             leaving: Cell::new(false),
             exchanges: Streams::default(),
         })
-    }
-
-    /// A new stream, which is opened by its first bytes. `None`: the connection takes no more.
-    pub fn open_stream(self: &Rc<Self>) -> Option<Stream> {
-        if self.is_leaving() || self.state.borrow().streams.len() >= MAX_OPEN {
-            return None;
-        }
-        Some(Stream::new(self.clone(), None, Rc::default()))
     }
 
     /// No new streams.
@@ -123,17 +103,22 @@ impl Connection {
         self.state.borrow().last > 0
     }
 
+    /// Whether another stream may be opened.
+    pub(super) fn takes_streams(&self) -> bool {
+        !self.is_leaving() && self.state.borrow().streams.len() < MAX_OPEN
+    }
+
     /// Whether no stream is open.
     pub fn is_unused(&self) -> bool {
         self.state.borrow().streams.is_empty()
     }
 
-    /// Takes in a frame of the peer. Returns a stream that it has opened.
+    /// Takes in a frame of the peer. Returns the number and half of a stream that it has opened.
     pub(super) fn receive(
-        self: &Rc<Self>,
+        &self,
         header: Header,
         payload: &[u8],
-    ) -> Result<Option<Stream>, Violation> {
+    ) -> Result<Option<Opened>, Violation> {
         let mut state = self.state.borrow_mut();
         let id = header.stream;
         match header.kind {
@@ -168,7 +153,7 @@ impl Connection {
             half.borrow_mut().receive(payload)?;
             state.streams.insert(id, half.clone());
             state.received(payload.len())?;
-            return Ok(Some(Stream::new(self.clone(), Some(id), half)));
+            return Ok(Some((id, half)));
         };
         let mut half = half.borrow_mut();
         match header.kind {

@@ -12,8 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::MAX_DATA;
-use super::connection::{Connection, Over, Side, Violation};
+use super::connection::{Connection, Over, Side};
 use super::frame::{HEADER, Header, Kind};
+use super::half::Violation;
 use super::stream::Stream;
 use crate::wire::buffered::Buffered;
 
@@ -96,8 +97,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             };
             let opened = self.connection.receive(header, payload)?;
             self.io.read.advance(HEADER + length);
-            if let Some(stream) = opened {
-                accept(stream);
+            if let Some((id, half)) = opened {
+                accept(Stream::new(self.connection.clone(), Some(id), half));
             }
         }
         Ok(())

@@ -20,10 +20,21 @@
 //!   connection to its own sidecar each time.
 //! * A server that ends a stream in order without an answer has taken nothing from it, and one that ends the connection in order has
 //!   taken nothing from those that it has not answered: what was sent there may be sent to somebody else.
+//!
+//! # Floors
+//!
+//! ```text
+//! driver                      reads and writes the connection
+//! stream                      what carries bytes
+//! connection                  the streams that there are, and what waits to be written
+//! half                        one side of a stream
+//! frame                       the bytes of a frame
+//! ```
 
 mod connection;
 mod driver;
 mod frame;
+mod half;
 mod stream;
 
 #[cfg(test)]

@@ -4,13 +4,14 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::{Connection, Over, Violation};
+use super::connection::{Connection, Over};
 use super::frame::Kind;
+use super::half::Half;
 use super::{MAX_DATA, STREAM_WINDOW};
 
 /// Room that is kept for what comes next, in bytes.
@@ -25,91 +26,11 @@ pub struct Stream {
     half: Rc<RefCell<Half>>,
 }
 
-/// This side's half of a stream.
-#[derive(Debug)]
-pub(super) struct Half {
-    /// What has come and nobody has read.
-    received: BytesMut,
-    /// What the peer may send beyond that.
-    granted: u32,
-    /// What has been read, and the peer has not been told.
-    taken: u32,
-    /// What we may send.
-    credit: u32,
-    /// The peer has ended its direction.
-    ended: bool,
-    /// We have ended ours.
-    shut: bool,
-    broken: Option<io::ErrorKind>,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
-}
-
-impl Default for Half {
-    fn default() -> Self {
-        Self {
-            received: BytesMut::new(),
-            granted: STREAM_WINDOW,
-            taken: 0,
-            credit: STREAM_WINDOW,
-            ended: false,
-            shut: false,
-            broken: None,
-            reader: None,
-            writer: None,
-        }
-    }
-}
-
-impl Half {
-    pub fn receive(&mut self, payload: &[u8]) -> Result<(), Violation> {
-        let length = u32::try_from(payload.len()).map_err(|_| Violation::Large)?;
-        self.granted = self.granted.checked_sub(length).ok_or(Violation::Window)?;
-        if self.ended {
-            return Err(Violation::Stream);
-        }
-        self.received.extend_from_slice(payload);
-        wake(&mut self.reader);
-        Ok(())
-    }
-
-    /// The peer sends no more.
-    pub fn end(&mut self) {
-        self.ended = true;
-        wake(&mut self.reader);
-    }
-
-    /// The peer's reader has taken so much. More than the window: the peer miscounts.
-    pub fn widen(&mut self, amount: u32) -> Result<(), Violation> {
-        let wider = self.credit.saturating_add(amount);
-        if wider > STREAM_WINDOW {
-            return Err(Violation::Window);
-        }
-        self.credit = wider;
-        self.wake_writer();
-        Ok(())
-    }
-
-    /// The stream is broken.
-    pub fn reset(&mut self, kind: io::ErrorKind) {
-        self.broken = Some(kind);
-        wake(&mut self.reader);
-        wake(&mut self.writer);
-    }
-
-    /// The whole connection has ended in order.
-    pub fn finish(&mut self) {
-        self.end();
-        wake(&mut self.writer);
-    }
-
-    pub fn wake_writer(&mut self) {
-        wake(&mut self.writer);
-    }
-
-    /// Both directions have ended.
-    pub fn is_over(&self) -> bool {
-        self.ended && self.shut
+impl Connection {
+    /// A new stream, which is opened by its first bytes. `None`: the connection takes no more.
+    pub fn open_stream(self: &Rc<Self>) -> Option<Stream> {
+        self.takes_streams()
+            .then(|| Stream::new(self.clone(), None, Rc::default()))
     }
 }
 
@@ -254,11 +175,5 @@ impl Drop for Stream {
             state.send(Kind::Reset, id, 0);
         }
         state.forget(id);
-    }
-}
-
-fn wake(waker: &mut Option<Waker>) {
-    if let Some(waker) = waker.take() {
-        waker.wake();
     }
 }
