@@ -24,8 +24,8 @@ impl HeaderFields for HeaderMap {
         }
     }
 
-    fn set_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
-        self.insert(name.clone(), value.clone());
+    fn add_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.append(name.clone(), value.clone());
     }
 
     fn add_field(&mut self, name: &str, value: &str) {
@@ -55,8 +55,8 @@ impl HeaderFields for request::Parts {
         self.headers.set_field(name, value);
     }
 
-    fn set_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
-        self.headers.set_shared(name, value);
+    fn add_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.headers.add_shared(name, value);
     }
 
     fn add_field(&mut self, name: &str, value: &str) {
@@ -81,8 +81,8 @@ impl HeaderFields for response::Parts {
         self.headers.set_field(name, value);
     }
 
-    fn set_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
-        self.headers.set_shared(name, value);
+    fn add_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.headers.add_shared(name, value);
     }
 
     fn add_field(&mut self, name: &str, value: &str) {

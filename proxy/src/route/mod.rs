@@ -76,13 +76,9 @@ pub trait HeaderFields {
     fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool);
     /// Puts one field in the place of all of that name.
     fn set_field(&mut self, name: &str, value: &str);
-    /// [`Self::set_field`], with a value of the connection's that requests share.
-    fn set_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
-        if let Ok(value) = std::str::from_utf8(value.as_bytes()) {
-            self.set_field(name.as_str(), value);
-        }
-    }
     fn add_field(&mut self, name: &str, value: &str);
+    /// [`Self::add_field`], with a value of the connection's that requests share.
+    fn add_shared(&mut self, name: &HeaderName, value: &HeaderValue);
     fn remove_field(&mut self, name: &str);
     /// Removes every field whose name [`is_spelling`] of `name`.
     fn remove_spellings(&mut self, name: &str);

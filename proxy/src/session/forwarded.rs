@@ -68,7 +68,7 @@ impl Forwarded {
     pub fn write(&self, head: &mut impl HeaderFields) {
         head.remove_spellings(CLIENT_CERT);
         if let Some(value) = &self.client_cert {
-            head.set_shared(&CLIENT_CERT_NAME, value);
+            head.add_shared(&CLIENT_CERT_NAME, value);
         }
         for (field, element) in &self.addresses {
             append(head, field.name(), element);

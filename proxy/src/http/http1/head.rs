@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::mem::MaybeUninit;
 
 use bytes::BytesMut;
+use http::{HeaderName, HeaderValue};
 
 use crate::http::strict::MAX_FIELDS;
 use crate::route::{HeaderFields, RequestHead, is_spelling};
@@ -473,6 +474,10 @@ macro_rules! header_fields {
 
             fn add_field(&mut self, name: &str, value: &str) {
                 self.fields.add(name, value.as_bytes());
+            }
+
+            fn add_shared(&mut self, name: &HeaderName, value: &HeaderValue) {
+                self.fields.add(name.as_str(), value.as_bytes());
             }
 
             fn remove_field(&mut self, name: &str) {

@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use rand::rngs::SmallRng;
 
-use super::deadlines::Deadlines;
-use super::exchange::Exchange;
-use super::retry::{Failure, Retries};
 use crate::balance::{self, AttemptOutcome, Backend, InFlight, Peer, RetryBudget};
+use crate::http::deadlines::Deadlines;
+use crate::http::exchange::Exchange;
+use crate::http::retry::{Failure, Retries};
 use crate::observe::reason::Reason;
 use crate::route::RetryPolicy;
 use crate::socket::Direction;
 use crate::upstream::streams::Refusal;
+
+#[cfg(test)]
+mod tests;
 
 /// Why an attempt came to nothing.
 #[derive(Clone, Copy, Debug)]
