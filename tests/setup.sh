@@ -2,13 +2,17 @@
 # What scripts install before they run: packages of the system, and Python libraries. Sourced by a script
 # that has `say WHAT`, which writes a line, and `fail WHAT`, which ends the script.
 
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
 # pinned_toolchain: has cargo use the compiler of rust-toolchain.toml. Where it is installed under another
 # name (`stable` of the same version) and can't be downloaded, that one.
 pinned_toolchain() {
-  command -v cargo > /dev/null || fail "there is no cargo: install the Rust toolchain (1.95 or later)"
-  ! cargo --version > /dev/null 2>&1 || return 0
+  # Where rustup puts it, which a shell from before does not have in its path.
+  command -v cargo > /dev/null || PATH=$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin
+  command -v cargo > /dev/null || fail "there is no cargo: install Rust 1.95 from https://rustup.rs"
+  ! (cd "$repository" && cargo --version > /dev/null 2>&1) || return 0
   local pinned name
-  pinned=$(sed -n 's/^channel = "\(.*\)"$/\1/p' rust-toolchain.toml)
+  pinned=$(sed -n 's/^channel = "\(.*\)"$/\1/p' "$repository/rust-toolchain.toml")
   while read -r name _; do
     if [[ $(rustc "+$name" --version 2> /dev/null) == "rustc $pinned "* ]]; then
       export RUSTUP_TOOLCHAIN=$name
@@ -24,6 +28,12 @@ want() {
   local program=$1
   shift
   command -v "$program" > /dev/null || [[ -x /usr/sbin/$program ]] || packages+=("$@")
+}
+
+# want_compiler: notes what builds the cryptography and the allocator, which are in C.
+want_compiler() {
+  want cc gcc libc6-dev
+  want make make
 }
 
 # want_python: notes what virtual_environment takes.

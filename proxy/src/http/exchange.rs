@@ -131,7 +131,7 @@ impl<'a> Exchange<'a> {
     pub fn decide<H: RequestHead>(
         &mut self,
         head: &mut H,
-        check: impl FnOnce(&mut H) -> Option<Reason>,
+        check: impl FnOnce(&H) -> Option<Reason>,
         stays: impl FnOnce(&Rule) -> Option<usize>,
     ) -> Plan {
         let session = self.session;
@@ -150,7 +150,8 @@ impl<'a> Exchange<'a> {
             self.count(session.request_metrics(&logical.default_rule, None));
             return Plan::Refuse(reason);
         }
-        match route::decide(&logical, head, &mut session.worker.random.borrow_mut()) {
+        let decision = route::decide(&logical, head, &mut session.worker.random.borrow_mut());
+        match decision {
             Decision::Forward {
                 rule,
                 backend,

@@ -7,6 +7,8 @@
 
 use std::net::Ipv6Addr;
 
+use crate::route::is_spelling;
+
 /// Fields in one head. Heads are bounded in bytes too; this bounds the work per byte.
 pub const MAX_FIELDS: usize = 1_000;
 
@@ -142,7 +144,7 @@ const NO_REQUEST_TRAILERS: [&str; 10] = [
 
 /// Whether a field may be a trailer of a request (`of_request`) or of a response.
 pub fn is_trailer(name: &[u8], of_request: bool) -> bool {
-    let is = |other: &&str| name.eq_ignore_ascii_case(other.as_bytes());
+    let is = |other: &&str| is_spelling(name, other.as_bytes());
     !(NO_TRAILERS.iter().any(is) || of_request && NO_REQUEST_TRAILERS.iter().any(is))
 }
 

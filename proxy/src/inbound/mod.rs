@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use naru_listen::Place;
 use rustls::server::Acceptor;
-use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -28,6 +27,7 @@ use crate::socket::{self, Direction};
 use crate::table::Destination;
 use crate::wire::buffered::Buffered;
 use crate::wire::detect::{Detected, detect};
+use crate::wire::pipe::Pipe;
 use crate::{opaque, tls};
 
 pub(crate) mod streams;
@@ -68,7 +68,10 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
     let first_word = opening.first_word(&mut client, silence);
     let first_word = match silence {
         Some(_) => first_word.await,
-        None => in_time(&stranger.worker, first_word).await,
+        None => {
+            let said = in_time(&stranger.worker, first_word).await;
+            said.unwrap_or(FirstWord::Gone)
+        }
     };
     let reset = match first_word {
         FirstWord::Client(Detected::Tls)
@@ -149,17 +152,18 @@ async fn overload(
     }
 }
 
-/// Waits for the first word of a client that is the one to speak first.
-async fn in_time(worker: &Worker, first_word: impl Future<Output = FirstWord>) -> FirstWord {
+/// Waits for the first word of a client that is the one to speak first. `None`: there is none in
+/// time.
+async fn in_time<T>(worker: &Worker, first_word: impl Future<Output = T>) -> Option<T> {
     let leaving = async {
         worker.drain.started().await;
         sleep(http1::LEAVING).await;
     };
     tokio::select! {
         biased;
-        first_word = first_word => first_word,
-        () = leaving => FirstWord::Gone,
-        () = sleep(worker.config.limits.first_byte_timeout) => FirstWord::Gone,
+        first_word = first_word => Some(first_word),
+        () = leaving => None,
+        () = sleep(worker.config.limits.first_byte_timeout) => None,
     }
 }
 
@@ -241,10 +245,7 @@ async fn serve_peer(
             Box::pin(http2::serve(session, client)).await;
             None
         }
-        Alpn::Tcp => {
-            let serve_http = async |client| serve_http(&session, client).await;
-            Box::pin(opaque::serve_peer(&session, client, serve_http)).await
-        }
+        Alpn::Tcp => Box::pin(opaque::serve_peer(&session, client, serve_http)).await,
     };
     if let Some(client) = reset {
         socket::reset(client.get_ref());
@@ -253,27 +254,26 @@ async fn serve_peer(
 
 /// Carries what a peer sends as bytes to a port that is declared to speak HTTP: a TCPRoute of the
 /// caller's may do that. What is not TLS of the app's own is read as HTTP, as everything else that
-/// reaches this port, so that no client writes `X-Forwarded-Client-Cert` itself. Returns whether the
-/// connection is broken.
-async fn serve_http(session: &Session, mut client: Buffered<DuplexStream>) -> bool {
+/// reaches this port, so that no client writes `X-Forwarded-Client-Cert` itself.
+async fn serve_http(session: Session, client: Pipe) {
+    let mut client = Buffered::new(client);
     let destination = session.destination.load().clone();
     let Destination::Logical(logical) = &*destination else {
-        return true;
+        return client.io.break_off();
     };
-    let patience = session.worker.config.limits.first_byte_timeout;
-    let detected = timeout(patience, connection::first_bytes(&mut client)).await;
+    let first_bytes = connection::first_bytes(&mut client);
+    let Some(Ok(detected)) = in_time(&session.worker, first_bytes).await else {
+        return;
+    };
     let reset = match (logical.protocol, detected) {
-        (_, Err(_) | Ok(Err(_))) => None,
-        (_, Ok(Ok(Detected::Tls))) => Box::pin(opaque::serve(session, logical, client, None)).await,
-        (Protocol::Http2, Ok(Ok(_))) => {
-            Box::pin(connection::serve_declared_http2(session.clone(), client)).await
-        }
-        (_, Ok(Ok(Detected::Http2))) => {
-            Box::pin(connection::serve_http2(session.clone(), client)).await
-        }
-        (_, Ok(Ok(_))) => Box::pin(connection::serve_http1(session.clone(), client)).await,
+        (_, Detected::Tls) => Box::pin(opaque::serve(&session, logical, client, None)).await,
+        (Protocol::Http2, _) => Box::pin(connection::serve_declared_http2(session, client)).await,
+        (_, Detected::Http2) => Box::pin(connection::serve_http2(session, client)).await,
+        _ => Box::pin(connection::serve_http1(session, client)).await,
     };
-    reset.is_some()
+    if let Some(client) = reset {
+        client.break_off();
+    }
 }
 
 /// TLS with a peer. Returns who it is, how long it has proved that for, and what is inside.

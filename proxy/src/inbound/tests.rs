@@ -142,6 +142,17 @@ impl Pod {
         self.mesh.metric(&labels)
     }
 
+    /// Requests of the caller that have ended, however they did.
+    fn ended_requests(&self) -> f64 {
+        let text = self.mesh.worker.metrics.render().unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let ended = text
+            .lines()
+            .filter(|line| line.starts_with("naru_responses_total{") && line.contains(BY_CALLER));
+        let counts = ended.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        counts.sum()
+    }
+
     fn handshakes(&self, outcome: &str) -> f64 {
         let outcome = format!("outcome=\"{outcome}\"");
         let labels = [
@@ -228,8 +239,39 @@ fn what_a_peer_sends_as_bytes_to_an_http_port_is_read_as_http() {
                 send(&mut peer, Kind::Reset, b"").await;
                 while receive(&mut peer).await.0 != Kind::Reset {}
             }
+            // What the client has broken off is counted to its end.
+            until(|| pod.ended_requests() == 3.0).await;
         });
     }
+}
+
+#[test]
+fn a_response_that_breaks_off_arrives_as_far_as_it_came() {
+    run(async {
+        let pod = Pod::permissive(Protocol::Http).await;
+        let mut peer = pod.peer(Alpn::Tcp).await;
+        send(&mut peer, Kind::Open, b"").await;
+        send_data(&mut peer, REQUEST).await;
+        let mut app = accept(&pod.app).await;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            app.read_buf(&mut head).await.unwrap();
+        }
+        let response = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf";
+        app.write_all(response).await.unwrap();
+        drop(app);
+        let mut arrived = Vec::new();
+        loop {
+            match receive(&mut peer).await {
+                (Kind::Reset, _) => break,
+                (kind, bytes) => {
+                    assert_ne!(kind, Kind::End);
+                    arrived.extend(bytes);
+                }
+            }
+        }
+        assert!(arrived.ends_with(b"half"), "{arrived:?}");
+    });
 }
 
 #[test]
@@ -264,8 +306,18 @@ fn tls_of_the_apps_own_that_a_peer_sends_as_bytes_reaches_an_http_port() {
             drop(app);
             assert_eq!(receive(&mut peer).await, data(b"alert"));
             assert_eq!(receive(&mut peer).await, (Kind::End, Vec::new()));
-            let labels = ["naru_tcp_connections_total{", BY_CALLER];
-            assert_eq!(pod.mesh.metric(&labels), 1.0);
+            send(&mut peer, Kind::End, b"").await;
+            let closed = ["naru_tcp_closed_total{", BY_CALLER, "reason=\"\""];
+            until(|| pod.mesh.metric(&closed) == 1.0).await;
+            // A break of the client's is one for the app.
+            send(&mut peer, Kind::Open, b"").await;
+            send_data(&mut peer, &hello).await;
+            let mut app = accept(&pod.app).await;
+            app.read_exact(&mut arrived).await.unwrap();
+            send(&mut peer, Kind::Reset, b"").await;
+            assert!(is_reset(&mut app).await);
+            let open = ["naru_tcp_connections_open{", BY_CALLER];
+            until(|| pod.mesh.metric(&open) == 0.0).await;
         });
     }
 }

@@ -5,11 +5,12 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 
 use super::connect_app;
@@ -20,7 +21,8 @@ use crate::route::{Logical, Protocol};
 use crate::session::Session;
 use crate::session::validity::Validity;
 use crate::table::Destination;
-use crate::wire::buffered::{Buffered, PASS_SIZE};
+use crate::wire::buffered::{Buffered, LINGER, PASS_SIZE};
+use crate::wire::pipe::{Pipe, pipe};
 
 /// Why there is no other OPEN.
 enum NoOpen {
@@ -32,15 +34,15 @@ enum NoOpen {
 }
 
 /// Carries what a peer opens until it has no more. Returns the connection if it must be reset.
-/// `serve_http`: carries a connection to a port that is declared to speak HTTP, and returns whether
-/// it is broken.
-pub async fn serve_peer<S>(
+/// `serve_http`: carries a connection to a port that is declared to speak HTTP.
+pub async fn serve_peer<S, F>(
     session: &Session,
     io: S,
-    serve_http: impl AsyncFn(Buffered<DuplexStream>) -> bool,
+    serve_http: impl Fn(Session, Pipe) -> F,
 ) -> Option<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = ()> + 'static,
 {
     let drain = session.worker.drain.clone();
     let limits = &session.worker.config.limits;
@@ -143,35 +145,44 @@ where
 }
 
 /// Carries one connection of the peer's app to whatever serves HTTP.
-async fn carry_http<S>(
+async fn carry_http<S, F>(
     session: &Session,
     peer: &mut Buffered<S>,
-    serve_http: &impl AsyncFn(Buffered<DuplexStream>) -> bool,
+    serve_http: &impl Fn(Session, Pipe) -> F,
 ) -> Next
 where
     S: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = ()> + 'static,
 {
     let _busy = session.worker.drain.busy();
     let mut framed = Framed::opened();
-    let (near, far) = tokio::io::duplex(PASS_SIZE);
+    let (near, far) = pipe(PASS_SIZE);
     let mut near = Buffered::new(near);
-    let mut serving = pin!(serve_http(Buffered::new(far)));
-    let mut is_served = false;
+    // A task of its own, as for a connection that was accepted: it sees the end, and counts it.
+    let mut serving = spawn_local(serve_http(session.clone(), far));
+    let mut leaving = None;
     let ended = poll_fn(|cx| {
-        if !is_served && let Poll::Ready(is_broken) = serving.as_mut().poll(cx) {
-            is_served = true;
-            if is_broken {
-                return Poll::Ready(Err(Broken::App));
-            }
+        let ended = framed.poll(cx, &mut near, peer);
+        if ended.is_ready() {
+            return ended;
         }
-        match framed.poll(cx, &mut near, peer) {
-            Poll::Pending if session.poll_validity(cx) == Validity::Overdue => {
-                Poll::Ready(Err(Broken::Peer(io::ErrorKind::TimedOut.into())))
-            }
-            ended => ended,
+        if leaving.is_none() && Pin::new(&mut serving).poll(cx).is_ready() {
+            leaving = Some(Box::pin(sleep(LINGER)));
+        }
+        let is_late = leaving
+            .as_mut()
+            .is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+        match is_late || session.poll_validity(cx) == Validity::Overdue {
+            true => Poll::Ready(Err(Broken::Peer(io::ErrorKind::TimedOut.into()))),
+            false => Poll::Pending,
         }
     });
-    match ended.await {
+    let ended = ended.await;
+    match &ended {
+        Ok(()) => drop(near),
+        Err(_) => near.io.break_off(),
+    }
+    match ended {
         Ok(()) => Next::Open,
         Err(Broken::App | Broken::PeerApp) => Next::after_reset(framed, peer).await,
         Err(Broken::Peer(_) | Broken::Stale) => Next::Break,

@@ -76,8 +76,8 @@ impl Forwarded {
     }
 }
 
-/// Appends to the list in a field, in one line: many apps read one alone. What is no text is left
-/// out.
+/// Appends to the list in a field, in one line: many apps read one alone. What is no text, or has
+/// another spelling of the name, is left out.
 fn append(head: &mut impl HeaderFields, name: &str, element: &str) {
     let mut list = String::new();
     head.for_each_value(name, &mut |value| {
@@ -90,7 +90,8 @@ fn append(head: &mut impl HeaderFields, name: &str, element: &str) {
         true
     });
     list.push_str(element);
-    head.set_field(name, &list);
+    head.remove_spellings(name);
+    head.add_field(name, &list);
 }
 
 #[cfg(test)]
@@ -145,6 +146,7 @@ mod tests {
         let before = [
             ("x-forwarded-for", "1.1.1.1"),
             ("x-forwarded-for", "2.2.2.2, 3.3.3.3"),
+            ("x_forwarded_for", "127.0.0.1"),
         ];
         assert_eq!(
             written(&forwarded, &before),

@@ -19,7 +19,7 @@ pub const PASS_SIZE: usize = 64 * 1024;
 
 /// How long, and for how many bytes, a side that is still sending is listened to after the end, so that what was written last is
 /// not lost.
-const LINGER: Duration = Duration::from_secs(2);
+pub const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGERED: usize = 1024 * 1024;
 
 /// A connection and the bytes that wait on either way.

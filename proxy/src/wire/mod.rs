@@ -3,8 +3,9 @@
 //! # Floors
 //!
 //! ```text
-//! buffered detect     a connection with a buffer; what its first bytes are
+//! buffered detect pipe     a connection with a buffer; what its first bytes are; one in the process
 //! ```
 
 pub mod buffered;
 pub mod detect;
+pub mod pipe;

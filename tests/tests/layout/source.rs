@@ -175,7 +175,11 @@ impl Walk {
                 continue;
             }
             match &tokens[at] {
-                TokenTree::Ident(word) if word == "use" => {
+                // `impl Trait + use<'a>` names what it captures, and imports nothing.
+                TokenTree::Ident(word)
+                    if word == "use"
+                        && !tokens.get(at + 1).is_some_and(|next| is_punct(next, ['<'])) =>
+                {
                     let end = end_of_use(&tokens, at);
                     self.tree(&tokens[at + 1..end], &[]);
                     at = end;

@@ -362,6 +362,11 @@ fn class_e_that_others_use_is_left_alone() {
             found["preserved"],
             serde_json::json!(["fc00::/7", "2000::/3"])
         );
+        // Also where an earlier run took it.
+        init("--proxy-mark 0x6e61").expect("init");
+        assert!(local().contains("241.0.0.0/8"), "{}", local());
+        init("--proxy-mark 0x6e61 --class-e-in-use").expect("init");
+        assert!(!local().contains(" 24"), "{}", local());
         init("--undo").expect("undo");
         // A range that is called without the proxy, and no other for its sake.
         init("--proxy-mark 0x6e61 --skip-outbound-cidrs 0.0.0.0/0,241.5.0.0/16").expect("init");

@@ -46,8 +46,8 @@ pub fn judge(sidecars: &[(PodName, Metrics)]) -> Vec<Found> {
     }
     if let Some(pods) = refused.get("hidden") {
         found.push(info(format!(
-            "to the apps of {} pods clients have a stand-in for their address (169.254.6.6), as \
-             the kernel or runtime maps no prefixes: {}",
+            "the apps of {} pods see some clients as a stand-in (169.254.6.6): the kernel maps no \
+             prefixes, class E is in use, or the pod has no default route: {}",
             pods.len(),
             some(&full_names(pods))
         )));

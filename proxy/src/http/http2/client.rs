@@ -26,7 +26,7 @@ pub(super) struct Client<'a> {
 
 impl Client<'_> {
     /// Why the head is not taken.
-    pub fn check(&self, head: &mut request::Parts) -> Option<Reason> {
+    pub fn check(&self, head: &request::Parts) -> Option<Reason> {
         let is_extended_connect = head.extensions.get::<Protocol>().is_some();
         let limits = &self.downstream.session.worker.config.limits;
         head::refusal(head, is_extended_connect, limits.max_header_bytes)

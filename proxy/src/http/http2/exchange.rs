@@ -39,7 +39,12 @@ pub(super) async fn run(
     if logs_in(&head.headers) {
         downstream.bind();
     }
-    let check = |head: &mut request::Parts| client.check(head).or(refused);
+    let check = |head: &request::Parts| {
+        let reason = client.check(head).or(refused)?;
+        tracing::debug!(%reason, "a request is refused");
+        downstream.meter.refused();
+        Some(reason)
+    };
     let end = match exchange.decide(&mut head, check, |_| None) {
         Plan::Forward(forward) => {
             forward::run(&mut client, &mut exchange, forward, &head, body).await

@@ -75,8 +75,11 @@ pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
         }
         done => done?,
     }
+    let networks = local_networks(wanted).await;
+    // An earlier run may have been told otherwise.
+    remove_local(&networks).await?;
     let mut refused = None;
-    for network in local_networks(wanted).await {
+    for network in networks {
         if let Err(error) = add_local(network).await {
             refused = Some((network, error));
         }
@@ -183,10 +186,15 @@ async fn put_in_force(wanted: &RedirectRules, extent: Extent) -> Result<(), Init
 pub async fn remove() -> Result<(), InitError> {
     let connection = Connection::<Nftables>::new()?;
     connection.del_table_if_exists(TABLE, Family::Inet).await?;
+    remove_local(&[]).await
+}
+
+/// Removes the local routes of earlier runs, but for those of `kept`.
+async fn remove_local(kept: &[Cidr]) -> Result<(), InitError> {
     let routes = Connection::<Route>::new()?;
-    // Whatever an earlier run was told.
     let all = RedirectRules::of_pod(super::LeftAlone::default());
-    for network in local_networks(&all).await {
+    let networks = local_networks(&all).await;
+    for network in networks.iter().filter(|network| !kept.contains(network)) {
         match network.address {
             IpAddr::V4(address) => {
                 let route = local_v4(address, network.prefix);

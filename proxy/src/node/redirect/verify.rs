@@ -112,8 +112,9 @@ async fn attempt(rules: &RedirectRules) -> Result<(), Unverified> {
     let exempt = rules.exempt == Exempt::Uid(geteuid().as_raw());
     let (mut families, mut tried) = (0, 0);
     for v4 in [true, false] {
-        let Some(own) = own_address(v4).await else {
-            continue; // The pod has no such family.
+        // Where no route leads to others, no connection to them can be tried either.
+        let Some(own) = address_towards_others(v4).await else {
+            continue;
         };
         families += 1;
         let (to, at) = if exempt {

@@ -69,6 +69,10 @@ impl Sidecar<'_> {
                 arguments.push(format!("--{list}={value}"));
             }
         }
+        let class_e = self.annotation("naru.dev/class-e-in-use");
+        if class_e.is_some_and(|value| value.trim().eq_ignore_ascii_case("true")) {
+            arguments.push("--class-e-in-use".to_owned());
+        }
         let init = Runnable {
             exec: self.exec("naru-init", arguments),
             probes: Probes::default(),

@@ -157,6 +157,25 @@ fn a_client_that_only_opens_and_resets_streams_is_slowed_down_and_keeps_its_conn
 }
 
 #[test]
+fn a_client_whose_requests_are_refused_is_slowed_down() {
+    run(async {
+        let mesh = Setup::new(&[]).start();
+        let mut raw = Raw::new(&mesh).await;
+        // `GET *`.
+        let head = [0x82, 0x86, 0x04, 0x01, b'*', 0x01, 0x03, b'w', b'e', b'b'];
+        let mut stream = 1;
+        while slowed(&mesh) == 0.0 {
+            assert!(stream < 40_000, "20,000 refused requests cost nothing");
+            for _ in 0..50 {
+                assert!(raw.frame(1, END_HEADERS | END_STREAM, stream, &head).await);
+                stream += 2;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
 fn an_endless_head_is_cut_off() {
     run(async {
         let mesh = Setup::new(&[]).start();
