@@ -1,7 +1,8 @@
 //! The shutdown signal, and who is still busy.
 //!
-//! Busy is whatever a shutdown waits for: a connection from outside for as long as it lives, and on the app's side a request or a
-//! connection that is not HTTP. The app's idle connections are not: it may need them to finish, and keeps them to the end.
+//! Busy is whatever a shutdown waits for: a connection from outside for as long as it lives, and on
+//! the app's side a request or a connection that is not HTTP. The app's idle connections are not:
+//! it may need them to finish, and keeps them to the end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -112,10 +112,10 @@
 //! http/exchange.rs           end                metrics, and the entry in the access log
 //! ```
 //!
-//! HTTP/2 has the same steps in `http/http2/`; bytes go from `connection` to `opaque/mod.rs`. At the
-//! other end it is `workers/mod.rs`, `inbound/mod.rs` (the handshake, whose connection it is) and
-//! `inbound/streams.rs` (its streams); then the same files as above, with one rule that leads to the
-//! app in the pod.
+//! HTTP/2 has the same steps in `http/http2/`; bytes go from `connection` to `opaque/mod.rs`. At
+//! the other end it is `workers/mod.rs`, `inbound/mod.rs` (the handshake, whose connection it is)
+//! and `inbound/streams.rs` (its streams); then the same files as above, with one rule that leads
+//! to the app in the pod.
 //!
 //! # Floors
 //!

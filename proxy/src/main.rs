@@ -1,5 +1,6 @@
-//! `naru-proxy run`: the sidecar. `naru-proxy init`: the redirect rules that bring it its connections. `naru-proxy wait`: until it
-//! is ready. `naru-proxy cni-install`: the agent of a node with the CNI plugin, which is this program under the name `naru-cni`.
+//! `naru-proxy run`: the sidecar. `naru-proxy init`: the redirect rules that bring it its
+//! connections. `naru-proxy wait`: until it is ready. `naru-proxy cni-install`: the agent of a node
+//! with the CNI plugin, which is this program under the name `naru-cni`.
 //!
 //! ```text
 //! main thread: certificate, stream of tables, admin port, signals

@@ -129,7 +129,8 @@ pub async fn try_get(address: SocketAddr, path: &str) -> anyhow::Result<Answer> 
     ask(address, request.body(String::new())?).await
 }
 
-/// An HTTP/2 app that sends each message back as it comes, and then trailers. It stops when this is dropped.
+/// An HTTP/2 app that sends each message back as it comes, and then trailers. It stops when this is
+/// dropped.
 pub struct Echo(JoinHandle<()>);
 
 impl Echo {

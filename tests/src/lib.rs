@@ -22,7 +22,8 @@ pub fn programs() -> &'static Path {
         let mut build = Command::new(env!("CARGO"));
         build
             .args(["build", "--quiet", "--message-format=json"])
-            // The same selection as everywhere in `tests/run`: another one would compile every dependency once more.
+            // The same selection as everywhere in `tests/run`: another one would compile every
+            // dependency once more.
             .args(match optimized {
                 true => &["--profile", "sandbox", "--workspace", "--bins"][..],
                 false => &["--workspace", "--all-targets", "--features", FEATURES],
@@ -41,7 +42,8 @@ pub fn programs() -> &'static Path {
     })
 }
 
-/// The directory with the programs that images are made of, as the test clusters have them: optimised and static.
+/// The directory with the programs that images are made of, as the test clusters have them:
+/// optimised and static.
 pub fn image_programs() -> PathBuf {
     let built = Command::new(repository().join("deploy/images/build"))
         .args(["--profile", "sandbox", "--programs"])

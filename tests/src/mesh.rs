@@ -1,4 +1,5 @@
-//! A mesh on loopback: a controller over a directory of manifests, proxies beside it, and addresses that are this mesh's alone.
+//! A mesh on loopback: a controller over a directory of manifests, proxies beside it, and addresses
+//! that are this mesh's alone.
 //!
 //! ```text
 //! 127.A.B.N        pod N: what its proxy listens on; :8080 inbound, :8000 and on outbound, :15020 admin
@@ -365,7 +366,8 @@ pub async fn metric(admin: SocketAddr, name: &str, labels: &[&str]) -> f64 {
     series.sum()
 }
 
-/// The value of a label of the one series of a metric, asked of an admin port. `None`: there is no such series.
+/// The value of a label of the one series of a metric, asked of an admin port. `None`: there is no
+/// such series.
 pub async fn label(admin: SocketAddr, name: &str, label: &str) -> Option<String> {
     let answer = apps::get(admin, "/metrics").await;
     let prefix = format!("{name}{{");

@@ -9,7 +9,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long anything that has to happen may take: far more than it does, on a machine that is overloaded.
+/// How long anything that has to happen may take: far more than it does, on a machine that is
+/// overloaded.
 pub const SOON: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 

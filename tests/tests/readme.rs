@@ -1,5 +1,5 @@
-//! Holds the documents to the programs and to each other: their tables have exactly the reasons, metrics and flags that
-//! there are, links and names of files resolve, and README.md stays short.
+//! Holds the documents to the programs and to each other: their tables have exactly the reasons,
+//! metrics and flags that there are, links and names of files resolve, and README.md stays short.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,7 +33,8 @@ fn read(document: &str) -> String {
     std::fs::read_to_string(repository().join(document)).expect(document)
 }
 
-/// The rows of the one table of flags, metrics or reasons under a document's heading, without its head.
+/// The rows of the one table of flags, metrics or reasons under a document's heading, without its
+/// head.
 fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
     let rows: Vec<Vec<String>> = read(document)
         .lines()
@@ -279,7 +280,8 @@ fn every_flag_of_the_proxy_and_the_controller_is_documented() {
     );
 }
 
-/// The flags in what clap prints for `--help`: each begins a line, after a short name or as far in. `-h` is everywhere.
+/// The flags in what clap prints for `--help`: each begins a line, after a short name or as far in.
+/// `-h` is everywhere.
 fn flags_of_help(help: &str) -> BTreeSet<Flag> {
     let help = ["-n", "-o", "-X", "-H"]
         .iter()

@@ -1,5 +1,5 @@
-//! Any bytes as the start of a connection: what has been said of them stands whatever follows, and whatever the HTTP/1 parser takes
-//! for a request was taken for HTTP/1.
+//! Any bytes as the start of a connection: what has been said of them stands whatever follows, and
+//! whatever the HTTP/1 parser takes for a request was taken for HTTP/1.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! Any bytes as the frames of an app's connection: they are read in one way, however they are cut into reads, and what was framed comes
-//! out as it went in.
+//! Any bytes as the frames of an app's connection: they are read in one way, however they are cut
+//! into reads, and what was framed comes out as it went in.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! Any bytes as an HTTP/1 message: a head and a body are read in one way, however the bytes are cut into reads, and what is passed on
-//! is read by the next parser as it was read here.
+//! Any bytes as an HTTP/1 message: a head and a body are read in one way, however the bytes are cut
+//! into reads, and what is passed on is read by the next parser as it was read here.
 #![no_main]
 
 use bytes::BytesMut;

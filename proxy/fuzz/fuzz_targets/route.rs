@@ -1,5 +1,5 @@
-//! Any route that the contract can carry, and any request that the `http` crate lets in: decoding says yes or no, matching and
-//! rewriting never panic, and what comes out is fit to be sent.
+//! Any route that the contract can carry, and any request that the `http` crate lets in: decoding
+//! says yes or no, matching and rewriting never panic, and what comes out is fit to be sent.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};

@@ -1,5 +1,5 @@
-//! Any pushes of a controller, as bytes and as messages that refer to each other: the table never panics, holds what it did not
-//! reject, and keeps what it held of what it rejected.
+//! Any pushes of a controller, as bytes and as messages that refer to each other: the table never
+//! panics, holds what it did not reject, and keeps what it held of what it rejected.
 #![no_main]
 
 use std::collections::{HashMap, HashSet};

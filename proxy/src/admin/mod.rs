@@ -1,7 +1,7 @@
 //! The admin port: metrics, probes, the tables in force, and the log's filter.
 //!
-//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. It runs on the control thread; the number of
-//! connections and the time that each may take are bounded.
+//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. It runs on the
+//! control thread; the number of connections and the time that each may take are bounded.
 //!
 //! # Floors
 //!

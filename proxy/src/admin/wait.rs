@@ -1,5 +1,5 @@
-//! `naru-proxy wait`: until the sidecar beside it carries traffic. For clusters without native sidecars, where it holds the other
-//! containers of the pod back.
+//! `naru-proxy wait`: until the sidecar beside it carries traffic. For clusters without native
+//! sidecars, where it holds the other containers of the pod back.
 
 use std::net::SocketAddr;
 use std::time::Duration;

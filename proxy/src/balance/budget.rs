@@ -1,9 +1,9 @@
-//! The retry budget (GEP-3388): retries may be at most a share of the requests, so that an overloaded Service is not
-//! finished off by those who try again.
+//! The retry budget (GEP-3388): retries may be at most a share of the requests, so that an
+//! overloaded Service is not finished off by those who try again.
 //!
-//! In: one word for each request, and a question before each retry. Out: yes or no. Time is cut into slices; what happened in
-//! the last `SLICES` of them counts. No lock: a slice is one atomic that carries its own number, and whoever
-//! comes first in a new slice starts its count over.
+//! In: one word for each request, and a question before each retry. Out: yes or no. Time is cut
+//! into slices; what happened in the last `SLICES` of them counts. No lock: a slice is one atomic
+//! that carries its own number, and whoever comes first in a new slice starts its count over.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -90,7 +90,8 @@ impl Default for RetryBudget {
     }
 }
 
-/// Events of the last `SLICES` slices. Each is the number of a slice in the upper half and its count in the lower.
+/// Events of the last `SLICES` slices. Each is the number of a slice in the upper half and its
+/// count in the lower.
 #[derive(Debug, Default)]
 struct Window([AtomicU64; SLICES]);
 

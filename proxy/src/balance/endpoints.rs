@@ -43,7 +43,8 @@ impl Backend {
 pub struct EndpointSet {
     /// The preferred ones first.
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// How many of the first are to be used as long as they are well. 0: none is better than another.
+    /// How many of the first are to be used as long as they are well. 0: none is better than
+    /// another.
     preferred: usize,
 }
 
@@ -103,7 +104,8 @@ pub enum Peer {
     Mesh(Arc<str>),
     /// No sidecar: plaintext.
     Plain,
-    /// The app in the proxy's own pod: plaintext, from the address that the redirect rules let through.
+    /// The app in the proxy's own pod: plaintext, from the address that the redirect rules let
+    /// through.
     App,
 }
 

@@ -1,4 +1,5 @@
-//! What is known about one endpoint: how fast it answers, what is in flight on it, and whether it is in good standing.
+//! What is known about one endpoint: how fast it answers, what is in flight on it, and whether it
+//! is in good standing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -10,23 +11,26 @@ use rand::rngs::SmallRng;
 use super::{Admission, AttemptOutcome, Habits, Nanos};
 use crate::observe::metrics::{EjectionCounter, EjectionReason};
 
-/// Time in which what was seen loses all but 1/e of its weight, in nanoseconds. Long enough to outlast a garbage collection,
-/// short enough that a scaled-up or healed pod is found out about.
+/// Time in which what was seen loses all but 1/e of its weight, in nanoseconds. Long enough to
+/// outlast a garbage collection, short enough that a scaled-up or healed pod is found out about.
 const DECAY: f64 = 10e9;
 /// What an observation weighs at least where the estimate falls: a client with few requests learns
 /// from these, not from time alone, that an endpoint is well again.
 const LEAST_WEIGHT: f64 = 0.4;
 /// Latencies below are taken as this one, in nanoseconds: less is the noise of scheduling.
 const LATENCY_FLOOR: f64 = 5e6;
-/// Responses before anything is made of an endpoint's latency, and the best of them counts: the first request pays for the
-/// handshake, and often for an app that is warming up. Until then what is in flight decides.
+/// Responses before anything is made of an endpoint's latency, and the best of them counts: the
+/// first request pays for the handshake, and often for an app that is warming up. Until then what
+/// is in flight decides.
 const WARM_UP: u32 = 3;
 /// One observation raises the estimate to at most this many times its value, so that outliers make
 /// no endpoint a slow one. Slowness that lasts gets there with the next ones.
 const PEAK_RISE: f64 = 1.3;
-/// Endpoints whose estimates differ by less than this factor count as equally fast, and what is in flight decides.
+/// Endpoints whose estimates differ by less than this factor count as equally fast, and what is in
+/// flight decides.
 const SAME_SPEED: f64 = 3.0;
-/// Failures in a row after which an endpoint is ejected. With one request in two failing it takes about 60 requests.
+/// Failures in a row after which an endpoint is ejected. With one request in two failing it takes
+/// about 60 requests.
 const FAILURES_TO_EJECT: u32 = 5;
 /// Of the first ejection; doubles with each that follows.
 const BASE_EJECTION: Duration = Duration::from_secs(10);
@@ -56,7 +60,8 @@ pub struct Load {
     ejected_until: AtomicU64,
     /// Ejections without a long time of good standing between them.
     ejections: AtomicU32,
-    /// The ejection is because of somebody else at the address: nothing but a probe goes there, however few others there are.
+    /// The ejection is because of somebody else at the address: nothing but a probe goes there,
+    /// however few others there are.
     refused: AtomicBool,
     /// When earlier ejections no longer count.
     forgiven_at: AtomicU64,
@@ -210,7 +215,8 @@ impl Load {
         load(self) < load(other)
     }
 
-    /// Decays while nothing is observed, so that a slow endpoint is tried again some time. `None`: not known yet.
+    /// Decays while nothing is observed, so that a slow endpoint is tried again some time. `None`:
+    /// not known yet.
     pub(super) fn latency(&self, now: Nanos) -> Option<f64> {
         if self.observations.load(Relaxed) < WARM_UP {
             return None;

@@ -1,9 +1,10 @@
-//! Which endpoint gets a request: power of two choices on peak EWMA latency and requests in flight; endpoints that
-//! keep failing are ejected for a while.
+//! Which endpoint gets a request: power of two choices on peak EWMA latency and requests in flight;
+//! endpoints that keep failing are ejected for a while.
 //!
-//! In: an [`EndpointSet`] and the endpoints that this request has tried. Out: an [`InFlight`], which takes back how the attempt
-//! ended. All workers share what is learned through atomics; there is no lock, and no order between them is relied upon: a lost
-//! update costs a slightly older estimate.
+//! In: an [`EndpointSet`] and the endpoints that this request has tried. Out: an [`InFlight`],
+//! which takes back how the attempt ended. All workers share what is learned through atomics; there
+//! is no lock, and no order between them is relied upon: a lost update costs a slightly older
+//! estimate.
 //!
 //! ```text
 //! available ──5 failures in a row──▶ ejected 10 s, 20 s … 300 s ──▶ one probe ──answered──▶ available
@@ -11,8 +12,9 @@
 //!           ──connect failed──────▶ avoided for a second: taken where there is no other
 //! ```
 //!
-//! Where some endpoints are preferred (those of the client's zone), they alone are picked from as long as one of them is available
-//! and untried; otherwise all are, as if none were preferred. Ejected ones among the preferred go on being probed.
+//! Where some endpoints are preferred (those of the client's zone), they alone are picked from as
+//! long as one of them is available and untried; otherwise all are, as if none were preferred.
+//! Ejected ones among the preferred go on being probed.
 //!
 //! # Floors
 //!
@@ -91,7 +93,8 @@ enum Admission {
     Panic,
 }
 
-/// An attempt in flight on an endpoint. Dropping it without a word on how it ended counts as cancelled.
+/// An attempt in flight on an endpoint. Dropping it without a word on how it ended counts as
+/// cancelled.
 #[derive(Debug)]
 pub struct InFlight {
     pub endpoint: Arc<Endpoint>,
@@ -145,8 +148,8 @@ impl Drop for InFlight {
     }
 }
 
-/// Picks an endpoint, avoiding those already tried (by id) where there are others. `None`: there is no endpoint that may
-/// be given work.
+/// Picks an endpoint, avoiding those already tried (by id) where there are others. `None`: there is
+/// no endpoint that may be given work.
 pub fn pick(set: &EndpointSet, tried: &[u64], random: &mut SmallRng) -> Option<InFlight> {
     pick_at(set, tried, random, Nanos::now())
 }
@@ -236,7 +239,8 @@ fn admit_any(endpoint: &Arc<Endpoint>, now: Nanos) -> Option<InFlight> {
     Some(InFlight::new(endpoint, admission, now))
 }
 
-/// The slow path: looks at every endpoint and takes the best one there is, if it is no worse than of rank `worst`.
+/// The slow path: looks at every endpoint and takes the best one there is, if it is no worse than
+/// of rank `worst`.
 fn pick_by_rank(
     endpoints: &[Arc<Endpoint>],
     tried: &[u64],
@@ -253,7 +257,8 @@ fn pick_by_rank(
             )
         })
         .count();
-    // With more than half of them out, it is more likely that something else is broken, and what is left would drown.
+    // With more than half of them out, it is more likely that something else is broken, and what is
+    // left would drown.
     let panic = out * 2 > endpoints.len();
     let rank = |endpoint: &Endpoint| {
         let tried = tried.contains(&endpoint.id);
@@ -307,7 +312,8 @@ fn pick_by_rank(
     }
 }
 
-/// Nanoseconds since the process began to count: what fits into an atomic. The seam through which tests choose the time.
+/// Nanoseconds since the process began to count: what fits into an atomic. The seam through which
+/// tests choose the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Nanos(u64);
 

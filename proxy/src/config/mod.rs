@@ -20,7 +20,8 @@ use crate::probe::Probes;
 use crate::socket::{MappedListener, Ports};
 pub use span::Span;
 
-/// Most data workers. More threads than that are no sidecar any more, and each has pools of its own.
+/// Most data workers. More threads than that are no sidecar any more, and each has pools of its
+/// own.
 const MAX_WORKERS: i64 = 64;
 
 /// Everything that a running proxy is told.
@@ -87,7 +88,8 @@ pub enum AddressField {
 /// Every bound of the data path. The defaults carry their reasons.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// A request's or response's whole head, in bytes. Linkerd's 16 KiB and Envoy's 60 KiB both broke users' cookies.
+    /// A request's or response's whole head, in bytes. Linkerd's 16 KiB and Envoy's 60 KiB both
+    /// broke users' cookies.
     pub max_header_bytes: usize,
     /// How much of a request body is kept for another attempt, in bytes.
     pub max_replay_bytes: usize,
@@ -99,7 +101,8 @@ pub struct Limits {
     pub max_connections_per_source: usize,
     /// Concurrent streams of one downstream HTTP/2 connection.
     pub max_concurrent_streams: u32,
-    /// Idle HTTP/1.1 connections kept for one endpoint by one worker; as many again for opaque TCP between sidecars.
+    /// Idle HTTP/1.1 connections kept for one endpoint by one worker; as many again for opaque TCP
+    /// between sidecars.
     pub max_idle_per_endpoint: usize,
     /// Idle HTTP/1.1 connections kept by one worker; as many again for opaque TCP between sidecars.
     pub max_idle: usize,
@@ -115,13 +118,15 @@ pub struct Limits {
     /// How long a client of HTTP/2 may leave a response unread. What Envoy allows a stream to be
     /// idle.
     pub reader_timeout: Duration,
-    /// How long a sidecar may leave what it was sent without any sign of life, before its connection is given up.
+    /// How long a sidecar may leave what it was sent without any sign of life, before its
+    /// connection is given up.
     pub peer_timeout: Duration,
     /// How long a client from outside may be silent at first, where it is the one to speak first.
     pub first_byte_timeout: Duration,
     /// How long a downstream client may take to send a request's head once it has begun.
     pub header_timeout: Duration,
-    /// How long a downstream HTTP connection may be kept with no request on it, and a sidecar's for opaque TCP with nothing on it.
+    /// How long a downstream HTTP connection may be kept with no request on it, and a sidecar's for
+    /// opaque TCP with nothing on it.
     pub keep_alive_idle: Duration,
     /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
     pub handshake_timeout: Duration,
@@ -169,7 +174,8 @@ pub struct RunArgs {
     /// PEM file with the certificates to trust until the controller has said which.
     #[arg(long, env = "NARU_TRUST_ANCHORS", value_name = "FILE")]
     trust_anchors: PathBuf,
-    /// File with the pod's service-account token for the audience naru.dev. Read anew for each certificate.
+    /// File with the pod's service-account token for the audience naru.dev. Read anew for each
+    /// certificate.
     #[arg(long, env = "NARU_TOKEN", value_name = "FILE")]
     token: PathBuf,
     /// Namespace of the pod.
@@ -184,7 +190,8 @@ pub struct RunArgs {
     /// Port to which inbound connections are redirected; 0: none.
     #[arg(long, env = "NARU_INBOUND_PORT", default_value_t = 15006)]
     inbound_port: u16,
-    /// Take connections to LISTEN as outbound ones to DESTINATION (without redirect rules; repeatable).
+    /// Take connections to LISTEN as outbound ones to DESTINATION (without redirect rules;
+    /// repeatable).
     #[arg(
         long,
         env = "NARU_MAP_OUTBOUND",
@@ -192,7 +199,8 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     map_outbound: Vec<MappedListener>,
-    /// Take connections to LISTEN as inbound ones to DESTINATION (without redirect rules; repeatable).
+    /// Take connections to LISTEN as inbound ones to DESTINATION (without redirect rules;
+    /// repeatable).
     #[arg(
         long,
         env = "NARU_MAP_INBOUND",
@@ -317,9 +325,11 @@ limit_args! {
     max_connections_per_source: usize, "NARU_MAX_CONNECTIONS_PER_SOURCE", "1";
     /// Concurrent streams of one downstream HTTP/2 connection.
     max_concurrent_streams: u32, "NARU_MAX_CONCURRENT_STREAMS", "1";
-    /// Idle HTTP/1.1 connections that one worker keeps for one endpoint; as many again for opaque TCP between sidecars.
+    /// Idle HTTP/1.1 connections that one worker keeps for one endpoint; as many again for opaque
+    /// TCP between sidecars.
     max_idle_per_endpoint: usize, "NARU_MAX_IDLE_PER_ENDPOINT", "0";
-    /// Idle HTTP/1.1 connections that one worker keeps; as many again for opaque TCP between sidecars.
+    /// Idle HTTP/1.1 connections that one worker keeps; as many again for opaque TCP between
+    /// sidecars.
     max_idle: usize, "NARU_MAX_IDLE", "0";
     /// How long an upstream connection may stay unused in a pool.
     pool_idle: Span, "NARU_POOL_IDLE", "1ms";
@@ -333,16 +343,17 @@ limit_args! {
     /// How long an HTTP/2 client may read nothing of a response that is there before its stream is
     /// ended: it holds a stream to the endpoint that others share.
     reader_timeout: Span, "NARU_READER_TIMEOUT", "1ms";
-    /// How long another pod's sidecar may leave a request, or the beginning of an opaque connection, without any sign of life before
-    /// its connection is given up: a node that is cut off. Over HTTP/2, where it is asked at intervals of half of it, up to half as
-    /// long again.
+    /// How long another pod's sidecar may leave a request, or the beginning of an opaque
+    /// connection, without any sign of life before its connection is given up: a node that is cut
+    /// off. Over HTTP/2, where it is asked at intervals of half of it, up to half as long again.
     peer_timeout: Span, "NARU_PEER_TIMEOUT", "1s";
     /// How long a client from outside may be silent at first, on a port that is declared to be
     /// HTTP.
     first_byte_timeout: Span, "NARU_FIRST_BYTE_TIMEOUT", "1ms";
     /// How long a client may take to send a request's head once it has begun.
     header_timeout: Span, "NARU_HEADER_TIMEOUT", "1ms";
-    /// How long a downstream HTTP connection is kept with no request on it, and a sidecar's for opaque TCP with nothing on it.
+    /// How long a downstream HTTP connection is kept with no request on it, and a sidecar's for
+    /// opaque TCP with nothing on it.
     keep_alive_idle: Span, "NARU_KEEP_ALIVE_IDLE", "1ms";
     /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
     handshake_timeout: Span, "NARU_HANDSHAKE_TIMEOUT", "1ms";
@@ -419,7 +430,8 @@ fn parse_host_port(text: &str) -> Result<String, String> {
     }
 }
 
-/// What Kubernetes allows as the name of a namespace or pod, near enough to catch a variable that was not filled in.
+/// What Kubernetes allows as the name of a namespace or pod, near enough to catch a variable that
+/// was not filled in.
 fn parse_name(text: &str) -> Result<String, String> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     if (1..=253).contains(&text.len()) && text.bytes().all(allowed) {

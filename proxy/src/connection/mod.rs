@@ -1,4 +1,5 @@
-//! A downstream connection whose destination is known: finds out what it carries, and hands it to whoever carries that.
+//! A downstream connection whose destination is known: finds out what it carries, and hands it to
+//! whoever carries that.
 //!
 //! ```text
 //!                    declared or detected
@@ -7,12 +8,13 @@
 //! inbound ──┘                 └─▶ tcp
 //! ```
 //!
-//! Nothing is waited for that may never come: in protocols in which the server speaks first the client is silent. So once a client
-//! has been silent for a moment, an endpoint is connected to as if the connection were opaque; whoever speaks first then decides.
-//! In HTTP/2 either side may: a server's SETTINGS leave the decision to the client.
+//! Nothing is waited for that may never come: in protocols in which the server speaks first the
+//! client is silent. So once a client has been silent for a moment, an endpoint is connected to as
+//! if the connection were opaque; whoever speaks first then decides. In HTTP/2 either side may: a
+//! server's SETTINGS leave the decision to the client.
 //!
-//! What carries a connection is boxed, but for HTTP/1: a task has the room of the largest thing that it may come to, for as long as
-//! its connection lives, and most are idle HTTP/1.
+//! What carries a connection is boxed, but for HTTP/1: a task has the room of the largest thing
+//! that it may come to, for as long as its connection lives, and most are idle HTTP/1.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -39,10 +41,12 @@ mod prefixed;
 #[cfg(test)]
 mod tests;
 
-/// How long a client is silent before an endpoint is connected to. Clients that speak first do so in the same breath.
+/// How long a client is silent before an endpoint is connected to. Clients that speak first do so
+/// in the same breath.
 pub const SILENCE: Duration = Duration::from_millis(1);
-/// How long a client may be silent once no endpoint could be connected to. One that would have been the first to speak can be told
-/// in its own protocol; one that waits for the server's word learns it from the end of its connection.
+/// How long a client may be silent once no endpoint could be connected to. One that would have been
+/// the first to speak can be told in its own protocol; one that waits for the server's word learns
+/// it from the end of its connection.
 const HOPELESS: Duration = Duration::from_secs(1);
 /// How long what a client, or a server, has said may be the start of several things. Requests come
 /// in one piece; what stops in the middle of a line waits for an answer, and is nothing that a
@@ -204,7 +208,8 @@ pub async fn speaks_http2(client: &mut Buffered<TcpStream>) -> std::io::Result<b
 /// Who was the first to say something, and what.
 pub enum FirstWord {
     Client(Detected),
-    /// The server, or the client has ended its half without a word, or there is no server to wait for.
+    /// The server, or the client has ended its half without a word, or there is no server to wait
+    /// for.
     Server,
     Gone,
 }
@@ -242,8 +247,8 @@ impl<'a> Opening<'a> {
         }
     }
 
-    /// Waits for the first word of either side. `silence`: after how long an endpoint is connected to; none where the client
-    /// is known to be the first to speak.
+    /// Waits for the first word of either side. `silence`: after how long an endpoint is connected
+    /// to; none where the client is known to be the first to speak.
     pub async fn first_word(
         &mut self,
         client: &mut Buffered<TcpStream>,
@@ -356,8 +361,8 @@ impl<'a> Opening<'a> {
         }
     }
 
-    /// Ends the connection to an endpoint, where one was begun: before requests are carried, since an app may take one connection
-    /// at a time.
+    /// Ends the connection to an endpoint, where one was begun: before requests are carried, since
+    /// an app may take one connection at a time.
     pub fn abandon(self) {}
 
     /// The connection to an endpoint, as far as one was begun.

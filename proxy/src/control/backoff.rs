@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-/// Waits that double up to a bound. Each is drawn between half and all of it, so that many proxies that lost the same
-/// controller do not come back at once.
+/// Waits that double up to a bound. Each is drawn between half and all of it, so that many proxies
+/// that lost the same controller do not come back at once.
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,

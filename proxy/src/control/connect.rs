@@ -1,7 +1,7 @@
 //! One connection to the controller, and the calls on it.
 //!
-//! In: the controller's name and the identity it must prove. Out: a gRPC channel that is used up when its connection ends. The
-//! name is resolved at each try, and all of its addresses are tried.
+//! In: the controller's name and the identity it must prove. Out: a gRPC channel that is used up
+//! when its connection ends. The name is resolved at each try, and all of its addresses are tried.
 
 use std::io;
 use std::net::SocketAddr;
@@ -226,7 +226,8 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, ConnectError> {
     }
 }
 
-/// gRPC on one connection that is open already. When it ends, so do the calls: the channel opens no other by itself.
+/// gRPC on one connection that is open already. When it ends, so do the calls: the channel opens no
+/// other by itself.
 async fn channel(name: &str, stream: Watched) -> Result<Channel, ConnectError> {
     let stream = Mutex::new(Some(TokioIo::new(stream)));
     let connector = service_fn(move |_: Uri| {

@@ -1,10 +1,11 @@
 //! Getting a certificate and keeping it fresh.
 //!
-//! In: something that asks the controller ([`Certify`]). Out: a certificate in the [`Identity`], renewed at a random point after
-//! half of its life, so that a mesh which was started at once does not renew at once; and sooner, when another authority issues
-//! certificates, or the controller refuses the one in force. A renewal that fails leaves the
-//! old certificate in force and is tried again, ever more slowly, for as long as it takes. Keys are made here, used in
-//! memory only, and never logged.
+//! In: something that asks the controller ([`Certify`]). Out: a certificate in the [`Identity`],
+//! renewed at a random point after half of its life, so that a mesh which was started at once does
+//! not renew at once; and sooner, when another authority issues certificates, or the controller
+//! refuses the one in force. A renewal that fails leaves the old certificate in force and is tried
+//! again, ever more slowly, for as long as it takes. Keys are made here, used in memory only, and
+//! never logged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +28,12 @@ use crate::identity::{
 };
 use crate::observe::metrics::{Metrics, RenewalOutcome};
 
-/// The part of a certificate's life after which it is renewed at the earliest and at the latest: what remains is for trying again.
+/// The part of a certificate's life after which it is renewed at the earliest and at the latest:
+/// what remains is for trying again.
 const RENEW_FROM: f64 = 0.5;
 const RENEW_BY: f64 = 0.75;
-/// How long is slept at a time, so that a machine that was suspended, or whose clock was set, notices.
+/// How long is slept at a time, so that a machine that was suspended, or whose clock was set,
+/// notices.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// First wait after a failed try; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -42,7 +45,8 @@ const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 /// How long it takes at least from one such renewal to the next, in seconds: one that helps is not
 /// needed twice.
 const REFUSED_PAUSE: i64 = 60;
-/// How far the clock may be from the controller's before that is worth a word, in seconds. More than a slow answer takes.
+/// How far the clock may be from the controller's before that is worth a word, in seconds. More
+/// than a slow answer takes.
 const CLOCK_TOLERANCE: i64 = 10;
 
 /// Asks the controller for a certificate.
@@ -154,7 +158,8 @@ impl<C: Certify> Renewal<C> {
     }
 
     async fn renew(&mut self) -> Result<(Validity, Arc<str>), RenewError> {
-        // A new key each time: what one certificate's key could give away ends with that certificate.
+        // A new key each time: what one certificate's key could give away ends with that
+        // certificate.
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let csr = CertificateParams::default().serialize_request(&key)?;
         let request = CertifyRequest {
@@ -166,8 +171,8 @@ impl<C: Certify> Renewal<C> {
         let certificates = |der: Vec<prost::bytes::Bytes>| -> Vec<CertificateDer<'static>> {
             der.into_iter().map(|der| der.to_vec().into()).collect()
         };
-        // First the anchors: the certificate may have been issued under a new one. Those that the stream has brought stay: it may
-        // be ahead of whichever controller has answered here.
+        // First the anchors: the certificate may have been issued under a new one. Those that the
+        // stream has brought stay: it may be ahead of whichever controller has answered here.
         self.identity
             .add_trust_anchors(certificates(response.trust_anchors_der))?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
@@ -212,8 +217,8 @@ fn renew_soon(within: Duration, now: i64, random: f64) -> i64 {
     now.saturating_add((within.as_secs_f64() * random) as i64 + 1)
 }
 
-/// When to renew, in Unix seconds. `random` is from 0 to 1. Counted from now and not from when the certificate was dated, so that
-/// one with little left is not renewed without pause.
+/// When to renew, in Unix seconds. `random` is from 0 to 1. Counted from now and not from when the
+/// certificate was dated, so that one with little left is not renewed without pause.
 fn renew_at(not_after: i64, now: i64, random: f64) -> i64 {
     let left = not_after.saturating_sub(now).max(0) as f64;
     let share = RENEW_FROM + (RENEW_BY - RENEW_FROM) * random;

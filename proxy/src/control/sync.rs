@@ -1,7 +1,8 @@
 //! The stream of tables: kept open for ever, one attempt after the other.
 //!
-//! In: misses of the data path, pushes of the controller. Out: tables in force. Misses are taken in whatever state the
-//! stream is in; what the controller has not been told when a stream ends is in the next one's hello.
+//! In: misses of the data path, pushes of the controller. Out: tables in force. Misses are taken in
+//! whatever state the stream is in; what the controller has not been told when a stream ends is in
+//! the next one's hello.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,17 +26,20 @@ use crate::table::{Miss, Misses, Store};
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// Longest wait between tries: a controller that comes back is found within this time.
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// A stream that lasted this long was a good one, and its end is no reason to wait longer than at first.
+/// A stream that lasted this long was a good one, and its end is no reason to wait longer than at
+/// first.
 const GOOD_STREAM: Duration = Duration::from_secs(10);
 /// How long nothing may be heard: two heartbeats may be missed.
 const SILENCE: Duration = HEARTBEAT_INTERVAL.saturating_mul(3);
-/// Messages to the controller that wait for the connection. While they do, no further push is taken in.
+/// Messages to the controller that wait for the connection. While they do, no further push is taken
+/// in.
 const MAX_QUEUED: usize = 16;
 /// Destinations in one message.
 const MAX_BATCH: usize = MAX_SUBSCRIPTIONS / 10;
 /// How often destinations without use are looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// After a renewal, the stream is opened anew with the new certificate, at a random point within this time.
+/// After a renewal, the stream is opened anew with the new certificate, at a random point within
+/// this time.
 const REOPEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Keeps the tables in step with the controller.
@@ -141,7 +145,8 @@ impl Sync {
                         permit.send(message);
                     }
                 }
-                // An answer that waits for room holds up the next push, and in the end the controller.
+                // An answer that waits for room holds up the next push, and in the end the
+                // controller.
                 message = stream.message(), if answers.is_none() => {
                     silent.as_mut().reset(tokio::time::Instant::now() + self.silence);
                     match message {
@@ -200,7 +205,8 @@ impl Sync {
         self.store().apply(push)
     }
 
-    /// The next thing to tell the controller. Answers first: the controller measures how long they take.
+    /// The next thing to tell the controller. Answers first: the controller measures how long they
+    /// take.
     fn next_message(&mut self, answer: &mut Option<Answer>) -> Option<FromProxy> {
         if let Some(answer) = answer.take() {
             return Some(message(from_proxy::Message::Answer(answer)));

@@ -2,8 +2,8 @@
 //!
 //! In: a head, and at the end what became of it. Out: a [`Plan`], which the protocol carries out.
 //!
-//! A policy for requests is written once, at one of these places, and holds for HTTP/1.1, HTTP/2 and
-//! gRPC in both directions:
+//! A policy for requests is written once, at one of these places, and holds for HTTP/1.1, HTTP/2
+//! and gRPC in both directions:
 //!
 //! ```text
 //! Exchange::begin     what is taken down of a request as it came
@@ -251,7 +251,8 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// Counts what is refused before there is a request: `status` is that of the answer, if there is one.
+/// Counts what is refused before there is a request: `status` is that of the answer, if there is
+/// one.
 pub fn refused(session: &Session, version: HttpVersion, status: Option<u16>, reason: Reason) {
     let metrics = match &**session.destination.load() {
         Destination::Logical(logical) => session.request_metrics(&logical.default_rule, None),

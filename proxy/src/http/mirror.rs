@@ -1,5 +1,6 @@
-//! Copies of requests for mirrors (Gateway API, HTTPRequestMirrorFilter). In: the mirrors that a request has, its head as the
-//! backend gets it, and its body as it comes by. Out: a task for each copy, whose response nobody sees.
+//! Copies of requests for mirrors (Gateway API, HTTPRequestMirrorFilter). In: the mirrors that a
+//! request has, its head as the backend gets it, and its body as it comes by. Out: a task for each
+//! copy, whose response nobody sees.
 //!
 //! ```text
 //! client ──▶ request body ──▶ backend
@@ -8,12 +9,14 @@
 //!         bounded queue of each copy ──▶ its task ──▶ mirror
 //! ```
 //!
-//! A copy costs its request nothing: it has its own task and stream, no retries, no budget, no entry in the access log, and a
-//! shutdown does not wait for it. One whose queue is full, or that takes too long, is broken off so that the mirror sees that: what
-//! is incomplete never looks complete.
+//! A copy costs its request nothing: it has its own task and stream, no retries, no budget, no
+//! entry in the access log, and a shutdown does not wait for it. One whose queue is full, or that
+//! takes too long, is broken off so that the mirror sees that: what is incomplete never looks
+//! complete.
 //!
-//! What a mirror's endpoint does counts for it as with any attempt (that a copy is broken off by us does not): an endpoint that fails
-//! copies fails others too, and one that was ejected could otherwise not come back where nothing but copies goes to it.
+//! What a mirror's endpoint does counts for it as with any attempt (that a copy is broken off by us
+//! does not): an endpoint that fails copies fails others too, and one that was ejected could
+//! otherwise not come back where nothing but copies goes to it.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -30,19 +33,21 @@ use crate::route::{Mirror, Rule};
 use crate::session::mirroring::{Mirroring, Running};
 use crate::session::worker::Worker;
 
-/// How much of one body waits for its mirror, in bytes: what a fast client sends while a connection is opened.
+/// How much of one body waits for its mirror, in bytes: what a fast client sends while a connection
+/// is opened.
 const MAX_QUEUED: usize = 256 * 1024;
 /// The same for all copies of one worker, in bytes.
 const MAX_QUEUED_IN_ALL: usize = 16 * 1024 * 1024;
 /// The same in pieces: many small ones cost more in bookkeeping than in bytes.
 const MAX_PIECES: usize = 256;
-/// How much of a body is copied before the tasks of its copies get a turn, in bytes: otherwise a burst would fill a queue that its mirror
-/// was ready to empty.
+/// How much of a body is copied before the tasks of its copies get a turn, in bytes: otherwise a
+/// burst would fill a queue that its mirror was ready to empty.
 const TURN: usize = MAX_QUEUED / 4;
 /// How much of a mirror's response is read, in bytes, so that the mirror can finish in order.
 pub const MAX_DISCARDED: usize = 1024 * 1024;
 
-/// Where a request body is copied to, as it comes by. Dropped before [`Self::end`], it breaks the copies off.
+/// Where a request body is copied to, as it comes by. Dropped before [`Self::end`], it breaks the
+/// copies off.
 #[derive(Debug, Default)]
 pub struct Copies {
     queues: Vec<Rc<Queue>>,
@@ -128,7 +133,8 @@ impl Copies {
         self.queues.retain(|queue| queue.push(data));
     }
 
-    /// Pending, now and then, so that others have a turn: whoever pushes is woken again at once, and waits for nobody.
+    /// Pending, now and then, so that others have a turn: whoever pushes is woken again at once,
+    /// and waits for nobody.
     pub fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.since_turn < TURN || self.queues.is_empty() {
             return Poll::Ready(());
@@ -138,7 +144,8 @@ impl Copies {
         Poll::Pending
     }
 
-    /// [`Self::push`], of bytes that somebody else keeps: they are copied once for all mirrors, if there are any left.
+    /// [`Self::push`], of bytes that somebody else keeps: they are copied once for all mirrors, if
+    /// there are any left.
     pub fn push_slice(&mut self, data: &[u8]) {
         if !self.queues.is_empty() {
             self.push(&Bytes::copy_from_slice(data));
@@ -162,7 +169,8 @@ impl Drop for Copies {
 }
 
 impl Source {
-    /// Ready once the copy is to be broken off, with what it is called then. Wakes the task that asked last.
+    /// Ready once the copy is to be broken off, with what it is called then. Wakes the task that
+    /// asked last.
     pub fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<MirrorOutcome> {
         let mut state = self.0.state.borrow_mut();
         if let Some(End::Broken(outcome)) = state.end {

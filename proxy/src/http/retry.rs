@@ -18,15 +18,17 @@ use crate::route::RetryPolicy;
 use crate::socket::Direction;
 use crate::upstream::streams::Refusal;
 
-/// The longest wait between two attempts that doubling leads to. A longer one only comes of a longer `backoff`.
+/// The longest wait between two attempts that doubling leads to. A longer one only comes of a
+/// longer `backoff`.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// Share of a wait that chance adds, so that what failed together does not come back together.
 const JITTER: f64 = 0.5;
-/// How often a request that never reached an application is tried anew. Each try goes to another endpoint while there is one: with
-/// a whole rack of stale endpoints in a table this many misses in a row still happen to few.
+/// How often a request that never reached an application is tried anew. Each try goes to another
+/// endpoint while there is one: with a whole rack of stale endpoints in a table this many misses in
+/// a row still happen to few.
 const MAX_UNSENT: u32 = 5;
-/// Wait before the second and later tries of a request that never reached an application: an only endpoint that is
-/// restarting is not hammered.
+/// Wait before the second and later tries of a request that never reached an application: an only
+/// endpoint that is restarting is not hammered.
 const UNSENT_BACKOFF: Duration = Duration::from_millis(10);
 
 /// How an attempt failed, as far as trying again goes.
@@ -39,7 +41,8 @@ pub enum Failure {
     Stale,
     /// The endpoint's streams are in use, and one was waited for: answered as a status would be.
     Full,
-    /// The connection broke after something was sent and before a response. Retried where the rule has a `retry` stanza and the request may be replayed.
+    /// The connection broke after something was sent and before a response. Retried where the rule
+    /// has a `retry` stanza and the request may be replayed.
     Reset,
     /// `timeouts.backendRequest` ran out.
     TimedOut,
@@ -117,7 +120,8 @@ impl<'a> Retries<'a> {
         }
     }
 
-    /// The failure that a response stands for, if another attempt may follow it. `told`: what it says as its reason.
+    /// The failure that a response stands for, if another attempt may follow it. `told`: what it
+    /// says as its reason.
     pub fn failure_of(&self, status: u16, told: Option<&[u8]>, peer: &Peer) -> Option<Failure> {
         if status < 400 {
             return None;
@@ -208,8 +212,8 @@ impl<'a> Retries<'a> {
     }
 }
 
-/// Whether a peer's proxy says with this [`crate::observe::reason::REASON_HEADER`] that the request got no further than to itself. Only
-/// to be believed of a peer that has proved its identity.
+/// Whether a peer's proxy says with this [`crate::observe::reason::REASON_HEADER`] that the request
+/// got no further than to itself. Only to be believed of a peer that has proved its identity.
 fn says_never_sent(reason: &[u8]) -> bool {
     const NEVER_SENT: [Reason; 5] = [
         Reason::ConnectFailed,

@@ -5,20 +5,24 @@
 //! control ── anchors ────▶ ┴─▶ generation: server config, client config for each peer identity
 //! ```
 //!
-//! A generation is immutable and swapped whole. Anchors come with the name of the authority that issues certificates now: where
-//! the own certificate is of another, `renew` asks for a new one soon. TLS 1.3 only; X25519MLKEM768 comes first, so what is recorded today stays
-//! secret from tomorrow's quantum computers.
+//! A generation is immutable and swapped whole. Anchors come with the name of the authority that
+//! issues certificates now: where the own certificate is of another, `renew` asks for a new one
+//! soon. TLS 1.3 only; X25519MLKEM768 comes first, so what is recorded today stays secret from
+//! tomorrow's quantum computers.
 //!
 //! # Session resumption
 //!
-//! A full handshake costs both ends together about three times a resumed one, and opaque TCP opens one connection for each
-//! of the app's. So sessions are resumed, within these bounds:
-//! * A client keeps tickets by expected identity, certificate and anchors: a ticket that `a` gave is never shown to
-//!   somebody who has to be `b`, and none outlives the certificate or the anchors that it was earned with. Whoever answers must
-//!   hold the ticket's key, which never leaves the process that proved its identity in the full handshake.
-//! * A server seals everything in the ticket (nothing is stored) with keys that live for at most 12 hours and go with the
-//!   anchors. [`Identity::peer_identity`] checks the validity of the client's certificate on resumed connections too.
-//! * Keys are exchanged anew each time (forward secrecy), and there is no early data (nothing can be replayed).
+//! A full handshake costs both ends together about three times a resumed one, and opaque TCP opens
+//! one connection for each of the app's. So sessions are resumed, within these bounds:
+//! * A client keeps tickets by expected identity, certificate and anchors: a ticket that `a` gave
+//!   is never shown to somebody who has to be `b`, and none outlives the certificate or the anchors
+//!   that it was earned with. Whoever answers must hold the ticket's key, which never leaves the
+//!   process that proved its identity in the full handshake.
+//! * A server seals everything in the ticket (nothing is stored) with keys that live for at most 12
+//!   hours and go with the anchors. [`Identity::peer_identity`] checks the validity of the client's
+//!   certificate on resumed connections too.
+//! * Keys are exchanged anew each time (forward secrecy), and there is no early data (nothing can
+//!   be replayed).
 //!
 //! # Floors
 //!
@@ -57,11 +61,14 @@ pub use trust::{TrustError, read_anchors};
 pub use verify::IdentityError;
 use verify::PinnedServer;
 
-/// Peer identities whose client configurations are kept. When there are more, all are made anew as needed.
+/// Peer identities whose client configurations are kept. When there are more, all are made anew as
+/// needed.
 const MAX_PEERS: usize = 4_096;
-/// Session tickets kept for one peer identity: eight for each of up to 64 addresses, about 2 KiB each.
+/// Session tickets kept for one peer identity: eight for each of up to 64 addresses, about 2 KiB
+/// each.
 const MAX_TICKETS: usize = 512;
-/// Tickets given in a handshake. Each resumed connection uses one up and brings one, so one keeps the level.
+/// Tickets given in a handshake. Each resumed connection uses one up and brings one, so one keeps
+/// the level.
 const TICKETS_PER_HANDSHAKE: usize = 1;
 /// Longest name of an authority, in bytes.
 const MAX_AUTHORITY: usize = 64;
@@ -225,8 +232,9 @@ impl Identity {
         Ok(identity)
     }
 
-    /// For a connection to a peer that must prove `expected` (a SPIFFE ID). Cached by identity and protocol, and made anew
-    /// when the certificate or the anchors change. `None`: there is no valid certificate.
+    /// For a connection to a peer that must prove `expected` (a SPIFFE ID). Cached by identity and
+    /// protocol, and made anew when the certificate or the anchors change. `None`: there is no
+    /// valid certificate.
     pub fn client_config(&self, expected: &Arc<str>, alpn: Alpn) -> Option<Arc<ClientConfig>> {
         let generation = self.valid_generation()?;
         let index = Alpn::ALL.iter().position(|other| *other == alpn)?;
@@ -243,13 +251,15 @@ impl Identity {
         Some(config)
     }
 
-    /// For connections from peers, whose certificate is demanded and verified. `None`: there is no valid certificate.
+    /// For connections from peers, whose certificate is demanded and verified. `None`: there is no
+    /// valid certificate.
     pub fn server_config(&self) -> Option<Arc<ServerConfig>> {
         Some(self.valid_generation()?.server.clone())
     }
 
-    /// The SPIFFE ID in a peer's verified certificate. Interned: the same identity is the same `Arc`. `None`: there is none,
-    /// or it has expired since (a resumed session may be older than that).
+    /// The SPIFFE ID in a peer's verified certificate. Interned: the same identity is the same
+    /// `Arc`. `None`: there is none, or it has expired since (a resumed session may be older than
+    /// that).
     pub fn peer_identity(&self, certificates: &[CertificateDer<'_>]) -> Option<Arc<str>> {
         let claims = spiffe::claims(certificates.first()?).ok()?;
         if unix_now() > claims.not_after {
@@ -309,7 +319,8 @@ impl Identity {
         Ok(validity)
     }
 
-    /// Puts a set of anchors in force. Open connections stay; new ones are verified against it. False: it was in force already.
+    /// Puts a set of anchors in force. Open connections stay; new ones are verified against it.
+    /// False: it was in force already.
     pub fn set_trust_anchors(
         &self,
         anchors: Vec<CertificateDer<'static>>,
@@ -330,7 +341,8 @@ impl Identity {
         Ok(true)
     }
 
-    /// Puts anchors in force beside those that are. What the controller's stream says replaces all of them.
+    /// Puts anchors in force beside those that are. What the controller's stream says replaces all
+    /// of them.
     pub fn add_trust_anchors(
         &self,
         anchors: Vec<CertificateDer<'static>>,
@@ -408,8 +420,9 @@ impl Identity {
         self.inner.changed.subscribe()
     }
 
-    /// For a connection to the controller, which must prove `expected`. `bootstrap`: anchors to trust beside those in force, so
-    /// that a proxy which slept through a rotation is let back in by its file. `with_certificate`: show the own certificate.
+    /// For a connection to the controller, which must prove `expected`. `bootstrap`: anchors to
+    /// trust beside those in force, so that a proxy which slept through a rotation is let back in
+    /// by its file. `with_certificate`: show the own certificate.
     pub fn controller_config(
         &self,
         expected: &SpiffeId,
@@ -512,8 +525,8 @@ pub fn is_identity_mismatch(error: &std::io::Error) -> bool {
         .is_some_and(|error| IdentityError::find(error).is_some())
 }
 
-/// TLS as the mesh speaks it. AES-128 comes first: as long as keys are exchanged with ML-KEM-768 nobody comes near it, and it
-/// is the cheapest on every processor with AES instructions.
+/// TLS as the mesh speaks it. AES-128 comes first: as long as keys are exchanged with ML-KEM-768
+/// nobody comes near it, and it is the cheapest on every processor with AES instructions.
 fn provider() -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![

@@ -20,8 +20,8 @@ type Ends = (
     io::Result<server::TlsStream<DuplexStream>>,
 );
 
-/// What both ends think of a handshake. A byte goes from the server to the client, so that tickets arrive and a refusal of
-/// the client's certificate shows.
+/// What both ends think of a handshake. A byte goes from the server to the client, so that tickets
+/// arrive and a refusal of the client's certificate shows.
 async fn shake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Ends {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let name = ServerName::try_from("10.0.0.1").unwrap();
@@ -272,7 +272,8 @@ async fn sessions_are_resumed_with_the_same_identity_and_no_other() {
     let server = server.unwrap();
     let peer = api.peer_identity(server.get_ref().1.peer_certificates().unwrap());
     assert_eq!(peer.as_deref(), Some(WEB));
-    // Somebody else at the same address can do nothing with the ticket, and its certificate is looked at.
+    // Somebody else at the same address can do nothing with the ticket, and its certificate is
+    // looked at.
     let (client, _) = call(&web, API, &rogue).await;
     assert!(is_identity_mismatch(&client.map(|_| ()).unwrap_err()));
     // A ticket that API gave is not shown where ROGUE is expected.

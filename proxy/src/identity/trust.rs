@@ -37,8 +37,8 @@ pub(super) struct Trust {
     anchors: Vec<CertificateDer<'static>>,
     pub roots: Arc<RootCertStore>,
     pub client_verifier: Arc<dyn ClientCertVerifier>,
-    /// Keys of session tickets. They go with the anchors: a session whose client was verified against an anchor
-    /// that has been taken away is not resumed.
+    /// Keys of session tickets. They go with the anchors: a session whose client was verified
+    /// against an anchor that has been taken away is not resumed.
     pub ticketer: Arc<dyn ProducesTickets>,
 }
 

@@ -1,6 +1,8 @@
-//! Whether a peer is who it must be: a chain to the mesh's anchors, in its time of validity, and the right SPIFFE ID.
+//! Whether a peer is who it must be: a chain to the mesh's anchors, in its time of validity, and
+//! the right SPIFFE ID.
 //!
-//! Names in the sense of DNS play no part: server names are addresses, and an address proves nothing.
+//! Names in the sense of DNS play no part: server names are addresses, and an address proves
+//! nothing.
 
 use std::sync::Arc;
 
@@ -128,7 +130,8 @@ impl MeshClient {
         roots: Arc<RootCertStore>,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, rustls::client::VerifierBuilderError> {
-        // No hints: a mesh peer has one certificate, and the names of the anchors are bytes in every handshake.
+        // No hints: a mesh peer has one certificate, and the names of the anchors are bytes in
+        // every handshake.
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
             .clear_root_hint_subjects()
             .build()?;

@@ -1,7 +1,8 @@
 //! A connection that somebody has opened to the app.
 //!
-//! In: the connection, and the address and port that it was made to. A peer's sidecar speaks TLS, says by ALPN what is inside, and
-//! proves who it is. Everybody else is let in as they are, or not at all: as the controller says for this pod.
+//! In: the connection, and the address and port that it was made to. A peer's sidecar speaks TLS,
+//! says by ALPN what is inside, and proves who it is. Everybody else is let in as they are, or not
+//! at all: as the controller says for this pod.
 
 use std::future::poll_fn;
 use std::io::{Cursor, ErrorKind};
@@ -34,8 +35,9 @@ pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
 
-/// How long a client is silent before the app is connected to, in case it is the one to speak first. Longer than on the app's
-/// side: peers' proxies do speak first, after a way through the network.
+/// How long a client is silent before the app is connected to, in case it is the one to speak
+/// first. Longer than on the app's side: peers' proxies do speak first, after a way through the
+/// network.
 const SILENCE: std::time::Duration = std::time::Duration::from_millis(10);
 
 type PeerStream = tls::Stream<TcpStream>;
@@ -253,8 +255,8 @@ async fn serve_peer(
 
 /// Carries what a peer sends as bytes to a port that is declared to speak HTTP: a TCPRoute of the
 /// caller's may do that. What is not TLS of the app's own is read as HTTP, as everything else that
-/// reaches this port, so that no client writes `X-Forwarded-Client-Cert` itself. Returns whether the
-/// connection is broken.
+/// reaches this port, so that no client writes `X-Forwarded-Client-Cert` itself. Returns whether
+/// the connection is broken.
 async fn serve_http(session: &Session, mut client: Buffered<DuplexStream>) -> bool {
     let destination = session.destination.load().clone();
     let Destination::Logical(logical) = &*destination else {

@@ -16,7 +16,8 @@ use crate::session::Session;
 use crate::session::validity::Validity;
 use crate::upstream::mux::{Driver, MAX_OPEN, Over, Side, Stream};
 
-/// How long a connection that came late is waited on for its first stream, when the proxy shuts down.
+/// How long a connection that came late is waited on for its first stream, when the proxy shuts
+/// down.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Serves the streams of a peer's connection until it ends: HTTP/1.1 on each of them.

@@ -1,5 +1,5 @@
-//! How connections get to the proxy: the redirect rules of a pod, set from inside it or from its node.
-//! Nothing of this is on the path of a connection.
+//! How connections get to the proxy: the redirect rules of a pod, set from inside it or from its
+//! node. Nothing of this is on the path of a connection.
 //!
 //! # Floors
 //!

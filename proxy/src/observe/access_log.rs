@@ -1,7 +1,8 @@
 //! The access log: one JSON object a line on standard output. Off by default.
 //!
-//! In: finished requests, from any worker. Out: lines, written by a thread of its own, so that a slow reader of standard
-//! output holds up nobody: lines that do not fit in the queue are dropped and counted.
+//! In: finished requests, from any worker. Out: lines, written by a thread of its own, so that a
+//! slow reader of standard output holds up nobody: lines that do not fit in the queue are dropped
+//! and counted.
 
 use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -13,7 +14,8 @@ use crate::observe::metrics::{HttpVersion, Metrics};
 use crate::observe::reason::Reason;
 use crate::socket::Direction;
 
-/// Lines that wait for the writer: about 2 MiB, and what a worker finishes in a fraction of a second.
+/// Lines that wait for the writer: about 2 MiB, and what a worker finishes in a fraction of a
+/// second.
 const QUEUE: usize = 8_192;
 /// Longest text in one field, in bytes. What is longer is cut.
 const MAX_FIELD: usize = 2_048;
@@ -121,7 +123,8 @@ impl AccessLog {
 }
 
 impl Writer {
-    /// Waits until everything has been written, at most `patience`. All logs must have been dropped. False: it took longer.
+    /// Waits until everything has been written, at most `patience`. All logs must have been
+    /// dropped. False: it took longer.
     pub fn finish(self, patience: Duration) -> bool {
         !matches!(
             self.done.recv_timeout(patience),
@@ -152,7 +155,8 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Writes until there are no more senders. What standard output does not take is lost: there is nobody to tell.
+/// Writes until there are no more senders. What standard output does not take is lost: there is
+/// nobody to tell.
 fn write_lines(queue: &Receiver<Vec<u8>>, mut output: impl Write) {
     let mut batch = Vec::with_capacity(BATCH);
     while let Ok(line) = queue.recv() {
@@ -186,8 +190,8 @@ fn rfc3339(time: SystemTime) -> String {
     )
 }
 
-/// Year, month and day of a day after 1970-01-01 (Howard Hinnant's `civil_from_days`: years begin in March, so that the leap
-/// day is the last).
+/// Year, month and day of a day after 1970-01-01 (Howard Hinnant's `civil_from_days`: years begin
+/// in March, so that the leap day is the last).
 fn civil(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let era = days / 146_097;

@@ -46,7 +46,8 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<LogFilter> {
     Ok(log)
 }
 
-/// Reads a filter: a level, or `MODULE=LEVEL`, or several of them with commas between. Nothing at all is `error`.
+/// Reads a filter: a level, or `MODULE=LEVEL`, or several of them with commas between. Nothing at
+/// all is `error`.
 pub fn parse(filter: &str) -> Result<Targets, ParseError> {
     // What stands between two commas may be nothing, and would be `error` too.
     let directives: Vec<_> = filter.split(',').filter(|one| !one.is_empty()).collect();

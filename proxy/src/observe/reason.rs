@@ -4,8 +4,8 @@
 
 use std::fmt;
 
-/// Response header that carries a [`Reason`]. Only proxies set it; it is removed from whatever an app or a peer without a
-/// sidecar sends under this name.
+/// Response header that carries a [`Reason`]. Only proxies set it; it is removed from whatever an
+/// app or a peer without a sidecar sends under this name.
 pub const REASON_HEADER: &str = "naru-reason";
 
 macro_rules! reasons {
@@ -25,7 +25,8 @@ macro_rules! reasons {
                 match self { $(Self::$name => $text,)* }
             }
 
-            /// The HTTP status that goes with it; 0 where no response is possible or none of ours is sent.
+            /// The HTTP status that goes with it; 0 where no response is possible or none of ours
+            /// is sent.
             pub const fn status(self) -> u16 {
                 match self { $(Self::$name => $status,)* }
             }
@@ -36,11 +37,14 @@ macro_rules! reasons {
 reasons! {
     /// A rule's RequestRedirect filter answered. The status is the filter's.
     Redirect = "redirect", 0;
-    /// A rule's CORS filter answered a browser's preflight request: 204, or 403 where the origin is none that it allows.
+    /// A rule's CORS filter answered a browser's preflight request: 204, or 403 where the origin is
+    /// none that it allows.
     CorsPreflight = "cors-preflight", 0;
-    /// Routes are attached to the Service, and no rule of theirs matches the request, or the name that a TLS client asks for.
+    /// Routes are attached to the Service, and no rule of theirs matches the request, or the name
+    /// that a TLS client asks for.
     NoRoute = "no-route", 404;
-    /// TLSRoutes are attached to the Service's port, and the client did not begin with a TLS ClientHello, or not in time.
+    /// TLSRoutes are attached to the Service's port, and the client did not begin with a TLS
+    /// ClientHello, or not in time.
     NoClientHello = "no-client-hello", 0;
     /// The rule's backend does not exist or may not be used.
     BackendInvalid = "backend-invalid", 500;

@@ -1,4 +1,5 @@
-//! What goes over a connection of ALPN `naru-tcp-frames`: the app's connections, one after the other, in frames.
+//! What goes over a connection of ALPN `naru-tcp-frames`: the app's connections, one after the
+//! other, in frames.
 //!
 //! ```text
 //! ┌──────┬────────────┬─────────┐   OPEN  an app's connection begins; from the side that opened the TLS connection only
@@ -16,8 +17,8 @@ use std::ops::Range;
 
 /// Length of what goes before the payload, in bytes.
 pub const HEADER: usize = 4;
-/// The most that one frame of [`Kind::Data`] carries, in bytes. No larger than what is read at once, since nothing is waited for to
-/// fill a frame.
+/// The most that one frame of [`Kind::Data`] carries, in bytes. No larger than what is read at
+/// once, since nothing is waited for to fill a frame.
 pub const MAX_DATA: usize = 64 * 1024;
 
 /// What a frame is.
@@ -111,7 +112,8 @@ impl Unframing {
         self.end
     }
 
-    /// Puts the payload that is in `bytes` into one piece, in place. What comes first is left where it is.
+    /// Puts the payload that is in `bytes` into one piece, in place. What comes first is left where
+    /// it is.
     pub fn unframe(&mut self, bytes: &mut [u8]) -> Result<Unframed, FrameError> {
         let mut payload = 0..0;
         let mut at = 0;

@@ -4,8 +4,9 @@
 //! by a RESET, so that the connection serves the next app's connection. Nothing is read that can't
 //! be written on, but for one read.
 //!
-//! A pooled connection may turn out to be over. A peer ends one in order only where it has taken no OPEN from it, so all that was
-//! sent can be sent again on another one: it is kept for that, up to a bound, until the peer's first word.
+//! A pooled connection may turn out to be over. A peer ends one in order only where it has taken no
+//! OPEN from it, so all that was sent can be sent again on another one: it is kept for that, up to
+//! a bound, until the peer's first word.
 
 use std::future::poll_fn;
 use std::io;
@@ -20,8 +21,8 @@ use super::frame::{Ended, HEADER, Kind, MAX_DATA, Unframing};
 use crate::wire::buffered::{Buffered, PASS_SIZE, Side};
 use crate::wire::detect::{self, Greeting};
 
-/// What is kept of the app's bytes to be sent again, in bytes. Also what any receiver's buffer takes: as long as there is no more, a
-/// peer's kernel has no reason not to acknowledge it.
+/// What is kept of the app's bytes to be sent again, in bytes. Also what any receiver's buffer
+/// takes: as long as there is no more, a peer's kernel has no reason not to acknowledge it.
 pub const MAX_REPLAY: usize = 16 * 1024;
 
 /// How much of what a server has sent first is looked at, in bytes: its greeting may be cut into
@@ -79,7 +80,8 @@ pub enum Broken {
     Peer(io::Error),
     /// The connection of the peer's app.
     PeerApp,
-    /// The pooled connection was over, and the peer has taken nothing: see [`Framed::into_unproven`].
+    /// The pooled connection was over, and the peer has taken nothing: see
+    /// [`Framed::into_unproven`].
     Stale,
 }
 
@@ -136,7 +138,8 @@ impl Framed {
         }
     }
 
-    /// Opens the connection for a server that may be the first to speak. Ready when the peer has said something, which is kept.
+    /// Opens the connection for a server that may be the first to speak. Ready when the peer has
+    /// said something, which is kept.
     pub fn poll_first_word<B>(
         &mut self,
         cx: &mut Context<'_>,
@@ -336,7 +339,8 @@ impl WayOut {
                     Poll::Ready(Ok(length)) => bytes.sent += length as u64,
                     Poll::Ready(Err((Side::From, _))) => return Poll::Ready(Err(Broken::App)),
                     Poll::Ready(Err((Side::To, error))) => return self.failed(error),
-                    // A server may be the first to speak: it is not kept waiting for what it does not wait for.
+                    // A server may be the first to speak: it is not kept waiting for what it does
+                    // not wait for.
                     Poll::Pending if !self.opened => self.open(&mut peer.unsent),
                     Poll::Pending => {
                         // Whatever there is goes out before anything is waited for.
@@ -351,7 +355,8 @@ impl WayOut {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once and writes it as a frame, behind the OPEN where that has not been sent: one record, and one system call.
+    /// Reads once and writes it as a frame, behind the OPEN where that has not been sent: one
+    /// record, and one system call.
     fn poll_pass<A, B>(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,7 +1,9 @@
-//! Connections that are passed on byte for byte: whatever is not HTTP, and HTTP that has switched to something else.
+//! Connections that are passed on byte for byte: whatever is not HTTP, and HTTP that has switched
+//! to something else.
 //!
-//! Each direction ends for itself, and an end is passed on as an end. What breaks is passed on as a break, so that nobody takes half
-//! of something for the whole. There is no time limit: whoever is silent is asked by TCP itself whether it is still there.
+//! Each direction ends for itself, and an end is passed on as an end. What breaks is passed on as a
+//! break, so that nobody takes half of something for the whole. There is no time limit: whoever is
+//! silent is asked by TCP itself whether it is still there.
 //!
 //! ```text
 //!            plain: copy                           an endpoint without a sidecar, an address outside the mesh
@@ -9,7 +11,8 @@
 //!            framed ══ a pooled TLS connection ══▶ peer ──▶ framed ──▶ app
 //! ```
 //!
-//! Between sidecars an app's connection is in frames ([`frame`]), so that the next one can follow on the same TLS connection.
+//! Between sidecars an app's connection is in frames ([`frame`]), so that the next one can follow
+//! on the same TLS connection.
 //!
 //! # Floors
 //!
@@ -293,7 +296,8 @@ fn forget_if_out_of_reach(worker: &Worker, in_flight: &InFlight, error: &io::Err
     }
 }
 
-/// Carries a connection to an endpoint of the backend that `routes` say. Returns the client's connection if it must be reset.
+/// Carries a connection to an endpoint of the backend that `routes` say. Returns the client's
+/// connection if it must be reset.
 pub async fn serve_routed<S>(
     session: &Session,
     logical: &Logical,
@@ -317,8 +321,8 @@ where
     serve(session, logical, client, Some(upstream)).await
 }
 
-/// Carries a connection to an endpoint of `logical`, or on to `upstream` where that is connected already. Returns the client's
-/// connection if it must be reset.
+/// Carries a connection to an endpoint of `logical`, or on to `upstream` where that is connected
+/// already. Returns the client's connection if it must be reset.
 pub async fn serve<S>(
     session: &Session,
     logical: &Logical,
@@ -424,7 +428,8 @@ where
     .await
 }
 
-/// Carries a connection to an address that the mesh knows nothing of. Returns the client's connection if it must be reset.
+/// Carries a connection to an address that the mesh knows nothing of. Returns the client's
+/// connection if it must be reset.
 pub async fn pass_through(
     worker: &Worker,
     address: SocketAddr,
@@ -469,8 +474,8 @@ pub async fn pass_through(
 
 /// The `port` of what was not connected.
 const NO_PORT: u16 = 0;
-/// How long an address outside the mesh may take to accept: what Linux tries by itself in a minute, and the client may have its own
-/// opinion.
+/// How long an address outside the mesh may take to accept: what Linux tries by itself in a minute,
+/// and the client may have its own opinion.
 const PASS_THROUGH_PATIENCE: Duration = Duration::from_secs(60);
 
 fn finish<S>(

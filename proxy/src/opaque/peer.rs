@@ -1,7 +1,8 @@
-//! A peer's connection: opens one to the app for each that the peer's app opens, one after the other.
+//! A peer's connection: opens one to the app for each that the peer's app opens, one after the
+//! other.
 //!
-//! An OPEN that has been taken is answered, by a frame or by a break: the peer takes an orderly end before that for proof that nothing
-//! was taken.
+//! An OPEN that has been taken is answered, by a frame or by a break: the peer takes an orderly end
+//! before that for proof that nothing was taken.
 
 use std::future::poll_fn;
 use std::io;
@@ -45,8 +46,9 @@ where
     let drain = session.worker.drain.clone();
     let limits = &session.worker.config.limits;
     let mut peer = Buffered::new(io);
-    // Whoever opens a connection has something for it that follows at once, and is served also where the shutdown has begun. From
-    // then on it may be idle for longer than any peer keeps it in its pool.
+    // Whoever opens a connection has something for it that follows at once, and is served also
+    // where the shutdown has begun. From then on it may be idle for longer than any peer keeps it
+    // in its pool.
     let mut is_new = true;
     let mut timer = pin!(sleep(limits.handshake_timeout));
     let mut leaving = pin!(drain.started());

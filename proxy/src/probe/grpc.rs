@@ -38,7 +38,8 @@ where
     tokio::select! {
         biased;
         answer = asked => answer,
-        // Ends only with an error or after the answer: the request lives no longer than the connection.
+        // Ends only with an error or after the answer: the request lives no longer than the
+        // connection.
         ended = connection => match ended {
             Err(error) => Err(error.into()),
             Ok(()) => Err(Failure::NotServing("the connection was closed".to_owned())),

@@ -1,4 +1,5 @@
-//! An HTTP probe: one GET, of whose answer the head counts. Redirects within the app are followed, as the kubelet does.
+//! An HTTP probe: one GET, of whose answer the head counts. Redirects within the app are followed,
+//! as the kubelet does.
 
 use std::fmt::Write;
 

@@ -4,10 +4,12 @@
 //! kubelet ─ GET /probe/app/readiness ─▶ admin port ─▶ here ─▶ the app's own port, as the probe was meant
 //! ```
 //!
-//! The kubelet has no identity of the mesh, so what it would ask the app in strict mode is refused. Injection sends its probes to
-//! the admin port instead, and says in `--probes` what each stands for. In: the name of a probe, and the address that it came to.
-//! Out: an HTTP status that the kubelet takes as it would take the app's. Whoever reaches the admin port can do what
-//! the kubelet does and no more: nothing in a request chooses what is asked, and nothing of the app's answer but its status is told.
+//! The kubelet has no identity of the mesh, so what it would ask the app in strict mode is refused.
+//! Injection sends its probes to the admin port instead, and says in `--probes` what each stands
+//! for. In: the name of a probe, and the address that it came to. Out: an HTTP status that the
+//! kubelet takes as it would take the app's. Whoever reaches the admin port can do what the kubelet
+//! does and no more: nothing in a request chooses what is asked, and nothing of the app's answer
+//! but its status is told.
 //!
 //! # Floors
 //!
@@ -100,7 +102,8 @@ impl FromStr for Probes {
 }
 
 impl Probes {
-    /// The HTTP status of the app's answer, or of what else it did. `None`: there is no probe of this name.
+    /// The HTTP status of the app's answer, or of what else it did. `None`: there is no probe of
+    /// this name.
     pub async fn run(&self, name: &str, asked: Asked<'_>) -> Option<Result<u16, Failure>> {
         let target = self.0.get(name)?;
         let limit = Duration::from_secs(target.seconds.into());

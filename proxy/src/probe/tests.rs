@@ -178,7 +178,8 @@ async fn an_app_with_tls_may_show_any_certificate() {
     assert_eq!(over_tls(&rustls::version::TLS12).await.ok(), Some(204));
 }
 
-/// An app with the health service, which says `status` for the service `shop` and does not know others.
+/// An app with the health service, which says `status` for the service `shop` and does not know
+/// others.
 async fn grpc_app(status: u8) -> u16 {
     let listener = TcpListener::bind((HERE, 0)).await.expect("bind");
     let port = listener.local_addr().expect("an address").port();

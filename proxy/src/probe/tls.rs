@@ -1,5 +1,5 @@
-//! TLS with the app for an HTTPS probe. Like the kubelet, it takes any certificate: what is asked is whether the app answers, on
-//! the pod's own address, and nothing is told to it.
+//! TLS with the app for an HTTPS probe. Like the kubelet, it takes any certificate: what is asked
+//! is whether the app answers, on the pod's own address, and nothing is told to it.
 
 use std::net::IpAddr;
 use std::sync::Arc;

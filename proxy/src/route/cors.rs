@@ -1,5 +1,6 @@
-//! Cross-origin requests of browsers: which of them a rule's CORS filter lets read the response (Gateway API, HTTPCORSFilter; Fetch
-//! standard, section 3.3). A preflight request is answered here; of every other only the response is touched.
+//! Cross-origin requests of browsers: which of them a rule's CORS filter lets read the response
+//! (Gateway API, HTTPCORSFilter; Fetch standard, section 3.3). A preflight request is answered
+//! here; of every other only the response is touched.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -116,8 +117,8 @@ impl Cors {
         })
     }
 
-    /// The answer, if it is a preflight request; and of any other request the origin that may read the response, as the
-    /// response says it.
+    /// The answer, if it is a preflight request; and of any other request the origin that may read
+    /// the response, as the response says it.
     pub(super) fn judge(
         &self,
         head: &impl RequestHead,
@@ -162,7 +163,8 @@ impl Cors {
         Some(answer)
     }
 
-    /// Puts the filter's fields in the place of the app's. `origin`: which one may read the response.
+    /// Puts the filter's fields in the place of the app's. `origin`: which one may read the
+    /// response.
     pub(super) fn apply_to_response(&self, origin: Option<&str>, head: &mut impl HeaderFields) {
         for name in FIELDS {
             head.remove_field(name);

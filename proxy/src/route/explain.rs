@@ -1,7 +1,9 @@
-//! Why a request goes where it goes, for people: every match with what speaks against it, and what would become of the request.
+//! Why a request goes where it goes, for people: every match with what speaks against it, and what
+//! would become of the request.
 //!
-//! In: a head that nobody has sent. Out: what [`super::decide`] goes by, by the same functions, for every rule and every backend
-//! instead of the one that is taken. Nothing is counted and no endpoint is taken up.
+//! In: a head that nobody has sent. Out: what [`super::decide`] goes by, by the same functions, for
+//! every rule and every backend instead of the one that is taken. Nothing is counted and no
+//! endpoint is taken up.
 
 use std::sync::Arc;
 
@@ -93,7 +95,8 @@ impl Criterion {
     }
 }
 
-/// Every match of a Service's routes in order of precedence, and what it makes of `head`, if there is one.
+/// Every match of a Service's routes in order of precedence, and what it makes of `head`, if there
+/// is one.
 pub fn explain<'r>(logical: &'r Logical, head: Option<&Parts>) -> Vec<Explained<'r>> {
     match &logical.routes {
         Some(routes) => explain_routes(routes, head),
@@ -142,7 +145,8 @@ pub enum Outcome {
         status: u16,
     },
     Fail(Reason),
-    /// For each of the rule's backends in their order: what it would get, or why it would get nothing.
+    /// For each of the rule's backends in their order: what it would get, or why it would get
+    /// nothing.
     Forward(Vec<Result<Box<Parts>, Reason>>),
 }
 

@@ -1,4 +1,5 @@
-//! What a rule changes: header modifiers, rewrites, redirects and CORS, applied to a head in the order in which they are written.
+//! What a rule changes: header modifiers, rewrites, redirects and CORS, applied to a head in the
+//! order in which they are written.
 
 use super::matches::split_query;
 use super::{Cors, HeaderFields, Preflight, RequestHead};
@@ -70,7 +71,8 @@ pub(super) enum Answer {
     Preflight(Preflight),
 }
 
-/// Applies request filters in order, up to one that answers. `origin`: which one may read the response, if a filter says so.
+/// Applies request filters in order, up to one that answers. `origin`: which one may read the
+/// response, if a filter says so.
 pub(super) fn apply_to_request(
     filters: &[Filter],
     context: Context,
@@ -141,8 +143,8 @@ impl HeaderModifier {
 }
 
 impl Redirect {
-    /// The whole location. Where neither the filter nor the request names a host, the path alone, which is relative to what
-    /// the client has called.
+    /// The whole location. Where neither the filter nor the request names a host, the path alone,
+    /// which is relative to what the client has called.
     fn location(&self, context: Context, head: &impl RequestHead) -> String {
         let target = match (&self.path, head.path_and_query()) {
             (Some(path), target) => path.apply(target, context.matched_prefix),

@@ -1,7 +1,7 @@
 //! The heads of HTTP/2 (types of the `http` crate) as [`RequestHead`] and [`HeaderFields`].
 //!
-//! Names and values that come from filters were checked when the filters were decoded. One that the `http` crate does not
-//! take leaves the head as it is.
+//! Names and values that come from filters were checked when the filters were decoded. One that the
+//! `http` crate does not take leaves the head as it is.
 
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};

@@ -7,8 +7,8 @@ use super::{Routes, Rule};
 use crate::balance::RetryBudget;
 use crate::observe::metrics::TcpMetrics;
 
-/// A Service port with its routes. A pod that is dialled by its own address, and the app behind an inbound
-/// port, are one as well: no routes, one backend with one endpoint.
+/// A Service port with its routes. A pod that is dialled by its own address, and the app behind an
+/// inbound port, are one as well: no routes, one backend with one endpoint.
 #[derive(Debug)]
 pub struct Logical {
     /// Namespace of the Service or pod.
@@ -17,7 +17,8 @@ pub struct Logical {
     pub service: Arc<str>,
     pub port: u16,
     pub protocol: Protocol,
-    /// Rules in order of precedence. `None`: no route is attached, and `default_rule` takes every request.
+    /// Rules in order of precedence. `None`: no route is attached, and `default_rule` takes every
+    /// request.
     pub routes: Option<Routes>,
     /// Routes for connections, which are not looked into then. `None`: none is attached.
     pub stream_routes: Option<StreamRoutes>,

@@ -1,6 +1,8 @@
-//! Which rule takes a request: the matches of Gateway API's HTTPRoute, compiled and in order of precedence.
+//! Which rule takes a request: the matches of Gateway API's HTTPRoute, compiled and in order of
+//! precedence.
 //!
-//! Nothing here allocates for a request, but for a regular expression over a header that is sent more than once.
+//! Nothing here allocates for a request, but for a regular expression over a header that is sent
+//! more than once.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -35,7 +37,8 @@ pub enum PathMatch {
     /// The whole path has to match.
     Regex(Regex),
     Prefix {
-        /// Whole segments, with no slash at the end: `/a` for the prefixes `/a` and `/a/`, empty for `/`.
+        /// Whole segments, with no slash at the end: `/a` for the prefixes `/a` and `/a/`, empty
+        /// for `/`.
         segments: Box<str>,
         /// Length of the prefix as written, in characters.
         chars: usize,
@@ -65,9 +68,9 @@ pub enum Unmet<'m> {
     Query(&'m NamedMatch),
 }
 
-/// What decides which of two matches comes first: the smaller one does. HTTPRoute's order is: exact path, longest prefix, method,
-/// most headers, most query parameters. It leaves the place of regular expressions open: here, between exact paths and prefixes,
-/// longest pattern first.
+/// What decides which of two matches comes first: the smaller one does. HTTPRoute's order is: exact
+/// path, longest prefix, method, most headers, most query parameters. It leaves the place of
+/// regular expressions open: here, between exact paths and prefixes, longest pattern first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Precedence {
     /// 0: exact, 1: regular expression, 2: prefix.
@@ -110,7 +113,8 @@ impl Routes {
         &self.entries
     }
 
-    /// The first rule that takes the request, and how many bytes of the path its prefix match covered.
+    /// The first rule that takes the request, and how many bytes of the path its prefix match
+    /// covered.
     pub(super) fn find(&self, head: &impl RequestHead) -> Option<(&Arc<Rule>, usize)> {
         let (path, query) = split_query(head.path_and_query());
         let query = query.unwrap_or("");
@@ -137,7 +141,8 @@ impl Match {
         }
     }
 
-    /// How many bytes of `path` the prefix covers, if all parts hold. `path` and `query` are those of `head`.
+    /// How many bytes of `path` the prefix covers, if all parts hold. `path` and `query` are those
+    /// of `head`.
     #[inline]
     pub(super) fn check(
         &self,
@@ -204,7 +209,8 @@ impl NamedMatch {
                 .authority()
                 .is_some_and(|authority| self.value.takes(authority.as_bytes()));
         }
-        // HTTP/2 may split cookies into several fields; what joins them again is not a comma (RFC 9113, 8.2.3).
+        // HTTP/2 may split cookies into several fields; what joins them again is not a comma (RFC
+        // 9113, 8.2.3).
         let separator = match self.name.eq_ignore_ascii_case("cookie") {
             true => b';',
             false => b',',
@@ -227,7 +233,8 @@ impl ValueMatch {
     }
 }
 
-/// Whether the values of all fields of that name, joined by the separator with or without a space, are `expected`.
+/// Whether the values of all fields of that name, joined by the separator with or without a space,
+/// are `expected`.
 fn exact_over_fields(head: &impl HeaderFields, name: &str, expected: &[u8], separator: u8) -> bool {
     // What is left to be seen, and whether nothing spoke against it so far.
     let mut rest = expected;

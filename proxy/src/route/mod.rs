@@ -1,7 +1,8 @@
 //! From a request to the rule that takes it, and what the rule changes on the way.
 //!
-//! In: the head of a request and the [`Logical`] that its connection was made to. Out: a [`Decision`]. The original
-//! destination alone says which `Logical` that is: nothing in the head (`Host`, `:authority`) ever picks another one.
+//! In: the head of a request and the [`Logical`] that its connection was made to. Out: a
+//! [`Decision`]. The original destination alone says which `Logical` that is: nothing in the head
+//! (`Host`, `:authority`) ever picks another one.
 //!
 //! ```text
 //! contract ─▶ decode ─▶ Routes ─┐
@@ -58,8 +59,8 @@ pub use matches::{Match, NamedMatch, PathMatch, RouteRule, Routes, Unmet, ValueM
 pub(crate) use matches::{query_value, split_query};
 pub use words::is_credential;
 
-/// The head of a request, whichever HTTP version carried it. Two implementations: [`crate::http::http1`]'s head and
-/// [`http::request::Parts`].
+/// The head of a request, whichever HTTP version carried it. Two implementations:
+/// [`crate::http::http1`]'s head and [`http::request::Parts`].
 pub trait RequestHead: HeaderFields {
     fn method(&self) -> &str;
     /// Path with query, as sent. Empty for CONNECT, `*` for OPTIONS of the whole server.
@@ -96,12 +97,14 @@ pub fn is_spelling(other: &[u8], name: &[u8]) -> bool {
 
 /// What is to become of a request.
 pub enum Decision {
-    /// Send it to this backend. Request filters of the rule and the backend have been applied to the head.
+    /// Send it to this backend. Request filters of the rule and the backend have been applied to
+    /// the head.
     Forward {
         rule: Arc<Rule>,
         /// Index into [`Rule::backends`].
         backend: usize,
-        /// Which origin may read the response, by the rule's CORS filter; for [`Rule::filter_response`].
+        /// Which origin may read the response, by the rule's CORS filter; for
+        /// [`Rule::filter_response`].
         origin: Option<Box<str>>,
     },
     /// Answer with this redirect.
@@ -174,8 +177,9 @@ pub struct RetryPolicy {
 }
 
 impl Rule {
-    /// Applies the response filters of the rule and of the backend. An index beyond the backends (for a response that
-    /// no backend made) applies those of the rule alone. `origin`: as the [`Decision`] says.
+    /// Applies the response filters of the rule and of the backend. An index beyond the backends
+    /// (for a response that no backend made) applies those of the rule alone. `origin`: as the
+    /// [`Decision`] says.
     pub fn filter_response(
         &self,
         backend: usize,

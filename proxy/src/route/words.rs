@@ -1,7 +1,8 @@
 //! Matches and filters in words, for people who ask why.
 //!
-//! What may be a secret is not told: values of header fields that are called as credentials are, and the values that filters give
-//! to fields, which an app that calls a backend does not see either.
+//! What may be a secret is not told: values of header fields that are called as credentials are,
+//! and the values that filters give to fields, which an app that calls a backend does not see
+//! either.
 
 use std::fmt::{self, Display, Formatter};
 

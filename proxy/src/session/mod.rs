@@ -176,13 +176,14 @@ impl Session {
         }
     }
 
-    /// Whether the client has no identity and, by now, needs one: strictness may have come after the client.
+    /// Whether the client has no identity and, by now, needs one: strictness may have come after
+    /// the client.
     pub fn is_unwelcome(&self) -> bool {
         self.is_stranger() && self.worker.tables.inbound().strict
     }
 
-    /// Where a request is counted: by rule and backend (by the rule alone where it reaches none) on the outbound
-    /// side, by client and port on the inbound side.
+    /// Where a request is counted: by rule and backend (by the rule alone where it reaches none) on
+    /// the outbound side, by client and port on the inbound side.
     pub fn request_metrics(&self, rule: &Rule, backend: Option<usize>) -> Arc<RequestMetrics> {
         match (&self.inbound, backend) {
             (Some((requests, _)), _) => requests.clone(),

@@ -1,4 +1,5 @@
-//! Sockets: the listeners of the data path, where their connections were going, and what every socket is set to.
+//! Sockets: the listeners of the data path, where their connections were going, and what every
+//! socket is set to.
 //!
 //! # Floors
 //!
@@ -28,10 +29,12 @@ pub const APP_SOCKET_PRIORITY: u32 = 5;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 /// … this often …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// … and given up after this many questions without an answer: a pod that vanished is noticed within a minute.
+/// … and given up after this many questions without an answer: a pod that vanished is noticed
+/// within a minute.
 ///
-/// TCP_USER_TIMEOUT is not for all of them. It ends the wait for acknowledgements as soon, but Linux also ends by it whoever is
-/// alive and has not read for that long, which apps may do for as long as they like: see [`await_acknowledgements`].
+/// TCP_USER_TIMEOUT is not for all of them. It ends the wait for acknowledgements as soon, but
+/// Linux also ends by it whoever is alive and has not read for that long, which apps may do for as
+/// long as they like: see [`await_acknowledgements`].
 const KEEPALIVE_PROBES: u32 = 3;
 
 /// Which side of the pod a connection is on.
@@ -75,7 +78,8 @@ pub struct Ports<'a> {
 pub struct Listener {
     pub socket: TcpListener,
     pub direction: Direction,
-    /// Where its connections are taken to have been going. `None`: the kernel's rules have redirected them, and it knows.
+    /// Where its connections are taken to have been going. `None`: the kernel's rules have
+    /// redirected them, and it knows.
     pub destination: Option<SocketAddr>,
 }
 
@@ -197,7 +201,8 @@ fn named(flag: &str, address: SocketAddr, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), text)
 }
 
-/// Where a redirected connection was going. `None`: it was made to the listener itself. `listener`: an address of it.
+/// Where a redirected connection was going. `None`: it was made to the listener itself. `listener`:
+/// an address of it.
 pub fn original_destination(
     stream: &TcpStream,
     listener: SocketAddr,
@@ -250,9 +255,9 @@ async fn connect(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpStream
 }
 
 /// Connects to the app in this pod. `source`: an address to take for it, which has to be one that
-/// the pod's rules provide ([`crate::upstream::client_address`]). Where it can't be taken there is no
-/// connection: the pod's own would stand for more than a client. `told`: a client that the app is
-/// told of in the first bytes.
+/// the pod's rules provide ([`crate::upstream::client_address`]). Where it can't be taken there is
+/// no connection: the pod's own would stand for more than a client. `told`: a client that the app
+/// is told of in the first bytes.
 pub async fn dial_app(
     address: SocketAddr,
     source: Option<IpAddr>,
@@ -280,8 +285,9 @@ pub async fn dial_app(
     Ok(stream)
 }
 
-/// Bounds how long what was sent may stay unacknowledged; `None`: by the kernel's own limits, some 15 minutes. Only where no more is
-/// sent than any receiver takes at once, or to a receiver that always reads.
+/// Bounds how long what was sent may stay unacknowledged; `None`: by the kernel's own limits, some
+/// 15 minutes. Only where no more is sent than any receiver takes at once, or to a receiver that
+/// always reads.
 pub fn await_acknowledgements(stream: &TcpStream, bound: Option<Duration>) {
     // Fails only for a socket that is over anyway.
     let _ = SockRef::from(stream).set_tcp_user_timeout(bound);

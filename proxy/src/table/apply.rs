@@ -1,8 +1,8 @@
 //! Putting a push in force, in one step:
 //! 1. decode and check everything; what is wrong is rejected, and its last good version stays;
 //! 2. build what depends on it (a Service with its routes), still without anybody seeing it;
-//! 3. swap: anchors, endpoints, Services, destinations, inbound, so that nothing ever points at something that is not there
-//!    yet; what is removed goes last.
+//! 3. swap: anchors, endpoints, Services, destinations, inbound, so that nothing ever points at
+//!    something that is not there yet; what is removed goes last.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -26,7 +26,8 @@ use crate::route::opaque::{StreamBackend, StreamRoute, StreamRoutes, TlsRoutes};
 use crate::route::{Logical, decode_routes, default_rule};
 use crate::socket::Direction;
 
-/// Resources held at once. 10,000 destinations with a few resources each; a controller that sends more is broken.
+/// Resources held at once. 10,000 destinations with a few resources each; a controller that sends
+/// more is broken.
 const MAX_RESOURCES: usize = 100_000;
 
 /// Rejections shown at once.
@@ -338,7 +339,8 @@ impl Store {
         }
     }
 
-    /// Points the cells of all destinations that are in `changed`, or whose Service is, at what they stand for now.
+    /// Points the cells of all destinations that are in `changed`, or whose Service is, at what
+    /// they stand for now.
     fn point_destinations(&mut self, changed: &HashSet<ResourceName>) {
         let cells: Vec<_> = self
             .cells
@@ -361,8 +363,9 @@ impl Store {
         }
     }
 
-    /// What `address` stands for, as far as is known; `old` is what it stood for. `None`: it stays what it was, for the
-    /// controller has said nothing, or its Service was rejected and never had a good version.
+    /// What `address` stands for, as far as is known; `old` is what it stood for. `None`: it stays
+    /// what it was, for the controller has said nothing, or its Service was rejected and never had
+    /// a good version.
     pub(super) fn destination(
         &mut self,
         address: SocketAddr,
@@ -414,7 +417,8 @@ impl Store {
     fn remove(&mut self, names: &[String], rejected: &mut BTreeMap<String, Problem>) {
         for text in names {
             match text.parse() {
-                // Without them the proxy could do nothing at all: a controller that takes them away is wrong.
+                // Without them the proxy could do nothing at all: a controller that takes them away
+                // is wrong.
                 Ok(ResourceName::TrustAnchors | ResourceName::Inbound) => {
                     rejected.insert(text.clone(), "cannot be removed, only replaced".to_owned());
                 }
@@ -537,8 +541,8 @@ fn outbound_tcp(labels: &ServiceLabels) -> TcpLabels {
     }
 }
 
-/// The backend under `name`; an empty one where its endpoints have not come (or were rejected): what is sent there fails with
-/// "no-endpoint" until they do.
+/// The backend under `name`; an empty one where its endpoints have not come (or were rejected):
+/// what is sent there fails with "no-endpoint" until they do.
 fn backend(backends: &mut HashMap<ResourceName, Arc<Backend>>, name: &str) -> Option<Arc<Backend>> {
     backend_named(backends, &name.parse().ok()?)
 }

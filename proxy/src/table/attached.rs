@@ -1,5 +1,5 @@
-//! What is attached to a destination, for people: which resources it was made of, and what the controller sent of them that is not in
-//! force.
+//! What is attached to a destination, for people: which resources it was made of, and what the
+//! controller sent of them that is not in force.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,12 +22,14 @@ pub struct Attached {
     pub service: Option<ResourceName>,
     /// Its routes, of whatever kind, first the one that wins where matches are equal.
     pub routes: Vec<ResourceName>,
-    /// What of all these has been rejected, with the reason: the version before it is in force, if there was one.
+    /// What of all these has been rejected, with the reason: the version before it is in force, if
+    /// there was one.
     pub rejected: Vec<(ResourceName, String)>,
 }
 
 impl Store {
-    /// What `address` stands for now. Ask [`super::Tables::destination`] first, so that it is known.
+    /// What `address` stands for now. Ask [`super::Tables::destination`] first, so that it is
+    /// known.
     pub fn attached(&self, address: SocketAddr) -> Attached {
         let address = canonical(address);
         let destination = match self.cells.get(&address) {
@@ -42,8 +44,8 @@ impl Store {
         self.attached_to(destination, name, service)
     }
 
-    /// The port of a Service that the app has called before; without a namespace, one of the pod's own. `None`: it has not, as far
-    /// as is known.
+    /// The port of a Service that the app has called before; without a namespace, one of the pod's
+    /// own. `None`: it has not, as far as is known.
     pub fn attached_by_name(
         &self,
         namespace: Option<&str>,

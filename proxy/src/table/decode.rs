@@ -1,5 +1,5 @@
-//! From a contract message to what the store keeps: everything is checked here, field by field, so that whatever
-//! gets past can be put in force.
+//! From a contract message to what the store keeps: everything is checked here, field by field, so
+//! that whatever gets past can be put in force.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -333,7 +333,8 @@ fn decode_service(
     })
 }
 
-/// The routes of a Service that are about connections: they are of one kind, and a TCPRoute is alone.
+/// The routes of a Service that are about connections: they are of one kind, and a TCPRoute is
+/// alone.
 fn decode_stream_routes(routes: &[String]) -> Result<Vec<ResourceName>, Problem> {
     let mut names = Vec::with_capacity(routes.len());
     for (index, route) in routes.iter().enumerate() {

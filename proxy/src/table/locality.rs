@@ -1,6 +1,7 @@
-//! Which endpoints of a Service are this proxy's to use, as kube-proxy decides it. In: where the proxy is, and what the controller
-//! says of the endpoints. Out: those to prefer, those that are used while none of them can be, and nothing of the rest. Decided when
-//! a set of endpoints is built, never for a request.
+//! Which endpoints of a Service are this proxy's to use, as kube-proxy decides it. In: where the
+//! proxy is, and what the controller says of the endpoints. Out: those to prefer, those that are
+//! used while none of them can be, and nothing of the rest. Decided when a set of endpoints is
+//! built, never for a request.
 
 use std::sync::Arc;
 
@@ -29,7 +30,8 @@ pub(super) struct Split<T> {
     pub fallback: Vec<T>,
 }
 
-/// Splits endpoints. `node_local`: those on other nodes are not for this proxy at all, and hints do not matter.
+/// Splits endpoints. `node_local`: those on other nodes are not for this proxy at all, and hints do
+/// not matter.
 pub(super) fn split<'a, T>(
     place: &Place,
     node_local: bool,

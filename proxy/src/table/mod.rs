@@ -5,10 +5,10 @@
 //!                          (swapped live)                          (concrete)  (swapped live)
 //! ```
 //!
-//! A connection keeps its [`DestinationCell`] and loads it anew for each request, so a changed route
-//! holds for the next request on a connection that is already open. What an endpoint has learned
-//! (load, ejection) lives in the [`Endpoint`](crate::balance::Endpoint), which is carried over from
-//! table to table while its address and identity stay the same.
+//! A connection keeps its [`DestinationCell`] and loads it anew for each request, so a changed
+//! route holds for the next request on a connection that is already open. What an endpoint has
+//! learned (load, ejection) lives in the [`Endpoint`](crate::balance::Endpoint), which is carried
+//! over from table to table while its address and identity stay the same.
 //!
 //! # Floors
 //!
@@ -116,7 +116,8 @@ pub enum Destination {
     Logical(Arc<Logical>),
     /// Not in the mesh's tables: connections go to the address as they are.
     Passthrough,
-    /// The controller has not said anything about it, in [`crate::config::Limits::discovery_timeout`].
+    /// The controller has not said anything about it, in
+    /// [`crate::config::Limits::discovery_timeout`].
     Unknown,
 }
 

@@ -1,7 +1,8 @@
 //! The one writer of the tables. Lives on the control thread.
 //!
-//! In: pushes from the controller (put in force by [`super::apply`]), and destinations that the data path asks for. Out: tables in force, an answer to each
-//! push, and what the controller is to be told ([`Outbox`]).
+//! In: pushes from the controller (put in force by [`super::apply`]), and destinations that the
+//! data path asks for. Out: tables in force, an answer to each push, and what the controller is to
+//! be told ([`Outbox`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -25,7 +26,8 @@ use crate::route::Logical;
 
 /// How long a destination may go unused before its subscription ends.
 const DESTINATION_IDLE: Duration = Duration::from_secs(600);
-/// How many destinations make room at a time when there are too many: sorting them all is then rare.
+/// How many destinations make room at a time when there are too many: sorting them all is then
+/// rare.
 const EVICTED_AT_ONCE: usize = 500;
 /// Destinations that workers can find. Those that are on their way out are subscribed to as well.
 const MAX_DESTINATIONS: usize = MAX_SUBSCRIPTIONS - EVICTED_AT_ONCE;
@@ -45,7 +47,8 @@ pub struct Store {
     pub(super) held: HashMap<ResourceName, Held>,
     pub(super) backends: HashMap<ResourceName, Arc<Backend>>,
     pub(super) logicals: HashMap<ResourceName, Arc<Logical>>,
-    /// Everything that an endpoint has learned survives as long as somebody uses it and it stays the same.
+    /// Everything that an endpoint has learned survives as long as somebody uses it and it stays
+    /// the same.
     pub(super) endpoints: HashMap<EndpointSpec, Weak<Endpoint>>,
     /// By name, with the reason: what the controller sent and is not in force.
     pub(super) rejected: BTreeMap<String, String>,
@@ -102,7 +105,8 @@ impl Store {
         }
     }
 
-    /// The cell for `address`, subscribed to from now on. `None`: there are too many, and all of them are in use.
+    /// The cell for `address`, subscribed to from now on. `None`: there are too many, and all of
+    /// them are in use.
     pub fn subscribe(&mut self, address: SocketAddr) -> Option<Arc<DestinationCell>> {
         let address = canonical(address);
         if let Some(entry) = self.cells.get_mut(&address) {
@@ -213,7 +217,8 @@ impl Store {
             .retain(|_, endpoint| endpoint.strong_count() > 0);
     }
 
-    /// Withdraws the destinations that have not been used for the longest time, so that there is room in a second.
+    /// Withdraws the destinations that have not been used for the longest time, so that there is
+    /// room in a second.
     fn evict(&mut self) {
         let mut idle: Vec<_> = self
             .cells
@@ -237,8 +242,8 @@ impl Store {
         }
     }
 
-    /// Drops what no subscribed destination needs. The controller's own view of what this proxy needs is of the last stream
-    /// and may have been lost with it.
+    /// Drops what no subscribed destination needs. The controller's own view of what this proxy
+    /// needs is of the last stream and may have been lost with it.
     fn forget_unreachable(&mut self) {
         let mut needed = HashSet::from([ResourceName::TrustAnchors, ResourceName::Inbound]);
         for address in self.cells.keys() {

@@ -1,7 +1,7 @@
 //! The tables as workers read them. Reading takes no lock.
 //!
-//! In: an address. Out: its cell. A miss goes to the control thread, where the [`super::Store`] subscribes to the
-//! address; all who miss it wait on the same cell.
+//! In: an address. Out: its cell. A miss goes to the control thread, where the [`super::Store`]
+//! subscribes to the address; all who miss it wait on the same cell.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -18,7 +18,8 @@ use crate::observe::metrics::{Metrics, ServiceLabels, TcpLabels};
 use crate::route::{Logical, Protocol, default_rule};
 use crate::socket::Direction;
 
-/// Into how many maps the cells are spread. A new destination copies one of them: with 10,000 destinations some 160 pointers.
+/// Into how many maps the cells are spread. A new destination copies one of them: with 10,000
+/// destinations some 160 pointers.
 const SHARDS: usize = 64;
 /// Misses that wait for the control thread. Beyond that a connection waits until there is room.
 const MAX_MISSES: usize = 1_024;
@@ -87,9 +88,9 @@ pub fn tables(namespace: &str, metrics: Metrics, patience: Duration) -> (Tables,
 }
 
 impl Tables {
-    /// What `address` stands for. The first call for an address subscribes to it and waits for the controller's
-    /// word, at most [`crate::config::Limits::discovery_timeout`]; after that the cell holds
-    /// [`super::Destination::Unknown`] until the word comes.
+    /// What `address` stands for. The first call for an address subscribes to it and waits for the
+    /// controller's word, at most [`crate::config::Limits::discovery_timeout`]; after that the cell
+    /// holds [`super::Destination::Unknown`] until the word comes.
     pub async fn destination(&self, address: SocketAddr) -> Arc<DestinationCell> {
         let address = canonical(address);
         let cell = match self.shared.cell(address) {

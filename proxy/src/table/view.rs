@@ -116,8 +116,8 @@ struct EndpointView {
     pod: String,
     workload: String,
     zone: String,
-    /// `preferred`, `fallback` where others are preferred and none of them can be used, or `never` where it is on another node and
-    /// the Service bound to the own.
+    /// `preferred`, `fallback` where others are preferred and none of them can be used, or `never`
+    /// where it is on another node and the Service bound to the own.
     used: &'static str,
     /// Given no work for a while because it kept failing, or because somebody else was there.
     ejected: bool,

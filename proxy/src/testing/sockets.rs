@@ -48,7 +48,8 @@ pub async fn is_reset(stream: &mut TcpStream) -> bool {
     ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
-/// What a client of the app's own TLS says first, that asks for `name`; for none if that is an address.
+/// What a client of the app's own TLS says first, that asks for `name`; for none if that is an
+/// address.
 pub fn client_hello(name: &str) -> Vec<u8> {
     const ANYBODY: &str = "spiffe://cluster.local/ns/shop/sa/anybody";
     let identity = Authority::new("the app's own").identity(ANYBODY);

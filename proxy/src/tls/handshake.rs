@@ -1,6 +1,7 @@
 //! The handshake, driven by hand: so that what comes after it can be taken over record by record.
 //!
-//! rustls gets one record at a time and no more than the handshake needs. What a peer sends in the same breath stays for the stream.
+//! rustls gets one record at a time and no more than the handshake needs. What a peer sends in the
+//! same breath stays for the stream.
 
 use std::io;
 use std::ops::Deref;
@@ -39,7 +40,8 @@ pub struct Accepted<S> {
 ///
 /// # Errors
 ///
-/// What rustls finds wrong is an [`io::Error`] with a [`rustls::Error`] in it. `config` must allow the extraction of secrets.
+/// What rustls finds wrong is an [`io::Error`] with a [`rustls::Error`] in it. `config` must allow
+/// the extraction of secrets.
 pub async fn connect<S>(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -179,8 +181,8 @@ async fn say_goodbye<S>(
 ) where
     S: AsyncWrite + Unpin,
 {
-    // Only as long as something waits: rustls would look at the record in error again. And only with all of `shown`: it remembers
-    // where in that the parts of messages are.
+    // Only as long as something waits: rustls would look at the record in error again. And only
+    // with all of `shown`: it remembers where in that the parts of messages are.
     while connection.wants_write() {
         let status = connection.process(shown);
         let discard = status.discard;
@@ -197,7 +199,8 @@ async fn say_goodbye<S>(
     }
 }
 
-/// Reads until `received` has a whole record after its first `shown` bytes. Returns where that ends.
+/// Reads until `received` has a whole record after its first `shown` bytes. Returns where that
+/// ends.
 async fn next_record<S>(io: &mut S, received: &mut BytesMut, shown: usize) -> io::Result<usize>
 where
     S: AsyncRead + Unpin,

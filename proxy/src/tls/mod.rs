@@ -1,7 +1,8 @@
 //! TLS 1.3 between sidecars.
 //!
-//! rustls makes the handshake, proves the identities and derives every key; records are sealed and opened here, where they can be
-//! without a copy: straight from what is to be sent, and straight to where it is read (`rustls::kernel` is made for that).
+//! rustls makes the handshake, proves the identities and derives every key; records are sealed and
+//! opened here, where they can be without a copy: straight from what is to be sent, and straight to
+//! where it is read (`rustls::kernel` is made for that).
 //!
 //! ```text
 //! handshake (rustls) ─▶ secrets ─▶ record: one record sealed or opened

@@ -15,7 +15,8 @@ use rustls::{AlertDescription, ConnectionTrafficSecrets, ContentType};
 /// The most that one record carries, in bytes.
 pub const MAX_CONTENT: usize = 1 << 14;
 pub const HEADER: usize = 5;
-/// What a record has beside its content where it is not padded, in bytes: the header, the content's type, and the tag.
+/// What a record has beside its content where it is not padded, in bytes: the header, the content's
+/// type, and the tag.
 pub const OVERHEAD: usize = HEADER + 1 + TAG;
 /// The longest record there is, padded or not, in bytes.
 pub const MAX_RECORD: usize = HEADER + MAX_CONTENT + 256;
@@ -52,7 +53,8 @@ impl RecordError {
     }
 }
 
-/// Length of the record that begins with `bytes`, in bytes, header included. `None`: it is not all there.
+/// Length of the record that begins with `bytes`, in bytes, header included. `None`: it is not all
+/// there.
 pub fn length(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
     let Some([kind, _, _, high, low]) = bytes.first_chunk::<HEADER>() else {
         return Ok(None);
@@ -112,7 +114,8 @@ impl Keys {
         self.sequence = MAX_SEALED;
     }
 
-    /// The nonce of the next record (RFC 8446 section 5.3). `None` can't be reached by a peer: 2^64 records.
+    /// The nonce of the next record (RFC 8446 section 5.3). `None` can't be reached by a peer: 2^64
+    /// records.
     fn next_nonce(&mut self) -> Option<Nonce> {
         let sequence = self.sequence.to_be_bytes();
         self.sequence = self.sequence.checked_add(1)?;
@@ -124,7 +127,8 @@ impl Keys {
         Some(Nonce::assume_unique_for_key(nonce))
     }
 
-    /// Seals `content`, at most [`MAX_CONTENT`] bytes, to the beginning of `out`. Returns the record's length: [`OVERHEAD`] more.
+    /// Seals `content`, at most [`MAX_CONTENT`] bytes, to the beginning of `out`. Returns the
+    /// record's length: [`OVERHEAD`] more.
     pub fn seal(
         &mut self,
         kind: ContentType,
@@ -145,7 +149,8 @@ impl Keys {
         Ok(content.len() + OVERHEAD)
     }
 
-    /// As [`Self::seal`], with the content where its record is to be: `length` bytes of `out`, behind the first [`HEADER`].
+    /// As [`Self::seal`], with the content where its record is to be: `length` bytes of `out`,
+    /// behind the first [`HEADER`].
     pub fn seal_in_place(
         &mut self,
         kind: ContentType,
@@ -165,8 +170,8 @@ impl Keys {
         Ok(length + OVERHEAD)
     }
 
-    /// Opens a whole `record` to the beginning of `out`, which must have room for its content, its type and its padding: see
-    /// [`inner_length`]. Returns the type and length of the content.
+    /// Opens a whole `record` to the beginning of `out`, which must have room for its content, its
+    /// type and its padding: see [`inner_length`]. Returns the type and length of the content.
     pub fn open(
         &mut self,
         record: &[u8],
@@ -203,7 +208,8 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Of a record with `length` bytes of content, at the beginning of `out`, where its header is now.
+    /// Of a record with `length` bytes of content, at the beginning of `out`, where its header is
+    /// now.
     fn of(out: &'a mut [u8], length: usize) -> Result<Self, RecordError> {
         if length > MAX_CONTENT || out.len() < length + OVERHEAD {
             return Err(RecordError::Content);

@@ -27,13 +27,15 @@ const ROOM: usize = RECORDS * (MAX_CONTENT + OVERHEAD);
 const MAX_FRUITLESS: u32 = 32;
 /// How many tickets of one connection are taken. Each costs a key and a place among all.
 const MAX_TICKETS: u32 = 4;
-/// The longest message that a peer may send after the handshake, in bytes: a ticket with the client's certificates in it.
+/// The longest message that a peer may send after the handshake, in bytes: a ticket with the
+/// client's certificates in it.
 const MAX_MESSAGE: usize = 64 * 1024;
 
 /// A connection after its handshake.
 ///
-/// Writing takes up to four records at a time and sends them; what the socket does not take at once waits, and is sent by the next
-/// write, or by a flush. A peer that ends the connection without saying so is an error: somebody may have cut it off.
+/// Writing takes up to four records at a time and sends them; what the socket does not take at once
+/// waits, and is sent by the next write, or by a flush. A peer that ends the connection without
+/// saying so is an error: somebody may have cut it off.
 pub struct Stream<S> {
     io: S,
     sealing: Keys,
@@ -123,8 +125,8 @@ impl<S> Stream<S> {
         &self.io
     }
 
-    /// Seals what is to be sent to the beginning of `out`, as far as there is room, in as few records as it fits. Returns how much
-    /// was taken, and the length of the records.
+    /// Seals what is to be sent to the beginning of `out`, as far as there is room, in as few
+    /// records as it fits. Returns how much was taken, and the length of the records.
     fn seal<'a>(
         &mut self,
         pieces: &'a [IoSlice<'_>],
@@ -193,7 +195,8 @@ impl<S> Stream<S> {
         }
     }
 
-    /// Opens the whole records at the beginning of `bytes`, as far as `buf` has room. Returns how much they were.
+    /// Opens the whole records at the beginning of `bytes`, as far as `buf` has room. Returns how
+    /// much they were.
     fn open(&mut self, bytes: &[u8], buf: &mut ReadBuf<'_>) -> Result<usize, StreamError> {
         let mut opened = 0;
         while buf.remaining() > 0 && self.content.is_empty() && !self.heard_end {

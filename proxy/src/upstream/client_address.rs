@@ -35,8 +35,8 @@ use crate::socket::dial_app;
 pub struct Source {
     /// To bind to. `None`: the pod's own address.
     pub address: Option<IpAddr>,
-    /// Whom the app is told of in the connection's first bytes ([`crate::socket::proxy_protocol`]), where
-    /// its port wants to be.
+    /// Whom the app is told of in the connection's first bytes ([`crate::socket::proxy_protocol`]),
+    /// where its port wants to be.
     pub told: Option<SocketAddr>,
 }
 

@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use tokio::time::Instant;
 
-/// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer should allow.
+/// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer
+/// should allow.
 pub const MAX_STREAMS: usize = 100;
 
 /// Counts the streams of one connection.

@@ -43,7 +43,8 @@ pub enum Stream {
     Multiplexed(mux::Stream),
 }
 
-/// What opening connections takes, of one worker. Pools and those that look for an endpoint hold it.
+/// What opening connections takes, of one worker. Pools and those that look for an endpoint hold
+/// it.
 pub struct Dialer {
     pub limits: Limits,
     pub identity: Identity,
@@ -63,15 +64,16 @@ impl Dialer {
         }
     }
 
-    /// Connects to `endpoint` within its [`Self::patience`]. `alpn` says what the connection will carry; it
-    /// is only spoken about with mesh peers, `source` only with the app.
+    /// Connects to `endpoint` within its [`Self::patience`]. `alpn` says what the connection will
+    /// carry; it is only spoken about with mesh peers, `source` only with the app.
     pub async fn connect(
         &self,
         endpoint: &Endpoint,
         source: Source,
         alpn: Alpn,
     ) -> Result<Stream, ConnectError> {
-        // Boxed: handshakes need room that whoever waits for them would hold for as long as its connection lives.
+        // Boxed: handshakes need room that whoever waits for them would hold for as long as its
+        // connection lives.
         let connecting = Box::pin(self.open(endpoint, source, alpn));
         let connected = timeout(self.patience(endpoint), connecting)
             .await
@@ -146,7 +148,8 @@ impl Stream {
         }
     }
 
-    /// Bounds how long what was sent may stay unacknowledged: see [`socket::await_acknowledgements`].
+    /// Bounds how long what was sent may stay unacknowledged: see
+    /// [`socket::await_acknowledgements`].
     pub fn await_acknowledgements(&self, bound: Option<Duration>) {
         if let Some(tcp) = self.tcp() {
             socket::await_acknowledgements(tcp, bound);

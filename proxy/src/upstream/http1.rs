@@ -1,4 +1,5 @@
-//! Connections to sidecars that carry the HTTP/1 of many clients: the end that opens streams of [`super::mux`].
+//! Connections to sidecars that carry the HTTP/1 of many clients: the end that opens streams of
+//! [`super::mux`].
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -48,7 +49,8 @@ impl streams::Connection for Connection {
                 tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
                 error.reason
             })?;
-        // The peer always reads, whatever becomes of its streams: what its kernel does not acknowledge in time has not arrived.
+        // The peer always reads, whatever becomes of its streams: what its kernel does not
+        // acknowledge in time has not arrived.
         stream.await_acknowledgements(Some(limits.peer_timeout));
         let driver = Driver::new(Side::Client, stream);
         let tick = limits.pool_idle.min(limits.pool_age) / 2;
@@ -121,11 +123,13 @@ impl Upstream {
     }
 }
 
-/// Whether the peer is there, while exchanges wait for it. A pod that has vanished refuses nothing, and its streams would be given one
-/// request after the other until what was sent is overdue ([`crate::config::Limits::peer_timeout`]). A new connection finds out sooner.
+/// Whether the peer is there, while exchanges wait for it. A pod that has vanished refuses nothing,
+/// and its streams would be given one request after the other until what was sent is overdue
+/// ([`crate::config::Limits::peer_timeout`]). A new connection finds out sooner.
 struct Liveness {
     timer: Pin<Box<Sleep>>,
-    /// Silence before the peer is asked, and how long its answer may take. It is its proxy that answers, not its app.
+    /// Silence before the peer is asked, and how long its answer may take. It is its proxy that
+    /// answers, not its app.
     patience: Duration,
     watching: bool,
     asked: bool,

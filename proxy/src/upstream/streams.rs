@@ -1,5 +1,5 @@
-//! Upstream connections that carry several streams, of one worker and one protocol, by endpoint: finds one with room for another
-//! stream, or opens one.
+//! Upstream connections that carry several streams, of one worker and one protocol, by endpoint:
+//! finds one with room for another stream, or opens one.
 //!
 //! In: an endpoint. Out: a [`Lease`] on one stream of a connection to it. Streams fill up the
 //! oldest connection first, so that what is no longer needed becomes idle and ends. Beyond
@@ -96,7 +96,8 @@ pub struct Lease<C: Connection> {
 #[derive(Clone, Copy, Debug)]
 pub struct Refusal {
     pub reason: Reason,
-    /// Somebody else reports the same failed connection: it speaks against the endpoint once, however many waited for it.
+    /// Somebody else reports the same failed connection: it speaks against the endpoint once,
+    /// however many waited for it.
     pub reported: bool,
 }
 
@@ -405,7 +406,8 @@ impl<C: Connection> Upstreams<C> {
         }
     }
 
-    /// `streams`: how many a pooled connection had before a stream was begun, or has after one has ended.
+    /// `streams`: how many a pooled connection had before a stream was begun, or has after one has
+    /// ended.
     fn count(&self, streams: usize, change: i64) {
         if streams == 0 {
             self.gauge(PoolState::Active, change);

@@ -17,8 +17,8 @@ pub const READ_SIZE: usize = 16 * 1024;
 /// How much is read at once where it is passed on at once, in bytes.
 pub const PASS_SIZE: usize = 64 * 1024;
 
-/// How long, and for how many bytes, a side that is still sending is listened to after the end, so that what was written last is
-/// not lost.
+/// How long, and for how many bytes, a side that is still sending is listened to after the end, so
+/// that what was written last is not lost.
 const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGERED: usize = 1024 * 1024;
 
@@ -65,8 +65,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
 
     /// Reads more into `read`. 0: the other side has ended its half.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // Reading straight into the buffer's spare room needs either unsafe code or zeroing: the scratch space is
-        // zeroed once for each thread, and an idle connection holds no room at all.
+        // Reading straight into the buffer's spare room needs either unsafe code or zeroing: the
+        // scratch space is zeroed once for each thread, and an idle connection holds no room at
+        // all.
         SCRATCH.with_borrow_mut(|scratch| {
             let mut read = ReadBuf::new(&mut scratch[..READ_SIZE]);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
@@ -76,8 +77,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         })
     }
 
-    /// Reads once and writes it to `to`, whose `unsent` must be empty and takes what can't be written at once. Returns how much was
-    /// read; 0: this side has ended its half.
+    /// Reads once and writes it to `to`, whose `unsent` must be empty and takes what can't be
+    /// written at once. Returns how much was read; 0: this side has ended its half.
     pub fn poll_pass<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -90,8 +91,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
             .map_err(|(side, _)| side)
     }
 
-    /// As [`Self::poll_pass`], but what is written is what `turn` makes of it: it gets what was read behind `room` bytes of its own,
-    /// and says which part of that is to be written. An error of its is one of this side.
+    /// As [`Self::poll_pass`], but what is written is what `turn` makes of it: it gets what was
+    /// read behind `room` bytes of its own, and says which part of that is to be written. An error
+    /// of its is one of this side.
     pub fn poll_pass_as<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -174,7 +176,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the connection so that what was written last arrives, even where the other side is still sending (RFC 9112 section 9.6).
+    /// Ends the connection so that what was written last arrives, even where the other side is
+    /// still sending (RFC 9112 section 9.6).
     pub async fn close(mut self) {
         let ending = async {
             poll_fn(|cx| self.poll_shutdown(cx)).await?;

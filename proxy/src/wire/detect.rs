@@ -1,7 +1,8 @@
 //! Tells a protocol by the first bytes that a client sends.
 //!
-//! In: what has come so far. Out: what it is, or that more is needed. HTTP is claimed only for what is HTTP: a mistake there
-//! breaks the connection, while HTTP that is taken for something else just goes by uncounted.
+//! In: what has come so far. Out: what it is, or that more is needed. HTTP is claimed only for what
+//! is HTTP: a mistake there breaks the connection, while HTTP that is taken for something else just
+//! goes by uncounted.
 //!
 //! A server that sends first settles the matter as well, unless either side may send first: see
 //! [`greeting`].
@@ -12,7 +13,8 @@ pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MAX_METHOD: usize = 32;
 /// Bytes of empty lines before a request that are skipped. More is something else.
 const MAX_BLANK: usize = 8;
-/// Bytes without an end of line after which what may be a request line is taken for one. HTTP/1 then says what is wrong with it.
+/// Bytes without an end of line after which what may be a request line is taken for one. HTTP/1
+/// then says what is wrong with it.
 const MAX_LINE: usize = 8 * 1024;
 
 /// What a connection carries.

@@ -1,5 +1,5 @@
-//! A data worker: one thread, one current-thread runtime, its own pools. The first one also accepts connections, and hands
-//! each to the worker that has the fewest.
+//! A data worker: one thread, one current-thread runtime, its own pools. The first one also accepts
+//! connections, and hands each to the worker that has the fewest.
 
 use std::io;
 use std::net::SocketAddr;
@@ -33,8 +33,8 @@ const UNPROVEN_OF: (usize, usize) = (4, 5);
 const WAITING_OF: (usize, usize) = (1, 10);
 /// … but room for a burst.
 const MIN_WAITING: usize = 64;
-/// How long connections from outside are still accepted after the shutdown has started: whoever balances over several pods has been
-/// told by then that this one is going.
+/// How long connections from outside are still accepted after the shutdown has started: whoever
+/// balances over several pods has been told by then that this one is going.
 const LATE_ARRIVALS: Duration = Duration::from_secs(1);
 /// Wait after an error of accept, which is one of the machine's: no file descriptors, no memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
@@ -329,7 +329,8 @@ async fn arrived(
     }
 }
 
-/// Whether a connection from outside was going to the proxy itself: to carry it there would give the proxy itself as a client.
+/// Whether a connection from outside was going to the proxy itself: to carry it there would give
+/// the proxy itself as a client.
 fn is_own(config: &Config, direction: Direction, destination: SocketAddr) -> bool {
     let own = [
         config.inbound_port,

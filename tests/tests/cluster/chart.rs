@@ -1,4 +1,5 @@
-//! The life of a release with a real Helm: installed, upgraded and rolled back under load, taken away without a trace.
+//! The life of a release with a real Helm: installed, upgraded and rolled back under load, taken
+//! away without a trace.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -46,7 +47,8 @@ fn tag_images(tag: &str) {
     run(Command::new("bash").args(["-c", &text])).expect("tagging the images");
 }
 
-/// Kind, namespace and name of everything that there is, without what Kubernetes makes for itself all the time.
+/// Kind, namespace and name of everything that there is, without what Kubernetes makes for itself
+/// all the time.
 fn objects() -> BTreeSet<String> {
     let kinds = kubectl(&["api-resources", "--verbs=list", "-o", "name"]);
     let passing = ["events", "events.events.k8s.io", "pods.metrics.k8s.io"];

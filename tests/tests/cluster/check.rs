@@ -120,7 +120,8 @@ fn a_controller_that_is_away_is_told_by_every_check_that_needs_it() {
 
 #[test]
 fn somebody_with_no_rights_is_told_what_he_may_not() {
-    // As a user whom nothing is granted: the kubeconfig is the administrator's, with another name to act under.
+    // As a user whom nothing is granted: the kubeconfig is the administrator's, with another name
+    // to act under.
     let kubeconfig =
         std::env::temp_dir().join(format!("naru-check-{}.kubeconfig", std::process::id()));
     let view = kubectl(&["config", "view", "--raw", "--flatten", "-o", "json"]);

@@ -16,9 +16,11 @@ use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
 
 const NODES: [&str; 2] = ["1", "2"];
-/// How long the agent may take to put something right: it looks every second. Pods of a DaemonSet that is gone end after a while.
+/// How long the agent may take to put something right: it looks every second. Pods of a DaemonSet
+/// that is gone end after a while.
 const REPAIRED: Duration = Duration::from_secs(120);
-/// How long a pod may take to go on by itself once the agent is there: the kubelet waits between starts of a container that fails.
+/// How long a pod may take to go on by itself once the agent is there: the kubelet waits between
+/// starts of a container that fails.
 const RECOVERED: Duration = Duration::from_secs(300);
 
 /// Naru with the CNI plugin, until the end of the test.

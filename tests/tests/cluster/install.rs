@@ -1,5 +1,5 @@
-//! The three commands of an install, on manifests that know of no mesh, and what one has then: sidecars, TLS between the nodes,
-//! metrics that Prometheus finds by itself.
+//! The three commands of an install, on manifests that know of no mesh, and what one has then:
+//! sidecars, TLS between the nodes, metrics that Prometheus finds by itself.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -156,7 +156,8 @@ fn three_commands_put_the_shop_into_the_mesh() {
     for rollout in SHOP {
         namespace.rolled_out(rollout);
     }
-    // While the only database was replaced, calls to it failed as they would anywhere: within five seconds, and a line a second tells.
+    // While the only database was replaced, calls to it failed as they would anywhere: within five
+    // seconds, and a line a second tells.
     std::thread::sleep(Duration::from_secs(7));
     let before = load(&namespace);
     let mut capture = Capture::start();
@@ -177,7 +178,8 @@ fn three_commands_put_the_shop_into_the_mesh() {
         "tls.handshake.extensions.supported_version",
     );
     assert_eq!(versions, ["0x0304"], "versions of TLS in server hellos");
-    // Of the connections that began while it was looked: each that carried a byte began with a TLS handshake.
+    // Of the connections that began while it was looked: each that carried a byte began with a TLS
+    // handshake.
     let begun = capture.fields("tcp.flags.syn == 1 && tcp.flags.ack == 0", "tcp.stream");
     let talked: Vec<String> = capture.fields("tcp.len > 0", "tcp.stream");
     let shaken = capture.fields("tls.handshake.type == 1", "tcp.stream");
@@ -203,7 +205,8 @@ fn three_commands_put_the_shop_into_the_mesh() {
     prometheus();
 }
 
-/// A Prometheus with nothing but Kubernetes' service discovery finds all of them, and the queries of proxy/README.md answer.
+/// A Prometheus with nothing but Kubernetes' service discovery finds all of them, and the queries
+/// of proxy/README.md answer.
 fn prometheus() {
     let prometheus = Prometheus::start();
     let controllers = controllers::names().len();

@@ -44,7 +44,8 @@ pub fn script(name: &str) -> Command {
     command
 }
 
-/// Installs Naru, as `up --naru` has, with further arguments for Helm, or makes what is installed so.
+/// Installs Naru, as `up --naru` has, with further arguments for Helm, or makes what is installed
+/// so.
 pub fn try_install_naru(arguments: &[&str]) -> Result<String, String> {
     run(script("install").args(arguments))
 }

@@ -26,7 +26,8 @@ pub struct Totals {
 }
 
 impl<'a> Load<'a> {
-    /// Asks `url`'s `/healthz`, `rate` times a second. Returns once the first second's requests are answered.
+    /// Asks `url`'s `/healthz`, `rate` times a second. Returns once the first second's requests are
+    /// answered.
     pub fn start(namespace: &'a Namespace, name: &str, url: &str, rate: u32) -> Self {
         Self::start_on(namespace, name, url, rate, None)
     }
@@ -39,7 +40,8 @@ impl<'a> Load<'a> {
         rate: u32,
         node: Option<&str>,
     ) -> Self {
-        // As many as can be under way before the first one has taken too long: a machine that stands still for a moment is no failure.
+        // As many as can be under way before the first one has taken too long: a machine that
+        // stands still for a moment is no failure.
         let concurrency = (rate * (TIMEOUT.as_secs() as u32 + 1)).to_string();
         let timeout = TIMEOUT.as_millis().to_string();
         let rate = rate.to_string();
@@ -59,7 +61,8 @@ impl<'a> Load<'a> {
         ];
         let mut spec = pod_spec(shop(&arguments));
         spec["restartPolicy"] = "Never".into();
-        // The cluster's DNS may not know a Service yet that has just been made, and remember for seconds that it did not.
+        // The cluster's DNS may not know a Service yet that has just been made, and remember for
+        // seconds that it did not.
         let asks = format!("until wget -q -O /dev/null {url}/healthz; do sleep 1; done");
         spec["initContainers"] = json!([shell("known", &asks)]);
         if let Some(node) = node {
@@ -102,7 +105,8 @@ impl<'a> Load<'a> {
         self.try_totals().expect("a line of the load")
     }
 
-    /// After what is under way has had its time: none may have failed, and there must have been some since `before`.
+    /// After what is under way has had its time: none may have failed, and there must have been
+    /// some since `before`.
     pub fn assert_none_failed(&self, before: &Totals) -> Totals {
         std::thread::sleep(TIMEOUT + Duration::from_secs(1));
         let totals = self.totals();

@@ -1,4 +1,5 @@
-//! Calls stay in the client's zone, or on its node, where a Service says so. Each node is a zone of its own: n1 is zone-1.
+//! Calls stay in the client's zone, or on its node, where a Service says so. Each node is a zone of
+//! its own: n1 is zone-1.
 
 use std::time::Duration;
 

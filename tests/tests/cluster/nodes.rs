@@ -73,7 +73,8 @@ fn requests_leave_a_node_that_is_cut_off() {
         "requests failed after --peer-timeout: {after:?}"
     );
     assert!(after.ok > left.ok + 200 * 25, "{left:?}, then {after:?}");
-    // Those that were with the node's pods when it was cut off, and those sent until it was noticed.
+    // Those that were with the node's pods when it was cut off, and those sent until it was
+    // noticed.
     assert!(left.failed < 100, "{left:?}");
     drop(cut);
 

@@ -8,7 +8,8 @@ use crate::load::Load;
 
 const LATENCY: &str = "naru_controller_push_latency_seconds";
 
-/// The histogram's buckets, of all controllers together: upper bounds and how many were at most that.
+/// The histogram's buckets, of all controllers together: upper bounds and how many were at most
+/// that.
 fn buckets() -> Vec<(f64, f64)> {
     let all = controllers::metrics().concat();
     let mut bounds: Vec<String> = all

@@ -1,5 +1,6 @@
-//! That the controller may do what it has to and nothing else, and that sidecars and their pods may do nothing: by the API
-//! server's audit log, from the installation on, and by what it says of their rights.
+//! That the controller may do what it has to and nothing else, and that sidecars and their pods may
+//! do nothing: by the API server's audit log, from the installation on, and by what it says of
+//! their rights.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -170,7 +171,8 @@ fn taken(event: &Value) -> Vec<Right> {
     rights
 }
 
-/// Starts the API server again, as after a crash: with more flags than `up` gives it; without, as it was.
+/// Starts the API server again, as after a crash: with more flags than `up` gives it; without, as
+/// it was.
 fn restart_api_server(flags: &str) {
     let restart = format!(
         "cd {state} && kill -9 $(cat run/kube-apiserver.pid) && while kill -0 $(cat run/kube-apiserver.pid) 2> /dev/null; do sleep 0.1; done
@@ -293,7 +295,8 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
         }
     });
     let log = audited();
-    // An API server that starts refuses everything until it has read the roles. Nothing else was ever refused.
+    // An API server that starts refuses everything until it has read the roles. Nothing else was
+    // ever refused.
     let refused = requests(&log, CONTROLLER, false)
         .filter(|event| !taken(event).iter().any(|right| all.contains(right)));
     let refused: Vec<&Value> = refused.collect();

@@ -1,4 +1,5 @@
-//! Another certificate authority takes over: under load, with connections that stay open, and nobody starts anew.
+//! Another certificate authority takes over: under load, with connections that stay open, and
+//! nobody starts anew.
 
 use std::time::Duration;
 
@@ -127,7 +128,8 @@ fn another_certificate_authority_takes_over_and_nobody_who_talks_notices() {
     let old = eventually("there is one authority", STEP, authority);
     until_state("steady");
     let load = Load::start(&namespace, "load", "http://web", 200);
-    // One connection to the database, and one gRPC stream from `front` to `cart`, for as long as it all takes.
+    // One connection to the database, and one gRPC stream from `front` to `cart`, for as long as it
+    // all takes.
     let ping = r"while :; do printf '*1\r\n$4\r\nPING\r\n'; sleep 1; done | nc store 6379";
     let watch = "wget -q -O - http://front/cart/watch";
     namespace.apply(&[client("connection", ping), client("stream", watch)]);

@@ -171,7 +171,8 @@ fn somebody_who_may_not_forward_ports_is_told_what_it_takes() {
         "--clusterrole=view",
         "--user=jane",
     ]);
-    // As a user who may read: the kubeconfig is the administrator's, with another name to act under.
+    // As a user who may read: the kubeconfig is the administrator's, with another name to act
+    // under.
     let kubeconfig = scratch("jane.kubeconfig");
     let view = kubectl(&["config", "view", "--raw", "--flatten", "-o", "json"]);
     let mut config: Value = serde_json::from_str(&view).expect("JSON");

@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 use crate::callgrind::{Counts, may_run_in_real_time};
 use crate::rows::Sides;
 
-/// How much more than the baseline's a count may be, in per cent. In real time the counts scatter by less than two, however busy the
-/// machine is; one call more is found in all that have fewer than thirty.
+/// How much more than the baseline's a count may be, in per cent. In real time the counts scatter
+/// by less than two, however busy the machine is; one call more is found in all that have fewer
+/// than thirty.
 const TOLERANCE: f64 = 3.0;
-/// The same for what something else than the code may have changed: instructions, where another compiler built the programs, or another
-/// valgrind or processor ran them; everything, where sidecars have no turns of their own, and what was sent in two pieces comes in one
-/// or in two as it happens. Only what is certainly none of their doing fails.
+/// The same for what something else than the code may have changed: instructions, where another
+/// compiler built the programs, or another valgrind or processor ran them; everything, where
+/// sidecars have no turns of their own, and what was sent in two pieces comes in one or in two as
+/// it happens. Only what is certainly none of their doing fails.
 const WIDE_TOLERANCE: f64 = 25.0;
 
 /// What writes the counts as the new baseline.
@@ -23,8 +25,9 @@ pub const ACCEPT: &str = "NARU_ACCEPT_INSTRUCTIONS=1 tests/run instructions";
 
 const INSTRUCTIONS: &str = "instructions";
 
-/// The processor features that valgrind passes on to what it runs, where the machine has them. Everything else of a processor it
-/// leaves out, so that cryptography and libc choose by these alone.
+/// The processor features that valgrind passes on to what it runs, where the machine has them.
+/// Everything else of a processor it leaves out, so that cryptography and libc choose by these
+/// alone.
 const FEATURES: [&str; 5] = ["avx", "avx2", "f16c", "rdrand", "rdseed"];
 
 /// Counts, and what they depend on beside the code.

@@ -1,8 +1,9 @@
 //! Sidecars under callgrind: their counts are written out while they run, and read here.
 //!
-//! No terminal and no ptrace, which containers tend to forbid: vgdb leaves its command in a pipe that valgrind looks at after every
-//! some thousand basic blocks, and questions to the admin port see to it that the process gets there. They are answered by the
-//! control thread; each thread is counted by itself, and only the data worker's counts are taken.
+//! No terminal and no ptrace, which containers tend to forbid: vgdb leaves its command in a pipe
+//! that valgrind looks at after every some thousand basic blocks, and questions to the admin port
+//! see to it that the process gets there. They are answered by the control thread; each thread is
+//! counted by itself, and only the data worker's counts are taken.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -45,8 +46,8 @@ pub struct Counts {
     pub clock_readings: f64,
 }
 
-/// Keeps this thread and what it starts on one processor: whether a sidecar reads what comes in one piece or in two is then no matter
-/// of how fast the other is.
+/// Keeps this thread and what it starts on one processor: whether a sidecar reads what comes in one
+/// piece or in two is then no matter of how fast the other is.
 pub fn stay_on_one_processor() {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).expect("processors");
@@ -58,8 +59,8 @@ pub fn stay_on_one_processor() {
 
 /// What a sidecar's command line is given to. Its counts and pipes go to `directory`.
 pub fn command(directory: &Path) -> Vec<String> {
-    // Whoever is waked waits until who woke it has done what there is to do. In real time, which takes a right, nobody else comes in
-    // between either.
+    // Whoever is waked waits until who woke it has done what there is to do. In real time, which
+    // takes a right, nobody else comes in between either.
     let [policy, priority] = match may_run_in_real_time() {
         true => ["--fifo", "1"],
         false => ["--batch", "0"],
@@ -81,7 +82,8 @@ pub fn command(directory: &Path) -> Vec<String> {
     ]
 }
 
-/// Whether the sidecars' turns are theirs alone. Elsewhere other programs on the processor cut them up.
+/// Whether the sidecars' turns are theirs alone. Elsewhere other programs on the processor cut them
+/// up.
 pub fn may_run_in_real_time() -> bool {
     let tried = std::process::Command::new("chrt")
         .args(["--fifo", "1", "true"])
@@ -122,13 +124,15 @@ impl Counted<'_> {
             }
         }
         let (file, counts) = worker.expect("callgrind writes a file for each thread");
-        // Functions that have not returned were called no times, which callgrind_annotate takes for no calls at all.
+        // Functions that have not returned were called no times, which callgrind_annotate takes for
+        // no calls at all.
         let file = file.replace("\ncalls=0 ", "\ncalls=1 ");
         std::fs::write(profile, file).expect("write");
         counts
     }
 
-    /// Has valgrind write a file for each thread, and begin at zero again. (Its command `zero` leaves the system calls as they are.)
+    /// Has valgrind write a file for each thread, and begin at zero again. (Its command `zero`
+    /// leaves the system calls as they are.)
     async fn dump(&self) {
         let vgdb = Command::new("vgdb")
             .arg(format!("--vgdb-prefix={}", vgdb_prefix(self.directory)))
@@ -165,8 +169,9 @@ fn name(path: &Path) -> &str {
         .unwrap_or_default()
 }
 
-/// Counts of a file in callgrind's format: <https://valgrind.org/docs/manual/cl-format.html>. Its lines are the names of functions,
-/// each with what it executed itself, and with its calls: whom, how often, and what they executed altogether.
+/// Counts of a file in callgrind's format: <https://valgrind.org/docs/manual/cl-format.html>. Its
+/// lines are the names of functions, each with what it executed itself, and with its calls: whom,
+/// how often, and what they executed altogether.
 fn read(file: &str) -> Counts {
     let mut counts = Counts::default();
     let (mut function, mut called) = ("", "");

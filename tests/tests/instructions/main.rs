@@ -1,9 +1,10 @@
-//! The instructions layer: what a request costs a sidecar in instructions, allocations, system calls and readings of the clock, held
-//! to committed numbers.
+//! The instructions layer: what a request costs a sidecar in instructions, allocations, system
+//! calls and readings of the clock, held to committed numbers.
 //!
-//! Two sidecars run under callgrind, with a real controller, on loopback. A client sends one request after the other; what the data
-//! workers execute meanwhile is divided by the number of requests. No time is measured, so the numbers say the same on a busy machine,
-//! and a request path that became dearer is seen long before a benchmark could tell it from noise.
+//! Two sidecars run under callgrind, with a real controller, on loopback. A client sends one
+//! request after the other; what the data workers execute meanwhile is divided by the number of
+//! requests. No time is measured, so the numbers say the same on a busy machine, and a request path
+//! that became dearer is seen long before a benchmark could tell it from noise.
 //!
 //! ```text
 //! tests/run instructions                             compares with baseline/ARCHITECTURE.json, and fails where something is dearer
@@ -11,10 +12,11 @@
 //! callgrind_annotate target/instructions/ROW-SIDE    where the instructions of a run went; --inclusive=yes, --tree=caller
 //! ```
 //!
-//! The counts are those of the processor that valgrind shows to programs, whatever it runs on: with AVX2 if the machine has it, and
-//! without AVX-512 and the instructions for SHA, so that a handshake looks dearer than it is. A large `memcpy` counts for each byte
-//! of it. What the kernel does for a system call counts nothing. The benchmark (`tests/bench`) is what says how fast it is; this says
-//! only whether it is what it was.
+//! The counts are those of the processor that valgrind shows to programs, whatever it runs on: with
+//! AVX2 if the machine has it, and without AVX-512 and the instructions for SHA, so that a
+//! handshake looks dearer than it is. A large `memcpy` counts for each byte of it. What the kernel
+//! does for a system call counts nothing. The benchmark (`tests/bench`) is what says how fast it
+//! is; this says only whether it is what it was.
 
 mod baseline;
 mod callgrind;

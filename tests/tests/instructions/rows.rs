@@ -19,7 +19,8 @@ use tokio::time::timeout;
 
 use crate::callgrind::{self, Counted, Counts};
 
-/// Requests before anything is counted: connections are open by then, tables filled, buffers as large as they get.
+/// Requests before anything is counted: connections are open by then, tables filled, buffers as
+/// large as they get.
 const WARM_UP: u32 = 100;
 /// Requests that are counted together.
 const REQUESTS: u32 = 200;

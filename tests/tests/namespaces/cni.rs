@@ -1,4 +1,5 @@
-//! The CNI plugin as a container runtime runs it, the check of a pod without rights, and the agent that sets rules which are missing.
+//! The CNI plugin as a container runtime runs it, the check of a pod without rights, and the agent
+//! that sets rules which are missing.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -131,7 +132,8 @@ fn injected() -> Value {
     json!({ "naru.dev/redirection": "cni", "naru.dev/skip-inbound-ports": "9100" })
 }
 
-/// Runs the plugin as a runtime does: by its name, with a clean environment. Gives whether it succeeded, and what it said.
+/// Runs the plugin as a runtime does: by its name, with a clean environment. Gives whether it
+/// succeeded, and what it said.
 fn plugin(
     directory: &Directory,
     command: &str,

@@ -35,6 +35,7 @@ fn calls_of_one_channel_are_spread_over_the_endpoints() {
         .map(|share| share.parse().expect("a number"))
         .collect();
     assert_eq!(shares.len(), 3, "{written}");
-    // From the third answer on, an endpoint that a busy machine held up is spared for seconds: these are all that is certain.
+    // From the third answer on, an endpoint that a busy machine held up is spared for seconds:
+    // these are all that is certain.
     assert!(shares.iter().all(|share| *share >= 3), "{written}");
 }

@@ -124,7 +124,8 @@ fn requests_of_one_connection_are_spread_over_the_endpoints() {
         .filter_map(|line| line.split_whitespace().next()?.parse().ok())
         .collect();
     assert_eq!(shares.len(), 3, "{written}");
-    // From the third answer on, an endpoint that a busy machine held up is spared for seconds: these are all that is certain.
+    // From the third answer on, an endpoint that a busy machine held up is spared for seconds:
+    // these are all that is certain.
     assert!(shares.iter().all(|share| *share >= 3), "{written}");
 }
 

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use crate::mesh::{Mesh, Running, Workload, full, host, need};
 
-/// What connecting through two sidecars may cost more than connecting directly, in milliseconds, where figures are wanted.
+/// What connecting through two sidecars may cost more than connecting directly, in milliseconds,
+/// where figures are wanted.
 const CONNECT_COST: f64 = 5.0;
-/// The same on a machine that does other things as well: less than any wait for somebody who says nothing adds up to.
+/// The same on a machine that does other things as well: less than any wait for somebody who says
+/// nothing adds up to.
 const CONNECT_COST_BUSY: f64 = 100.0;
 /// Memory of a proxy at its most, in KiB.
 const PROXY_MEMORY: u64 = 40 * 1024;

@@ -107,7 +107,8 @@ fn sample(metrics: &str, name: &str) -> f64 {
         .unwrap_or(0.0)
 }
 
-/// The upper bound of the histogram's bucket that the quantile of what came between two readings falls into.
+/// The upper bound of the histogram's bucket that the quantile of what came between two readings
+/// falls into.
 fn quantile(before: &str, after: &str, quantile: f64) -> String {
     let buckets = |metrics: &str| -> Vec<(String, f64)> {
         let lines = metrics.lines().filter_map(|line| {

@@ -17,7 +17,8 @@ fn hinted(number: u8) -> Value {
     })
 }
 
-/// A Service with those two pods, and a client on n1. Its zone is to be had from the EndpointSlice alone.
+/// A Service with those two pods, and a client on n1. Its zone is to be had from the EndpointSlice
+/// alone.
 async fn spread(mesh: &Mesh) -> (Vec<(App, Sidecar)>, Sidecar) {
     mesh.service("web", Some("http"), &[]);
     let mut running = Vec::new();

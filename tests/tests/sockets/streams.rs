@@ -128,8 +128,8 @@ pub fn is_reset(ended: std::io::Result<String>) -> bool {
     ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
-/// Somebody who calls `front`, whose TCPRoute `tcp` sends all to the greeter `bytes`; a Service `web` is there beside it. What is
-/// behind lives as long as the second value.
+/// Somebody who calls `front`, whose TCPRoute `tcp` sends all to the greeter `bytes`; a Service
+/// `web` is there beside it. What is behind lives as long as the second value.
 pub async fn bytes_behind_front(mesh: &Mesh) -> (Sidecar, (App, Greeter, [Sidecar; 2])) {
     mesh.service("web", Some("http"), &[1]);
     let web = App::named(mesh.app(1), "web").await;

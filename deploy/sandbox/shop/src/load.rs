@@ -131,7 +131,8 @@ async fn call(client: Client<HttpConnector, Empty<Bytes>>, url: Uri) -> Result<(
     })
 }
 
-/// An error, and what it came of: "client error (Connect)" alone does not tell a name that is unknown from a port that is closed.
+/// An error, and what it came of: "client error (Connect)" alone does not tell a name that is
+/// unknown from a port that is closed.
 fn with_sources(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(error.source(), |error| error.source());
     sources.fold(error.to_string(), |text, source| {

@@ -147,7 +147,8 @@ pub async fn accept(listener: TcpListener, connection: impl Fn(TcpStream)) -> an
             () = &mut stopped => return Ok(()),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    // Small answers are not to wait for each other; without it they are only slower.
+                    // Small answers are not to wait for each other; without it they are only
+                    // slower.
                     let _slower = stream.set_nodelay(true);
                     connection(stream);
                 }

@@ -198,7 +198,8 @@ fn pushed(name: &str, body: contract::resource::Body) -> contract::Resource {
     }
 }
 
-/// What the controller says of a Service whose route splits what begins with `/a`, and of one of its two backends.
+/// What the controller says of a Service whose route splits what begins with `/a`, and of one of
+/// its two backends.
 fn a_service_with_a_route() -> Vec<contract::Resource> {
     use contract::resource::Body;
     let destination = contract::Destination {

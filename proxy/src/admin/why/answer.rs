@@ -15,8 +15,8 @@ const MAX_MATCHES: usize = 1_000;
 #[derive(Debug, Serialize)]
 pub struct Answer {
     pub(super) client_namespace: String,
-    /// `service`, `pod`, `passthrough` (none of the mesh's: the connection goes there as it is), or `unknown` until the controller has
-    /// said.
+    /// `service`, `pod`, `passthrough` (none of the mesh's: the connection goes there as it is), or
+    /// `unknown` until the controller has said.
     pub(super) target: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) service: Option<Service>,
@@ -107,7 +107,8 @@ pub(super) enum VerdictAnswer {
     },
     /// The first part that does not hold.
     Unmet {
-        /// `path`, `method`, `header` or `query-parameter`; `server-name` or `client-hello` of a connection.
+        /// `path`, `method`, `header` or `query-parameter`; `server-name` or `client-hello` of a
+        /// connection.
         part: &'static str,
         /// What it wants, in words.
         wanted: String,
@@ -120,7 +121,8 @@ pub(super) enum VerdictAnswer {
 pub(super) struct OutcomeAnswer {
     /// Whether a backend can get the request or connection.
     pub(super) forwarded: bool,
-    /// The word of what the proxy would answer itself with, to every request like this; or would end every such connection for.
+    /// The word of what the proxy would answer itself with, to every request like this; or would
+    /// end every such connection for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<&'static str>,
     /// The status of that. None: the connection is ended.
@@ -187,7 +189,8 @@ impl Route {
 }
 
 impl Answer {
-    /// Adds the matches in their order, each with its rule; of a great many the first ones, and the one that takes it.
+    /// Adds the matches in their order, each with its rule; of a great many the first ones, and the
+    /// one that takes it.
     pub(super) fn add<'r, R: 'r>(
         &mut self,
         matches: impl Iterator<Item = (&'r R, String, Option<VerdictAnswer>)>,

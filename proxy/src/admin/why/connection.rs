@@ -10,8 +10,8 @@ use crate::route::opaque::{Explained, StreamRoute, StreamRoutes, Verdict, explai
 use crate::route::{Logical, Protocol};
 
 impl Answer {
-    /// Every name of the routes; and what it makes of a connection that begins with `hello`, and what would become of that, if there
-    /// is one.
+    /// Every name of the routes; and what it makes of a connection that begins with `hello`, and
+    /// what would become of that, if there is one.
     pub(super) fn explain_connection(&mut self, routes: &StreamRoutes, hello: Option<&Hello>) {
         let explained = explain(routes, hello);
         let matches = explained.iter().map(|one| {
@@ -25,7 +25,8 @@ impl Answer {
         self.outcome = hello.map(|hello| outcome_answer(routes, hello));
     }
 
-    /// A connection to a port without routes for connections: those that are not HTTP go to its own pods, if there can be any.
+    /// A connection to a port without routes for connections: those that are not HTTP go to its own
+    /// pods, if there can be any.
     pub(super) fn explain_bytes(&mut self, logical: &Logical) {
         self.outcome = Some(match logical.protocol {
             Protocol::Detect | Protocol::Tcp => {

@@ -1,8 +1,11 @@
-//! `/why`: which rule would take a request, or which route a connection, from the tables in force, and why the others would not.
+//! `/why`: which rule would take a request, or which route a connection, from the tables in force,
+//! and why the others would not.
 //!
-//! In: a destination, and the head of a request that nobody sends, or how a connection begins that nobody opens. Out: every match of
-//! the destination's routes in order of precedence, what speaks against it, and what would become of the request or connection. The
-//! data path's own functions decide. A destination that the app has not called yet is asked of the controller, as its first call would.
+//! In: a destination, and the head of a request that nobody sends, or how a connection begins that
+//! nobody opens. Out: every match of the destination's routes in order of precedence, what speaks
+//! against it, and what would become of the request or connection. The data path's own functions
+//! decide. A destination that the app has not called yet is asked of the controller, as its first
+//! call would.
 //!
 //! # Floors
 //!

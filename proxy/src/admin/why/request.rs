@@ -15,7 +15,8 @@ use crate::route::{
 };
 
 impl Answer {
-    /// Every match of the destination's routes; and what it makes of `head`, and what would become of that, if there is one.
+    /// Every match of the destination's routes; and what it makes of `head`, and what would become
+    /// of that, if there is one.
     pub(super) fn explain_request(&mut self, logical: &Logical, head: Option<&Parts>) {
         let explained = explain(logical, head);
         let matches = explained.iter().map(|one| {

@@ -39,7 +39,8 @@ pub struct Attempt {
 pub enum Progress {
     Head(ResponseFraming),
     Failed(Failed),
-    /// A pooled connection had been closed by an app in the meantime: nothing is known about the endpoint.
+    /// A pooled connection had been closed by an app in the meantime: nothing is known about the
+    /// endpoint.
     Stale,
     /// The client has broken off its request.
     ClientGone,
@@ -236,7 +237,8 @@ impl Attempt {
         }
     }
 
-    /// The connection is over before the head of a response is complete. No `error`: it was ended in order.
+    /// The connection is over before the head of a response is complete. No `error`: it was ended
+    /// in order.
     fn ended(&self, error: Option<&io::Error>) -> Progress {
         tracing::debug!(
             ?error,
@@ -245,7 +247,8 @@ impl Attempt {
             "an upstream ended a connection"
         );
         if !self.answered && self.upstream.is_mesh && error.is_none() {
-            // A sidecar ends a connection in order, and with no response, only where it has taken no request from it.
+            // A sidecar ends a connection in order, and with no response, only where it has taken
+            // no request from it.
             let (reason, outcome) = (Reason::UpstreamReset, AttemptOutcome::Cancelled);
             return Progress::Failed(Failed::new(Failure::NeverSent, reason, outcome));
         }

@@ -1,5 +1,6 @@
-//! A body on its way from one connection to the other, in either direction: as fast as the side that takes it, checked against
-//! its framing, and kept from the start for another attempt where that is wanted and it is small.
+//! A body on its way from one connection to the other, in either direction: as fast as the side
+//! that takes it, checked against its framing, and kept from the start for another attempt where
+//! that is wanted and it is small.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -179,7 +180,8 @@ impl Body {
         &self.kept
     }
 
-    /// Takes what is there already off the sender's buffer. True: that was the whole body, and what comes next is another message.
+    /// Takes what is there already off the sender's buffer. True: that was the whole body, and what
+    /// comes next is another message.
     pub fn skip<A>(&mut self, from: &mut Buffered<A>) -> bool {
         loop {
             from.read.advance(self.checked);

@@ -1,5 +1,5 @@
-//! The chunked transfer coding (RFC 9112 section 7.1), followed and not taken apart: the bytes are checked to the
-//! letter and passed on as they came, extensions and trailers included.
+//! The chunked transfer coding (RFC 9112 section 7.1), followed and not taken apart: the bytes are
+//! checked to the letter and passed on as they came, extensions and trailers included.
 
 use crate::http::strict;
 
@@ -107,8 +107,8 @@ impl Chunked {
         self.state == State::Done
     }
 
-    /// Takes in the next bytes of the body. Covers all of `bytes` or everything up to the body's end: `None` when there
-    /// is nothing left to take.
+    /// Takes in the next bytes of the body. Covers all of `bytes` or everything up to the body's
+    /// end: `None` when there is nothing left to take.
     pub fn next(&mut self, bytes: &[u8]) -> Result<Option<Segment>, ChunkError> {
         if bytes.is_empty() || self.is_done() {
             return Ok(None);

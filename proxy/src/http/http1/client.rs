@@ -55,7 +55,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         })
     }
 
-    /// Answers with an error of the proxy's own, before anything has been done about the request's body.
+    /// Answers with an error of the proxy's own, before anything has been done about the request's
+    /// body.
     pub fn answer(&mut self, reason: Reason) -> (End, After) {
         let mut body = Body::new(self.framing.body);
         self.answer_after(reason, &mut body)

@@ -1,5 +1,5 @@
-//! A request on its way to a backend: attempts on one endpoint after the other until a response is passed on, or there is
-//! nothing left to try.
+//! A request on its way to a backend: attempts on one endpoint after the other until a response is
+//! passed on, or there is nothing left to try.
 
 use std::future::poll_fn;
 use std::pin::pin;

@@ -1,5 +1,5 @@
-//! The head of a message as it came: bytes in one block, fields as spans into it. Case and order are
-//! kept because nothing is ever taken apart; changes append to the block and re-point a span.
+//! The head of a message as it came: bytes in one block, fields as spans into it. Case and order
+//! are kept because nothing is ever taken apart; changes append to the block and re-point a span.
 
 use std::fmt::Write as _;
 use std::mem::MaybeUninit;
@@ -109,7 +109,8 @@ pub fn find_end(buffer: &[u8], from: usize, strict: bool) -> Result<Option<usize
 }
 
 impl Request {
-    /// Takes over a whole head, its last empty line included. Allocates only where it is larger than any before.
+    /// Takes over a whole head, its last empty line included. Allocates only where it is larger
+    /// than any before.
     pub fn parse(&mut self, head: &[u8]) -> Result<(), HeadError> {
         let mut headers = [MaybeUninit::uninit(); MAX_FIELDS];
         let mut parsed = httparse::Request::new(&mut []);
@@ -305,8 +306,8 @@ impl Response {
         version(self.minor_version)
     }
 
-    /// Appends status line and fields, without the empty line that ends the head. The version is that of the proxy that
-    /// sends it (RFC 9110 section 6.2).
+    /// Appends status line and fields, without the empty line that ends the head. The version is
+    /// that of the proxy that sends it (RFC 9110 section 6.2).
     pub fn write(&self, version: Version, out: &mut BytesMut) {
         out.reserve(self.fields.room());
         out.extend_from_slice(match version {

@@ -42,9 +42,9 @@ enum SendingState {
     Refused,
 }
 
-/// Starts the copies of a request for `backend`, which get `body` as it comes by. What becomes a tunnel has none: nobody would hold
-/// the other end. Neither has a login that holds for a connection: it is for the server that has
-/// asked for it.
+/// Starts the copies of a request for `backend`, which get `body` as it comes by. What becomes a
+/// tunnel has none: nobody would hold the other end. Neither has a login that holds for a
+/// connection: it is for the server that has asked for it.
 pub fn start(
     worker: &Rc<Worker>,
     rule: &Rule,

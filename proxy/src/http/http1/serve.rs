@@ -1,5 +1,5 @@
-//! A downstream connection: one request after the other, until the client goes, the proxy shuts down, or nothing has happened
-//! for too long.
+//! A downstream connection: one request after the other, until the client goes, the proxy shuts
+//! down, or nothing has happened for too long.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -23,10 +23,11 @@ use crate::session::{Session, UNAUTHENTICATED};
 use crate::socket::Direction;
 use crate::wire::buffered::Buffered;
 
-/// How long a client that knows nothing of the mesh may still send a request on a connection that would be ended. Whoever has
-/// other endpoints has been told of them by then.
+/// How long a client that knows nothing of the mesh may still send a request on a connection that
+/// would be ended. Whoever has other endpoints has been told of them by then.
 pub const LEAVING: Duration = Duration::from_secs(2);
-/// Responses of the proxy's own that a client has not taken yet, in bytes, beyond which it gets no others.
+/// Responses of the proxy's own that a client has not taken yet, in bytes, beyond which it gets no
+/// others.
 const MAX_UNSENT: usize = 16 * 1024;
 /// The part of a head, in bytes, that a connection is charged for from its start. A larger one is
 /// charged twice: as it is read, and as it is taken apart.
@@ -52,8 +53,8 @@ struct Patience<'a> {
     max_head: usize,
 }
 
-/// Serves the requests of one downstream connection until it ends. Returns the connection if it must be reset, so that the client
-/// does not take what it got for a whole response.
+/// Serves the requests of one downstream connection until it ends. Returns the connection if it
+/// must be reset, so that the client does not take what it got for a whole response.
 pub async fn serve<S>(session: Session, downstream: S) -> Option<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -141,8 +142,8 @@ where
     let _in_time = timeout(REFUSAL, connection.close()).await;
 }
 
-/// Ready when an idle connection is to be ended because the proxy shuts down. The connections of the own app are left alone: it
-/// may need them to finish.
+/// Ready when an idle connection is to be ended because the proxy shuts down. The connections of
+/// the own app are left alone: it may need them to finish.
 async fn leaving(session: &Session, drain: &Drain) {
     if session.direction == Direction::Outbound {
         return std::future::pending().await;
@@ -164,7 +165,8 @@ async fn next_request<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    // The responses of others are flushed to their end. Those of the proxy itself are not, and must not pile up.
+    // The responses of others are flushed to their end. Those of the proxy itself are not, and must
+    // not pile up.
     if connection.unsent.len() > MAX_UNSENT {
         let flushed = timeout(patience.head, connection.flush()).await;
         if !matches!(flushed, Ok(Ok(()))) {
@@ -266,7 +268,8 @@ impl Patience<'_> {
         if !begun && self.leaving.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(NoRequest::Over));
         }
-        // The timer is left where it is as long as that is early enough: moving it costs more than looking at it once more.
+        // The timer is left where it is as long as that is early enough: moving it costs more than
+        // looking at it once more.
         if self.timer.deadline() > due || self.timer.is_elapsed() {
             self.timer.as_mut().reset(due);
         }

@@ -25,8 +25,8 @@ use crate::upstream::http2::Connection;
 use crate::upstream::share::Holder;
 use crate::upstream::streams::Lease;
 
-/// How long a new connection is given to say that its peer takes extended CONNECT (its first frame does), and how often that is
-/// looked at.
+/// How long a new connection is given to say that its peer takes extended CONNECT (its first frame
+/// does), and how often that is looked at.
 const SETTINGS_PATIENCE: Duration = Duration::from_millis(500);
 const SETTINGS_POLL: Duration = Duration::from_millis(5);
 /// How many connections that turn out to take no more streams are passed over in one attempt.
@@ -120,7 +120,8 @@ fn request(head: &request::Parts, protocol: Option<&Protocol>) -> Request<()> {
     if let Some(protocol) = protocol {
         request.extensions_mut().insert(protocol.clone());
     }
-    // A client may send `Host` in place of `:authority`. h2 passes that on only for what it takes to be HTTP/1.1.
+    // A client may send `Host` in place of `:authority`. h2 passes that on only for what it takes
+    // to be HTTP/1.1.
     *request.version_mut() = match head.uri.authority() {
         Some(_) => Version::HTTP_2,
         None => Version::HTTP_11,
@@ -161,7 +162,8 @@ impl Attempt {
                     return Poll::Ready(Progress::ClientGone(error.reason()));
                 }
                 Poll::Ready(Err(Broken::Trailers)) => return Poll::Ready(Progress::BadRequest),
-                // Why is told by the response: a server may have answered without waiting for the body.
+                // Why is told by the response: a server may have answered without waiting for the
+                // body.
                 Poll::Ready(Err(Broken::Taker | Broken::Stopped)) => upload.stop(),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }

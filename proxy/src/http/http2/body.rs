@@ -1,5 +1,6 @@
-//! Bodies on their way: one direction of a stream at a time, from the side that sends to the side that takes. Flow-control
-//! window is given back to the sender only as the taker has room, so nothing piles up here but one frame.
+//! Bodies on their way: one direction of a stream at a time, from the side that sends to the side
+//! that takes. Flow-control window is given back to the sender only as the taker has room, so
+//! nothing piles up here but one frame.
 
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,7 +16,8 @@ use crate::http::mirror::Copies;
 use crate::http::reader::Reader;
 use crate::upstream::http2::paced::Place;
 
-/// Pieces of a body that are kept for another attempt: a body in many tiny frames would cost more in bookkeeping than in bytes.
+/// Pieces of a body that are kept for another attempt: a body in many tiny frames would cost more
+/// in bookkeeping than in bytes.
 const MAX_REPLAY_PIECES: usize = 256;
 
 /// Which side a body stopped at.

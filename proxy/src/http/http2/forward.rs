@@ -1,5 +1,5 @@
-//! A request on its way to a backend: attempts on one endpoint after the other until a response is passed on, or there is
-//! nothing left to try.
+//! A request on its way to a backend: attempts on one endpoint after the other until a response is
+//! passed on, or there is nothing left to try.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -60,8 +60,8 @@ type Unanswered = attempts::Unanswered<Interrupt>;
 /// How the bodies ended, once the response had begun.
 enum Fate {
     Complete,
-    /// The upstream wants no more of the request, after a complete response. The client is told so (RST_STREAM with NO_ERROR)
-    /// by h2, once the whole response is out.
+    /// The upstream wants no more of the request, after a complete response. The client is told so
+    /// (RST_STREAM with NO_ERROR) by h2, once the whole response is out.
     Stopped,
     Truncated(h2::Error),
     Interrupted(Interrupt),
@@ -486,7 +486,8 @@ fn fail(client: &mut Client<'_>, failed: Failed) -> End {
     }
 }
 
-/// Ends a response that has begun and can't be completed: with the upstream's own code, or so that the client sees why.
+/// Ends a response that has begun and can't be completed: with the upstream's own code, or so that
+/// the client sees why.
 fn break_off(
     client: &Client<'_>,
     send: &mut SendStream<Bytes>,

@@ -1,5 +1,5 @@
-//! Copies of a request for its mirrors, each on an upstream stream of its own. The connection may be shared with others, as every
-//! upstream connection is.
+//! Copies of a request for its mirrors, each on an upstream stream of its own. The connection may
+//! be shared with others, as every upstream connection is.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -29,9 +29,9 @@ struct Sending {
     done: bool,
 }
 
-/// Starts the copies of a request for `backend`, which get the body as `upload` reads it. What becomes a tunnel has none: nobody would
-/// hold the other end. Neither has a login that holds for a connection: it is for the server that
-/// has asked for it.
+/// Starts the copies of a request for `backend`, which get the body as `upload` reads it. What
+/// becomes a tunnel has none: nobody would hold the other end. Neither has a login that holds for a
+/// connection: it is for the server that has asked for it.
 pub(super) fn start(
     worker: &Rc<Worker>,
     rule: &Rule,
@@ -110,7 +110,8 @@ async fn send(
     }
 }
 
-/// Reads what nobody will see, so that the mirror can finish in order. Ready at its end, or when it is too much.
+/// Reads what nobody will see, so that the mirror can finish in order. Ready at its end, or when it
+/// is too much.
 fn poll_discard(cx: &mut Context<'_>, body: &mut RecvStream, discarded: &mut usize) -> Poll<()> {
     while *discarded <= MAX_DISCARDED {
         match ready!(body.poll_data(cx)) {

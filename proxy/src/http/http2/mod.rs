@@ -1,8 +1,9 @@
 //! HTTP/2 with prior knowledge (RFC 9113), gRPC on top of it.
 //!
-//! In: the bytes of a downstream connection whose protocol and destination are known. Out: its streams, each carried to an
-//! endpoint of its own over the upstream connections of the worker. One local task a stream; a body flows only as fast as
-//! the side that takes it. Copies for mirrors have tasks and streams of their own.
+//! In: the bytes of a downstream connection whose protocol and destination are known. Out: its
+//! streams, each carried to an endpoint of its own over the upstream connections of the worker. One
+//! local task a stream; a body flows only as fast as the side that takes it. Copies for mirrors
+//! have tasks and streams of their own.
 //!
 //! ```text
 //!            serve          exchange          forward         pool ── connection (one task each: frames, pings, age)
@@ -10,8 +11,8 @@
 //!                                 └─▶ reply      ◀── body, both ways ──▶
 //! ```
 //!
-//! What h2 sees to itself: framing, `content-length` against the body, header fields that belong to a connection (refused), the
-//! limits below. What it does not is here.
+//! What h2 sees to itself: framing, `content-length` against the body, header fields that belong to
+//! a connection (refused), the limits below. What it does not is here.
 //!
 //! # Floors
 //!
@@ -48,8 +49,9 @@ pub(crate) mod tests;
 pub(crate) use reply::{grpc_status, is_grpc};
 pub use serve::serve;
 
-/// [`CONNECTION_WINDOW`](crate::upstream::http2::CONNECTION_WINDOW) for a client from outside that has proved no identity: sixteen streams at a standstill.
-/// What it makes us hold is to be little beside what others do.
+/// [`CONNECTION_WINDOW`](crate::upstream::http2::CONNECTION_WINDOW) for a client from outside that
+/// has proved no identity: sixteen streams at a standstill. What it makes us hold is to be little
+/// beside what others do.
 const STRANGER_WINDOW: u32 = 4 * 1024 * 1024;
 /// Streams that a client has reset before we took notice of them: what it may say in one breath.
 /// What it does on and on is slowed down once we do (CVE-2023-44487).

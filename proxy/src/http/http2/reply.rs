@@ -1,5 +1,5 @@
-//! What the proxy answers itself: the reason code in a header, and for gRPC a status that its clients understand instead of a bare
-//! HTTP error.
+//! What the proxy answers itself: the reason code in a header, and for gRPC a status that its
+//! clients understand instead of a bare HTTP error.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,8 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub(super) const REASON: HeaderName = HeaderName::from_static(REASON_HEADER);
 
-/// Whether the client speaks gRPC (gRPC-Web has its own framing, and its proxies expect HTTP errors).
+/// Whether the client speaks gRPC (gRPC-Web has its own framing, and its proxies expect HTTP
+/// errors).
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)
@@ -90,8 +91,8 @@ fn grpc_fields(headers: &mut HeaderMap, reason: Reason) {
     }
 }
 
-/// The gRPC status that says the same as a reason, as gRPC's own libraries would say it without a proxy: what another try may
-/// heal is UNAVAILABLE.
+/// The gRPC status that says the same as a reason, as gRPC's own libraries would say it without a
+/// proxy: what another try may heal is UNAVAILABLE.
 pub(crate) const fn grpc_status(reason: Reason) -> u16 {
     const INTERNAL: u16 = 13;
     const UNAVAILABLE: u16 = 14;

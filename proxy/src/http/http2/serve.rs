@@ -1,5 +1,5 @@
-//! A downstream connection: takes its streams and starts a task for each, until the client goes, the proxy shuts down, or
-//! nothing has happened for too long.
+//! A downstream connection: takes its streams and starts a task for each, until the client goes,
+//! the proxy shuts down, or nothing has happened for too long.
 
 use std::future::poll_fn;
 use std::pin::pin;

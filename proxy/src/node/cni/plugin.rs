@@ -1,5 +1,6 @@
-//! `naru-cni`: the protocol of CNI plugins, versions 0.3 to 1.1. In: the runtime's word in the environment and on standard input.
-//! Out: on standard output, the result of the plugins before this one, unchanged, or an error.
+//! `naru-cni`: the protocol of CNI plugins, versions 0.3 to 1.1. In: the runtime's word in the
+//! environment and on standard input. Out: on standard output, the result of the plugins before
+//! this one, unchanged, or an error.
 //!
 //! `decide` is pure: what is to be done with which namespace. `run` does it.
 
@@ -104,7 +105,8 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The version that the runtime speaks, for an error that comes before the configuration is understood.
+/// The version that the runtime speaks, for an error that comes before the configuration is
+/// understood.
 fn version_of(input: &[u8]) -> String {
     let configuration = serde_json::from_slice::<Value>(input).unwrap_or_default();
     let version = configuration["cniVersion"].as_str();
@@ -218,8 +220,9 @@ fn decide(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Ste
     })
 }
 
-/// What the pod's annotations ask for. `None`: not redirection by this plugin. A runtime that gives no annotations gives all pods
-/// the appearance of these; an injected pod is then stopped by its own check.
+/// What the pod's annotations ask for. `None`: not redirection by this plugin. A runtime that gives
+/// no annotations gives all pods the appearance of these; an injected pod is then stopped by its
+/// own check.
 fn request(annotations: Option<&Value>) -> Option<Request> {
     let text = |name: &str| annotations?.get(name)?.as_str();
     let skipped = |what: &str| {

@@ -1,8 +1,10 @@
-//! Rules for pods that started without the plugin. In: the folder with the network namespaces of the node's pods. Out: rules in those
-//! whose pod asks for them (`crate::node::redirect::request`), counted.
+//! Rules for pods that started without the plugin. In: the folder with the network namespaces of
+//! the node's pods. Out: rules in those whose pod asks for them (`crate::node::redirect::request`),
+//! counted.
 //!
-//! A pod is hostile until proven otherwise: what it says is bounded in length and time, each has a thread of its own for that time and
-//! no more than one, and it gets rules only where there are none. The host's own network is never entered.
+//! A pod is hostile until proven otherwise: what it says is bounded in length and time, each has a
+//! thread of its own for that time and no more than one, and it gets rules only where there are
+//! none. The host's own network is never entered.
 
 use std::collections::HashSet;
 use std::fs;

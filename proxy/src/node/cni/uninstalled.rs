@@ -1,5 +1,5 @@
-//! Whether the agent ends for good: whether its DaemonSet is gone. The API server is asked by the pod's own service account, which
-//! may read this one object and nothing else.
+//! Whether the agent ends for good: whether its DaemonSet is gone. The API server is asked by the
+//! pod's own service account, which may read this one object and nothing else.
 
 use std::path::Path;
 use std::sync::Arc;

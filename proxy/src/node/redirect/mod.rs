@@ -2,8 +2,9 @@
 //!
 //! In comes what the pod's owner said (ports and networks to leave alone) and how to tell the
 //! proxy's own sockets; out goes one nftables table, `inet naru`, in the network namespace of the
-//! caller, replaced in one transaction. Nothing is run: the kernel is spoken to by netlink.
-//! Where a CNI plugin sets the rules ([`crate::node::cni`]), `verify` proves from inside the pod, without any right, that they are there.
+//! caller, replaced in one transaction. Nothing is run: the kernel is spoken to by netlink. Where a
+//! CNI plugin sets the rules ([`crate::node::cni`]), `verify` proves from inside the pod, without
+//! any right, that they are there.
 //!
 //! ```text
 //! app ─ connect ─▶ output ─┬─ proxy's own? ─┬─ over lo, not loopback, not app-bound ─▶ inbound chain
@@ -30,10 +31,10 @@
 //! * A pod that calls itself: the outbound side connects to the pod's own address like to any
 //!   other, and the rules hand that connection to the inbound listener, with the original
 //!   destination kept. So that the inbound side's own connection to the app is *not* handed back,
-//!   it carries [`APP_SOCKET_PRIORITY`](crate::socket::APP_SOCKET_PRIORITY) (`SO_PRIORITY`, set before
-//!   `connect`; 0 to 6 need no capability). The priority is looked at in the output hook and leaves no trace on the wire; it
-//!   works for both families with any source address, so no address has to be added or bound. No
-//!   other socket of the proxy may set it.
+//!   it carries [`APP_SOCKET_PRIORITY`](crate::socket::APP_SOCKET_PRIORITY) (`SO_PRIORITY`, set
+//!   before `connect`; 0 to 6 need no capability). The priority is looked at in the output hook and
+//!   leaves no trace on the wire; it works for both families with any source address, so no address
+//!   has to be added or bound. No other socket of the proxy may set it.
 //!
 //! # Floors
 //!
@@ -68,7 +69,8 @@ pub use verify::{Unverified, own_address, verify};
 const DEFAULT_PROXY_UID: u32 = 1337;
 const DEFAULT_OUTBOUND_PORT: u16 = 15001;
 const DEFAULT_INBOUND_PORT: u16 = 15006;
-/// How long `--verify` waits for rules to appear. Then its container ends, and with that the reason is in the pod's status.
+/// How long `--verify` waits for rules to appear. Then its container ends, and with that the reason
+/// is in the pod's status.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How the proxy's own connections are told from the app's.
@@ -240,8 +242,8 @@ pub struct InitArgs {
     /// Change nothing: succeed if these very rules are in force.
     #[arg(long, conflicts_with = "verify")]
     check: bool,
-    /// Change nothing, and need no rights: succeed once connections are redirected. The node's agent (`naru-proxy cni-install`) is
-    /// asked to set rules that are missing.
+    /// Change nothing, and need no rights: succeed once connections are redirected. The node's
+    /// agent (`naru-proxy cni-install`) is asked to set rules that are missing.
     #[arg(long)]
     verify: bool,
 }
@@ -291,7 +293,8 @@ impl InitArgs {
     }
 }
 
-/// `naru-proxy init`: sets, checks, verifies or removes the rules of the network namespace it runs in.
+/// `naru-proxy init`: sets, checks, verifies or removes the rules of the network namespace it runs
+/// in.
 pub fn run(args: InitArgs) -> anyhow::Result<()> {
     let rules = args.rules();
     let runtime = tokio::runtime::Builder::new_current_thread()

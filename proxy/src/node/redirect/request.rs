@@ -1,8 +1,9 @@
-//! What a pod says of the connections that its proxy is not to have, and how it asks the node's agent for rules that are missing.
+//! What a pod says of the connections that its proxy is not to have, and how it asks the node's
+//! agent for rules that are missing.
 //!
-//! The pod listens on an abstract Unix socket, which is seen in its own network namespace and nowhere else; the agent looks into
-//! each namespace for one. So a pod can ask for nothing but its own redirection. One line goes each way: the request as JSON, and
-//! `ok` or what went wrong.
+//! The pod listens on an abstract Unix socket, which is seen in its own network namespace and
+//! nowhere else; the agent looks into each namespace for one. So a pod can ask for nothing but its
+//! own redirection. One line goes each way: the request as JSON, and `ok` or what went wrong.
 
 use std::fmt::Display;
 use std::str::FromStr;

@@ -1,14 +1,16 @@
-//! `naru-proxy init --verify`: whether connections of this pod are redirected. It takes no right: nothing is read of the rules, but
-//! connections are made and looked for where the rules would bring them.
+//! `naru-proxy init --verify`: whether connections of this pod are redirected. It takes no right:
+//! nothing is read of the rules, but connections are made and looked for where the rules would
+//! bring them.
 //!
 //! ```text
 //! any user:          to an address that nobody has (192.0.2.1, 2001:db8::1) ─▶ must arrive at the outbound port
 //! the proxy's user:  to the pod's own address                               ─▶ must arrive at the inbound port
 //! ```
 //!
-//! All rules are put in force in one step, so that one of them stands for all. The second way is for pods that have all networks
-//! skipped. It runs before the proxy does, on whose ports it listens for a moment. While the rules are missing it lets the node's
-//! agent know (see `request`), and tries again until the time is over.
+//! All rules are put in force in one step, so that one of them stands for all. The second way is
+//! for pods that have all networks skipped. It runs before the proxy does, on whose ports it
+//! listens for a moment. While the rules are missing it lets the node's agent know (see `request`),
+//! and tries again until the time is over.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -34,7 +36,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How long the agent may take to read and to answer, and how much it may say.
 const AGENT: Duration = Duration::from_secs(5);
 const MAX_ANSWER: u64 = 1024;
-/// Addresses for documentation (RFC 5737, RFC 3849, RFC 9637): nobody has them. More than one, as a pod may have a network skipped.
+/// Addresses for documentation (RFC 5737, RFC 3849, RFC 9637): nobody has them. More than one, as a
+/// pod may have a network skipped.
 const NOBODY: [IpAddr; 5] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),

@@ -1,5 +1,5 @@
-//! Metrics of the proxy. Handles are resolved once for each source, destination and route, and then incremented
-//! as owned atomics; only resolving them and reading them all takes a lock.
+//! Metrics of the proxy. Handles are resolved once for each source, destination and route, and then
+//! incremented as owned atomics; only resolving them and reading them all takes a lock.
 //!
 //! ```text
 //! labels ─▶ series (bounded table, compared whole) ─▶ RequestMetrics, TcpMetrics ◀─ data path counts
@@ -122,7 +122,8 @@ pub struct RequestLabels {
     pub backend: Arc<str>,
 }
 
-/// What tells one series of connections that are not HTTP from another. Empty where it does not apply.
+/// What tells one series of connections that are not HTTP from another. Empty where it does not
+/// apply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TcpLabels {
     pub direction: Direction,
@@ -280,7 +281,8 @@ impl Metrics {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets series that nobody owns and that had no traffic for a while. Call it each [`SWEEP_INTERVAL`].
+    /// Forgets series that nobody owns and that had no traffic for a while. Call it each
+    /// [`SWEEP_INTERVAL`].
     pub fn sweep(&self, now: Instant) {
         self.inner.requests.sweep(now);
         self.inner.retries.sweep(now);
@@ -355,7 +357,8 @@ impl Metrics {
         self.inner.totals.certificate_renewal(outcome);
     }
 
-    /// A certificate is in force: when it expires, in Unix seconds, and the name of the authority that it is of.
+    /// A certificate is in force: when it expires, in Unix seconds, and the name of the authority
+    /// that it is of.
     pub fn certificate(&self, expires: i64, issuer: &str) {
         self.inner.totals.certificate(expires, issuer);
     }

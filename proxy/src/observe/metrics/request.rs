@@ -10,7 +10,8 @@ use super::series::Handle;
 use super::{HttpVersion, RetryOutcome};
 use crate::observe::reason::Reason;
 
-/// Outcomes (status and reason) counted without a lock. More than an application shows on one route.
+/// Outcomes (status and reason) counted without a lock. More than an application shows on one
+/// route.
 const FAST_OUTCOMES: usize = 16;
 /// Outcomes of one label set in all: an upstream that makes up statuses gets no further series.
 const MAX_OUTCOMES: usize = 100;
@@ -41,7 +42,8 @@ impl RequestMetrics {
         self.begun[version as usize].fetch_add(1, Relaxed);
     }
 
-    /// The request has ended. `status`: of the response, if there was one; `reason`: if the proxy made it or broke it off.
+    /// The request has ended. `status`: of the response, if there was one; `reason`: if the proxy
+    /// made it or broke it off.
     pub fn end(&self, status: Option<u16>, reason: Option<Reason>, elapsed: Duration) {
         self.outcomes.count(status, reason);
         self.duration.observe(elapsed);
@@ -86,8 +88,8 @@ impl Handle for RetryMetrics {
     }
 }
 
-/// Counts by status and reason. Few of the possible ones ever occur, so slots are taken as outcomes appear: a slot's
-/// key is set once, and whoever finds its key there counts.
+/// Counts by status and reason. Few of the possible ones ever occur, so slots are taken as outcomes
+/// appear: a slot's key is set once, and whoever finds its key there counts.
 #[derive(Debug, Default)]
 struct Outcomes {
     keys: [AtomicU32; FAST_OUTCOMES],

@@ -1,7 +1,9 @@
-//! A table of handles by label set. Label sets are compared whole, so two of them never share a handle.
+//! A table of handles by label set. Label sets are compared whole, so two of them never share a
+//! handle.
 //!
-//! In: a label set, when a source, destination or route is resolved. Out: the one handle for it, which is then used
-//! without the table. The table is bounded: label sets beyond the bound share an overflow handle.
+//! In: a label set, when a source, destination or route is resolved. Out: the one handle for it,
+//! which is then used without the table. The table is bounded: label sets beyond the bound share an
+//! overflow handle.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a series without an owner is kept after its last traffic: longer than two scrapes of anybody's interval.
+/// How long a series without an owner is kept after its last traffic: longer than two scrapes of
+/// anybody's interval.
 const KEPT_UNUSED: Duration = Duration::from_secs(600);
 
 /// A set of counters under one label set.

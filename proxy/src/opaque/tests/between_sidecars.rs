@@ -300,7 +300,8 @@ fn a_shutdown_ends_idle_connections_and_waits_for_those_in_use() {
         let signal = pods.server.signal.take().unwrap();
         signal.start();
         until(|| pods.idle() == 0.0).await;
-        // What is begun after that comes on a connection of its own, and is served as long as any are let in.
+        // What is begun after that comes on a connection of its own, and is served as long as any
+        // are let in.
         let (mut late, mut late_app) = pods.connection().await;
         greet(&mut late, &mut late_app).await;
         used.write_all(b"to the end").await.unwrap();

@@ -1,5 +1,5 @@
-//! Contract messages in, [`Routes`] out. What a message says that this proxy does not understand, or that could not be obeyed,
-//! is an error that names the field: never a guess.
+//! Contract messages in, [`Routes`] out. What a message says that this proxy does not understand,
+//! or that could not be obeyed, is an error that names the field: never a guess.
 
 mod filter;
 
@@ -24,7 +24,8 @@ use filter::{check_filters, decode_filter, is_rewrite};
 
 /// Length of a pattern, in bytes. Gateway API allows 4,096 characters for a header's value.
 const MAX_REGEX_LENGTH: usize = 4 * 1024;
-/// Memory of one compiled pattern, in bytes: enough for every pattern that people write, too little for `(\w{1000}){1000}`.
+/// Memory of one compiled pattern, in bytes: enough for every pattern that people write, too little
+/// for `(\w{1000}){1000}`.
 const MAX_REGEX_SIZE: usize = 256 * 1024;
 /// Memory of the cache that matching fills, in bytes for each pattern and thread.
 const MAX_REGEX_CACHE: usize = 256 * 1024;
@@ -42,8 +43,8 @@ pub struct DecodeError {
 
 /// Before the first retry where the rule names no backoff.
 pub const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
-/// The rules of `routes` (first the one that wins where matches are equal). `resolve` turns the name of an
-/// `endpoints/…` resource into the backend that stands for it.
+/// The rules of `routes` (first the one that wins where matches are equal). `resolve` turns the
+/// name of an `endpoints/…` resource into the backend that stands for it.
 pub fn decode_routes(
     routes: &[&contract::HttpRoute],
     resolve: &mut dyn FnMut(&str) -> Option<Arc<Backend>>,
@@ -369,8 +370,8 @@ fn path_text(value: &str) -> Result<&str, Problem> {
     }
 }
 
-/// A pattern that has to match from the first byte to the last. Linear in the length of what is matched, as the `regex`
-/// crate guarantees.
+/// A pattern that has to match from the first byte to the last. Linear in the length of what is
+/// matched, as the `regex` crate guarantees.
 fn whole_regex(pattern: &str) -> Result<Regex, Problem> {
     if pattern.len() > MAX_REGEX_LENGTH {
         return Err(problem(format_args!(

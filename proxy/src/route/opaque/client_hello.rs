@@ -1,12 +1,14 @@
 //! The name that a TLS client asks for, out of the first bytes that it sends.
 //!
-//! In: what has come so far, which stays as it is. Out: the name in the ClientHello's `server_name` extension (RFC 6066 section 3), or
-//! that more is needed. Nothing else is read: what versions, ciphers or names are right is for the server to say, and a TLS library
-//! would turn away clients that the server takes.
+//! In: what has come so far, which stays as it is. Out: the name in the ClientHello's `server_name`
+//! extension (RFC 6066 section 3), or that more is needed. Nothing else is read: what versions,
+//! ciphers or names are right is for the server to say, and a TLS library would turn away clients
+//! that the server takes.
 
 use std::borrow::Cow;
 
-/// Content type of a record that carries a handshake, and its header's length (RFC 8446 section 5.1).
+/// Content type of a record that carries a handshake, and its header's length (RFC 8446 section
+/// 5.1).
 const HANDSHAKE: u8 = 22;
 const RECORD_HEADER: usize = 5;
 /// The most that one record carries, in bytes.
@@ -14,7 +16,8 @@ const MAX_RECORD: usize = 16 * 1024;
 /// The message's type, and the length of its header (RFC 8446 section 4).
 const CLIENT_HELLO: u8 = 1;
 const MESSAGE_HEADER: usize = 4;
-/// The largest ClientHello, in bytes. With a post-quantum key share it has some 2 KiB, and a session ticket may have as many more.
+/// The largest ClientHello, in bytes. With a post-quantum key share it has some 2 KiB, and a
+/// session ticket may have as many more.
 pub const MAX_CLIENT_HELLO: usize = 16 * 1024;
 /// The extension, and the only kind of name in it (RFC 6066 section 3).
 const SERVER_NAME: u16 = 0;
@@ -151,7 +154,8 @@ mod tests {
         [&length[length.len() - N..], content].concat()
     }
 
-    /// A ClientHello as old clients send it: no extension but those given. `None`: not even a list of them.
+    /// A ClientHello as old clients send it: no extension but those given. `None`: not even a list
+    /// of them.
     fn old_hello(extensions: Option<&[u8]>) -> Vec<u8> {
         let mut body = [&[3, 1][..], &[7; 32], &[0], &[0, 2, 0, 10], &[1, 0]].concat();
         body.extend(extensions.map(counted::<2>).unwrap_or_default());

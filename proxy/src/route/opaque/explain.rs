@@ -1,7 +1,8 @@
-//! Why a connection goes where it goes, for people: every name of every route with what speaks against it, and what would become of the
-//! connection.
+//! Why a connection goes where it goes, for people: every name of every route with what speaks
+//! against it, and what would become of the connection.
 //!
-//! In: a beginning that nobody has sent. Out: what [`StreamRoutes::decide`] makes of it, and the same for what it does not take.
+//! In: a beginning that nobody has sent. Out: what [`StreamRoutes::decide`] makes of it, and the
+//! same for what it does not take.
 
 use std::cmp::Reverse;
 
@@ -66,7 +67,8 @@ impl Criterion {
     }
 }
 
-/// Every name in order of precedence, and what it makes of a connection that begins with `hello`, if there is one.
+/// Every name in order of precedence, and what it makes of a connection that begins with `hello`,
+/// if there is one.
 pub fn explain<'r>(routes: &'r StreamRoutes, hello: Option<&Hello>) -> Vec<Explained<'r>> {
     let routes_of = match routes {
         StreamRoutes::Tcp(route) => {
@@ -114,8 +116,8 @@ pub fn explain<'r>(routes: &'r StreamRoutes, hello: Option<&Hello>) -> Vec<Expla
         .collect()
 }
 
-/// What would become of a connection that begins with `hello`: for each backend of its route in their order, why it would get nothing,
-/// if so. `Err`: the same for all.
+/// What would become of a connection that begins with `hello`: for each backend of its route in
+/// their order, why it would get nothing, if so. `Err`: the same for all.
 pub fn outcome(routes: &StreamRoutes, hello: &Hello) -> Result<Vec<Result<(), Reason>>, Reason> {
     let route = routes.decide(hello)?;
     if route.backends.iter().all(|backend| backend.weight == 0) {

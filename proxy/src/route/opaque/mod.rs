@@ -1,11 +1,13 @@
-//! Where a connection goes that is bytes by decree: a TCPRoute or TLSRoutes are in force on its port.
+//! Where a connection goes that is bytes by decree: a TCPRoute or TLSRoutes are in force on its
+//! port.
 //!
 //! ```text
 //! TCPRoute ──────────────────────────────────────┐
 //! TLSRoutes ─▶ ClientHello ─▶ the name in it ─▶ StreamRoute ─▶ backend, by weight ─▶ tcp
 //! ```
 //!
-//! The ClientHello is looked at and passed on as it came: the TLS in it is between the client and the app.
+//! The ClientHello is looked at and passed on as it came: the TLS in it is between the client and
+//! the app.
 //!
 //! # Floors
 //!
@@ -72,7 +74,8 @@ pub struct TlsRoutes {
 }
 
 impl StreamRoutes {
-    /// The route that takes a new connection. Its client may have to say first what it asks for, within `patience`.
+    /// The route that takes a new connection. Its client may have to say first what it asks for,
+    /// within `patience`.
     pub async fn find<S>(
         &self,
         client: &mut Buffered<S>,
@@ -137,7 +140,8 @@ impl TlsRoutes {
         }
     }
 
-    /// The route for a name in lower case: one that has this very name, else the longest that stands for it (Gateway API).
+    /// The route for a name in lower case: one that has this very name, else the longest that
+    /// stands for it (Gateway API).
     pub fn find(&self, name: &str) -> Option<&StreamRoute> {
         if let Some(route) = self.exact.get(name) {
             return Some(route);
@@ -153,7 +157,8 @@ fn parents(name: &str) -> impl Iterator<Item = &str> {
     dots.filter(|dot| *dot > 0).map(|dot| &name[dot + 1..])
 }
 
-/// Reads until the client has said which name it asks for, if any, or something else. What was read stays to be passed on.
+/// Reads until the client has said which name it asks for, if any, or something else. What was read
+/// stays to be passed on.
 async fn hello<S>(client: &mut Buffered<S>) -> Result<Hello, Reason>
 where
     S: AsyncRead + AsyncWrite + Unpin,

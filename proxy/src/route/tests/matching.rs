@@ -174,7 +174,8 @@ fn the_more_specific_match_wins_whatever_the_order() {
     ];
     let request = || head("GET", "/a/b?n0=v&n1=v", &[("n0", "v"), ("n1", "v")]);
     for first in 0..ranked.len() {
-        // All that are left, from last to first and from first to last, in rules of one route and in routes of their own.
+        // All that are left, from last to first and from first to last, in rules of one route and
+        // in routes of their own.
         let left = &ranked[first..];
         let rules: Vec<_> = left
             .iter()

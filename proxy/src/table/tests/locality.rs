@@ -154,7 +154,8 @@ async fn the_view_says_which_endpoints_are_used() {
 }
 
 proptest! {
-    /// By whatever steps, wholes, deltas and moves of the proxy: what is preferred is what the endpoints and the place say together.
+    /// By whatever steps, wholes, deltas and moves of the proxy: what is preferred is what the
+    /// endpoints and the place say together.
     #[test]
     fn what_is_in_force_follows_endpoints_and_place(
         steps in prop::collection::vec((0_u8..3, prop::collection::btree_map(0_u8..5, 0_u8..3, 1..4), 0_u8..3), 1..20)

@@ -35,8 +35,8 @@ async fn a_server_without_the_protocol_is_refused() {
     assert!(client.is_err());
 }
 
-/// A ClientHello with the words of a client that wants to send early data: what follows it is then tried with the wrong key, and
-/// skipped (RFC 8446 section 4.2.10).
+/// A ClientHello with the words of a client that wants to send early data: what follows it is then
+/// tried with the wrong key, and skipped (RFC 8446 section 4.2.10).
 async fn early_hello(peers: &Peers) -> Vec<u8> {
     let (near, mut far) = duplex(PIPE);
     let connecting = peers.connect(near);
@@ -49,7 +49,8 @@ async fn early_hello(peers: &Peers) -> Vec<u8> {
         drop(far);
     };
     let (_, ()) = tokio::join!(connecting, reading);
-    // Length of the session's id, then of the cipher suites, then of the methods, then of the extensions.
+    // Length of the session's id, then of the cipher suites, then of the methods, then of the
+    // extensions.
     let mut at = 5 + 4 + 2 + 32;
     at += 1 + usize::from(hello[at]);
     at += 2 + usize::from(u16::from_be_bytes([hello[at], hello[at + 1]]));

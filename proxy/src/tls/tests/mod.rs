@@ -99,7 +99,8 @@ fn bytes(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8).collect()
 }
 
-/// Sends each piece by a write of its own both ways at once, reads with `room` at a time, and ends both ways in order.
+/// Sends each piece by a write of its own both ways at once, reads with `room` at a time, and ends
+/// both ways in order.
 async fn exchange<A, B>(near: A, far: B, pieces: &[Vec<u8>], room: usize)
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -412,7 +413,8 @@ async fn records_without_data_and_messages_without_end_are_bounded() {
 #[tokio::test]
 async fn padding_is_taken_off() {
     let (mut client, mut server) = Peers::new().ours().await;
-    // The type of the content is sealed behind it, and zeros may follow it: sealed here as content of type 0.
+    // The type of the content is sealed behind it, and zeros may follow it: sealed here as content
+    // of type 0.
     let padded = [b"data", &[23][..], &[0; 40]].concat();
     let record = sealed(&mut client, ContentType::Unknown(0), &padded).await;
     client.io().write_all(&record).await.unwrap();

@@ -1,4 +1,5 @@
-//! One upstream connection: opened, kept alive, aged and ended. One task drives its frames and looks at the clock.
+//! One upstream connection: opened, kept alive, aged and ended. One task drives its frames and
+//! looks at the clock.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -32,7 +33,8 @@ const MIN_TICK: Duration = Duration::from_millis(50);
 
 /// What the streams of a connection see of it.
 pub struct Connection {
-    /// `None`: no new streams. The connection ends in order once nobody holds a handle and no stream is left.
+    /// `None`: no new streams. The connection ends in order once nobody holds a handle and no
+    /// stream is left.
     sender: RefCell<Option<SendRequest<Bytes>>>,
     streams: Streams,
 }
@@ -65,8 +67,8 @@ pub struct Driver {
     pool_age: Duration,
 }
 
-/// Connects to `endpoint`, and waits for its first word: it says how many streams it takes, and shows that it speaks HTTP/2
-/// before a request is entrusted to it.
+/// Connects to `endpoint`, and waits for its first word: it says how many streams it takes, and
+/// shows that it speaks HTTP/2 before a request is entrusted to it.
 async fn open(
     dialer: &Dialer,
     endpoint: &Endpoint,
@@ -105,8 +107,8 @@ async fn open(
         .then(|| frames.ping_pong())
         .flatten();
     let now = Instant::now();
-    // Only sidecars are asked whether they are there: servers of others (gRPC's among them) end connections whose clients ask more
-    // often than every five minutes.
+    // Only sidecars are asked whether they are there: servers of others (gRPC's among them) end
+    // connections whose clients ask more often than every five minutes.
     let ping_every = limits.peer_timeout / 2;
     let tick_every = ping_every
         .min(limits.pool_idle / 2)
@@ -291,7 +293,8 @@ impl Driver {
         }
     }
 
-    /// Whether the last question has gone unanswered for too long. Asks the next one when it is due.
+    /// Whether the last question has gone unanswered for too long. Asks the next one when it is
+    /// due.
     fn is_mute(&mut self, now: Instant) -> bool {
         if let Some(asked) = self.asked {
             return now.duration_since(asked) >= self.ping_patience;

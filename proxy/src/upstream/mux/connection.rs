@@ -218,8 +218,8 @@ impl State {
         self.wake_driver();
     }
 
-    /// Numbers a stream of ours. The peer sees the numbers rise, so this is done as the first frame is appended. `None`: there are
-    /// no numbers left.
+    /// Numbers a stream of ours. The peer sees the numbers rise, so this is done as the first frame
+    /// is appended. `None`: there are no numbers left.
     pub fn open(&mut self, half: &Rc<RefCell<Half>>) -> Option<u32> {
         self.last = self.last.checked_add(1)?;
         self.streams.insert(self.last, half.clone());

@@ -1,4 +1,5 @@
-//! Carries the frames of a connection: everything that has come to the streams, and everything that they have said out in one piece.
+//! Carries the frames of a connection: everything that has come to the streams, and everything that
+//! they have said out in one piece.
 
 use std::future::poll_fn;
 use std::io;
@@ -43,8 +44,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
-    /// Reads and writes what it can. `accept` is given the streams that the peer opens. Ready when the connection is over; its
-    /// streams have been told by then.
+    /// Reads and writes what it can. `accept` is given the streams that the peer opens. Ready when
+    /// the connection is over; its streams have been told by then.
     pub fn poll(&mut self, cx: &mut Context<'_>, accept: &mut impl FnMut(Stream)) -> Poll<Over> {
         self.connection.state.borrow_mut().driven_by(cx);
         let over = match self.poll_read(cx, accept) {

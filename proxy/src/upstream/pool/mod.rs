@@ -1,5 +1,6 @@
-//! The idle upstream connections of one worker, by endpoint, of a protocol in which a connection carries one thing at a time: HTTP/1,
-//! and opaque TCP between sidecars. The one that was used last is used first, so that those which are not needed grow old and end.
+//! The idle upstream connections of one worker, by endpoint, of a protocol in which a connection
+//! carries one thing at a time: HTTP/1, and opaque TCP between sidecars. The one that was used last
+//! is used first, so that those which are not needed grow old and end.
 //!
 //! # Floors
 //!
@@ -36,8 +37,8 @@ pub use watch::Watched;
 /// How often idle connections are looked through for those that are over.
 /// Also how soon they give way to connections that wait.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
-/// How long a connection to an app may be idle: below the 5 s that Node.js and others give a client (an app that closes as a
-/// request arrives costs that request).
+/// How long a connection to an app may be idle: below the 5 s that Node.js and others give a client
+/// (an app that closes as a request arrives costs that request).
 const APP_IDLE: Duration = Duration::from_secs(4);
 /// The most that it is for a request that can't be sent twice. How long apps keep connections is
 /// learned: see [`crate::balance::Habits`].
@@ -74,7 +75,8 @@ struct Idle {
     since: Instant,
 }
 
-/// One upstream connection, while it carries an exchange or an app's connection. HTTP/1 to a sidecar has a stream of a shared one.
+/// One upstream connection, while it carries an exchange or an app's connection. HTTP/1 to a
+/// sidecar has a stream of a shared one.
 pub struct Upstream {
     pub connection: Buffered<Stream>,
     /// It has carried an exchange before.
@@ -407,8 +409,8 @@ impl Upstream {
         TcpInfo::of(self.connection.io.tcp()?)
     }
 
-    /// Whether what is sent from now on fits into any receiver's buffer: if a sidecar's kernel does not acknowledge that, the pod is
-    /// out of reach. More than that may wait for its reader.
+    /// Whether what is sent from now on fits into any receiver's buffer: if a sidecar's kernel does
+    /// not acknowledge that, the pod is out of reach. More than that may wait for its reader.
     pub fn expect_acknowledgement(&mut self, limits: &Limits, fits: bool) {
         let bounded = self.is_mesh && fits;
         if bounded != self.bounded {

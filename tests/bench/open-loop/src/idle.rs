@@ -1,4 +1,5 @@
-//! Connections that are kept: each makes one request, so that it is one that a proxy has served, and is idle from then on.
+//! Connections that are kept: each makes one request, so that it is one that a proxy has served,
+//! and is idle from then on.
 
 use std::io::Read;
 use std::net::TcpStream;
@@ -11,7 +12,8 @@ use crate::exchange::{Kept, request};
 /// Requests under way at once while the connections are opened.
 const AT_ONCE: usize = 64;
 
-/// Opens them, holds them until standard input ends, and asks on each once more: one that was not kept is an error.
+/// Opens them, holds them until standard input ends, and asks on each once more: one that was not
+/// kept is an error.
 pub fn run(wanted: &Wanted) -> Result<(), String> {
     let opened = together(wanted.connections, |_| {
         let mut kept = Kept::open(wanted.target)?;

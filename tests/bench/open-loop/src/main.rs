@@ -1,6 +1,6 @@
-//! A client for the benchmark: HTTP/1.1 requests at a fixed rate, whatever becomes of those before, or many connections that
-//! are kept and idle. Plain threads, one for each connection that is busy: what is measured are the proxies, on the same
-//! cores, so this does as little as it can.
+//! A client for the benchmark: HTTP/1.1 requests at a fixed rate, whatever becomes of those before,
+//! or many connections that are kept and idle. Plain threads, one for each connection that is busy:
+//! what is measured are the proxies, on the same cores, so this does as little as it can.
 //!
 //! ```text
 //! open-loop rate ADDRESS:PORT --rate N --seconds N --connections N     ends by itself, with one line of JSON

@@ -1,5 +1,6 @@
-//! Requests at a fixed rate. The schedule is made before the first one is sent; a latency counts from when its request was
-//! due, so that what waits behind a slow one counts as slow as well (no coordinated omission).
+//! Requests at a fixed rate. The schedule is made before the first one is sent; a latency counts
+//! from when its request was due, so that what waits behind a slow one counts as slow as well (no
+//! coordinated omission).
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +9,8 @@ use std::time::{Duration, Instant};
 use crate::Wanted;
 use crate::exchange::{Kept, request};
 
-/// How late the kernel may wake a sleeper. The default of 50 µs would be a part of what is measured.
+/// How late the kernel may wake a sleeper. The default of 50 µs would be a part of what is
+/// measured.
 const TIMER_SLACK_NS: &str = "1000";
 /// Kinds of failures that are named at the end.
 const NAMED_FAILURES: usize = 3;
@@ -23,7 +25,8 @@ struct Done {
 
 /// Runs to the end, and writes what came of it as one line of JSON.
 pub fn run(wanted: &Wanted) -> Result<(), String> {
-    // Threads have it from who starts them. Where the kernel has no such file, latencies are a little longer for all.
+    // Threads have it from who starts them. Where the kernel has no such file, latencies are a
+    // little longer for all.
     let _longer = fs::write("/proc/self/timerslack_ns", TIMER_SLACK_NS);
     let total = wanted.rate * wanted.seconds;
     // All connections are there before the first request is due.

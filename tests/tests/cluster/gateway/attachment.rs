@@ -103,8 +103,8 @@ fn a_consumers_routes_hold_for_its_own_namespace_alone() {
     consumers.until(&of("/other"), &[], |answer| mark(answer) == "producer");
 }
 
-/// Gateway API's rules of precedence: the exact path, then the longest prefix, then the method, the most headers, the most query
-/// parameters, the oldest route, and the first by namespace and name.
+/// Gateway API's rules of precedence: the exact path, then the longest prefix, then the method, the
+/// most headers, the most query parameters, the oldest route, and the first by namespace and name.
 #[test]
 fn of_several_routes_the_one_that_the_specification_says_wins() {
     let namespace = Namespace::meshed("precedence");

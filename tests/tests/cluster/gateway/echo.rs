@@ -27,7 +27,8 @@ fn image() -> &'static str {
     })
 }
 
-/// Deployments and Services `v1`, `v2` and so on, and the Service `echo`, which has the pods of all of them.
+/// Deployments and Services `v1`, `v2` and so on, and the Service `echo`, which has the pods of all
+/// of them.
 pub fn start(namespace: &Namespace, versions: &[&str]) {
     let mut objects = Vec::new();
     for version in versions {
@@ -73,7 +74,8 @@ pub struct Answer {
     pub host: String,
     pub path: String,
     pub method: String,
-    /// As the backend saw them. Names are in lower case, values of several lines are joined by a comma.
+    /// As the backend saw them. Names are in lower case, values of several lines are joined by a
+    /// comma.
     pub request: BTreeMap<String, String>,
     /// As the client saw them.
     pub response: BTreeMap<String, String>,
@@ -206,7 +208,8 @@ pub fn to(service: &str) -> Value {
     json!({ "name": service, "port": 80 })
 }
 
-/// Waits until a route has a condition, at its present generation: the status, reason and message of it.
+/// Waits until a route has a condition, at its present generation: the status, reason and message
+/// of it.
 pub fn condition(namespace: &Namespace, kind: &str, name: &str, wanted: &str) -> Condition {
     eventually(&format!("{kind} {name} has {wanted}"), SOON, || {
         let route = get(&["-n", &namespace.0, kind, name]);

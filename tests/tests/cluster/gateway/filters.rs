@@ -21,8 +21,8 @@ fn at(path: &str, filters: Value) -> Value {
     })
 }
 
-/// Twin of HTTPRouteRequestMirror, RequestMultipleMirrors and RequestPercentageMirror; and of mirrors that are of no use, which cost
-/// a request nothing.
+/// Twin of HTTPRouteRequestMirror, RequestMultipleMirrors and RequestPercentageMirror; and of
+/// mirrors that are of no use, which cost a request nothing.
 #[test]
 fn mirrors_get_what_the_backend_gets_and_nobody_waits_for_them() {
     let namespace = Namespace::meshed("mirrors");
@@ -117,7 +117,8 @@ fn mirrors_get_what_the_backend_gets_and_nobody_waits_for_them() {
         }
     });
 
-    // A mirror that takes its time: the answer of the backend is there, and the one of the mirror is nobody's.
+    // A mirror that takes its time: the answer of the backend is there, and the one of the mirror
+    // is nobody's.
     let answer = client.call("http://echo/one?delay=1s", &[]);
     assert_eq!(answer.by, "v1", "{}", answer.text);
     // One that is not there is told of, and the route is in force all the same.

@@ -21,8 +21,8 @@ fn case(value: &str) -> Value {
     json!({ "headers": [{ "name": "case", "value": value }] })
 }
 
-/// Twin of GRPCExactMethodMatching, GRPCRouteHeaderMatching, GRPCRouteWeight, GRPCRouteRequestHeaderModifier and
-/// GRPCRouteNamedRule; and of what they leave out.
+/// Twin of GRPCExactMethodMatching, GRPCRouteHeaderMatching, GRPCRouteWeight,
+/// GRPCRouteRequestHeaderModifier and GRPCRouteNamedRule; and of what they leave out.
 #[test]
 fn calls_are_matched_changed_and_shared_one_by_one() {
     let namespace = Namespace::meshed("grpc");

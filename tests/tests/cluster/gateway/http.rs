@@ -20,7 +20,8 @@ fn redirect(kind: &str, path: &str, redirect: Value) -> Value {
     })
 }
 
-/// Twin of HTTPRouteRedirectHostAndStatus, RedirectPath, RedirectPort, RedirectScheme and 303, 307, 308; the `Location` in full.
+/// Twin of HTTPRouteRedirectHostAndStatus, RedirectPath, RedirectPort, RedirectScheme and 303, 307,
+/// 308; the `Location` in full.
 #[test]
 fn a_redirect_says_where_in_full() {
     let namespace = Namespace::meshed("redirects");
@@ -93,8 +94,9 @@ fn a_redirect_says_where_in_full() {
     }
 }
 
-/// Twin of HTTPRouteRewriteHost, RewritePath, ResponseHeaderModifier, RequestHeaderModifierBackendWeights, MethodMatching and
-/// NamedRule; and of regular expressions, which the suite does not ask for.
+/// Twin of HTTPRouteRewriteHost, RewritePath, ResponseHeaderModifier,
+/// RequestHeaderModifierBackendWeights, MethodMatching and NamedRule; and of regular expressions,
+/// which the suite does not ask for.
 #[test]
 fn filters_and_matches_do_to_a_request_what_they_say() {
     let namespace = Namespace::meshed("filters");
@@ -222,8 +224,9 @@ fn filters_and_matches_do_to_a_request_what_they_say() {
     );
 }
 
-/// Twin of HTTPRouteWeight, InvalidNonExistentBackendRef, InvalidCrossNamespaceBackendRef, InvalidBackendRefUnknownKind,
-/// PartiallyInvalidViaInvalidReferenceGrant, NoBackendRefs, ReferenceGrant.
+/// Twin of HTTPRouteWeight, InvalidNonExistentBackendRef, InvalidCrossNamespaceBackendRef,
+/// InvalidBackendRefUnknownKind, PartiallyInvalidViaInvalidReferenceGrant, NoBackendRefs,
+/// ReferenceGrant.
 #[test]
 fn backends_get_their_share_and_those_that_can_not_be_used_get_it_refused() {
     let namespace = Namespace::meshed("backends");
@@ -415,7 +418,8 @@ fn a_backend_is_spoken_to_as_its_port_declares() {
         deployment: "v1",
     };
     client.until("http://echo/h2c", &[], |answer| answer.by == "v1");
-    // The client begins with HTTP/2 by prior knowledge, and its gRPC twin is all of the other tests.
+    // The client begins with HTTP/2 by prior knowledge, and its gRPC twin is all of the other
+    // tests.
     let answer = client.call("http://echo/h2c", &["--http2"]);
     assert!(answer.text.contains("Proto=HTTP/2.0"), "{}", answer.text);
     let answer = client.call("ws://echo/ws", &["--msg=hello"]);

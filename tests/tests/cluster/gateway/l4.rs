@@ -21,7 +21,8 @@ fn to(service: &str, port: u16, weight: u32) -> Value {
     json!({ "name": service, "port": port, "weight": weight })
 }
 
-/// Twin of TLSRouteSimpleSameNamespace, TLSRouteHostnameIntersection, TLSRouteInvalidBackendRefNonexistent.
+/// Twin of TLSRouteSimpleSameNamespace, TLSRouteHostnameIntersection,
+/// TLSRouteInvalidBackendRefNonexistent.
 #[test]
 fn passed_through_tls_is_routed_by_the_name_that_it_asks_for() {
     let namespace = Namespace::meshed("tls");
@@ -71,8 +72,9 @@ fn passed_through_tls_is_routed_by_the_name_that_it_asks_for() {
     assert_eq!(client.call("http://echo/", &[]).status, 200);
 }
 
-/// Twin of TCPRouteWeightedRouting, TCPRouteReferenceGrant's refusal and TCPRouteInvalidBackendRefNonexistent; and of kinds that share
-/// a port, which the suite does not ask for.
+/// Twin of TCPRouteWeightedRouting, TCPRouteReferenceGrant's refusal and
+/// TCPRouteInvalidBackendRefNonexistent; and of kinds that share a port, which the suite does not
+/// ask for.
 #[test]
 fn connections_are_shared_by_weight_and_kinds_of_routes_have_an_order() {
     let namespace = Namespace::meshed("tcp");

@@ -213,7 +213,8 @@ fn a_route_that_asks_for_what_is_not_supported_is_not_half_applied() {
         let found = condition(&namespace, "HTTPRoute", "filtered", "Accepted");
         assert!(found.is("False", "UnsupportedValue"), "{found:?}");
         assert!(found.message.contains("ExtensionRef"), "{found:?}");
-        // Nothing of it is in force, and nothing of what it was before: the Service's own pods answer.
+        // Nothing of it is in force, and nothing of what it was before: the Service's own pods
+        // answer.
         eventually("both of the Service's pods answer", SOON, || {
             let answers = client.calls("http://echo/x", 40, &[]);
             let by = |name: &str| answers.iter().any(|answer| answer.by == name);

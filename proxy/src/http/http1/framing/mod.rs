@@ -1,5 +1,5 @@
-//! Where a message's body ends and what its connection headers say (RFC 9112 sections 6, 7 and 9). A request that
-//! two parsers could read differently is refused.
+//! Where a message's body ends and what its connection headers say (RFC 9112 sections 6, 7 and 9).
+//! A request that two parsers could read differently is refused.
 
 use super::head::{Request, Response, Version};
 use crate::http::login;
@@ -89,9 +89,11 @@ pub struct ResponseFraming {
     pub logs_in: bool,
 }
 
-/// Fields that belong to one connection whether `Connection` names them or not (RFC 9110 section 7.6.1).
+/// Fields that belong to one connection whether `Connection` names them or not (RFC 9110 section
+/// 7.6.1).
 const HOP_BY_HOP: [&str; 3] = ["connection", "keep-alive", "proxy-connection"];
-/// Fields that a `Connection` field may not name: without them the message would mean something else.
+/// Fields that a `Connection` field may not name: without them the message would mean something
+/// else.
 const NOT_TO_BE_NAMED: [&str; 6] = [
     "host",
     "content-length",
@@ -315,7 +317,8 @@ pub fn response(
         match name.len() {
             10 if is(name, "connection") => connection.read(value)?,
             14 if is(name, "content-length") => {
-                // Some servers repeat it, in one field or in several; the same number is the same message.
+                // Some servers repeat it, in one field or in several; the same number is the same
+                // message.
                 for part in value.split(|byte| *byte == b',') {
                     let part = parse_length(part.trim_ascii())?;
                     match length {
@@ -388,7 +391,8 @@ pub fn response(
     })
 }
 
-/// Whether a request with this method may be sent a second time without harm (RFC 9110 section 9.2.2).
+/// Whether a request with this method may be sent a second time without harm (RFC 9110 section
+/// 9.2.2).
 pub fn is_idempotent(request: &Request) -> bool {
     matches!(
         request.method(),

@@ -20,8 +20,8 @@ pub struct App {
     pub connections: Rc<Cell<usize>>,
 }
 
-/// An app that is sent the body `hello` each time, and answers the first request with `first` and all others with `then`. Each of its
-/// connections counts as one request before.
+/// An app that is sent the body `hello` each time, and answers the first request with `first` and
+/// all others with `then`. Each of its connections counts as one request before.
 pub async fn answering_hello(first: &'static str, then: &'static str) -> App {
     app(move |number, mut talk| async move {
         let mut answers = [first, then].into_iter().skip(number - 1);
@@ -176,7 +176,8 @@ pub async fn a_moment() {
     tokio::time::sleep(Duration::from_millis(30)).await;
 }
 
-/// The head of the answer to one request, of a proxy before an app that says `response`; and whether the connection is to be reset.
+/// The head of the answer to one request, of a proxy before an app that says `response`; and
+/// whether the connection is to be reset.
 pub async fn ask(response: &'static str, request: &str) -> (String, bool) {
     let app = answering(response).await;
     let mesh = Setup::new(&[app.address]).start();

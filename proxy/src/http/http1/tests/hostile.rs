@@ -160,7 +160,8 @@ fn nothing_is_read_after_a_body_that_breaks_its_coding() {
         while app.connections.get() == 0 {
             a_moment().await;
         }
-        // Seven bytes of content, and no end of line after them. Taken for coding, they would be the end of the body.
+        // Seven bytes of content, and no end of line after them. Taken for coding, they would be
+        // the end of the body.
         client.talk.say(&format!("\r\n0\r\n\r\nX{GET}")).await;
         let head = client.talk.head().await.expect("a head");
         assert!(head.starts_with("HTTP/1.1 400 "), "{head}");

@@ -146,7 +146,8 @@ fn what_a_goodbye_leaves_unprocessed_is_sent_again() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
         let address = listener.local_addr().expect("an address");
         spawn_local(async move {
-            // The first connection takes a request and says that it has taken none: GOAWAY with last stream 0.
+            // The first connection takes a request and says that it has taken none: GOAWAY with
+            // last stream 0.
             let (mut socket, _) = listener.accept().await.expect("a client");
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
             let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];

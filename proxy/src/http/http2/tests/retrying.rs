@@ -270,7 +270,8 @@ fn a_response_that_takes_too_long_is_broken_off() {
     });
 }
 
-/// A sidecar's inbound side, which answers every request itself with `reason`, or else lets the app answer.
+/// A sidecar's inbound side, which answers every request itself with `reason`, or else lets the app
+/// answer.
 async fn sidecar(authority: &Authority, id: &str, reason: Option<&'static str>) -> App {
     let (listener, app) = listening().await;
     let config = authority

@@ -1,9 +1,10 @@
-//! What Naru has on a node: the plugin's program, and its entry in the configuration of the pods' network. In: the folders. Out: what
-//! had to be put right, or what is in the way.
+//! What Naru has on a node: the plugin's program, and its entry in the configuration of the pods'
+//! network. In: the folders. Out: what had to be put right, or what is in the way.
 //!
-//! The runtime takes the first configuration by name, so that one is chained to. A configuration of one plugin (`NAME.conf`) becomes a
-//! list (`NAME.conflist`), and is kept aside (`NAME.conf.naru-cni`) until Naru goes. Every file is put in its place whole. The program
-//! comes before the entry that needs it, and goes after it.
+//! The runtime takes the first configuration by name, so that one is chained to. A configuration of
+//! one plugin (`NAME.conf`) becomes a list (`NAME.conflist`), and is kept aside
+//! (`NAME.conf.naru-cni`) until Naru goes. Every file is put in its place whole. The program comes
+//! before the entry that needs it, and goes after it.
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Write};
@@ -22,7 +23,8 @@ const ASIDE: &str = "naru-cni";
 const UNFINISHED: &str = "naru-tmp";
 /// Configurations are a few kilobytes.
 const MAX_CONFIGURATION: u64 = 1 << 20;
-/// How long the runtime may take to notice a changed configuration, until it runs a program no more.
+/// How long the runtime may take to notice a changed configuration, until it runs a program no
+/// more.
 const NOTICED: Duration = Duration::from_secs(2);
 
 /// What was put right.

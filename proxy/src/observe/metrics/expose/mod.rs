@@ -1,4 +1,5 @@
-//! What Prometheus reads: every counter as a metric family, under the names that proxy/README.md documents.
+//! What Prometheus reads: every counter as a metric family, under the names that proxy/README.md
+//! documents.
 
 mod family;
 #[cfg(test)]
@@ -28,8 +29,8 @@ use family::{Family, label};
 const OK: &str = "ok";
 
 impl Metrics {
-    /// All metrics in Prometheus' text format, those of the process included. Takes time in proportion to the number of
-    /// series: not for a thread that serves traffic.
+    /// All metrics in Prometheus' text format, those of the process included. Takes time in
+    /// proportion to the number of series: not for a thread that serves traffic.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let registry = Registry::new();
         registry.register(Box::new(Exposed::new(self.clone())?))?;
@@ -48,7 +49,8 @@ struct Exposed {
 
 impl Exposed {
     fn new(metrics: Metrics) -> Result<Self, prometheus::Error> {
-        // The registry wants one description, to tell collectors apart. The families say the rest themselves.
+        // The registry wants one description, to tell collectors apart. The families say the rest
+        // themselves.
         let desc = Desc::new(
             "naru_proxy_info".to_owned(),
             "Which proxy this is.".to_owned(),
