@@ -1,5 +1,5 @@
-//! What a proxy is told at start: flags and environment, parsed once into one struct. Nothing reads
-//! the environment later.
+//! Configuration of a proxy: flags and environment, parsed once at start into one struct. Nothing
+//! reads the environment later.
 
 mod span;
 #[cfg(test)]
@@ -20,11 +20,11 @@ use crate::probe::Probes;
 use crate::socket::{MappedListener, Ports};
 pub use span::Span;
 
-/// Most data workers. More threads than that are no sidecar any more, and each has pools of its
-/// own.
+/// Most data workers. A proxy with more threads is no longer a sidecar, and each worker has pools
+/// of its own.
 const MAX_WORKERS: i64 = 64;
 
-/// Everything that a running proxy is told.
+/// The configuration of a running proxy.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The controller's gRPC address, as `host:port`.
@@ -37,33 +37,35 @@ pub struct Config {
     pub token: PathBuf,
     pub namespace: String,
     pub pod: String,
-    /// Port of the listener for redirected outbound connections; 0: there is none.
+    /// Port of the listener for redirected outbound connections; 0: no listener.
     pub outbound_port: u16,
-    /// Port of the listener for redirected inbound connections; 0: there is none.
+    /// Port of the listener for redirected inbound connections; 0: no listener.
     pub inbound_port: u16,
-    /// Listeners whose connections are taken as having had a given original destination.
+    /// Listeners whose connections are treated as having a given original destination.
     pub map_outbound: Vec<MappedListener>,
     pub map_inbound: Vec<MappedListener>,
     pub admin: SocketAddr,
-    /// What the probes on the admin port ask the app.
+    /// The app's endpoints behind the probes on the admin port.
     pub probes: Probes,
     /// Data worker threads.
     pub workers: usize,
-    /// Mark on every socket that the proxy opens, where rules tell its traffic by a mark.
+    /// Mark on every socket that the proxy opens, where redirect rules identify its traffic by a
+    /// mark.
     pub socket_mark: Option<u32>,
     /// Write one JSON line for each request to standard output.
     pub access_log: bool,
-    /// What HTTP clients are seen as by the app.
+    /// The address of HTTP clients that the app sees.
     pub client_address: ClientAddress,
     /// Fields of requests to which the client's address is appended for the app.
     pub forwarded: Vec<AddressField>,
-    /// Ports of the app to which connections begin with a header of the PROXY protocol.
+    /// Ports of the app to which connections begin with a PROXY protocol header.
     pub proxy_protocol: Vec<u16>,
     /// Filter of the program's own log, as `info` or `naru_proxy::control=debug,info`.
     pub log: String,
     pub log_format: LogFormat,
     pub limits: Limits,
-    /// What peers may make the process hold, in bytes. `None`: by the limit of its cgroup.
+    /// Bound on the memory that peers may make the process hold, in bytes. `None`: from the limit
+    /// of its cgroup.
     pub memory_budget: Option<usize>,
 }
 
@@ -94,10 +96,10 @@ pub struct Limits {
     /// How much of a request body is kept for another attempt, in bytes.
     pub max_replay_bytes: usize,
     /// Downstream connections of the whole proxy, each direction. Of those from outside, a fifth is
-    /// kept for clients that prove an identity.
+    /// reserved for clients that prove an identity.
     pub max_connections: usize,
-    /// Downstream connections from one address outside. A node's may stand for all clients from
-    /// outside of the cluster.
+    /// Downstream connections from one address outside. A node's address may represent all clients
+    /// from outside of the cluster.
     pub max_connections_per_source: usize,
     /// Concurrent streams of one downstream HTTP/2 connection.
     pub max_concurrent_streams: u32,
@@ -115,22 +117,23 @@ pub struct Limits {
     /// How long a request waits for a stream to an endpoint whose streams are in use, on top of
     /// what opening a connection may take.
     pub stream_wait: Duration,
-    /// How long a client of HTTP/2 may leave a response unread. What Envoy allows a stream to be
-    /// idle.
+    /// How long an HTTP/2 client may leave a response unread: Envoy's default idle timeout of a
+    /// stream.
     pub reader_timeout: Duration,
-    /// How long a sidecar may leave what it was sent without any sign of life, before its
-    /// connection is given up.
+    /// How long a sidecar may leave data unacknowledged without any sign of life before its
+    /// connection is closed.
     pub peer_timeout: Duration,
-    /// How long a client from outside may be silent at first, where it is the one to speak first.
+    /// How long a client from outside may stay silent at first, on protocols in which the client
+    /// sends first.
     pub first_byte_timeout: Duration,
     /// How long a downstream client may take to send a request's head once it has begun.
     pub header_timeout: Duration,
-    /// How long a downstream HTTP connection may be kept with no request on it, and a sidecar's for
-    /// opaque TCP with nothing on it.
+    /// How long a downstream HTTP connection may be kept without a request, and a sidecar's
+    /// unused connection for opaque TCP.
     pub keep_alive_idle: Duration,
-    /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
+    /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute inspects.
     pub handshake_timeout: Duration,
-    /// How long the first word of the controller about a destination is waited for.
+    /// How long to wait for the controller's first answer about a destination.
     pub discovery_timeout: Duration,
     /// How long work in flight may go on after SIGTERM.
     pub drain_timeout: Duration,
@@ -285,8 +288,8 @@ pub struct RunArgs {
 }
 
 impl Limits {
-    /// Takes fewer connections than were asked for, and of one address in proportion: one client
-    /// must not fill all that is left.
+    /// Lowers the bound on connections to `all`, and the bound per address in proportion: one
+    /// client must not fill the rest.
     pub fn lower_connections(&mut self, all: usize) {
         let of_source = self.max_connections_per_source.saturating_mul(all);
         let of_source = (of_source / self.max_connections.max(1)).max(1);
@@ -404,7 +407,7 @@ impl From<RunArgs> for Config {
     }
 }
 
-/// A parser for values that are not below `least`.
+/// A parser that rejects values below `least`.
 fn at_least<T>(
     least: &'static str,
 ) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
@@ -430,8 +433,8 @@ fn parse_host_port(text: &str) -> Result<String, String> {
     }
 }
 
-/// What Kubernetes allows as the name of a namespace or pod, near enough to catch a variable that
-/// was not filled in.
+/// Kubernetes' rule for the names of namespaces and pods, close enough to catch a variable that was
+/// not filled in.
 fn parse_name(text: &str) -> Result<String, String> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     if (1..=253).contains(&text.len()) && text.bytes().all(allowed) {
@@ -469,7 +472,7 @@ fn parse_filter(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 impl Config {
-    /// What the least flags give, for tests that change what they are about.
+    /// The configuration of the mandatory flags, for tests that change the fields they are about.
     pub(crate) fn for_tests() -> Self {
         use clap::Parser;
         let needed = tests::NEEDED.iter();
