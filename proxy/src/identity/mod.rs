@@ -1,5 +1,37 @@
 //! The proxy's own identity and its trust: keys, certificates and the TLS configurations made of
 //! them.
+//!
+//! ```text
+//! renew ── certificate ──▶ ┐
+//! control ── anchors ────▶ ┴─▶ generation: server config, client config for each peer identity
+//! ```
+//!
+//! A generation is immutable and replaced as a whole. Anchors come with the name of the authority
+//! that issues certificates now: where the proxy's own certificate is from another, `renew`
+//! requests a new one soon. TLS 1.3 only; X25519MLKEM768 is preferred, so traffic recorded today
+//! stays confidential against future quantum computers.
+//!
+//! # Session resumption
+//!
+//! A full handshake costs both ends together about three times as much as a resumed one, and opaque
+//! TCP opens one connection for each of the app's. So sessions are resumed, within these bounds:
+//! * A client keeps tickets by expected identity, certificate and anchors: a ticket issued by `a`
+//!   is never presented where another identity is expected, and no ticket outlives the certificate
+//!   or the anchors under which it was obtained. To resume, the server must hold the ticket's key,
+//!   which never leaves the process that proved its identity in the full handshake.
+//! * A server is stateless: the ticket contains the sealed session. The keys live for at most 12
+//!   hours and are replaced with the anchors. [`Identity::peer_identity`] checks the validity of
+//!   the client's certificate on resumed connections too.
+//! * Each connection has a fresh key exchange (forward secrecy), and there is no early data
+//!   (nothing can be replayed).
+//!
+//! # Floors
+//!
+//! ```text
+//! trust
+//! verify
+//! spiffe
+//! ```
 
 mod spiffe;
 mod trust;
