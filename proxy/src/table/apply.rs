@@ -1,8 +1,9 @@
-//! Putting a push in force, in one step:
-//! 1. decode and check everything; what is wrong is rejected, and its last good version stays;
-//! 2. build what depends on it (a Service with its routes), still without anybody seeing it;
-//! 3. swap: anchors, endpoints, Services, destinations, inbound, so that nothing ever points at
-//!    something that is not there yet; what is removed goes last.
+//! Applies a push in one step:
+//! 1. decode and validate all resources; an invalid one is rejected, and its last valid version
+//!    stays;
+//! 2. build the resources that depend on them (a Service with its routes), not visible yet;
+//! 3. swap: anchors, endpoints, Services, destinations, inbound, so that every reference is to a
+//!    resource already in force; removals come last.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -123,7 +124,7 @@ impl Store {
         }
     }
 
-    /// Applies a change to the held version, and checks conditions across resources.
+    /// Applies a change to the held version, and performs the checks that need the state in force.
     fn complete(
         &self,
         name: &ResourceName,

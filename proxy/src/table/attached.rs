@@ -44,8 +44,8 @@ impl Store {
         self.attached_to(destination, name, service)
     }
 
-    /// The address of a Service port that the app has called before; without a namespace, a Service
-    /// in the pod's own. `None`: no such call is known.
+    /// The resources behind a Service port that the app has called before; without a namespace, of
+    /// a Service in the pod's own. `None`: no such call is known.
     pub fn attached_by_name(
         &self,
         namespace: Option<&str>,

@@ -82,7 +82,7 @@ async fn a_changed_tcp_route_applies_to_the_next_connection() {
 }
 
 #[tokio::test]
-async fn a_service_has_routes_of_one_kind_and_a_mixture_is_rejected() {
+async fn routes_of_a_wrong_kind_or_in_a_mixture_are_rejected() {
     let (mut fixture, cell) = Fixture::with_service();
     for (http, streams, problem) in [
         (&[][..], &[ROUTE][..], "stream_routes[0]"),
