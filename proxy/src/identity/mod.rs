@@ -394,7 +394,7 @@ impl Identity {
         Trust::new(&self.inner.trust_domain, anchors, &self.inner.provider).map(|_| ())
     }
 
-    /// The own SPIFFE ID, once there is a certificate.
+    /// The proxy's own SPIFFE ID, once there is a certificate.
     pub fn id(&self) -> Option<SpiffeId> {
         let generation = self.inner.current.load();
         generation.as_ref().map(|g| g.certificate.id.clone())

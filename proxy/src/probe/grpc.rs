@@ -98,7 +98,7 @@ async fn ask(
     }
 }
 
-/// The answer's status, if it is not 0.
+/// Fails if the response's gRPC status is not 0.
 fn refused(headers: &HeaderMap) -> Result<(), Failure> {
     let status = headers.get("grpc-status").map(|status| status.as_bytes());
     match status {

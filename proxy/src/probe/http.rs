@@ -13,9 +13,9 @@ use super::{Asked, Failure, connect, tls};
 
 /// Redirects that are followed (the kubelet's own number).
 const MAX_REDIRECTS: usize = 10;
-/// Bytes in the head of an answer.
+/// Bound on the head of a response, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
-/// Headers of an answer.
+/// Bound on the header fields of a response.
 const MAX_HEADERS: usize = 128;
 
 /// A GET request.
@@ -49,7 +49,7 @@ impl Get {
         }
     }
 
-    /// The status of the last answer.
+    /// The status of the last response.
     pub async fn status(&self, asked: Asked<'_>) -> Result<u16, Failure> {
         let mut path = self.path.clone();
         let mut redirects = 0;

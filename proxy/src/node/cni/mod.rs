@@ -48,5 +48,5 @@ pub use report::Report;
 /// The plugin's name: its program in the node's folder of plugins, and its type in a network's
 /// configuration.
 pub const PLUGIN: &str = "naru-cni";
-/// By this the runtime is asked for a pod's annotations, and they come under the same name.
+/// The capability that requests a pod's annotations, and the key under which they arrive.
 const ANNOTATIONS_CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";

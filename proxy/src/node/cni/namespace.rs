@@ -16,7 +16,7 @@ const OWN: &str = "/proc/thread-self/ns/net";
 #[derive(Debug)]
 pub struct Namespace {
     file: File,
-    /// Device and inode, which tell namespaces apart.
+    /// Device and inode, which identify the namespace.
     pub id: (u64, u64),
 }
 

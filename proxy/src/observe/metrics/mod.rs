@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! labels ─▶ series (bounded table, compared whole) ─▶ RequestMetrics, TcpMetrics ◀─ data path counts
-//! totals (closed sets: connects, handshakes, pools, certificate, controller)    ◀─ every thread counts
+//! totals (closed sets: connects, handshakes, pools, certificate, controller)    ◀─ all threads count
 //!                     └──────── expose ──▶ text for Prometheus
 //! ```
 //!
