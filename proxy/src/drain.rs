@@ -34,7 +34,7 @@ struct Shared {
     idle: Notify,
 }
 
-/// A shutdown signal that has not been given yet.
+/// A shutdown signal that has not been sent yet.
 pub fn drain() -> (DrainSignal, Drain) {
     let shared = Arc::new(Shared {
         started: watch::Sender::new(false),

@@ -6,7 +6,7 @@
 //! the data that waits for a reader that has stopped. Memory that is not charged (code, tables,
 //! metrics, the allocator) is left out of the budget's size.
 //!
-//! Each use has a ceiling of its own. The larger and less urgent a use, the lower its ceiling: a
+//! Each use has its own ceiling. The larger and less urgent a use, the lower its ceiling: a
 //! flood of large heads or unread bodies is refused while small requests and new connections of
 //! others still find room.
 
@@ -102,7 +102,7 @@ struct Inner {
     refused: [AtomicU64; Use::ALL.len()],
 }
 
-/// Bytes of the budget that are in use. Given back when dropped.
+/// Bytes of the budget that are in use. Returned when dropped.
 #[derive(Debug)]
 pub struct Charge {
     budget: Budget,

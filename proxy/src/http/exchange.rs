@@ -7,10 +7,10 @@
 //! and gRPC in both directions:
 //!
 //! ```text
-//! Exchange::begin     what is taken down of a request as it came
+//! Exchange::begin     the request as received, for the access log
 //! Exchange::decide    whether it is admitted; which rule, backend and changes
-//! Attempts            which endpoint, whether once more, how long (crate::http::attempts)
-//! Exchange::end       what is counted and logged of it
+//! Attempts            endpoint, retries, timeouts (crate::http::attempts)
+//! Exchange::end       metrics and the access log
 //! ```
 
 use std::cell::RefCell;

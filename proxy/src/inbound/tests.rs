@@ -87,7 +87,7 @@ impl Pod {
         });
     }
 
-    /// A connection from outside.
+    /// An inbound connection.
     async fn caller(&self) -> TcpStream {
         let (caller, accepted) = pair().await;
         let destination = self.app.local_addr().unwrap();

@@ -4,8 +4,8 @@
 //! ```text
 //! ┌──────┬────────────┬─────────┐   OPEN  an app's connection begins; from the side that opened the TLS connection only
 //! │ kind │   length   │ payload │   DATA  its bytes, 1 to MAX_DATA of them
-//! │  1   │ 3, big end │ length  │   END   there will be no more of them this way; both ways: the next OPEN may come
-//! └──────┴────────────┴─────────┘   RESET in place of an END: the app's connection has broken
+//! │  1   │ 3, big end │ length  │   END   this direction ends; after both, the next OPEN may come
+//! └──────┴────────────┴─────────┘   RESET instead of an END: the app's connection was reset
 //! ```
 //!
 //! The side that receives a RESET resets its own app's connection, and ends its direction with a

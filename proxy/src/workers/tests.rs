@@ -153,7 +153,7 @@ async fn beyond_the_limit_the_app_waits_and_an_inbound_client_is_refused() {
     drop(own);
     let mut accepted = timeout(PATIENCE, accept(&app)).await.unwrap();
     accepted.read_exact(&mut [0]).await.unwrap();
-    // What has ended leaves its place to the next one.
+    // A connection that has ended leaves its place to the next one.
     drop(held);
     loop {
         let mut next = connect(second).await;

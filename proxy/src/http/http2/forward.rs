@@ -251,7 +251,7 @@ impl Forward {
             let outcome = interrupt.outcome();
             in_flight.finish(outcome, sent);
             if matches!(interrupt, Interrupt::NoMemory) {
-                // `overload` would tell the client's sidecar that nothing has reached the app.
+                // `overload` would mean to the client's sidecar that nothing has reached the app.
                 return Err(Unanswered::Failed(Failed::no_memory(outcome)));
             }
             return Err(Unanswered::Interrupted(interrupt));
