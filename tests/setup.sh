@@ -2,8 +2,8 @@
 # What scripts install before they run: packages of the system, and Python libraries. Sourced by a script
 # that has `say WHAT`, which writes a line, and `fail WHAT`, which ends the script.
 
-# pinned_toolchain: has cargo use the compiler of rust-toolchain.toml. Where it is installed under another
-# name (`stable` of the same version) and can't be downloaded, that one.
+# pinned_toolchain: makes cargo use the compiler of rust-toolchain.toml. If it can't be downloaded
+# but is installed under another name (`stable` of the same version), that name is used.
 pinned_toolchain() {
   command -v cargo > /dev/null || fail "there is no cargo: install the Rust toolchain (1.95 or later)"
   ! cargo --version > /dev/null 2>&1 || return 0
@@ -18,7 +18,7 @@ pinned_toolchain() {
   fail "there is no Rust $pinned: rustup toolchain install $pinned"
 }
 
-# want PROGRAM PACKAGE…: notes the packages if the program is missing.
+# want PROGRAM PACKAGE…: records the packages if the program is missing.
 packages=()
 want() {
   local program=$1
@@ -26,13 +26,13 @@ want() {
   command -v "$program" > /dev/null || [[ -x /usr/sbin/$program ]] || packages+=("$@")
 }
 
-# want_python: notes what virtual_environment takes.
+# want_python: records the dependencies of virtual_environment.
 want_python() {
   want python3 python3
   python3 -c 'import ensurepip' 2> /dev/null || packages+=(python3-venv)
 }
 
-# install_wanted: installs what was noted.
+# install_wanted: installs the recorded packages.
 install_wanted() {
   ((${#packages[@]} > 0)) || return 0
   command -v apt-get > /dev/null || fail "install what this machine calls: ${packages[*]}"
@@ -43,8 +43,8 @@ install_wanted() {
   packages=()
 }
 
-# virtual_environment FOLDER REQUIREMENTS [OPTION…]: a Python with the libraries that the file lists, made
-# again when the file changes. OPTIONs are pip's.
+# virtual_environment FOLDER REQUIREMENTS [OPTION…]: a Python with the libraries that the file
+# lists, recreated when the file changes. OPTIONs are pip's.
 virtual_environment() {
   local folder=$1 requirements=$2
   shift 2
