@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What scripts install before they run: packages of the system, and Python libraries. Sourced by a script
-# that has `say WHAT`, which writes a line, and `fail WHAT`, which ends the script.
+# Installs the scripts' dependencies: system packages and Python libraries. Sourced by scripts that
+# define `say WHAT`, which writes a line, and `fail WHAT`, which ends the script.
 
 # pinned_toolchain: makes cargo use the compiler of rust-toolchain.toml. If it can't be downloaded
 # but is installed under another name (`stable` of the same version), that name is used.

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Where `build` puts things: each folder carries a hash of what it is made from. Sourced after common.sh.
+# The output folders of `build`: each name has a hash of its inputs. Sourced after common.sh.
 
 kubernetes_version=v1.37.2
 kubernetes_minor=37

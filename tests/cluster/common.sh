@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# What the scripts beside it share: names, places, and how to reach the cluster that is up. Sourced.
+# Shared by the scripts of this folder: names, paths, and access to the running cluster. Sourced.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)

@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# How something is built once and kept in target/cluster/, and what installs the programs that it takes. Sourced after common.sh.
+# Builds artifacts once, caches them in target/cluster/, and installs the build's programs. Sourced
+# after common.sh.
 
 say() { echo "$*"; }
 fail() { die "$@"; }

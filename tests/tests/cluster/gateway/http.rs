@@ -418,7 +418,7 @@ fn a_backend_is_spoken_to_as_its_port_declares() {
         deployment: "v1",
     };
     client.until("http://echo/h2c", &[], |answer| answer.by == "v1");
-    // The client begins with HTTP/2 by prior knowledge; all other tests cover gRPC the same way.
+    // HTTP/2 with prior knowledge; the gRPC tests cover the same with gRPC.
     let answer = client.call("http://echo/h2c", &["--http2"]);
     assert!(answer.text.contains("Proto=HTTP/2.0"), "{}", answer.text);
     let answer = client.call("ws://echo/ws", &["--msg=hello"]);
