@@ -2,7 +2,7 @@
 //! store.
 //!
 //! ```text
-//! kept ─▶ in force  = issue with `issuing`; trust its root, the root of what is given,
+//! kept ─▶ in force  = issue with `issuing`; trust its root, the root of the given authority,
 //!      │              further ones, retired ones
 //!      └▶ next      = given ≠ issuing: trust it, wait, issue with it, retire the old root,
 //!                     wait, forget that
@@ -71,7 +71,7 @@ pub enum Phase {
 }
 
 impl Read {
-    /// Builds it from the record alone.
+    /// The content according to the record alone.
     pub fn of(record: &Record, trust_domain: &str, now: SystemTime) -> Result<Self, CaError> {
         let (certificates, key) = (&record.issuing.certificates, &record.issuing.key);
         let (certificates, key) = (certificates.as_bytes(), key.as_bytes());

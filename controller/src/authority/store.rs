@@ -2,11 +2,11 @@
 //! controller.
 //!
 //! ```text
-//! Secret                directory        what
-//! tls.crt, tls.key      ca.crt, ca.key   the authority that is given
-//! ca.crt                                 more to be trusted
-//! naru-rotation.json    rotation.json    what is remembered
-//! naru.dev/rotate       rotate           any new text: a wish to rotate
+//! Secret                directory        content
+//! tls.crt, tls.key      ca.crt, ca.key   the given authority
+//! ca.crt                                 additional trust anchors
+//! naru-rotation.json    rotation.json    the rotation record
+//! naru.dev/rotate       rotate           any new text requests a rotation
 //! ```
 
 use std::collections::BTreeMap;

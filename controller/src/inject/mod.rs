@@ -368,7 +368,7 @@ fn annotations(pod: &Pod, spec: &PodSpec, options: &Options) -> Vec<(&'static st
             .map(|(name, _)| name)
     };
     let mut annotations = Vec::new();
-    // Another value from the pod would contradict its init container.
+    // Overwrites the pod's own value, with which the plugin would contradict the init container.
     if redirection == Redirection::Cni || given().any(|given| given == REDIRECTION_ANNOTATION) {
         annotations.push((REDIRECTION_ANNOTATION, redirection.as_str().to_owned()));
     }

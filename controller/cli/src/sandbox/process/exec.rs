@@ -12,9 +12,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setpgid, setsid, setuid, tcsetpgrp};
 use serde::{Deserialize, Serialize};
 
-/// A shell's exit code for a program that is there and cannot be run.
+/// A shell's exit code for a program that exists and cannot be run.
 const CANNOT_RUN: u8 = 126;
-/// A shell's exit code for a program that is not there.
+/// A shell's exit code for a program that does not exist.
 const NOT_FOUND: u8 = 127;
 
 /// A program to execute.

@@ -159,7 +159,7 @@ fn count(sample: &Sample<'_>, change: f64, changes: &mut BTreeMap<Key, Signals>)
             .find(|(label, _)| *label == name)
             .map_or("", |(_, value)| value.as_str())
     };
-    // The client's side knows the Service; retries are counted on the client's side only.
+    // Only the client's side has the `service` label; retries are only counted there.
     let known = match sample.name {
         "naru_retries_total" => label("outcome") == "sent",
         "naru_responses_total"
