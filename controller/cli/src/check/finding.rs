@@ -97,7 +97,7 @@ pub fn unchecked(text: impl Into<String>, fix: impl Into<String>) -> Found {
     }
 }
 
-/// Like [`Self::unchecked`], for a check that all else depends on: Naru may not work at all.
+/// Like [`unchecked`], for a check that all else depends on: Naru may not work at all.
 pub fn unknown(text: impl Into<String>, fix: impl Into<String>) -> Found {
     Found {
         unchecked: true,
