@@ -16,8 +16,9 @@
 //! for a rejected resource the last good one stays in force.
 //!
 //! Compatibility: a field is added under a new tag. It is not removed and keeps its meaning while
-//! versions N−2 to N+2 have to work together. A proxy rejects a resource with unknown fields or
-//! unknown enum values by name, rather than guess their meaning.
+//! versions N−2 to N+2 have to work together. Unknown fields and unknown enum values never come
+//! into force: a proxy rejects a resource that it does not understand by its name, rather than
+//! guess its meaning.
 //!
 //! # Floors
 //!
