@@ -1,7 +1,7 @@
 //! How the sidecar is linked where it is linked in whole.
 //!
-//! Every start of it reads every relocation: 580 KiB of the memory of each sidecar, or 20 where they are packed. What is linked in
-//! has to know how to unpack them: glibc does since 2.36.
+//! Every start of it reads every relocation: 580 KiB of the memory of each sidecar, or 20 where
+//! they are packed. What is linked in has to know how to unpack them: glibc does since 2.36.
 
 use std::env;
 use std::process::Command;

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What scripts install before they run: packages of the system, and Python libraries. Sourced by a script
-# that has `say WHAT`, which writes a line, and `fail WHAT`, which ends the script.
+# Installs the scripts' dependencies: system packages and Python libraries. Sourced by scripts that
+# define `say WHAT`, which writes a line, and `fail WHAT`, which ends the script.
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -22,7 +22,7 @@ pinned_toolchain() {
   fail "there is no Rust $pinned: rustup toolchain install $pinned"
 }
 
-# want PROGRAM PACKAGE…: notes the packages if the program is missing.
+# want PROGRAM PACKAGE…: records the packages if the program is missing.
 packages=()
 want() {
   local program=$1
@@ -42,7 +42,7 @@ want_python() {
   python3 -c 'import ensurepip' 2> /dev/null || packages+=(python3-venv)
 }
 
-# install_wanted: installs what was noted.
+# install_wanted: installs the recorded packages.
 install_wanted() {
   ((${#packages[@]} > 0)) || return 0
   command -v apt-get > /dev/null || fail "install what this machine calls: ${packages[*]}"
@@ -53,8 +53,8 @@ install_wanted() {
   packages=()
 }
 
-# virtual_environment FOLDER REQUIREMENTS [OPTION…]: a Python with the libraries that the file lists, made
-# again when the file changes. OPTIONs are pip's.
+# virtual_environment FOLDER REQUIREMENTS [OPTION…]: a Python with the libraries that the file
+# lists, recreated when the file changes. OPTIONs are pip's.
 virtual_environment() {
   local folder=$1 requirements=$2
   shift 2

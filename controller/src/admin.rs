@@ -1,7 +1,7 @@
 //! The admin port: metrics, probes, and the log's filter.
 //!
-//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. The number of
-//! connections and the time that each may take are bounded.
+//! In: HTTP/1.1 requests of Prometheus, the kubelet and people. Out: responses. Connections are
+//! bounded in number and time.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -21,21 +21,21 @@ use tracing::info;
 use crate::logging::LogFilter;
 use crate::metrics::Metrics;
 
-/// How long the body of a request may take.
+/// Timeout for the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes in a request's body: a log filter.
+/// Bytes in a request's body, which is a log filter.
 const MAX_BODY: usize = 4 * 1024;
 const PATHS: &str = "/metrics  what Prometheus scrapes\n\
     /ready    200 once the source of objects has been read whole, until the controller ends\n\
     /live     200 as long as the program runs\n\
     /log      GET the log's filter, PUT another (from this machine only)\n";
 
-/// What the admin port shows and changes. Cheap to clone.
+/// The state behind the admin port. Cheap to clone.
 #[derive(Clone)]
 pub struct Admin {
     pub metrics: Metrics,
     pub log: LogFilter,
-    /// The source has been read whole.
+    /// The source has been read completely.
     pub synced: watch::Receiver<bool>,
     pub stopping: watch::Receiver<bool>,
 }
@@ -58,7 +58,7 @@ fn is_loopback(ip: IpAddr) -> bool {
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Admin {
-    /// `local`: the request comes from this machine.
+    /// `local`: the request is from this machine.
     async fn answer<B>(&self, request: Request<B>, local: bool) -> Reply
     where
         B: Body<Error: Into<BoxError>>,
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_ready_from_the_first_full_reading_to_the_end() {
+    async fn it_is_ready_from_the_first_complete_read_until_shutdown() {
         let (_layer, log) = LogFilter::for_tests();
         let (synced, stopping) = (watch::Sender::new(false), watch::Sender::new(false));
         let admin = Admin {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_log_is_changed_from_this_machine_only() {
+    async fn the_log_filter_is_changed_from_this_machine_only() {
         let (_layer, log) = LogFilter::for_tests();
         let value = watch::Sender::new(false);
         let admin = Admin {

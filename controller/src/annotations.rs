@@ -1,19 +1,18 @@
-//! Labels and annotations of Naru's: where each belongs, and which values it takes.
+//! Naru's labels and annotations: the objects that each applies to, and its values.
 //!
-//! In: the name and the value of a label or an annotation. Out: what it means, or what is wrong
-//! with it. `naru check` is built with this file as well, so that it knows what the controller
-//! knows.
+//! In: the name and the value of a label or an annotation. Out: its meaning, or the problem. `naru
+//! check` compiles this file as well, so that it matches the controller.
 
 #![allow(dead_code)] // The command does not use all of it.
 
 use std::net::IpAddr;
 
-/// What all names begin with.
+/// Prefix of all names.
 pub const PREFIX: &str = "naru.dev/";
-/// A name that is this close to a known one is likely meant for it.
+/// A name within this edit distance of a known one is probably a typo of it.
 const SLIP: usize = 2;
 
-/// The two kinds of names and values that an object has.
+/// Labels and annotations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Label,
@@ -29,11 +28,11 @@ impl Place {
     }
 }
 
-/// A name that is understood.
+/// A known name.
 struct Known {
     name: &'static str,
     place: Place,
-    /// Kinds of objects. A pod's are also those of a template.
+    /// Kinds of objects. Those of a pod also apply to a pod template.
     on: &'static [&'static str],
     check: fn(&str) -> Result<(), String>,
 }
@@ -110,8 +109,8 @@ const KNOWN: &[Known] = &[
     },
 ];
 
-/// What is wrong with a label or an annotation of an object. `None`: nothing, or the name is none
-/// of Naru's.
+/// The problem with a label or an annotation of an object. `None`: it is valid, or not one of
+/// Naru's.
 pub fn problem(place: Place, kind: &str, name: &str, value: &str) -> Option<String> {
     if !name.starts_with(PREFIX) {
         return None;
@@ -152,7 +151,7 @@ fn any(_: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The API server selects namespaces by this label, letter by letter.
+/// The API server selects namespaces by this label, so the match is exact.
 fn namespace_inject(text: &str) -> Result<(), String> {
     match text {
         "enabled" | "disabled" => Ok(()),
@@ -160,7 +159,7 @@ fn namespace_inject(text: &str) -> Result<(), String> {
     }
 }
 
-/// Whether a pod is to have a sidecar.
+/// Whether a pod gets a sidecar.
 pub fn inject(text: &str) -> Result<bool, String> {
     match word(text).as_str() {
         "enabled" => Ok(true),
@@ -169,7 +168,7 @@ pub fn inject(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Whether clients without an identity of the mesh are refused.
+/// Whether clients without a mesh identity are rejected.
 pub fn is_strict(text: &str) -> Result<bool, String> {
     match word(text).as_str() {
         "strict" => Ok(true),
@@ -186,7 +185,7 @@ pub fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// What HTTP clients are seen as by the app.
+/// The client address that the app sees on HTTP connections.
 pub fn client_address(text: &str) -> Result<&'static str, String> {
     match word(text).as_str() {
         "preserve" => Ok("preserve"),
@@ -195,7 +194,7 @@ pub fn client_address(text: &str) -> Result<&'static str, String> {
     }
 }
 
-/// Fields of requests to which a client's address is appended, between commas.
+/// A comma-separated list of header fields to which the proxy appends a client's address.
 pub fn forwarded_headers(text: &str) -> Result<Vec<&'static str>, String> {
     let field = |item: &str| match word(item).as_str() {
         "x-forwarded-for" => Ok("x-forwarded-for"),
@@ -207,12 +206,12 @@ pub fn forwarded_headers(text: &str) -> Result<Vec<&'static str>, String> {
     items(text).map(field).collect()
 }
 
-/// Case and space around a word mean nothing.
+/// Words are case-insensitive and trimmed.
 fn word(text: &str) -> String {
     text.trim().to_ascii_lowercase()
 }
 
-/// Ports between commas.
+/// A comma-separated list of ports.
 pub fn ports(text: &str) -> Result<Vec<u16>, String> {
     let port = |item: &str| match item.parse::<u16>() {
         Ok(port @ 1..) => Ok(port),
@@ -223,7 +222,7 @@ pub fn ports(text: &str) -> Result<Vec<u16>, String> {
     items(text).map(port).collect()
 }
 
-/// Networks between commas, as ADDRESS or ADDRESS/BITS.
+/// A comma-separated list of networks, as ADDRESS or ADDRESS/BITS.
 pub fn networks(text: &str) -> Result<Vec<&str>, String> {
     let network = |item| {
         let (address, prefix) = str::split_once(item, '/').unwrap_or((item, "0"));
@@ -250,7 +249,7 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
     (text.split(',').map(str::trim)).filter(|item| !item.is_empty())
 }
 
-/// A quantity of Kubernetes that is not negative: digits, perhaps with a point, and a unit or an
+/// A non-negative Kubernetes quantity: digits, an optional decimal point, and a unit or an
 /// exponent.
 pub fn quantity(text: &str) -> Result<String, String> {
     const UNITS: [&str; 14] = [
@@ -270,7 +269,7 @@ pub fn quantity(text: &str) -> Result<String, String> {
     }
 }
 
-/// How many letters have to be put in, taken out or replaced to make one text the other.
+/// The edit distance (Levenshtein) between two texts.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -292,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_understood_has_no_problem() {
+    fn a_valid_value_has_no_problem() {
         for (place, kind, name, value) in [
             (Label, "Namespace", "naru.dev/inject", "enabled"),
             (Annotation, "Pod", "naru.dev/inject", "Disabled"),
@@ -314,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_told_with_what_is_meant() {
+    fn an_unknown_name_or_value_is_reported_with_the_right_one() {
         for (place, kind, name, value, said) in [
             (
                 Label,
@@ -422,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quantity_is_what_kubernetes_takes_for_one() {
+    fn a_quantity_is_parsed_as_by_kubernetes() {
         for right in ["", "1", "100m", "0.5", "64Mi", "1e3", "1E", "2.5Gi", ".5"] {
             assert_eq!(quantity(right).as_deref(), Ok(right));
         }

@@ -1,6 +1,6 @@
-//! What the controller is told at start: flags and environment, parsed once into one struct.
-//! Nothing reads the environment later, but for where a Kubernetes API server is: that is looked up
-//! as every program of Kubernetes does it.
+//! The controller's settings: flags and environment, parsed once into one struct. After that the
+//! environment is not read, except for the location of a Kubernetes API server, which is looked up
+//! as in every Kubernetes program.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -151,7 +151,7 @@ pub struct Config {
     pub inject: InjectArgs,
 }
 
-/// Where objects come from, and by what tokens are checked.
+/// The source of objects, and the check of tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     Kubernetes,
@@ -163,8 +163,8 @@ pub enum Origin {
 }
 
 impl Config {
-    /// `None`: neither is named whole, as when the environment says that it is not to be
-    /// Kubernetes, and nothing else.
+    /// `None`: neither source is fully configured, for example if the environment only disables
+    /// Kubernetes.
     pub fn origin(&self) -> Option<Origin> {
         if self.kubernetes {
             return Some(Origin::Kubernetes);
@@ -232,7 +232,7 @@ mod tests {
     ];
 
     #[test]
-    fn little_has_to_be_said() {
+    fn few_flags_are_required() {
         let config = Program::try_parse_from(LEAST).map(|p| p.config).unwrap();
         assert_eq!(config.listen.port(), 15010);
         assert_eq!(config.mtls, Mtls::Permissive);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_come_from_manifests_or_from_kubernetes() {
+    fn objects_are_from_manifests_or_from_kubernetes() {
         let parse = |args: &[&str]| {
             let parsed = Program::try_parse_from(args).map_err(|error| error.to_string());
             parsed.map(|program| program.config.origin())
@@ -262,14 +262,14 @@ mod tests {
     }
 
     #[test]
-    fn directories_add_up() {
+    fn directories_accumulate() {
         let args = LEAST.into_iter().chain(["--manifests", "b"]);
         let config = Program::try_parse_from(args).map(|p| p.config).unwrap();
         assert_eq!(config.manifests, [PathBuf::from("a"), PathBuf::from("b")]);
     }
 
     #[test]
-    fn what_is_no_trust_domain_is_refused() {
+    fn an_invalid_trust_domain_is_refused() {
         let args = LEAST.into_iter().chain(["--trust-domain", "a/b"]);
         assert!(Program::try_parse_from(args).is_err());
     }

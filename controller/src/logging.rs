@@ -8,9 +8,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
-/// What the client of the Kubernetes API server says of itself: a line for every request that
-/// fails. Who makes the requests says it once. Appended to every filter that does not name these
-/// crates.
+/// Silences the log of the Kubernetes client, which has a line for every failed request: the
+/// callers log failures once. Appended to every filter that does not name these crates.
 const QUIET: &str = "kube_client=off,kube_runtime=off";
 
 /// The form of the log.
@@ -20,14 +19,14 @@ pub enum LogFormat {
     Json,
 }
 
-/// Changes what is logged. Cheap to clone.
+/// A handle that changes the log filter. Cheap to clone.
 #[derive(Clone)]
 pub struct LogFilter {
     handle: reload::Handle<Targets, Registry>,
     current: Arc<Mutex<String>>,
 }
 
-/// Why a filter is not applied.
+/// Why a filter cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     #[error("{0}: expected error, warn, info, debug, trace, off, or MODULE=LEVEL,…")]
@@ -36,7 +35,7 @@ pub enum FilterError {
     Reload(#[from] reload::Error),
 }
 
-/// Starts logging what passes `filter`.
+/// Starts logging with `filter`.
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<LogFilter> {
     let (layer, log) = layer(filter)?;
     let output = fmt::layer().with_writer(std::io::stderr);
@@ -68,10 +67,10 @@ fn parse(filter: &str) -> Result<Targets, FilterError> {
     parse_filter(&format!("{filter},{quiet}")).map_err(FilterError::Parse)
 }
 
-/// Reads a filter as sidecars do: a level, or `MODULE=LEVEL`, or several of them with commas
-/// between. Nothing at all is `error`.
+/// Parses a filter in the sidecars' syntax: a level or `MODULE=LEVEL`, comma-separated. An empty
+/// filter is `error`.
 pub fn parse_filter(filter: &str) -> Result<Targets, ParseError> {
-    // What stands between two commas may be nothing, and would be `error` too.
+    // Skip empty directives, which would mean `error` as well.
     let directives: Vec<_> = filter.split(',').filter(|one| !one.is_empty()).collect();
     directives.join(",").parse()
 }
@@ -92,7 +91,7 @@ impl LogFilter {
         Ok(())
     }
 
-    /// A filter that stands for nothing that is logged.
+    /// A handle that is not connected to a subscriber.
     #[cfg(test)]
     pub(crate) fn for_tests() -> (reload::Layer<Targets, Registry>, Self) {
         layer("info").expect("a filter")

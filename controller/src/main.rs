@@ -30,9 +30,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-/// Events of the source that wait to be applied. Enough to never hold it up for long.
+/// Capacity of the queue of the source's events: large enough to rarely block the source.
 const MAX_EVENTS: usize = 1_024;
-/// How long to wait before the API server is asked again for what nothing works without.
+/// Delay before a required request to the API server is retried.
 const API_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Parser)]
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<()> {
     let log = logging::start(&config.log, config.log_format).context("starting the log")?;
-    // Before anything is opened: a proxy's connection takes one each.
+    // Before any descriptor is opened: each connection of a proxy takes one.
     Descriptors::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -92,7 +92,7 @@ fn run_uninstall(args: UninstallArgs) -> anyhow::Result<()> {
 
 /// Runs until a signal, or until the source of objects fails.
 async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
-    // Before anything can take long: a signal must never be missed.
+    // Before any slow step, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate()).context("listening for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for signals")?;
     let metrics = Metrics::new();
@@ -119,8 +119,8 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     tokio::spawn(keeper.run(serve.issuer.clone(), behind, metrics.clone()));
     if let Some((address, options)) = config.inject.webhook(serve.issuer.controller().to_string()) {
         if options.redirection == Redirection::Cni && !options.native_sidecars {
-            // A pod's own init containers would find connections redirected to a sidecar that does
-            // not run yet.
+            // Without native sidecars the connections of a pod's own init containers would be
+            // redirected before the sidecar runs.
             bail!("--redirection cni needs native sidecars (Kubernetes 1.29 or later)");
         }
         let certificate = config.inject.certificate(&serve.issuer);
@@ -182,7 +182,7 @@ async fn controller(config: Config, log: LogFilter) -> anyhow::Result<()> {
     served
 }
 
-/// The mesh's certificate authority. An API server that is away is waited for.
+/// Loads the mesh's certificate authority. Waits for an API server that is unreachable.
 async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<Keeper> {
     let terms = Terms {
         trust_for: config.ca_trust_for,
@@ -222,7 +222,8 @@ async fn authority(config: &Config, client: Option<&Client>) -> anyhow::Result<K
     }
 }
 
-/// Keeps in the cluster what injected pods need. Returns what is told of namespaces that have some.
+/// Maintains the objects that injected pods need. Returns a handle for namespaces with injected
+/// pods.
 fn install(config: &Config, client: Option<Client>, issuer: &Issuer, hub: Arc<Hub>) -> Injected {
     let (Some(client), Some(name)) = (client, config.inject.webhook_configuration.clone()) else {
         return Box::new(|_| ());
@@ -241,7 +242,7 @@ fn install(config: &Config, client: Option<Client>, issuer: &Issuer, hub: Arc<Hu
 
 type Watching = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
-/// How tokens are checked, and what sends the events of the source of objects.
+/// The token validation, and the task that sends the source's events.
 fn source(
     config: &Config,
     client: Option<Client>,

@@ -1,4 +1,4 @@
-//! The real program on loopback, and clients that speak the contract to it.
+//! The real program on loopback, with clients that speak the contract.
 
 mod support;
 
@@ -19,7 +19,7 @@ fn names(push: &naru_contract::Push) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_proxy_gets_a_certificate_for_what_its_token_proves() {
+async fn a_proxy_gets_a_certificate_for_the_tokens_identity() {
     let controller = Controller::start();
     let token = controller.token("shop", "web", "web-1");
     let credentials = certify(&controller, &token).await.unwrap();
@@ -30,7 +30,7 @@ async fn a_proxy_gets_a_certificate_for_what_its_token_proves() {
 }
 
 #[tokio::test]
-async fn a_token_that_proves_nothing_is_refused_with_the_reason() {
+async fn an_invalid_token_is_refused_with_the_reason() {
     let controller = Controller::start();
     let refused = certify(&controller, &controller.sign(&json!({"sub": "x"}))).await;
     let status = refused.err().unwrap();
@@ -41,7 +41,7 @@ async fn a_token_that_proves_nothing_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_stream_takes_a_certificate_and_a_hello_that_agrees_with_it() {
+async fn a_stream_requires_a_certificate_and_a_matching_hello() {
     let controller = Controller::start();
     let anonymous = Proxy::open(&controller, None, hello("web-1", &[])).await;
     assert_eq!(anonymous.err().unwrap().code(), Code::Unauthenticated);
@@ -80,7 +80,7 @@ async fn a_stream_takes_a_certificate_and_a_hello_that_agrees_with_it() {
 }
 
 #[tokio::test]
-async fn a_subscription_brings_all_that_it_needs_and_taking_it_back_removes_it() {
+async fn a_subscription_brings_all_of_its_resources_and_unsubscribing_removes_them() {
     let controller = Controller::start();
     let mut proxy = Proxy::connect(&controller, hello("client-1", &[])).await;
     let first = proxy.accepted_push().await;
@@ -94,7 +94,7 @@ async fn a_subscription_brings_all_that_it_needs_and_taking_it_back_removes_it()
         Some(Body::Endpoints(endpoints)) => assert_eq!(endpoints.endpoints.len(), 8),
         other => panic!("{other:?}"),
     }
-    // An address outside of the mesh is an answer as well.
+    // An address outside the mesh gets a destination without a target.
     proxy.subscribe("192.0.2.1:443").await;
     let push = proxy.accepted_push().await;
     assert_eq!(names(&push), ["destination/192.0.2.1:443"]);
@@ -108,7 +108,7 @@ async fn a_subscription_brings_all_that_it_needs_and_taking_it_back_removes_it()
 }
 
 #[tokio::test]
-async fn changed_endpoints_come_as_a_delta_and_whole_where_the_delta_does_not_fit() {
+async fn changed_endpoints_come_as_a_delta_and_whole_after_a_rejected_delta() {
     let controller = Controller::start();
     let mut proxy = Proxy::connect(&controller, hello("client-1", &[WEB])).await;
     let first = proxy.accepted_push().await;
@@ -176,7 +176,7 @@ async fn after_a_restart_only_what_changed_is_sent() {
     let mut proxy = Proxy::connect(&controller, again).await;
     let push = proxy.accepted_push().await;
     assert_eq!(names(&push), [WEB_ENDPOINTS]);
-    // From what the stream has sent itself, deltas go on.
+    // From content that this stream has sent, deltas work again.
     controller.write("web-endpoints.json", &endpoints("web", 1..=10));
     let push = proxy.accepted_push().await;
     let body = &resource(&push, WEB_ENDPOINTS).body;
@@ -184,7 +184,7 @@ async fn after_a_restart_only_what_changed_is_sent() {
 }
 
 #[tokio::test]
-async fn a_proxy_is_woken_only_when_its_own_answer_changed() {
+async fn a_proxy_is_woken_only_when_one_of_its_resources_changed() {
     let controller = Controller::start();
     let mut one = Proxy::connect(&controller, hello("client-1", &[WEB])).await;
     let mut other = Proxy::connect(&controller, hello("client-2", &[DB])).await;
@@ -197,7 +197,7 @@ async fn a_proxy_is_woken_only_when_its_own_answer_changed() {
 }
 
 #[tokio::test]
-async fn changes_that_come_while_a_push_is_under_way_become_one() {
+async fn changes_during_a_pending_push_are_coalesced() {
     let controller = Controller::start();
     let mut proxy = Proxy::connect(&controller, hello("client-1", &[WEB])).await;
     let first = proxy.push().await;
@@ -216,7 +216,7 @@ async fn changes_that_come_while_a_push_is_under_way_become_one() {
 }
 
 #[tokio::test]
-async fn a_pod_gets_its_inbound_once_it_is_known_and_only_as_its_own_account() {
+async fn a_pod_gets_its_inbound_once_it_is_known_and_only_with_its_own_account() {
     let controller = Controller::start();
     let mut proxy = Proxy::connect(&controller, hello("late-1", &[])).await;
     let mut rogue = Proxy::connect(&controller, hello("rogue-1", &[])).await;
@@ -229,7 +229,7 @@ async fn a_pod_gets_its_inbound_once_it_is_known_and_only_as_its_own_account() {
 }
 
 #[tokio::test]
-async fn a_quiet_stream_has_heartbeats_and_ends_with_a_word_when_the_controller_does() {
+async fn an_idle_stream_has_heartbeats_and_ends_with_a_status_on_shutdown() {
     let mut controller = Controller::start();
     let mut proxy = Proxy::connect(&controller, hello("client-1", &[])).await;
     proxy.accepted_push().await;
@@ -242,7 +242,7 @@ async fn a_quiet_stream_has_heartbeats_and_ends_with_a_word_when_the_controller_
 }
 
 #[tokio::test]
-async fn an_answer_to_no_push_ends_the_stream_alone() {
+async fn an_unexpected_answer_ends_only_its_stream() {
     let controller = Controller::start();
     let mut one = Proxy::connect(&controller, hello("client-1", &[])).await;
     let mut other = Proxy::connect(&controller, hello("client-2", &[])).await;
@@ -255,14 +255,14 @@ async fn an_answer_to_no_push_ends_the_stream_alone() {
 }
 
 #[tokio::test]
-async fn whoever_calls_a_pod_by_its_address_is_told_when_the_pod_is_known() {
+async fn a_client_that_calls_a_pod_by_its_address_gets_it_once_the_pod_is_known() {
     let controller = Controller::start();
     let here = ["10.244.9.9:7000", "10.244.9.9:7001"];
     let mut proxy = Proxy::connect(&controller, hello("client-1", &here)).await;
     proxy.accepted_push().await;
     proxy.unsubscribe(here[0]).await;
     proxy.accepted_push().await;
-    // A port that no Service has: only the pod's own address says whose it is.
+    // A port without a Service: the destination comes from the pod's own address.
     let mut late = pod("late-1", "late");
     late["status"]["podIP"] = json!("10.244.9.9");
     late["status"]["podIPs"] = json!([{ "ip": "10.244.9.9" }]);

@@ -27,7 +27,7 @@ def full_name(name: str) -> str:
 def as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.mtime = member.uid = member.gid = 0
     member.uname = member.gname = ""
-    # Nobody but the owner writes, everybody reads: whatever the mask of who built it.
+    # Writable by the owner only and readable by all, regardless of the builder's umask.
     executable = member.isdir() or member.mode & 0o100
     member.mode = 0o755 if executable else 0o644
     return member

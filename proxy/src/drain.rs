@@ -1,7 +1,8 @@
-//! The shutdown signal, and who is still busy.
+//! The shutdown signal, and the work that the shutdown waits for.
 //!
-//! Busy is whatever a shutdown waits for: a connection from outside for as long as it lives, and on the app's side a request or a
-//! connection that is not HTTP. The app's idle connections are not: it may need them to finish, and keeps them to the end.
+//! A shutdown waits for every busy connection: an inbound connection is busy for as long as it
+//! lives; outbound, a request or a connection that is not HTTP is busy. The app's idle outbound
+//! connections do not count: the app may need them to finish its work, and keeps them to the end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,13 +15,13 @@ pub struct DrainSignal {
     shared: Arc<Shared>,
 }
 
-/// Tells of the shutdown. Cheap to clone.
+/// Reports the shutdown. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Drain {
     shared: Arc<Shared>,
 }
 
-/// Something that a shutdown waits for, until it is dropped.
+/// Work that a shutdown waits for, until it is dropped.
 #[derive(Debug)]
 pub struct Busy {
     shared: Arc<Shared>,
@@ -33,7 +34,7 @@ struct Shared {
     idle: Notify,
 }
 
-/// A shutdown signal that has not been given yet.
+/// A shutdown signal that has not been sent yet.
 pub fn drain() -> (DrainSignal, Drain) {
     let shared = Arc::new(Shared {
         started: watch::Sender::new(false),
@@ -51,12 +52,12 @@ impl DrainSignal {
         self.shared.started.send_replace(true);
     }
 
-    /// Returns when nobody is busy.
+    /// Returns when nothing is busy.
     pub async fn finished(&self) {
         loop {
             let idle = self.shared.idle.notified();
             tokio::pin!(idle);
-            // Listen first, look then: an end in between is not missed.
+            // Registers before it looks at the count, so that an end in between is not missed.
             idle.as_mut().enable();
             if self.shared.busy.load(Ordering::Acquire) == 0 {
                 return;
@@ -74,7 +75,7 @@ impl Drain {
     /// Returns when the shutdown has started.
     pub async fn started(&self) {
         let mut started = self.shared.started.subscribe();
-        // An error means that the signal is gone, and its sender lives here.
+        // An error would mean that the sender is gone, but it is a field of `self`.
         let _ = started.wait_for(|started| *started).await;
     }
 
@@ -101,7 +102,7 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn a_shutdown_waits_for_everybody_who_is_busy() {
+    async fn a_shutdown_waits_for_all_work_in_progress() {
         let (signal, drain) = drain();
         let (first, second) = (drain.busy(), drain.clone().busy());
         signal.start();

@@ -29,63 +29,64 @@
 //!    to one thread, so nothing on the way takes a lock.
 //! 3. **[`outbound`] looks the destination up** in [`table`]. The first time, the address is
 //!    unknown: the control thread subscribes to it and the connection waits for the controller's
-//!    word, for a bounded time. From then on it is a look-up in a snapshot. What it finds is a
-//!    Service with its routes, a single pod, or nothing of the mesh; the last is passed through as
-//!    it is. Nothing that the client sends has a part in this.
-//! 4. **[`connection`] finds out what it carries.** A declared protocol is taken at its word; else
-//!    [`wire::detect`] looks at the first bytes. A client that stays silent has an endpoint
-//!    connected for it meanwhile: if the server is the first to speak, the connection is opaque.
-//!    Where [`route::opaque`] routes are in force (TLSRoutes, a TCPRoute), it is bytes in any case,
-//!    and they say where to.
+//!    answer, for a bounded time. From then on it is a look-up in a snapshot. The result is a
+//!    Service with its routes, a single pod, or a destination outside the mesh; the last is passed
+//!    through unchanged. Nothing that the client sends influences this step.
+//! 4. **[`connection`] determines the protocol.** A declared protocol is taken as declared;
+//!    otherwise [`wire::detect`] inspects the first bytes. While a client stays silent, the proxy
+//!    connects to an endpoint: if the server sends first, the connection is opaque. Where
+//!    [`route::opaque`] routes (TLSRoutes, a TCPRoute) are in force, the connection is always
+//!    opaque, and these routes choose the backend.
 //! 5. **[`http::http1`], [`http::http2`] or [`opaque`] carries it.** The two HTTPs read one request
 //!    after the other, or many at once; each is on its own from here. An opaque connection skips
 //!    the next step; to another sidecar it goes in frames ([`opaque::frame`]), so that the next one
 //!    can follow on the same upstream connection.
-//! 6. **[`route`] decides** which rule takes the request and which of its backends gets it, and
-//!    applies the rule's filters. The table is loaded anew for each request, so a changed route
-//!    holds for the next one on a connection that has long been open. A rule that redirects, and
-//!    the lack of one, is answered here, and so is a browser's preflight request. [`http::mirror`]
-//!    sends copies to the mirrors that the rule names.
-//! 7. **[`balance`] picks an endpoint** among those of the backend: the better of two by latency
-//!    and load, none that has been ejected.
+//! 6. **[`route`] decides** which rule matches the request and which of its backends gets it, and
+//!    applies the rule's filters. The table is loaded for each request, so a changed route applies
+//!    to the next request on a connection that has long been open. Redirects, requests without a
+//!    matching rule and CORS preflight requests are answered here. [`http::mirror`] sends copies to
+//!    the mirrors that the rule names.
+//! 7. **[`balance`] picks an endpoint** of the backend: the better of two by latency and load,
+//!    leaving out those that have been ejected.
 //! 8. **A [`upstream::pool`] gives a connection** to that endpoint, or a stream of one: between
 //!    sidecars [`upstream::mux`] carries the HTTP/1 of many clients on few connections, as h2 does
-//!    with HTTP/2. Where there is none, the [`upstream::dialer`] opens one: TCP to the pod's own
-//!    address, then [`tls`] in which [`identity`] shows this pod's certificate and demands the very
-//!    identity that the table names. Another workload at that address is refused before a byte of
-//!    the request is sent, and ejected. ALPN says what is inside.
-//! 9. **The request goes out, and the response comes back**, each only as fast as the side that
-//!    takes it. If the attempt fails, [`http::retry`] decides on another: always where nothing has
-//!    reached an application, else as the route says and the budget ([`balance::RetryBudget`])
-//!    allows, with a body that was kept for it up to a limit. [`http::deadlines`] has the route's
-//!    time-outs.
+//!    with HTTP/2. If the pool is empty, the [`upstream::dialer`] opens a connection: TCP to the
+//!    pod's own address, then [`tls`], in which [`identity`] presents this pod's certificate and
+//!    requires exactly the identity that the table names. Another workload at that address is
+//!    refused before a byte of the request is sent, and ejected. ALPN selects the protocol inside.
+//! 9. **The request goes out, and the response comes back**, each only as fast as its receiver
+//!    reads it. If the attempt fails, [`http::retry`] decides on another: always where nothing has
+//!    reached an application, otherwise as the route and the budget ([`balance::RetryBudget`])
+//!    allow, with a body that was kept for it up to a limit. [`http::deadlines`] has the route's
+//!    timeouts.
 //! 10. **It is counted**: by handles in [`observe::metrics`] that were resolved with the table, and
-//!     as a line of the [`observe::access_log`] where that is on. What the proxy answered itself
-//!     has a word from [`observe::reason`].
+//!     as a line of the [`observe::access_log`] where that is on. A response that the proxy
+//!     generated carries a reason from [`observe::reason`].
 //!
 //! ## On the server's side
 //!
 //! 1. The connection arrives at the pod's own address and port; the rules redirect it to the
 //!    inbound listener.
-//! 2. **[`inbound`] finds out who it is from.** A ClientHello that offers one of our ALPN protocols
-//!    is a peer's: the handshake ([`tls`]) proves its identity. Anything else is a client without a
-//!    sidecar. It is let in as it is, or refused, as the pod's [`table`] says; the app's own TLS is
-//!    let through untouched.
-//! 3. What ALPN said is carried by the same [`http::http1`] (on each stream of [`upstream::mux`]),
-//!    [`http::http2`] or [`opaque`], with one rule that leads to the app in this pod. The client's
-//!    identity is the `client` of every series that is counted here.
+//! 2. **[`inbound`] identifies the client.** A ClientHello that offers one of Naru's ALPN protocols
+//!    comes from a peer: the handshake ([`tls`]) proves its identity. Any other client has no
+//!    sidecar. It is accepted as plaintext or refused, according to the pod's [`table`]; the app's
+//!    own TLS is passed through untouched.
+//! 3. The protocol that ALPN selected is carried by the same [`http::http1`] (on each stream of
+//!    [`upstream::mux`]), [`http::http2`] or [`opaque`], with one rule that leads to the app in
+//!    this pod. The client's identity is the `client` of every series that is counted here.
 //!
-//! ## Beside it
+//! ## Next to the data path
 //!
 //! [`control`] runs on the main thread: a certificate from the controller and its renewal, and the
-//! stream of tables. A push is decoded and checked whole before any of it is in force; what is
-//! wrong is rejected by name, and the last good version stays. [`admin`] shows all of that.
-//! [`memory`] bounds what peers can make the process hold. At the end, [`drain`] tells all that
-//! there is to be no new work, and waits for what is under way.
+//! stream of tables. A push is decoded and validated as a whole before any of it is in force;
+//! invalid resources are rejected by name, and their last good version stays. [`admin`] shows all
+//! of that. [`memory`] bounds how much memory peers can make the process hold. At shutdown,
+//! [`drain`] signals that no new work is to start, and waits for the work in progress.
 //!
 //! [`node::redirect`] sets the redirect rules of a pod from inside, and [`node::cni`] from its
-//! node. With them the app sees connections come from its clients ([`upstream::client_address`]),
-//! and requests tell it who calls ([`session::forwarded`]).
+//! node. With them the app sees its clients' own addresses as the source of connections
+//! ([`upstream::client_address`]), and requests carry the client's identity
+//! ([`session::forwarded`]).
 //!
 //! # The files that a request passes, in order
 //!
@@ -97,7 +98,7 @@
 //! connection/mod.rs          serve              HTTP/1, HTTP/2, or bytes
 //!   wire/detect.rs           detect
 //! http/http1/serve.rs        serve              one request after the other: head, body
-//!   http/http1/head.rs, framing/mod.rs          what may be passed on of it
+//!   http/http1/head.rs, framing/mod.rs          parsing, hop-by-hop fields
 //! http/http1/exchange.rs     run                one request, and the answer to it
 //!   http/exchange.rs         decide             admission, metrics, the access log
 //!   route/mod.rs             decide             rule, filters, backend
@@ -108,14 +109,14 @@
 //!   upstream/pool/mod.rs     take, open_stream
 //!   upstream/streams.rs      acquire
 //!   upstream/dialer.rs       connect            TCP, TLS, the endpoint's identity
-//! http/http1/body.rs                            the body each way, as fast as it is taken
+//! http/http1/body.rs                            the body each way, as fast as its receiver reads
 //! http/exchange.rs           end                metrics, and the entry in the access log
 //! ```
 //!
-//! HTTP/2 has the same steps in `http/http2/`; bytes go from `connection` to `opaque/mod.rs`. At the
-//! other end it is `workers/mod.rs`, `inbound/mod.rs` (the handshake, whose connection it is) and
-//! `inbound/streams.rs` (its streams); then the same files as above, with one rule that leads to the
-//! app in the pod.
+//! HTTP/2 has the same steps in `http/http2/`; opaque bytes go from `connection` to
+//! `opaque/mod.rs`. On the server's side it is `workers/mod.rs`, `inbound/mod.rs` (the handshake,
+//! the client's identity) and `inbound/streams.rs` (its streams); then the same files as above,
+//! with one rule that leads to the app in the pod.
 //!
 //! # Floors
 //!

@@ -1,5 +1,6 @@
-//! `naru-proxy run`: the sidecar. `naru-proxy init`: the redirect rules that bring it its connections. `naru-proxy wait`: until it
-//! is ready. `naru-proxy cni-install`: the agent of a node with the CNI plugin, which is this program under the name `naru-cni`.
+//! `naru-proxy run`: the sidecar. `naru-proxy init`: the rules that redirect a pod's connections to
+//! the sidecar. `naru-proxy wait`: returns once the sidecar is ready. `naru-proxy cni-install`: the
+//! agent of a node with the CNI plugin, which is this program under the name `naru-cni`.
 //!
 //! ```text
 //! main thread: certificate, stream of tables, admin port, signals
@@ -37,17 +38,17 @@ use naru_proxy::workers;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
-/// Descriptors of one connection and one upstream for it, in each direction.
+/// File descriptors of one connection and one upstream for it, in each direction.
 const DESCRIPTORS: usize = 4;
-/// glibc keeps what a peak has left scattered: 863 MiB after eight minutes without traffic. This
-/// one gives it back within seconds, by a thread of its own that sleeps while there is nothing to
-/// give.
+/// glibc keeps the fragmented memory of a peak: 863 MiB after eight minutes without traffic.
+/// jemalloc returns it within seconds, from a background thread that sleeps while there is nothing
+/// to return.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// How long the access log may take to be written out at the end.
+/// How long the access log may take to be written out at shutdown.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Threads for what blocks: resolving names, reading files, rendering metrics.
+/// Threads for blocking work: resolving names, reading files, rendering metrics.
 const BLOCKING_THREADS: usize = 4;
 
 #[derive(Parser)]
@@ -70,7 +71,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // A container runtime gives plugins no arguments.
+    // A container runtime calls plugins without arguments.
     let name = std::env::args_os().next().unwrap_or_default();
     if Path::new(&name)
         .file_name()
@@ -104,14 +105,14 @@ fn run(mut config: Config) -> anyhow::Result<()> {
         .build()
         .context("starting the control runtime")?;
     let done = runtime.block_on(proxy(Arc::new(config), log));
-    // A name that is being resolved must not hold up the end.
+    // A pending name resolution must not delay the exit.
     runtime.shutdown_background();
     done
 }
 
-/// Runs until a signal and the end of what was in flight then.
+/// Runs until a signal arrives and the work in flight has ended.
 async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
-    // Before anything can take long: a signal must never be missed.
+    // Before anything that can take long, so that no signal is missed.
     let mut signals = Signals::new().context("listening for signals")?;
     let metrics = Metrics::new(&config.namespace, &config.pod);
     let memory = Budget::new(config.memory_budget.unwrap_or_else(memory::from_cgroup));
@@ -226,7 +227,7 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
             anyhow::bail!("a worker thread has ended; this is a defect of naru-proxy");
         }
     }
-    // First the word that there is to be no new work, then no new work.
+    // First announce the shutdown, then stop accepting new work.
     health.draining();
     drain_signal.start();
     tokio::select! {

@@ -1,12 +1,12 @@
-//! The budget of memory of the whole process: what clients and servers can make it hold is
-//! charged here, and refused beyond a bound, so that no peer can have the pod killed.
+//! The memory budget of the process: memory that clients and servers can make it hold is charged
+//! here, and refused beyond a bound, so that no peer can get the pod killed.
 //!
-//! In: a request for bytes, with what they are for. Out: a [`Charge`], which gives them back when
-//! it is dropped, or a refusal, which is counted. Units are coarse: a connection, the head of a
-//! stream, what waits for a reader that has stopped. What a charge does not cover (code, tables,
+//! In: a request for bytes, with their use. Out: a [`Charge`], which returns them when it is
+//! dropped, or a refusal, which is counted. Units are coarse: a connection, the head of a stream,
+//! the data that waits for a reader that has stopped. Memory that is not charged (code, tables,
 //! metrics, the allocator) is left out of the budget's size.
 //!
-//! Each use has a ceiling of its own. The larger and less urgent a use, the lower its ceiling: a
+//! Each use has its own ceiling. The larger and less urgent a use, the lower its ceiling: a
 //! flood of large heads or unread bodies is refused while small requests and new connections of
 //! others still find room.
 
@@ -15,26 +15,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// What an open connection holds by itself: its task, its TLS state, its buffers while small.
+/// Memory of an open connection: its task, its TLS state, its buffers while small.
 pub const CONNECTION: usize = 8 * 1024;
-/// What a stream of HTTP/2 holds beside its head: its task and h2's records of both its sides.
+/// Memory of an HTTP/2 stream in addition to its head: its task and h2's records of both its sides.
 const STREAM: usize = 4 * 1024;
-/// What one field of a decoded head takes beside its bytes, for the client's side and the copy
-/// that an attempt sends.
+/// Memory of one field of a decoded head in addition to its bytes, for the client's side and the
+/// copy that an attempt sends.
 const FIELD: usize = 256;
 
-/// Less than this waits, or is kept, uncharged: small messages wait for a moment all the time.
+/// Up to this many waiting or kept bytes stay uncharged: small messages wait for a moment all the
+/// time.
 pub const UNCHARGED: usize = 4 * 1024;
 
-/// The memory limit that is assumed where there is none: the default of injected sidecars.
+/// The memory limit that is assumed if the cgroup has none: the default of injected sidecars.
 const DEFAULT_LIMIT: usize = 256 * 1024 * 1024;
-/// A cgroup's limit beyond this is a machine's rather than a sidecar's, and is ignored.
+/// A cgroup's limit beyond this belongs to a machine rather than a sidecar, and is ignored.
 const LARGEST_LIMIT: usize = 4 * 1024 * 1024 * 1024;
-/// What is kept of a limit for code, tables, metrics and the first buffers.
+/// The part of a limit that is reserved for code, tables, metrics and the first buffers.
 const RESERVED: usize = 16 * 1024 * 1024;
-/// The smallest budget: below it not even idle connections would find room.
+/// The smallest budget: below it not even idle connections would fit.
 pub const SMALLEST: usize = 4 * 1024 * 1024;
-/// Ceilings are in these parts of the budget.
+/// Ceilings are multiples of this fraction of the budget: one part in so many.
 const PARTS: usize = 8;
 
 /// What memory is charged for.
@@ -44,11 +45,11 @@ pub enum Use {
     Head,
     /// A request body that is kept for another attempt.
     Replay,
-    /// What waits for a reader that has stopped.
+    /// Data that waits for a reader that has stopped.
     Body,
-    /// The same, where it is little.
+    /// As [`Self::Body`], for a small amount.
     SmallBody,
-    /// A stream of HTTP/2 with its head.
+    /// An HTTP/2 stream with its head.
     Stream,
     /// A downstream connection.
     Connection,
@@ -64,7 +65,7 @@ impl Use {
         Self::Connection,
     ];
 
-    /// The word in metrics.
+    /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Head => "head",
@@ -76,7 +77,8 @@ impl Use {
         }
     }
 
-    /// How many parts of the budget may be charged, all uses together, for this one to get more.
+    /// The ceiling of this use, in parts of the budget: it is refused once all uses together would
+    /// charge more.
     const fn parts(self) -> usize {
         match self {
             Self::Head => 3,
@@ -100,7 +102,7 @@ struct Inner {
     refused: [AtomicU64; Use::ALL.len()],
 }
 
-/// Bytes of the budget that are in use. Given back when dropped.
+/// Bytes of the budget that are in use. Returned when dropped.
 #[derive(Debug)]
 pub struct Charge {
     budget: Budget,
@@ -131,17 +133,17 @@ impl Budget {
         self.0.refused[what as usize].load(Relaxed)
     }
 
-    /// More than a quarter is in use: windows are to be small.
+    /// More than a quarter is in use: flow-control windows should be small.
     pub fn is_tight(&self) -> bool {
         self.charged() > self.size() / 4
     }
 
-    /// Less than an eighth is in use: windows may be large again.
+    /// Less than an eighth is in use: flow-control windows may be large again.
     pub fn is_calm(&self) -> bool {
         self.charged() <= self.size() / 8
     }
 
-    /// `None`: there is no room for this use.
+    /// `None`: the budget has no room for this use.
     pub fn charge(&self, what: Use, bytes: usize) -> Option<Charge> {
         self.take(what, bytes).then(|| Charge {
             budget: self.clone(),
@@ -149,7 +151,7 @@ impl Budget {
         })
     }
 
-    /// A charge of nothing yet.
+    /// An empty charge.
     pub fn nothing(&self) -> Charge {
         Charge {
             budget: self.clone(),
@@ -158,7 +160,7 @@ impl Budget {
     }
 
     fn take(&self, what: Use, bytes: usize) -> bool {
-        // Charged before it is allowed, so that two threads do not both take the last of it.
+        // Charged before the check, so that two threads cannot both take the last bytes.
         let before = self.0.charged.fetch_add(bytes, Relaxed);
         if before.saturating_add(bytes) <= self.0.size / PARTS * what.parts() {
             return true;
@@ -174,7 +176,7 @@ impl Charge {
         self.bytes
     }
 
-    /// Makes it at least so many bytes. False: there is no room, and it stays as it is.
+    /// Grows the charge to at least `to` bytes. False: there is no room, and it stays unchanged.
     pub fn grow(&mut self, what: Use, to: usize) -> bool {
         let more = to.saturating_sub(self.bytes);
         if more == 0 {
@@ -187,14 +189,14 @@ impl Charge {
         taken
     }
 
-    /// Makes it `base` and what waits now. False: there is no room for that.
+    /// Sets the charge to `base` plus the bytes that wait now. False: there is no room for that.
     pub fn follow(&mut self, what: Use, base: usize, waiting: usize) -> bool {
         let to = base + if waiting < UNCHARGED { 0 } else { waiting };
         self.shrink(to);
         self.grow(what, to)
     }
 
-    /// Gives back what is beyond so many bytes.
+    /// Returns the bytes beyond `to`.
     pub fn shrink(&mut self, to: usize) {
         let less = self.bytes.saturating_sub(to);
         if less > 0 {
@@ -210,12 +212,12 @@ impl Drop for Charge {
     }
 }
 
-/// What a stream of HTTP/2 with this head holds.
+/// Memory of an HTTP/2 stream with this head.
 pub fn of_stream(head: &http::HeaderMap) -> usize {
     STREAM + of_head(head)
 }
 
-/// What a decoded head holds.
+/// Memory of a decoded head.
 pub fn of_head(head: &http::HeaderMap) -> usize {
     let bytes: usize = head
         .iter()
@@ -224,21 +226,21 @@ pub fn of_head(head: &http::HeaderMap) -> usize {
     head.len() * FIELD + bytes
 }
 
-/// The budget within a limit of memory: what is left after [`RESERVED`] and a quarter for what is
-/// not charged (the allocator, what is under way between two charges), at least a quarter of it.
+/// The budget within a memory limit: the limit less [`RESERVED`] and less a quarter for uncharged
+/// memory (the allocator, data between two charges), but at least a quarter of the limit.
 pub fn within(limit: usize) -> usize {
     (limit / 4 * 3).saturating_sub(RESERVED).max(limit / 4)
 }
 
-/// The budget where no flag says it: by the limit of this process' cgroup, else by
+/// The budget if no flag sets it: derived from the limit of this process' cgroup, else from
 /// [`DEFAULT_LIMIT`].
 pub fn from_cgroup() -> usize {
     let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     within(limit(&memberships, Path::new("/sys/fs/cgroup")).unwrap_or(DEFAULT_LIMIT))
 }
 
-/// The smallest limit of the cgroups that `memberships` (`/proc/self/cgroup`) names, or of those
-/// around them, version 2 or 1. `None`: there is no limit that a sidecar would be given.
+/// The smallest limit of the cgroups that `memberships` (`/proc/self/cgroup`) names, or of their
+/// ancestors, version 2 or 1. `None`: there is no limit small enough for a sidecar.
 fn limit(memberships: &str, mounted: &Path) -> Option<usize> {
     let files = memberships.lines().flat_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -258,8 +260,8 @@ fn limit(memberships: &str, mounted: &Path) -> Option<usize> {
         .min()
 }
 
-/// `file` of the cgroup `path` and of all around it. In a container the path may be the host's, and
-/// only the top is there.
+/// `file` of the cgroup `path` and of all its ancestors. In a container the path may be the host's,
+/// with only the root visible.
 fn files_of(root: &Path, path: &str, file: &str) -> Vec<PathBuf> {
     let inner: PathBuf = path
         .split('/')
@@ -278,7 +280,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_charged_is_given_back() {
+    fn dropping_a_charge_returns_its_bytes() {
         let budget = Budget::new(800);
         let mut charge = budget.charge(Use::Connection, 300).unwrap();
         assert!(charge.grow(Use::Connection, 700));
@@ -315,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_leaves_room_beside_it_within_every_limit() {
+    fn a_budget_leaves_uncharged_room_within_every_limit() {
         assert_eq!(within(256 << 20), 176 << 20);
         for limit in [16 << 20, 32 << 20, 64 << 20, 1 << 30, LARGEST_LIMIT] {
             assert!((limit / 4..=limit / 4 * 3).contains(&within(limit)));
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_limit_of_a_cgroup_and_those_around_it_counts() {
+    fn the_smallest_limit_of_a_cgroup_and_its_ancestors_counts() {
         let files = [
             ("pods/memory.max", "268435456\n"),
             ("pods/a/memory.max", "max\n"),
@@ -378,7 +380,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_a_membership_or_none(text in "\\PC{0,80}") {
+        fn any_membership_text_is_handled(text in "\\PC{0,80}") {
             let _ = limit(&text, Path::new("/nonexistent"));
         }
     }

@@ -1,7 +1,8 @@
 //! A connection that the app has opened.
 //!
-//! In: the connection, and where it was going before it was redirected. What that is was said by the controller: a Service, a pod, or
-//! nothing of the mesh. Nothing that the app sends has a part in this.
+//! In: the connection, and its destination before it was redirected. The controller's table gives
+//! the meaning of that destination: a Service, a pod, or an address outside the mesh. Nothing that
+//! the app sends influences this.
 
 use std::net::SocketAddr;
 use std::rc::Rc;

@@ -35,7 +35,7 @@ def certificate(directory, account):
     run(["openssl", "req", "-new", "-key", str(key), "-subj", "/", "-out", str(request)])
     run(["openssl", "x509", "-req", "-in", str(request), "-CA", str(directory / "ca.pem"), "-CAkey", str(directory / "ca.key"),
          "-CAcreateserial", "-days", DAYS, "-extfile", str(extensions), "-out", str(directory / f"{account}.pem")])
-    # The proxies' user reads it; the directory is gone with the run.
+    # Readable by the proxies' user; the directory is deleted after the run.
     key.chmod(0o644)
 
 

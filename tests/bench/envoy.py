@@ -15,7 +15,8 @@ OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 ADMIN = "http://127.0.0.1:15000"
 NO_LIMIT = 1_000_000_000
-# What the redirect rules tell an inbound proxy's connection to its own app by: SOL_SOCKET, SO_PRIORITY, 5.
+# The redirect rules recognize an inbound proxy's connection to its own app by this: SOL_SOCKET,
+# SO_PRIORITY, 5.
 APP_SOCKET = {"level": 1, "name": 12, "int_value": 5, "state": "STATE_PREBIND"}
 TYPES = "type.googleapis.com/envoy.extensions"
 
@@ -190,7 +191,8 @@ class EnvoyPair(Pair):
         totals.handshakes_outbound = sum(
             value for stat, value in client.items() if stat.startswith("cluster.") and stat.endswith(".ssl.handshake"))
         totals.handshakes_inbound = server.get("listener.inbound.ssl.handshake", 0)
-        # What came in without TLS, or with a certificate that was none of the client's, matched no chain or failed.
+        # Connections without TLS matched no chain, and those without the client's certificate
+        # failed.
         bad = ("fail_verify_san", "fail_verify_error", "fail_verify_no_cert", "fail_verify_cert_hash", "connection_error",
                "no_filter_chain_match", "no_certificate")
         totals.refused = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from processes import STOP_S, BenchError, in_namespace, run
 
-# Beyond the time that a load was given.
+# In addition to a load's duration.
 GRACE_S = 60
 KEPT_CONNECTIONS = 64
 H2_CONNECTIONS = 10
@@ -19,9 +19,10 @@ H2_BODY = 128
 OPEN_LOOP_RATE = 2000
 IDLE_CONNECTIONS = 5000
 BULK_BYTES = 2 << 30
-# In the buffers of sockets and proxies at most, when iperf3 has sent all, and its control connection on the same port.
+# At most this much is in the buffers of sockets and proxies when iperf3 has sent all, including its
+# control connection on the same port.
 ON_THE_WAY = 128 << 20
-# wrk looks once whether the address can be connected to, before it begins.
+# wrk opens one connection to check the address before it begins.
 WRK_TRIES = 1
 
 
@@ -32,7 +33,7 @@ class Done:
     count: int
     seconds: float
     in_flight: int
-    # Latencies in µs, and what else the program said, by the names that the report gives them.
+    # Latencies in µs, and further results of the program, by their names in the report.
     more: dict = field(default_factory=dict)
 
 
@@ -119,7 +120,7 @@ class Idle:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def __enter__(self):
-        # Each of its waits is bounded, so this is as well.
+        # Each of its waits is bounded, and so is this one.
         if self.child.stdout.readline() != "open\n":
             raise BenchError(f"the connections could not be opened: {self.child.stderr.read()}")
         return self

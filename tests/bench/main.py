@@ -24,7 +24,7 @@ from processes import BenchError, run
 from rows import MEMORY, MEMORY_SETTLE_S, QUICK, ROWS
 from servers import Servers
 
-# Of each process. 5,000 connections have two ends in a proxy, in the worst case.
+# For each process. In the worst case 5,000 connections have two ends in one proxy.
 OPEN_FILES = 65536
 FEWEST_OPEN_FILES = 12_000
 PAIRS = {pair.name: pair for pair in (NoProxy, EnvoyPair, NaruPair)}
@@ -77,7 +77,7 @@ class Run:
     def variant(self, number, variant, rows):
         """One round of the rows of one variant, with processes of its own."""
         turns = [name for name in PAIRS if variant.without or name != "none"]
-        # Nobody is always the first.
+        # The order of the variants rotates, so that each goes first in turn.
         turns = turns[number % len(turns):] + turns[:number % len(turns)]
         configurations, memory = [], {}
         try:
@@ -89,7 +89,7 @@ class Run:
                 for configuration in configurations:
                     self.row(number, row, configuration, memory)
         except BenchError as error:
-            # Those that are stopped below; the next round or variant has its own.
+            # Its processes are stopped below; the next round or variant starts its own.
             self.failed(f"round {number + 1}, {variant.name}: {error}")
         finally:
             for configuration in configurations:
@@ -171,13 +171,13 @@ def main():
     chosen = options()
     if chosen.check:
         return 0
-    # A shell's background processes ignore it.
+    # Background processes of a shell ignore SIGINT by default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     raise_open_files()
     os.umask(0o022)
     chosen.out.mkdir(parents=True, exist_ok=True)
     scratch = own_run()
-    # The proxies' user may have no way to where they were built.
+    # The build directory may be inaccessible to the proxies' user.
     sources = [chosen.programs / name for name in ("naru-proxy", "naru-controller")]
     for source in (*sources, chosen.open_loop, chosen.envoy):
         shutil.copy(source, scratch / "programs" / source.name)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SAMPLE_S = 0.2
-# Of the machine's CPU time during a measurement, what others had of it or the hypervisor took away: above, it is disturbed.
+# A measurement is disturbed if other processes or the hypervisor use more than this share of the
+# machine's CPU time.
 DISTURBED_SHARE = 0.10
 
 
@@ -54,7 +55,7 @@ class Machine:
 
     at: float
     own: float
-    # User, nice and system time of everybody. Interrupts are nobody's.
+    # User, nice and system time of all processes, without interrupts, which belong to no process.
     busy: float
     stolen: float
 

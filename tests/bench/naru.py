@@ -121,7 +121,7 @@ class NaruPair(Pair):
             if service is BULK:
                 family, more = "naru_tcp_bytes_total", {"way": "sent"}
             totals.outbound[service.name] = _sum(client, family, direction="outbound", service=service.name, **more)
-            # Only what a client with this identity has sent.
+            # Only requests from a client with this identity.
             totals.inbound[service.name] = _sum(
                 server, family, direction="inbound", port=str(service.target), client=identity("client"), **more)
         handshakes = "naru_tls_handshakes_total"

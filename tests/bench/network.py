@@ -6,13 +6,13 @@ The names are those of the benchmark's own /run, which goes with its mount names
 from processes import in_namespace, run
 from topology import CLIENT, MORE_ENDPOINTS, PREFIX, SERVER
 
-# Tens of thousands of connections a minute from one address to another: many ports, and given back at once.
+# Tens of thousands of connections a minute between two addresses: many ports, and quick reuse.
 SETTINGS = {
     "net.ipv4.ip_local_port_range": "10000 65000",
     "net.ipv4.tcp_tw_reuse": "1",
     "net.core.somaxconn": "4096",
     "net.ipv4.tcp_max_syn_backlog": "4096",
-    # Known only where the kernel has connection tracking, which the redirect rules need.
+    # Exists only with connection tracking, which the redirect rules need.
     "net.netfilter.nf_conntrack_tcp_timeout_time_wait": "5",
 }
 
@@ -27,13 +27,14 @@ class Network:
             run(["ip", "netns", "add", namespace])
             self._in(namespace, ["ip", "link", "set", "lo", "up"])
             for setting, value in SETTINGS.items():
-                # The old name of the file says whether this kernel has it.
+                # -e ignores settings that this kernel does not have.
                 self._in(namespace, ["sysctl", "-q", "-e", "-w", f"{setting}={value}"])
         run(["ip", "link", "add", "eth0", "netns", self.client, "type", "veth", "peer", "name", "eth0", "netns", self.server])
         for namespace, own, other in ((self.client, CLIENT, SERVER), (self.server, SERVER, CLIENT)):
             self._in(namespace, ["ip", "address", "add", f"{own}/{PREFIX}", "dev", "eth0"])
             self._in(namespace, ["ip", "link", "set", "eth0", "up"])
-            # ClusterIPs are nobody's: what goes there is redirected, but first it needs a route.
+            # No interface has a ClusterIP: connections to it are redirected, but the kernel needs a
+            # route first.
             self._in(namespace, ["ip", "route", "add", "default", "via", other])
         self._in(self.server, ["ip", "route", "add", "local", MORE_ENDPOINTS, "dev", "lo"])
 

@@ -14,7 +14,7 @@ class Totals:
     inbound: dict = field(default_factory=dict)
     handshakes_outbound: float = 0
     handshakes_inbound: float = 0
-    # What was refused, or not proven, by what it is called: nothing, in a run that counts.
+    # Counts of rejected and unproven connections, by metric: empty in a valid run.
     refused: dict = field(default_factory=dict)
 
 

@@ -8,13 +8,13 @@ import time
 
 from topology import PROXY_UID
 
-# How long a program may take to be ready, on a machine that is busy.
+# How long a program may take to become ready on a busy machine.
 START_S = 60
 STOP_S = 10
 POLL_S = 0.05
-# How long a short command may take.
+# Timeout of a short command.
 COMMAND_S = 60
-# Lines of a log that are shown when something went wrong.
+# Log lines to show after a failure.
 SHOWN_LINES = 20
 
 

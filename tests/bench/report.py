@@ -6,7 +6,7 @@ from statistics import median
 from measure import DISTURBED_SHARE
 from rows import MEMORY, ROWS
 
-# What a row is about, the first that it has.
+# The primary figure of a row is the first of these that it has.
 PRIMARY = ("cpu_us", "cpu_s_per_gib", "kib_per_connection")
 TITLES = {"none": "no proxy", "envoy": "Envoy pair", "naru": "Naru pair"}
 

@@ -10,12 +10,12 @@ from processes import BenchError
 from topology import BULK, OPAQUE, RPC, WEB, Service
 
 GIB = 1 << 30
-# Before a measurement: connections are opened, tables filled, code paged in.
+# Warm-up before a measurement: connections are opened, tables filled, code paged in.
 WARM_UP_S = 2
 WARM_UP_BYTES = 256 << 20
-# What a proxy has begun may end, and its counters follow.
+# Time for a proxy to finish requests in flight and to update its counters.
 SETTLE_S = 0.5
-# How long memory may take to be given back, or to be used, before it is looked at.
+# Time for memory to be released or allocated before it is measured.
 MEMORY_SETTLE_S = 5
 
 
@@ -26,12 +26,12 @@ class Variant:
     name: str
     workers: int = 1
     large: bool = False
-    # Whether the client that uses no proxy takes its turn as well.
+    # Whether the row is also measured without a proxy.
     without: bool = True
 
 
 PLAIN = Variant("plain")
-# Fresh processes: memory that other rows have left free would hide what the connections take.
+# New processes: memory that other rows have freed would hide the connections' memory.
 FRESH = Variant("fresh", without=False)
 WORKERS = Variant("workers", workers=2, without=False)
 LARGE = Variant("large", large=True, without=False)
@@ -85,7 +85,7 @@ def bulk(row, pair, place, _seconds):
 
 def idle(row, pair, place, _seconds):
     """Memory of both for each connection that is open and idle."""
-    # A few, for what is there once whatever comes after.
+    # A few requests, for one-time allocations that are independent of the number of connections.
     load.open_loop(place, WARM_UP_S)
     time.sleep(MEMORY_SETTLE_S)
     before, counted = resident_kib(pair.pids()), pair.totals()
@@ -113,6 +113,6 @@ ROWS = [
     Row("h1_large", "the first row with 500 Services and 5,000 endpoints in the tables", "µs/request", WEB, timed, LARGE,
         load.wrk),
 ]
-# Not a load of its own: taken around the rows of the plain processes.
+# Not a load of its own: measured before and after the rows with plain processes.
 MEMORY = "rss"
 QUICK = ["h1", "h2"]

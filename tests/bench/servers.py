@@ -4,7 +4,7 @@ from processes import Process, succeeds
 from topology import BULK, OPAQUE, RPC, WEB
 
 BODY = "x" * 1024
-# Kept connections are kept: what ends is what a row ends.
+# Only the rows close persistent connections.
 NGINX = """
 user root; daemon off; worker_processes 1; pid {scratch}/nginx.pid; error_log stderr;
 events {{ worker_connections 8192; }}
@@ -44,7 +44,7 @@ class Servers:
         for name, command in commands.items():
             self.processes.append(Process(name, network.server, command, scratch))
         for process, service in zip(self.processes, (WEB, RPC, BULK)):
-            # A connection and nothing else: iperf3 takes that as a client that left.
+            # iperf3 takes a connection without data for a client that disconnected.
             listens = ["bash", "-c", f": < /dev/tcp/127.0.0.1/{service.target}"]
             process.wait_until(lambda listens=listens: succeeds(network.server, listens))
 

@@ -11,7 +11,7 @@ SERVER = "10.244.0.2"
 PREFIX = 24
 NAMESPACE = "bench"
 TRUST_DOMAIN = "cluster.local"
-# The user whose connections the redirect rules let through.
+# The user that the redirect rules exempt.
 PROXY_UID = 1337
 
 
@@ -37,18 +37,18 @@ class Service:
 
 WEB = Service("web", "10.96.0.10", 80, 8080, "http")
 RPC = Service("rpc", "10.96.0.11", 80, 8082, "kubernetes.io/h2c")
-# The same nginx as `web`, as bytes that no proxy may look into.
+# The same nginx as `web`, with an opaque port.
 OPAQUE = Service("opaque", "10.96.0.12", 80, 8081, "tcp")
 BULK = Service("bulk", "10.96.0.13", 5201, 5201, "tcp")
 SERVICES = [WEB, RPC, OPAQUE, BULK]
 
-# The row with large tables: Services like `web`, each with endpoints of its own. The server's namespace answers for all of
-# their addresses.
+# The row with large tables: Services like `web`, each with its own endpoints. The server's
+# namespace has all of their addresses.
 MORE_SERVICES = 500
 ENDPOINTS_OF_EACH = 10
 MORE_CLUSTER_IPS = "10.97.0.0/16"
 MORE_ENDPOINTS = "10.245.0.0/16"
-# As curl counts through them; the last part is 1 to this.
+# curl iterates over them; the last part of the address is 1 to this.
 LAST_OF_NETWORK = 250
 
 

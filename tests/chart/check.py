@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "naru"
 KUBERNETES = ["1.33", "1.34", "1.35", "1.36", "1.37"]
 HELM = ["v4", "v3"]
-# Of the Prometheus operator: no schema of Kubernetes' own.
+# Kinds of the Prometheus operator, which have no Kubernetes schema.
 FOREIGN = {"ServiceMonitor", "PodMonitor"}
 
 DIGEST = "sha256:" + "a" * 64
@@ -56,7 +56,7 @@ CNI = {
     "cni": {"serviceAccount": {"annotations": {"iam/role": "agent"}}, "extraEnv": [{"name": "A", "value": "b"}], "confDir": "/etc/kubernetes/cni", "nodeSelector": {"pool": "mesh"}, "priorityClassName": ""},
     "monitoring": {"podMonitor": {"enabled": True}, "labels": {"release": "prometheus"}},
 }
-# Values that the controller understands, and values that it does not (annotations.rs says the same).
+# Valid values for the controller, and invalid ones (annotations.rs has the same rules).
 PORTS = (["3306", "81, 82", "1,65535,", "", "00080"], ["0", "65536", "80-90", "http", "80;81", "-1", "3306,x"])
 QUANTITIES = (["", "1", "100m", "0.5", "64Mi", "1e3", "1E", "2.5Gi", ".5"], ["x", "1 Gi", "-1", "1.2.3", "10mb", "Mi", "1e", "1ee2"])
 ANNOTATIONS = {
@@ -155,7 +155,7 @@ def with_hooks(directory):
 
 
 def objects(text):
-    # The answer can be the manifests, or JSON with them inside.
+    # The response is either the manifests, or JSON that contains them.
     try:
         inside = json.loads(text)
         text = inside.get("manifest") or inside.get("manifests") or inside.get("output") or text
@@ -343,7 +343,7 @@ def main():
         well, said = helm.render(version, {}, namespace="other")
         check(f"helm {version}, another namespace", not well and "naru-system" in said, said)
         check_umbrella(check, helm, version)
-        # A cluster that has no native sidecars.
+        # A cluster without native sidecars.
         well, said = helm.render(version, {}, kubernetes="1.28")
         check(f"helm {version}, Kubernetes 1.28", well and "--native-sidecars=false" in said, said[:300])
     for failure in failures:

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Where `build` puts things: each folder carries a hash of what it is made from. Sourced after common.sh.
+# The output folders of `build`: each name has a hash of its inputs. Sourced after common.sh.
 
 kubernetes_version=v1.37.2
 kubernetes_minor=37
@@ -9,13 +9,13 @@ kubernetes_programs=(etcd kube-apiserver kube-controller-manager kube-scheduler 
 gateway_api_version=v1.7.0
 gateway_api_sum=h1:duVnm7nO6oXfMMUWfcDoBph47CYR/ME3NGxccOVglaY= # as go.sum would have it
 
-# hash_of TEXT FILE…: of the text and of the files' content.
+# hash_of TEXT FILE…: the hash of the text and of the files' content.
 hash_of() {
   local text=$1
   shift
   { printf '%s\n' "$text"; cat "$@"; } | sha256sum | cut -c1-12
 }
-# Or the one that will be installed: it is not there yet at the first build.
+# Or the version that will be installed: at the first build there is none yet.
 go_version=$(go version 2> /dev/null || echo "go version go1.27.3 linux/amd64")
 kubernetes=$cache/kubernetes-$(hash_of "$kubernetes_flags ${kubernetes_programs[*]} $go_version" "$here"/kubernetes/*)
 prometheus_flags="-s -w"

@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2034
-# What the scripts beside it share: names, places, and how to reach the cluster that is up. Sourced.
+# Shared by the scripts of this folder: names, paths, and access to the running cluster. Sourced.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 
-# One machine can hold several clusters: each has a name, and everything of it carries that name.
+# One machine can run several clusters: each has a name, and all of its resources contain that name.
 cluster=${NARU_CLUSTER:-naru}
 [[ $cluster =~ ^[a-z][a-z0-9]{0,7}$ ]] || { echo "NARU_CLUSTER: at most 8 lower-case letters and digits" >&2; exit 2; }
 export NARU_CLUSTER=$cluster
@@ -15,7 +15,7 @@ control=$cluster-cp              # the network namespace of the control plane
 nodes=(1 2)                      # node n is called "n$n", in the network namespace "$cluster-n$n"
 api=10.200.0.254                 # the API server's address
 
-# Programs of the system's administration are not in everybody's path.
+# System administration programs may be missing in a user's PATH.
 export PATH=$PATH:/usr/sbin:/sbin:$cache/go/bin
 
 die() { printf 'tests/cluster/%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
@@ -27,8 +27,8 @@ need_cluster() {
   [[ -e $state/up && -e /run/netns/$control ]] || die "no cluster is up: tests/cluster/up starts one"
 }
 
-# in_cluster PROGRAM [ARGUMENT…]: runs one of the cluster's programs where the API server can be reached. What it writes of
-# its own (caches, plugin folders) stays in the state directory.
+# in_cluster PROGRAM [ARGUMENT…]: runs a program where it can reach the API server. Its own files
+# (caches, plugin folders) are written to the state directory.
 in_cluster() {
   local program=$1
   shift
@@ -41,7 +41,7 @@ in_cluster() {
 node_init() {
   local pid
   for pid in $(ip netns pids "$cluster-n$1"); do
-    # It has two ids: the host's and, in the node, 1.
+    # The process has two ids: the host's and, in the node, 1.
     if [[ $(sed -n 's/^NSpid:\t[0-9]*\t//p' "/proc/$pid/status" 2> /dev/null) == 1 ]]; then
       echo "$pid"
       return

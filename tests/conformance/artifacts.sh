@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Where `build` puts things, under a hash of what they are made from. Sourced after tests/cluster/common.sh and provide.sh.
+# The output paths of `build`, each with a hash of its inputs. Sourced after tests/cluster/common.sh
+# and provide.sh.
 
 source "$repository/tests/cluster/artifacts.sh"
 suite_go=$cache/go/bin/go

@@ -20,10 +20,10 @@ report, log = (pathlib.Path(path).read_text() for path in sys.argv[1:3])
 passed = sorted(set(re.findall(r"^    --- PASS: TestConformance/(\S+) ", log, re.MULTILINE)))
 problems = [f"{name} has not passed" for name in TESTS if name not in passed]
 problems += [f"{name} is new: add it to the list" for name in passed if name not in TESTS]
-# The report is a fixed form, so no YAML library is needed for what is asked of it.
+# The report has a fixed format, so these checks need no YAML library.
 words = " ".join(report.split())
 for wanted in (
-    # Which profile comes first is by chance.
+    # The order of the profiles is random.
     "- core: result: success statistics: Failed: 0 Passed: 3 Skipped: 0 name: MESH-GRPC",
     "- core: result: success statistics: Failed: 0 Passed: 7 Skipped: 0 extended: result: success statistics: Failed: 0 Passed: 7 Skipped: 0",
     "summary: Core tests succeeded. Extended tests succeeded.",

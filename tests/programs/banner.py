@@ -35,7 +35,7 @@ def client(host, port):
             stream.sendall(b"HELO there\r\n")
             if reader.readline() != b"250 HELO there\r\n":
                 sys.exit("no answer")
-            # Our half is closed; theirs still has something to say.
+            # Our direction is closed; the peer's is still open.
             stream.sendall(b"last words\r\n")
             stream.shutdown(socket.SHUT_WR)
             if reader.read() != b"250 last words\r\n":

@@ -18,9 +18,9 @@ import time
 import urllib.parse
 
 CLONE_NEWNET = 0x40000000
-# Between two requests of one pod, in seconds.
+# Interval between two requests of one pod, in seconds.
 EVERY = 0.02
-# How long a change may take, in seconds.
+# Timeout of a change, in seconds.
 PATIENCE = 60.0
 HEADER = "x-route"
 
@@ -32,7 +32,7 @@ class Pod(threading.Thread):
         super().__init__(daemon=True)
         self.pid, self.url = pid, url
         self.seen = None
-        # When each answer was first there: [value, when].
+        # The first time of each response: [value, time].
         self.changes = []
         self.failure = None
 

@@ -121,7 +121,7 @@ def client(target):
         total = channel.stream_unary(f"/{SERVICE}/ClientStream")(iter(parts), timeout=30)
         check(total == b"500000", "client streaming")
 
-        # Each message waits for the answer to the one before: nothing may be held back.
+        # Each message waits for the response to the previous one: no message may be buffered.
         turn = threading.Semaphore(1)
 
         def asked():

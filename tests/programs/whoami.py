@@ -46,7 +46,7 @@ def serve():
         threading.Thread(target=Server(("::", port), Handler).serve_forever).start()
 
 
-# A Service's address of one family may lead to a pod's address of the other.
+# A Service address of one family may resolve to a pod address of the other.
 own = set()
 
 

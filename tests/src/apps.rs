@@ -1,4 +1,4 @@
-//! Apps and clients that know nothing of a mesh.
+//! Apps and clients without any support for a mesh.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,14 +18,14 @@ use tokio::time::timeout;
 
 use crate::process::SOON;
 
-/// An HTTP/1.1 app. It stops when this is dropped.
+/// An HTTP/1.1 app. It stops on drop.
 pub struct App {
     requests: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
 impl App {
-    /// Answers with `name`.
+    /// Responds with `name`.
     pub async fn named(address: SocketAddr, name: &str) -> Self {
         let name = name.to_owned();
         Self::start(address, move |_| {
@@ -35,7 +35,7 @@ impl App {
         .await
     }
 
-    /// Answers with what `answer` makes of the request's number, from 1.
+    /// Responds with the result of `answer` for the request's number, from 1.
     pub async fn start<F, A>(address: SocketAddr, answer: F) -> Self
     where
         F: Fn(usize) -> A + Clone + Send + Sync + 'static,
@@ -67,7 +67,7 @@ impl App {
         Self { requests, task }
     }
 
-    /// How many requests it has got.
+    /// The number of requests received.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
@@ -79,7 +79,7 @@ impl Drop for App {
     }
 }
 
-/// An answer as a client sees it.
+/// A response as the client sees it.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -88,7 +88,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Why the proxy answered itself; empty if an app did.
+    /// The reason of the proxy's own response; empty if an app responded.
     pub fn reason(&self) -> &str {
         let reason = self.headers.get("naru-reason");
         reason.map_or("", |reason| reason.to_str().expect("text"))
@@ -117,7 +117,7 @@ pub async fn ask(address: SocketAddr, request: Request<String>) -> anyhow::Resul
     timeout(SOON, asking).await.context("no answer")?
 }
 
-/// GET, answered by somebody.
+/// GET, which must get a response.
 pub async fn get(address: SocketAddr, path: &str) -> Answer {
     try_get(address, path)
         .await
@@ -129,7 +129,7 @@ pub async fn try_get(address: SocketAddr, path: &str) -> anyhow::Result<Answer> 
     ask(address, request.body(String::new())?).await
 }
 
-/// An HTTP/2 app that sends each message back as it comes, and then trailers. It stops when this is dropped.
+/// An HTTP/2 app that echoes each message as it arrives, and then sends trailers. It stops on drop.
 pub struct Echo(JoinHandle<()>);
 
 impl Echo {

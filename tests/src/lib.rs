@@ -1,4 +1,4 @@
-//! What the tests of several layers have in common.
+//! Code that the tests of several layers share.
 
 pub mod apps;
 pub mod mesh;
@@ -10,10 +10,10 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-/// Every feature that a layer needs.
+/// The features of all layers.
 const FEATURES: &str = "naru-tests/namespaces,naru-tests/cluster,naru-tests/instructions";
 
-/// The directory with the project's programs, built once in a run.
+/// The directory with the project's programs, built once per run.
 pub fn programs() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -22,7 +22,8 @@ pub fn programs() -> &'static Path {
         let mut build = Command::new(env!("CARGO"));
         build
             .args(["build", "--quiet", "--message-format=json"])
-            // The same selection as everywhere in `tests/run`: another one would compile every dependency once more.
+            // The same selection as everywhere in `tests/run`: another one would compile every
+            // dependency again.
             .args(match optimized {
                 true => &["--profile", "sandbox", "--workspace", "--bins"][..],
                 false => &["--workspace", "--all-targets", "--features", FEATURES],
@@ -41,7 +42,7 @@ pub fn programs() -> &'static Path {
     })
 }
 
-/// The directory with the programs that images are made of, as the test clusters have them: optimised and static.
+/// The directory with the programs of the images, as in the test clusters: optimised and static.
 pub fn image_programs() -> PathBuf {
     let built = Command::new(repository().join("deploy/images/build"))
         .args(["--profile", "sandbox", "--programs"])
@@ -53,7 +54,7 @@ pub fn image_programs() -> PathBuf {
     PathBuf::from(String::from_utf8_lossy(&built.stdout).trim())
 }
 
-/// The top of the project's files.
+/// The repository's top folder.
 pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }

@@ -1,4 +1,5 @@
-//! A mesh on loopback: a controller over a directory of manifests, proxies beside it, and addresses that are this mesh's alone.
+//! A mesh on loopback: a controller over a directory of manifests, proxies, and addresses that are
+//! reserved for this mesh.
 //!
 //! ```text
 //! 127.A.B.N        pod N: what its proxy listens on; :8080 inbound, :8000 and on outbound, :15020 admin
@@ -22,28 +23,29 @@ use crate::programs;
 pub const NAMESPACE: &str = "shop";
 /// The port of every app, and the inbound port of every pod.
 pub const APP_PORT: u16 = 8080;
-/// The first port on which a pod's proxy takes calls of its app.
+/// The first port of a pod's proxy for outbound calls.
 const CALLS_PORT: u16 = 8000;
 const ADMIN_PORT: u16 = 15020;
 const TOKEN_ISSUER: &str = "https://tokens.test";
 const CONTROLLER: &str = "spiffe://cluster.local/ns/naru-system/sa/naru-controller";
 
-/// Files, addresses and a controller, gone with the test.
+/// Files, addresses and a controller, removed on drop.
 pub struct Mesh {
     pub controller: Process,
     directory: Directory,
     network: [u8; 2],
     programs: Programs,
-    /// More arguments of the controller.
+    /// Additional arguments of the controller.
     more: Vec<String>,
     token_key: KeyPair,
     _claim: TcpListener,
 }
 
-/// The programs that a mesh is made of.
+/// The programs of a mesh.
 pub struct Programs {
     pub folder: PathBuf,
-    /// Program and arguments that a sidecar's command line is given to. Empty: it runs by itself.
+    /// A program and arguments that a sidecar's command line is appended to. Empty: it runs by
+    /// itself.
     pub sidecars_under: Vec<String>,
 }
 
@@ -65,17 +67,17 @@ impl Drop for Directory {
 }
 
 impl Mesh {
-    /// A controller without any object yet.
+    /// A controller without objects.
     pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    /// One with more arguments.
+    /// The same with additional arguments.
     pub async fn start_with(more: &[&str]) -> Self {
         Self::start_of(Programs::default(), more).await
     }
 
-    /// One of other programs.
+    /// The same with other programs.
     pub async fn start_of(programs: Programs, more: &[&str]) -> Self {
         let more: Vec<String> = more.iter().map(|arg| (*arg).to_owned()).collect();
         let (network, claim) = claim();
@@ -102,7 +104,7 @@ impl Mesh {
         mesh
     }
 
-    /// Starts the controller again, on the same state and address.
+    /// Restarts the controller with the same state and address.
     pub async fn restart_controller(&mut self) {
         self.controller =
             start_controller(&self.programs, &self.directory, self.network, &self.more);
@@ -122,7 +124,7 @@ impl Mesh {
         self.address(254, 15014)
     }
 
-    /// Where the controller serves proxies.
+    /// The controller's address for proxies.
     pub fn controller_proxies(&self) -> SocketAddr {
         self.address(254, 15010)
     }
@@ -132,17 +134,17 @@ impl Mesh {
         SocketAddr::from((Ipv4Addr::new(127, a, b, last), port))
     }
 
-    /// Where pod `number` is called.
+    /// The address of pod `number`.
     pub fn pod(&self, number: u8) -> SocketAddr {
         self.address(number, APP_PORT)
     }
 
-    /// Where its app listens.
+    /// The address of the pod's app.
     pub fn app(&self, number: u8) -> SocketAddr {
         self.address(100 + number, APP_PORT)
     }
 
-    /// Writes an object's manifest, new or in place of its last one.
+    /// Writes an object's manifest, or replaces it.
     pub fn put(&self, object: &Value) {
         let part = |value: &Value| value.as_str().expect("a name").to_lowercase();
         let name = format!(
@@ -158,7 +160,7 @@ impl Mesh {
         self.directory.0.join("state").join(name)
     }
 
-    /// Writes a file among the manifests.
+    /// Writes a file in the directory of manifests.
     pub fn file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.directory.0.join("manifests").join(name);
         let fresh = self.directory.0.join(name);
@@ -167,13 +169,13 @@ impl Mesh {
         path
     }
 
-    /// A Service, and what its endpoints are.
+    /// Writes a Service and its endpoints.
     pub fn service(&self, name: &str, protocol: Option<&str>, pods: &[u8]) {
         self.put(&self.service_object(name, protocol));
         self.endpoints(name, pods);
     }
 
-    /// The Service alone.
+    /// The Service without endpoints.
     pub fn service_object(&self, name: &str, protocol: Option<&str>) -> Value {
         let mut port = json!({ "name": "main", "port": 80, "targetPort": APP_PORT });
         if let Some(protocol) = protocol {
@@ -190,12 +192,12 @@ impl Mesh {
         })
     }
 
-    /// The pods behind a Service, as `NAME-NUMBER`.
+    /// Writes the endpoints of a Service, as `NAME-NUMBER`.
     pub fn endpoints(&self, service: &str, pods: &[u8]) {
         self.endpoints_with(service, pods, |_| json!({}));
     }
 
-    /// [`Self::endpoints`], with more fields for each.
+    /// [`Self::endpoints`], with additional fields for each.
     pub fn endpoints_with(&self, service: &str, pods: &[u8], more: impl Fn(u8) -> Value) {
         let endpoint = |number: &u8| {
             let mut endpoint = json!({
@@ -240,13 +242,13 @@ impl Mesh {
         }));
     }
 
-    /// A pod with its proxy, which takes calls to `services`, once it is ready.
+    /// A pod with its ready proxy, which has outbound listeners for `services`.
     pub async fn sidecar(&self, service: &str, number: u8, services: &[&str]) -> Sidecar {
         self.put_pod(service, number, json!({}));
         self.proxy(service, number, services, &[]).await
     }
 
-    /// The proxy of a pod whose object is there, once it is ready.
+    /// The ready proxy of a pod whose object exists.
     pub async fn proxy(
         &self,
         service: &str,
@@ -336,13 +338,13 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Where the pod's app calls a Service.
+    /// The outbound address of a Service for the pod's app.
     pub fn calls(&self, service: &str) -> SocketAddr {
         let found = self.calls.iter().find(|(name, _)| name == service);
         found.expect("a Service that the pod calls").1
     }
 
-    /// GET of a Service, as the pod's app sees it.
+    /// GET of a Service by the pod's app.
     pub async fn get(&self, service: &str) -> Answer {
         apps::get(self.calls(service), "/").await
     }
@@ -353,7 +355,7 @@ impl Sidecar {
     }
 }
 
-/// Sum of the series of a metric that have all of these labels, asked of an admin port.
+/// Sum of the series of a metric that have all of these labels, read from an admin port.
 pub async fn metric(admin: SocketAddr, name: &str, labels: &[&str]) -> f64 {
     let answer = apps::get(admin, "/metrics").await;
     let series = answer.body.lines().filter_map(|line| {
@@ -365,7 +367,8 @@ pub async fn metric(admin: SocketAddr, name: &str, labels: &[&str]) -> f64 {
     series.sum()
 }
 
-/// The value of a label of the one series of a metric, asked of an admin port. `None`: there is no such series.
+/// The value of a label of the only series of a metric, read from an admin port. `None`: there is
+/// no such series.
 pub async fn label(admin: SocketAddr, name: &str, label: &str) -> Option<String> {
     let answer = apps::get(admin, "/metrics").await;
     let prefix = format!("{name}{{");
@@ -389,7 +392,7 @@ pub fn split(service: &str, weights: &[(&str, u32)]) -> Value {
     })
 }
 
-/// The ClusterIP of a Service: some address that goes by its name.
+/// The ClusterIP of a Service: an address derived from its name.
 pub fn cluster_ip(service: &str) -> Ipv4Addr {
     let hash = service.bytes().fold(7_u16, |hash, byte| {
         hash.wrapping_mul(31).wrapping_add(u16::from(byte))
@@ -398,13 +401,13 @@ pub fn cluster_ip(service: &str) -> Ipv4Addr {
     Ipv4Addr::new(10, 96, high, low)
 }
 
-/// Addresses 127.A.B that no other mesh on this machine has, as long as the socket lives.
+/// Addresses 127.A.B that are reserved for this mesh while the socket is open.
 fn claim() -> ([u8; 2], TcpListener) {
     static NEXT: AtomicU8 = AtomicU8::new(0);
     let a = u8::try_from(std::process::id() % 250 + 2).expect("a byte");
     for _ in 0..=u8::MAX {
         let b = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Whoever has this port has the rest.
+        // The owner of this port owns the other addresses.
         let socket = TcpListener::bind((Ipv4Addr::new(127, a, b, 254), 15000));
         if let Ok(socket) = socket {
             return ([a, b], socket);

@@ -1,4 +1,4 @@
-//! A program under test: what it logs, and its end.
+//! A program under test: its log and its exit.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -9,11 +9,11 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long anything that has to happen may take: far more than it does, on a machine that is overloaded.
+/// Timeout for expected events: far above their usual time, for an overloaded machine.
 pub const SOON: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
-/// A running program. It is gone when this is dropped.
+/// A running program. It is killed on drop.
 pub struct Process {
     name: String,
     child: Child,
@@ -21,7 +21,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// `name` stands before each line that it logs.
+    /// `name` is the prefix of each line of its log.
     pub fn start(name: &str, program: &Path, args: &[String]) -> Self {
         let mut child = Command::new(program)
             .args(args)
@@ -37,7 +37,7 @@ impl Process {
         let (filled, prefix) = (log.clone(), name.to_owned());
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                // Seen only where the test fails.
+                // Shown only if the test fails.
                 println!("{prefix}: {line}");
                 let mut log = filled.lock().expect("log");
                 log.push_str(&line);
@@ -55,7 +55,7 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         self.log.lock().expect("log").clone()
     }
@@ -71,12 +71,12 @@ impl Process {
         let _reaped = self.child.wait();
     }
 
-    /// Whether it has ended.
+    /// Whether it has exited.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("wait")
     }
 
-    /// Waits for its end.
+    /// Waits until it exits.
     pub async fn end(&mut self) -> ExitStatus {
         let mut status = None;
         let name = self.name.clone();

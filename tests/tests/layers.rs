@@ -1,4 +1,4 @@
-//! Says, at every `cargo test`, which layers of tests it does not run and what they need.
+//! Prints, at every `cargo test`, the layers of tests that it does not run, and their requirements.
 
 fn main() {
     let said = |built| if built { "built" } else { "NOT run here" };

@@ -1,5 +1,5 @@
-//! Holds the documents to the programs and to each other: their tables have exactly the reasons, metrics and flags that
-//! there are, links and names of files resolve, and README.md stays short.
+//! Compares the documents with the programs and with each other: their tables list exactly the
+//! existing reasons, metrics and flags, links and file names resolve, and README.md stays short.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,7 +33,8 @@ fn read(document: &str) -> String {
     std::fs::read_to_string(repository().join(document)).expect(document)
 }
 
-/// The rows of the one table of flags, metrics or reasons under a document's heading, without its head.
+/// The rows of the only table of flags, metrics or reasons under a document's heading, without the
+/// table's head.
 fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
     let rows: Vec<Vec<String>> = read(document)
         .lines()
@@ -53,7 +54,7 @@ fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
     rows[2..].to_vec()
 }
 
-/// What stands between backticks.
+/// The text between backticks.
 fn code(cell: &str) -> &str {
     cell.split('`').nth(1).unwrap_or("")
 }
@@ -84,7 +85,7 @@ fn documented_families(document: &str, heading: &str) -> BTreeSet<Family> {
     table(document, heading).iter().map(family).collect()
 }
 
-/// Families of ours in Prometheus' text format.
+/// Our metric families in Prometheus' text format.
 fn families_of(exposed: &[u8]) -> BTreeSet<Family> {
     let text = std::str::from_utf8(exposed).expect("text");
     let types = text.lines().filter_map(|line| {
@@ -239,7 +240,7 @@ fn flags_of<A: Args>() -> BTreeSet<Flag> {
     command.get_arguments().map(flag).collect()
 }
 
-/// With its variable as well, if the table has a column for it.
+/// Including its variable, if the table has a column for it.
 fn documented_flags(document: &str, heading: &str, with_env: bool) -> BTreeSet<Flag> {
     let flag = |row: &Vec<String>| {
         let name = code(&row[0]).split(' ').next().unwrap_or_default();
@@ -279,7 +280,8 @@ fn every_flag_of_the_proxy_and_the_controller_is_documented() {
     );
 }
 
-/// The flags in what clap prints for `--help`: each begins a line, after a short name or as far in. `-h` is everywhere.
+/// The flags in clap's `--help`: each begins a line, after a short name or at the same indentation.
+/// `-h` is always present.
 fn flags_of_help(help: &str) -> BTreeSet<Flag> {
     let help = ["-n", "-o", "-X", "-H"]
         .iter()
@@ -315,11 +317,11 @@ fn every_flag_of_the_command_is_documented() {
     }
 }
 
-/// The most lines that README.md may have.
+/// Maximum number of lines in README.md.
 const README_LINES: usize = 200;
-/// The most columns of a line of prose. Tables and lines with a URL may be longer.
+/// Maximum columns of a line of prose. Tables and lines with a URL may be longer.
 const PROSE_COLUMNS: usize = 100;
-/// Folders at the top whose files the documents name as `proxy/src`.
+/// Top-level folders whose files the documents refer to, as `proxy/src`.
 const NAMED: [&str; 5] = ["charts/", "controller/", "deploy/", "proxy/", "tests/"];
 
 /// Every document of the repository, by its path from the top.
@@ -353,7 +355,7 @@ fn lines(document: &str) -> impl Iterator<Item = (usize, &str, bool)> {
     })
 }
 
-/// The anchors that GitHub gives a document's headings.
+/// The anchors that GitHub generates for a document's headings.
 fn anchors(document: &str) -> BTreeSet<String> {
     let headings = lines(document).filter(|(_, line, fenced)| !fenced && line.starts_with('#'));
     let anchor = |(_, line, _): (usize, &str, bool)| {
@@ -368,7 +370,7 @@ fn anchors(document: &str) -> BTreeSet<String> {
     headings.map(anchor).collect()
 }
 
-/// A path with its `..` taken out.
+/// A path with `..` resolved.
 fn normal(path: &Path) -> PathBuf {
     path.iter()
         .fold(PathBuf::new(), |mut normal, part| match part.to_str() {
@@ -423,7 +425,7 @@ fn every_file_that_a_document_names_exists() {
             let words = code.iter().flat_map(|code| code.split_whitespace());
             let named = words.filter(|word| NAMED.iter().any(|folder| word.starts_with(folder)));
             for name in named {
-                // `tests/tests/NAME.rs`, `a/{b,c}.rs`: not a file's name.
+                // `tests/tests/NAME.rs`, `a/{b,c}.rs`: patterns rather than file names.
                 let literal = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
                 let whole = name.chars().all(literal) && !name.contains("NAME");
                 if whole && !repository().join(name).exists() {

@@ -1,4 +1,4 @@
-//! From a host name to an address, as the resolver of a pod goes about it, for names of Services.
+//! From a host name to an address, as a pod's resolver would resolve names of Services.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use kube::{Api, Client};
 
 use crate::kubernetes::{all, label, problem};
 
-/// A Service may be another name for one that is another name.
+/// An ExternalName Service may refer to another ExternalName Service.
 const MAX_ALIASES: usize = 8;
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
@@ -29,8 +29,8 @@ impl fmt::Display for ServiceName {
 }
 
 impl ServiceName {
-    /// The Service that a host name is of, for a pod in `namespace`: `catalog`, `catalog.shop`,
-    /// `catalog.shop.svc` or `catalog.shop.svc.DOMAIN`. `None`: it can't be a Service's.
+    /// The Service that a host name refers to, for a pod in `namespace`: `catalog`, `catalog.shop`,
+    /// `catalog.shop.svc` or `catalog.shop.svc.DOMAIN`. `None`: not a name of a Service.
     pub fn of(host: &str, namespace: &str) -> Option<Self> {
         let labels: Vec<&str> = host.trim_end_matches('.').split('.').collect();
         let fits = |label: &&str| {
@@ -51,7 +51,8 @@ impl ServiceName {
         })
     }
 
-    /// As a sidecar takes it, which knows its own namespace where none is named.
+    /// In the form that a sidecar accepts. The sidecar adds its own namespace where the name has
+    /// none.
     pub fn with_port(&self, port: u16) -> String {
         match self.namespace.is_empty() {
             true => format!("{}:{port}", self.name),
@@ -59,7 +60,7 @@ impl ServiceName {
         }
     }
 
-    /// Of an object.
+    /// The name of a Service object.
     pub fn of_object(service: &Service) -> Self {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         Self {
@@ -68,7 +69,7 @@ impl ServiceName {
         }
     }
 
-    /// The object. `Err`: there is none, or it can't be read.
+    /// The object. `Err`: it does not exist, or can't be read.
     async fn get(&self, client: &Client) -> anyhow::Result<Service> {
         let Self { namespace, name } = self;
         let api = Api::<Service>::namespaced(client.clone(), namespace);
@@ -80,16 +81,16 @@ impl ServiceName {
     }
 }
 
-/// Where the name of a Service leads.
+/// The address that a Service's name resolves to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leads {
     /// To its ClusterIP.
     ClusterIp(IpAddr),
-    /// It is headless: to a pod's own address, and there no route has a part.
+    /// The Service is headless: the address of a pod, to which no route applies.
     Pod(IpAddr),
 }
 
-/// The Service that the name leads to in the end, and where that leads a pod.
+/// Follows ExternalNames to the final Service, and returns the address that a pod would connect to.
 pub async fn resolve(client: &Client, name: &ServiceName) -> anyhow::Result<(Service, Leads)> {
     let mut name = name.clone();
     for _ in 0..MAX_ALIASES {
@@ -99,7 +100,7 @@ pub async fn resolve(client: &Client, name: &ServiceName) -> anyhow::Result<(Ser
             let leads = lead(client, &name, spec.cluster_ip.as_deref()).await?;
             return Ok((service, leads));
         };
-        // An absolute name, of whatever there is.
+        // The target is an absolute name in any namespace.
         let absolute = ServiceName::of(&elsewhere, "");
         match absolute.filter(|_| elsewhere.split('.').nth(2) == Some("svc")) {
             Some(other) => name = other,
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_that_of_a_service_as_a_pod_s_resolver_takes_it() {
+    fn a_name_is_resolved_as_by_a_pod_s_resolver() {
         for (host, expected) in [
             ("catalog", Some("shop/catalog")),
             ("Catalog.", Some("shop/catalog")),

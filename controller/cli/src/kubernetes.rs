@@ -1,4 +1,4 @@
-//! The way to the API server, as kubectl finds it.
+//! The client of the API server, configured as kubectl is.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,12 +10,12 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Error};
 use serde::de::DeserializeOwned;
 
-/// How long a connection may take.
+/// Connect timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Objects in one answer.
+/// Objects in one page of a list.
 const PAGE: u32 = 500;
 
-/// A client, and the address that it calls.
+/// A client, and the URL that it connects to.
 pub async fn client(
     kubeconfig: Option<&Path>,
     context: Option<&str>,
@@ -36,14 +36,14 @@ pub async fn client(
             .context("there is neither a kubeconfig nor a pod's service account")?,
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
-    // The callers have time limits of their own, and say when these are over.
+    // The callers have time limits of their own, and report when these expire.
     config.default_retry = false;
     let address = config.cluster_url.to_string();
     let client = Client::try_from(config).context("setting up the connection")?;
     Ok((client, address.trim_end_matches('/').to_owned()))
 }
 
-/// All objects of a kind, page by page.
+/// All objects of a kind, listed page by page.
 pub async fn all<K>(api: &Api<K>, params: ListParams) -> Result<Vec<K>, Error>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned,
@@ -64,7 +64,7 @@ pub fn label<'a>(labels: Option<&'a BTreeMap<String, String>>, name: &str) -> Op
     labels?.get(name).map(String::as_str)
 }
 
-/// An error in one line, from its root.
+/// An error in one line: its root cause.
 pub fn problem(error: &Error) -> String {
     if let Error::Api(status) = error {
         return match status.message.is_empty() {

@@ -1,4 +1,4 @@
-//! `naru`: what a person types.
+//! `naru`, the command-line interface.
 //!
 //! # Floors
 //!

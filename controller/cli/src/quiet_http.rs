@@ -1,4 +1,4 @@
-//! Just enough of an HTTP/1.1 client to probe a container, and to scrape and to ask a proxy.
+//! A minimal HTTP/1.1 client: it probes containers and queries the admin port of a proxy.
 
 use std::io;
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// The largest answer, in bytes: a proxy's metrics at its cap of series.
+/// The largest response, in bytes: a proxy's metrics at its cap of series.
 const MAX_ANSWER: u64 = 16 * 1024 * 1024;
 
-/// Status and body of an answer.
+/// Status and body of a response.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
     pub body: String,
 }
 
-/// Asks for a path over a fresh connection.
+/// Sends a GET on a new connection.
 pub async fn get(
     stream: TcpStream,
     host: &str,
@@ -24,7 +24,7 @@ pub async fn get(
     headers: &[(String, String)],
     timeout: Duration,
 ) -> io::Result<Answer> {
-    // HTTP/1.0, so that the body is not chunked and the connection's end is its own.
+    // HTTP/1.0: the body is not chunked, and the server closes the connection after it.
     let mut request = format!("GET {path} HTTP/1.0\r\nuser-agent: kube-probe/naru\r\n");
     if !headers
         .iter()
@@ -39,7 +39,7 @@ pub async fn get(
     exchange(stream, &request, timeout).await
 }
 
-/// Posts JSON over a fresh connection.
+/// Posts JSON on a new connection.
 pub async fn post(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     path: &str,

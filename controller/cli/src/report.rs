@@ -1,4 +1,4 @@
-//! What a command finds out: asked for on a runtime of its own, and written in words or as JSON.
+//! Reports of commands: computed on a runtime of its own, and written as text or JSON.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ pub enum Output {
     Json,
 }
 
-/// Runs what finds out.
+/// Runs the future that computes a report.
 pub fn find_out<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -21,7 +21,7 @@ pub fn find_out<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
 }
 
 impl Output {
-    /// Writes a report. `text`: in words.
+    /// Writes a report. `text`: the text form.
     pub fn write<R: Serialize, W: Write>(
         self,
         report: &R,

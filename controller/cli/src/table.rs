@@ -1,9 +1,8 @@
-//! Tables for people: columns as wide as what is in them, and the last one as it is.
+//! Text tables: columns as wide as their content, and an unpadded last one.
 
 use std::io::{self, Write};
 
-/// Columns are no wider than this, in characters: one long cell does not push the others off the
-/// screen.
+/// Maximum width of a column, in characters: one long cell does not push the others off the screen.
 const MAX_WIDTH: usize = 60;
 
 pub fn write<const N: usize>(

@@ -1,4 +1,4 @@
-//! What Naru's controller and its proxies say to each other: messages and nothing else.
+//! The protocol between Naru's controller and its proxies: messages and nothing else.
 //!
 //! ```text
 //! proxy ── Certify(CSR, token) ──────────────▶ controller      unary, server-authenticated TLS
@@ -8,16 +8,17 @@
 //! proxy ◀═ Push (resources with versions) ════ controller
 //! ```
 //!
-//! A proxy says which destinations its app calls ([`Subscribe`]). The controller works out every
-//! resource that those destinations need (service, routes, endpoints), and sends what the proxy
-//! does not hold yet. A resource has a name and a version; the version is a hash of the content, so
-//! it means the same on every replica and after every restart. The proxy applies a [`Push`] in one
-//! step and says with an [`Answer`] what it rejected and why; a rejected resource leaves the last
-//! good one in force.
+//! A proxy subscribes to the destinations that its app calls ([`Subscribe`]). The controller
+//! resolves every resource that those destinations need (service, routes, endpoints), and sends
+//! those that the proxy does not hold yet. A resource has a name and a version; the version is a
+//! hash of the content, so it means the same on every replica and after every restart. The proxy
+//! applies a [`Push`] in one step and lists rejected resources, with the reasons, in an [`Answer`];
+//! for a rejected resource the last good one stays in force.
 //!
-//! Compatibility: a field is added under a new tag, never removed or given a new meaning while
-//! versions N−2 to N+2 have to work together. Unknown fields and unknown enum values are kept out
-//! of force by name (a proxy rejects a resource whose meaning it does not know), never guessed at.
+//! Compatibility: a field is added under a new tag. It is not removed and keeps its meaning while
+//! versions N−2 to N+2 have to work together. Unknown fields and unknown enum values never come
+//! into force: a proxy rejects a resource that it does not understand by its name, rather than
+//! guess its meaning.
 //!
 //! # Floors
 //!
@@ -44,18 +45,18 @@ pub use stream::{
 pub const CERTIFY_PATH: &str = "/naru.v1.Controller/Certify";
 /// gRPC path of the stream that carries routing tables.
 pub const SYNC_PATH: &str = "/naru.v1.Controller/Sync";
-/// Raised by one whenever a field is added. A peer may lag or lead by [`CONTRACT_VERSION_SKEW`].
+/// Incremented whenever a field is added. A peer may lag or lead by [`CONTRACT_VERSION_SKEW`].
 pub const CONTRACT_VERSION: u32 = 1;
 /// How many contract versions apart a proxy and a controller may be.
 pub const CONTRACT_VERSION_SKEW: u32 = 2;
-/// Port of a sidecar for metrics and probes. It is spoken to in plaintext, and never redirected.
+/// A sidecar's port for metrics and probes: plaintext, and exempt from redirection.
 pub const PROXY_ADMIN_PORT: u16 = 15020;
-/// Audience of the service-account token that a proxy shows for a certificate.
+/// Audience of the service-account token in a proxy's certificate request.
 pub const TOKEN_AUDIENCE: &str = "naru.dev";
-/// The largest message that either side sends or takes, in bytes.
+/// The largest message in either direction, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
-/// The longest that a controller with a stream open may say nothing. After three times that a proxy
-/// takes it for lost.
+/// The longest pause between messages of a controller on an open stream. After three times that a
+/// proxy considers the controller lost.
 pub const HEARTBEAT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
-/// How many destinations a proxy may be subscribed to at once.
+/// Maximum number of destinations that a proxy is subscribed to.
 pub const MAX_SUBSCRIPTIONS: usize = 10_000;

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
-/// Which resource is meant. [`fmt::Display`] and [`FromStr`] give its text form on the wire.
+/// The name of a resource. [`fmt::Display`] and [`FromStr`] convert to and from its text form on
+/// the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ResourceName {
     /// `trust-anchors`
@@ -22,7 +23,7 @@ pub enum ResourceName {
     },
     /// `http-route/<namespace>/<name>`
     HttpRoute { namespace: String, name: String },
-    /// `grpc-route/<namespace>/<name>`: the same as an HTTPRoute, but for where it comes from.
+    /// `grpc-route/<namespace>/<name>`: the same as an HTTPRoute, except for its origin.
     GrpcRoute { namespace: String, name: String },
     /// `tls-route/<namespace>/<name>`
     TlsRoute { namespace: String, name: String },
@@ -36,7 +37,7 @@ pub enum ResourceName {
     },
 }
 
-/// A text that names no resource.
+/// The text is not a valid resource name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameError(String);
 
@@ -170,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_survives_its_text_form(name in name()) {
+        fn a_name_round_trips_through_its_text_form(name in name()) {
             prop_assert_eq!(name.to_string().parse::<ResourceName>(), Ok(name));
         }
 

@@ -1,4 +1,4 @@
-//! The resources of a routing table. They mirror what the user wrote: one changed HTTPRoute is one
+//! The resources of a routing table. They mirror the user's objects: one changed HTTPRoute is one
 //! changed resource.
 
 use ::prost::bytes::Bytes;
@@ -40,36 +40,36 @@ pub mod resource {
     }
 }
 
-/// `trust-anchors`: whose signatures prove an identity.
+/// `trust-anchors`: the authorities whose signatures prove an identity.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrustAnchors {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub certificates_der: Vec<Bytes>,
-    /// A name for the authority that certificates are issued with now. A proxy whose own
-    /// certificate is of another one asks for a new one, at a random point within
-    /// [`Self::renew_within_seconds`]. Empty from a controller that says nothing.
+    /// Identifies the authority that issues certificates now. A proxy whose certificate is from
+    /// another authority requests a new one, at a random point within
+    /// [`Self::renew_within_seconds`]. Empty from a controller without this field.
     #[prost(string, tag = "2")]
     pub issuer: String,
     #[prost(uint32, tag = "3")]
     pub renew_within_seconds: u32,
 }
 
-/// `inbound`: how the proxy's own pod is to be reached.
+/// `inbound`: the settings for connections to the proxy's own pod.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Inbound {
     /// Workload of the pod for metrics, as `deployment/web`.
     #[prost(string, tag = "1")]
     pub workload: String,
-    /// Ports about which something was declared. Any other port is [`Protocol::Detect`].
+    /// Ports with a declared protocol. Any other port is [`Protocol::Detect`].
     #[prost(message, repeated, tag = "2")]
     pub ports: Vec<InboundPort>,
-    /// Whether clients without a mesh identity are let in.
+    /// Whether clients without a mesh identity are accepted.
     #[prost(enumeration = "MtlsMode", tag = "3")]
     pub mtls: i32,
-    /// The node that the pod is on; empty where there are none.
+    /// The node of the pod; empty without nodes.
     #[prost(string, tag = "4")]
     pub node: String,
-    /// The zone of that node; empty where it is not known.
+    /// The zone of that node; empty if unknown.
     #[prost(string, tag = "5")]
     pub zone: String,
 }
@@ -86,16 +86,16 @@ pub struct InboundPort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum MtlsMode {
-    /// Clients without a mesh identity are let in, in plaintext.
+    /// Clients without a mesh identity are accepted, in plaintext.
     Permissive = 0,
-    /// Clients without a mesh identity are refused.
+    /// Clients without a mesh identity are rejected.
     Strict = 1,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Protocol {
-    /// Not declared: the proxy looks at the first bytes.
+    /// Not declared: the proxy detects the protocol from the first bytes.
     Detect = 0,
     Http1 = 1,
     /// HTTP/2 with prior knowledge (`kubernetes.io/h2c`, `grpc`).
@@ -104,10 +104,10 @@ pub enum Protocol {
     Tcp = 3,
 }
 
-/// `destination/<ip:port>`: what an address that the app dialled stands for.
+/// `destination/<ip:port>`: the target of an address that the app connects to.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Destination {
-    /// Absent: the address is not in the mesh's tables, and connections go to it as they are.
+    /// Absent: the address is outside the mesh, and connections are passed through unchanged.
     #[prost(oneof = "destination::Target", tags = "1, 2")]
     pub target: Option<destination::Target>,
 }
@@ -133,13 +133,13 @@ pub struct PodDestination {
     /// Namespace of the pod.
     #[prost(string, tag = "3")]
     pub namespace: String,
-    /// A Service that selects the pod's port, for metrics; empty where there is none.
+    /// A Service that selects the pod's port, for metrics; empty if no Service does.
     #[prost(string, tag = "4")]
     pub service: String,
 }
 
 /// `service/<client-namespace>/<namespace>/<name>/<port>`: one port of a Service, as seen by the
-/// clients of one namespace (GEP-1294: a consumer's routes hold for its own namespace).
+/// clients of one namespace (GEP-1294: consumer routes apply to their own namespace).
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Service {
     #[prost(string, tag = "1")]
@@ -150,9 +150,9 @@ pub struct Service {
     pub port: u32,
     #[prost(enumeration = "Protocol", tag = "4")]
     pub protocol: i32,
-    /// Names of `http-route/…` or `grpc-route/…` resources, first the one that wins where matches
-    /// are equal (Gateway API: the oldest, then by namespace and name). Empty: every request goes
-    /// to `endpoints`, unless there are `stream_routes`.
+    /// Names of `http-route/…` or `grpc-route/…` resources, in order of precedence between equal
+    /// matches (Gateway API: the oldest, then by namespace and name). Empty: every request goes to
+    /// `endpoints`, unless there are `stream_routes`.
     #[prost(string, repeated, tag = "5")]
     pub http_routes: Vec<String>,
     /// Name of the `endpoints/…` resource of the Service's own pods.
@@ -161,29 +161,29 @@ pub struct Service {
     /// Absent: the proxy's default (20 % and 10 a second).
     #[prost(message, optional, tag = "7")]
     pub retry_budget: Option<RetryBudget>,
-    /// Names of `tls-route/…` resources, in the order of `http_routes`, or of one `tcp-route/…`:
-    /// connections to the port are bytes, whatever `protocol` says, and go where these say. Empty
-    /// where there are `http_routes`.
+    /// Names of `tls-route/…` resources, in the order of `http_routes`, or of one `tcp-route/…`.
+    /// Connections to the port are then opaque, whatever `protocol` is, and these routes apply.
+    /// Empty if there are `http_routes`.
     #[prost(string, repeated, tag = "8")]
     pub stream_routes: Vec<String>,
 }
 
-/// How many retries there may be besides the requests themselves (GEP-3388).
+/// The budget for retries on top of the requests themselves (GEP-3388).
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RetryBudget {
     /// Retries for each hundred requests, 0 to 100.
     #[prost(uint32, tag = "1")]
     pub percent: u32,
-    /// Over how long requests and retries are counted, in milliseconds.
+    /// The interval in which requests and retries are counted, in milliseconds.
     #[prost(uint64, tag = "2")]
     pub interval_ms: u64,
-    /// Retries a second that are allowed however few requests there are, in thousandths.
+    /// Retries per second that are allowed regardless of the number of requests, in thousandths.
     #[prost(uint64, tag = "3")]
     pub min_retries_per_1000_s: u64,
 }
 
 /// `http-route/<namespace>/<name>`: an HTTPRoute (Gateway API v1.7);
-/// `grpc-route/<namespace>/<name>`: a GRPCRoute, in the same words.
+/// `grpc-route/<namespace>/<name>`: a GRPCRoute, converted to the same form.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpRoute {
     #[prost(string, tag = "1")]
@@ -196,18 +196,18 @@ pub struct HttpRoute {
 
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpRule {
-    /// Empty where the user gave none.
+    /// Empty if the user gave none.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// One of them has to hold. Empty: every request.
+    /// At least one of them must match. Empty: every request.
     #[prost(message, repeated, tag = "2")]
     pub matches: Vec<HttpMatch>,
-    /// In the order in which they apply.
+    /// In the order of application.
     #[prost(message, repeated, tag = "3")]
     pub filters: Vec<HttpFilter>,
     #[prost(message, repeated, tag = "4")]
     pub backends: Vec<HttpBackend>,
-    /// For the whole request with its retries, in milliseconds; 0: none.
+    /// For the whole request including retries, in milliseconds; 0: none.
     #[prost(uint64, tag = "5")]
     pub request_timeout_ms: u64,
     /// For each attempt, in milliseconds; 0: none.
@@ -217,7 +217,7 @@ pub struct HttpRule {
     pub retry: Option<Retry>,
 }
 
-/// All of its parts have to hold.
+/// All criteria must match.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpMatch {
     #[prost(message, optional, tag = "1")]
@@ -242,21 +242,21 @@ pub struct PathMatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum PathMatchKind {
-    /// Whole path segments: `/a` matches `/a` and `/a/b`, not `/ab`.
+    /// By whole path segments: `/a` matches `/a` and `/a/b`, not `/ab`.
     Prefix = 0,
     Exact = 1,
-    /// RE2 syntax; the whole path has to match.
+    /// RE2 syntax; must match the whole path.
     RegularExpression = 2,
 }
 
-/// A header (name without regard to case) or a query parameter (name to the letter).
+/// A header (with a case-insensitive name) or a query parameter (with a case-sensitive name).
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NamedMatch {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(string, tag = "2")]
     pub value: String,
-    /// `value` is a regular expression which the whole value has to match.
+    /// `value` is a regular expression that must match the whole value.
     #[prost(bool, tag = "3")]
     pub regular_expression: bool,
 }
@@ -278,10 +278,10 @@ pub mod http_filter {
         Redirect(super::Redirect),
         #[prost(message, tag = "4")]
         Rewrite(super::Rewrite),
-        /// May be there several times, unlike the others.
+        /// May be repeated, unlike the others.
         #[prost(message, tag = "5")]
         Mirror(super::Mirror),
-        /// Only of a rule.
+        /// Only on a rule.
         #[prost(message, tag = "6")]
         Cors(super::Cors),
     }
@@ -306,7 +306,7 @@ pub struct Header {
     pub value: String,
 }
 
-/// The proxy answers itself. What is absent stays as in the request.
+/// The proxy responds itself. Absent parts are those of the request.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Redirect {
     #[prost(string, tag = "1")]
@@ -347,23 +347,23 @@ pub enum PathModifierKind {
     ReplacePrefixMatch = 1,
 }
 
-/// A share of the requests is sent here too. The response is not waited for. A mirror that can't be
-/// resolved is left out: the route's status says so.
+/// Also sends a share of the requests here, without waiting for the response. A mirror that can't
+/// be resolved is omitted and reported in the route's status.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mirror {
     /// Name of an `endpoints/…` resource.
     #[prost(string, tag = "1")]
     pub endpoints: String,
-    /// Of so many requests …
+    /// Numerator of the share.
     #[prost(uint32, tag = "2")]
     pub numerator: u32,
-    /// … out of so many. At least 1, and at least `numerator`.
+    /// Denominator of the share. At least 1, and at least `numerator`.
     #[prost(uint32, tag = "3")]
     pub denominator: u32,
 }
 
-/// Cross-origin requests of browsers (Fetch standard, section 3.3). In each list `*`, alone, stands
-/// for everything.
+/// Cross-origin requests of browsers (Fetch standard, section 3.3). In each list a sole `*` matches
+/// everything.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Cors {
     /// `scheme://host` or `scheme://host:port`, where the host may be `*` or begin with `*.`.
@@ -377,7 +377,7 @@ pub struct Cors {
     pub allow_headers: Vec<String>,
     #[prost(string, repeated, tag = "5")]
     pub expose_headers: Vec<String>,
-    /// How long a browser may keep the answer to a preflight request, in seconds.
+    /// How long a browser may cache the response to a preflight request, in seconds.
     #[prost(uint32, tag = "6")]
     pub max_age_seconds: u32,
 }
@@ -387,11 +387,11 @@ pub struct HttpBackend {
     /// Share of the rule's requests, relative to the other backends' weights.
     #[prost(uint32, tag = "1")]
     pub weight: u32,
-    /// Name of an `endpoints/…` resource. Empty where `invalid` says why there is none.
+    /// Name of an `endpoints/…` resource. Empty if `invalid` is set.
     #[prost(string, tag = "2")]
     pub endpoints: String,
-    /// Why the backend can't be used (a reason of its ResolvedRefs condition, and what it was
-    /// about). Its share of the requests is answered with 500.
+    /// Why the backend can't be used (a reason of its ResolvedRefs condition, and its subject). Its
+    /// share of the requests gets 500.
     #[prost(string, tag = "3")]
     pub invalid: String,
     #[prost(message, repeated, tag = "4")]
@@ -406,13 +406,13 @@ pub struct Retry {
     /// Retries after the first attempt. 0: none.
     #[prost(uint32, tag = "2")]
     pub attempts: u32,
-    /// Least time between two attempts, in milliseconds; 0: the proxy's default.
+    /// Minimum delay between two attempts, in milliseconds; 0: the proxy's default.
     #[prost(uint64, tag = "3")]
     pub backoff_ms: u64,
 }
 
-/// `tls-route/<namespace>/<name>`: a TLSRoute (Gateway API v1.7). It takes the connections whose
-/// ClientHello asks for one of its names.
+/// `tls-route/<namespace>/<name>`: a TLSRoute (Gateway API v1.7). It applies to connections whose
+/// SNI matches one of its names.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TlsRoute {
     #[prost(string, tag = "1")]
@@ -427,7 +427,7 @@ pub struct TlsRoute {
     pub backends: Vec<StreamBackend>,
 }
 
-/// `tcp-route/<namespace>/<name>`: a TCPRoute (Gateway API v1.7). It takes every connection.
+/// `tcp-route/<namespace>/<name>`: a TCPRoute (Gateway API v1.7). It applies to every connection.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TcpRoute {
     #[prost(string, tag = "1")]
@@ -443,17 +443,17 @@ pub struct StreamBackend {
     /// Share of the route's connections, relative to the other backends' weights.
     #[prost(uint32, tag = "1")]
     pub weight: u32,
-    /// Name of an `endpoints/…` resource. Empty where `invalid` says why there is none.
+    /// Name of an `endpoints/…` resource. Empty if `invalid` is set.
     #[prost(string, tag = "2")]
     pub endpoints: String,
     /// Why the backend can't be used, as in [`HttpBackend::invalid`]. Its share of the connections
-    /// is refused.
+    /// is rejected.
     #[prost(string, tag = "3")]
     pub invalid: String,
 }
 
-/// `endpoints/<namespace>/<service>/<port>`: where the pods of one Service port are. Only endpoints
-/// that may be given new work are in it.
+/// `endpoints/<namespace>/<service>/<port>`: the endpoints of one Service port. It contains only
+/// those that accept new connections.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Endpoints {
     #[prost(string, tag = "1")]
@@ -467,8 +467,8 @@ pub struct Endpoints {
     /// The protocol that the pods speak on this port.
     #[prost(enumeration = "Protocol", tag = "5")]
     pub protocol: i32,
-    /// Each proxy uses the endpoints on its own node and no others (`internalTrafficPolicy:
-    /// Local`). Hints do not matter then.
+    /// Each proxy uses only the endpoints on its own node (`internalTrafficPolicy: Local`). Hints
+    /// do not apply then.
     #[prost(bool, tag = "6")]
     pub node_local: bool,
 }
@@ -481,8 +481,8 @@ pub struct Endpoint {
     pub ip: Bytes,
     #[prost(uint32, tag = "2")]
     pub port: u32,
-    /// The SPIFFE ID that the pod must prove. Empty: the pod has no sidecar and is spoken to in
-    /// plaintext.
+    /// The SPIFFE ID that the pod must prove. Empty: the pod has no sidecar, and connections to it
+    /// are in plaintext.
     #[prost(string, tag = "3")]
     pub identity: String,
     #[prost(string, tag = "4")]
@@ -492,26 +492,26 @@ pub struct Endpoint {
     pub workload: String,
     #[prost(string, tag = "6")]
     pub zone: String,
-    /// The node that the pod is on. Only where the Service is `node_local`.
+    /// The node of the pod. Set only if the Service is `node_local`.
     #[prost(string, tag = "7")]
     pub node: String,
-    /// Zones whose clients are to prefer it, as the EndpointSlice hints. They count if every
-    /// endpoint has some and one of all names the client's zone.
+    /// Zones whose clients prefer it, from the EndpointSlice's hints. They apply if every endpoint
+    /// has some and at least one endpoint has the client's zone.
     #[prost(string, repeated, tag = "8")]
     pub for_zones: Vec<String>,
-    /// Nodes whose clients are to prefer it, likewise; before zones.
+    /// Nodes whose clients prefer it, likewise; they take precedence over zones.
     #[prost(string, repeated, tag = "9")]
     pub for_nodes: Vec<String>,
 }
 
 /// A change to an [`Endpoints`] that the proxy holds in version `base_version`. The resource's
-/// `version` is that of the outcome. A proxy that does not hold the base rejects it, and is sent
-/// the whole.
+/// `version` is that of the result. A proxy without the base rejects the delta, and gets the whole
+/// resource.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EndpointsDelta {
     #[prost(fixed64, tag = "1")]
     pub base_version: u64,
-    /// Added, or in place of one with the same address and port.
+    /// New endpoints, and replacements of those with the same address and port.
     #[prost(message, repeated, tag = "2")]
     pub upserted: Vec<Endpoint>,
     /// Only `ip` and `port` are set.

@@ -31,7 +31,7 @@ pub struct Hello {
     /// Release of the proxy, for people and metrics.
     #[prost(string, tag = "2")]
     pub proxy_version: String,
-    /// The pod's namespace. It must be the namespace of the certificate.
+    /// The pod's namespace. It must match the certificate's.
     #[prost(string, tag = "3")]
     pub namespace: String,
     /// The pod's name.
@@ -40,7 +40,7 @@ pub struct Hello {
     /// Destinations that the proxy is subscribed to, as `ip:port` or `[ip]:port`.
     #[prost(string, repeated, tag = "5")]
     pub destinations: Vec<String>,
-    /// What the proxy has in force already, so that only what changed is sent.
+    /// The resources that the proxy has in force, so that only changes are sent.
     #[prost(message, repeated, tag = "6")]
     pub held: Vec<Held>,
 }
@@ -61,14 +61,14 @@ pub struct Subscribe {
     pub destinations: Vec<String>,
 }
 
-/// Takes destinations back.
+/// Removes destinations.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Unsubscribe {
     #[prost(string, repeated, tag = "1")]
     pub destinations: Vec<String>,
 }
 
-/// What became of a push: everything in it is in force but for what is listed as rejected.
+/// The result of a push: all of it is in force except the listed rejections.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Answer {
     #[prost(uint64, tag = "1")]
@@ -77,7 +77,7 @@ pub struct Answer {
     pub rejected: Vec<Rejection>,
 }
 
-/// A resource that a proxy could not put in force. The version it had before stays in force.
+/// A resource that a proxy could not apply. The previous version stays in force.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Rejection {
     #[prost(string, tag = "1")]
@@ -103,7 +103,7 @@ pub mod to_proxy {
     }
 }
 
-/// Changes that are put in force in one step, and answered with an [`Answer`].
+/// Changes that are applied in one step, and acknowledged with an [`Answer`].
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Push {
     /// 1 for the first push on a stream, then one more each time.
@@ -116,6 +116,6 @@ pub struct Push {
     pub removed: Vec<String>,
 }
 
-/// Sent while nothing changes, so that a proxy can tell a quiet controller from a lost one.
+/// Sent while nothing changes, so that a proxy can distinguish an idle controller from a lost one.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {}

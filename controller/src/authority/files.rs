@@ -1,4 +1,4 @@
-//! An authority in a directory: files that are replaced whole, also where the machine stops in
+//! An authority in a directory. Files are replaced atomically, so that they survive a crash in
 //! between.
 
 use std::fs;
@@ -13,15 +13,16 @@ const KEY: &str = "ca.key";
 const CERTIFICATES: &str = "ca.crt";
 const RECORD: &str = "rotation.json";
 const WISH: &str = "rotate";
-/// The trust anchors for others, in PEM.
+/// The public trust anchors, in PEM.
 const ANCHORS: &str = "trust-anchors.pem";
 const SECRET: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
 
-/// `None`: there is nothing yet.
+/// `None`: the directory has no authority yet.
 pub fn read(directory: &Path) -> Result<Option<Kept>, StoreError> {
     let read = |name: &str| read_file(&directory.join(name));
-    // A key without a certificate is a first start that was cut short: it is not trusted yet.
+    // A key without a certificate is left from a first start that was interrupted: nothing trusts
+    // it yet.
     let Some(certificates) = read(CERTIFICATES)? else {
         return Ok(None);
     };
@@ -50,7 +51,7 @@ pub fn create(directory: &Path, kept: &Kept) -> Result<(), StoreError> {
 }
 
 pub fn write(directory: &Path, change: &Change) -> Result<(), StoreError> {
-    // What is issued with now comes first: whatever is cut short after it, that can go on.
+    // The issuing authority comes first: an interruption after it can be completed.
     write_file(&directory.join(RECORD), &change.record.to_json(), SECRET)?;
     if let Some(made) = &change.made {
         write_file(&directory.join(KEY), made.key.as_bytes(), SECRET)?;
@@ -86,10 +87,10 @@ fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), StoreError> 
     replace(path, content, mode).map_err(file(path))
 }
 
-/// Writes a file as a whole or not at all.
+/// Writes a file atomically.
 fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    // One that was left over could have another mode.
+    // A leftover temporary file may have another mode.
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

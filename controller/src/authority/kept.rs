@@ -1,4 +1,4 @@
-//! An authority as it is kept, wherever that is.
+//! An authority as it is stored, in either store.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use crate::issuer::Pair;
 
-/// An authority and what belongs to it, as it is kept.
+/// A stored authority and its rotation record.
 #[derive(Clone)]
 pub struct Kept {
     pub certificates: Vec<u8>,
@@ -15,10 +15,10 @@ pub struct Kept {
     pub further: Option<Vec<u8>>,
     pub record: Option<Vec<u8>>,
     pub wish: Option<String>,
-    /// Of the Secret.
+    /// The Secret's resourceVersion.
     pub(super) version: Option<String>,
-    /// The Secret belongs to the webhook's configuration, and would be deleted with it. The owners
-    /// that it is to keep.
+    /// The Secret has the webhook's configuration as an owner, and would be garbage-collected with
+    /// it. The owners that it should keep.
     pub(super) owners: Option<Vec<OwnerReference>>,
 }
 
@@ -45,13 +45,13 @@ pub enum StoreError {
     File { path: PathBuf, source: io::Error },
     #[error("there is no {0} in it")]
     Incomplete(&'static str),
-    /// Another was first.
+    /// Another writer was first.
     #[error("it has been written by another at the same time")]
     Conflict,
 }
 
 impl StoreError {
-    /// The API server understands what is asked of it and will not do it: to ask again is no use.
+    /// The API server understood the request and refuses it, so a retry is pointless.
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Api(kube::Error::Api(status)) => matches!(status.code, 403 | 422),

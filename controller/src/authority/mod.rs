@@ -1,5 +1,4 @@
-//! The mesh's certificate authority: where it is kept, and how another takes its place while
-//! everybody goes on.
+//! The mesh's certificate authority: its store, and its rotation without an interruption.
 //!
 //! ```text
 //! store (Secret or directory) ─▶ plan ─┬─▶ in force (issuer, anchors)
@@ -7,10 +6,10 @@
 //!           └──────── on what was read ────────────┘
 //! ```
 //!
-//! In: what is kept, by whichever writer. Out: with what is issued and whom to trust, and what
-//! is to be remembered. What is kept is the only truth; every replica does what follows from it,
-//! and the first to come writes the next step. What cannot be used changes nothing: the last good
-//! one stays in force.
+//! In: the store's content, from any writer. Out: the issuing authority and the trust anchors, and
+//! the rotation record. The store is the only source of truth. Every replica derives its state from
+//! it, and the first replica writes the next step. Invalid content changes nothing: the last good
+//! authority stays in force.
 //!
 //! # Floors
 //!
@@ -46,22 +45,22 @@ use record::Record;
 pub use store::{SecretStore, Store};
 pub use trusted::{Make, MakeError, remove};
 
-/// How long what has vanished stays away before it is put back. Replacing it by deleting it
-/// first, and taking the whole installation away, are done by then.
+/// Delay before a missing authority is restored. It covers a replacement by delete and create, and
+/// an uninstallation.
 const RESTORE_AFTER: Duration = Duration::from_secs(30);
-/// How often a look is begun again because another has written in between.
+/// Retries after conflicting writes of other replicas.
 const MAX_TRIES: usize = 10;
-/// Looks within the shortest of the terms, so that none is missed by much.
+/// Checks within the shortest of the terms, which bounds how late a step is.
 const LOOKS_PER_TERM: u32 = 4;
-/// No more looks than this.
+/// The minimum interval between checks.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the steps of a rotation take.
+/// The durations of a rotation's steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// How long an authority is trusted before it is issued with.
+    /// How long an authority is trusted before it issues certificates.
     pub trust_for: Duration,
-    /// How long the root of one that was replaced is trusted.
+    /// How long the root of a replaced authority stays trusted.
     pub retire_for: Duration,
 }
 
@@ -78,25 +77,25 @@ pub enum AuthorityError {
     Make(#[from] MakeError),
 }
 
-/// Keeps the authority in force.
+/// Maintains the authority in force.
 pub struct Keeper {
     store: Store,
     terms: Terms,
     trust_domain: String,
-    /// As it was last good.
+    /// The last good content of the store.
     kept: Kept,
     read: Read,
     record: Option<Record>,
     phase: Phase,
     missing_since: Option<Instant>,
-    /// The last problem that was told.
+    /// The last problem that was logged.
     told: Option<String>,
-    /// The API server does not let the Secret be taken away from its owner.
+    /// The API server refuses to remove the Secret's owner.
     owned: bool,
 }
 
 impl Keeper {
-    /// Takes the authority from where it is kept, or makes one there if it may.
+    /// Loads the authority from its store, or creates one there if that is allowed.
     pub async fn open(
         store: Store,
         terms: Terms,
@@ -114,7 +113,7 @@ impl Keeper {
         let record = kept.record.as_deref().map(Record::parse).transpose();
         let read = match (Read::new(&kept, trust_domain, now), &record) {
             (Ok(read), _) => read,
-            // What is given now cannot be used; what was issued with before can.
+            // The given authority is invalid, but the former issuing authority is valid.
             (Err(_), Ok(Some(record))) => Read::of(record, trust_domain, now)?,
             (Err(error), _) => return Err(error.into()),
         };
@@ -134,13 +133,13 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// With what is issued and whom to trust now.
+    /// The issuing authority and the trust anchors at this time.
     pub fn in_force(&self) -> InForce {
         self.view(SystemTime::now(), false).in_force()
     }
 
-    /// Puts in force what follows from what is kept, for ever. `behind`: how many proxies do not
-    /// have the anchors in force.
+    /// Applies the store's content, for ever. `behind`: how many proxies do not have the anchors in
+    /// force.
     pub async fn run(
         mut self,
         issuer: Arc<Issuer>,
@@ -162,7 +161,7 @@ impl Keeper {
         }
     }
 
-    /// Reads what is kept and takes the steps that are due.
+    /// Reads the store and takes the steps that are due.
     async fn look(&mut self, now: SystemTime, behind: bool) -> AuthorityState {
         for _ in 0..MAX_TRIES {
             match self.step(now, behind).await {
@@ -175,7 +174,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     self.tell(error.to_string());
-                    // Nothing is wrong with the authority itself if it cannot be asked for.
+                    // An unreachable API server does not make the authority invalid.
                     if !matches!(error, AuthorityError::Store(StoreError::Api(_))) {
                         return AuthorityState::Invalid;
                     }
@@ -189,7 +188,7 @@ impl Keeper {
         }
     }
 
-    /// True: something was written, and it is to be read again.
+    /// True: a change was written, and has to be read back.
     async fn step(&mut self, now: SystemTime, behind: bool) -> Result<bool, AuthorityError> {
         let Some(kept) = self.store.read().await? else {
             return self.restore().await;
@@ -210,8 +209,7 @@ impl Keeper {
             }
         }
         let stored = kept.record.as_deref().map(Record::parse).transpose();
-        // Replacing everything replaces what is remembered as well: here it is known
-        // still.
+        // Replacing the whole Secret drops the record as well: restore it from memory.
         let record = match &stored {
             Ok(Some(record)) => Some(record.clone()),
             _ => self.record.clone(),
@@ -222,7 +220,7 @@ impl Keeper {
         let view = self.view(now, behind);
         let (phase, anchors, next) = (view.phase(), view.in_force().anchors_pem(), view.next()?);
         self.phase = phase;
-        // What is trusted has to be found there before anything is issued with it.
+        // Publish the new anchors before any certificate depends on them.
         self.store.publish(&anchors)?;
         let change = match (next, &self.record) {
             (Some(change), _) => change,
@@ -239,7 +237,7 @@ impl Keeper {
         Ok(true)
     }
 
-    /// There is nothing where the authority was.
+    /// Handles a missing authority.
     async fn restore(&mut self) -> Result<bool, AuthorityError> {
         let since = *self.missing_since.get_or_insert_with(|| {
             warn!("the authority is gone from where it is kept; the last one stays in force");
@@ -267,7 +265,7 @@ impl Keeper {
         }
     }
 
-    /// Once for each problem, and not at each look.
+    /// Logs each problem once, rather than at each check.
     fn tell(&mut self, problem: String) {
         if self.told.as_ref() != Some(&problem) {
             warn!(
@@ -289,7 +287,7 @@ impl From<Phase> for AuthorityState {
     }
 }
 
-/// Makes an authority, unless another is first.
+/// Creates an authority, unless another replica is first.
 async fn make(store: &Store, trust_domain: &str, now: SystemTime) -> Result<Kept, AuthorityError> {
     let pair = Ca::make(trust_domain, now)?;
     let (certificates, key) = (pair.certificates.as_bytes(), pair.key.as_bytes());
@@ -302,6 +300,6 @@ async fn make(store: &Store, trust_domain: &str, now: SystemTime) -> Result<Kept
         Err(error) => return Err(error.into()),
     }
     let kept = store.read().await?;
-    // Gone again: the next start of this controller begins from nothing.
+    // Deleted again: the next start of this controller begins from nothing.
     Ok(kept.ok_or(StoreError::Conflict)?)
 }

@@ -1,15 +1,15 @@
-//! What follows from what is kept: what is in force, and what is to be written next. Pure: no
-//! clock, no store.
+//! Derives from the store's content the authority in force and the next step. Pure: no clock, no
+//! store.
 //!
 //! ```text
-//! kept ─▶ in force  = issue with `issuing`; trust its root, the root of what is given,
+//! kept ─▶ in force  = issue with `issuing`; trust its root, the root of the given authority,
 //!      │              further ones, retired ones
 //!      └▶ next      = given ≠ issuing: trust it, wait, issue with it, retire the old root,
 //!                     wait, forget that
 //! ```
 //!
-//! Nothing is in force by a decision that has not been written: what two replicas read is the same,
-//! and so is what they do.
+//! A decision comes into force only after it was written. Two replicas read the same content, and
+//! therefore act alike.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,58 +20,58 @@ use super::record::{Issuing, Next, Record, unix};
 use super::{Kept, Terms};
 use crate::issuer::{Ca, CaError, InForce, LEAF_LIFETIME, Pair, read_certificates, validity};
 
-/// Roots that may be retired at once. Proxies take 64 anchors in all; one who rotates more often
-/// waits until one has gone.
+/// Bound on retired roots. Proxies accept 64 anchors in total; more frequent rotations wait until
+/// one expires.
 const MAX_RETIRED: usize = 16;
-/// The part of its life after which an authority that a controller has made is replaced.
+/// The fraction of its lifetime after which an authority that a controller has created is replaced.
 const RENEW_AFTER: f64 = 2.0 / 3.0;
-/// For how long a replica with proxies that are behind puts off the next step, each time.
+/// How long, in seconds, a replica with proxies that are behind delays the next step, each time.
 const HOLD: u64 = 60;
 
-/// What is kept, read and found good.
+/// The validated content of the store.
 pub struct Read {
-    /// What is given, as it should be issued with.
+    /// The given authority, which should issue certificates.
     pub given: Arc<Ca>,
-    /// To be trusted besides.
+    /// Additional trust anchors.
     pub further: Vec<CertificateDer<'static>>,
 }
 
-/// What is known, and what is meant.
+/// The inputs of a decision.
 pub struct View<'a> {
     pub read: &'a Read,
-    /// As it is kept. `None`: nothing is remembered.
+    /// The stored record. `None`: there is no record.
     pub record: Option<&'a Record>,
-    /// The wish to rotate, if there is one.
+    /// The rotation request, if there is one.
     pub wish: Option<&'a str>,
     pub terms: &'a Terms,
     pub trust_domain: &'a str,
     pub now: SystemTime,
-    /// Some of the proxies of this replica do not have the anchors in force.
+    /// Some proxies of this replica do not have the anchors in force.
     pub behind: bool,
 }
 
-/// What is to be written.
+/// A change to write.
 pub struct Change {
     pub record: Record,
-    /// Another authority in place of the given one.
+    /// A new authority that replaces the given one.
     pub made: Option<Pair>,
     /// For the log.
     pub why: &'static str,
 }
 
-/// Where a rotation is.
+/// The phase of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// One authority.
     Steady,
-    /// The next one is trusted, and not issued with yet.
+    /// The next authority is trusted, and does not issue yet.
     Trusting,
-    /// The last one is trusted still.
+    /// The last authority is still trusted.
     Retiring,
 }
 
 impl Read {
-    /// As far as what is remembered tells.
+    /// The content according to the record alone.
     pub fn of(record: &Record, trust_domain: &str, now: SystemTime) -> Result<Self, CaError> {
         let (certificates, key) = (&record.issuing.certificates, &record.issuing.key);
         let (certificates, key) = (certificates.as_bytes(), key.as_bytes());
@@ -96,7 +96,7 @@ impl Read {
 }
 
 impl View<'_> {
-    /// With what is issued and whom to trust now.
+    /// The issuing authority and the trust anchors now.
     pub fn in_force(&self) -> InForce {
         let holds = |certificate: &&CertificateDer<'static>| {
             validity(certificate).is_ok_and(|(_, expires)| self.now < expires)
@@ -118,7 +118,7 @@ impl View<'_> {
         }
     }
 
-    /// What is issued with. What cannot be issued with any more gives way to what is given.
+    /// The issuing authority. If it can no longer issue, the given one replaces it.
     fn issuing(&self) -> Arc<Ca> {
         let given = &self.read.given;
         let Some(record) = self.record else {
@@ -135,7 +135,7 @@ impl View<'_> {
         }
     }
 
-    /// What is to be written now, if anything.
+    /// The change to write now, if any.
     pub fn next(&self) -> Result<Option<Change>, CaError> {
         let given = &self.read.given;
         let now = unix(self.now);
@@ -161,7 +161,7 @@ impl View<'_> {
         Ok((record != *before).then(|| Change::of(record, why)))
     }
 
-    /// The next step from the authority that is issued with to the given one.
+    /// The next step from the issuing authority to the given one.
     fn step(&self, record: &mut Record, issuing: &Ca, now: u64) -> &'static str {
         let given = &self.read.given;
         let trusted = record.next.as_ref().filter(|next| next.id == given.id());
@@ -191,7 +191,7 @@ impl View<'_> {
         "an authority that was replaced is trusted no more"
     }
 
-    /// Replaces an authority that a controller has made, when that is due or wished for.
+    /// Replaces an authority that a controller has created, when it is due or requested.
     fn renewal(&self, record: &Record) -> Result<Option<Change>, CaError> {
         let given = &self.read.given;
         let mut record = record.clone();

@@ -1,4 +1,4 @@
-//! What is remembered beside an authority, so that every replica, also one that has just started,
+//! The rotation record next to an authority. With it every replica, even one that has just started,
 //! does the same at the same time.
 
 use std::fmt;
@@ -9,22 +9,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::issuer::{Ca, Pair, read_certificates, to_pem};
 
-/// Kept as JSON. It holds a private key, and belongs where that is safe.
+/// Stored as JSON. It contains a private key, so its storage must be confidential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// With what certificates are issued.
+    /// The issuing authority.
     pub issuing: Issuing,
-    /// What will be issued with once it has been trusted for long enough.
+    /// The next issuing authority, once it has been trusted for long enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Next>,
-    /// What was issued with before, and is trusted for a while yet.
+    /// Former issuing authorities that are still trusted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired: Vec<Retired>,
-    /// The authority that a controller has made itself, by its id: that one it also renews.
+    /// The id of the authority that a controller has created, and therefore renews.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<String>,
-    /// The last wish to rotate that was seen.
+    /// The last rotation request that was handled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wish: Option<String>,
 }
@@ -36,19 +36,19 @@ pub struct Issuing {
     pub key: String,
 }
 
-/// Trusted, and not issued with yet.
+/// Trusted, but not issuing yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Next {
     pub id: String,
-    /// Since when it is trusted, in Unix seconds.
+    /// The start of the trust period, in Unix seconds.
     pub since: u64,
-    /// Until when some proxies have been waited for, in Unix seconds.
+    /// The end of the current delay for proxies that are behind, in Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_until: Option<u64>,
 }
 
-/// Trusted still.
+/// A root that is still trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retired {
     /// In PEM.
@@ -73,11 +73,11 @@ impl Record {
     }
 
     pub fn to_json(&self) -> Vec<u8> {
-        // Maps with keys of text alone: nothing that JSON could not say.
+        // All map keys are strings, so serialization cannot fail.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The roots that are trusted still.
+    /// The roots that are still trusted.
     pub fn retired_roots(&self, now: u64) -> Vec<CertificateDer<'static>> {
         let held = self.retired.iter().filter(|retired| now < retired.until);
         held.filter_map(|retired| read_certificates(retired.root.as_bytes()).ok())
@@ -85,7 +85,7 @@ impl Record {
             .collect()
     }
 
-    /// Takes note that `root` was issued under until now.
+    /// Records that `root` was an issuing root until now.
     pub fn retire(&mut self, root: &CertificateDer<'static>, until: u64) {
         let root = to_pem(std::slice::from_ref(root));
         self.retired.retain(|retired| retired.root != root);
@@ -93,7 +93,7 @@ impl Record {
     }
 }
 
-/// Without the key, which belongs into no log.
+/// Without the key, which must not be logged.
 impl fmt::Debug for Issuing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Issuing");
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_of_a_record_has_no_key() {
+    fn the_debug_form_of_a_record_has_no_key() {
         let issuing = Issuing {
             certificates: "CERTIFICATES".to_owned(),
             key: "SECRET".to_owned(),

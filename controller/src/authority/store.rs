@@ -1,12 +1,12 @@
-//! Where an authority is kept: a Secret that all replicas share, or a directory of one controller's
-//! own.
+//! The store of an authority: a Secret that all replicas share, or a directory of a single
+//! controller.
 //!
 //! ```text
-//! Secret                directory        what
-//! tls.crt, tls.key      ca.crt, ca.key   the authority that is given
-//! ca.crt                                 more to be trusted
-//! naru-rotation.json    rotation.json    what is remembered
-//! naru.dev/rotate       rotate           any new text: a wish to rotate
+//! Secret                directory        content
+//! tls.crt, tls.key      ca.crt, ca.key   the given authority
+//! ca.crt                                 additional trust anchors
+//! naru-rotation.json    rotation.json    the rotation record
+//! naru.dev/rotate       rotate           any new text requests a rotation
 //! ```
 
 use std::collections::BTreeMap;
@@ -29,20 +29,20 @@ use super::plan::Change;
 
 const CERTIFICATES: &str = "tls.crt";
 const KEY: &str = "tls.key";
-/// cert-manager's name for the root above an authority.
+/// cert-manager's key for the root above an authority.
 const FURTHER: &str = "ca.crt";
 const RECORD: &str = "naru-rotation.json";
 const WISH: &str = "naru.dev/rotate";
 const TYPE: &str = "kubernetes.io/tls";
-/// Earlier controllers had the Secret belong to the webhook's configuration.
+/// Earlier controllers made the webhook's configuration the Secret's owner.
 const FORMER_OWNER: &str = "MutatingWebhookConfiguration";
-/// In whose name fields are written.
+/// The field manager of writes.
 const MANAGER: &str = "naru-controller";
-/// How long one watch lasts before it is begun again where it ended, in seconds.
+/// Duration of one watch before it is resumed, in seconds.
 const WATCH_SECONDS: u32 = 60;
-/// How often a Secret that is watched is looked at all the same.
+/// How often the Secret is read in addition to the watch.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-/// How often a directory is looked at.
+/// How often the directory is read.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Where an authority is kept.
@@ -59,7 +59,7 @@ pub struct SecretStore {
 }
 
 impl Store {
-    /// `None`: there is nothing.
+    /// `None`: nothing is stored.
     pub async fn read(&self) -> Result<Option<Kept>, StoreError> {
         match self {
             Self::Secret(store) => store.read().await,
@@ -67,7 +67,7 @@ impl Store {
         }
     }
 
-    /// Writes where there is nothing.
+    /// Writes if nothing is stored.
     pub async fn create(&self, kept: &Kept) -> Result<(), StoreError> {
         match self {
             Self::Secret(store) => store.create(kept).await,
@@ -75,7 +75,7 @@ impl Store {
         }
     }
 
-    /// Writes a change of what was read, unless that has changed since.
+    /// Writes a change on top of what was read. Fails if that has changed since.
     pub async fn write(&self, read: &Kept, change: &Change) -> Result<(), StoreError> {
         match self {
             Self::Secret(store) => store.write(read, change).await,
@@ -83,7 +83,7 @@ impl Store {
         }
     }
 
-    /// Takes the Secret away from an owner with which it would be deleted.
+    /// Removes the Secret's owner, whose deletion would delete it.
     pub async fn disown(&self, read: &Kept) -> Result<(), StoreError> {
         match self {
             Self::Secret(store) => store.disown(read).await,
@@ -91,7 +91,7 @@ impl Store {
         }
     }
 
-    /// Shows the trust anchors to those that have no other way to them.
+    /// Publishes the trust anchors to readers without another source.
     pub fn publish(&self, anchors_pem: &str) -> Result<(), StoreError> {
         match self {
             Self::Secret(_) => Ok(()),
@@ -99,7 +99,7 @@ impl Store {
         }
     }
 
-    /// How often it is to be looked at.
+    /// The polling interval.
     pub fn interval(&self) -> Duration {
         match self {
             Self::Secret(_) => LOOK_INTERVAL,
@@ -107,14 +107,15 @@ impl Store {
         }
     }
 
-    /// Tells when something may have changed. Never ends.
+    /// Notifies of possible changes. Never ends.
     pub fn changes(&self) -> mpsc::Receiver<()> {
         let (sender, receiver) = mpsc::channel(1);
         match self {
             Self::Secret(store) => {
                 tokio::spawn(store.watch(sender));
             }
-            // There are no notices. The sender must not go, or that would be one.
+            // A directory has no notifications. The sender must stay alive, because closing would
+            // be one.
             Self::Directory(_) => {
                 tokio::spawn(async move { sender.closed().await });
             }
@@ -141,7 +142,7 @@ impl SecretStore {
         Ok(Some(Kept {
             certificates: take(CERTIFICATES).ok_or(StoreError::Incomplete(CERTIFICATES))?,
             key: take(KEY).ok_or(StoreError::Incomplete(KEY))?,
-            // cert-manager leaves it empty where it knows of no root.
+            // cert-manager leaves it empty if it does not know the root.
             further: take(FURTHER).filter(|pem| !pem.is_empty()),
             record: take(RECORD),
             wish: annotations.get(WISH).cloned(),
@@ -158,7 +159,7 @@ impl SecretStore {
         taken(api.patch(&self.name, &params(), &Patch::Merge(patch)).await)
     }
 
-    /// Deletes what was read, unless that has changed since.
+    /// Deletes what was read. Fails if that has changed since.
     pub(super) async fn delete(&self, read: &Kept) -> Result<(), StoreError> {
         let params = DeleteParams {
             preconditions: Some(Preconditions {
@@ -192,7 +193,7 @@ impl SecretStore {
                 name: Some(self.name.clone()),
                 namespace: Some(self.namespace.clone()),
                 annotations: annotations.map(|wish| BTreeMap::from([wish])),
-                // No owner: whatever it belonged to, the key's only copy would be deleted with it.
+                // Without an owner: garbage collection would delete the key's only copy.
                 ..ObjectMeta::default()
             },
             type_: Some(TYPE.to_owned()),
@@ -212,7 +213,7 @@ impl SecretStore {
             data.insert(CERTIFICATES, bytes(made.certificates.as_bytes()));
             data.insert(KEY, bytes(made.key.as_bytes()));
         }
-        // The version makes the API server refuse a write on what is no longer there.
+        // With the resourceVersion the API server rejects writes on top of a stale read.
         let patch = json!({ "metadata": { "resourceVersion": read.version }, "data": data });
         let api = self.api();
         taken(api.patch(&self.name, &params(), &Patch::Merge(patch)).await)
@@ -226,7 +227,7 @@ impl SecretStore {
         async move {
             while let Some(event) = events.next().await {
                 match event {
-                    // One that waits is as good as many.
+                    // One pending notification is enough.
                     Ok(_) => drop(changed.try_send(())),
                     Err(error) => tracing::debug!(%error, "watching the authority's Secret"),
                 }
@@ -238,7 +239,7 @@ impl SecretStore {
     }
 }
 
-/// What the API server says to a write.
+/// Maps the API server's response to a write.
 fn taken(answer: Result<Secret, kube::Error>) -> Result<(), StoreError> {
     match answer {
         Ok(_) => Ok(()),

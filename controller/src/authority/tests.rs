@@ -52,7 +52,7 @@ fn base64(bytes: &[u8]) -> Value {
     json!(k8s_openapi::ByteString(bytes.to_vec()))
 }
 
-/// Puts data into the Secret, and leaves the rest of it.
+/// Merges data into the Secret.
 fn give(api: &FakeApi, data: &[(&str, &str)]) {
     let name = json!({ "metadata": { "namespace": "naru-system", "name": "naru-ca" } });
     let mut object = api.get(SECRETS, "naru-system", "naru-ca").unwrap_or(name);
@@ -77,7 +77,7 @@ fn wish(api: &FakeApi, text: &str) {
     api.apply(SECRETS, object);
 }
 
-/// What is in force: with what is issued, and how many anchors there are.
+/// The state in force: the issuing authority, and the number of anchors.
 fn shown(keeper: &Keeper, now: SystemTime) -> (String, usize) {
     let in_force = keeper.view(now, false).in_force();
     (in_force.ca.id().to_owned(), in_force.anchors.len())
@@ -99,9 +99,9 @@ async fn replicas_share_the_authority_that_the_first_one_made() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_second_does_not_replace_what_the_first_has_made() {
+async fn a_replica_that_comes_second_keeps_what_the_first_has_made() {
     let api = api();
-    // Between its look and its write, another one has written.
+    // Another replica writes between its read and its write.
     let path = "/api/v1/namespaces/naru-system/secrets";
     api.answer(path, 409, fake_api::status(409, "AlreadyExists"));
     let error = opened(&api).await.err().expect("no Secret yet");
@@ -112,7 +112,7 @@ async fn a_replica_that_is_second_does_not_replace_what_the_first_has_made() {
 }
 
 #[tokio::test]
-async fn another_authority_is_trusted_first_then_issued_with_and_the_old_one_retires() {
+async fn a_new_authority_is_trusted_first_then_issues_and_then_the_old_one_retires() {
     let api = api();
     let start = SystemTime::now();
     let old = pair();
@@ -122,7 +122,7 @@ async fn another_authority_is_trusted_first_then_issued_with_and_the_old_one_ret
     assert_eq!(shown(&first, start), (id(&old), 1));
     let new = pair();
     give_pair(&api, &new);
-    // At its time: the state, what is issued with, and the number of anchors.
+    // At each time: the phase, the issuing authority, and the number of anchors.
     let expected = [
         (Duration::ZERO, AuthorityState::Trusting, &old, 2),
         (9 * MINUTE, AuthorityState::Trusting, &old, 2),
@@ -136,7 +136,7 @@ async fn another_authority_is_trusted_first_then_issued_with_and_the_old_one_ret
         assert_eq!(second.look(now, false).await, state, "{after:?}");
         assert_eq!(shown(&first, now), (id(issuing), anchors), "{after:?}");
         assert_eq!(shown(&second, now), (id(issuing), anchors), "{after:?}");
-        // A replica that starts now knows as much.
+        // A replica that starts now has the same state.
         let mut third = keeper(&api).await;
         third.look(now, false).await;
         assert_eq!(shown(&third, now), (id(issuing), anchors), "{after:?}");
@@ -144,7 +144,7 @@ async fn another_authority_is_trusted_first_then_issued_with_and_the_old_one_ret
 }
 
 #[tokio::test]
-async fn what_replicas_do_at_the_same_time_is_done_once() {
+async fn a_step_that_replicas_take_at_the_same_time_is_taken_once() {
     let api = api();
     let start = SystemTime::now();
     give_pair(&api, &pair());
@@ -163,7 +163,7 @@ async fn what_replicas_do_at_the_same_time_is_done_once() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_used_leaves_the_last_good_one_in_force() {
+async fn an_invalid_authority_leaves_the_last_good_one_in_force() {
     let api = api();
     let now = SystemTime::now();
     let good = pair();
@@ -189,7 +189,7 @@ async fn what_cannot_be_used_leaves_the_last_good_one_in_force() {
         assert_eq!(keeper.look(later, false).await, AuthorityState::Invalid);
         assert_eq!(shown(&keeper, later), (id(&good), 1));
         assert!(keeper.told.is_some());
-        // A replica that starts meanwhile issues with what was good as well.
+        // A replica that starts meanwhile issues with the last good one as well.
         let other = opened(&api).await.expect("an authority");
         assert_eq!(shown(&other, later), (id(&good), 1));
     }
@@ -199,7 +199,7 @@ async fn what_cannot_be_used_leaves_the_last_good_one_in_force() {
 }
 
 #[tokio::test]
-async fn without_any_good_one_there_is_none() {
+async fn without_a_valid_authority_the_controller_does_not_start() {
     let api = api();
     give(&api, &[("tls.crt", &pair().certificates)]);
     let error = opened(&api).await.err().expect("no key");
@@ -213,7 +213,7 @@ async fn without_any_good_one_there_is_none() {
 }
 
 #[tokio::test]
-async fn a_secret_that_vanishes_is_put_back_and_its_rotation_goes_on() {
+async fn a_secret_that_vanishes_is_restored_and_its_rotation_continues() {
     let api = api();
     let start = SystemTime::now();
     let old = pair();
@@ -225,7 +225,7 @@ async fn a_secret_that_vanishes_is_put_back_and_its_rotation_goes_on() {
     api.delete(SECRETS, "naru-system", "naru-ca");
     assert_eq!(keeper.look(start, false).await, AuthorityState::Missing);
     assert_eq!(shown(&keeper, start), (id(&old), 2));
-    // As if it had been away for long enough.
+    // Backdated, so that the delay is over.
     keeper.missing_since = Instant::now().checked_sub(RESTORE_AFTER);
     assert_eq!(keeper.look(start, false).await, AuthorityState::Trusting);
     let later = start + 11 * MINUTE;
@@ -234,7 +234,7 @@ async fn a_secret_that_vanishes_is_put_back_and_its_rotation_goes_on() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_replaced_with_all_that_was_remembered_is_another_authority() {
+async fn a_secret_that_is_replaced_with_its_record_is_another_authority() {
     let api = api();
     let now = SystemTime::now();
     let old = pair();
@@ -247,7 +247,7 @@ async fn a_secret_that_is_replaced_with_all_that_was_remembered_is_another_autho
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_away_or_refuses_changes_nothing() {
+async fn an_api_server_that_is_unreachable_or_refuses_changes_nothing() {
     let api = api();
     let start = SystemTime::now();
     let old = pair();
@@ -272,7 +272,7 @@ async fn an_api_server_that_is_away_or_refuses_changes_nothing() {
 }
 
 #[tokio::test]
-async fn proxies_that_do_not_trust_the_new_one_yet_are_waited_for() {
+async fn a_rotation_waits_for_proxies_that_do_not_trust_the_new_authority_yet() {
     let api = api();
     let start = SystemTime::now();
     let old = pair();
@@ -293,13 +293,13 @@ async fn proxies_that_do_not_trust_the_new_one_yet_are_waited_for() {
 }
 
 #[tokio::test]
-async fn an_authority_of_ones_own_is_renewed_in_time_and_on_a_wish() {
+async fn an_authority_of_our_own_is_renewed_in_time_and_on_request() {
     let api = api();
     let start = SystemTime::now();
     let mut keeper = keeper(&api).await;
     let (first, _) = shown(&keeper, start);
     assert_eq!(keeper.look(start, false).await, AuthorityState::Steady);
-    // Nothing is due for six years.
+    // No renewal is due for six years.
     let early = start + 365 * 6 * DAY;
     assert_eq!(keeper.look(early, false).await, AuthorityState::Steady);
     let due = start + 365 * 7 * DAY;
@@ -309,7 +309,7 @@ async fn an_authority_of_ones_own_is_renewed_in_time_and_on_a_wish() {
     assert_eq!(keeper.look(later, false).await, AuthorityState::Retiring);
     let (second, _) = shown(&keeper, later);
     assert_ne!(first, second);
-    // A wish is granted once.
+    // Each request is handled once.
     wish(&api, "now");
     assert_eq!(keeper.look(later, false).await, AuthorityState::Trusting);
     let later = later + 11 * MINUTE;
@@ -325,7 +325,7 @@ async fn an_authority_of_ones_own_is_renewed_in_time_and_on_a_wish() {
 }
 
 #[tokio::test]
-async fn an_authority_that_was_given_is_never_replaced_by_ours() {
+async fn a_given_authority_is_never_replaced_by_ours() {
     let api = api();
     let start = SystemTime::now();
     let given = pair();
@@ -358,7 +358,7 @@ fn injected(api: &FakeApi) {
 }
 
 #[tokio::test]
-async fn no_authority_is_made_while_sidecars_trust_one_that_is_lost() {
+async fn no_authority_is_made_while_sidecars_trust_a_lost_one() {
     let api = api();
     keeper(&api).await;
     injected(&api);
@@ -374,18 +374,18 @@ async fn no_authority_is_made_while_sidecars_trust_one_that_is_lost() {
         assert!(refused.contains(said), "{said} in {refused}");
     }
     assert_eq!(api.get(SECRETS, "naru-system", "naru-ca"), None);
-    // The Secret from a backup is the same authority.
+    // A Secret restored from a backup is the same authority.
     api.apply(SECRETS, backup.clone());
     keeper(&api).await;
     assert_eq!(secret(&api)["data"]["tls.crt"], backup["data"]["tls.crt"]);
-    // By force there is another one.
+    // With `--ca-replace-lost` a new authority is created.
     api.delete(SECRETS, "naru-system", "naru-ca");
     opened_by(&api, &Make::Always).await.expect("an authority");
     assert_ne!(secret(&api)["data"]["tls.crt"], backup["data"]["tls.crt"]);
 }
 
 #[tokio::test]
-async fn an_api_server_that_does_not_say_who_has_a_sidecar_lets_no_authority_be_made() {
+async fn no_authority_is_made_if_the_api_server_cannot_list_sidecars() {
     let api = api();
     api.uninstall(PODS);
     let error = opened(&api).await.err().expect("no answer");
@@ -397,7 +397,7 @@ async fn an_api_server_that_does_not_say_who_has_a_sidecar_lets_no_authority_be_
 }
 
 #[tokio::test]
-async fn the_secret_belongs_to_no_object_and_one_that_did_is_freed() {
+async fn the_secret_has_no_owner_and_a_former_owner_is_removed() {
     let api = api();
     let mut keeper = keeper(&api).await;
     assert!(secret(&api)["metadata"]["ownerReferences"].is_null());
@@ -411,7 +411,7 @@ async fn the_secret_belongs_to_no_object_and_one_that_did_is_freed() {
         secret(&api)["metadata"]["ownerReferences"],
         json!([owner("Certificate")])
     );
-    // Where that is forbidden the rest goes on.
+    // If that is forbidden, everything else still works.
     api.apply(SECRETS, object);
     let path = "/api/v1/namespaces/naru-system/secrets/naru-ca";
     api.answer(path, 403, fake_api::status(403, "Forbidden"));
@@ -419,7 +419,7 @@ async fn the_secret_belongs_to_no_object_and_one_that_did_is_freed() {
     assert_eq!(state, AuthorityState::Steady);
 }
 
-/// As cert-manager makes it: a root, and an authority below it.
+/// As created by cert-manager: a root, and an authority below it.
 struct Company {
     root: CertifiedIssuer<'static, KeyPair>,
 }
@@ -436,7 +436,7 @@ impl Company {
         Self { root }
     }
 
-    /// The PEM of an authority's certificate on `key`.
+    /// The PEM of an authority's certificate for `key`.
     fn authority(&self, key: &KeyPair) -> String {
         let mut params = CertificateParams::default();
         params
@@ -476,7 +476,7 @@ async fn an_authority_below_a_root_issues_with_its_chain_and_is_renewed_with_its
     assert_eq!(chain.len(), 2);
     let (first, _) = shown(&keeper, start);
 
-    // The same key, another certificate, and the root stays.
+    // The same key with another certificate; the root stays.
     give(&api, &[("tls.crt", &company.authority(&key))]);
     assert_eq!(keeper.look(start, false).await, AuthorityState::Trusting);
     assert_eq!(shown(&keeper, start), (first.clone(), 1));
@@ -488,7 +488,7 @@ async fn an_authority_below_a_root_issues_with_its_chain_and_is_renewed_with_its
 }
 
 #[tokio::test]
-async fn a_chain_with_a_gap_is_not_issued_with() {
+async fn a_chain_with_a_gap_does_not_issue() {
     let api = api();
     let now = SystemTime::now();
     let good = pair();
@@ -496,7 +496,7 @@ async fn a_chain_with_a_gap_is_not_issued_with() {
     let mut keeper = keeper(&api).await;
     let (company, other) = (Company::new(), Company::new());
     let key = KeyPair::generate().expect("a key");
-    // A root of the same name has signed it.
+    // Signed by a root of the same name.
     give(
         &api,
         &[
@@ -509,7 +509,7 @@ async fn a_chain_with_a_gap_is_not_issued_with() {
     assert_eq!(shown(&keeper, now), (id(&good), 1));
 }
 
-/// Gone at the end.
+/// Deleted on drop.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -556,7 +556,7 @@ async fn in_a_directory_it_is_made_once_and_kept() {
 }
 
 #[tokio::test]
-async fn in_a_directory_a_first_start_that_was_cut_short_is_completed() {
+async fn in_a_directory_an_interrupted_first_start_is_completed() {
     let directory = Directory::new();
     std::fs::create_dir_all(&directory.0).expect("a directory");
     directory.write("ca.key", &pair().key);
@@ -566,7 +566,7 @@ async fn in_a_directory_a_first_start_that_was_cut_short_is_completed() {
 }
 
 #[tokio::test]
-async fn in_a_directory_another_authority_takes_over_and_a_wish_makes_one() {
+async fn in_a_directory_another_authority_is_applied_and_a_request_makes_one() {
     let directory = Directory::new();
     let start = SystemTime::now();
     let mut keeper = directory.keeper().await;

@@ -1,4 +1,5 @@
-//! Whether an authority may be made or removed: never while sidecars trust one that is lost by it.
+//! Whether an authority may be created or removed: never while sidecars trust one that would be
+//! lost.
 
 use kube::Client;
 use tracing::{info, warn};
@@ -10,16 +11,16 @@ use super::store::SecretStore;
 use super::{AuthorityError, SystemTime};
 use crate::kubernetes::sidecars;
 
-/// When an authority may be made where there is none.
+/// When a missing authority may be created.
 pub enum Make {
-    /// In any case: there is no cluster, or it is wished for.
+    /// In any case: there is no cluster, or it was requested.
     Always,
-    /// While no pod of the cluster has a sidecar. Every sidecar trusts an authority that was there
+    /// While no pod of the cluster has a sidecar. Every sidecar trusts an authority that existed
     /// before.
     WithoutSidecars(Client),
 }
 
-/// Why no authority is made.
+/// Why no authority is created.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
     #[error(
@@ -52,7 +53,7 @@ impl Make {
     }
 }
 
-/// Deletes the authority if a controller has made it. One that was given stays.
+/// Deletes the authority if a controller has created it. A given one stays.
 pub async fn remove(store: &SecretStore, trust_domain: &str) -> Result<(), AuthorityError> {
     let name = &store.name;
     let Some(kept) = store.read().await? else {

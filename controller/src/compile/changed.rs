@@ -1,6 +1,6 @@
-//! What may have changed when an object did. A superset is right: versions are compared later.
-//! But it is proportional to the change, so that one moved pod costs the same in a cluster of any
-//! size.
+//! The resources that a changed object may affect. A superset is correct, because versions are
+//! compared later. Its size is proportional to the change, so that one moved pod costs the same in
+//! a cluster of any size.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -20,16 +20,16 @@ pub const ANY_NAMESPACE: &str = "*";
 /// As the port of a `Destination` in a [`Changed`]: every port of that address.
 pub const ANY_PORT: u16 = 0;
 
-/// Something that may have changed.
+/// A resource that may have changed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Changed {
     /// A `Service` may have [`ANY_NAMESPACE`], a `Destination` may have [`ANY_PORT`].
     Resource(ResourceName),
-    /// The pod's own `inbound`.
+    /// The `inbound` of one pod.
     Inbound { namespace: String, pod: String },
 }
 
-/// What may have changed with an object, which the index has already applied.
+/// The resources that may have changed with an object that the index has already applied.
 pub fn changed(index: &Index, before: Option<&Object>, after: Option<&Object>) -> Vec<Changed> {
     let mut changes = Changes {
         index,
@@ -134,7 +134,7 @@ impl Changes<'_> {
         }
     }
 
-    /// Ports of nodes that lead to another port than before.
+    /// Node ports whose target port has changed.
     fn node_ports(&mut self, before: Option<&Service>, after: Option<&Service>) {
         let said = |service: Option<&Service>| -> HashSet<(u16, u16, bool)> {
             let mut said = HashSet::new();
@@ -160,7 +160,7 @@ impl Changes<'_> {
             return;
         };
         self.inbound(name);
-        // The first pod on a node makes its address known, and the last one takes it along.
+        // The first pod on a node adds the node's address, and the last one removes it.
         let is_on = |pod: Option<&Pod>, ip: &IpAddr| pod.is_some_and(|p| p.host_ips.contains(ip));
         for ip in (before.into_iter().chain(after)).flat_map(|pod| &pod.host_ips) {
             let is_there = is_on(after, ip);
@@ -197,7 +197,7 @@ impl Changes<'_> {
             (Some(before), Some(after))
                 if before.ports == after.ports && before.service == after.service =>
             {
-                // What a pod's own address stands for does not depend on its being ready.
+                // The destination of a pod's own address does not depend on its readiness.
                 let places = |slice: &EndpointSlice| -> HashSet<_> {
                     let places = slice.endpoints.iter();
                     places
@@ -216,7 +216,7 @@ impl Changes<'_> {
         }
     }
 
-    /// Pods on nodes of which a zone is now said for the first time, or no longer.
+    /// Pods on nodes whose zone has become known, or unknown.
     fn node_zones(&mut self, before: Option<&EndpointSlice>, after: Option<&EndpointSlice>) {
         let said = |slice: Option<&EndpointSlice>| {
             let mut said: HashMap<(String, String), usize> = HashMap::new();
@@ -232,7 +232,7 @@ impl Changes<'_> {
         let index = self.index;
         for place in was.keys().chain(is.keys()) {
             let (node, zone) = place;
-            // Only this slice said so, or says so.
+            // This slice is the only source of the zone, before or after.
             let own = is.get(place).copied().unwrap_or(0);
             let alone = index.node_zones.count(node, zone) == own;
             if alone && was.contains_key(place) != is.contains_key(place) {

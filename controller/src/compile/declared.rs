@@ -1,4 +1,4 @@
-//! What was declared: protocols of ports, and whether clients without an identity are let in.
+//! Declared settings: protocols of ports, and whether clients without an identity are accepted.
 
 use naru_contract::{MtlsMode, Protocol};
 
@@ -6,7 +6,7 @@ use super::Catalog;
 use crate::source::{Annotations, Pod, Service, ServicePort, TargetPort};
 
 impl Catalog {
-    /// The protocol of a Service's port; `None`: nothing was declared.
+    /// The protocol of a Service's port; `None`: not declared.
     pub(super) fn declared_of_service(
         &self,
         service: &Service,
@@ -23,14 +23,14 @@ impl Catalog {
         (opaque.contains(&port.port) || opaque.contains(&target)).then_some(Protocol::Tcp)
     }
 
-    /// What a pod's own annotations (or its namespace's) say of one of its ports.
+    /// The protocol of a pod's port from the annotations of the pod, or of its namespace.
     pub(super) fn declared_of_pod(&self, pod: &Pod, port: u16) -> Option<Protocol> {
         (self.opaque_ports(&pod.name.namespace, &pod.annotations))
             .contains(&port)
             .then_some(Protocol::Tcp)
     }
 
-    /// The narrower object's list, if it has one, else the namespace's.
+    /// The list of the more specific object, if it has one, else the namespace's.
     pub(super) fn opaque_ports<'a>(
         &'a self,
         namespace: &str,

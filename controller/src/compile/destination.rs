@@ -1,4 +1,4 @@
-//! `destination/…`: what an address that an app dialled stands for.
+//! `destination/…`: the target of an address that an app connects to.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -35,11 +35,11 @@ impl Catalog {
         Some(of_service(viewer, name, port))
     }
 
-    /// A Service that is called as from outside of the cluster: at an external address, a load
-    /// balancer's, or at a node's port. What is a Service's or a pod's own address stays so:
-    /// another's `externalIPs` take nothing away from it.
+    /// A Service at an address outside the cluster network: an external IP, a load balancer's
+    /// address, or a node port. Own addresses of Services and pods take precedence over another
+    /// Service's `externalIPs`.
     fn service_outside(&self, viewer: &Viewer, ip: IpAddr, port: u16) -> Option<ResourceName> {
-        // Nothing else than a Service with addresses of its own is reached so (kube-proxy).
+        // As in kube-proxy, only Services with a ClusterIP are reachable this way.
         let is_proxied = |name: &&Name| {
             let service = self.index.services.get(*name);
             service.is_some_and(|s| !s.external_name && !s.cluster_ips.is_empty())
@@ -62,7 +62,7 @@ impl Catalog {
     }
 
     fn pod_destination(&self, pod: &Pod, ip: IpAddr, port: u16) -> contract::PodDestination {
-        // Of several Services with that port of the pod: one that declares a protocol, else the
+        // Of several Services with that port of the pod: one with a declared protocol, else the
         // first by name.
         let (mut service, mut declared, mut zone) = (None, None, "");
         for (slice, endpoint) in self.slices_with(pod, ip) {
@@ -85,7 +85,7 @@ impl Catalog {
         }
     }
 
-    /// The slices that have the pod at that address.
+    /// The slices with the pod at that address.
     fn slices_with<'a>(
         &'a self,
         pod: &'a Pod,

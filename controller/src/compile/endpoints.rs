@@ -1,4 +1,4 @@
-//! `endpoints/…`: the pods of one Service port that may be given new work.
+//! `endpoints/…`: the pods of one Service port that accept new connections.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ impl Catalog {
     pub(super) fn endpoints(&self, name: &Name, port: u16) -> Option<Compiled> {
         let (service, port) = self.service_port(name, port)?;
         let mut endpoints = self.chosen(service, port);
-        // In an order that does not depend on slices.
+        // Sorted, so that the order does not depend on slices.
         endpoints.sort_by(|a, b| (&a.ip, a.port).cmp(&(&b.ip, b.port)));
         endpoints.dedup_by(|a, b| (&a.ip, a.port) == (&b.ip, b.port));
         let protocol = (self.declared_of_service(service, port)).unwrap_or(Protocol::Detect);
@@ -39,8 +39,8 @@ impl Catalog {
     fn chosen(&self, service: &Service, port: &ServicePort) -> Vec<contract::Endpoint> {
         let all: Vec<_> = self.candidates(service, port).collect();
         let ready = |e: &SliceEndpoint| e.ready || service.publish_not_ready_addresses;
-        // Where none is ready, those that leave but still serve are better than none (as
-        // kube-proxy does). "Where" is the whole cluster, or the node that clients can't leave.
+        // If no endpoint is ready, use those that are terminating but still serving (as kube-proxy
+        // does). The scope is the whole cluster, or the node if clients are bound to theirs.
         let leaving = |e: &SliceEndpoint| e.serving && e.terminating;
         let served: HashSet<&str> = (all.iter())
             .filter(|(_, _, e)| ready(e))
@@ -49,7 +49,7 @@ impl Catalog {
         let (mut v4, v6): (Vec<_>, Vec<_>) = (all.into_iter())
             .filter(|(_, _, e)| ready(e) || (leaving(e) && !served.contains(reach(service, e))))
             .partition(|(slice, _, _)| !slice.ipv6);
-        // A pod with addresses of both families is one endpoint, not two.
+        // A dual-stack pod is one endpoint, not two.
         let pods: HashSet<&Name> = v4.iter().filter_map(|(_, _, e)| e.pod.as_ref()).collect();
         let anonymous = v4.iter().any(|(_, _, e)| e.pod.is_none());
         let v6: Vec<_> = (v6.into_iter())
@@ -65,7 +65,7 @@ impl Catalog {
                 if service.node_local {
                     chosen.node.clone_from(&endpoint.node);
                 } else if ready(endpoint) {
-                    // Where those that leave have to do, every one of them is wanted.
+                    // If terminating endpoints are in use, hints would exclude some of them.
                     chosen.for_zones.clone_from(&endpoint.for_zones);
                     chosen.for_nodes.clone_from(&endpoint.for_nodes);
                 }
@@ -74,7 +74,7 @@ impl Catalog {
             .collect()
     }
 
-    /// Every endpoint of the Service's port, with the number that the port has there.
+    /// All endpoints of the Service's port, with their port number.
     fn candidates<'a>(
         &'a self,
         service: &'a Service,
@@ -86,9 +86,8 @@ impl Catalog {
         })
     }
 
-    /// `None`: it stands for a pod that is not known (yet, or any more), or that has ended. Whether
-    /// that pod has a sidecar is not known either, and to speak to it in plaintext would be a
-    /// guess.
+    /// `None`: its pod is unknown (not yet, or no longer, in the index), or has ended. Whether that
+    /// pod has a sidecar is then unknown as well, and plaintext would be a guess.
     fn endpoint(&self, endpoint: &SliceEndpoint, port: u16) -> Option<contract::Endpoint> {
         let pod = match &endpoint.pod {
             Some(name) => Some(self.index.pods.get(name).filter(|pod| !pod.ended)?),
@@ -112,7 +111,7 @@ impl Catalog {
         port: u16,
         zone: &str,
     ) -> contract::Endpoint {
-        // Where the sidecar is passed by, there is none to prove an identity.
+        // A port that bypasses the sidecar cannot prove an identity.
         let sidecar = pod.meshed && port != PROXY_ADMIN_PORT && !pod.bare_ports.contains(&port);
         let identity = match sidecar {
             true => format!(
@@ -133,7 +132,7 @@ impl Catalog {
     }
 }
 
-/// What the clients that can reach it have in common.
+/// The node, if only its clients reach the endpoint.
 fn reach<'a>(service: &Service, endpoint: &'a SliceEndpoint) -> &'a str {
     match service.node_local {
         true => &endpoint.node,

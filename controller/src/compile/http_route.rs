@@ -12,12 +12,12 @@ use crate::source::{BackendRef, Filter, Name, Referent, Route, RouteKind, RouteN
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {message}")]
 pub(super) struct Unresolved {
-    /// Of the ResolvedRefs condition.
+    /// The reason for the ResolvedRefs condition.
     pub reason: &'static str,
     pub message: String,
 }
 
-/// The resource that stands for a route.
+/// The resource of a route.
 pub(super) fn resource(route: &RouteName) -> ResourceName {
     let Name { namespace, name } = route.name.clone();
     match route.kind {
@@ -80,8 +80,7 @@ impl Catalog {
         }
     }
 
-    /// Without the mirrors that can't be resolved: nothing is sent there, and requests go on
-    /// without them (Gateway API).
+    /// Without mirrors that can't be resolved: requests are forwarded without them (Gateway API).
     fn filters(
         &self,
         route: &Route,
@@ -109,7 +108,7 @@ impl Catalog {
         served
     }
 
-    /// The endpoints that a backend or a mirror stands for.
+    /// The endpoints of a backend or a mirror.
     pub(super) fn resolve(&self, route: &Route, to: &Referent) -> Result<ResourceName, Unresolved> {
         let name = &to.name;
         let no = |reason, message| Err(Unresolved { reason, message });
@@ -136,7 +135,7 @@ impl Catalog {
         let Some(service) = self.index.services.get(name) else {
             return no("BackendNotFound", format!("there is no Service {name}"));
         };
-        // The CRD demands a port for a Service.
+        // The CRD requires a port for a Service.
         let port = to.port.unwrap_or_default();
         if service.external_name {
             let message = format!("Service {name} is an ExternalName, which has no endpoints");
@@ -153,8 +152,8 @@ impl Catalog {
         })
     }
 
-    /// A route of a consumer may send to the namespace of the Service that it is about: its clients
-    /// could do so anyway, and it holds for no one else (GEP-1294).
+    /// A consumer route may refer to the namespace of its parent Service: its clients have access
+    /// anyway, and it applies to no one else (GEP-1294).
     fn may_refer(&self, route: &Route, service: &Name) -> bool {
         let own = &route.name.namespace;
         service.namespace == *own

@@ -1,4 +1,4 @@
-//! `inbound`: how a pod is to be reached.
+//! `inbound`: the settings for connections to a pod.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ impl Catalog {
                 if let (Some(target), Some(protocol)) =
                     (target, self.declared_of_service(service, port))
                 {
-                    // Services that contradict each other say nothing.
+                    // Contradicting declarations of Services cancel each other.
                     ports
                         .entry(target)
                         .and_modify(|other| {

@@ -1,5 +1,5 @@
-//! Routing tables out of the index. In: what happened to the cluster's objects. Out: which
-//! resources may have changed, and any resource by name, with a version that is a hash of its
+//! Compiles routing tables from the index. In: events of the cluster's objects. Out: the names of
+//! resources that may have changed, and any resource by name, with a version that is a hash of its
 //! content. Pure and synchronous.
 //!
 //! # Floors
@@ -44,28 +44,28 @@ pub use route_statuses::{RouteStatuses, concerns_routes};
 #[derive(Clone, Debug)]
 pub struct CatalogOptions {
     pub trust_domain: String,
-    /// Where neither namespace nor pod says otherwise.
+    /// The default, which namespaces and pods override.
     pub mtls: MtlsMode,
 }
 
-/// For whom a resource is compiled.
+/// The client that a resource is compiled for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Viewer {
     pub namespace: String,
     pub pod: String,
 }
 
-/// A resource as it is now.
+/// The current state of a resource.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compiled {
     /// Hash of the content; never 0.
     pub version: u64,
     pub body: Body,
-    /// Further resources that this one refers to.
+    /// Resources that this one refers to.
     pub needs: Vec<ResourceName>,
 }
 
-/// The index and what compiles it.
+/// The index and the compiler.
 pub struct Catalog {
     index: Index,
     options: CatalogOptions,
@@ -81,8 +81,8 @@ impl Catalog {
         }
     }
 
-    /// Takes a change over. Says what may have changed by it: a superset, but proportional to the
-    /// change.
+    /// Applies a change. Returns the resources that may have changed: a superset, but proportional
+    /// to the change.
     pub fn apply(&mut self, event: Event) -> Vec<Changed> {
         match event {
             Event::Synced => {
@@ -104,9 +104,9 @@ impl Catalog {
         }
     }
 
-    /// The resource of that name as it is now. `None`: there is none. A destination always is one:
-    /// without a target where the address is not in the mesh. Trust anchors are none of the
-    /// catalog's.
+    /// The current resource of that name. `None`: it does not exist. A destination always exists:
+    /// it has no target if the address is outside the mesh. Trust anchors are not part of the
+    /// catalog.
     pub fn compile(&self, viewer: &Viewer, name: &ResourceName) -> Option<Compiled> {
         match name {
             ResourceName::TrustAnchors => None,
@@ -138,13 +138,13 @@ impl Catalog {
         }
     }
 
-    /// The service account of a pod that runs.
+    /// The service account of a pod that has not ended.
     pub fn service_account(&self, namespace: &str, pod: &str) -> Option<&str> {
         let pod = self.index.pods.get(&Name::new(namespace, pod))?;
         (!pod.ended).then_some(pod.service_account.as_str())
     }
 
-    /// Whether everything that there was at the start is known.
+    /// Whether all initial objects have been listed.
     pub fn is_synced(&self) -> bool {
         self.synced
     }

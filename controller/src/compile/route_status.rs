@@ -1,6 +1,6 @@
-//! What is thought of a route, for its status: whether each Service that it names as a parent takes
-//! it, and whether its backends are there. It is what `http_route` and `service` act upon, put into
-//! Gateway API's words.
+//! The verdict on a route, for its status: whether each parent Service accepts it, and whether its
+//! backends resolve. It matches the decisions of `http_route` and `service`, in the terms of
+//! Gateway API.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -10,11 +10,11 @@ use super::http_route::Unresolved;
 use super::service::is_parent;
 use crate::source::{Name, ParentRef, Route, RouteKind, RouteName, Service, ServicePort};
 
-/// A route, and what is thought of it.
+/// A route, and the verdict on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteStatus {
     pub route: RouteName,
-    /// Of the route that this is thought of.
+    /// The route's generation that the verdict is about.
     pub generation: i64,
     /// One for each parent that is a Service.
     pub parents: Vec<ParentStatus>,
@@ -31,19 +31,19 @@ pub struct ParentStatus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub holds: bool,
-    /// One of Gateway API's.
+    /// A condition reason of Gateway API.
     pub reason: &'static str,
     pub message: String,
 }
 
-/// Why a route has nothing of a port. What weighs most comes first.
+/// Why a route is not in force on a port, in order of precedence.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Loss {
-    /// A route of a more specific kind is attached to it.
+    /// A route of a more specific kind is attached to the port.
     ToKind(RouteKind),
     /// Another TCPRoute takes every connection.
     ToOlder(Name),
-    /// There is no HTTP on it.
+    /// The port does not carry HTTP.
     Opaque,
 }
 
@@ -57,19 +57,19 @@ impl fmt::Display for Loss {
     }
 }
 
-/// The routes that win on each port of a Service, by number.
+/// The winning routes by port number of a Service.
 pub(super) type ServiceWinners = HashMap<u16, PortWinners>;
 
-/// Who wins on a port. Routes of different namespaces are no rivals: they hold for different
-/// clients, or one replaces the other.
+/// The winning routes of a port. Routes of different namespaces do not compete: they apply to
+/// different clients, or one replaces the other.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PortWinners {
-    /// There is no HTTP on it.
+    /// The port does not carry HTTP.
     opaque: bool,
     by_namespace: HashMap<String, Winner>,
 }
 
-/// The first of the routes of one namespace.
+/// The first of one namespace's routes.
 #[derive(Debug, PartialEq, Eq)]
 struct Winner {
     kind: RouteKind,
@@ -78,7 +78,7 @@ struct Winner {
 }
 
 impl Catalog {
-    /// Of every route, in order of name.
+    /// The statuses of all routes, sorted by name.
     #[cfg(test)]
     pub fn route_statuses(&self) -> Vec<RouteStatus> {
         let mut statuses: Vec<RouteStatus> = (self.index.routes.values())
@@ -95,7 +95,7 @@ impl Catalog {
         statuses
     }
 
-    /// `winners`: of every Service that is a parent of the route.
+    /// `winners`: for every Service that is a parent of the route.
     pub(super) fn route_status(
         &self,
         route: &Route,
@@ -114,7 +114,7 @@ impl Catalog {
         }
     }
 
-    /// Who wins on each port of a Service: one walk over its routes for each port.
+    /// The winning routes on each port of a Service: one pass over its routes for each port.
     pub(super) fn winners(&self, service: &Service) -> ServiceWinners {
         let of_port = |port: &ServicePort| {
             let mut by_namespace: HashMap<String, Winner> = HashMap::new();
@@ -198,15 +198,15 @@ impl Catalog {
                 match worst {
                     Loss::ToKind(_) => Verdict::no("Conflicted", message),
                     Loss::Opaque => Verdict::no("NoMatchingParent", message),
-                    // Not its own fault, as the conformance suite has it: it waits for the other to
-                    // go.
+                    // Not an error of the route, according to the conformance suite: it waits until
+                    // the other is deleted.
                     Loss::ToOlder(_) => Verdict::yes("Accepted", message),
                 }
             }
         }
     }
 
-    /// What the first backend or mirror that can't be used lacks.
+    /// The problem of the first backend or mirror that can't be used.
     fn resolved_refs(&self, route: &Route) -> Verdict {
         let mut referents = route.referents();
         let unresolved = referents.find_map(|referent| self.resolve(route, referent).err());
@@ -218,7 +218,7 @@ impl Catalog {
 }
 
 impl PortWinners {
-    /// Why a route is not in force on a port that it names, if so.
+    /// Why a route is not in force on one of its ports, if so.
     fn loss(&self, route: &Route) -> Option<Loss> {
         if route.kind.is_http() && self.opaque {
             return Some(Loss::Opaque);

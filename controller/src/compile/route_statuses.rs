@@ -1,9 +1,9 @@
-//! The statuses of all routes, kept up to date. In: what happened to the objects that they depend
-//! on. Out: what is thought of the routes that a change concerns.
+//! Maintains the statuses of all routes. In: events of the objects that they depend on. Out: the
+//! verdicts on the routes that a change affects.
 //!
-//! It has objects of its own and shares nothing with what serves proxies, so that no push waits for
-//! it. Who wins on a Service's ports is worked out once for all its routes, and only when a route
-//! or the Service changes.
+//! It has its own copy of the objects, separate from the catalog that serves proxies, so that no
+//! push waits for it. The winners on a Service's ports are computed once for all its routes, and
+//! only when a route or the Service changes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,14 +17,14 @@ use crate::source::{
 
 /// See the module.
 pub struct RouteStatuses {
-    /// Of nothing but the objects that statuses depend on.
+    /// Contains only objects that statuses depend on.
     catalog: Catalog,
     winners: HashMap<Name, ServiceWinners>,
-    /// Services on which other routes may win than `winners` says.
+    /// Services whose entry in `winners` may be outdated.
     stale: HashSet<Name>,
-    /// Routes of which something else may be thought than when they were last taken.
+    /// Routes whose verdict may have changed since the last `take`.
     concerned: HashSet<RouteName>,
-    /// Routes that were deleted, whether or not they were made again under their names.
+    /// Deleted routes, including those that were created again under the same name.
     deleted: HashSet<RouteName>,
 }
 
@@ -37,7 +37,7 @@ pub fn concerns_routes(kind: Kind) -> bool {
         | Kind::TlsRoute
         | Kind::TcpRoute
         | Kind::ReferenceGrant
-        // Ports that it declares to be opaque have no HTTP to route.
+        // Its opaque ports do not carry HTTP.
         | Kind::Namespace => true,
         Kind::Pod | Kind::EndpointSlice | Kind::BackendTrafficPolicy => false,
     }
@@ -61,7 +61,7 @@ impl Default for RouteStatuses {
 }
 
 impl RouteStatuses {
-    /// Takes in a change. One of a kind that no status depends on means nothing.
+    /// Applies a change. Kinds that no status depends on are ignored.
     pub fn apply(&mut self, event: Event) {
         let index = &mut self.catalog.index;
         let (before, after) = match event {
@@ -121,7 +121,7 @@ impl RouteStatuses {
         if after.is_none() {
             self.deleted.extend(before.map(Route::id));
         }
-        // What decides which of several routes wins.
+        // The fields that decide which of several routes wins.
         let attachment = |route: &Route| {
             let refused = route.refused.is_some();
             (route.parents.clone(), route.created, refused)
@@ -144,8 +144,8 @@ impl RouteStatuses {
         self.concerned.extend(routes.cloned());
     }
 
-    /// What is thought of every route that a change since the last call concerns, in order of name.
-    /// `None`: it is gone, or was before what follows.
+    /// The verdicts on all routes that changes since the last call affect, sorted by name. `None`:
+    /// the route is gone, or was gone in between.
     pub fn take(&mut self) -> Vec<(RouteName, Option<RouteStatus>)> {
         for name in std::mem::take(&mut self.stale) {
             let index = &self.catalog.index;
@@ -174,7 +174,7 @@ impl RouteStatuses {
         taken
     }
 
-    /// Every route is taken by the next [`take`](Self::take).
+    /// The next [`take`](Self::take) returns every route.
     pub fn concern_all(&mut self) {
         (self.concerned).extend(self.catalog.index.routes.keys().cloned());
     }

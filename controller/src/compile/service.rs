@@ -44,9 +44,9 @@ impl Catalog {
         Some(Compiled::new(body, needs))
     }
 
-    /// The routes in force for the clients of a namespace, the one that wins first. Routes that its
-    /// own namespace (the consumer) has made replace those of the Service's namespace (the
-    /// producer); those of others mean nothing (GEP-1294).
+    /// The routes in force for the clients of a namespace, in order of precedence. Routes of their
+    /// own namespace (the consumer) replace those of the Service's namespace (the producer); those
+    /// of other namespaces do not apply (GEP-1294).
     fn attached(&self, client: &str, service: &Service, port: &ServicePort) -> Vec<&Route> {
         let own = &service.name.namespace;
         let (producer, consumer): (Vec<_>, Vec<_>) = (self.routes_on(service, port))
@@ -62,13 +62,13 @@ impl Catalog {
         attached.retain(|route| Some(route.kind) == kind);
         attached.sort_by(|a, b| a.age().cmp(&b.age()));
         if kind == Some(RouteKind::Tcp) {
-            // It takes every connection: there is nothing left for others.
+            // A TCPRoute matches every connection, so the others never match.
             attached.truncate(1);
         }
         attached
     }
 
-    /// Routes that may be in force on a port, for some clients.
+    /// Routes that may be in force on a port for some client.
     pub(super) fn routes_on<'a, 'b>(
         &'a self,
         service: &'b Service,
@@ -82,12 +82,12 @@ impl Catalog {
             .filter(|route| (route.parents.iter()).any(|p| is_parent(p, &service.name, port)))
     }
 
-    /// Whether it was declared that a port does not speak HTTP.
+    /// Whether the port is declared not to carry HTTP.
     pub(super) fn is_opaque(&self, service: &Service, port: &ServicePort) -> bool {
         self.declared_of_service(service, port) == Some(Protocol::Tcp)
     }
 
-    /// Of the oldest policy that has one for the Service.
+    /// From the oldest policy with a retry budget for the Service.
     fn retry_budget(&self, service: &Name) -> Option<RetryBudget> {
         (self.index.policies_by_target.get(service))
             .filter_map(|name| self.index.policies.get(name))

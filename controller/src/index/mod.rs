@@ -1,5 +1,5 @@
-//! Objects by name, and which of them depend on which. In: objects. Out: look-ups for the compiler,
-//! and the answer to "who is concerned when this changes". Pure and synchronous.
+//! Objects by name, and their dependencies. In: objects. Out: look-ups for the compiler, and the
+//! objects that a change affects. Pure and synchronous.
 //!
 //! ```text
 //! address ─▶ Service ◀─ EndpointSlice ─▶ Pod ◀─ address
@@ -48,13 +48,13 @@ pub struct Index {
     pub services_by_node_port: Relation<u16, Name>,
     pub node_ips: NodeIps,
     pub pods_by_ip: Relation<IpAddr, Name>,
-    /// Only of pods whose labels do not say in which zone they are.
+    /// Only pods whose labels do not contain their zone.
     pub pods_by_node: Relation<String, Name>,
     pub node_zones: NodeZones,
     pub slices_by_service: Relation<Name, Name>,
-    /// By the pod that an endpoint refers to.
+    /// By the targetRef of an endpoint.
     pub slices_by_pod: Relation<Name, Name>,
-    /// Only of endpoints that refer to no pod.
+    /// Only endpoints without a targetRef.
     pub slices_by_ip: Relation<IpAddr, Name>,
     pub routes_by_parent: Relation<Name, RouteName>,
     pub routes_by_backend: Relation<Name, RouteName>,
@@ -63,7 +63,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// Puts an object in place of the one with the same name, which is returned.
+    /// Adds an object, and returns the one with the same name that it replaces.
     pub fn apply(&mut self, object: Object) -> Option<Object> {
         let before = self.delete(&object.key());
         self.relate(&object, true);
@@ -93,7 +93,7 @@ impl Index {
         before
     }
 
-    /// Takes an object out.
+    /// Removes an object.
     pub fn delete(&mut self, key: &ObjectKey) -> Option<Object> {
         let name = &key.name;
         let before = match key.kind {
@@ -119,7 +119,7 @@ impl Index {
         (self.routes.remove(&RouteName { kind, name })).map(Object::Route)
     }
 
-    /// Notes or forgets what an object refers to.
+    /// Adds or removes the relations of an object.
     fn relate(&mut self, object: &Object, there: bool) {
         match object {
             Object::Namespace(_) => {}
@@ -181,19 +181,19 @@ impl Index {
         }
     }
 
-    /// The pod whose own address it is. A pod that has ended has none any more.
+    /// The pod with that address as its own. A pod that has ended no longer has addresses.
     pub fn pod_at(&self, ip: IpAddr) -> Option<&Pod> {
         (self.pods_by_ip.get(&ip))
             .filter_map(|name| self.pods.get(name))
             .find(|pod| !pod.ended)
     }
 
-    /// The zone that a pod is in; empty where that is not known.
+    /// The zone of a pod; empty if unknown.
     pub fn zone_of<'a>(&'a self, pod: &'a Pod) -> &'a str {
         (pod.labelled_zone()).unwrap_or_else(|| self.node_zones.of(&pod.node))
     }
 
-    /// The Service's slices, in order of name.
+    /// The Service's slices, sorted by name.
     pub fn slices_of(&self, service: &Name) -> impl Iterator<Item = &EndpointSlice> {
         (self.slices_by_service.get(service)).filter_map(|name| self.slices.get(name))
     }
@@ -210,7 +210,7 @@ impl Index {
     }
 }
 
-/// Which Service a slice belongs to.
+/// The Service that a slice belongs to.
 pub fn service_of(slice: &EndpointSlice) -> Name {
     Name::new(slice.name.namespace.clone(), slice.service.clone())
 }

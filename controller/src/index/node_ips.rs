@@ -1,5 +1,5 @@
-//! The nodes' own addresses, as the pods on them say: every node has some pod, and so no right to
-//! read Nodes is needed.
+//! The nodes' own addresses, from the status of the pods on them. Every node has some pod, so the
+//! right to read Nodes is not needed.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,10 +8,10 @@ use std::net::IpAddr;
 pub struct NodeIps(HashMap<IpAddr, usize>);
 
 impl NodeIps {
-    /// Notes that a pod is on the node with these addresses, or no longer is.
+    /// Records that a pod is on the node with these addresses, or no longer is.
     pub fn set(&mut self, ips: &[IpAddr], there: bool) {
         for (i, ip) in ips.iter().enumerate() {
-            // A pod names its first address twice.
+            // A pod's status lists the first address twice.
             if ips[..i].contains(ip) {
                 continue;
             }
@@ -26,7 +26,7 @@ impl NodeIps {
         }
     }
 
-    /// How many pods are on the node with that address.
+    /// The number of pods on the node with that address.
     pub fn count(&self, ip: IpAddr) -> usize {
         self.0.get(&ip).copied().unwrap_or(0)
     }

@@ -1,5 +1,4 @@
-//! Which values belong to a key, in the values' order, so that every answer is the same on every
-//! replica.
+//! The values of each key, sorted, so that every answer is the same on every replica.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -13,7 +12,7 @@ impl<K, V> Default for Relation<K, V> {
 }
 
 impl<K: Eq + Hash, V: Ord + Clone> Relation<K, V> {
-    /// Notes that the two belong together, or no longer do. Either may be said twice.
+    /// Adds or removes a pair. Both are idempotent.
     pub fn set(&mut self, key: K, value: &V, there: bool) {
         if there {
             self.0.entry(key).or_default().insert(value.clone());

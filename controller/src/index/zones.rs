@@ -1,14 +1,13 @@
-//! In which zone a node is, as EndpointSlices say of their endpoints: nodes themselves are not
-//! watched.
+//! The zone of each node, from the endpoints in EndpointSlices: Nodes are not watched.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// How many endpoints say so, by node and zone.
+/// The number of endpoints by node and zone.
 #[derive(Default)]
 pub struct NodeZones(HashMap<String, BTreeMap<String, usize>>);
 
 impl NodeZones {
-    /// Notes or forgets what one endpoint says.
+    /// Adds or removes one endpoint.
     pub fn set(&mut self, node: &str, zone: &str, there: bool) {
         if node.is_empty() || zone.is_empty() {
             return;
@@ -32,14 +31,14 @@ impl NodeZones {
         }
     }
 
-    /// The node's zone; empty where it is not said. Of several, the first by name, so that every
-    /// replica says the same.
+    /// The node's zone; empty if unknown. If endpoints disagree, the first zone by name, so that
+    /// every replica answers alike.
     pub fn of(&self, node: &str) -> &str {
         let zones = self.0.get(node);
         (zones.and_then(|zones| zones.first_key_value())).map_or("", |(zone, _)| zone)
     }
 
-    /// How many endpoints say that the node is in that zone.
+    /// The number of endpoints that place the node in that zone.
     pub fn count(&self, node: &str, zone: &str) -> usize {
         let zones = self.0.get(node);
         (zones.and_then(|zones| zones.get(zone))).map_or(0, |count| *count)

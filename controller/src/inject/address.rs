@@ -1,8 +1,8 @@
-//! The controller's address, as sidecars are told it. A name that needs a search list
-//! (`naru-controller.naru-system.svc`) is found by pods with the usual ones alone, and not with
-//! `dnsPolicy: None`: it is completed by the cluster's domain.
+//! The controller's address for sidecars. A name that needs a search list
+//! (`naru-controller.naru-system.svc`) resolves in pods with the default list, but not with
+//! `dnsPolicy: None`: the cluster's domain is appended to it.
 
-/// `resolv_conf`: of the controller's own pod, whose search list names the domain.
+/// `resolv_conf`: of the controller's own pod, whose search list contains the domain.
 pub fn qualified(address: &str, resolv_conf: &str) -> String {
     let completed = address.rsplit_once(':').and_then(|(host, port)| {
         let domain = host.ends_with(".svc").then(|| domain(resolv_conf))??;
@@ -11,10 +11,10 @@ pub fn qualified(address: &str, resolv_conf: &str) -> String {
     completed.unwrap_or_else(|| address.to_owned())
 }
 
-/// The cluster's domain: a pod's search list has `svc.DOMAIN`.
+/// The cluster's domain: a pod's search list contains `svc.DOMAIN`.
 fn domain(resolv_conf: &str) -> Option<&str> {
     let mut lines = resolv_conf.lines().rev();
-    // The last one counts.
+    // The last `search` line wins.
     let searched = lines.find_map(|line| line.trim().strip_prefix("search"))?;
     let mut names = searched.split_whitespace();
     let domain = names.find_map(|name| name.strip_prefix("svc."))?;
@@ -32,7 +32,7 @@ mod tests {
         options ndots:5\n";
 
     #[test]
-    fn a_services_name_is_completed_by_the_clusters_domain_and_nothing_else_is_changed() {
+    fn a_services_name_gets_the_clusters_domain_and_other_names_stay() {
         for (address, expected) in [
             (
                 "naru-controller.naru-system.svc:15010",

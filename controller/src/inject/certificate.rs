@@ -1,5 +1,5 @@
-//! The webhook's certificate, kept fresh while it serves: issued by the mesh's own authority, or
-//! read from files that another program renews.
+//! The webhook's certificate, renewed while it serves: issued by the mesh's own authority, or read
+//! from files that another program renews.
 
 use std::fs;
 use std::io;
@@ -19,21 +19,21 @@ use tracing::{error, info};
 
 use crate::issuer::{InForce, Issuer, LEAF_LIFETIME, Refusal};
 
-/// How often files are looked at. They are renewed hours before they expire.
+/// How often files are checked. They are renewed hours before they expire.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-/// How old an issued certificate gets.
+/// Age at which an issued certificate is renewed.
 const RENEW_AFTER: Duration = LEAF_LIFETIME.checked_div(2).expect("2 is not 0");
-/// Bytes of a file that is read: a chain of a dozen certificates.
+/// Size limit of a file, in bytes: a chain of a dozen certificates.
 const MAX_FILE: u64 = 256 * 1024;
 
-/// Where the certificate comes from.
+/// The source of the certificate.
 #[derive(Clone)]
 pub enum Certificate {
     Issued { issuer: Arc<Issuer>, name: String },
     Files { chain: PathBuf, key: PathBuf },
 }
 
-/// Why there is none.
+/// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     #[error("{path}: {source}")]
@@ -56,14 +56,14 @@ impl ResolvesServerCert for Shown {
 }
 
 impl Certificate {
-    /// How connections are taken, and the task that keeps the certificate fresh.
+    /// The TLS acceptor, and the task that renews its certificate.
     pub fn serve(
         self,
     ) -> Result<(Arc<ServerConfig>, impl Future<Output = ()> + Send), CertificateError> {
         self.serve_looking(LOOK_INTERVAL)
     }
 
-    /// With how often is looked whether there is another certificate.
+    /// With a configurable polling interval.
     pub(super) fn serve_looking(
         self,
         interval: Duration,
@@ -97,7 +97,7 @@ impl Certificate {
                         info!("the webhook's certificate is renewed");
                         seen = version;
                     }
-                    // The old one stays.
+                    // The old certificate stays in use.
                     Err(error) => error!(%error, "the webhook's certificate cannot be renewed"),
                 }
             }
@@ -105,7 +105,7 @@ impl Certificate {
         Ok((Arc::new(config), refresh))
     }
 
-    /// Changes when there is another certificate to get.
+    /// Changes when a new certificate is available.
     fn version(&self) -> (Vec<u64>, String) {
         let times = match self {
             Self::Issued { issuer, .. } => {
@@ -116,7 +116,7 @@ impl Certificate {
                 .into_iter()
                 .map(|path| {
                     let modified = fs::metadata(path).and_then(|file| file.modified());
-                    // Files of nanoseconds in one second differ.
+                    // Nanoseconds distinguish files that are written within one second.
                     modified.map_or(0, |at| since_epoch(at).as_nanos() as u64)
                 })
                 .collect(),
@@ -133,7 +133,7 @@ impl Certificate {
     }
 }
 
-/// Returns when another authority issues certificates, if that is told.
+/// Returns when another authority issues certificates. Never returns without a channel for that.
 async fn changed(changes: &mut Option<watch::Receiver<Arc<InForce>>>) {
     let told = match changes {
         Some(changes) => changes.changed().await.is_ok(),

@@ -1,5 +1,4 @@
-//! The containers and the volume that a pod is given. Each has the least rights with which it
-//! works.
+//! The containers and the volume that injection adds to a pod, each with the least privileges.
 
 use std::collections::BTreeMap;
 
@@ -17,24 +16,24 @@ use super::{
 /// Holds the pod's token and the trust anchors.
 pub const VOLUME: &str = "naru-identity";
 const MOUNTED: &str = "/var/run/naru";
-/// Where the API server mounts its own token into every container that has nothing there. Neither
-/// of ours calls it.
+/// The mount path of the API server's own token in every container without a mount there. Neither
+/// of our containers calls the API server.
 const API_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// The ConfigMap with the trust anchors, and its key. The controller keeps one in each namespace.
+/// The ConfigMap with the trust anchors, and its key. The controller maintains one in each
+/// namespace.
 pub const ANCHORS_CONFIG_MAP: &str = "naru-trust-anchors";
 pub const ANCHORS_KEY: &str = "trust-anchors.pem";
 const TOKEN: &str = "token";
-/// Whom the token is for.
+/// The audience of the token.
 const AUDIENCE: &str = "naru.dev";
-/// What the sidecar asks the app for each probe.
+/// The app's endpoint for each probe.
 const PROBES: &str = "NARU_PROBES";
-/// How long a token holds, in seconds. The kubelet makes a new one in time.
+/// Lifetime of a token, in seconds. The kubelet renews it in time.
 const TOKEN_SECONDS: u32 = 3_600;
-/// How long a sidecar may take until it is ready before it is started again, in seconds: as long as
-/// a controller on a new node takes to be pulled and started.
+/// How long a sidecar may take to become ready before the kubelet restarts it, in seconds: as long
+/// as pulling and starting a controller on a new node takes.
 const START_SECONDS: u32 = 120;
-/// How long a pod may take to end where it says nothing itself, in seconds (Kubernetes' own
-/// default).
+/// The default `terminationGracePeriodSeconds` of Kubernetes.
 const GRACE_SECONDS: i64 = 30;
 
 pub fn volume() -> Value {
@@ -51,9 +50,9 @@ pub fn volume() -> Value {
     })
 }
 
-/// Sets the redirect rules: only root can use a capability without a mark on the file, which would
-/// need privilege escalation. Or, where the node's CNI plugin has set them, makes sure that it has,
-/// which takes no right.
+/// Sets the redirect rules, as root: only root can use a capability without file capabilities,
+/// which would require privilege escalation. If the node's CNI plugin sets them, this verifies that
+/// it has, without any privilege.
 pub fn init(settings: &Settings, options: &Options) -> Value {
     let environment = [
         ("NARU_PROXY_UID", PROXY_UID.to_string()),
@@ -109,14 +108,14 @@ pub fn init(settings: &Settings, options: &Options) -> Value {
             "capabilities": capabilities,
             "seccompProfile": { "type": "RuntimeDefault" },
         },
-        // What went wrong is seen in the pod's status.
+        // Shows an error in the pod's status.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [mounted(API_TOKEN)],
     })
 }
 
-/// Who looks whether connections are redirected: one whose own are. If none are that go out, the
-/// sidecar's user sees it by those that come in.
+/// The user that verifies the redirection: one whose own connections are redirected. If no outbound
+/// connections are, the sidecar's user verifies it with inbound ones.
 fn verifier(settings: &Settings) -> i64 {
     let mut networks = settings.skip_outbound_cidrs.split(',');
     match networks.any(|network| network.ends_with("/0")) {
@@ -149,7 +148,7 @@ pub fn sidecar(
         ("NARU_TRUST_ANCHORS", format!("{MOUNTED}/{ANCHORS_KEY}")),
         ("NARU_TOKEN", format!("{MOUNTED}/{TOKEN}")),
         ("NARU_LOG", settings.log.clone()),
-        // As long as the pod has, and no longer: what is over then is ended by the kubelet.
+        // The pod's own grace period: after it the kubelet kills the sidecar.
         (
             "NARU_DRAIN_TIMEOUT",
             format!("{}s", grace.unwrap_or(GRACE_SECONDS).max(0)),
@@ -204,9 +203,9 @@ pub fn sidecar(
         "volumeMounts": [mounted(MOUNTED), mounted(API_TOKEN)],
     });
     let lifecycle = match options.native_sidecars {
-        // The kubelet waits for the startup probe before it starts what comes after.
+        // The kubelet waits for the startup probe before it starts the next container.
         true => json!({ "restartPolicy": "Always" }),
-        // The kubelet starts the next container once this hook has ended.
+        // The kubelet starts the next container after this hook.
         false => json!({ "lifecycle": { "postStart": { "exec": {
             "command": [PROGRAM, "wait", "--timeout", format!("{START_SECONDS}s")],
         } } } }),
@@ -215,7 +214,7 @@ pub fn sidecar(
     container
 }
 
-/// Adds to what a sidecar asks the app. `at`: where it is.
+/// Adds endpoints to the sidecar's probe list. `at`: its path.
 pub fn more_probes(
     at: Path,
     sidecar: &Container,
@@ -255,7 +254,7 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-/// `$` begins a reference in a variable's value, and `$$` is one.
+/// `$` starts a reference in a variable's value, and `$$` is a literal `$`.
 fn variable((name, value): (&str, String)) -> Value {
     json!({ "name": name, "value": value.replace('$', "$$") })
 }

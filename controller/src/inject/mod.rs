@@ -1,4 +1,4 @@
-//! Injection: a pod is given its sidecar when it is created.
+//! Injection: adds a sidecar to a pod when it is created.
 //!
 //! ```text
 //! API server ─▶ serve (TLS, HTTP) ─▶ review ─▶ patch (pure)
@@ -7,13 +7,13 @@
 //!                                                └─ probes      to the sidecar's admin port
 //! ```
 //!
-//! A pod that has its sidecar already comes again when another webhook has changed it, or as a copy
-//! that a user made of another pod (`kubectl debug --copy-to`). Then it is given what is missing:
-//! probes of containers that came later, labels.
+//! An injected pod is reviewed again after another webhook has changed it, or as a copy that a user
+//! made of another pod (`kubectl debug --copy-to`). Only missing parts are added then: probes of
+//! later containers, labels.
 //!
-//! In: a pod as it is about to be created. Out: the operations that give it a sidecar; or that it
-//! is left as it is, with the reason; or a refusal. All operations of one pod are applied together
-//! or not at all, so that no pod is half injected.
+//! In: a pod before its creation. Out: the operations that add a sidecar; or none, with the reason;
+//! or a refusal. All operations of one pod are applied together or not at all, so that no pod is
+//! half injected.
 //!
 //! # Floors
 //!
@@ -54,36 +54,36 @@ use crate::annotations;
 use operations::{Path, add, remove, set_key};
 use settings::Settings;
 
-/// The label by which everybody knows that a pod has a sidecar.
+/// The label that marks pods with a sidecar.
 pub(crate) const INJECTED_LABEL: &str = "naru.dev/injected";
-/// Whether this pod is to have a sidecar, whatever its namespace says.
+/// Whether this pod gets a sidecar; overrides its namespace.
 const INJECT_ANNOTATION: &str = "naru.dev/inject";
-/// Why a pod has none although it was to have one.
+/// Why a pod that should have a sidecar has none.
 const SKIPPED_ANNOTATION: &str = "naru.dev/skipped";
-/// By what a pod's connections are redirected, where that is not its own init container: the node's
-/// CNI plugin reads this.
+/// How the pod's connections are redirected, unless by its own init container: the CNI plugin on
+/// the node reads this.
 const REDIRECTION_ANNOTATION: &str = "naru.dev/redirection";
-/// Whether addresses in 240.0.0.0/4 are in use; for the CNI plugin too.
+/// Whether addresses in 240.0.0.0/4 are in use; the CNI plugin reads this, too.
 const CLASS_E_ANNOTATION: &str = "naru.dev/class-e-in-use";
 const INIT_CONTAINER: &str = "naru-init";
 const SIDECAR: &str = "naru-proxy";
 /// The sidecar's program in its image.
 const PROGRAM: &str = "/usr/local/bin/naru-proxy";
-/// The user that the sidecar runs as. Its connections are not redirected.
+/// The sidecar's user. Its connections are not redirected.
 const PROXY_UID: i64 = 1337;
-/// The user that looks whether connections are redirected: any but the sidecar's.
+/// The user that verifies the redirection: any but the sidecar's.
 const VERIFY_UID: i64 = 65_532;
 const OUTBOUND_PORT: i32 = 15001;
 const INBOUND_PORT: i32 = 15006;
 const ADMIN_PORT: i32 = 15020;
-/// The container that `kubectl logs` and `kubectl exec` take when none is named.
+/// The default container of `kubectl logs` and `kubectl exec`.
 const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
-/// By these Prometheus is told, in many clusters, what to scrape.
+/// The common annotations for scraping by Prometheus.
 const SCRAPE_ANNOTATIONS: &str = "prometheus.io/";
-/// A pod that the kubelet runs by itself, of which the API server has only a picture.
+/// A static pod of a kubelet, which the API server only mirrors.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
-/// What all pods have in common.
+/// Settings for all pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     pub image: String,
@@ -91,26 +91,26 @@ pub struct Options {
     /// The controller's gRPC address, as HOST:PORT.
     pub controller: String,
     pub controller_identity: String,
-    /// The sidecar is an init container that goes on running. Without: a plain container, the first
-    /// one.
+    /// Native sidecars: init containers that keep running. Otherwise the sidecar is the first
+    /// container.
     pub native_sidecars: bool,
     pub redirection: Redirection,
-    /// Pods, nodes or others have addresses in 240.0.0.0/4.
+    /// Pods, nodes or other hosts have addresses in 240.0.0.0/4.
     pub class_e_in_use: bool,
     pub log: String,
     pub resources: Resources,
 }
 
-/// What becomes of a pod.
+/// The decision on a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
     /// It gets a sidecar.
     Inject(Vec<Operation>),
-    /// It has one already, and gets what is missing besides.
+    /// The pod already has a sidecar, and gets the missing parts.
     Complete(Vec<Operation>),
-    /// It has one already, or is to have none.
+    /// The pod already has a sidecar, or should have none.
     Leave(Vec<Operation>),
-    /// It was to have one, and cannot.
+    /// The pod should have a sidecar, but cannot.
     Skip {
         reason: &'static str,
         operations: Vec<Operation>,
@@ -156,15 +156,15 @@ pub enum Refusal {
     NoPod(String),
 }
 
-/// What to do with `pod`. `by_namespace`: the namespace's pods are to have sidecars; otherwise only
-/// those that say so.
+/// Decides on `pod`. `by_namespace`: pods of the namespace get sidecars by default; otherwise only
+/// those that opt in.
 pub fn decide(pod: &Pod, by_namespace: bool, options: &Options) -> Result<Decision, Refusal> {
     let asked = settings::read(pod, INJECT_ANNOTATION, annotations::inject)?;
     let asked = asked.unwrap_or(by_namespace);
     let spec = pod.spec.clone().unwrap_or_default();
     match (has_sidecar(&spec), asked) {
         (Ok(true), _) => complete(pod, &spec, options),
-        // Whose containers have our names is its own affair.
+        // Without injection, containers may have our names.
         (_, false) => Ok(Decision::Leave(without_label(pod))),
         (Err(refusal), true) => Err(refusal),
         (Ok(false), true) => match cannot(pod, &spec, options) {
@@ -187,7 +187,7 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     annotations.get(name).map(String::as_str)
 }
 
-/// Whether a pod has our sidecar.
+/// Whether a pod has a sidecar created by Naru.
 pub(crate) fn is_sidecar(spec: &PodSpec) -> bool {
     let mut containers = (spec.init_containers.iter().flatten()).chain(&spec.containers);
     containers.any(|container| {
@@ -196,8 +196,8 @@ pub(crate) fn is_sidecar(spec: &PodSpec) -> bool {
     })
 }
 
-/// Both containers of ours are there. One of them alone, or another container of that name, is not
-/// ours.
+/// Both of our containers exist. One of them alone, or another container of that name, was not
+/// created by Naru.
 fn has_sidecar(spec: &PodSpec) -> Result<bool, Refusal> {
     let init = spec.init_containers.iter().flatten();
     let all = || init.clone().chain(&spec.containers);
@@ -216,8 +216,7 @@ fn has_sidecar(spec: &PodSpec) -> Result<bool, Refusal> {
     }
 }
 
-/// What keeps a pod from having a sidecar, where that is the nature of the pod and no mistake in
-/// it.
+/// Why a pod cannot have a sidecar, if that is due to its nature rather than a mistake.
 fn cannot(pod: &Pod, spec: &PodSpec, options: &Options) -> Option<&'static str> {
     let of_job = || {
         let mut owners = pod.metadata.owner_references.iter().flatten();
@@ -241,7 +240,7 @@ fn cannot(pod: &Pod, spec: &PodSpec, options: &Options) -> Option<&'static str> 
     }
 }
 
-/// A pod without a sidecar must not be taken for one that has one.
+/// A pod without a sidecar must not have the label of one with a sidecar.
 fn without_label(pod: &Pod) -> Vec<Operation> {
     let labels = pod.metadata.labels.iter().flatten();
     let path = Path::root().key("metadata").key("labels");
@@ -251,8 +250,7 @@ fn without_label(pod: &Pod) -> Vec<Operation> {
         .collect()
 }
 
-/// What a pod that has a sidecar lacks besides: nothing, if it is unchanged since it was
-/// injected.
+/// The missing parts of an injected pod: none, if it is unchanged since its injection.
 fn complete(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Decision, Refusal> {
     check_containers(spec)?;
     let mut operations = metadata(pod, spec, options);
@@ -269,7 +267,7 @@ fn complete(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Decision, Re
     })
 }
 
-/// The label and the annotations of a pod with a sidecar, as far as it lacks them.
+/// The missing label and annotations of a pod with a sidecar.
 fn metadata(pod: &Pod, spec: &PodSpec, options: &Options) -> Vec<Operation> {
     let metadata = Path::root().key("metadata");
     let labels = pod.metadata.labels.as_ref();
@@ -299,7 +297,8 @@ fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>
     let mut settings = Settings::of(pod, options)?;
     settings.resources = pod_resources::fit(spec, settings.resources);
     let mut operations = metadata(pod, spec, options);
-    // Paths of probes are those of the pod as it came: they go before containers are inserted.
+    // Paths of probes refer to the original pod, so they are patched before containers are
+    // inserted.
     let probes = probes::redirect(spec, &mut operations);
     let at = Path::root().key("spec");
     operations.push(match spec.volumes {
@@ -310,14 +309,15 @@ fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>
     let sidecar = containers::sidecar(spec, &settings, &probes, options);
     let inits = at.key("initContainers");
     if options.native_sidecars {
-        // Before the pod's own: they have the network that its containers have.
+        // Before the pod's own init containers, so that they have the same network as its
+        // containers.
         match spec.init_containers {
             Some(_) => operations.extend([add(inits.index(0), sidecar), add(inits.index(0), init)]),
             None => operations.push(add(inits, json!([init, sidecar]))),
         }
     } else {
-        // After the pod's own, which would find connections redirected to a sidecar that does not
-        // run yet.
+        // After the pod's own init containers, whose connections would otherwise be redirected
+        // before the sidecar runs.
         operations.push(match spec.init_containers {
             Some(_) => add(inits.key("-"), init),
             None => add(inits, json!([init])),
@@ -327,7 +327,7 @@ fn inject(pod: &Pod, spec: &PodSpec, options: &Options) -> Result<Vec<Operation>
     Ok(operations)
 }
 
-/// What a pod's own containers may not have beside a sidecar.
+/// Restrictions on a pod's own containers next to a sidecar.
 fn check_containers(spec: &PodSpec) -> Result<(), Refusal> {
     let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
     for container in spec
@@ -352,12 +352,12 @@ fn check_containers(spec: &PodSpec) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether a container's name is one of ours. That it is ours, [`has_sidecar`] has seen.
+/// Whether the name is one of our containers'. [`has_sidecar`] has verified that we created it.
 fn is_ours(name: &str) -> bool {
     [INIT_CONTAINER, SIDECAR].contains(&name)
 }
 
-/// Annotations for others, unless the pod has its own; and for the CNI plugin.
+/// Annotations for other programs, unless the pod has its own; and for the CNI plugin.
 fn annotations(pod: &Pod, spec: &PodSpec, options: &Options) -> Vec<(&'static str, String)> {
     let redirection = options.redirection;
     let given = || {
@@ -368,7 +368,7 @@ fn annotations(pod: &Pod, spec: &PodSpec, options: &Options) -> Vec<(&'static st
             .map(|(name, _)| name)
     };
     let mut annotations = Vec::new();
-    // Another one of the pod's own would have the plugin do what no container of it expects.
+    // Overwrites the pod's own value, with which the plugin would contradict the init container.
     if redirection == Redirection::Cni || given().any(|given| given == REDIRECTION_ANNOTATION) {
         annotations.push((REDIRECTION_ANNOTATION, redirection.as_str().to_owned()));
     }

@@ -55,7 +55,7 @@ pub fn remove(path: Path) -> Operation {
     Operation::Remove { path: path.0 }
 }
 
-/// Sets keys of a map of texts that may not be there yet.
+/// Sets keys of a string map that may not exist yet.
 pub fn set_key(
     map: Path,
     is_there: bool,
@@ -63,7 +63,7 @@ pub fn set_key(
 ) -> Vec<Operation> {
     let pairs = pairs.into_iter();
     if is_there {
-        // `add` replaces what is there.
+        // `add` replaces existing values.
         return pairs
             .map(|(key, value)| add(map.key(key), value.into()))
             .collect();

@@ -1,4 +1,4 @@
-//! Flags for injection, and what becomes of them.
+//! Flags for injection, and the settings derived from them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -184,7 +184,7 @@ impl PullPolicy {
     }
 }
 
-/// Quantities as Kubernetes writes them; empty: not said.
+/// Kubernetes quantities; empty: not set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resources {
     pub cpu_request: String,
@@ -194,9 +194,9 @@ pub struct Resources {
 }
 
 impl InjectArgs {
-    /// Where to listen and what to inject. `None`: there is to be no webhook.
+    /// The listen address and the injection settings. `None`: the webhook is disabled.
     pub fn webhook(&self, controller_identity: String) -> Option<(SocketAddr, Options)> {
-        // Outside of a pod it may say nothing, or not be there.
+        // Outside a pod it may have no search list, or not exist.
         let resolv_conf = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
         let options = Options {
             image: self.proxy_image.clone()?,
@@ -217,7 +217,7 @@ impl InjectArgs {
         Some((self.webhook?, options))
     }
 
-    /// Where the webhook's certificate comes from.
+    /// The source of the webhook's certificate.
     pub fn certificate(&self, issuer: &Arc<Issuer>) -> Certificate {
         match (&self.webhook_certificate, &self.webhook_key) {
             (Some(chain), Some(key)) => Certificate::Files {

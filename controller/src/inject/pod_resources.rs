@@ -1,7 +1,6 @@
-//! A pod may say what it needs as a whole (`spec.resources`, Kubernetes 1.34). The API server then
-//! refuses containers that request more than that together, or are limited to more than it. In: the
-//! pod, and what a sidecar is to have. Out: as much of that as the pod has room for: the pod's own
-//! figures stay.
+//! Pod-level resources (`spec.resources`, Kubernetes 1.34). The API server rejects a pod whose
+//! containers together request more, or are limited to more. In: the pod, and the sidecar's
+//! configured resources. Out: as much of these as fits. The pod's own figures are unchanged.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +9,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::Resources;
 
-/// Billionths in one: the smallest amount that Kubernetes knows.
+/// Nano-units in one: the smallest amount that Kubernetes supports.
 const NANO: i128 = 1_000_000_000;
-/// Millionths of a thousandth: what CPU is counted in.
+/// Nano-units in a milli-unit, the unit of CPU.
 const MILLI: i128 = 1_000_000;
 
 /// The sidecar's resources as they fit into the pod's.
@@ -48,7 +47,7 @@ fn one(
     let (pod_request, pod_limit) = (of_pod(&pod.requests), of_pod(&pod.limits));
     let requested = requested(spec, name);
     if pod_request.is_none() && pod_limit.is_some() && requested == 0 {
-        // The API server makes the pod's limit its request, unless a container has one.
+        // The API server defaults the pod's request to its limit, unless a container has a request.
         return (String::new(), String::new());
     }
     let limit = match (pod_limit, nanos(&limit)) {
@@ -59,7 +58,7 @@ fn one(
         return (request, limit);
     };
     let room = (all - requested).max(0);
-    // Without a request of its own a container with a limit requests that.
+    // A container's request defaults to its limit.
     let wanted = match nanos(&request) {
         Some(wanted) => wanted,
         None if limit.is_empty() => return (request, limit),
@@ -72,8 +71,8 @@ fn one(
     }
 }
 
-/// What the pod's own containers request together, as the scheduler counts: those that run at the
-/// same time.
+/// The total request of the pod's own containers, as computed by the scheduler: of those that run
+/// at the same time.
 fn requested(spec: &PodSpec, name: &str) -> i128 {
     let of = |container: &Container| {
         let resources = container.resources.as_ref();
@@ -96,7 +95,7 @@ fn amount(amounts: Option<&BTreeMap<String, Quantity>>, name: &str) -> Option<i1
     nanos(&amounts?.get(name)?.0)
 }
 
-/// An amount as Kubernetes takes it: whole bytes, or thousandths of a CPU.
+/// An amount in the form that Kubernetes accepts: whole bytes, or thousandths of a CPU.
 fn text(nanos: i128, name: &str) -> String {
     match name {
         "cpu" => format!("{}m", nanos / MILLI),
@@ -104,7 +103,7 @@ fn text(nanos: i128, name: &str) -> String {
     }
 }
 
-/// A quantity in billionths, rounded up. `None`: it is empty, or is no quantity.
+/// A quantity in billionths, rounded up. `None`: empty or invalid.
 fn nanos(text: &str) -> Option<i128> {
     let end = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -142,7 +141,7 @@ fn nanos(text: &str) -> Option<i128> {
             }
         }
     };
-    // Digits after the ninth are less than a billionth of the unit.
+    // Digits after the ninth are below a billionth of the unit.
     let part = &part[..part.len().min(9)];
     let digits = |text: &str| match text {
         "" => Some(0),
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sidecar_takes_what_its_pod_has_left() {
+    fn a_sidecar_gets_what_its_pod_has_left() {
         let usual = || asked(["20m", "32Mi"], ["", "256Mi"]);
         let web = |memory: &str| {
             let requests = json!({ "cpu": "100m", "memory": memory });
@@ -186,7 +185,7 @@ mod tests {
         let pod = json!({
             "requests": { "cpu": "110m", "memory": "64Mi" }, "limits": { "memory": "128Mi" },
         });
-        // Some is left, nothing is, and enough is.
+        // Some is left, none is left, and enough is left.
         let fitted_48 = fitted(pod.clone(), web("48Mi"), usual());
         assert_eq!(fitted_48, asked(["10m", "16777216"], ["", "134217728"]));
         let full = fitted(pod.clone(), web("64Mi"), usual());
@@ -198,20 +197,20 @@ mod tests {
         let without = asked(["", ""], ["", "256Mi"]);
         let full = fitted(pod, web("64Mi"), without);
         assert_eq!(full, asked(["", "0"], ["", "134217728"]));
-        // A limit bounds what is requested where no request does, and is the request where nothing
-        // is requested.
+        // A limit bounds the request if the pod has none, and serves as the request if nothing is
+        // requested.
         let limited = json!({ "limits": { "memory": "80Mi" } });
         let fitted_16 = fitted(limited.clone(), web("64Mi"), usual());
         assert_eq!(fitted_16, asked(["20m", "16777216"], ["", "83886080"]));
         let alone = fitted(limited, json!([{ "name": "web" }]), usual());
         assert_eq!(alone, asked(["20m", ""], ["", ""]));
-        // A pod that says nothing as a whole, and one that says nothing of this.
+        // A pod without pod-level resources, and one without this resource.
         assert_eq!(fitted(Value::Null, web("64Mi"), usual()), usual());
         assert_eq!(fitted(json!({}), web("64Mi"), usual()), usual());
     }
 
     #[test]
-    fn containers_that_run_one_after_the_other_share_what_they_request() {
+    fn containers_that_run_in_sequence_share_their_requests() {
         let of = |cpu: &str| json!({ "requests": { "cpu": cpu } });
         let spec = json!({
             "initContainers": [
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn quantities_are_read_as_kubernetes_reads_them() {
+    fn quantities_are_parsed_as_by_kubernetes() {
         for (text, expected) in [
             ("1", NANO),
             ("100m", 100 * MILLI),

@@ -1,10 +1,9 @@
-//! The kubelet's probes, which come from a node without an identity and would be refused in strict
-//! mode.
+//! The kubelet's probes. They are sent from the node without an identity, and strict mode would
+//! reject them.
 //!
-//! In: the pod's containers. Out: operations that send each probe to the sidecar's admin port, and
-//! what the sidecar is to ask the app when it gets one (`NARU_PROBES`). Everything else in a probe
-//! stays as it is. Probes that run a program in the container, or go to another host, are left
-//! alone.
+//! In: the pod's containers. Out: operations that redirect each probe to the sidecar's admin port,
+//! and the app's endpoint for each of them (`NARU_PROBES`). All other fields of a probe are
+//! unchanged, as are probes that run a program in the container or go to another host.
 
 use std::collections::BTreeMap;
 
@@ -18,15 +17,14 @@ use serde_json::{Value, json};
 use super::operations::{Operation, Path, add, remove, replace};
 use super::{ADMIN_PORT, SIDECAR, is_ours};
 
-/// Where the sidecar's admin port has what probes ask for.
+/// The path prefix of probes on the sidecar's admin port.
 const PATH: &str = "/probe/";
-/// How long the sidecar waits for the app where nothing is said, in seconds: for a probe,
-/// Kubernetes' own default, …
+/// The sidecar's timeout for the app, in seconds, if a probe has none: Kubernetes' own default.
 const PROBE_SECONDS: i32 = 1;
-/// … and for a hook, for which the kubelet waits this long.
+/// The sidecar's timeout for a lifecycle hook, in seconds, which is that of the kubelet.
 const HOOK_SECONDS: i32 = 30;
 
-/// What the sidecar asks the app.
+/// The app's endpoint for a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Target {
     seconds: i32,
@@ -57,9 +55,8 @@ struct Http {
     headers: Vec<(String, String)>,
 }
 
-/// Sends every probe of `spec` to the sidecar, but for those that go there already. The names of
-/// the targets are the paths after
-/// `/probe/`.
+/// Redirects every probe of `spec` to the sidecar, except those that already go there. The targets
+/// are named by their paths after `/probe/`.
 pub fn redirect(spec: &PodSpec, operations: &mut Vec<Operation>) -> BTreeMap<String, Target> {
     let mut targets = BTreeMap::new();
     let lists = [
@@ -73,8 +70,8 @@ pub fn redirect(spec: &PodSpec, operations: &mut Vec<Operation>) -> BTreeMap<Str
     targets
 }
 
-/// Whether the kubelet starts `container` before the sidecar, as it does where a later webhook has
-/// put it there.
+/// Whether the kubelet starts `container` before the sidecar, as it does if a later webhook has
+/// inserted it there.
 fn is_before_sidecar(list: &[Container], container: &Container) -> bool {
     let position = |name: &str| list.iter().position(|other| other.name == name);
     match (position(&container.name), position(SIDECAR)) {
@@ -83,7 +80,7 @@ fn is_before_sidecar(list: &[Container], container: &Container) -> bool {
     }
 }
 
-/// The sidecar of a pod that has one, and where it is.
+/// The sidecar of an injected pod, and its path.
 pub fn sidecar(spec: &PodSpec) -> Option<(Path, &Container)> {
     containers(spec).find(|(_, container)| container.name == SIDECAR)
 }
@@ -98,8 +95,8 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = (Path, &Container)> {
     })
 }
 
-/// `starts_first`: before the sidecar, which the kubelet starts only once this container's startup
-/// probe and its hook at the start have succeeded: they must not wait for the sidecar.
+/// `starts_first`: the kubelet starts the sidecar only after this container's startup probe and
+/// postStart hook have succeeded, so they must not go through the sidecar.
 fn of_container(
     container: &Container,
     at: Path,
@@ -151,8 +148,8 @@ fn of_container(
         let Some(action) = hook.and_then(|hook| http(hook.http_get.as_ref()?, container)) else {
             continue;
         };
-        // A probe may be made by anybody; a hook has consequences, and only the kubelet is to know
-        // its path.
+        // A probe is harmless, but a hook has side effects, so its path is a secret that only the
+        // kubelet gets.
         let name = format!("{}/{kind}/{:032x}", container.name, rand::random::<u128>());
         let at = at.key("lifecycle").key(key).key("httpGet");
         operations.push(replace(at, to_sidecar(&name)));
@@ -165,7 +162,7 @@ fn to_sidecar(name: &str) -> Value {
     json!({ "path": format!("{PATH}{name}"), "port": ADMIN_PORT, "scheme": "HTTP" })
 }
 
-/// The field that says how a probe is made, and what the sidecar has to do in its place.
+/// The field that defines the probe's action, and the sidecar's equivalent.
 fn action(probe: &Probe, container: &Container) -> Option<(&'static str, Action)> {
     if let Some(get) = &probe.http_get {
         Some(("httpGet", http(get, container)?))
@@ -205,13 +202,12 @@ fn http(get: &HTTPGetAction, container: &Container) -> Option<Action> {
     }))
 }
 
-/// The probe goes to the pod.
+/// The probe goes to the pod itself.
 fn here(host: &Option<String>) -> bool {
     host.as_deref().unwrap_or_default().is_empty()
 }
 
-/// A port's number. A name that the container does not have is left for the kubelet to complain
-/// about.
+/// A port's number. An unknown name stays, so that the kubelet reports it.
 fn number(port: &IntOrString, container: &Container) -> Option<u16> {
     let named = |name: &str| {
         let mut ports = container.ports.iter().flatten();

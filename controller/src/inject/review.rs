@@ -1,5 +1,4 @@
-//! AdmissionReview, version 1. In: the review's JSON. Out: the answer's JSON, and in one word what
-//! it says.
+//! AdmissionReview, version 1. In: the review's JSON. Out: the response's JSON, and its outcome.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
@@ -11,7 +10,7 @@ use crate::issuer::is_label;
 use crate::metrics::InjectionOutcome;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
-/// HTTP status of a refusal: the pod's own text is wrong.
+/// HTTP status of a refusal: the pod's spec is invalid.
 const UNPROCESSABLE: u16 = 422;
 /// Bytes in the name of a pod.
 const MAX_NAME: usize = 253;
@@ -20,11 +19,11 @@ const MAX_NAME: usize = 253;
 #[derive(Debug)]
 pub struct Answer {
     pub outcome: InjectionOutcome,
-    /// Which pod, for the log. It cannot be told apart from others before it has a name.
+    /// The pod's name for the log. Without a name it is anonymous.
     pub pod: String,
     /// Why the pod was refused or skipped.
     pub reason: Option<String>,
-    /// The namespace that has a pod with a sidecar from now on.
+    /// A namespace that has an injected pod from now on.
     pub namespace: Option<String>,
     pub body: Vec<u8>,
 }
@@ -55,8 +54,8 @@ struct Kind {
     kind: String,
 }
 
-/// Answers a review. `by_namespace`: the API server has found that the namespace's pods are to have
-/// sidecars. The error says why `review` is none.
+/// Answers a review. `by_namespace`: the API server has matched the namespace's label. The error is
+/// the reason why `review` is not a valid AdmissionReview.
 pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<Answer, String> {
     let review: Review = serde_json::from_slice(review).map_err(|error| error.to_string())?;
     if (&*review.api_version, &*review.kind) != (API_VERSION, "AdmissionReview") {
@@ -74,8 +73,7 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
             request.operation, request.kind.kind
         ));
     }
-    // Any client that reaches the webhook may say anything, and this goes into requests to the API
-    // server.
+    // Untrusted input from any client of the webhook, which is used in requests to the API server.
     let namespace = request.namespace.unwrap_or_default();
     if !is_label(&namespace) {
         return Err("request.namespace is no name of a namespace".to_owned());

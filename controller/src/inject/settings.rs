@@ -1,6 +1,6 @@
-//! What a pod's annotations ask of its sidecar. In: the pod and the defaults. Out: settings that
-//! are known to be right, so that a slip of the pen is told when the pod is created and not by a
-//! sidecar that does not start.
+//! A sidecar's settings from the pod's annotations. In: the pod and the defaults. Out: validated
+//! settings, so that a typo is reported when the pod is created rather than by a sidecar that does
+//! not start.
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -11,19 +11,19 @@ use crate::annotations::{
 };
 use crate::logging::parse_filter;
 
-/// Settings of one sidecar and its redirect rules.
+/// Settings of a sidecar and its redirect rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub log: String,
     pub access_log: bool,
-    /// What HTTP clients are seen as by the app, where the pod says so.
+    /// The client address that the app sees on HTTP connections, if the pod sets it.
     pub client_address: Option<&'static str>,
-    /// Fields of requests to which the client's address is appended; empty: none.
+    /// Header fields to which the client's address is appended; empty: none.
     pub forwarded_headers: String,
     pub resources: Resources,
-    /// Ports of the app that are told their clients' addresses by the PROXY protocol; empty: none.
+    /// Ports of the app that get the client's address by the PROXY protocol; empty: none.
     pub proxy_protocol: String,
-    /// As `naru-proxy init` takes them.
+    /// In the syntax of `naru-proxy init`.
     pub skip_inbound_ports: String,
     pub skip_outbound_ports: String,
     pub skip_outbound_cidrs: String,
@@ -37,7 +37,8 @@ impl Settings {
             let given = read(pod, name, quantity)?;
             Ok::<_, Refusal>(given.unwrap_or_else(|| default.to_owned()))
         };
-        // These are the controller's to use: a pod with a wrong one would not be as it was meant.
+        // The controller uses these itself: with an invalid value the pod would not behave as
+        // intended.
         read(pod, "naru.dev/mtls", is_strict)?;
         read(pod, "naru.dev/opaque-ports", ports)?;
         let ports = |name| Ok::<_, Refusal>(read(pod, name, ports)?.map_or(String::new(), joined));
@@ -73,7 +74,7 @@ fn filter(text: &str) -> Result<String, String> {
         .map_err(|error| error.to_string())
 }
 
-/// What an annotation of the pod says. `None`: it is not there.
+/// The value of a pod's annotation. `None`: it is absent.
 pub(super) fn read<'a, T>(
     pod: &'a Pod,
     name: &'static str,

@@ -1,5 +1,5 @@
-//! A ConfigMap with the trust anchors in every namespace that has sidecars: a pod can mount none of
-//! another namespace.
+//! A ConfigMap with the trust anchors in every namespace with sidecars, because pods can only mount
+//! ConfigMaps of their own namespace.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -13,15 +13,15 @@ use tracing::{info, warn};
 use super::{MANAGER, MAX_WAITING};
 use crate::inject::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
 
-/// How long a ConfigMap that has just been written is taken to be there: a namespace cannot be
-/// deleted and made again in less.
+/// How long a ConfigMap that was just written is assumed to exist: deleting and recreating a
+/// namespace takes longer.
 const FRESH: Duration = Duration::from_secs(5);
 
 pub struct Anchors {
     client: Client,
     pem: String,
     written: HashMap<String, Instant>,
-    /// Where writing has failed.
+    /// Namespaces whose write has failed.
     waiting: BTreeSet<String>,
 }
 
@@ -39,13 +39,13 @@ impl Anchors {
         &self.pem
     }
 
-    /// Others are in force.
+    /// The trust anchors in force have changed.
     pub fn change(&mut self, pem: String) {
         self.pem = pem;
         self.written.clear();
     }
 
-    /// Makes sure that `namespace` has the anchors.
+    /// Ensures that `namespace` has the anchors.
     pub async fn need(&mut self, namespace: String) {
         let now = Instant::now();
         self.written.retain(|_, at| now.duration_since(*at) < FRESH);
@@ -66,7 +66,7 @@ impl Anchors {
                     "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written: new pods of this \
                      namespace wait for it"
                 );
-                // One more is named again with its next pod.
+                // If the set is full, the namespace's next pod adds it again.
                 if self.waiting.len() < MAX_WAITING {
                     self.waiting.insert(namespace);
                 }
@@ -74,8 +74,7 @@ impl Anchors {
         }
     }
 
-    /// Brings the anchors up to date where there are some, and puts them back where there are none
-    /// any more and pods need them.
+    /// Updates existing ConfigMaps, and restores missing ones in namespaces whose pods need them.
     pub async fn look(&mut self, mut meshed: BTreeSet<String>) {
         for namespace in std::mem::take(&mut self.waiting) {
             self.need(namespace).await;
@@ -92,8 +91,8 @@ impl Anchors {
             let data = found.data.as_ref().and_then(|data| data.get(ANCHORS_KEY));
             let namespace = found.metadata.namespace.unwrap_or_default();
             meshed.remove(&namespace);
-            // Earlier controllers had it belong to the webhook's configuration: what is applied
-            // without takes that away.
+            // Earlier controllers made the webhook's configuration its owner: a server-side apply
+            // without owners removes that.
             let owned = !found
                 .metadata
                 .owner_references
@@ -115,14 +114,14 @@ impl Anchors {
         let object = ConfigMap {
             metadata: ObjectMeta {
                 name: Some(ANCHORS_CONFIG_MAP.to_owned()),
-                // No owner: sidecars need it for as long as they run.
+                // Without an owner: sidecars need it for as long as they run.
                 ..ObjectMeta::default()
             },
             data: Some(BTreeMap::from([(ANCHORS_KEY.to_owned(), self.pem.clone())])),
             ..ConfigMap::default()
         };
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
-        // In place of the one that wrote it before.
+        // Force ownership of the fields over earlier field managers.
         let params = PatchParams::apply(MANAGER).force();
         api.patch(ANCHORS_CONFIG_MAP, &params, &Patch::Apply(&object))
             .await?;

@@ -1,14 +1,14 @@
-//! What the controller keeps in the cluster, so that an installation is complete without anybody's
-//! hands.
+//! Objects that the controller maintains in the cluster, so that an installation needs no manual
+//! steps.
 //!
 //! ```text
 //! caBundle of the webhook ◀─┐
 //! ConfigMap in a namespace ◀┴─ trust anchors, whenever they change
 //! ```
 //!
-//! In: the API server, and namespaces that were injected into. Out: those objects, put right again
-//! when they differ. They belong to no other object, so that none takes them along when it is
-//! deleted; [`crate::uninstall`] removes them.
+//! In: the API server, and namespaces with injected pods. Out: those objects, corrected when they
+//! differ. They have no owner, so that garbage collection does not delete them;
+//! [`crate::uninstall`] does.
 //!
 //! # Floors
 //!
@@ -32,12 +32,12 @@ use tracing::warn;
 
 use crate::issuer::InForce;
 
-/// In whose name fields are written.
+/// The field manager of writes.
 const MANAGER: &str = "naru-controller";
-/// How often what there is is compared with what there should be.
+/// How often the objects are compared with their desired state.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-/// Namespaces that wait to be given anchors. One that finds no place is named again with its next
-/// pod.
+/// Capacity of the queue of namespaces that need anchors. A dropped one is added again with its
+/// next pod.
 const MAX_WAITING: usize = 1_024;
 
 /// Namespaces that need trust anchors. Cheap to clone.
@@ -45,19 +45,19 @@ const MAX_WAITING: usize = 1_024;
 pub struct Needed(mpsc::Sender<String>);
 
 impl Needed {
-    /// A pod of this namespace has been given a sidecar.
+    /// A pod of this namespace has been injected.
     pub fn in_namespace(&self, namespace: &str) {
-        // Full: the next pod asks again, and the kubelet waits.
+        // If the queue is full, the next pod adds it again, and the kubelet retries.
         let _ = self.0.try_send(namespace.to_owned());
     }
 }
 
-/// What is kept right.
+/// The objects to maintain.
 pub struct Install {
     pub client: Client,
     /// Name of the MutatingWebhookConfiguration.
     pub webhook_configuration: String,
-    /// Whether its caBundle is ours to fill.
+    /// Whether the controller sets its caBundle.
     pub ca_bundle: bool,
     /// The trust anchors in force.
     pub trust: watch::Receiver<Arc<InForce>>,
@@ -65,11 +65,11 @@ pub struct Install {
     pub meshed: Meshed,
 }
 
-/// Tells the namespaces that have pods with sidecars.
+/// Returns the namespaces that have pods with sidecars.
 pub type Meshed = Box<dyn Fn() -> BTreeSet<String> + Send + Sync>;
 
 impl Install {
-    /// What tells of namespaces, and the task that keeps everything right for as long as it runs.
+    /// A handle for namespaces, and the task that maintains the objects for as long as it runs.
     pub fn start(self) -> (Needed, impl Future<Output = ()> + Send) {
         let (sender, needed) = mpsc::channel(MAX_WAITING);
         (Needed(sender), self.run(needed))

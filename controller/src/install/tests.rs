@@ -46,7 +46,7 @@ fn in_force() -> Arc<InForce> {
 }
 
 #[tokio::test]
-async fn a_ca_bundle_that_differs_is_written_and_one_that_does_not_is_left() {
+async fn a_ca_bundle_that_differs_is_written_and_a_matching_one_is_left() {
     let api = api();
     let (install, _trusted) = install(&api);
     webhook::look(&install, "PEM").await.expect("a look");
@@ -63,7 +63,7 @@ async fn a_ca_bundle_that_differs_is_written_and_one_that_does_not_is_left() {
     api.apply(WEBHOOKS, up_to_date);
     webhook::look(&install, "PEM").await.expect("a look");
     assert_eq!(api.take_written(), []);
-    // Another program fills it.
+    // Another program sets it.
     let others = Install {
         ca_bundle: false,
         ..install
@@ -92,7 +92,7 @@ async fn a_namespace_with_sidecars_gets_the_anchors_and_keeps_them_up_to_date() 
         }
     };
     until(first).await;
-    // Another set is written at once, and not at the next look.
+    // New anchors are written at once rather than at the next comparison.
     trusted.send_replace(in_force());
     let second = trusted.borrow().anchors_pem();
     until(second.clone()).await;
@@ -104,7 +104,7 @@ async fn a_namespace_with_sidecars_gets_the_anchors_and_keeps_them_up_to_date() 
 }
 
 #[tokio::test]
-async fn a_namespace_that_could_not_be_written_to_is_tried_again() {
+async fn a_failed_write_to_a_namespace_is_retried() {
     let api = api();
     let mut anchors = anchors::Anchors::new(api.client(), "PEM".to_owned());
     api.down(true);
@@ -115,7 +115,7 @@ async fn a_namespace_that_could_not_be_written_to_is_tried_again() {
 }
 
 #[tokio::test]
-async fn namespaces_that_wait_are_bounded() {
+async fn the_queue_of_namespaces_is_bounded() {
     let api = api();
     let mut anchors = anchors::Anchors::new(api.client(), "PEM".to_owned());
     api.down(true);
@@ -131,7 +131,7 @@ async fn namespaces_that_wait_are_bounded() {
 }
 
 #[tokio::test]
-async fn anchors_that_somebody_has_taken_away_are_put_back_where_pods_need_them() {
+async fn deleted_anchors_are_restored_if_pods_need_them() {
     let api = api();
     let (mut install, _trusted) = install(&api);
     let first = install.trust.borrow().anchors_pem();
@@ -155,7 +155,7 @@ async fn anchors_that_somebody_has_taken_away_are_put_back_where_pods_need_them(
 }
 
 #[tokio::test]
-async fn anchors_belong_to_no_object_that_could_take_them_along_and_those_of_before_are_freed() {
+async fn anchors_have_no_owner_and_a_former_owner_is_removed() {
     let api = api();
     let owner = json!([{
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
@@ -182,7 +182,7 @@ async fn anchors_belong_to_no_object_that_could_take_them_along_and_those_of_bef
 }
 
 #[tokio::test]
-async fn without_the_webhooks_configuration_anchors_are_still_kept() {
+async fn without_the_webhooks_configuration_anchors_are_still_maintained() {
     let api = api();
     api.delete(WEBHOOKS, "", "naru-injector");
     let (mut install, _trusted) = install(&api);

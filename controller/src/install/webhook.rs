@@ -1,4 +1,4 @@
-//! The webhook's configuration: by its caBundle the API server knows the controller.
+//! The webhook's configuration, whose caBundle the API server verifies the controller with.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::{Install, MANAGER};
 
-/// Brings the caBundle up to date.
+/// Updates the caBundle.
 pub async fn look(install: &Install, anchors_pem: &str) -> Result<(), kube::Error> {
     let name = &install.webhook_configuration;
     let api = Api::<MutatingWebhookConfiguration>::all(install.client.clone());
@@ -23,7 +23,7 @@ pub async fn look(install: &Install, anchors_pem: &str) -> Result<(), kube::Erro
         .map(|webhook| json!({ "name": webhook.name, "clientConfig": { "caBundle": bundle } }))
         .collect();
     if !outdated.is_empty() {
-        // Webhooks are told by their names; everything else of them stays.
+        // Strategic merge by the webhooks' names; all other fields stay.
         let patch = Patch::Strategic(json!({ "webhooks": outdated }));
         let params = PatchParams {
             field_manager: Some(MANAGER.to_owned()),

@@ -1,9 +1,7 @@
-//! A certificate authority: its key, its certificate, and what lies between that and the root that
-//! everybody trusts.
+//! A certificate authority: its key, its certificate, and the intermediates up to the root.
 //!
-//! In: PEM, or a public key and whom it belongs to. Out: an authority that others will take for
-//! one, or a certificate. Who may have which identity is decided elsewhere, and so is where an
-//! authority is kept.
+//! In: PEM, or a public key and its owner's identity. Out: an authority that peers accept, or a
+//! certificate. Authorization to get an identity, and the authority's store, are elsewhere.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,21 +22,20 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::identity::SpiffeId;
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// How long a root of our own holds.
+/// Lifetime of a root of our own.
 const ROOT_LIFETIME: Duration = DAY.saturating_mul(3_652);
-/// How long a leaf holds: a stolen key is of use for no longer.
+/// Lifetime of a leaf, which bounds the use of a stolen key.
 pub const LEAF_LIFETIME: Duration = DAY;
-/// Leaves hold from a little before they are made, for peers whose clocks are behind.
+/// Leaves are valid from slightly before they are issued, for peers whose clocks are behind.
 const BACKDATING: Duration = Duration::from_secs(60);
 /// Bytes of a serial number (RFC 5280 allows 20).
 const SERIAL_BYTES: usize = 16;
-/// Certificates that are read from one PEM: proxies take 64 anchors, and those of a rotation need
-/// room beside them.
+/// Bound on certificates in one PEM: proxies accept 64 anchors, including those of a rotation.
 const MAX_CERTIFICATES: usize = 32;
-/// Bytes of a digest that make an authority's name: enough that no two ever have the same.
+/// Bytes of a digest that identifies an authority: enough to be unique.
 const ID_BYTES: usize = 8;
 
-/// Why there is no authority to issue with.
+/// Why an authority cannot issue.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     #[error("there is no private key of an authority (ECDSA P-256 in PEM, PKCS #8 or SEC 1)")]
@@ -67,7 +64,8 @@ pub enum CaError {
 /// Issues certificates.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
-    /// From the one that issues up to the one below the root. Empty: the root issues itself.
+    /// The chain from the issuing certificate up to the one below the root. Empty: the root issues
+    /// itself.
     below_root: Vec<CertificateDer<'static>>,
     root: CertificateDer<'static>,
     begins: SystemTime,
@@ -84,9 +82,8 @@ pub struct Pair {
 }
 
 impl Ca {
-    /// Takes an authority as it is given: its certificate first, those above it behind. Where the
-    /// root is not among them it is looked for in `further`, and without one, the uppermost is
-    /// trusted like a root.
+    /// Parses a given authority: its certificate first, then those above it. A missing root is
+    /// looked up in `further`; without one, the topmost certificate is trusted like a root.
     pub fn from_pem(
         certificates: &[u8],
         further: &[CertificateDer<'static>],
@@ -133,7 +130,7 @@ impl Ca {
         Ok(ca)
     }
 
-    /// A new authority, self-signed.
+    /// A new self-signed authority.
     pub fn make(trust_domain: &str, now: SystemTime) -> Result<Pair, CaError> {
         let key = KeyPair::generate()?;
         let certificate = root(trust_domain, now)?.self_signed(&key)?;
@@ -143,17 +140,17 @@ impl Ca {
         })
     }
 
-    /// What everybody in the mesh has to trust.
+    /// The trust anchor of this authority.
     pub fn root(&self) -> &CertificateDer<'static> {
         &self.root
     }
 
-    /// From when it holds.
+    /// The start of its validity.
     pub fn begins(&self) -> SystemTime {
         self.begins
     }
 
-    /// When the first of its certificates ends.
+    /// The end of its validity: that of the first certificate to expire.
     pub fn expires(&self) -> SystemTime {
         self.expires
     }
@@ -162,13 +159,13 @@ impl Ca {
         &self.pems
     }
 
-    /// A name for it, made of its certificates: another authority has another one.
+    /// An identifier from its certificates: different authorities have different ones.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// A certificate for `id` with those that lead to the root, and when it ends. `None`: the
-    /// authority has expired itself.
+    /// A certificate for `id` with its chain to the root, and when it expires. `None`: the
+    /// authority itself has expired.
     pub fn issue(
         &self,
         id: &SpiffeId,
@@ -182,7 +179,7 @@ impl Ca {
         self.leaf(SanType::URI(id.to_string().try_into()?), &both, key, now)
     }
 
-    /// A certificate for a server with a DNS name. It is no identity of the mesh.
+    /// A server certificate for a DNS name. It is not an identity of the mesh.
     pub fn issue_server(
         &self,
         name: &str,
@@ -220,8 +217,8 @@ impl Ca {
         Ok(Some((chain, expires)))
     }
 
-    /// Issues a certificate and looks at it as a proxy would: a chain with a gap, or one that is
-    /// not allowed to be as long, is found before anybody depends on it.
+    /// Issues a certificate and verifies it as a proxy would: a chain with a gap, or one longer
+    /// than allowed, is found before it is used.
     fn prove(&self, now: SystemTime) -> Result<(), CaError> {
         let key = KeyPair::generate()?;
         let chain = self.issue_server("proof.naru.dev", &key, now)?;
@@ -258,7 +255,7 @@ pub fn read_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CaE
     }
 }
 
-/// Certificates as PEM, one behind the other.
+/// Certificates as concatenated PEM.
 pub fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
     let form = EncodeConfig::new().set_line_ending(LineEnding::LF);
     let pem = |der: &CertificateDer<'_>| {
@@ -267,7 +264,7 @@ pub fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(pem).collect()
 }
 
-/// From when to when a certificate holds.
+/// The validity period of a certificate.
 pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), CaError> {
     let parsed = parse(certificate)?;
     let time = |seconds: i64| {
@@ -278,7 +275,7 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemT
     Ok((time(from.timestamp()), time(to.timestamp())))
 }
 
-/// The root above a chain that ends below it. `None`: the chain has it, or there is none.
+/// The root above a chain that ends below it. `None`: the chain includes it, or no root was given.
 fn missing_root(
     chain: &[CertificateDer<'static>],
     further: &[CertificateDer<'static>],
@@ -303,7 +300,7 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
         .map_err(|_| CaError::Certificate)
 }
 
-/// Whether an authority's own certificate can be issued with.
+/// Checks that an authority's own certificate can issue others.
 fn check(
     certificate: &CertificateDer<'_>,
     key: &KeyPair,
@@ -334,7 +331,7 @@ fn check(
     Ok(())
 }
 
-/// What a new root says.
+/// The parameters of a new root.
 fn root(trust_domain: &str, now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -347,7 +344,7 @@ fn root(trust_domain: &str, now: SystemTime) -> Result<CertificateParams, rcgen:
     params.not_before = (now - BACKDATING).into();
     params.not_after = (now + ROOT_LIFETIME).into();
     params.serial_number = Some(serial());
-    // It signs leaves and no further authorities.
+    // It signs leaves but no intermediate authorities.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
@@ -365,7 +362,7 @@ fn id(chain: &[CertificateDer<'_>]) -> String {
 
 fn serial() -> SerialNumber {
     let mut bytes: [u8; SERIAL_BYTES] = rand::random();
-    // Positive, and with no leading zeros.
+    // Positive, and without leading zeros.
     bytes[0] = bytes[0] & 0x7f | 0x40;
     SerialNumber::from_slice(&bytes)
 }

@@ -36,7 +36,7 @@ impl fmt::Display for SpiffeId {
 }
 
 impl SpiffeId {
-    /// `None`: one of the names is not one.
+    /// `None`: one of the names is invalid.
     pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Option<Self> {
         let right =
             is_trust_domain(trust_domain) && is_label(namespace) && is_subdomain(service_account);
@@ -53,7 +53,8 @@ impl SpiffeId {
         Self::new(trust_domain, namespace, service_account)
     }
 
-    /// The one identity in a certificate, and when the certificate ends. Proves nothing by itself.
+    /// The only identity in a certificate, and the certificate's expiry. It does not verify the
+    /// certificate.
     pub fn of(certificate: &CertificateDer<'_>) -> Option<(Self, SystemTime)> {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let names = certificate.subject_alternative_name().ok()??;
@@ -74,13 +75,13 @@ impl SpiffeId {
     }
 }
 
-/// Whether a text can be a trust domain.
+/// Whether a text is a valid trust domain.
 pub fn is_trust_domain(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
     !text.is_empty() && text.len() <= MAX_TRUST_DOMAIN && text.bytes().all(allowed)
 }
 
-/// Whether a text can be the name of a namespace.
+/// Whether a text is a valid namespace name.
 pub fn is_label(text: &str) -> bool {
     let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !text.is_empty()
@@ -99,14 +100,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_survives_its_text_form() {
+    fn an_id_round_trips_through_its_text_form() {
         let id = SpiffeId::new("cluster.local", "shop", "web.v2").unwrap();
         assert_eq!(id.to_string(), "spiffe://cluster.local/ns/shop/sa/web.v2");
         assert_eq!(SpiffeId::parse(&id.to_string()), Some(id));
     }
 
     #[test]
-    fn a_name_cannot_reach_into_another_part_of_the_id() {
+    fn a_name_cannot_extend_into_another_part_of_the_id() {
         for (namespace, service_account) in [
             ("shop/sa/admin", "web"),
             ("shop", "web/ns/other"),

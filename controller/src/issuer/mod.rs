@@ -1,12 +1,12 @@
-//! Identities: who may have which certificate, and the certificates themselves.
+//! Identities: authorization of certificate requests, and the certificates themselves.
 //!
 //! ```text
 //! token ─▶ token (who?) ──┐
 //! CSR ──▶ signature, key ─┴▶ ca ─▶ certificate for spiffe://…/ns/…/sa/…
 //! ```
 //!
-//! In: a proxy's token and signing request. Out: a certificate, or a refusal that says why. Nothing
-//! here goes to a log.
+//! In: a proxy's token and signing request. Out: a certificate, or a refusal with the reason.
+//! Nothing here is logged.
 //!
 //! # Floors
 //!
@@ -42,25 +42,25 @@ pub use token_check::{KeyError, PublicKey, TokenCheck};
 
 /// Namespace and service account of the controller itself.
 pub const CONTROLLER: (&str, &str) = ("naru-system", "naru-controller");
-/// Longest certificate signing request, in bytes. One with a P-256 key takes about 300.
+/// Longest certificate signing request, in bytes. One with a P-256 key has about 300.
 const MAX_CSR: usize = 16 * 1024;
 
-/// Gives certificates to those whose tokens are good.
+/// Issues certificates to holders of valid tokens.
 pub struct Issuer {
     in_force: watch::Sender<Arc<InForce>>,
     trust_domain: String,
     tokens: TokenCheck,
 }
 
-/// With what is issued and whom to trust. Immutable, and swapped whole.
+/// The issuing authority and the trust anchors. Immutable, and swapped as a whole.
 pub struct InForce {
     pub ca: Arc<Ca>,
-    /// Sorted, each once, the root of `ca` among them.
+    /// Sorted and deduplicated, including the root of `ca`.
     pub anchors: Vec<CertificateDer<'static>>,
 }
 
 impl InForce {
-    /// `further`: to be trusted besides the root of `ca`.
+    /// `further`: trust anchors in addition to the root of `ca`.
     pub fn new(ca: Arc<Ca>, further: impl IntoIterator<Item = CertificateDer<'static>>) -> Self {
         let mut anchors = vec![ca.root().clone()];
         anchors.extend(further);
@@ -83,15 +83,15 @@ impl InForce {
     }
 }
 
-/// A certificate that was issued.
+/// An issued certificate.
 pub struct Issued {
     pub id: SpiffeId,
-    /// The pod that the token was made for, if it says so.
+    /// The pod that the token is bound to, if any.
     pub pod: Option<String>,
     /// Leaf first.
     pub chain: Vec<CertificateDer<'static>>,
     pub expires: SystemTime,
-    /// The authority that has issued it, and whom to trust.
+    /// The authority that has issued it, and the trust anchors.
     pub by: Arc<InForce>,
 }
 
@@ -118,7 +118,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// One of a few words, for metrics.
+    /// The reason as a metric label, from a closed set.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Token(TokenError::Expired | TokenError::NotYet) => "token_time",
@@ -148,8 +148,8 @@ impl Issuer {
         }
     }
 
-    /// A certificate for the service account that `token` proves, on the key of the request.
-    /// Nothing else in the request counts.
+    /// A certificate for the service account of `token`, with the key of the request. All other
+    /// fields of the request are ignored.
     pub async fn certify(
         &self,
         request: &[u8],
@@ -190,7 +190,7 @@ impl Issuer {
         })
     }
 
-    /// Whom the controller proves to be.
+    /// The controller's identity.
     pub fn controller(&self) -> SpiffeId {
         SpiffeId {
             trust_domain: self.trust_domain.clone(),
@@ -199,7 +199,7 @@ impl Issuer {
         }
     }
 
-    /// The controller's own certificate, on a new key.
+    /// The controller's own certificate, with a new key.
     pub fn own(&self, now: SystemTime) -> Result<(Issued, PrivateKeyDer<'static>), Refusal> {
         let id = self.controller();
         let key = KeyPair::generate()?;
@@ -217,7 +217,7 @@ impl Issuer {
         Ok((issued, PrivateKeyDer::Pkcs8(key)))
     }
 
-    /// A certificate for a server of the controller's that is called by a DNS name, on a new key.
+    /// A certificate for one of the controller's servers with a DNS name, with a new key.
     pub fn server(&self, name: &str, now: SystemTime) -> Result<ServerCertificate, Refusal> {
         let key = KeyPair::generate()?;
         let issued = self.in_force().ca.issue_server(name, &key, now)?;
@@ -230,12 +230,12 @@ impl Issuer {
         &self.trust_domain
     }
 
-    /// The authority and the anchors as they are now.
+    /// The current authority and anchors.
     pub fn in_force(&self) -> Arc<InForce> {
         self.in_force.borrow().clone()
     }
 
-    /// Puts others in force, unless these are.
+    /// Replaces the authority and the anchors, if they differ.
     pub fn take_over(&self, in_force: InForce) {
         self.in_force.send_if_modified(|current| {
             let differs = !current.is(&in_force);
@@ -246,7 +246,7 @@ impl Issuer {
         });
     }
 
-    /// Tells when another authority or other anchors are in force.
+    /// Notifies of changes of the authority or the anchors.
     pub fn changes(&self) -> watch::Receiver<Arc<InForce>> {
         self.in_force.subscribe()
     }

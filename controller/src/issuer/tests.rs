@@ -1,4 +1,4 @@
-//! Who gets a certificate, and who does not.
+//! Requests for certificates that succeed, and those that are refused.
 
 use std::time::{Duration, SystemTime};
 
@@ -84,7 +84,7 @@ fn without(claim: &str) -> Value {
     claims
 }
 
-/// A signing request that asks for more than it gets.
+/// A signing request with more fields than are honoured.
 fn request() -> (Vec<u8>, KeyPair) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["admin.example".to_owned()]).unwrap();
@@ -97,7 +97,7 @@ fn request() -> (Vec<u8>, KeyPair) {
 }
 
 #[test]
-fn a_certificate_says_what_the_token_proves_and_nothing_of_the_request() {
+fn a_certificate_has_the_tokens_identity_and_ignores_the_requests() {
     let fixture = Fixture::new();
     let (request, key) = request();
     let now = SystemTime::now();
@@ -144,7 +144,7 @@ fn two_certificates_for_one_key_have_different_serial_numbers() {
 }
 
 #[test]
-fn a_token_that_is_not_good_is_refused_with_the_reason() {
+fn an_invalid_token_is_refused_with_the_reason() {
     let fixture = Fixture::new();
     let token = |claims: &Value| match fixture.refusal(claims) {
         Refusal::Token(error) => error,
@@ -212,7 +212,7 @@ fn a_token_of_another_key_or_another_algorithm_is_refused() {
 }
 
 #[test]
-fn names_that_are_none_and_the_controllers_own_are_refused() {
+fn invalid_names_and_the_controllers_own_are_refused() {
     let fixture = Fixture::new();
     let named = |namespace: &str, name: &str| {
         let mut claims = claims();
@@ -248,7 +248,7 @@ fn a_request_that_was_tampered_with_or_has_another_kind_of_key_is_refused() {
     }
 }
 
-/// A new authority, trusted alone.
+/// A new authority as the only trust anchor.
 pub fn in_force() -> InForce {
     let pair = Ca::make(TRUST_DOMAIN, SystemTime::now()).unwrap();
     InForce::new(
@@ -263,7 +263,7 @@ fn taken(pair: &Pair, trust_domain: &str, now: SystemTime) -> Result<Ca, CaError
 }
 
 #[test]
-fn a_root_of_our_own_lives_for_ten_years_and_signs_leaves_alone() {
+fn a_root_of_our_own_lives_for_ten_years_and_signs_only_leaves() {
     let in_force = in_force();
     let (_, root) = X509Certificate::from_der(in_force.ca.root()).unwrap();
     let years = root.validity().not_after.timestamp() - in_seconds(0);
@@ -273,7 +273,7 @@ fn a_root_of_our_own_lives_for_ten_years_and_signs_leaves_alone() {
 }
 
 #[test]
-fn an_authority_that_does_not_fit_is_not_used() {
+fn an_invalid_authority_is_not_used() {
     let now = SystemTime::now();
     let pair = Ca::make(TRUST_DOMAIN, now).unwrap();
     let refused = |pair: &Pair, trust_domain: &str, now| taken(pair, trust_domain, now).err();

@@ -1,21 +1,21 @@
-//! Who a token proves its bearer to be, and why one proves nothing.
+//! The identity of a token's bearer, and the reasons why a token is invalid.
 
 use naru_contract::TOKEN_AUDIENCE;
 
-/// Longest token, in bytes. Kubernetes' are about 1,000.
+/// Longest token, in bytes. Kubernetes' tokens have about 1,000.
 pub(super) const MAX_TOKEN: usize = 16 * 1024;
 const SUBJECT_PREFIX: &str = "system:serviceaccount:";
 
-/// The service account that a token is of.
+/// The service account of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bearer {
     pub namespace: String,
     pub service_account: String,
-    /// The pod that the token was made for.
+    /// The pod that the token is bound to.
     pub pod: Option<String>,
 }
 
-/// Why a token proves nothing.
+/// Why a token is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     #[error("the token is longer than {MAX_TOKEN} bytes")]
@@ -48,7 +48,7 @@ pub enum TokenError {
     ReviewTime,
 }
 
-/// Namespace and name of the service account that a subject (or a user's name) stands for.
+/// Namespace and name of the service account in a subject (or a user's name).
 pub(super) fn service_account(subject: &str) -> Result<(&str, &str), TokenError> {
     subject
         .strip_prefix(SUBJECT_PREFIX)

@@ -1,5 +1,5 @@
-//! How tokens are checked. It is a seam: by the public key of the one who signs them, here, or by
-//! the Kubernetes API server.
+//! Validation of tokens, as a seam: here with the signer's public key, or by the Kubernetes API
+//! server.
 
 use std::path::{Path, PathBuf};
 
@@ -16,19 +16,19 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 use super::review::TokenReviewer;
 use super::token::{Bearer, MAX_TOKEN, TokenError, service_account};
 
-/// How far the clocks of the issuer of tokens and the controller may be apart, in seconds.
+/// Tolerated clock skew between the issuer of tokens and the controller, in seconds.
 const LEEWAY_SECONDS: u64 = 10;
 
-/// How tokens are checked.
+/// How tokens are validated.
 pub enum TokenCheck {
-    /// ES256 by a fixed public key.
+    /// ES256 with a fixed public key.
     PublicKey(PublicKey),
-    /// By asking the Kubernetes API server.
+    /// With a TokenReview of the Kubernetes API server.
     Review(TokenReviewer),
 }
 
 impl TokenCheck {
-    /// The bearer, if the token is good now.
+    /// The bearer, if the token is valid now.
     pub async fn check(&self, token: &str) -> Result<Bearer, TokenError> {
         if token.len() > MAX_TOKEN {
             return Err(TokenError::TooLong);
@@ -40,7 +40,7 @@ impl TokenCheck {
     }
 }
 
-/// Why there is no key to check tokens with.
+/// Why the public key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     #[error("{path}: {source}")]
@@ -52,7 +52,7 @@ pub enum KeyError {
     Format(PathBuf),
 }
 
-/// Checks that tokens are signed with the private half of a key.
+/// Verifies that tokens are signed with the key's private half.
 pub struct PublicKey {
     key: DecodingKey,
     validation: Validation,
@@ -68,7 +68,7 @@ impl PublicKey {
         Self::from_pem(&pem, issuer).ok_or_else(|| KeyError::Format(path.to_owned()))
     }
 
-    /// `None`: it is no ECDSA P-256 key.
+    /// `None`: not an ECDSA P-256 key.
     pub fn from_pem(pem: &[u8], issuer: &str) -> Option<Self> {
         let der = SubjectPublicKeyInfoDer::from_pem_slice(pem).ok()?;
         let (_, info) = SubjectPublicKeyInfo::from_der(&der).ok()?;
@@ -104,7 +104,7 @@ impl PublicKey {
     }
 }
 
-/// Claims of a service-account token, as Kubernetes makes them.
+/// Claims of Kubernetes' service-account tokens.
 #[derive(Deserialize)]
 struct Claims {
     sub: Option<String>,

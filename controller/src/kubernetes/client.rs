@@ -1,22 +1,22 @@
-//! The way to the Kubernetes API server.
+//! The client of the Kubernetes API server.
 
 use std::time::Duration;
 
 use kube::{Client, Config};
 
-/// How long the API server may say nothing on a connection. A watch is ended by it after 60 s, and
-/// every other answer is due at once.
+/// Read timeout of a connection. The API server ends a watch after 60 s, and every other response
+/// is due at once.
 const SILENCE: Duration = Duration::from_secs(75);
-/// How long a connection may take.
+/// Connect timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client for the API server of the cluster that this runs in, or of the current context of the
-/// kubeconfig.
+/// A client of the API server of the cluster that this process runs in, or of the kubeconfig's
+/// current context.
 pub async fn client() -> Result<Client, Error> {
     let mut config = Config::infer().await.map_err(Box::new)?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(SILENCE);
-    // Else the time that a connection was not used would count as silence.
+    // Otherwise the timeout would include the time in which the connection was idle.
     config.reset_reader_on_write = true;
     Ok(Client::try_from(config)?)
 }

@@ -1,6 +1,6 @@
-//! A Kubernetes API server in memory, for tests: it lists (by pages or as a stream), watches,
-//! reviews tokens, takes writes with optimistic concurrency, and fails in the ways that a real one
-//! does. The command's tests use it as well.
+//! An in-memory Kubernetes API server for tests. It lists (by pages or as a stream), watches,
+//! reviews tokens, accepts writes with optimistic concurrency, and fails in the ways of a real one.
+//! The command's tests use it as well.
 
 #![allow(dead_code)] // No crate uses all of it.
 #![allow(clippy::disallowed_methods)] // A test's queues are short.
@@ -29,17 +29,17 @@ pub struct FakeApi(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// By path, as `/api/v1/pods`. A path that is not here is that of a kind that is not installed.
+    /// By path, as `/api/v1/pods`. Kinds without an entry are not installed.
     collections: HashMap<String, Collection>,
     version: u64,
     down: bool,
     lists_by_page_only: bool,
     requests: Vec<String>,
-    /// What was written: method, path with query, body.
+    /// Writes received: method, path with query, body.
     written: Vec<(Method, String, Value)>,
-    /// What is read at paths that are no kind's, as `/version`.
+    /// Responses at other paths, as `/version`.
     documents: HashMap<String, Value>,
-    /// Answers to writes of a path, instead of taking them: status and body.
+    /// Canned responses to writes by path, which are then not applied: status and body.
     answers: HashMap<String, (u16, Value)>,
 }
 
@@ -48,7 +48,7 @@ struct Collection {
     objects: BTreeMap<String, Value>,
     /// Events with the version of each.
     log: Vec<(u64, Value)>,
-    /// Watches from before this version are told that it is gone.
+    /// Watches that start before this version get "gone".
     oldest: u64,
     watchers: Vec<UnboundedSender<Chunk>>,
 }
@@ -60,7 +60,7 @@ enum Answer {
 }
 
 impl FakeApi {
-    /// With these kinds installed.
+    /// With these kinds installed, by path.
     pub fn new(paths: &[&str]) -> Self {
         let api = Self::default();
         for path in paths {
@@ -95,7 +95,7 @@ impl FakeApi {
         self.state().remove(path, &format!("{namespace}/{name}"));
     }
 
-    /// Deletes an object in a way that no watch hears of.
+    /// Deletes an object without notifying watches.
     pub fn lose(&self, path: &str, namespace: &str, name: &str) {
         let mut state = self.state();
         let collection = state.collections.get_mut(path).expect("an installed kind");
@@ -109,7 +109,7 @@ impl FakeApi {
         objects.get(&format!("{namespace}/{name}")).cloned()
     }
 
-    /// Ends every connection, and takes none until it is up again.
+    /// Closes every connection, and accepts none until it is up again.
     pub fn down(&self, down: bool) {
         let mut state = self.state();
         state.down = down;
@@ -120,7 +120,7 @@ impl FakeApi {
         }
     }
 
-    /// Forgets what has happened: a watch from before is told so.
+    /// Drops the event history: older watches get "gone".
     pub fn compact(&self) {
         let mut state = self.state();
         let version = state.next();
@@ -134,17 +134,17 @@ impl FakeApi {
         self.state().lists_by_page_only = true;
     }
 
-    /// Puts a document at a path that is no kind's: JSON, or a text as it is.
+    /// Serves a document at another path: JSON, or a string as plain text.
     pub fn document(&self, path: &str, document: Value) {
         (self.state().documents).insert(path.to_owned(), document);
     }
 
-    /// From now on, writes to that path are answered so.
+    /// From now on, responds to writes of that path with this.
     pub fn answer(&self, path: &str, status: u16, body: Value) {
         (self.state().answers).insert(path.to_owned(), (status, body));
     }
 
-    /// Writes to that path are taken again.
+    /// Accepts writes of that path again.
     pub fn answer_no_more(&self, path: &str) {
         self.state().answers.remove(path);
     }
@@ -154,7 +154,7 @@ impl FakeApi {
         std::mem::take(&mut self.state().requests)
     }
 
-    /// What has been written since the last call.
+    /// Writes received since the last call.
     pub fn take_written(&self) -> Vec<(Method, String, Value)> {
         std::mem::take(&mut self.state().written)
     }
@@ -233,7 +233,7 @@ impl State {
             }
         }
         if let Some(document) = self.documents.get(path) {
-            // A refusal, if it is one.
+            // An error, if it is a Status.
             let status = document["code"]
                 .as_u64()
                 .and_then(|code| u16::try_from(code).ok());
@@ -271,14 +271,14 @@ impl State {
                 let number = |name: &str| param(name).and_then(|v| v.parse::<usize>().ok());
                 let from = number("continue").unwrap_or(0);
                 let limit = number("limit").unwrap_or(usize::MAX);
-                // As the path says, if it names one.
+                // From the path, if it has a namespace.
                 let namespace = target.split_once("/namespaces/");
                 let namespace = namespace.and_then(|(_, rest)| Some(rest.split_once('/')?.0));
                 let objects = collection.objects.values().filter(|object| {
                     namespace.is_none_or(|name| object["metadata"]["namespace"] == name)
                 });
                 let mut items = objects.skip(from);
-                // As the real one, whose lists leave out what is the same for all.
+                // Like a real one, whose list items have no apiVersion and kind.
                 let page: Vec<Value> = (items.by_ref().take(limit).cloned())
                     .map(|mut object| {
                         let fields = object.as_object_mut().expect("an object");
@@ -295,7 +295,7 @@ impl State {
             }
             Method::POST => {
                 let mut body = body;
-                // As the real one, which takes the namespace from the path.
+                // Like a real one, which takes the namespace from the path.
                 if let Some((_, rest)) = target.split_once("/namespaces/") {
                     body["metadata"]["namespace"] = json!(rest.split('/').next());
                 }
@@ -310,7 +310,7 @@ impl State {
         }
     }
 
-    /// What is applied and is not there yet.
+    /// Creates an object by server-side apply.
     fn make(&mut self, path: &str, name: &str, mut object: Value) -> Answer {
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));
         object["metadata"]["namespace"] = json!(namespace);
@@ -319,7 +319,7 @@ impl State {
         Answer::Now(201, object)
     }
 
-    /// A request about one object, with `/status` at the end of its name or not.
+    /// A request for one object, or its `/status`.
     fn one(&mut self, method: Method, path: &str, name: &str, body: Value) -> Answer {
         let (name, status) = match name.strip_suffix("/status") {
             Some(name) => (name, true),
@@ -346,7 +346,7 @@ impl State {
                 return failure(409, "Conflict");
             }
             Method::PUT => body,
-            // What is applied to a status here owns all of it: its lists are atomic.
+            // Applying a status owns all of it, because its lists are atomic.
             Method::PATCH if status => {
                 let mut after = before;
                 after["status"] = body["status"].clone();
@@ -391,7 +391,7 @@ impl Collection {
     }
 }
 
-/// Maps key by key, and everything else as a whole.
+/// Merges maps by key, and replaces everything else.
 fn merged(before: Value, patch: Value) -> Value {
     match (before, patch) {
         (Value::Object(mut before), Value::Object(patch)) => {
@@ -410,8 +410,8 @@ fn key(object: &Value) -> String {
     format!("{}/{}", text("namespace"), text("name"))
 }
 
-/// The path of a kind, and the key of the object in it (with what follows), if the path is that of
-/// one.
+/// The path of a kind, and the key of the object in it (with the rest of the path), if the path is
+/// an object's.
 fn collection_of(path: &str) -> (String, Option<String>) {
     match path.split_once("/namespaces/") {
         None => {

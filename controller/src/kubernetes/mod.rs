@@ -1,4 +1,4 @@
-//! The way to the Kubernetes API server, and what several parts of the controller ask it.
+//! The client of the Kubernetes API server, and queries that several parts of the controller share.
 //!
 //! # Floors
 //!

@@ -1,4 +1,4 @@
-//! The pods of the cluster that have a sidecar, by what the API server says of them.
+//! The cluster's pods with a sidecar, from the API server.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
@@ -6,7 +6,7 @@ use kube::{Api, Client};
 
 use crate::inject::{INJECTED_LABEL, is_sidecar};
 
-/// Pods in one answer of the API server.
+/// Pods in one page of a list.
 const PAGE: u32 = 500;
 /// Names in one message.
 const MAX_NAMED: usize = 5;
@@ -14,8 +14,8 @@ const MAX_NAMED: usize = 5;
 /// Namespace and name of a pod.
 pub type PodName = (String, String);
 
-/// Pods that have a sidecar, and are not about to end. The label alone proves nothing: anybody may
-/// write it.
+/// Pods that have a sidecar and are not terminating. The label alone is not proof, because anyone
+/// may set it.
 pub async fn pods(client: &Client) -> Result<Vec<PodName>, kube::Error> {
     let api = Api::<Pod>::all(client.clone());
     let mut params = ListParams::default()
@@ -39,7 +39,7 @@ pub async fn pods(client: &Client) -> Result<Vec<PodName>, kube::Error> {
     }
 }
 
-/// The first few of many, for a message.
+/// The first few names, for a message.
 pub fn some(pods: &[PodName]) -> String {
     let names: Vec<String> = (pods.iter().take(MAX_NAMED))
         .map(|(namespace, name)| format!("{namespace}/{name}"))

@@ -1,31 +1,31 @@
-//! What the labels of the controller's metrics can be.
+//! Values of labels in the controller's metrics.
 
-/// In which form a resource was pushed.
+/// The form of a pushed resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Full,
     Delta,
 }
 
-/// How writing the status of a route ended.
+/// The result of writing a route's status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusOutcome {
     Written,
     Failed,
 }
 
-/// How it stands with the mesh's certificate authority.
+/// The state of the mesh's certificate authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthorityState {
-    /// There is one.
+    /// A single authority.
     Steady,
-    /// The next one is trusted, and not issued with yet.
+    /// The next authority is trusted, and does not issue yet.
     Trusting,
-    /// The last one is trusted still.
+    /// The last authority is still trusted.
     Retiring,
-    /// What is given cannot be used.
+    /// The given authority is invalid.
     Invalid,
-    /// It is gone from where it was kept.
+    /// The authority is missing from its store.
     Missing,
 }
 
@@ -49,18 +49,18 @@ impl AuthorityState {
     }
 }
 
-/// What became of the review of a new pod.
+/// The result of reviewing a new pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InjectionOutcome {
     Injected,
-    /// The pod had a sidecar already, and was given what was missing besides.
+    /// The pod already had a sidecar, and got the missing parts.
     Completed,
-    /// The pod has a sidecar already, or is to have none.
+    /// The pod already has a sidecar, or should have none.
     Unchanged,
-    /// The pod was to have one, and by its nature cannot.
+    /// The pod should have a sidecar, but cannot.
     Skipped,
     Refused,
-    /// What came was no review.
+    /// The request was not a valid review.
     Malformed,
 }
 

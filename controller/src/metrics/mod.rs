@@ -1,5 +1,4 @@
-//! What the controller counts. Label sets are small and closed: nothing a peer says becomes a
-//! label.
+//! The controller's metrics. Label sets are small and closed: no input of a peer becomes a label.
 
 mod labels;
 
@@ -22,7 +21,7 @@ use crate::issuer::InForce;
 pub use labels::{AuthorityState, Form, InjectionOutcome, StatusOutcome};
 
 /// Upper bounds of the push latency's buckets, in seconds. A push over loopback takes about a
-/// millisecond, one to a proxy whose machine is overloaded some seconds.
+/// millisecond, and one to a proxy on an overloaded machine takes some seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
     0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 ];
@@ -245,7 +244,7 @@ impl Metrics {
         metrics
     }
 
-    /// Counts a stream for as long as what is returned lives. `None`: there are `most` already.
+    /// Counts a stream until the guard is dropped. `None`: there are already `most` streams.
     pub fn stream(&self, most: usize) -> Option<StreamGuard> {
         let add = |count| (count < most).then_some(count + 1);
         self.0
@@ -256,12 +255,12 @@ impl Metrics {
         Some(StreamGuard(self.clone()))
     }
 
-    /// A stream was refused. `limit` comes from a closed list.
+    /// A stream was rejected. `limit` is from a closed set.
     pub fn stream_refused(&self, limit: &'static str) {
         self.0.streams_refused.with_label_values(&[limit]).inc();
     }
 
-    /// Shows which limits the connections of `listener` met.
+    /// Exposes the limits that the connections of `listener` have hit.
     pub fn watch_places(&self, listener: &'static str, places: Places) {
         let watched = self.0.places.lock();
         let mut watched = watched.unwrap_or_else(PoisonError::into_inner);
@@ -295,7 +294,7 @@ impl Metrics {
         self.0.issued.inc();
     }
 
-    /// `reason` comes from a closed list.
+    /// `reason` is from a closed set.
     pub fn refused(&self, reason: &'static str) {
         self.0.refused.with_label_values(&[reason]).inc();
     }
@@ -306,7 +305,7 @@ impl Metrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// How many objects of a kind can't be used as they are.
+    /// The number of unusable objects of a kind.
     pub fn invalid_objects(&self, kind: &'static str, count: usize) {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         (self.0.invalid_objects.with_label_values(&[kind])).set(count);
@@ -325,7 +324,7 @@ impl Metrics {
         self.0.status_writes.with_label_values(&[outcome]).inc();
     }
 
-    /// `behind`: proxies that have not taken the anchors in force.
+    /// `behind`: proxies that have not applied the anchors in force.
     pub fn authority(&self, state: AuthorityState, in_force: &InForce, behind: usize) {
         for other in AuthorityState::ALL {
             let gauge = (self.0.authority_state).with_label_values(&[other.as_str()]);
@@ -346,7 +345,7 @@ impl Metrics {
         self.0.injections.with_label_values(&[outcome]).inc();
     }
 
-    /// Where the numbers of objects are taken from at each scrape. Only the first call counts.
+    /// The source of object counts, read at each scrape. Only the first call has an effect.
     pub fn count_objects(
         &self,
         counts: impl Fn() -> Vec<(&'static str, usize)> + Send + Sync + 'static,
@@ -354,12 +353,12 @@ impl Metrics {
         let _ = self.0.objects.set(Box::new(counts));
     }
 
-    /// Everything, in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub fn render(&self) -> prometheus::Result<Vec<u8>> {
         render(&self.0.registry)
     }
 
-    /// The same, rendered once for all who ask at the same time, and not on a thread that serves.
+    /// The same, rendered once for all concurrent scrapes, off the serving threads.
     pub fn scrapes(&self) -> Scrapes {
         self.0.scrapes.clone()
     }
@@ -371,7 +370,7 @@ fn render(registry: &Registry) -> prometheus::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// What the listeners have refused, taken when it is looked at.
+/// Connections that the listeners have rejected, collected at each scrape.
 struct Refused {
     counter: IntCounterVec,
     metrics: std::sync::Weak<Inner>,
@@ -414,7 +413,7 @@ impl Collector for Refused {
     }
 }
 
-/// A stream that is counted.
+/// Counts a stream while it lives.
 pub struct StreamGuard(Metrics);
 
 impl Drop for StreamGuard {
@@ -424,7 +423,7 @@ impl Drop for StreamGuard {
     }
 }
 
-/// The number of objects of each kind, taken when it is looked at.
+/// The number of objects of each kind, collected at each scrape.
 struct Objects {
     gauge: IntGaugeVec,
     metrics: std::sync::Weak<Inner>,
@@ -483,7 +482,7 @@ fn register<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: prometheus::Result<C>,
 ) -> C {
-    // Names are fixed and all different: neither can fail.
+    // Names are constant and unique, so registration cannot fail.
     let collector = collector.expect("a valid metric");
     registry
         .register(Box::new(collector.clone()))

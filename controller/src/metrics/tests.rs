@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn what_is_counted_is_shown() {
+fn counts_are_exposed() {
     let metrics = Metrics::new();
     metrics.count_objects(|| vec![("Service", 3)]);
     metrics.refused("token_time");

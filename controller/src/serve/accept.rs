@@ -1,15 +1,14 @@
-//! Accepting connections: TCP, then TLS, both bounded in number and time, and by where they come
-//! from.
+//! Accepts connections: TCP, then TLS, both bounded in number, in time and by source address.
 //!
-//! In: a listener. Out: connections with the identity that the client has proven, if any.
+//! In: a listener. Out: connections with the client's verified identity, if any.
 //!
 //! ```text
 //! silent ─▶ waits for its turn, handshake ─┬─▶ proven
 //!                                          └─▶ unproven ─▶ certificate request ─▶ unproven
 //! ```
 //!
-//! A connection that is silent, or unproven without a request, may be given up for others: the
-//! oldest of the address that has the most.
+//! A connection that is silent, or unproven without a request, may be closed for others: the oldest
+//! of the address with the most connections.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -36,39 +35,38 @@ use super::stream::Peer;
 use super::tls;
 use crate::metrics::Metrics;
 
-/// Connections of clients that have proven who they are, one for each proxy and a few more.
+/// Connections of clients with a verified identity: one per proxy, and some more.
 const MAX_PROVEN: usize = 25_000;
-/// Connections that are silent, in the handshake, or of clients that have not proven who they are:
-/// enough for thousands of proxies that start in the same minute.
+/// Connections that are silent, in the handshake, or of clients without a verified identity: enough
+/// for thousands of proxies that start in the same minute.
 const MAX_WAITING: usize = 10_000;
-/// Most of one address. That of a node may stand for all its pods.
+/// The share of one address, as a fraction. A node's address may stand for all its pods.
 const OF_SOURCE: (usize, usize) = (1, 2);
-/// How long a connection may be silent at first.
+/// Timeout for the first byte.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes under way for each core. Each takes a core for about a millisecond, and waits for its
-/// client meanwhile. All at once would take longer than their clients wait, and all of them would
-/// have been for nothing.
+/// Concurrent handshakes per core. Each needs a core for about a millisecond, and otherwise waits
+/// for its client. If all ran at once, each would exceed its client's timeout, and all of the work
+/// would be wasted.
 const HANDSHAKES_PER_CORE: usize = 32;
-/// How long a connection waits for its turn at the handshake: after that its proxy has given it up.
+/// How long a connection waits for its turn at the handshake: after that its proxy has timed out.
 const TURN_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a client keeps a turn that makes the handshake wait.
+/// How long a client may hold a turn while it delays the handshake.
 const TURN: Duration = Duration::from_millis(500);
-/// How long a TLS handshake may take.
+/// Timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client that has not proven who it is may stay: one certificate request and its
-/// answer.
+/// Lifetime of a connection without a verified identity: one certificate request and its response.
 const UNPROVEN_LIFETIME: Duration = Duration::from_secs(30);
-/// Connections after their handshake that wait for the HTTP/2 server.
+/// Capacity of the queue of connections that have completed their handshake.
 const MAX_READY: usize = 64;
 
-/// What is known about a connection. It goes with every request.
+/// Properties of a connection, attached to every request.
 #[derive(Clone, Debug)]
 pub struct Client {
     pub address: SocketAddr,
-    /// Whom the client has proven to be.
+    /// The client's verified identity.
     pub peer: Option<Peer>,
     pub place: Arc<Place>,
-    /// Held by the request for a certificate that is worked on.
+    /// Held by the certificate request in progress.
     pub certifying: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -76,7 +74,7 @@ pub struct Client {
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     client: Client,
-    /// What ends it before it ends by itself, where the client is unproven.
+    /// The early end of a connection whose client is unproven.
     unproven: Option<Unproven>,
 }
 
@@ -85,7 +83,7 @@ struct Unproven {
     evicted: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-/// Accepts for as long as the receiver lives.
+/// Accepts until the receiver is dropped.
 pub fn start(
     listener: TcpListener,
     config: Arc<ArcSwap<ServerConfig>>,
@@ -116,7 +114,7 @@ pub fn start(
     receiver
 }
 
-/// As many as the descriptors allow.
+/// Bounds that fit the limit on file descriptors.
 fn bounds(descriptors: Descriptors) -> Bounds {
     let wanted = MAX_PROVEN + MAX_WAITING;
     let connections = descriptors.connections(wanted, 1, "proxies of the controller");
@@ -139,7 +137,7 @@ struct Acceptor {
     config: Arc<ArcSwap<ServerConfig>>,
     trust_domain: Arc<str>,
     sender: mpsc::Sender<io::Result<Connection>>,
-    /// For handshakes, by where they come from.
+    /// Turns for handshakes, by source address.
     turns: Turns<IpAddr>,
 }
 
@@ -153,7 +151,7 @@ impl Acceptor {
     }
 
     async fn shake_hands(self, stream: TcpStream, address: SocketAddr, place: Place) {
-        // Pushes are single small segments, and a proxy waits for each.
+        // Pushes are single small segments, and the proxy waits for each of them.
         if let Err(error) = stream.set_nodelay(true) {
             return debug!(%address, %error, "a new connection");
         }
@@ -214,7 +212,7 @@ impl Acceptor {
             },
             unproven,
         };
-        // No receiver: the controller ends.
+        // Without a receiver the controller is shutting down.
         let _ = self.sender.send(Ok(connection)).await;
     }
 }

@@ -6,7 +6,8 @@ use naru_contract::{Endpoint, Endpoints, EndpointsDelta};
 
 type Key<'a> = (&'a [u8], u32);
 
-/// What makes `old` (in version `base_version`) into `new`. `None`: a delta can't say it.
+/// The delta from `old` (in version `base_version`) to `new`. `None`: the change cannot be
+/// expressed as a delta.
 pub fn between(old: &Endpoints, base_version: u64, new: &Endpoints) -> Option<EndpointsDelta> {
     let about = |e: &Endpoints| (e.port, e.protocol, e.node_local);
     let same_name = old.namespace == new.namespace && old.service == new.service;
@@ -42,7 +43,7 @@ fn key(endpoint: &Endpoint) -> Key<'_> {
     (&endpoint.ip, endpoint.port)
 }
 
-/// `None`: two have the same address.
+/// `None`: two endpoints have the same address.
 fn by_address(endpoints: &Endpoints) -> Option<HashMap<Key<'_>, &Endpoint>> {
     let endpoints = &endpoints.endpoints;
     let map: HashMap<_, _> = endpoints.iter().map(|e| (key(e), e)).collect();
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_about_an_endpoint_needs_the_whole() {
+    fn a_change_other_than_of_endpoints_needs_the_whole_resource() {
         let old = Endpoints::default();
         for new in [
             Endpoints {

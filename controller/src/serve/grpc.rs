@@ -1,4 +1,4 @@
-//! The two gRPC methods of the contract, told apart by path.
+//! The contract's two gRPC methods, dispatched by path.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -28,25 +28,26 @@ use super::stream::{self, Context, MAX_QUEUED};
 use crate::issuer::{Issuer, Refusal, TokenError};
 use crate::metrics::Metrics;
 
-/// The largest request for a certificate, in bytes: a signing request and a token.
+/// The largest certificate request, in bytes: a signing request and a token.
 const MAX_CERTIFY_BYTES: usize = 64 * 1024;
 
-/// Requests for certificates that are worked on at once: each costs a signature, and in a cluster a
-/// TokenReview of the API server …
+/// Concurrent certificate requests. Each costs a signature, and in a cluster a TokenReview by the
+/// API server.
 const MAX_CERTIFYING: usize = 32;
-/// … of one address, which before its token is looked at is all that is known of a client …
+/// Concurrent certificate requests from one address, which is the only known property of a client
+/// before its token is validated.
 const MAX_CERTIFYING_OF_SOURCE: usize = 16;
-/// … and those of one address that wait …
+/// Certificate requests from one address that wait.
 const MAX_WAITING_OF_SOURCE: usize = 1_000;
-/// … for so long.
+/// How long a certificate request waits for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Turns at requests for certificates.
+/// Turns for certificate requests.
 pub fn turns() -> Turns<IpAddr> {
     Turns::new(MAX_CERTIFYING, MAX_CERTIFYING_OF_SOURCE)
 }
 
-/// Serves gRPC. Cheap to clone.
+/// The gRPC service. Cheap to clone.
 #[derive(Clone)]
 pub struct Methods {
     pub issuer: Arc<Issuer>,
@@ -98,14 +99,14 @@ impl Methods {
         request: Request<CertifyRequest>,
     ) -> Result<Response<CertifyResponse>, Status> {
         let client = client(&request)?;
-        // The place is the connection's: it waits or is taken for one request at a time.
+        // The place belongs to the connection, so its requests use it one at a time.
         let _certifying = client.certifying.lock().await;
         let request = request.into_inner();
         let busy = |limit: Limit| {
             let text = format!("too many requests for certificates ({})", limit.as_str());
             Status::resource_exhausted(text)
         };
-        // Not given up for other connections while it is worked on.
+        // The connection is no longer closed for others while its request is in progress.
         client.place.take().map_err(busy)?;
         let turn = self
             .turns
@@ -169,7 +170,7 @@ fn refused(metrics: &Metrics, client: &Client, refusal: &Refusal) -> Status {
     let text = refusal.to_string();
     info!(client = %client.address, reason = text, "a certificate is refused");
     match refusal {
-        // Not the proxy's fault: it asks again.
+        // Not the proxy's fault, so it retries.
         Refusal::Token(TokenError::Review(_) | TokenError::ReviewTime) => Status::unavailable(text),
         Refusal::Token(_) => Status::unauthenticated(text),
         Refusal::Name | Refusal::Reserved => Status::permission_denied(text),

@@ -1,12 +1,12 @@
-//! What all streams share: the catalog, and who is to be woken by which change.
+//! State shared by all streams: the catalog, and the streams that each change wakes.
 //!
 //! ```text
 //! source ─ event ─▶ apply ─▶ changed names ─▶ mailboxes of the streams whose closure has them
 //! stream ─▶ view ─▶ compile; register what it needs now
 //! ```
 //!
-//! A stream compiles and registers under one read lock, and a change is applied and told under the
-//! write lock: no change falls in between. Nothing here waits.
+//! A stream compiles and registers under one read lock. A change is applied and announced under the
+//! write lock, so that it never falls in between. Nothing here blocks.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -23,9 +23,9 @@ use super::table::{ClosureChange, Compile};
 use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, Viewer};
 use crate::source::Event;
 
-/// How long a proxy may take to say that it has the trust anchors before it counts as behind.
+/// How long a proxy may take to acknowledge the trust anchors before it counts as behind.
 const ANCHORS_TIME: Duration = Duration::from_secs(10);
-/// Shared resources below which looking for unused ones is not worth it.
+/// Below this number of shared resources, sweeping unused ones is not worthwhile.
 const SWEEP_MIN: usize = 256;
 
 /// Shared by the source and all streams.
@@ -35,25 +35,25 @@ pub struct Hub {
     shared: Mutex<Shared>,
     anchors: RwLock<Anchors>,
     synced: watch::Sender<bool>,
-    /// Told what the status of a route may depend on, once a replica writes it.
+    /// Gets events that the status of routes depends on, once a replica writes it.
     route_feed: OnceLock<Arc<RouteFeed>>,
 }
 
-/// The trust anchors in force, and since when.
+/// The trust anchors in force, and the time they were set.
 struct Anchors {
     compiled: Arc<Compiled>,
     since: Instant,
 }
 
-/// Compiled resources that are the same for everybody, for as long as anybody uses them.
+/// Compiled resources that are the same for all clients, while at least one stream uses them.
 #[derive(Default)]
 struct Shared {
     compiled: HashMap<ResourceName, Weak<Compiled>>,
-    /// At which size unused entries are looked for.
+    /// The size at which unused entries are swept.
     sweep_at: usize,
 }
 
-/// Which streams care about what.
+/// The streams to wake for each change.
 #[derive(Default)]
 struct Interest {
     next: u64,
@@ -64,20 +64,20 @@ struct Interest {
 struct Registered {
     mailbox: Arc<Mailbox>,
     joined: Instant,
-    /// The version of the trust anchors that the proxy has taken.
+    /// The version of the trust anchors that the proxy has applied.
     anchors: Option<u64>,
-    /// With how many resources each has come: the ports of one address have one in common.
+    /// Each key with the number of resources that use it: the ports of one address share one.
     keys: HashMap<Changed, usize>,
 }
 
-/// Changes that a stream has not looked at yet: at most one entry for each resource in its closure.
+/// Changes that a stream has not handled yet: at most one entry for each resource in its closure.
 #[derive(Default)]
 pub struct Mailbox {
     changed: Mutex<HashMap<ResourceName, Instant>>,
     notify: Notify,
 }
 
-/// A stream's place among the others. Gone when dropped.
+/// A stream's registration, removed on drop.
 pub struct Member {
     hub: Arc<Hub>,
     id: u64,
@@ -105,7 +105,7 @@ impl Hub {
         }
     }
 
-    /// Takes in a change from the source.
+    /// Applies an event from the source.
     pub fn apply(&self, event: Event) {
         let seen = Instant::now();
         let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
@@ -123,11 +123,11 @@ impl Hub {
             .send_if_modified(|synced| std::mem::replace(synced, is_synced) != is_synced);
     }
 
-    /// Puts trust anchors in force, and wakes everybody if they are others.
+    /// Replaces the trust anchors, and wakes all streams if they differ.
     pub fn set_trust_anchors(&self, trust_anchors: TrustAnchors) {
         let new = Anchors::new(trust_anchors);
         let seen = new.since;
-        // Under this lock no stream is between compiling and registering.
+        // With this lock, no stream is between compiling and registering.
         let _catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         let mut anchors = self.anchors.write().unwrap_or_else(PoisonError::into_inner);
         if anchors.compiled.version == new.compiled.version {
@@ -138,7 +138,7 @@ impl Hub {
         lock(&self.interest).tell(&[Changed::Resource(ResourceName::TrustAnchors)], seen);
     }
 
-    /// How many proxies have had time to take the trust anchors in force, and have not.
+    /// The number of proxies that have had time to apply the trust anchors in force, but have not.
     pub fn behind(&self) -> usize {
         self.behind_after(ANCHORS_TIME)
     }
@@ -154,15 +154,15 @@ impl Hub {
         interest.members.values().filter(is_behind).count()
     }
 
-    /// True once the source has been read whole.
+    /// True once the source has been read completely.
     pub fn synced(&self) -> watch::Receiver<bool> {
         self.synced.subscribe()
     }
 
-    /// What happens to the objects that the status of routes depends on, from everything that there
-    /// is on. For one taker.
+    /// Events of objects that the status of routes depends on, starting with all existing objects.
+    /// For a single consumer.
     pub fn route_feed(&self) -> Arc<RouteFeed> {
-        // Under this lock nothing changes between what there is and what happens.
+        // With this lock, no event falls between the existing objects and the first event.
         let catalog = self.catalog();
         let feed = self.route_feed.get_or_init(|| {
             let feed = RouteFeed::default();
@@ -183,7 +183,7 @@ impl Hub {
         self.catalog().object_counts()
     }
 
-    /// A place for a stream.
+    /// Registers a stream.
     pub fn join(self: &Arc<Self>, namespace: &str, pod: &str) -> Member {
         let mailbox = Arc::new(Mailbox::default());
         let mut interest = lock(&self.interest);
@@ -227,7 +227,7 @@ impl Anchors {
 }
 
 impl Shared {
-    /// Drops what was compiled before a change.
+    /// Drops compiled resources that a change has outdated.
     fn forget(&mut self, changed: &[Changed]) {
         for changed in changed {
             if let Changed::Resource(name) = changed {
@@ -260,7 +260,7 @@ impl Interest {
         }
     }
 
-    /// One resource less for which a stream has a key. True: that was the last.
+    /// Releases a stream's key for one resource. True: it was the last.
     fn drop_key(&mut self, key: &Changed, id: u64) -> bool {
         let Some(member) = self.members.get_mut(&id) else {
             return true;
@@ -299,7 +299,7 @@ impl Mailbox {
 }
 
 impl Member {
-    /// The catalog as this stream may see it. While it is held, nothing changes.
+    /// The catalog as seen by this stream. It does not change while the view is held.
     pub fn view(&self) -> View<'_> {
         View {
             catalog: self.hub.catalog(),
@@ -308,12 +308,12 @@ impl Member {
         }
     }
 
-    /// Returns when something has been put in the mailbox.
+    /// Returns when the mailbox has entries.
     pub async fn changed(&self) {
         self.mailbox.notify.notified().await;
     }
 
-    /// Takes note of which trust anchors the proxy has.
+    /// Records the version of the proxy's trust anchors.
     pub fn has_anchors(&self, version: Option<u64>) {
         if let Some(member) = lock(&self.hub.interest).members.get_mut(&self.id) {
             member.anchors = version;
@@ -332,10 +332,10 @@ impl Member {
         changed
     }
 
-    /// What a name that stands for several stands for here.
+    /// The stream's own names for a name that stands for several.
     fn narrow(&self, name: ResourceName) -> Vec<ResourceName> {
         match name {
-            // A change for all client namespaces is one for ours.
+            // A change for all client namespaces includes ours.
             ResourceName::Service {
                 namespace,
                 name,
@@ -365,8 +365,7 @@ impl Member {
         }
     }
 
-    /// Registers what the stream cares about from now on. The view is the one that the change was
-    /// worked out with.
+    /// Registers the changed closure. The view must be the one that the change was computed with.
     pub fn watch(&self, _view: &View<'_>, change: &ClosureChange) {
         let mut interest = lock(&self.hub.interest);
         for key in change.left.iter().flat_map(|name| self.keys(name)) {
@@ -382,7 +381,7 @@ impl Member {
         }
     }
 
-    /// Under which changes to a resource the stream is woken.
+    /// The changes to a resource that wake the stream.
     fn keys(&self, name: &ResourceName) -> Vec<Changed> {
         match name {
             ResourceName::Inbound => vec![Changed::Inbound {
@@ -423,7 +422,7 @@ impl Drop for Member {
 }
 
 impl View<'_> {
-    /// The service account of the stream's pod. `None`: no such pod is known (yet).
+    /// The service account of the stream's pod. `None`: the pod is not known (yet).
     pub fn service_account(&self) -> Option<&str> {
         let Viewer { namespace, pod } = self.viewer;
         self.catalog.service_account(namespace, pod)
@@ -438,7 +437,8 @@ impl Compile for View<'_> {
                 let anchors = anchors.unwrap_or_else(PoisonError::into_inner);
                 Some(anchors.compiled.clone())
             }
-            // The same for every viewer, and the larger ones: compiled once for all streams.
+            // These are the same for every viewer, and large: they are compiled once for all
+            // streams.
             ResourceName::Endpoints { .. }
             | ResourceName::HttpRoute { .. }
             | ResourceName::GrpcRoute { .. }
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_behind_until_it_has_the_anchors_in_force_and_is_woken_by_others() {
+    fn a_proxy_is_behind_until_it_has_the_anchors_in_force_and_new_ones_wake_it() {
         let catalog = Catalog::new(CatalogOptions {
             trust_domain: "cluster.local".to_owned(),
             mtls: MtlsMode::Permissive,
@@ -510,11 +510,11 @@ mod tests {
         };
         member.watch(&member.view(), &change);
         let in_force = || member.view().compile(&name).map(|anchors| anchors.version);
-        // One that has just come has its time.
+        // A new stream still has time.
         assert_eq!((hub.behind(), hub.behind_after(Duration::ZERO)), (0, 1));
         member.has_anchors(in_force());
         assert_eq!(hub.behind_after(Duration::ZERO), 0);
-        // The same again is no change.
+        // Equal anchors are not a change.
         hub.set_trust_anchors(anchors("old"));
         assert_eq!(member.changed().now_or_never(), None);
         assert_eq!(hub.behind_after(Duration::ZERO), 0);

@@ -1,4 +1,4 @@
-//! Serving the proxies: TLS, gRPC, and one task for each stream.
+//! The server for proxies: TLS, gRPC, and one task for each stream.
 //!
 //! ```text
 //! accept (TCP, TLS) ─▶ grpc ─┬─ Certify ─▶ issuer
@@ -46,21 +46,22 @@ use crate::compile::Catalog;
 use crate::issuer::{InForce, Issuer};
 use crate::metrics::Metrics;
 
-/// Streams on one connection: a proxy syncs on one, and asks for a certificate on another.
+/// Streams on one connection: a proxy syncs on one connection, and requests certificates on
+/// another.
 const MAX_CONCURRENT_STREAMS: u32 = 2;
-/// HTTP/2 window of a stream and of a connection, in bytes: what a peer can make us hold before it
-/// is read. A hello of ten thousand destinations takes about this much.
+/// HTTP/2 window of a stream and of a connection, in bytes: an upper bound on the unread data of a
+/// peer. A hello with ten thousand destinations takes about this much.
 const WINDOW: u32 = 256 * 1024;
 /// Bytes in a request's headers.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// How often an HTTP/2 ping asks whether a connection still carries anything, and how long its
-/// answer may take.
+/// Interval of HTTP/2 pings that check whether a connection is alive, and the timeout for their
+/// responses.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long connections may take to end when the controller does.
+/// How long connections may take to close when the controller shuts down.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// What serves the proxies.
+/// The server for proxies.
 pub struct Serve {
     pub issuer: Arc<Issuer>,
     pub hub: Arc<Hub>,
@@ -69,8 +70,8 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// `renew_within`: in what time proxies renew their certificates when another authority issues
-    /// them.
+    /// `renew_within`: the period in which proxies renew their certificates after another authority
+    /// has started to issue.
     pub fn new(issuer: Issuer, catalog: Catalog, metrics: Metrics, renew_within: Duration) -> Self {
         let anchors = trust_anchors(&issuer.in_force(), renew_within);
         let hub = Arc::new(Hub::new(catalog, anchors));
@@ -88,8 +89,7 @@ impl Serve {
         }
     }
 
-    /// Serves on `listener` until `stopping` becomes true, and then as long as it takes to say so,
-    /// bounded.
+    /// Serves on `listener` until `stopping` becomes true, and then drains for a bounded time.
     pub async fn run(
         self,
         listener: TcpListener,
@@ -141,7 +141,7 @@ impl Serve {
     }
 }
 
-/// Tells all proxies whom to trust, whenever that changes.
+/// Sends the trust anchors to all proxies, whenever they change.
 async fn tell(issuer: Arc<Issuer>, hub: Arc<Hub>, renew_within: Duration) {
     let mut changes = issuer.changes();
     loop {

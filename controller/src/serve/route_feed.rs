@@ -1,6 +1,6 @@
-//! What happened to the objects that the status of routes depends on, for the one task that writes
-//! it. In: events, as the hub applies them. Out: the latest of each object, however many there were
-//! before it is taken.
+//! Events of the objects that the status of routes depends on, for the task that writes it. In:
+//! events, as the hub applies them. Out: the latest event of each object, coalesced until they are
+//! taken.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -17,16 +17,16 @@ pub struct RouteFeed {
     notify: Notify,
 }
 
-/// What happened to an object since it was last taken.
+/// The pending events of an object.
 #[derive(Default)]
 struct Pending {
-    /// It was deleted, and may have been made again under its name.
+    /// It was deleted, and may have been created again under the same name.
     deleted: bool,
     latest: Option<Object>,
 }
 
 impl RouteFeed {
-    /// Takes note of a change. One that no status depends on means nothing.
+    /// Records an event. Kinds that no status depends on are ignored.
     pub(super) fn put(&self, event: &Event) {
         let (key, object) = match event {
             Event::Apply(object) => (object.key(), Some(object)),
@@ -43,12 +43,12 @@ impl RouteFeed {
         self.notify.notify_one();
     }
 
-    /// Returns when something has happened since it last returned.
+    /// Returns when there are new events since it last returned.
     pub async fn changed(&self) {
         self.notify.notified().await;
     }
 
-    /// Everything that has happened since the last call.
+    /// All events since the last call.
     pub fn take(&self) -> Vec<Event> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         let pending = std::mem::take(&mut *pending);

@@ -1,8 +1,8 @@
-//! The life of one Sync stream: hello, subscriptions in, pushes out, answers in, until either side
-//! ends it.
+//! The life cycle of one Sync stream: hello, then subscriptions in, pushes out, answers in, until
+//! either side ends it.
 //!
-//! In: messages of a proxy whose certificate has been verified, and changes. Out: messages, and at
-//! the end perhaps a status that says what was wrong. Only this stream ends.
+//! In: messages of a proxy whose certificate has been verified, and changes. Out: messages, and in
+//! case of an error a final status. An error ends only this stream.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -24,44 +24,44 @@ use super::table::Table;
 use crate::issuer::SpiffeId;
 use crate::metrics::{Metrics, StreamGuard};
 
-/// How long a proxy may take to say who it is.
+/// Timeout for the hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a proxy may take to put a push in force: tens of megabytes on a machine that is
-/// overloaded. After that it has to begin again.
+/// Timeout for the answer to a push, which may be tens of megabytes for an overloaded machine.
+/// After that the proxy has to reconnect.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Messages that wait to be sent: one push and one heartbeat.
+/// Capacity of the outgoing queue: one push and one heartbeat.
 pub const MAX_QUEUED: usize = 2;
-/// Streams that are open at once. Each holds a table of its own.
+/// Concurrent streams. Each has a table of its own.
 const MAX_STREAMS: usize = 20_000;
-/// Streams of one identity: a Deployment of 10,000 pods has a quarter more while it is rolled out,
-/// and the rest of the room stays for others.
+/// Streams of one identity: a Deployment of 10,000 pods has a quarter more during a rollout, and
+/// the rest is reserved for others.
 const MAX_STREAMS_OF_IDENTITY: usize = MAX_STREAMS / 4 * 3;
-/// Streams from one address: pods have their own, and those behind a NAT have one in common. The
-/// names of pods are what a client writes, so they bound honest clients alone.
+/// Streams from one address: pods have their own, and those behind a NAT share one. Pod names are
+/// chosen by the client, so a bound on them only stops honest clients.
 const MAX_STREAMS_OF_SOURCE: usize = MAX_STREAMS / 4;
-/// Streams of one pod. After its connection broke, a proxy may have a few that have not been
-/// noticed to be over.
+/// Streams of one pod. After a broken connection, a proxy may have a few old streams that have not
+/// timed out yet.
 const MAX_STREAMS_OF_POD: usize = 8;
-/// Resources that a proxy may say it holds: ten for each subscription.
+/// Resources in a proxy's hello: ten for each subscription.
 const MAX_HELD: usize = 10 * MAX_SUBSCRIPTIONS;
 /// Longest name of a namespace or a pod (RFC 1123 subdomain).
 const MAX_NAME: usize = 253;
-/// Rejections that are logged one by one.
+/// Rejections of an answer that are logged one by one.
 const MAX_LOGGED: usize = 10;
 
 type Outgoing = mpsc::Sender<Result<ToProxy, Status>>;
 
-/// What a stream needs from outside.
+/// The environment of a stream.
 #[derive(Clone)]
 pub struct Context {
     pub hub: Arc<Hub>,
     pub metrics: Metrics,
-    /// Becomes true when the controller ends.
+    /// Becomes true when the controller shuts down.
     pub stopping: watch::Receiver<bool>,
     pub shares: Shares,
 }
 
-/// What the open streams are of. Cheap to clone.
+/// Counts of open streams by source, identity and pod. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Shares(Arc<Mutex<Counts>>);
 
@@ -69,11 +69,11 @@ pub struct Shares(Arc<Mutex<Counts>>);
 struct Counts {
     identities: HashMap<SpiffeId, usize>,
     sources: HashMap<IpAddr, usize>,
-    /// By identity and name: the name is what the proxy says.
+    /// By identity and name: the proxy chooses the name.
     pods: HashMap<(SpiffeId, String), usize>,
 }
 
-/// The part of one stream.
+/// One stream's share of the counts.
 struct Share {
     shares: Shares,
     source: IpAddr,
@@ -85,7 +85,7 @@ impl Shares {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a stream. Fails with the limit that there is.
+    /// Counts a stream. Fails with the limit that it exceeds.
     fn take(&self, source: IpAddr, identity: &SpiffeId, pod: &str) -> Result<Share, &'static str> {
         let pod = (identity.clone(), pod.to_owned());
         let mut counts = self.counts();
@@ -127,7 +127,7 @@ impl Drop for Share {
     }
 }
 
-/// Whom the certificate proves the proxy to be, and until when.
+/// The proxy's identity from its certificate, and the certificate's expiry.
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub id: SpiffeId,
@@ -144,7 +144,7 @@ pub async fn run(
 ) {
     let ended = tokio::select! {
         ended = stream(&context, source, &peer, &mut messages, &outgoing) => ended,
-        // The connection is gone, or the proxy has reset the stream.
+        // The connection is closed, or the proxy has reset the stream.
         () = outgoing.closed() => Ok(()),
     };
     match ended {
@@ -152,7 +152,8 @@ pub async fn run(
         Err(status) => {
             let (code, reason) = (status.code(), status.message());
             info!(proxy = %peer.id, ?code, reason, "the stream is ended");
-            // No room: the proxy does not read, and will see the stream end without a word.
+            // The queue is full: the proxy does not read, and will see the stream end without a
+            // status.
             let _ = outgoing.try_send(Err(status));
         }
     }
@@ -184,7 +185,7 @@ async fn stream(
     tokio::pin!(expiry);
     loop {
         if session.push()? {
-            // A client that gets a push knows that the stream lives.
+            // A push also shows the client that the stream is alive.
             heartbeat.reset();
         }
         tokio::select! {
@@ -211,9 +212,9 @@ struct Session {
     proxy: String,
     outgoing: Outgoing,
     metrics: Metrics,
-    /// The source has been read whole: from then on, what is not there does not exist.
+    /// The source has been read completely: from then on, a missing object does not exist.
     started: bool,
-    /// When the push that waits for an answer was sent.
+    /// When the pending push was sent.
     pushed_at: Option<Instant>,
     _counted: (StreamGuard, Share),
 }
@@ -258,7 +259,7 @@ impl Session {
         };
         let share = (context.shares.take(source, &peer.id, &hello.pod)).map_err(refused)?;
         let counted = (context.metrics.stream(MAX_STREAMS)).ok_or_else(|| refused("all"))?;
-        // A name that this version does not know is none that it ever sends; the proxy keeps it.
+        // This version never sends a resource with an unknown name; the proxy keeps it.
         let held = hello.held.into_iter().filter_map(|held| {
             let name: ResourceName = held.name.parse().ok()?;
             Some((name, held.version))
@@ -297,14 +298,13 @@ impl Session {
                 self.resolve_closure()
             }
             Some(from_proxy::Message::Answer(answer)) => self.answer(answer),
-            // A newer proxy's; what it means is not known here, and nothing that this version
-            // needs.
+            // A message of a newer proxy; this version does not need it.
             None => Ok(()),
         }
     }
 
     fn subscribe(&mut self, destinations: &[String]) -> Result<(), Status> {
-        // The limit also holds while the message is taken in.
+        // Enforce the limit while adding, too.
         if destinations.len() > MAX_SUBSCRIPTIONS {
             return Err(too_many());
         }
@@ -322,7 +322,7 @@ impl Session {
         self.resolve_closure()
     }
 
-    /// Works out again what the subscriptions need.
+    /// Recomputes the closure of the subscriptions.
     fn resolve_closure(&mut self) -> Result<(), Status> {
         if self.started {
             let view = self.member.view();
@@ -332,7 +332,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes in changes.
+    /// Handles the changes in the mailbox.
     fn refresh(&mut self) -> Result<(), Status> {
         let changed: HashMap<ResourceName, Instant> = self.member.take_changed();
         if changed.contains_key(&ResourceName::Inbound) {
@@ -344,8 +344,8 @@ impl Session {
         Ok(())
     }
 
-    /// A pod can only be spoken for by its own service account. One that is not known yet can't be
-    /// checked, and gets nothing that is its own.
+    /// Only a pod's own service account may open a stream for it. An unknown pod can't be checked,
+    /// and gets no resources of its own.
     fn check_service_account(&self) -> Result<(), Status> {
         match self.member.view().service_account() {
             Some(name) if name != self.service_account => Err(Status::permission_denied(
@@ -355,9 +355,9 @@ impl Session {
         }
     }
 
-    /// Sends the next push, if there is one and none is under way. Whether it did.
+    /// Sends the next push, if there is one and none is pending. Returns whether it did.
     fn push(&mut self) -> Result<bool, Status> {
-        // Before, what a proxy holds would look like what is no longer needed.
+        // Until then, resources that the proxy holds would look unneeded.
         if !self.started {
             return Ok(false);
         }
@@ -415,8 +415,7 @@ impl Session {
         {
             return Err(Status::deadline_exceeded("no answer to a push in time"));
         }
-        // While anything waits to be sent, a heartbeat behind it would say nothing, and take the
-        // next push's place.
+        // A heartbeat behind queued messages is useless, and would take the next push's place.
         match self.outgoing.capacity() == MAX_QUEUED {
             true => self.send(to_proxy::Message::Heartbeat(Heartbeat {})),
             false => Ok(()),
@@ -427,7 +426,7 @@ impl Session {
         let message = ToProxy {
             message: Some(message),
         };
-        // There is room for one push, as there is one at a time, and for one heartbeat.
+        // The queue has room for one push, as there is one at a time, and for one heartbeat.
         self.outgoing
             .try_send(Ok(message))
             .map_err(|_| Status::resource_exhausted("the proxy does not read"))
@@ -446,7 +445,7 @@ fn addresses(texts: &[String]) -> Result<Vec<SocketAddr>, Status> {
     texts.iter().map(address).collect()
 }
 
-/// What a peer wrote, in a length that suits a log.
+/// A peer's text, truncated for the log.
 fn clipped(text: &str) -> String {
     text.chars().take(MAX_NAME).collect()
 }
@@ -464,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pod_has_a_few_streams_and_one_identity_not_all_of_them() {
+    fn a_pod_has_a_few_streams_and_one_identity_cannot_have_all() {
         let shares = Shares::default();
         let take = |account: &str, pod: usize| {
             shares.take(address(pod), &identity(account), &format!("p-{pod}"))
@@ -474,7 +473,7 @@ mod tests {
             open.push(take("web", 0).unwrap());
         }
         assert_eq!(take("web", 0).err(), Some("pod"));
-        // Who says the name of another's pod takes nothing from it.
+        // Using the name of another's pod does not reduce that pod's share.
         open.push(take("other", 0).unwrap());
         while open.len() <= MAX_STREAMS_OF_IDENTITY {
             open.push(take("web", open.len()).unwrap());
@@ -488,12 +487,12 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_of_ten_thousand_pods_has_room_beside_them() {
+    fn a_rollout_of_ten_thousand_pods_leaves_room_for_others() {
         const { assert!(MAX_STREAMS_OF_IDENTITY >= 10_000 + 10_000 / 4) };
     }
 
     #[test]
-    fn names_that_a_client_makes_up_take_no_more_than_the_share_of_its_address() {
+    fn invented_names_are_bounded_by_the_share_of_their_address() {
         let shares = Shares::default();
         let take = |source: usize, pod: usize| {
             shares.take(address(source), &identity("web"), &format!("p-{pod}"))

@@ -1,5 +1,5 @@
-//! TLS towards proxies: the controller's own certificate and the trust anchors, brought up to date
-//! while it serves, and whom a client's certificate proves it to be.
+//! TLS towards proxies: the controller's own certificate and the trust anchors, renewed while it
+//! serves, and the identity in a client's certificate.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use tracing::{error, info};
 use super::stream::Peer;
 use crate::issuer::{Issuer, LEAF_LIFETIME, Refusal, SpiffeId};
 
-/// How long to wait after a renewal that failed.
+/// Delay after a failed renewal.
 const RENEW_RETRY: Duration = Duration::from_secs(60);
 
 /// Why there is no TLS.
@@ -29,7 +29,7 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// How connections are taken. It has to be kept fresh.
+/// The TLS settings of the listener, which [`renew`] keeps up to date.
 pub fn config(issuer: &Issuer) -> Result<Arc<ArcSwap<ServerConfig>>, TlsError> {
     Ok(Arc::new(ArcSwap::from_pointee(fresh(issuer)?)))
 }
@@ -42,7 +42,7 @@ fn fresh(issuer: &Issuer) -> Result<ServerConfig, TlsError> {
         roots.add(anchor.clone())?;
     }
     let own = CertifiedKey::from_der(issued.chain, key, &provider)?;
-    // A proxy has no certificate before its first one.
+    // A proxy has no certificate until it has requested its first one.
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
         .build()?;
@@ -51,15 +51,15 @@ fn fresh(issuer: &Issuer) -> Result<ServerConfig, TlsError> {
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // A resumed session would skip the look at the client's certificate, which may have expired
-    // since.
+    // A resumed session would skip the verification of the client's certificate, which may have
+    // expired since.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
 }
 
-/// Keeps it fresh for ever: renewed at a random point after half of the own certificate's life, and
-/// at once when another authority or other anchors are in force. Open connections stay as they are.
+/// Renews the settings for ever: at a random point after half of the own certificate's lifetime,
+/// and at once when the authority or the anchors change. Open connections are unaffected.
 pub async fn renew(issuer: Arc<Issuer>, config: Arc<ArcSwap<ServerConfig>>) {
     let mut changes = issuer.changes();
     let mut wait = life();
@@ -86,7 +86,7 @@ fn life() -> Duration {
     LEAF_LIFETIME.mul_f64(rand::rng().random_range(0.5..0.7))
 }
 
-/// Whom a verified chain proves a client to be. `None`: no member of this trust domain.
+/// The identity in a client's verified chain. `None`: not a member of this trust domain.
 pub fn peer(chain: Option<&[CertificateDer<'_>]>, trust_domain: &str) -> Option<Peer> {
     let (id, expires) = SpiffeId::of(chain?.first()?)?;
     (id.trust_domain == trust_domain).then_some(Peer { id, expires })

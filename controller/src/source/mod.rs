@@ -1,6 +1,6 @@
-//! Where objects come from. In: directories of manifests, or a Kubernetes API server. Out: one
-//! [`Event`] for each object that changed, reduced to what routing tables are made from. Nothing
-//! behind this module knows Kubernetes' own types.
+//! The source of objects. In: directories of manifests, or a Kubernetes API server. Out: one
+//! [`Event`] for each changed object, reduced to the fields that routing tables need. Kubernetes'
+//! own types are confined to this module.
 //!
 //! # Floors
 //!
@@ -20,7 +20,7 @@ pub use manifests::manifests;
 pub use objects::*;
 pub use parse::milliseconds;
 
-/// What happened to the cluster's objects.
+/// An event of the cluster's objects.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(
     clippy::large_enum_variant,
@@ -29,6 +29,6 @@ pub use parse::milliseconds;
 pub enum Event {
     Apply(Object),
     Delete(ObjectKey),
-    /// Everything that there was at the start has been listed.
+    /// All initial objects have been listed.
     Synced,
 }

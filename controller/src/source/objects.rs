@@ -1,5 +1,4 @@
-//! The cluster's objects as the index knows them: of each kind only the fields that routing tables
-//! are made from.
+//! The cluster's objects in the index: of each kind only the fields that routing tables need.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -64,7 +63,7 @@ impl Kind {
     }
 }
 
-/// Which object is meant.
+/// The identity of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey {
     pub kind: Kind,
@@ -110,7 +109,7 @@ impl Object {
     }
 }
 
-/// What `naru.dev/…` annotations say. A narrower object's word replaces that of a wider one.
+/// Values of `naru.dev/…` annotations. A more specific object overrides a more general one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Annotations {
     /// `naru.dev/mtls`
@@ -130,14 +129,13 @@ pub struct Service {
     pub name: Name,
     /// Empty: headless, or not yet assigned.
     pub cluster_ips: Vec<IpAddr>,
-    /// Where its ports are reached as at its own addresses: `externalIPs`, and those of load
-    /// balancers.
+    /// Further addresses with the same ports: `externalIPs`, and those of load balancers.
     pub external_ips: Vec<IpAddr>,
-    /// An alias for a name outside of the cluster: it has no endpoints.
+    /// `type: ExternalName`, which has no endpoints.
     pub external_name: bool,
     /// TCP ports only.
     pub ports: Vec<ServicePort>,
-    /// Empty: its EndpointSlices are not written by Kubernetes.
+    /// Empty: its EndpointSlices are not managed by Kubernetes.
     pub selector: BTreeMap<String, String>,
     pub publish_not_ready_addresses: bool,
     /// `internalTrafficPolicy: Local`
@@ -147,13 +145,13 @@ pub struct Service {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
-    /// Empty where there is only one.
+    /// Empty if there is only one port.
     pub name: String,
     pub port: u16,
     pub target_port: TargetPort,
-    /// The port of every node at which it is reached as well.
+    /// Its node port.
     pub node_port: Option<u16>,
-    /// What `appProtocol` says; `None`: nothing that we know.
+    /// From `appProtocol`; `None`: absent or unknown.
     pub declared: Option<Protocol>,
 }
 
@@ -168,29 +166,28 @@ pub enum TargetPort {
 pub struct Pod {
     pub name: Name,
     pub labels: BTreeMap<String, String>,
-    /// Empty for a pod in its node's network: those addresses are not its own.
+    /// Empty for a pod with `hostNetwork`: those addresses belong to the node.
     pub ips: Vec<IpAddr>,
     pub service_account: String,
-    /// Empty: not on one yet.
+    /// Empty: not scheduled yet.
     pub node: String,
-    /// That node's own.
+    /// The node's addresses.
     pub host_ips: Vec<IpAddr>,
-    /// It has a sidecar.
+    /// Whether it has a sidecar.
     pub meshed: bool,
-    /// Every container has ended for good: its addresses may belong to another pod now.
+    /// All containers have terminated for good: its addresses may belong to another pod now.
     pub ended: bool,
     /// As `deployment/web`.
     pub workload: String,
-    /// Container ports that have a name (TCP).
+    /// Named container ports (TCP).
     pub named_ports: Vec<(String, u16)>,
-    /// Connections to these reach the pod's containers and not its sidecar
-    /// (`naru.dev/skip-inbound-ports`).
+    /// Ports that bypass the sidecar (`naru.dev/skip-inbound-ports`).
     pub bare_ports: Vec<u16>,
     pub annotations: Annotations,
 }
 
 impl Pod {
-    /// The zone that it is in, as Kubernetes labels it from 1.35 on.
+    /// The pod's zone, from the label that Kubernetes sets from 1.35 on.
     pub fn labelled_zone(&self) -> Option<&str> {
         let zone = self.labels.get(ZONE_LABEL)?;
         (!zone.is_empty()).then_some(zone)
@@ -200,7 +197,7 @@ impl Pod {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
     pub name: Name,
-    /// Of the same namespace. Empty: of none.
+    /// In the same namespace. Empty: none.
     pub service: String,
     pub ipv6: bool,
     /// TCP ports only.
@@ -210,7 +207,7 @@ pub struct EndpointSlice {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
-    /// Of the Service's port.
+    /// The name of the Service's port.
     pub name: String,
     pub port: u16,
 }
@@ -224,12 +221,12 @@ pub struct SliceEndpoint {
     pub pod: Option<Name>,
     pub node: String,
     pub zone: String,
-    /// Zones and nodes whose clients are to prefer it.
+    /// Zones and nodes whose clients prefer it.
     pub for_zones: Vec<String>,
     pub for_nodes: Vec<String>,
 }
 
-/// Seconds since the epoch. An object without one is younger than every other.
+/// Seconds since the epoch. An object without a timestamp is younger than every other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Created(pub i64);
 
@@ -237,8 +234,8 @@ impl Created {
     pub const UNKNOWN: Self = Self(i64::MAX);
 }
 
-/// What a route was written as. Where routes of several kinds are attached to a port, those of the
-/// greatest win (GEP-1294).
+/// The kind of a route, in order of specificity. Of several kinds on a port, the greatest wins
+/// (GEP-1294).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RouteKind {
     Tcp,
@@ -263,13 +260,13 @@ impl RouteKind {
         self.kind().as_str()
     }
 
-    /// Whether it is about requests. The others are about connections, of whatever bytes.
+    /// Whether it routes requests. The others route connections as opaque bytes.
     pub fn is_http(self) -> bool {
         matches!(self, Self::Http | Self::Grpc)
     }
 }
 
-/// Which route is meant: two of different kinds may have one name.
+/// The identity of a route: routes of different kinds may have the same name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteName {
     pub kind: RouteKind,
@@ -282,21 +279,21 @@ impl fmt::Display for RouteName {
     }
 }
 
-/// A route of any kind, in the words of an HTTPRoute.
+/// A route of any kind, in the form of an HTTPRoute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     pub kind: RouteKind,
     pub name: Name,
     pub created: Created,
-    /// Counts changes of what was asked for; 0 outside of a cluster.
+    /// `metadata.generation`; 0 outside a cluster.
     pub generation: i64,
-    /// Those that are Services.
+    /// Parents that are Services.
     pub parents: Vec<ParentRef>,
-    /// Names that a client has to ask for: only of a TLSRoute.
+    /// SNI names of a TLSRoute.
     pub hostnames: Vec<String>,
-    /// A TLSRoute and a TCPRoute have one, of nothing but a name and backends.
+    /// A TLSRoute or TCPRoute has one rule, with only a name and backends.
     pub rules: Vec<Rule>,
-    /// Why the route as a whole can't be used: it asks for something that we can't do.
+    /// Why the route as a whole can't be used: it has an unsupported feature.
     pub refused: Option<String>,
 }
 
@@ -308,13 +305,13 @@ impl Route {
         }
     }
 
-    /// Smaller is older. Of two routes of one age the first by name counts as the older one
+    /// Smaller is older. Of two routes with the same age, the first by name counts as older
     /// (Gateway API).
     pub fn age(&self) -> (Created, &Name) {
         (self.created, &self.name)
     }
 
-    /// Backends and mirrors, in the order in which they are written.
+    /// Backends and mirrors, in the order of the route.
     pub fn referents(&self) -> impl Iterator<Item = &Referent> {
         self.rules.iter().flat_map(|rule| {
             let backends = (rule.backends.iter())
@@ -334,9 +331,9 @@ fn mirrors(filters: &[Filter]) -> impl Iterator<Item = &Referent> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentRef {
     pub service: Name,
-    /// Kubernetes' own, as the route spells it: empty, or `core`.
+    /// The core group, as spelled in the route: empty, or `core`.
     pub group: String,
-    /// The namespace was named, and is not just the route's own.
+    /// The namespace is explicit rather than the route's own by default.
     pub names_namespace: bool,
     /// `None`: every port.
     pub port: Option<u16>,
@@ -362,16 +359,16 @@ pub struct BackendRef {
     pub filters: Vec<Filter>,
 }
 
-/// A filter, before what it refers to is resolved.
+/// A filter with an unresolved reference, if any.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Filter {
-    /// Refers to nothing: as it is served.
+    /// Without a reference, in its final form.
     Ready(HttpFilter),
     Mirror(Mirror),
 }
 
 impl Filter {
-    /// Of a filter that refers to nothing.
+    /// The kind of a filter without a reference.
     pub fn kind(&self) -> Option<&FilterKind> {
         match self {
             Self::Ready(filter) => filter.kind.as_ref(),
@@ -383,13 +380,13 @@ impl Filter {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mirror {
     pub to: Referent,
-    /// Of so many requests …
+    /// Numerator of the share.
     pub numerator: u32,
-    /// … out of so many.
+    /// Denominator of the share.
     pub denominator: u32,
 }
 
-/// What a route refers to as a place for requests.
+/// A reference to a backend or a mirror.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Referent {
     pub group: String,
@@ -408,7 +405,7 @@ impl Referent {
 pub struct BackendTrafficPolicy {
     pub name: Name,
     pub created: Created,
-    /// Services of the same namespace.
+    /// Services in the same namespace.
     pub targets: Vec<String>,
     pub retry_budget: Option<RetryBudget>,
 }
@@ -416,8 +413,8 @@ pub struct BackendTrafficPolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReferenceGrant {
     pub name: Name,
-    /// Namespaces whose routes of a kind may refer to this one's Services.
+    /// Kinds of routes, with their namespaces, that may refer to Services of this namespace.
     pub from: Vec<(RouteKind, String)>,
-    /// `None` among them: every Service.
+    /// `None`: every Service.
     pub to: Vec<Option<String>>,
 }

@@ -1,6 +1,6 @@
-//! The `status.parents` of a route. In: the route as it is in the cluster, and what we think of it.
-//! Out: all parents as they should be, if they are not. Entries of other controllers stay as they
-//! are: the list has to be written as a whole.
+//! The `status.parents` of a route. In: the route in the cluster, and our verdict on it. Out: the
+//! complete list, if it has to change. Entries of other controllers stay unchanged, because the
+//! list is written as a whole.
 
 use serde_json::{Map, Value, json};
 
@@ -8,7 +8,7 @@ use super::CONTROLLER_NAME;
 use crate::compile::{ParentStatus, RouteStatus, Verdict};
 use crate::source::ParentRef;
 
-/// `None`: they are as they should be. `now` as RFC 3339 has it.
+/// `None`: they are up to date. `now` in RFC 3339.
 pub fn parents(route: &Value, status: &RouteStatus, now: &str) -> Option<Vec<Value>> {
     let before = route.pointer("/status/parents").and_then(Value::as_array);
     let before = before.map_or(&[][..], Vec::as_slice);
@@ -40,7 +40,7 @@ fn entry(status: &ParentStatus, generation: i64, ours: &[&Value], now: &str) -> 
     })
 }
 
-/// One condition. What it was `before` says since when its status holds.
+/// One condition. `before` determines its lastTransitionTime.
 pub fn condition(
     kind: &str,
     verdict: &Verdict,
@@ -63,7 +63,7 @@ pub fn condition(
     })
 }
 
-/// Field by field as the route has it: programs look for their own parentRef in the status
+/// With exactly the fields of the route's own parentRef: programs look for it in the status
 /// (Flagger).
 fn parent_ref(parent: &ParentRef) -> Value {
     let mut fields = Map::new();

@@ -1,7 +1,7 @@
 //! A Lease that one replica holds at a time. In: a client. Out: whether this replica holds it now.
 //!
-//! Clocks of machines are never compared: a replica that wants the lease watches how long it stays
-//! as it is.
+//! Clocks of machines are never compared: a replica that wants the lease measures how long it stays
+//! unchanged.
 
 use std::time::Duration;
 
@@ -14,22 +14,22 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 const NAME: &str = "naru-controller-status";
-/// How the lease is held, as is usual in Kubernetes. A holder that can't renew gives up before
-/// another may take over.
+/// The usual terms in Kubernetes. A holder that can't renew steps down before another replica may
+/// acquire the lease.
 pub const TERMS: Terms = Terms {
     lifetime: Duration::from_secs(15),
     give_up: Duration::from_secs(10),
     every: Duration::from_secs(3),
 };
 
-/// How a lease is held.
+/// The terms of a lease.
 #[derive(Clone, Copy)]
 pub struct Terms {
-    /// How long the lease has to stay as it is before another takes it.
+    /// How long the lease has to stay unchanged before another replica acquires it.
     pub lifetime: Duration,
-    /// How long a holder goes on without having renewed it.
+    /// How long a holder continues without a renewal.
     pub give_up: Duration,
-    /// How often it is renewed or looked at, and how long that may take.
+    /// The interval of renewals and checks, and the timeout of each.
     pub every: Duration,
 }
 
@@ -37,20 +37,20 @@ pub struct Lease {
     leases: Api<coordination::Lease>,
     identity: String,
     terms: Terms,
-    /// As it was last seen, and when it was first seen so.
+    /// The last state of the lease, and when it was first observed.
     seen: Option<(coordination::Lease, Instant)>,
-    /// When we have last made or renewed it.
+    /// When this replica last acquired or renewed it.
     renewed: Option<Instant>,
 }
 
-/// Who this replica is among the others: its pod, and the run of it.
+/// The identity of this replica: its pod, and its process.
 pub fn identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}_{:016x}", host.trim(), rand::random::<u64>())
 }
 
 impl Lease {
-    /// In the namespace of the client.
+    /// In the client's default namespace.
     pub fn new(client: Client, identity: String, terms: Terms) -> Self {
         Self {
             leases: Api::default_namespaced(client),
@@ -61,7 +61,7 @@ impl Lease {
         }
     }
 
-    /// Holds the lease whenever it can be had, until `stopping`; then gives it back.
+    /// Acquires and renews the lease until `stopping`; then releases it.
     pub async fn hold(mut self, held: watch::Sender<bool>, mut stopping: watch::Receiver<bool>) {
         loop {
             match timeout(self.terms.every, self.step()).await {
@@ -85,12 +85,12 @@ impl Lease {
             }
         }
         if held.send_replace(false) {
-            // Another need not wait for it to run out.
+            // Another replica then need not wait for the expiry.
             let _ = timeout(self.terms.every, self.write(String::new())).await;
         }
     }
 
-    /// Renews the lease, or takes it if it is free, or looks at it.
+    /// Renews the lease, or acquires it if it is free, or observes it.
     async fn step(&mut self) -> kube::Result<()> {
         if self.renewed.is_none() || self.seen.is_none() {
             let Some(lease) = self.leases.get_opt(NAME).await? else {
@@ -130,7 +130,7 @@ impl Lease {
         Ok(())
     }
 
-    /// Replaces the lease, if it has not been replaced since it was seen.
+    /// Updates the lease, if it has not changed since it was observed.
     async fn write(&mut self, holder: String) -> kube::Result<()> {
         let Some((seen, _)) = &self.seen else {
             return Ok(());
@@ -146,7 +146,7 @@ impl Lease {
         Ok(())
     }
 
-    /// `asked`: the lease's time runs from before the API server had it.
+    /// `asked`: the lifetime starts when the request was sent.
     fn took(&mut self, lease: coordination::Lease, asked: Instant) {
         self.seen = Some((lease, asked));
         self.renewed = Some(asked);

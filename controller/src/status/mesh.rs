@@ -1,8 +1,7 @@
-//! What the mesh supports, written into the status of every XMesh that names this controller
-//! (GEP-3949). The conformance suite of the Gateway API reads it there.
+//! The mesh's supported features, written into the status of every XMesh that names this controller
+//! (GEP-3949). The conformance suite of the Gateway API reads them there.
 //!
-//! Nothing in routing tables depends on it, so it is no source of theirs: it is looked at now and
-//! then.
+//! Routing tables do not depend on it, so it is not part of the source: it is polled.
 
 use std::time::Duration;
 
@@ -16,15 +15,15 @@ use tokio::time::{sleep, timeout};
 use super::{CONTROLLER_NAME, FIELD_MANAGER, conditions};
 use crate::compile::Verdict;
 
-/// How often they are looked at. One is made once, with an installation.
+/// The polling interval. An XMesh is created once, with an installation.
 pub const EVERY: Duration = Duration::from_secs(5);
-/// How long looking and writing may take.
+/// Timeout for reading and writing.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// As many as are looked at. There is one.
+/// Bound on the number of objects. There is one.
 const MAX_MESHES: u32 = 16;
 
-/// What the Gateway API calls the things that this mesh does (pkg/features of v1.7), in
-/// alphabetical order. Those of gateways' routes are shown by tests of our own with the suite's
+/// The Gateway API's names of the features that this mesh supports (pkg/features of v1.7), in
+/// alphabetical order. Features of gateways' routes are covered by our own tests with the suite's
 /// apps (tests/tests/cluster/gateway).
 pub const SUPPORTED_FEATURES: [&str; 40] = [
     "GRPCRoute",
@@ -69,7 +68,7 @@ pub const SUPPORTED_FEATURES: [&str; 40] = [
     "TLSRoute",
 ];
 
-/// Looks and writes for ever while the lease is held, with a pause of `every`.
+/// Polls and writes while the lease is held, with a pause of `every`.
 pub async fn run(client: Client, mut held: watch::Receiver<bool>, every: Duration) {
     let kind = GroupVersionKind::gvk("gateway.networking.x-k8s.io", "v1alpha1", "XMesh");
     let resource = ApiResource::from_gvk_with_plural(&kind, "xmeshes");
@@ -77,7 +76,7 @@ pub async fn run(client: Client, mut held: watch::Receiver<bool>, every: Duratio
     while held.wait_for(|held| *held).await.is_ok() {
         match timeout(PATIENCE, write(&meshes, &resource)).await {
             Ok(Ok(())) => {}
-            // Its CRD is not installed, which it need not be.
+            // The optional CRD is not installed.
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
             Ok(Err(error)) => tracing::warn!(%error, "the status of an XMesh could not be written"),
             Err(_) => tracing::warn!("the status of an XMesh could not be written in time"),
@@ -110,7 +109,7 @@ async fn write(meshes: &Api<DynamicObject>, resource: &ApiResource) -> kube::Res
     Ok(())
 }
 
-/// `None`: it is as it should be.
+/// `None`: it is up to date.
 fn status(mesh: &DynamicObject) -> Option<Value> {
     let before = &mesh.data["status"];
     let now = Timestamp::now().round(Unit::Second).unwrap_or_default();
@@ -127,7 +126,7 @@ fn status(mesh: &DynamicObject) -> Option<Value> {
         .iter()
         .map(|name| json!({ "name": name }));
     let features: Vec<Value> = features.collect();
-    // Both are lists that others may add to: what they say stays, and is no reason to write.
+    // Others may add entries to both lists: these stay, and do not trigger a write.
     let has = |list: &str, entry: &Value| {
         let entries = before[list].as_array();
         entries.is_some_and(|entries| entries.contains(entry))
@@ -138,15 +137,15 @@ fn status(mesh: &DynamicObject) -> Option<Value> {
     (!said).then(|| json!({ "conditions": [condition], "supportedFeatures": features }))
 }
 
-/// Whether another version of this controller has named features that this one does not have: they
-/// go with the next write.
+/// Whether another version of this controller has listed features that this one does not support:
+/// the next write removes them.
 fn has_former_features(mesh: &DynamicObject) -> bool {
     let entries = mesh.metadata.managed_fields.iter().flatten();
     let ours = entries.filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
     ours.filter_map(|entry| entry.fields_v1.as_ref())
         .filter_map(|fields| fields.0["f:status"]["f:supportedFeatures"].as_object())
         .flat_map(|features| features.keys())
-        // As `k:{"name":"Mesh"}`; a `.` stands for the list itself.
+        // As `k:{"name":"Mesh"}`; a `.` is the list itself.
         .filter_map(|key| serde_json::from_str::<Value>(key.strip_prefix("k:")?).ok())
         .any(|key| {
             let name = key["name"].as_str();
@@ -169,11 +168,11 @@ mod tests {
     }
 
     #[test]
-    fn what_others_say_in_a_status_is_no_reason_to_write_it_again() {
+    fn entries_of_others_in_a_status_do_not_trigger_a_write() {
         let none = json!({});
         let written = status(&mesh(&Value::Null, &none)).expect("nothing is said yet");
         assert_eq!(status(&mesh(&written, &none)), None);
-        // The CRD itself has a condition that nothing here answers for.
+        // The CRD has a default condition, which this controller does not write.
         let mut shared = written;
         let list = |status: &mut Value, name: &str, entry| {
             let list = status[name].as_array_mut().expect("a list");
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_was_said_by_another_version_is_a_reason() {
+    fn missing_or_former_features_trigger_a_write() {
         let none = json!({});
         let written = status(&mesh(&Value::Null, &none)).expect("nothing is said yet");
         let mut fewer = written.clone();

@@ -1,14 +1,13 @@
-//! What is thought of routes, written into their status, and into that of the mesh what it
-//! supports.
+//! Writes the status of routes, and the supported features into the status of the mesh.
 //!
 //! ```text
 //! lease (one replica holds it) ─▶ writer: catalog's verdicts
 //!       ─▶ conditions (merged with what is there) ─▶ API server
 //! ```
 //!
-//! Every replica serves proxies; only this is one replica's work. A write is made on the version of
-//! the object that was read, so that two who think that they hold the lease, or another controller,
-//! never undo each other's.
+//! Every replica serves proxies; only the status is written by a single replica. Each write is
+//! conditional on the version that was read, so that two replicas that both believe they hold the
+//! lease, or another controller, never overwrite each other.
 //!
 //! # Floors
 //!
@@ -33,12 +32,12 @@ use tokio::sync::watch;
 use crate::metrics::Metrics;
 use crate::serve::Hub;
 
-/// By this name a controller marks its own entries in a route's status.
+/// The controller name that marks our entries in a route's status.
 pub const CONTROLLER_NAME: &str = "naru.dev/controller";
-/// Owner of what is written, as the API server notes it.
+/// The field manager of writes.
 const FIELD_MANAGER: &str = "naru-controller";
 
-/// Takes part in the election and writes when elected, until `stopping`.
+/// Joins the leader election and writes while elected, until `stopping`.
 pub async fn run(client: Client, hub: Arc<Hub>, metrics: Metrics, stopping: watch::Receiver<bool>) {
     let (holding, held) = watch::channel(false);
     let lease = lease::Lease::new(client.clone(), lease::identity(), lease::TERMS);

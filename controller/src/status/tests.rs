@@ -1,4 +1,4 @@
-//! Status written to an API server in memory.
+//! Status writes to an API server in memory.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::source::{Event, Kind, Name, ObjectKey, parse};
 const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/httproutes";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Long enough for whatever would come to have come.
+/// Long enough for an unexpected write to arrive.
 const QUIET: Duration = Duration::from_millis(400);
 const TERMS: Terms = Terms {
     lifetime: Duration::from_millis(600),
@@ -58,7 +58,7 @@ impl Fixture {
         }));
     }
 
-    /// In the cluster, and seen there.
+    /// Creates a route in the cluster, and sends its event to the hub.
     fn route(&self, generation: i64, backend: &str, status: Value) {
         let route = json!({
             "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
@@ -86,7 +86,7 @@ impl Fixture {
         self.api.get(ROUTES, "shop", "web").unwrap()["status"]["parents"].clone()
     }
 
-    /// Waits for a condition of our entry to have a status and a reason, at a generation.
+    /// Waits until a condition of our entry has a status and a reason, at a generation.
     async fn condition(&self, kind: &str, expected: (&str, &str, i64)) -> Value {
         let seen = timeout(PATIENCE, async {
             loop {
@@ -123,7 +123,7 @@ fn foreign() -> Value {
 }
 
 #[tokio::test]
-async fn what_is_thought_of_a_route_is_written_by_the_holder_alone_and_only_when_it_changes() {
+async fn a_verdict_is_written_by_the_holder_alone_and_only_when_it_changes() {
     let fixture = Fixture::start();
     fixture.service("web", 80);
     fixture.route(1, "web", foreign());
@@ -156,7 +156,7 @@ async fn what_is_thought_of_a_route_is_written_by_the_holder_alone_and_only_when
     }
     assert_eq!(patch.get("spec"), None);
 
-    // Nothing that concerns it, and what does but changes nothing.
+    // An unrelated change, and a related one without an effect.
     fixture.service("other", 80);
     fixture.route(1, "web", json!({"parents": fixture.parents()}));
     sleep(QUIET).await;
@@ -188,7 +188,7 @@ async fn what_is_thought_of_a_route_is_written_by_the_holder_alone_and_only_when
 }
 
 #[tokio::test]
-async fn a_write_on_an_old_version_is_made_again_on_the_new_one() {
+async fn a_conflicting_write_is_retried_on_the_new_version() {
     let fixture = Fixture::start();
     fixture.service("web", 80);
     fixture.route(1, "web", json!({}));
@@ -202,7 +202,7 @@ async fn a_write_on_an_old_version_is_made_again_on_the_new_one() {
     fixture.held.send_replace(true);
     sleep(QUIET).await;
     assert!(fixture.parents().is_null());
-    // At once, since the other is likely done, but not for ever.
+    // At once, because the other write has likely finished, but bounded.
     assert_eq!(fixture.api.take_written().len(), 5);
     fixture.api.answer_no_more(path);
     fixture.route(1, "web", foreign());
@@ -211,7 +211,7 @@ async fn a_write_on_an_old_version_is_made_again_on_the_new_one() {
 }
 
 #[tokio::test]
-async fn a_parent_ref_is_written_as_the_route_has_it_field_by_field() {
+async fn a_parent_ref_is_written_with_exactly_the_fields_of_the_route() {
     let fixture = Fixture::start();
     fixture.service("web", 80);
     let parents = json!([
@@ -243,7 +243,7 @@ async fn a_parent_ref_is_written_as_the_route_has_it_field_by_field() {
 }
 
 #[tokio::test]
-async fn a_route_that_is_made_again_under_its_name_has_its_status_again() {
+async fn a_route_that_is_created_again_gets_its_status_again() {
     let fixture = Fixture::start();
     fixture.service("web", 80);
     fixture.route(1, "web", json!({}));
@@ -260,7 +260,7 @@ async fn a_route_that_is_made_again_under_its_name_has_its_status_again() {
 }
 
 #[tokio::test]
-async fn what_we_wrote_goes_when_the_route_names_no_service_any_more() {
+async fn our_entry_is_removed_once_the_route_has_no_service_as_a_parent() {
     let fixture = Fixture::start();
     fixture.service("web", 80);
     fixture.route(1, "web", foreign());
@@ -281,7 +281,7 @@ async fn what_we_wrote_goes_when_the_route_names_no_service_any_more() {
 }
 
 #[tokio::test]
-async fn routes_for_connections_have_a_status_of_their_own_kind() {
+async fn tls_and_tcp_routes_have_a_status_of_their_own_kind() {
     let fixture = Fixture::start();
     fixture.service("web", 80);
     for (plural, kind) in [("tlsroutes", "TLSRoute"), ("tcproutes", "TCPRoute")] {
@@ -342,7 +342,7 @@ impl Replica {
 }
 
 #[tokio::test]
-async fn one_replica_holds_the_lease_and_another_follows_when_it_goes() {
+async fn one_replica_holds_the_lease_and_another_takes_it_when_it_is_released() {
     let api = FakeApi::new(&[LEASES]);
     let mut first = Replica::start(&api, "first");
     first.holds(true).await;
@@ -361,7 +361,7 @@ async fn one_replica_holds_the_lease_and_another_follows_when_it_goes() {
 }
 
 #[tokio::test]
-async fn a_lease_whose_holder_is_gone_is_taken_once_it_has_run_out() {
+async fn a_lease_whose_holder_is_gone_is_taken_after_its_expiry() {
     let api = FakeApi::new(&[LEASES]);
     let lease = json!({
         "metadata": {"namespace": "default", "name": "naru-controller-status"},
@@ -379,7 +379,7 @@ async fn a_lease_whose_holder_is_gone_is_taken_once_it_has_run_out() {
 }
 
 #[tokio::test]
-async fn a_holder_that_can_not_renew_gives_up_and_comes_back() {
+async fn a_holder_that_cannot_renew_steps_down_and_recovers() {
     let api = FakeApi::new(&[LEASES]);
     let mut replica = Replica::start(&api, "first");
     replica.holds(true).await;
@@ -391,7 +391,7 @@ async fn a_holder_that_can_not_renew_gives_up_and_comes_back() {
 
 const MESHES: &str = "/apis/gateway.networking.x-k8s.io/v1alpha1/xmeshes";
 
-/// Waits until the mesh `naru` has one.
+/// Waits until the mesh `naru` has a status.
 async fn has_status(api: &FakeApi) {
     let written = async {
         while api.get(MESHES, "", "naru").unwrap()["status"].is_null() {
@@ -402,7 +402,7 @@ async fn has_status(api: &FakeApi) {
 }
 
 #[tokio::test]
-async fn a_mesh_of_ours_is_told_what_is_supported_once_and_those_of_others_nothing() {
+async fn our_mesh_gets_the_supported_features_once_and_others_stay_unchanged() {
     let api = FakeApi::new(&[MESHES]);
     for (name, controller) in [("naru", CONTROLLER_NAME), ("other", "example.com/mesh")] {
         let spec = json!({ "controllerName": controller });
@@ -440,7 +440,7 @@ async fn a_mesh_of_ours_is_told_what_is_supported_once_and_those_of_others_nothi
 }
 
 #[tokio::test]
-async fn an_api_server_without_meshes_is_asked_again() {
+async fn an_api_server_without_the_mesh_crd_is_polled_again() {
     let api = FakeApi::new(&[]);
     let held = watch::Sender::new(true);
     tokio::spawn(mesh::run(api.client(), held.subscribe(), TERMS.every));

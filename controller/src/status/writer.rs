@@ -23,26 +23,25 @@ use crate::metrics::{Metrics, StatusOutcome};
 use crate::serve::{Hub, RouteFeed};
 use crate::source::{Name, RouteKind, RouteName};
 
-/// How long to wait after a change for those that were made with it. Programs that roll out step by
-/// step wait for the status of each step (Flagger), so it is short.
+/// Delay after a change, to collect related ones. Progressive delivery tools wait for the status at
+/// each step (Flagger), so it is short.
 const SETTLE: Duration = Duration::from_millis(20);
-/// How long after a write that failed it is tried again.
+/// Delay after a failed write.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How often all routes are compared with what the cluster has: another writer may have written
-/// over ours.
+/// How often all routes are compared with the cluster: another writer may have overwritten our
+/// entry.
 const COMPARE: Duration = Duration::from_secs(600);
-/// How long reading and writing one route may take.
+/// Timeout for reading and writing one route.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Routes that are written at a time.
+/// Concurrent writes.
 const MAX_AT_ONCE: usize = 8;
-/// How often a route is read and written at once that others write at the same moment, before it
-/// waits for [`AGAIN`].
+/// Immediate retries of a route after conflicting writes, before it waits for [`AGAIN`].
 const MAX_CONFLICTS: usize = 4;
 
 /// Writes for ever.
 pub async fn run(client: Client, hub: Arc<Hub>, metrics: Metrics, mut held: watch::Receiver<bool>) {
     let feed = hub.route_feed();
-    // Before everything is known, backends would be missed that are there.
+    // Until the initial objects are known, backends would appear to be missing.
     let _ = hub.synced().wait_for(|synced| *synced).await;
     let mut statuses = RouteStatuses::default();
     loop {
@@ -55,7 +54,8 @@ pub async fn run(client: Client, hub: Arc<Hub>, metrics: Metrics, mut held: watc
             };
             writer.write_while(&mut held, &feed, statuses).await
         } else {
-            // What happens is taken all the same: names that come and go would fill the feed.
+            // Events are drained all the same: names that come and go would otherwise fill the
+            // feed.
             tokio::select! {
                 changed = held.changed() => changed.is_ok().then_some(statuses),
                 () = feed.changed() => {
@@ -73,7 +73,7 @@ pub async fn run(client: Client, hub: Arc<Hub>, metrics: Metrics, mut held: watc
 
 type Looked = Vec<(RouteName, Option<RouteStatus>)>;
 
-/// Works out the statuses that have to do with what has happened. `None`: the program ends.
+/// Computes the statuses that the events affect. `None`: the program is shutting down.
 async fn look(feed: &RouteFeed, mut statuses: RouteStatuses) -> Option<(RouteStatuses, Looked)> {
     let events = feed.take();
     let looked = tokio::task::spawn_blocking(move || {
@@ -90,31 +90,31 @@ struct Writer<'a> {
     queue: Queue,
 }
 
-/// What has to be written, and what has been.
+/// Pending and written statuses.
 #[derive(Default)]
 struct Queue {
     wanted: HashMap<RouteName, RouteStatus>,
     waiting: BTreeSet<(Turn, RouteName)>,
     /// Routes that are being written.
     busy: HashSet<RouteName>,
-    /// Those of them that have been deleted since. What is written is not the status of the routes
-    /// that are made under their names later.
+    /// Those that have been deleted during the write: the written status does not belong to a route
+    /// that is created again under the same name.
     gone: HashSet<RouteName>,
-    /// What the cluster has of us.
+    /// The last written statuses.
     written: HashMap<RouteName, RouteStatus>,
 }
 
-/// In which order routes are written.
+/// The priority of a route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Turn {
-    /// The route itself was changed, and its author waits for what is thought of it.
+    /// The route itself has changed, and its author waits for the verdict.
     First,
-    /// Something that it depends on was.
+    /// One of its dependencies has changed.
     Then,
 }
 
 impl Writer<'_> {
-    /// Writes until the lease is lost. `None`: the program ends.
+    /// Writes until the lease is lost. `None`: the program is shutting down.
     async fn write_while(
         mut self,
         held: &mut watch::Receiver<bool>,
@@ -122,7 +122,7 @@ impl Writer<'_> {
         mut statuses: RouteStatuses,
     ) -> Option<RouteStatuses> {
         let mut writes = FuturesUnordered::new();
-        // What others wrote while they held the lease is compared with what they should have.
+        // Recheck all routes, because other holders have written meanwhile.
         statuses.concern_all();
         let (mut look_at, mut compare_at) = (Some(Instant::now()), Instant::now() + COMPARE);
         let mut again_at = None;
@@ -164,7 +164,7 @@ impl Writer<'_> {
         }
     }
 
-    /// False: it has to be tried again.
+    /// False: a retry is needed.
     fn written(&mut self, status: RouteStatus, outcome: Result<bool, String>) -> bool {
         let route = &status.route;
         match outcome {
@@ -186,7 +186,7 @@ impl Writer<'_> {
 }
 
 impl Queue {
-    /// A route should have that status. `None`: it is gone.
+    /// Sets the desired status of a route. `None`: the route is gone.
     fn want(&mut self, route: RouteName, status: Option<RouteStatus>) {
         for turn in [Turn::First, Turn::Then] {
             self.waiting.remove(&(turn, route.clone()));
@@ -211,7 +211,8 @@ impl Queue {
         self.wanted.insert(route, status);
     }
 
-    /// The next to be written. Two writes of one route would be in each other's way.
+    /// The next status to write. Concurrent writes of one route would conflict, so there is one at
+    /// a time.
     fn next(&mut self) -> Option<RouteStatus> {
         loop {
             let free = |(_, route): &&(Turn, RouteName)| !self.busy.contains(route);
@@ -236,26 +237,26 @@ impl Queue {
         self.written.insert(status.route.clone(), status);
     }
 
-    /// What the cluster has now is not known.
+    /// The status in the cluster is unknown.
     fn failed(&mut self, route: &RouteName) {
         self.busy.remove(route);
         self.gone.remove(route);
         self.written.remove(route);
     }
 
-    /// Everything that is still wanted waits for its turn.
+    /// Queues all desired statuses again.
     fn again(&mut self) {
         let turns = self.wanted.keys().map(|route| (Turn::Then, route.clone()));
         self.waiting.extend(turns);
     }
 }
 
-/// Returns once the lease is not held any more.
+/// Returns once the lease is lost.
 async fn lost(held: &mut watch::Receiver<bool>) {
     let _ = held.wait_for(|held| !*held).await;
 }
 
-/// Returns at that time; never, if there is none.
+/// Returns at that time; never, if `None`.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -263,7 +264,7 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// Reads and writes one route. False: it was as it should be, or the route is gone.
+/// Reads and writes one route. False: it was up to date, or the route is gone.
 async fn write(client: Client, status: RouteStatus) -> (RouteStatus, Result<bool, String>) {
     let written = async {
         let mut conflicts = 0;
@@ -298,7 +299,8 @@ async fn write_once(client: &Client, status: &RouteStatus) -> kube::Result<bool>
         "metadata": {
             "name": name,
             "namespace": namespace,
-            // Only on what was read: the entries of others in it are theirs.
+            // Conditional on the version that was read, which includes the entries of other
+            // controllers.
             "resourceVersion": route.metadata.resource_version,
         },
         "status": {"parents": parents},
@@ -342,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_is_made_again_while_it_is_written_is_written_again() {
+    fn a_route_that_is_created_again_during_its_write_is_written_again() {
         for made_again_before_the_end in [true, false] {
             let mut queue = Queue::default();
             let route = || status().route;

@@ -1,4 +1,4 @@
-//! What `helm uninstall` runs, before and after it deletes the release.
+//! The hooks of `helm uninstall`, before and after it deletes the release.
 //!
 //! ```text
 //! before  --check  pods with sidecars? ─▶ refuse, and say how to take them out of the mesh
@@ -6,11 +6,11 @@
 //!                  else ─▶ delete the ConfigMaps and the Secret that the controllers have made
 //! ```
 //!
-//! Tools that are not Helm may run what comes after without what comes before, or at any time: it
-//! finds out for itself whether the mesh is still in use.
+//! Tools other than Helm may run the second hook without the first, or at any time, so it checks
+//! itself whether the mesh is still in use.
 //!
-//! The certificate authority and the trust anchors belong to no object, so that nothing but this
-//! removes them.
+//! The certificate authority and the trust anchors have no owner, so only this command removes
+//! them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -29,11 +29,11 @@ use crate::kubernetes::sidecars;
 
 /// The controllers' pods.
 const CONTROLLERS: &str = "app.kubernetes.io/name=naru,app.kubernetes.io/component=controller";
-/// How long controllers may take to end: one that runs puts back what is deleted, as long as it has
-/// its rights.
+/// How long controllers may take to end: a running one restores deleted objects while it has its
+/// permissions.
 const CONTROLLERS_END: Duration = Duration::from_secs(120);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Namespaces that are named in a message.
+/// Namespaces that a message lists.
 const MAX_NAMED: usize = 10;
 
 /// Flags of `naru-controller uninstall`.
@@ -110,7 +110,7 @@ async fn check(client: &Client) -> anyhow::Result<()> {
     )
 }
 
-/// Removes what the controllers have made.
+/// Removes the objects that the controllers have created.
 async fn clean_up(client: Client, args: &UninstallArgs) -> anyhow::Result<()> {
     controllers_end(&client, &args.namespace).await?;
     let pods = sidecars::pods(&client)

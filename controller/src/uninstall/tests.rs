@@ -55,7 +55,7 @@ async fn authority(api: &FakeApi) {
 }
 
 #[tokio::test]
-async fn uninstalling_is_refused_while_pods_have_sidecars_and_says_what_to_do() {
+async fn uninstalling_is_refused_with_instructions_while_pods_have_sidecars() {
     let api = api();
     api.apply(PODS, pod("/usr/local/bin/naru-proxy"));
     let refused = run(api.client(), &args(true))
@@ -74,7 +74,7 @@ async fn uninstalling_is_refused_while_pods_have_sidecars_and_says_what_to_do() 
 }
 
 #[tokio::test]
-async fn pods_that_only_bear_the_label_or_are_over_are_no_reason_to_refuse() {
+async fn pods_with_only_the_label_or_that_have_ended_are_no_reason_to_refuse() {
     let api = api();
     api.apply(PODS, pod("/bin/another"));
     run(api.client(), &args(true))
@@ -89,7 +89,7 @@ async fn pods_that_only_bear_the_label_or_are_over_are_no_reason_to_refuse() {
 }
 
 #[tokio::test]
-async fn what_a_controller_has_made_is_removed() {
+async fn objects_that_a_controller_has_made_are_removed() {
     let api = api();
     authority(&api).await;
     anchors(&api);
@@ -98,7 +98,7 @@ async fn what_a_controller_has_made_is_removed() {
         .expect("it is removed");
     assert_eq!(api.get(SECRETS, "naru-system", "naru-ca"), None);
     assert_eq!(api.get(CONFIG_MAPS, "shop", "naru-trust-anchors"), None);
-    // A second time there is nothing to do.
+    // A second run has no effect.
     run(api.client(), &args(false))
         .await
         .expect("nothing is left");
@@ -117,12 +117,12 @@ async fn nothing_is_removed_while_pods_have_sidecars_whatever_was_run_before() {
 }
 
 #[tokio::test]
-async fn an_authority_that_was_given_stays() {
+async fn a_given_authority_stays() {
     let api = api();
     authority(&api).await;
     let other = FakeApi::new(&[SECRETS]);
     authority(&other).await;
-    // Another authority was put into the Secret that a controller made.
+    // Another authority was put into a Secret that a controller created.
     let mut secret = api
         .get(SECRETS, "naru-system", "naru-ca")
         .expect("a Secret");
@@ -138,7 +138,7 @@ async fn an_authority_that_was_given_stays() {
 }
 
 #[tokio::test]
-async fn controllers_that_are_still_there_are_waited_for() {
+async fn the_cleanup_waits_for_controllers_that_are_still_running() {
     let api = api();
     anchors(&api);
     api.apply(
@@ -148,7 +148,7 @@ async fn controllers_that_are_still_there_are_waited_for() {
     let (client, args) = (api.client(), args(false));
     let done = run(client, &args);
     tokio::pin!(done);
-    // It has looked, and looks again.
+    // It has checked once, and checks again.
     let looked = async {
         while !api
             .take_requests()

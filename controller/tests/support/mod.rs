@@ -1,4 +1,4 @@
-//! A running controller with its manifests, and clients that speak the contract as a proxy does.
+//! A running controller with its manifests, and clients that speak the contract as proxies do.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +16,7 @@ pub use proxy::{Proxy, certify, held, hello, resource};
 
 pub const TOKEN_ISSUER: &str = "https://tokens.test";
 
-/// A controller that runs on loopback. It is gone when this is dropped.
+/// A controller on loopback, which is killed on drop.
 pub struct Controller {
     pub directory: Directory,
     token_key: KeyPair,
@@ -25,7 +25,7 @@ pub struct Controller {
     admin: SocketAddr,
 }
 
-/// A directory of its own, gone at the end.
+/// A temporary directory, deleted on drop.
 pub struct Directory(pub PathBuf);
 
 impl Directory {
@@ -80,13 +80,13 @@ impl Controller {
         let _ = self.child.wait();
     }
 
-    /// Starts another on the same state.
+    /// Starts another controller with the same state.
     pub fn start_again(&mut self) {
         (self.child, self.address, self.admin) = spawn(&self.directory.0);
         self.wait_until_ready();
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     pub fn terminate(&mut self) {
         let pid = self.child.id().to_string();
         let status = Command::new("kill").args(["-TERM", &pid]).status();
@@ -127,7 +127,7 @@ impl Controller {
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), claims, &key).unwrap()
     }
 
-    /// What the admin port answers: status line, headers and body.
+    /// The admin port's response: status line, headers and body.
     pub fn admin(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.admin).unwrap();
         write!(

@@ -1,4 +1,4 @@
-//! What a proxy does on the wire.
+//! A proxy's side of the protocol.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -28,9 +28,9 @@ use tonic_prost::ProstCodec;
 
 use super::Controller;
 
-/// How long something that has to come may take.
+/// Timeout for an expected message.
 const SOON: Duration = Duration::from_secs(30);
-/// How long is waited for what must not come.
+/// How long to wait for an unexpected message.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// A certificate and its key.
@@ -45,7 +45,7 @@ pub struct Proxy {
     stream: Streaming<ToProxy>,
 }
 
-/// Asks for a certificate.
+/// Requests a certificate.
 pub async fn certify(controller: &Controller, token: &str) -> Result<Credentials, Status> {
     let key = KeyPair::generate().unwrap();
     let csr = CertificateParams::default()
@@ -71,7 +71,7 @@ pub async fn certify(controller: &Controller, token: &str) -> Result<Credentials
     })
 }
 
-/// As `pod` of the shop would say it.
+/// The hello of `pod` in the namespace `shop`.
 pub fn hello(pod: &str, destinations: &[&str]) -> Hello {
     Hello {
         contract_version: CONTRACT_VERSION,
@@ -83,7 +83,7 @@ pub fn hello(pod: &str, destinations: &[&str]) -> Hello {
     }
 }
 
-/// What a proxy holds after a push.
+/// The resources that a proxy holds after a push.
 pub fn held(push: &Push) -> Vec<Held> {
     let held = |resource: &Resource| Held {
         name: resource.name.clone(),
@@ -146,7 +146,7 @@ impl Proxy {
             match message.expect("nothing comes")? {
                 None => return Ok(None),
                 Some(message) => {
-                    // Others are heartbeats.
+                    // Skip heartbeats.
                     if let Some(to_proxy::Message::Push(push)) = message.message {
                         return Ok(Some(push));
                     }
@@ -155,14 +155,14 @@ impl Proxy {
         }
     }
 
-    /// That the controller has nothing to say.
+    /// Expects no message.
     pub async fn expect_quiet(&mut self) {
         if let Ok(push) = timeout(QUIET, self.next()).await {
             panic!("{push:?}");
         }
     }
 
-    /// That the controller says that it lives, and nothing else.
+    /// Expects a heartbeat, and no other message.
     pub async fn expect_heartbeat(&mut self) {
         let message = timeout(SOON, self.stream.message()).await;
         let message = message.expect("nothing comes").unwrap().expect("no end");
@@ -172,7 +172,7 @@ impl Proxy {
         }
     }
 
-    /// The status with which the stream ends.
+    /// The final status of the stream.
     pub async fn end(&mut self) -> Status {
         loop {
             match self.next().await {
@@ -265,7 +265,7 @@ fn client_config(controller: &Controller, credentials: Option<&Credentials>) -> 
     config
 }
 
-/// Checks the chain, and the SPIFFE ID instead of a name.
+/// Verifies the chain, and the SPIFFE ID instead of a name.
 #[derive(Debug)]
 struct IsController {
     chain: Arc<WebPkiServerVerifier>,

@@ -1,5 +1,5 @@
-//! Any bytes as the start of a connection: what has been said of them stands whatever follows, and whatever the HTTP/1 parser takes
-//! for a request was taken for HTTP/1.
+//! Any bytes as the start of a connection: a detected protocol stays the same with more bytes, and
+//! every request that the HTTP/1 parser accepts is detected as HTTP/1.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -8,9 +8,9 @@ use naru_proxy::route::RequestHead;
 use naru_proxy::route::opaque::client_hello::{self, Hello};
 use naru_proxy::wire::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
 
-/// A word of more letters is taken for no method.
+/// A longer word is not detected as a method.
 const MAX_METHOD: usize = 32;
-/// Prefixes that are looked at: what they are is decided long before.
+/// Length of the prefixes tried: detection decides long before.
 const MAX_PREFIX: usize = 256;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -23,13 +23,13 @@ fuzz_target!(|bytes: &[u8]| {
         }
         assert!(said.is_none() || said == classify(bytes));
     }
-    // Likewise the name in a ClientHello.
+    // The same for the server name in a ClientHello.
     let name = client_hello::read(bytes);
     for length in 0..=bytes.len().min(MAX_PREFIX) {
         let early = client_hello::read(&bytes[..length]);
         assert!(early == Hello::Incomplete || early == name, "{early:?}");
     }
-    // Empty lines before a request are let pass between two of them, and are no way to begin.
+    // Empty lines are accepted between requests, but not at the start of a connection.
     if bytes.starts_with(b"\r\n") {
         return;
     }

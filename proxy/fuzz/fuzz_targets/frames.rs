@@ -1,20 +1,20 @@
-//! Any bytes as the frames of an app's connection: they are read in one way, however they are cut into reads, and what was framed comes
-//! out as it went in.
+//! Any bytes as the frames of an app's connection: the result is independent of the size of the
+//! reads, and a payload survives framing unchanged.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use naru_proxy::opaque::frame::{FrameError, HEADER, Kind, MAX_DATA, Unframing};
 
-/// What is read of a connection.
+/// The result of reading a connection.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Read {
     payload: Vec<u8>,
-    /// Bytes taken in, headers included.
+    /// Bytes consumed, headers included.
     used: usize,
     ended: bool,
 }
 
-/// From reads of at most `step` bytes.
+/// Reads at most `step` bytes at a time.
 fn read(bytes: &[u8], step: usize) -> Result<Read, FrameError> {
     let mut unframing = Unframing::default();
     let mut read = Read::default();
@@ -30,7 +30,7 @@ fn read(bytes: &[u8], step: usize) -> Result<Read, FrameError> {
     Ok(read)
 }
 
-/// In frames of at most `step` bytes.
+/// Frames of at most `step` bytes.
 fn framed(payload: &[u8], step: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for piece in payload.chunks(step.min(MAX_DATA)) {

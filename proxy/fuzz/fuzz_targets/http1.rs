@@ -1,5 +1,5 @@
-//! Any bytes as an HTTP/1 message: a head and a body are read in one way, however the bytes are cut into reads, and what is passed on
-//! is read by the next parser as it was read here.
+//! Any bytes as an HTTP/1 message: the parsed head and body are independent of the size of the
+//! reads, and the next parser reads the forwarded message as it was parsed here.
 #![no_main]
 
 use bytes::BytesMut;
@@ -9,16 +9,16 @@ use naru_proxy::http::http1::fuzzing::{
     request_framing, response_framing,
 };
 
-/// What is read of a body.
+/// The result of reading a body.
 #[derive(Debug, PartialEq, Eq)]
 struct Body {
-    /// Bytes taken in, the coding's included.
+    /// Bytes consumed, those of the coding included.
     taken: usize,
     content: Vec<u8>,
     done: bool,
 }
 
-/// Where the head ends, told from reads of at most `step` bytes.
+/// The end of the head, found with reads of at most `step` bytes.
 fn end_by_reads(bytes: &[u8], step: usize, strict: bool) -> Result<Option<usize>, HeadError> {
     let mut read = 0;
     let mut looked_at = 0;
@@ -81,7 +81,7 @@ fn request(bytes: &[u8], step: usize) {
     let mut out = BytesMut::new();
     head.write(&mut out);
     out.extend_from_slice(b"\r\n");
-    // Nothing can be hidden in a head that would be a second one for somebody else.
+    // A head cannot smuggle a second one for another parser.
     assert_eq!(find_end(&out, 0, true), Ok(Some(out.len())));
     let mut again = Request::default();
     again.parse(&out).expect("what is sent is a head");

@@ -1,5 +1,5 @@
-//! Any route that the contract can carry, and any request that the `http` crate lets in: decoding says yes or no, matching and
-//! rewriting never panic, and what comes out is fit to be sent.
+//! Any route that the contract can carry, and any request that the `http` crate accepts: decoding
+//! accepts or rejects it, matching and rewriting never panic, and the result is valid to be sent.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};
@@ -248,7 +248,7 @@ fuzz_target!(|input: Input| {
         name: "r".to_owned(),
         rules: input.rules.iter().map(Rule::message).collect(),
     };
-    // Once: what it holds is bounded, and not what is tried here.
+    // Once: its series are bounded, and not under test here.
     static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);
     let Some(logical) = logical(&route, &METRICS) else {
         return;
@@ -266,11 +266,11 @@ fuzz_target!(|input: Input| {
             origin,
         } => {
             assert!(rule.backends[*backend].weight > 0);
-            // What a filter wrote can be sent again.
+            // The target written by a filter is valid.
             let target = changed.path_and_query();
             assert!(target.is_empty() || target == "*" || target.starts_with('/'));
             rule.filter_response(*backend, origin.as_deref(), &mut changed.headers.clone());
-            // Whoever is chosen may be.
+            // A selected mirror implies `is_mirrored`.
             if rule.mirrors(*backend, &mut random()).next().is_some() {
                 assert!(rule.is_mirrored(*backend));
             }

@@ -1,5 +1,5 @@
-//! Any pushes of a controller, as bytes and as messages that refer to each other: the table never panics, holds what it did not
-//! reject, and keeps what it held of what it rejected.
+//! Any pushes of a controller, as bytes and as messages that refer to each other: the table never
+//! panics, holds all that it did not reject, and keeps the previous version of what it rejected.
 #![no_main]
 
 use std::collections::{HashMap, HashSet};
@@ -45,7 +45,7 @@ enum Name {
 
 #[derive(Arbitrary, Debug)]
 enum Content {
-    /// What belongs to the name.
+    /// Content of the kind that the name has.
     Fitting {
         name: bool,
         number: u32,
@@ -325,7 +325,7 @@ fuzz_target!(|pushes: Vec<Push>| {
             .chain(&push.removed)
             .cloned()
             .collect();
-        // What is both set and taken away in one push has no meaning.
+        // A resource that is both set and removed in one push is undefined.
         let removed: HashSet<String> = push.removed.iter().cloned().collect();
         let answer = store.apply(push);
         assert_eq!(answer.sequence, sequence);

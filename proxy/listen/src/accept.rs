@@ -1,4 +1,4 @@
-//! Listening, and accepting without end.
+//! Listening, and accepting connections indefinitely.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,16 +10,17 @@ use tracing::warn;
 
 use crate::places::{Place, Places};
 
-/// Connections that the kernel completes before they are accepted. It cuts this to its own limit.
+/// Connections that the kernel completes before they are accepted. The kernel caps this at its own
+/// limit.
 const BACKLOG: i32 = 4_096;
-/// Bytes that the kernel takes of what one client does not read: its own limit is megabytes.
+/// Bytes that the kernel buffers for a client that does not read: its default limit is megabytes.
 const SEND_BUFFER: usize = 128 * 1024;
-/// Wait after an error of accept, which is one of the machine's: no file descriptors, no memory.
+/// Wait after an error of accept that is due to the machine: no file descriptors, no memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often such an error is logged.
+/// Interval at which such errors are logged.
 const ACCEPT_ERROR_EVERY: Duration = Duration::from_secs(1);
 
-/// Listens on `address`. Where there is no IPv6, `[::]` is taken as `0.0.0.0`.
+/// Listens on `address`. Without IPv6, `[::]` falls back to `0.0.0.0`.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     match listen(address) {
         Err(error)
@@ -38,14 +39,14 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    // Linux gives this on to the connections that are accepted.
+    // Accepted connections inherit this on Linux.
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
-/// Accepts for ever, and starts each connection with its place.
+/// Accepts indefinitely, and starts each connection with its place.
 pub async fn accept(
     listener: TcpListener,
     places: Places,
@@ -56,7 +57,7 @@ pub async fn accept(
         match listener.accept().await {
             Ok((stream, peer)) => {
                 start(stream, peer, places.enter(peer.ip()));
-                // What has been started is looked at before a later one can take its place.
+                // The started task is polled before a later connection can evict it.
                 tokio::task::yield_now().await;
             }
             Err(error) => {

@@ -1,12 +1,12 @@
-//! What the admin ports of all programs have in common: metrics and probes, asked for by a few.
+//! Common settings of all admin ports: metrics and probes, for a few clients.
 
 use std::time::Duration;
 
 use crate::http::Times;
 use crate::places::Bounds;
 
-/// Connections at once: a few scrapers and probes. A kubelet asks as many probes at once as a pod
-/// has, so that a source has room for those.
+/// Bounds on concurrent connections: a few scrapers and probes. A kubelet sends as many probes at
+/// once as a pod has, so a source may have that many.
 pub const BOUNDS: Bounds = Bounds {
     waiting: 256,
     waiting_of_source: 64,
@@ -22,7 +22,7 @@ pub const TIMES: Times = Times {
     // Longer than the interval of any scraper that keeps its connection open.
     idle: Duration::from_secs(300),
     answer: Duration::from_secs(60),
-    // Longer than scrapers wait for an answer (10 s by default).
+    // Longer than scrapers wait for a response (10 s by default).
     write: Duration::from_secs(30),
     max_head: 16 * 1024,
 };

@@ -1,23 +1,22 @@
-//! File descriptors: as many as the machine allows, and a reserve of them for what is no
-//! connection.
+//! File descriptors: as many as the machine allows, with a reserve for other uses than connections.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
-/// Most descriptors that are asked for: some machines allow more than a process could ever use.
+/// Most descriptors to request: some machines allow more than a process could ever use.
 const MOST: u64 = 1 << 20;
-/// Descriptors kept for files, calls to the API server and the controller, and clients that ask
-/// the admin port.
+/// Descriptors reserved for files, calls to the API server and the controller, and clients of the
+/// admin port.
 const RESERVE: u64 = 256;
 
-/// How many descriptors there are.
+/// The number of available descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
     limit: u64,
 }
 
 impl Descriptors {
-    /// Raises the soft limit to the hard one, and tells how many there are now.
+    /// Raises the soft limit to the hard one, and returns the number available.
     pub fn raise() -> Self {
         let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
             Ok(limits) => limits,
@@ -44,8 +43,8 @@ impl Descriptors {
         Self { limit }
     }
 
-    /// How many connections of `wanted` there can be, where each has up to `each` descriptors.
-    /// Warns where it is fewer.
+    /// How many of `wanted` connections are possible, if each has up to `each` descriptors. Warns
+    /// if there are fewer.
     pub fn connections(self, wanted: usize, each: usize, what: &str) -> usize {
         let room = self.limit.saturating_sub(RESERVE.min(self.limit / 2));
         let room = usize::try_from(room).unwrap_or(usize::MAX) / each.max(1);

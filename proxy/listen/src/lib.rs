@@ -1,11 +1,11 @@
-//! What the listeners of Naru's programs have in common, so that no client keeps others out.
+//! The listeners of Naru's programs, built so that no client can lock out others.
 //!
 //! ```text
 //! bind ─▶ accept ─▶ places (bounded by source) ─┬─▶ http: small servers, each step bounded in time
 //!                                               └─▶ the caller's own protocol
-//! descriptors: how many connections there can be at all
-//! turns:       work that only so many may do at once, shared out by key
-//! scrapes:     one rendering of the metrics for all who ask at the same time
+//! descriptors: how many connections are possible at all
+//! turns:       work of bounded concurrency, shared fairly by key
+//! scrapes:     one rendering of the metrics for all concurrent scrapes
 //! ```
 //!
 //! # Floors

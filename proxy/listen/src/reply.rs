@@ -1,14 +1,14 @@
-//! Answers of small HTTP servers.
+//! Responses of small HTTP servers.
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
-/// An answer whose body is known whole.
+/// A response with a complete body.
 pub type Reply = Response<Full<Bytes>>;
 
-/// 405, with the methods that there are.
+/// 405, with the allowed methods.
 pub fn not_allowed(allowed: &'static str) -> Reply {
     let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, format!("{allowed} only\n"));
     reply

@@ -1,5 +1,5 @@
-//! Metrics as text: rendered once for all who ask at the same time, and never on a thread that
-//! serves.
+//! Metrics as text: rendered once for all concurrent scrapes, and never on a thread that serves
+//! traffic.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -8,13 +8,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::Mutex as AsyncMutex;
 
-/// Renderings in memory because some client has not read its own to the end. With as many, the
-/// newest is given again.
+/// Bound on renderings in memory while clients read them. At the bound, the newest is returned
+/// again.
 const MAX_HELD: usize = 4;
 
 type Render = dyn Fn() -> Result<Vec<u8>, String> + Send + Sync;
 
-/// A rendering, and when it was begun.
+/// A rendering, and when it was started.
 type Last = (Instant, Arc<Rendered>);
 
 /// Cheap to clone.
@@ -25,14 +25,14 @@ pub struct Scrapes {
 
 struct Inner {
     render: Box<Render>,
-    /// Held while one is rendered. Inside: what was rendered last, as long as others wait for it.
+    /// Locked during a rendering. Contains the last rendering, as long as others wait for it.
     last: Arc<AsyncMutex<Option<Last>>>,
     waiting: AtomicUsize,
     newest: Mutex<Weak<Rendered>>,
     held: Arc<AtomicUsize>,
 }
 
-/// One rendering, counted for as long as any part of it is in use.
+/// One rendering, counted as long as any part of it is in use.
 struct Rendered {
     text: Vec<u8>,
     held: Arc<AtomicUsize>,
@@ -52,7 +52,7 @@ impl Drop for Rendered {
     }
 }
 
-/// Counts one that waits.
+/// Counts a waiting scrape.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -69,7 +69,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Scrapes {
-    /// `render` may take its time: it is called on a thread for what blocks.
+    /// `render` may block: it is called on a thread for blocking work.
     pub fn new(render: impl Fn() -> Result<Vec<u8>, String> + Send + Sync + 'static) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -82,8 +82,7 @@ impl Scrapes {
         }
     }
 
-    /// The metrics as they are now. The same text for all who ask while another one is being
-    /// rendered.
+    /// The current metrics. Scrapes that arrive during a rendering share the next one.
     pub async fn text(&self) -> Result<Bytes, String> {
         let asked = Instant::now();
         let waiting = Waiting::new(&self.inner.waiting);
@@ -104,8 +103,8 @@ impl Scrapes {
         {
             return Ok(newest.into_bytes());
         }
-        // In a task of its own: a client that goes away meanwhile does not let a second rendering
-        // begin beside this one.
+        // Runs in a task of its own: when its client disconnects, no second rendering starts in
+        // parallel.
         let inner = self.inner.clone();
         let rendering = tokio::spawn(async move {
             let began = Instant::now();
@@ -143,7 +142,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    /// Scrapes whose every rendering waits for a word, and has its number as text.
+    /// Scrapes with renderings that wait for a signal each, and have their number as text.
     fn scrapes() -> (Scrapes, mpsc::Sender<()>, Arc<AtomicUsize>) {
         #[expect(clippy::disallowed_methods, reason = "a test sends a handful")]
         let (go, may_go) = mpsc::channel();
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_who_ask_during_a_rendering_share_the_next_one() {
+    async fn scrapes_during_a_rendering_share_the_next_one() {
         let (scrapes, go, count) = scrapes();
         let ask = || {
             let scrapes = scrapes.clone();
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_so_many_renderings_are_held_for_those_who_do_not_read() {
+    async fn at_the_bound_on_held_renderings_the_newest_is_returned() {
         let (scrapes, go, _) = scrapes();
         let mut unread = Vec::new();
         for _ in 0..MAX_HELD {
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_goes_away_starts_no_second_rendering() {
+    async fn a_client_that_disconnects_starts_no_second_rendering() {
         let (scrapes, go, count) = scrapes();
         for _ in 0..20 {
             let asked = scrapes.clone();

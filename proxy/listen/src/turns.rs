@@ -1,6 +1,5 @@
-//! Turns at work that only so many may do at once. Each key (a source, an identity) has a share,
-//! and waits for its own turns in order; so that one with much to do does not keep the others
-//! waiting.
+//! Turns at work of bounded concurrency. Each key (a source, an identity) has a share, and waits
+//! for its own turns in order, so that a busy key does not delay the others.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -24,11 +23,11 @@ struct Inner<K> {
 #[derive(Debug)]
 struct Key {
     turns: Arc<Semaphore>,
-    /// Those that have a turn or wait for one.
+    /// Users that have a turn or wait for one.
     users: usize,
 }
 
-/// A turn, over when this is dropped.
+/// A turn, released when this is dropped.
 #[derive(Debug)]
 pub struct Turn<K: Eq + Hash + Clone> {
     _all: OwnedSemaphorePermit,
@@ -52,7 +51,7 @@ impl<K: Eq + Hash + Clone> Clone for Turns<K> {
 }
 
 impl<K: Eq + Hash + Clone> Turns<K> {
-    /// `all` at once, `of_key` of them of one key.
+    /// `all` turns at once, `of_key` of them for one key.
     pub fn new(all: usize, of_key: usize) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -63,10 +62,10 @@ impl<K: Eq + Hash + Clone> Turns<K> {
         }
     }
 
-    /// Waits for a turn of `key`. `None`: so many of this key wait already.
+    /// Waits for a turn of `key`. `None`: too many of this key are waiting.
     pub async fn take(&self, key: K, most_waiting: usize) -> Option<Turn<K>> {
         let (user, turns) = self.inner.user(key, most_waiting)?;
-        // A key's own share first: those that wait for it hold nothing that others could have.
+        // The key's own share first: waiting for it occupies no turn of the others.
         let of_key = turns.acquire_owned().await.ok()?;
         let all = self.inner.all.clone().acquire_owned().await.ok()?;
         Some(Turn {
@@ -119,7 +118,7 @@ mod tests {
     use std::task::Poll;
 
     #[tokio::test]
-    async fn one_key_with_much_to_do_leaves_turns_for_others() {
+    async fn a_busy_key_leaves_turns_for_others() {
         let turns = Turns::new(4, 2);
         let held = [turns.take("a", 8).await, turns.take("a", 8).await];
         let mut third = Box::pin(turns.take("a", 8));
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_so_many_of_a_key_wait() {
+    async fn the_number_of_waiting_users_of_a_key_is_bounded() {
         let turns = Turns::new(4, 1);
         let held = turns.take("a", 1).await;
         let mut second = Box::pin(turns.take("a", 1));

@@ -1,9 +1,9 @@
-//! Processes that pass the mesh by: the redirect rules let through what the proxy's own user sends,
-//! and another process may run as that user, by `setuid` or by the USER of its image.
+//! Processes that bypass the mesh: the redirect rules exempt the proxy's own user, and another
+//! process may run as that user, by `setuid` or by the USER of its image.
 //!
 //! In: the kernel's list of the pod's TCP sockets with their users, and which of them are this
-//! process's. Out: the others of this user, as a warning, a metric and in `/config`. They are not
-//! stopped: that is the webhook's part, which sees a `runAsUser` and no image.
+//! process's. Out: the other sockets of this user, as a warning, a metric and in `/config`. They
+//! are reported only; prevention is up to the webhook, which sees a `runAsUser` but not the image.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -20,15 +20,15 @@ use crate::admin::Health;
 use crate::config::Config;
 use crate::observe::metrics::Metrics;
 
-/// How often sockets are looked through while apps start …
+/// Interval between scans of the sockets while apps start …
 const AT_FIRST: Duration = Duration::from_secs(5);
-/// … which takes them as many looks, …
+/// … for this many scans, …
 const LOOKS_AT_FIRST: u32 = 24;
-/// … and how often after that.
+/// … and the interval after that.
 const LATER: Duration = Duration::from_secs(60);
-/// The most that is read of the kernel's list for a look, in bytes: some 100,000 sockets.
+/// Bound on the kernel's list per scan, in bytes: some 100,000 sockets.
 const MAX_LIST: u64 = 16 * 1024 * 1024;
-/// How many sockets are named.
+/// How many sockets are listed by address.
 const MAX_NAMED: usize = 8;
 
 /// States of a socket in the kernel's list.
@@ -40,17 +40,17 @@ const LISTEN: &str = "0A";
 struct Foreign {
     inode: u64,
     local: SocketAddr,
-    /// `None`: it listens.
+    /// `None`: a listening socket.
     remote: Option<SocketAddr>,
 }
 
-/// Looks through the sockets for as long as the proxy runs. Does nothing where the rules do not
-/// tell the proxy by its user.
+/// Scans the sockets periodically for as long as the proxy runs. Does nothing where the redirect
+/// rules do not identify the proxy by its user.
 pub async fn watch(config: Arc<Config>, health: Arc<Health>, metrics: Metrics) {
     let user = geteuid().as_raw();
     let by_user = config.socket_mark.is_none() && config.outbound_port != 0 && user != 0;
     if !by_user {
-        // The control thread takes the end of a task for a defect.
+        // The control thread treats a task that ends as a failure, so this one stays pending.
         return std::future::pending().await;
     }
     let mut known: HashSet<u64> = HashSet::new();
@@ -74,7 +74,7 @@ pub async fn watch(config: Arc<Config>, health: Arc<Health>, metrics: Metrics) {
             // The runtime is shutting down.
             Err(_) => return,
         };
-        // What is there twice is no socket that was just being opened or closed.
+        // A socket seen in two scans is not merely in the middle of being opened or closed.
         let lasting: Vec<&Foreign> = found.iter().filter(|f| known.contains(&f.inode)).collect();
         metrics.bypassing(lasting.len());
         let named: Vec<String> = lasting
@@ -107,7 +107,7 @@ fn look(user: u32) -> io::Result<Vec<Foreign>> {
             Err(error) => return Err(error),
         }
     }
-    // Those that were opened meanwhile.
+    // Includes sockets that were opened during the scan.
     own.extend(own_sockets()?);
     found.retain(|socket| !own.contains(&socket.inode));
     Ok(found)
@@ -117,7 +117,7 @@ fn look(user: u32) -> io::Result<Vec<Foreign>> {
 fn own_sockets() -> io::Result<HashSet<u64>> {
     let mut inodes = HashSet::new();
     for entry in fs::read_dir("/proc/self/fd")? {
-        // One that has been closed meanwhile leads nowhere.
+        // A descriptor that was closed in the meantime no longer resolves.
         if let Ok(target) = fs::read_link(entry?.path())
             && let Some(inode) = target.to_str().and_then(socket_inode)
         {
@@ -135,7 +135,7 @@ fn socket_inode(target: &str) -> Option<u64> {
         .ok()
 }
 
-/// What a list of the kernel's says of open sockets of `user` that belong to a process.
+/// Parses a kernel list for open sockets of `user` that belong to a process.
 fn listed(list: impl Read, user: u32) -> Vec<Foreign> {
     let lines = BufReader::new(list).lines().map_while(Result::ok);
     lines.filter_map(|line| parse(&line, user)).collect()
@@ -148,7 +148,7 @@ fn parse(line: &str, user: u32) -> Option<Foreign> {
     let mut fields = fields.skip(3);
     let owner: u32 = fields.next()?.parse().ok()?;
     let inode: u64 = fields.nth(1)?.parse().ok()?;
-    // Without an inode it is no process's: not accepted yet, or closed already.
+    // A socket without an inode belongs to no process: not accepted yet, or already closed.
     if owner != user || inode == 0 {
         return None;
     }
@@ -164,7 +164,7 @@ fn parse(line: &str, user: u32) -> Option<Foreign> {
     })
 }
 
-/// `0100007F:1F90`, in words of the machine's byte order.
+/// `0100007F:1F90`, in the machine's byte order.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let word = |at: usize| {
@@ -225,7 +225,7 @@ mod tests {
         assert!(listed(LIST.as_bytes(), 1000).is_empty());
     }
 
-    /// Ends with the test.
+    /// The child is killed when this is dropped.
     struct Other(Child);
 
     impl Drop for Other {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_of_the_same_user_is_told_from_this_one() {
+    fn another_process_of_the_same_user_is_distinguished_from_this_one() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
         let address = listener.local_addr().expect("an address");
         let script = format!("exec 3<>/dev/tcp/127.0.0.1/{}; read <&3", address.port());

@@ -1,7 +1,7 @@
-//! The admin port: metrics, probes, the tables in force, and the log's filter.
+//! The admin port: metrics, probes, the tables in force, and the log filter.
 //!
-//! In: HTTP/1.1 from Prometheus, the kubelet and people. Out: what they asked for. It runs on the control thread; the number of
-//! connections and the time that each may take are bounded.
+//! In: HTTP/1.1 from Prometheus, the kubelet and operators. Out: the answers. It runs on the
+//! control thread; the number of connections and the time of each are bounded.
 //!
 //! # Floors
 //!
@@ -44,15 +44,15 @@ use crate::upstream::client_address::{self, ClientAddresses};
 use why::{Asks, Question};
 
 const TIMES: Times = Times {
-    // Longer than a kubelet waits for any probe that is of use.
+    // Longer than any useful probe timeout of a kubelet.
     answer: Duration::from_secs(300),
     ..naru_listen::admin::TIMES
 };
-/// How long the body of a request may take.
+/// How long reading a request body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes in a request's body: a log filter.
+/// Bound on a request body, in bytes: a log filter.
 const MAX_BODY: usize = 4 * 1024;
-/// Bytes in the body of a question: the head of a request, as JSON.
+/// Bound on the body of a `/why` question, in bytes: the head of a request, as JSON.
 const MAX_QUESTION: usize = 64 * 1024;
 const PATHS: &str = "/metrics  what Prometheus scrapes\n\
     /ready    200 when the proxy carries traffic, 503 with the reasons when it does not\n\
@@ -62,31 +62,31 @@ const PATHS: &str = "/metrics  what Prometheus scrapes\n\
     /log      GET the log's filter, PUT another (from this machine only)\n\
     /probe/…  what the kubelet asks the app\n";
 
-/// What the admin port shows and changes. Cheap to clone.
+/// State that the admin port shows and changes. Cheap to clone.
 #[derive(Clone)]
 pub struct Admin {
     pub identity: Identity,
-    /// Of the proxy's metrics.
+    /// Bounds concurrent scrapes of the proxy's metrics.
     pub scrapes: Scrapes,
     pub store: Arc<Mutex<Store>>,
     pub tables: Tables,
     pub health: Arc<Health>,
-    /// For connections from outside.
+    /// Connection slots of the inbound listener.
     pub inbound: Places,
     pub log: LogFilter,
     pub probes: Arc<Probes>,
-    /// Mark of the sockets of probes.
+    /// SO_MARK of the sockets of probes.
     pub socket_mark: Option<u32>,
     pub client_addresses: ClientAddresses,
     pub client_address: ClientAddress,
 }
 
-/// Who asks.
+/// The client of an admin request.
 #[derive(Clone, Copy, Debug)]
 struct Caller {
-    /// From this machine.
+    /// Whether the client is on this machine.
     local: bool,
-    /// The address that was called.
+    /// The local address that was called.
     here: IpAddr,
     peer: IpAddr,
 }
@@ -97,7 +97,7 @@ pub struct Health {
     listening: AtomicBool,
     worker_lost: AtomicBool,
     draining: AtomicBool,
-    /// Sockets of others that pass the mesh by.
+    /// Sockets of other processes that bypass the mesh.
     bypassing: Mutex<Vec<String>>,
 }
 
@@ -107,12 +107,12 @@ impl Health {
         self.listening.store(true, Relaxed);
     }
 
-    /// A worker is gone: the process ought to be restarted.
+    /// A worker has ended: the process should be restarted.
     pub fn worker_lost(&self) {
         self.worker_lost.store(true, Relaxed);
     }
 
-    /// Which sockets of other processes are treated as the proxy's own.
+    /// Sets the sockets of other processes that are treated as the proxy's own.
     pub fn set_bypassing(&self, sockets: Vec<String>) {
         *self
             .bypassing
@@ -131,7 +131,7 @@ impl Health {
     }
 }
 
-/// What the proxy goes by, and what goes past it.
+/// The configuration in force, and the connections that bypass the proxy.
 #[derive(Serialize)]
 struct ConfigView {
     #[serde(rename = "clientAddresses")]
@@ -146,16 +146,16 @@ struct ConfigView {
 #[derive(Serialize)]
 struct Readiness {
     ready: bool,
-    /// What is missing.
+    /// Why the proxy is not ready.
     reasons: Vec<&'static str>,
 }
 
-/// Listens on `address`. Where there is no IPv6, `[::]` is taken as `0.0.0.0`.
+/// Listens on `address`. Without IPv6, `[::]` falls back to `0.0.0.0`.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     naru_listen::bind(address).await
 }
 
-/// Places for the connections of an admin port.
+/// Connection slots for an admin port.
 pub fn places() -> Places {
     Places::new(BOUNDS)
 }
@@ -211,7 +211,7 @@ impl Admin {
         }
     }
 
-    /// Asks the app. Its status is passed on; what it says is for nobody else.
+    /// Probes the app. Only the status is passed on; the app's response is kept private.
     async fn probe<B>(&self, name: &str, request: &Request<B>, caller: Caller) -> Answer {
         let user_agent = request.headers().get(USER_AGENT);
         let asked = Asked {
@@ -266,7 +266,7 @@ impl Admin {
         )
     }
 
-    /// What keeps the proxy from carrying traffic.
+    /// The reasons why the proxy is not ready.
     fn missing(&self) -> Vec<&'static str> {
         let store = self.store();
         let missing = [
@@ -335,7 +335,8 @@ impl Admin {
             let unknown = "this pod has not called that Service yet, as far as its proxy knows: ask for its address\n";
             return text(StatusCode::NOT_FOUND, unknown);
         };
-        // As many patterns as there are matches: data path misses must not wait for them.
+        // There are as many patterns as matches, so this runs off the control thread: misses of the
+        // data path must not wait for it.
         let answer = tokio::task::spawn_blocking(move || why::answer(attached, said.as_ref()));
         match answer.await {
             Ok(answer) => json(StatusCode::OK, &answer),
@@ -369,7 +370,7 @@ impl Admin {
     }
 }
 
-/// A body of at most so many bytes, if it comes in time.
+/// Reads a body of at most `limit` bytes, within a time limit.
 async fn whole<B>(body: B, limit: usize) -> Result<Bytes, String>
 where
     B: Body<Error: Into<BoxError>>,

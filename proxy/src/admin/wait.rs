@@ -1,5 +1,5 @@
-//! `naru-proxy wait`: until the sidecar beside it carries traffic. For clusters without native sidecars, where it holds the other
-//! containers of the pod back.
+//! `naru-proxy wait`: blocks until the sidecar in the same pod carries traffic. For clusters
+//! without native sidecars, where it delays the start of the pod's other containers.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::config::Span;
 use crate::probe::Asked;
 use crate::probe::http::Get;
 
-/// How often it is asked.
+/// Interval between requests to the sidecar.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub struct WaitArgs {
     timeout: Span,
 }
 
-/// Returns once the sidecar is ready; fails if it is not in time.
+/// Returns once the sidecar is ready; fails if it is not ready in time.
 pub fn run(args: WaitArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

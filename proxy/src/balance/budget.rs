@@ -1,9 +1,10 @@
-//! The retry budget (GEP-3388): retries may be at most a share of the requests, so that an overloaded Service is not
-//! finished off by those who try again.
+//! The retry budget (GEP-3388): retries are bounded to a share of the requests, so that they do not
+//! finish off an overloaded Service.
 //!
-//! In: one word for each request, and a question before each retry. Out: yes or no. Time is cut into slices; what happened in
-//! the last `SLICES` of them counts. No lock: a slice is one atomic that carries its own number, and whoever
-//! comes first in a new slice starts its count over.
+//! In: a deposit for each request, a withdrawal before each retry. Out: whether the retry is
+//! allowed. Time is divided into slices; events of the last `SLICES` of them count. No lock: a
+//! slice is one atomic that carries its own number, and the first event in a new slice resets its
+//! count.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,19 +12,19 @@ use std::time::{Duration, Instant};
 
 use crate::observe::metrics::Allowance;
 
-/// Into how many slices the interval is cut: the budget gives back a tenth at a time.
+/// Number of slices in an interval: the budget recovers a tenth at a time.
 const SLICES: usize = 10;
 const DEFAULT_PERCENT: u32 = 20;
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const DEFAULT_MIN_PER_SECOND: f64 = 10.0;
-/// Shortest interval, so that a slice is never shorter than what a clock can tell apart.
+/// Shortest interval, so that a slice is never shorter than the resolution of a clock.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// One for each Service port, shared by all workers.
 #[derive(Debug)]
 pub struct RetryBudget {
     percent: u64,
-    /// Retries in an interval however few requests there are.
+    /// Retries allowed in an interval regardless of the number of requests.
     reserve: u64,
     /// In nanoseconds.
     slice: u64,
@@ -32,7 +33,7 @@ pub struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// `percent` of the requests of the last `interval`, and `min_per_second` beside them.
+    /// `percent` of the requests of the last `interval`, plus `min_per_second`.
     pub fn new(percent: u32, interval: Duration, min_per_second: f64) -> Self {
         let interval = interval.max(MIN_INTERVAL);
         Self {
@@ -44,12 +45,12 @@ impl RetryBudget {
         }
     }
 
-    /// Counts a request that comes at `now`.
+    /// Counts a request at `now`.
     pub fn deposit(&self, now: Instant) {
         self.requests.add(self.slice_at(now));
     }
 
-    /// Takes one retry out of the budget. False: there is none left.
+    /// Takes one retry out of the budget. False: the budget is exhausted.
     pub fn withdraw(&self) -> bool {
         self.withdraw_at(self.slice_at(Instant::now()))
     }
@@ -68,7 +69,7 @@ impl RetryBudget {
         self.requests.sum(now) * self.percent / 100 + self.reserve
     }
 
-    /// The number of the current slice. The first is 1: a count of zero belongs to none.
+    /// The number of the current slice. The first is 1, so that a zeroed cell matches no slice.
     fn slice_at(&self, now: Instant) -> u32 {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
         let elapsed = now.duration_since(*START).as_nanos() as u64 / self.slice;
@@ -90,7 +91,8 @@ impl Default for RetryBudget {
     }
 }
 
-/// Events of the last `SLICES` slices. Each is the number of a slice in the upper half and its count in the lower.
+/// Events of the last `SLICES` slices. Each cell has the number of its slice in the upper half and
+/// the count in the lower.
 #[derive(Debug, Default)]
 struct Window([AtomicU64; SLICES]);
 
@@ -155,13 +157,13 @@ mod tests {
     }
 
     #[test]
-    fn without_requests_there_is_the_reserve() {
+    fn without_requests_the_reserve_is_available() {
         let budget = RetryBudget::default();
         assert_eq!((0..1_000).filter(|_| budget.withdraw_at(1)).count(), 100);
     }
 
     #[test]
-    fn what_is_older_than_the_interval_no_longer_counts() {
+    fn events_older_than_the_interval_no_longer_count() {
         let budget = RetryBudget::new(50, Duration::from_secs(10), 0.0);
         for _ in 0..10 {
             budget.requests.add(1);

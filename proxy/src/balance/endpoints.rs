@@ -1,4 +1,4 @@
-//! Who can be picked: the endpoints of a backend, and what each of them is.
+//! The candidates: the endpoints of a backend, and their properties.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,12 +43,13 @@ impl Backend {
 pub struct EndpointSet {
     /// The preferred ones first.
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// How many of the first are to be used as long as they are well. 0: none is better than another.
+    /// The length of the preferred prefix, which is used while any of it is available. 0: all
+    /// endpoints are equal.
     preferred: usize,
 }
 
 impl EndpointSet {
-    /// Endpoints of which none is better than another.
+    /// Endpoints without a preference.
     pub fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
         Self {
             endpoints,
@@ -56,7 +57,7 @@ impl EndpointSet {
         }
     }
 
-    /// `fallback` is for when none of `preferred` is well.
+    /// `fallback` is used when no endpoint of `preferred` is available.
     pub fn preferring(preferred: Vec<Arc<Endpoint>>, fallback: Vec<Arc<Endpoint>>) -> Self {
         let first = match fallback.is_empty() {
             true => 0,
@@ -70,14 +71,15 @@ impl EndpointSet {
         }
     }
 
-    /// Those to be used as long as they are well. Empty: none is better than another.
+    /// The preferred endpoints, used while any of them is available. Empty: all endpoints are
+    /// equal.
     pub fn preferred(&self) -> &[Arc<Endpoint>] {
-        // Endpoints may have been taken out since.
+        // Endpoints may have been removed since.
         &self.endpoints[..self.preferred.min(self.endpoints.len())]
     }
 }
 
-/// A number that no endpoint of this process has had.
+/// An endpoint id unique in this process.
 pub fn next_endpoint_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Relaxed)
@@ -86,7 +88,7 @@ pub fn next_endpoint_id() -> u64 {
 /// One pod address.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// Different for every endpoint that this process has ever made: the key of pools.
+    /// Unique among all endpoints that this process has ever made: the key of pools.
     pub id: u64,
     pub address: SocketAddr,
     pub peer: Peer,
@@ -96,18 +98,19 @@ pub struct Endpoint {
     pub load: Load,
 }
 
-/// How an endpoint is spoken to.
+/// The protocol to an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
-    /// A sidecar which must prove this SPIFFE ID. Never spoken to in plaintext.
+    /// A sidecar which must prove this SPIFFE ID. Plaintext is never used.
     Mesh(Arc<str>),
     /// No sidecar: plaintext.
     Plain,
-    /// The app in the proxy's own pod: plaintext, from the address that the redirect rules let through.
+    /// The app in the proxy's own pod: plaintext, from the address that the redirect rules let
+    /// through.
     App,
 }
 
-/// Draws the place of one of the weights. `None`: none is over 0.
+/// Draws an index in proportion to the weights. `None`: no weight is above 0.
 pub fn by_weight(
     weights: impl ExactSizeIterator<Item = u32> + Clone,
     random: &mut SmallRng,

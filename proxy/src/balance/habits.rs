@@ -1,47 +1,48 @@
-//! What an endpoint without a sidecar does with its HTTP/1.1 connections: how long it keeps one
-//! that is idle, and how many it serves at once.
+//! How an endpoint without a sidecar treats its HTTP/1.1 connections: how long it keeps an idle
+//! one, and how many it serves at once.
 //!
-//! In: what pools see of their connections. Out: for how long a request that can't be sent twice
-//! may trust an idle connection, and whether idle connections starve those that wait. Shared by all
-//! workers; atomics only.
+//! In: what pools observe of their connections. Out: for how long an idle connection may be trusted
+//! with a request that can't be replayed, and whether idle connections starve waiting ones. Shared
+//! by all workers; atomics only.
 //!
-//! An app that closes idle connections closes some of them as the next request arrives, and says so
-//! to nobody. So a connection is trusted for half the time for which others were seen open.
+//! An app that closes idle connections closes some of them just as the next request arrives,
+//! without notice. So a connection is trusted for half the time for which others were seen open.
 //!
-//! A server with few threads stays with a connection until it ends. It accepts in order, so a newer
-//! connection that is answered shows that an older one has a thread. While none is answered, idle
-//! connections are kept only up to the number that the server has been seen to serve at once. Where
-//! that has happened of late, they give way as soon as another connection is opened: clients that
-//! the app tells apart by their addresses have connections of their own.
+//! A server with few threads binds a thread to a connection until the connection ends. It accepts
+//! in order, so an answer on a newer connection shows that every older one has a thread. While a
+//! connection waits for its first answer, idle ones are kept only up to the number of connections
+//! that the server has been seen to serve at once. Where such a wait was recent, idle connections
+//! are also closed as soon as another connection is opened: clients that the app distinguishes by
+//! address have connections of their own.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::Nanos;
 
-/// How long idle connections must have been seen open before any is trusted. What closes after each
-/// response does so sooner, even on a busy machine.
+/// How long idle connections must have been seen open before any is trusted. Servers that close
+/// after each response do so sooner, even on a busy machine.
 const PROOF: Duration = Duration::from_millis(100);
 /// How long an early close counts, and a wait for a thread: after that, connections that stay open
-/// are believed again.
+/// are trusted again.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// What is known. New endpoints are trusted with nothing.
+/// The observations. A new endpoint is not trusted at all.
 #[derive(Debug, Default)]
 pub struct Habits {
-    /// The longest time, in nanoseconds, for which an idle connection was seen open, if none was
-    /// closed earlier than that of late.
+    /// The longest time, in nanoseconds, for which an idle connection was seen open, unless one was
+    /// closed earlier than that recently.
     kept: AtomicU64,
-    /// The shortest time after which one was closed …
+    /// The shortest idle time after which a connection was closed …
     closed: AtomicU64,
     /// … which counts until then.
     closed_until: AtomicU64,
-    /// Connections that were opened, and that have ended.
+    /// Connections opened, and connections ended.
     opened: AtomicU64,
     ended: AtomicU64,
     /// The newest connection that was answered, by its number in the order of opening.
     answered: AtomicU64,
-    /// The newest that has waited for its first answer for too long …
+    /// The newest connection that has waited too long for its first answer …
     waiting: AtomicU64,
     /// … which is remembered until then.
     waited_until: AtomicU64,
@@ -50,7 +51,7 @@ pub struct Habits {
 }
 
 impl Habits {
-    /// How long a connection may have been idle that carries a request which can't be sent twice.
+    /// How long a connection may have been idle to carry a request that can't be replayed.
     pub fn trusted_idle(&self) -> Duration {
         let kept = Duration::from_nanos(self.kept.load(Relaxed));
         match kept >= PROOF {
@@ -59,52 +60,51 @@ impl Habits {
         }
     }
 
-    /// Whether it would change anything that a connection is open after this time.
+    /// Whether an open connection after this idle time would change the estimate.
     pub fn is_news(&self, idle: Duration) -> bool {
         self.is_news_at(idle, Nanos::now())
     }
 
-    /// A connection is open that has been idle for this long.
+    /// Records that a connection is still open after this idle time.
     pub fn saw_open(&self, idle: Duration) {
         self.saw_open_at(idle, Nanos::now());
     }
 
-    /// The endpoint has closed a connection that had been idle for this long.
+    /// Records that the endpoint has closed a connection after this idle time.
     pub fn saw_close(&self, idle: Duration) {
         self.saw_close_at(idle, Nanos::now());
     }
 
-    /// A connection is being opened. Returns its number.
+    /// Records that a connection is being opened. Returns its number.
     pub fn opened(&self) -> u64 {
         self.opened.fetch_add(1, Relaxed) + 1
     }
 
-    /// A connection has ended.
+    /// Records that a connection has ended.
     pub fn ended(&self) {
         self.ended.fetch_add(1, Relaxed);
     }
 
-    /// The first answer has come on this connection: every older one that is open has been
-    /// accepted.
+    /// Records the first answer on this connection: every older open one has been accepted.
     pub fn answered(&self, number: u64) {
         self.answered.fetch_max(number, Relaxed);
         let served = number.saturating_sub(self.ended.load(Relaxed));
         self.width.fetch_max(served, Relaxed);
     }
 
-    /// This connection has waited for its first answer for too long.
+    /// Records that this connection has waited too long for its first answer.
     pub fn waits(&self, number: u64) {
         self.waiting.fetch_max(number, Relaxed);
         let until = Nanos::now().0 + REMEMBERED.as_nanos() as u64;
         self.waited_until.store(until, Relaxed);
     }
 
-    /// Whether idle connections may hold the threads that others wait for.
+    /// Whether idle connections may hold threads for which others wait.
     pub fn is_starving(&self) -> bool {
         self.excess() > 0
     }
 
-    /// How many idle connections may hold a thread that another one waits for.
+    /// How many idle connections may hold a thread for which another one waits.
     pub fn excess(&self) -> u64 {
         let (opened, answered) = (self.opened.load(Relaxed), self.answered.load(Relaxed));
         let waits = self.waiting.load(Relaxed) > answered
@@ -134,7 +134,7 @@ impl Habits {
         self.kept.fetch_min(idle, Relaxed);
     }
 
-    /// No more than the time after which a connection was closed of late.
+    /// The idle time, at most the one after which a connection was closed recently.
     fn bounded(&self, idle: Duration, now: Nanos) -> u64 {
         let idle = idle.as_nanos() as u64;
         match self.closed_until.load(Relaxed) > now.0 {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn one_thread_starves_whoever_waits_behind_an_idle_connection() {
+    fn a_server_with_one_thread_starves_connections_behind_an_idle_one() {
         let habits = Habits::default();
         let first = habits.opened();
         habits.answered(first);
@@ -189,12 +189,12 @@ mod tests {
         let second = habits.opened();
         habits.waits(second);
         assert!(habits.is_starving());
-        // The idle one was closed, and so it is the other's turn.
+        // The idle connection was closed, so the thread serves the other one.
         habits.ended();
         assert!(!habits.is_starving());
         habits.answered(second);
         assert!(!habits.is_starving());
-        // From now on without a wait.
+        // From now on without a wait for the first answer.
         let third = habits.opened();
         assert_eq!(habits.excess(), 1);
         habits.ended();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_answer_is_no_starvation_where_newer_connections_are_answered() {
+    fn a_slow_answer_is_not_starvation_where_newer_connections_are_answered() {
         let habits = Habits::default();
         let slow = habits.opened();
         habits.waits(slow);

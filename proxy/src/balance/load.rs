@@ -1,4 +1,4 @@
-//! What is known about one endpoint: how fast it answers, what is in flight on it, and whether it is in good standing.
+//! Load and health of one endpoint: its latency, its requests in flight, and whether it is ejected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -10,39 +10,45 @@ use rand::rngs::SmallRng;
 use super::{Admission, AttemptOutcome, Habits, Nanos};
 use crate::observe::metrics::{EjectionCounter, EjectionReason};
 
-/// Time in which what was seen loses all but 1/e of its weight, in nanoseconds. Long enough to outlast a garbage collection,
-/// short enough that a scaled-up or healed pod is found out about.
+/// Time in which an observation loses all but 1/e of its weight, in nanoseconds. Long enough to
+/// outlast a garbage collection, short enough to discover a pod that was scaled up or has
+/// recovered.
 const DECAY: f64 = 10e9;
-/// What an observation weighs at least where the estimate falls: a client with few requests learns
-/// from these, not from time alone, that an endpoint is well again.
+/// Minimum weight of an observation that lowers the estimate: a client with few requests learns
+/// from them, and not from time alone, that an endpoint has recovered.
 const LEAST_WEIGHT: f64 = 0.4;
-/// Latencies below are taken as this one, in nanoseconds: less is the noise of scheduling.
+/// Lower latencies are rounded up to this one, in nanoseconds: smaller differences are scheduling
+/// noise.
 const LATENCY_FLOOR: f64 = 5e6;
-/// Responses before anything is made of an endpoint's latency, and the best of them counts: the first request pays for the
-/// handshake, and often for an app that is warming up. Until then what is in flight decides.
+/// Responses before an endpoint's latency is used; the best of them counts. The first request pays
+/// for the handshake, and often for an app that is warming up. Until then the requests in flight
+/// decide.
 const WARM_UP: u32 = 3;
-/// One observation raises the estimate to at most this many times its value, so that outliers make
-/// no endpoint a slow one. Slowness that lasts gets there with the next ones.
+/// One observation raises the estimate to at most this many times its value, so that single
+/// outliers do not make an endpoint look slow. Lasting slowness raises it with the next
+/// observations.
 const PEAK_RISE: f64 = 1.3;
-/// Endpoints whose estimates differ by less than this factor count as equally fast, and what is in flight decides.
+/// Endpoints whose estimates differ by less than this factor count as equally fast, and the
+/// requests in flight decide.
 const SAME_SPEED: f64 = 3.0;
-/// Failures in a row after which an endpoint is ejected. With one request in two failing it takes about 60 requests.
+/// Failures in a row after which an endpoint is ejected. With one request in two failing it takes
+/// about 60 requests.
 const FAILURES_TO_EJECT: u32 = 5;
-/// Of the first ejection; doubles with each that follows.
+/// Length of the first ejection; doubles with each further one.
 const BASE_EJECTION: Duration = Duration::from_secs(10);
 const MAX_EJECTION: Duration = Duration::from_secs(300);
 /// An endpoint in good standing for this long starts over at [`BASE_EJECTION`].
 const FORGIVEN_AFTER: Duration = MAX_EJECTION;
-/// How long an endpoint that did not accept a connection is passed over where there are others.
+/// How long an endpoint that did not accept a connection is avoided where there are others.
 const AVOIDED_FOR: Duration = Duration::from_secs(1);
 
 /// Load and health of an endpoint. Shared by all workers; atomics only.
 #[derive(Debug, Default)]
 pub struct Load {
-    /// What it does with its connections, as far as pools have seen.
+    /// How it treats its connections, as observed by pools.
     pub habits: Habits,
     in_flight: AtomicU32,
-    /// When it was picked last.
+    /// Time of the last pick.
     picked: AtomicU64,
     /// Bits of an `f64`: peak EWMA of the latency in nanoseconds as of `observed`.
     latency: AtomicU64,
@@ -52,11 +58,12 @@ pub struct Load {
     /// Failures in a row.
     failures: AtomicU32,
     avoided_until: AtomicU64,
-    /// 0: in good standing. Otherwise ejected until then, and after that until a probe succeeds.
+    /// 0: not ejected. Otherwise ejected until this time, and after it until a probe succeeds.
     ejected_until: AtomicU64,
-    /// Ejections without a long time of good standing between them.
+    /// Ejections without [`FORGIVEN_AFTER`] of good standing between them.
     ejections: AtomicU32,
-    /// The ejection is because of somebody else at the address: nothing but a probe goes there, however few others there are.
+    /// Ejected because another identity answers at the address: only probes go there, even if all
+    /// other endpoints are ejected.
     refused: AtomicBool,
     /// When earlier ejections no longer count.
     forgiven_at: AtomicU64,
@@ -64,17 +71,17 @@ pub struct Load {
     counter: Option<Arc<EjectionCounter>>,
 }
 
-/// Whether an endpoint may be given work.
+/// Whether an endpoint may be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     Available,
-    /// Only where there is no other.
+    /// Only where there is no other endpoint.
     Avoided,
-    /// Only where most others are ejected as well.
+    /// Only where most other endpoints are ejected as well.
     Ejected,
-    /// The time is over: one request may find out.
+    /// The ejection is over: one request may probe.
     Probeable,
-    /// Nothing at all.
+    /// Never.
     Refused,
 }
 
@@ -140,7 +147,8 @@ impl Load {
         }
     }
 
-    /// Whether nothing is to be looked up before the endpoint is used: the common case is one load.
+    /// Whether the standing must be checked before the endpoint is used: the common case is one
+    /// load.
     pub(super) fn is_unwell(&self) -> bool {
         self.ejected_until.load(Relaxed) != 0
     }
@@ -167,15 +175,15 @@ impl Load {
         }
     }
 
-    /// Takes the one probe of an endpoint whose ejection is over.
+    /// Claims the single probe of an endpoint whose ejection is over.
     pub(super) fn take_probe(&self, now: Nanos) -> bool {
         let until = self.ejected_until.load(Relaxed);
         until != 0 && until <= now.0 && !self.probing.swap(true, Relaxed)
     }
 
-    /// Whether this is picked rather than `other`. The slower one of two gets a share that falls
-    /// with the square of what waiting for it would cost: enough to be seen to be well again, and
-    /// too little to be felt.
+    /// Whether this is picked rather than `other`. The slower of the two gets a share that falls
+    /// with the square of the cost of waiting for it: enough to notice its recovery, and too little
+    /// to matter to clients.
     pub(super) fn wins(&self, other: &Self, now: Nanos, random: &mut SmallRng) -> bool {
         match self.costs(other, now) {
             Some((mine, theirs)) => {
@@ -186,7 +194,7 @@ impl Load {
         }
     }
 
-    /// Whether this is a better choice than `other`.
+    /// Whether this is a better choice than `other`, without randomness.
     pub(super) fn is_better(&self, other: &Self, now: Nanos) -> bool {
         match self.costs(other, now) {
             Some((mine, theirs)) => mine < theirs,
@@ -194,9 +202,9 @@ impl Load {
         }
     }
 
-    /// What it costs to wait for this and for `other`. `None`: they are equally fast, or one is
-    /// new: it is taken to be as fast as the other until it has answered, so its share is what it
-    /// can carry, and no stampede.
+    /// The cost of waiting for this and for `other`. `None`: they are equally fast, or one is new.
+    /// A new endpoint counts as equally fast until it has answered, so it gets a share by the
+    /// requests in flight, without a stampede.
     fn costs(&self, other: &Self, now: Nanos) -> Option<(f64, f64)> {
         let (mine, theirs) = (self.latency(now)?, other.latency(now)?);
         let in_flight = |load: &Self| f64::from(load.in_flight.load(Relaxed)) + 1.0;
@@ -204,13 +212,15 @@ impl Load {
             .then(|| (mine * in_flight(self), theirs * in_flight(other)))
     }
 
-    /// Less in flight or, with as much, nothing for longer: an idle client's requests take turns.
+    /// Fewer requests in flight or, with equally many, the earlier last pick: an idle client's
+    /// requests alternate.
     fn has_less_to_do(&self, other: &Self) -> bool {
         let load = |load: &Self| (load.in_flight.load(Relaxed), load.picked.load(Relaxed));
         load(self) < load(other)
     }
 
-    /// Decays while nothing is observed, so that a slow endpoint is tried again some time. `None`: not known yet.
+    /// Decays without observations, so that a slow endpoint is tried again eventually. `None`: not
+    /// known yet.
     pub(super) fn latency(&self, now: Nanos) -> Option<f64> {
         if self.observations.load(Relaxed) < WARM_UP {
             return None;
@@ -220,7 +230,7 @@ impl Load {
         Some((f64::from_bits(bits) * (-(age as f64) / DECAY).exp()).max(LATENCY_FLOOR))
     }
 
-    /// `at_least`: the latency is a lower bound (a failure may come fast, and is no praise).
+    /// `at_least`: the latency is a lower bound (a fast failure must not improve the estimate).
     fn observe(&self, latency: Duration, now: Nanos, at_least: bool) {
         let seen = (latency.as_nanos() as f64).max(LATENCY_FLOOR);
         let old = f64::from_bits(self.latency.load(Relaxed));
@@ -248,7 +258,7 @@ impl Load {
         if self.failures.load(Relaxed) != 0 {
             self.failures.store(0, Relaxed);
         }
-        // A regular request was sent before the ejection, and so is no proof of recovery.
+        // A regular request was sent before the ejection, so it is not proof of recovery.
         if admission != Admission::Regular {
             self.refused.store(false, Relaxed);
             self.ejected_until.store(0, Relaxed);
@@ -264,7 +274,7 @@ impl Load {
 
     fn eject(&self, reason: EjectionReason, now: Nanos) {
         let last = self.ejected_until.load(Relaxed);
-        // Requests that were in flight together fail together: that is one ejection.
+        // Requests that were in flight together fail together, which counts as one ejection.
         let standing = last == 0 || last <= now.0;
         if reason == EjectionReason::IdentityMismatch {
             let already = self.refused.swap(true, Relaxed);

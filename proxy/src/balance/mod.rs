@@ -1,9 +1,9 @@
-//! Which endpoint gets a request: power of two choices on peak EWMA latency and requests in flight; endpoints that
-//! keep failing are ejected for a while.
+//! Picks an endpoint for a request: power of two choices on peak EWMA latency and requests in
+//! flight; endpoints that keep failing are ejected for a while.
 //!
-//! In: an [`EndpointSet`] and the endpoints that this request has tried. Out: an [`InFlight`], which takes back how the attempt
-//! ended. All workers share what is learned through atomics; there is no lock, and no order between them is relied upon: a lost
-//! update costs a slightly older estimate.
+//! In: an [`EndpointSet`] and the endpoints that this request has tried. Out: an [`InFlight`],
+//! which records how the attempt ended. All workers share the observations through atomics, without
+//! locks or any ordering between them: a lost update costs a slightly older estimate.
 //!
 //! ```text
 //! available ──5 failures in a row──▶ ejected 10 s, 20 s … 300 s ──▶ one probe ──answered──▶ available
@@ -11,8 +11,9 @@
 //!           ──connect failed──────▶ avoided for a second: taken where there is no other
 //! ```
 //!
-//! Where some endpoints are preferred (those of the client's zone), they alone are picked from as long as one of them is available
-//! and untried; otherwise all are, as if none were preferred. Ejected ones among the preferred go on being probed.
+//! Preferred endpoints (those of the client's zone) are the only candidates as long as one of them
+//! is available and untried; otherwise all endpoints are, as if none were preferred. Ejected
+//! preferred endpoints continue to be probed.
 //!
 //! # Floors
 //!
@@ -44,54 +45,55 @@ pub use habits::Habits;
 pub use load::Load;
 use load::Standing;
 
-/// How often two endpoints are drawn before all are looked at, where those drawn can't be used.
+/// How often two endpoints are drawn, where those drawn can't be used, before the whole set is
+/// scanned.
 const DRAWS: usize = 4;
 
-/// Rank of an endpoint that nothing speaks against.
+/// Rank of an endpoint in good standing.
 const WELL: u8 = 0;
-/// The last rank of those that may be taken at all.
+/// The last rank that may be picked at all.
 const ANY: u8 = 5;
 
 /// How an attempt on an endpoint ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptOutcome {
-    /// A response came (502, 503 and 504 count as a failure of the endpoint's).
+    /// A response came (502, 503 and 504 count as a failure of the endpoint).
     Response { status: u16 },
     /// Connection refused, timed out, reset.
     ConnectFailed,
-    /// Somebody else is at the address: ejected at once.
+    /// Another identity answered at the address: ejected at once.
     IdentityMismatch,
     /// The connection or stream broke before a response.
     Reset,
-    /// The attempt was given up by us (time-out).
+    /// The proxy gave up the attempt (timeout).
     TimedOut,
-    /// The client gave up: says nothing about the endpoint.
+    /// The client gave up: not counted for or against the endpoint.
     Cancelled,
 }
 
 impl AttemptOutcome {
-    /// What it says about an endpoint that no connection to it came about, for this reason.
+    /// The outcome when no connection to the endpoint was established, for this reason.
     pub const fn no_connection(reason: Reason) -> Self {
         match reason {
             Reason::IdentityMismatch => Self::IdentityMismatch,
-            // Ours to answer for, not the endpoint's.
+            // A failure of this proxy, not of the endpoint.
             Reason::NoCertificate | Reason::Overload | Reason::ShuttingDown => Self::Cancelled,
             _ => Self::ConnectFailed,
         }
     }
 }
 
-/// On what footing an attempt was let through.
+/// Why an attempt was admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
     Regular,
-    /// The one request that finds out whether an ejected endpoint has recovered.
+    /// The single request that probes whether an ejected endpoint has recovered.
     Probe,
-    /// Ejected, but so many are that ejection is ignored.
+    /// Ejected, but too many endpoints are, so ejection is ignored.
     Panic,
 }
 
-/// An attempt in flight on an endpoint. Dropping it without a word on how it ended counts as cancelled.
+/// An attempt in flight on an endpoint. Dropping it without an outcome counts as cancelled.
 #[derive(Debug)]
 pub struct InFlight {
     pub endpoint: Arc<Endpoint>,
@@ -101,16 +103,16 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// How the attempt ended, as soon as that is known: with the head of the response where there
-    /// is one. The attempt still counts as in flight until it is dropped. `since`: the start of the
-    /// attempt on its connection. The first word counts.
+    /// Records the outcome as soon as it is known: with the head of the response where there is
+    /// one. The attempt still counts as in flight until it is dropped. `since`: the start of the
+    /// attempt on its connection. The first outcome counts.
     pub fn answered(&mut self, outcome: AttemptOutcome, since: tokio::time::Instant) {
         let now = tokio::time::Instant::now();
         let latency = now.duration_since(since);
         self.answered_at(outcome, latency, Nanos::at(now.into_std()));
     }
 
-    /// [`Self::answered`], and nothing is in flight any more.
+    /// [`Self::answered`], and the attempt is no longer in flight.
     pub fn finish(mut self, outcome: AttemptOutcome, since: tokio::time::Instant) {
         self.answered(outcome, since);
     }
@@ -145,22 +147,22 @@ impl Drop for InFlight {
     }
 }
 
-/// Picks an endpoint, avoiding those already tried (by id) where there are others. `None`: there is no endpoint that may
-/// be given work.
+/// Picks an endpoint, avoiding those already tried (by id) where there are others. `None`: no
+/// endpoint may be picked.
 pub fn pick(set: &EndpointSet, tried: &[u64], random: &mut SmallRng) -> Option<InFlight> {
     pick_at(set, tried, random, Nanos::now())
 }
 
-/// The endpoint with this id, in whatever state it is: for a client that is bound to it.
+/// The endpoint with this id, regardless of its standing: for a client that is bound to it.
 pub fn stay(set: &EndpointSet, id: u64) -> Option<InFlight> {
     let endpoint = set.endpoints.iter().find(|other| other.id == id)?;
     Some(InFlight::new(endpoint, Admission::Regular, Nanos::now()))
 }
 
-/// Whether [`pick`] would find an endpoint that has not been tried, without taking it up.
+/// Whether [`pick`] would find an untried endpoint, without picking it.
 pub fn is_usable(set: &EndpointSet) -> bool {
     let now = Nanos::now();
-    // With all of them ejected, ejection is ignored, but for those that are somebody else's.
+    // If all are ejected, ejection is ignored, except for refused ones (another identity).
     set.endpoints
         .iter()
         .any(|endpoint| endpoint.load.standing(now) != Standing::Refused)
@@ -182,13 +184,13 @@ fn pick_at(
     }
     let endpoints = set.endpoints.as_slice();
     if let [only] = endpoints {
-        // An only endpoint may be the one that was tried, and is used however often it failed.
+        // The only endpoint is used even if it was tried, however often it failed.
         return admit_any(only, now);
     }
     draw(endpoints, tried, random, now).or_else(|| pick_by_rank(endpoints, tried, random, now, ANY))
 }
 
-/// The fast path: the better of two. `None`: of those that were drawn, none could be used.
+/// The fast path: the better of two. `None`: none of those drawn could be used.
 fn draw(
     endpoints: &[Arc<Endpoint>],
     tried: &[u64],
@@ -203,7 +205,7 @@ fn draw(
         let second = random.random_range(0..endpoints.len() - 1);
         let second = second + usize::from(second >= first);
         let (first, second) = (&endpoints[first], &endpoints[second]);
-        // Whoever comes upon an endpoint whose time is over probes it, or it would never come back.
+        // An endpoint whose ejection is over is probed when drawn; otherwise it would never return.
         for endpoint in [first, second] {
             if endpoint.load.is_unwell()
                 && !tried.contains(&endpoint.id)
@@ -236,7 +238,7 @@ fn admit_any(endpoint: &Arc<Endpoint>, now: Nanos) -> Option<InFlight> {
     Some(InFlight::new(endpoint, admission, now))
 }
 
-/// The slow path: looks at every endpoint and takes the best one there is, if it is no worse than of rank `worst`.
+/// The slow path: scans every endpoint and takes the best one, up to rank `worst`.
 fn pick_by_rank(
     endpoints: &[Arc<Endpoint>],
     tried: &[u64],
@@ -253,7 +255,8 @@ fn pick_by_rank(
             )
         })
         .count();
-    // With more than half of them out, it is more likely that something else is broken, and what is left would drown.
+    // With more than half of the endpoints ejected, another cause is more likely, and the remaining
+    // ones would be overloaded.
     let panic = out * 2 > endpoints.len();
     let rank = |endpoint: &Endpoint| {
         let tried = tried.contains(&endpoint.id);
@@ -273,7 +276,7 @@ fn pick_by_rank(
             _ => None,
         }
     };
-    // Starts anywhere, so that equals share.
+    // A random start distributes equal endpoints evenly.
     let start = random.random_range(0..endpoints.len().max(1));
     let (before, after) = endpoints.split_at(start.min(endpoints.len()));
     let mut best: Option<(u8, &Arc<Endpoint>)> = None;
@@ -299,7 +302,7 @@ fn pick_by_rank(
             };
             Some(InFlight::new(endpoint, admission, now))
         }
-        // Nothing but refused ones, or all the rest is on probation.
+        // Only refused endpoints are left, or all others are being probed.
         None => endpoints
             .iter()
             .find(|endpoint| endpoint.load.take_probe(now))
@@ -307,7 +310,8 @@ fn pick_by_rank(
     }
 }
 
-/// Nanoseconds since the process began to count: what fits into an atomic. The seam through which tests choose the time.
+/// Nanoseconds since the first use in this process, to fit an atomic. The seam through which tests
+/// choose the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Nanos(u64);
 

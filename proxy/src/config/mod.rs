@@ -1,5 +1,5 @@
-//! What a proxy is told at start: flags and environment, parsed once into one struct. Nothing reads
-//! the environment later.
+//! Configuration of a proxy: flags and environment, parsed once at start into one struct. Nothing
+//! reads the environment later.
 
 mod span;
 #[cfg(test)]
@@ -20,10 +20,11 @@ use crate::probe::Probes;
 use crate::socket::{MappedListener, Ports};
 pub use span::Span;
 
-/// Most data workers. More threads than that are no sidecar any more, and each has pools of its own.
+/// Most data workers. A proxy with more threads is no longer a sidecar, and each worker has pools
+/// of its own.
 const MAX_WORKERS: i64 = 64;
 
-/// Everything that a running proxy is told.
+/// The configuration of a running proxy.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The controller's gRPC address, as `host:port`.
@@ -36,33 +37,35 @@ pub struct Config {
     pub token: PathBuf,
     pub namespace: String,
     pub pod: String,
-    /// Port of the listener for redirected outbound connections; 0: there is none.
+    /// Port of the listener for redirected outbound connections; 0: no listener.
     pub outbound_port: u16,
-    /// Port of the listener for redirected inbound connections; 0: there is none.
+    /// Port of the listener for redirected inbound connections; 0: no listener.
     pub inbound_port: u16,
-    /// Listeners whose connections are taken as having had a given original destination.
+    /// Listeners whose connections are treated as having a given original destination.
     pub map_outbound: Vec<MappedListener>,
     pub map_inbound: Vec<MappedListener>,
     pub admin: SocketAddr,
-    /// What the probes on the admin port ask the app.
+    /// The app's endpoints behind the probes on the admin port.
     pub probes: Probes,
     /// Data worker threads.
     pub workers: usize,
-    /// Mark on every socket that the proxy opens, where rules tell its traffic by a mark.
+    /// Mark on every socket that the proxy opens, where redirect rules identify its traffic by a
+    /// mark.
     pub socket_mark: Option<u32>,
     /// Write one JSON line for each request to standard output.
     pub access_log: bool,
-    /// What HTTP clients are seen as by the app.
+    /// The address of HTTP clients that the app sees.
     pub client_address: ClientAddress,
     /// Fields of requests to which the client's address is appended for the app.
     pub forwarded: Vec<AddressField>,
-    /// Ports of the app to which connections begin with a header of the PROXY protocol.
+    /// Ports of the app to which connections begin with a PROXY protocol header.
     pub proxy_protocol: Vec<u16>,
     /// Filter of the program's own log, as `info` or `naru_proxy::control=debug,info`.
     pub log: String,
     pub log_format: LogFormat,
     pub limits: Limits,
-    /// What peers may make the process hold, in bytes. `None`: by the limit of its cgroup.
+    /// Bound on the memory that peers may make the process hold, in bytes. `None`: from the limit
+    /// of its cgroup.
     pub memory_budget: Option<usize>,
 }
 
@@ -87,19 +90,21 @@ pub enum AddressField {
 /// Every bound of the data path. The defaults carry their reasons.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// A request's or response's whole head, in bytes. Linkerd's 16 KiB and Envoy's 60 KiB both broke users' cookies.
+    /// A request's or response's whole head, in bytes. Linkerd's 16 KiB and Envoy's 60 KiB both
+    /// broke users' cookies.
     pub max_header_bytes: usize,
     /// How much of a request body is kept for another attempt, in bytes.
     pub max_replay_bytes: usize,
     /// Downstream connections of the whole proxy, each direction. Of those from outside, a fifth is
-    /// kept for clients that prove an identity.
+    /// reserved for clients that prove an identity.
     pub max_connections: usize,
-    /// Downstream connections from one address outside. A node's may stand for all clients from
-    /// outside of the cluster.
+    /// Downstream connections from one address outside. A node's address may represent all clients
+    /// from outside of the cluster.
     pub max_connections_per_source: usize,
     /// Concurrent streams of one downstream HTTP/2 connection.
     pub max_concurrent_streams: u32,
-    /// Idle HTTP/1.1 connections kept for one endpoint by one worker; as many again for opaque TCP between sidecars.
+    /// Idle HTTP/1.1 connections kept for one endpoint by one worker; as many again for opaque TCP
+    /// between sidecars.
     pub max_idle_per_endpoint: usize,
     /// Idle HTTP/1.1 connections kept by one worker; as many again for opaque TCP between sidecars.
     pub max_idle: usize,
@@ -112,20 +117,23 @@ pub struct Limits {
     /// How long a request waits for a stream to an endpoint whose streams are in use, on top of
     /// what opening a connection may take.
     pub stream_wait: Duration,
-    /// How long a client of HTTP/2 may leave a response unread. What Envoy allows a stream to be
-    /// idle.
+    /// How long an HTTP/2 client may leave a response unread: Envoy's default idle timeout of a
+    /// stream.
     pub reader_timeout: Duration,
-    /// How long a sidecar may leave what it was sent without any sign of life, before its connection is given up.
+    /// How long a sidecar may leave data unacknowledged without any sign of life before its
+    /// connection is closed.
     pub peer_timeout: Duration,
-    /// How long a client from outside may be silent at first, where it is the one to speak first.
+    /// How long a client from outside may stay silent at first, on protocols in which the client
+    /// sends first.
     pub first_byte_timeout: Duration,
     /// How long a downstream client may take to send a request's head once it has begun.
     pub header_timeout: Duration,
-    /// How long a downstream HTTP connection may be kept with no request on it, and a sidecar's for opaque TCP with nothing on it.
+    /// How long a downstream HTTP connection may be kept without a request, and a sidecar's
+    /// unused connection for opaque TCP.
     pub keep_alive_idle: Duration,
-    /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
+    /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute inspects.
     pub handshake_timeout: Duration,
-    /// How long the first word of the controller about a destination is waited for.
+    /// How long to wait for the controller's first answer about a destination.
     pub discovery_timeout: Duration,
     /// How long work in flight may go on after SIGTERM.
     pub drain_timeout: Duration,
@@ -169,7 +177,8 @@ pub struct RunArgs {
     /// PEM file with the certificates to trust until the controller has said which.
     #[arg(long, env = "NARU_TRUST_ANCHORS", value_name = "FILE")]
     trust_anchors: PathBuf,
-    /// File with the pod's service-account token for the audience naru.dev. Read anew for each certificate.
+    /// File with the pod's service-account token for the audience naru.dev. Read anew for each
+    /// certificate.
     #[arg(long, env = "NARU_TOKEN", value_name = "FILE")]
     token: PathBuf,
     /// Namespace of the pod.
@@ -184,7 +193,8 @@ pub struct RunArgs {
     /// Port to which inbound connections are redirected; 0: none.
     #[arg(long, env = "NARU_INBOUND_PORT", default_value_t = 15006)]
     inbound_port: u16,
-    /// Take connections to LISTEN as outbound ones to DESTINATION (without redirect rules; repeatable).
+    /// Take connections to LISTEN as outbound ones to DESTINATION (without redirect rules;
+    /// repeatable).
     #[arg(
         long,
         env = "NARU_MAP_OUTBOUND",
@@ -192,7 +202,8 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     map_outbound: Vec<MappedListener>,
-    /// Take connections to LISTEN as inbound ones to DESTINATION (without redirect rules; repeatable).
+    /// Take connections to LISTEN as inbound ones to DESTINATION (without redirect rules;
+    /// repeatable).
     #[arg(
         long,
         env = "NARU_MAP_INBOUND",
@@ -277,8 +288,8 @@ pub struct RunArgs {
 }
 
 impl Limits {
-    /// Takes fewer connections than were asked for, and of one address in proportion: one client
-    /// must not fill all that is left.
+    /// Lowers the bound on connections to `all`, and the bound per address in proportion: one
+    /// client must not fill the rest.
     pub fn lower_connections(&mut self, all: usize) {
         let of_source = self.max_connections_per_source.saturating_mul(all);
         let of_source = (of_source / self.max_connections.max(1)).max(1);
@@ -317,9 +328,11 @@ limit_args! {
     max_connections_per_source: usize, "NARU_MAX_CONNECTIONS_PER_SOURCE", "1";
     /// Concurrent streams of one downstream HTTP/2 connection.
     max_concurrent_streams: u32, "NARU_MAX_CONCURRENT_STREAMS", "1";
-    /// Idle HTTP/1.1 connections that one worker keeps for one endpoint; as many again for opaque TCP between sidecars.
+    /// Idle HTTP/1.1 connections that one worker keeps for one endpoint; as many again for opaque
+    /// TCP between sidecars.
     max_idle_per_endpoint: usize, "NARU_MAX_IDLE_PER_ENDPOINT", "0";
-    /// Idle HTTP/1.1 connections that one worker keeps; as many again for opaque TCP between sidecars.
+    /// Idle HTTP/1.1 connections that one worker keeps; as many again for opaque TCP between
+    /// sidecars.
     max_idle: usize, "NARU_MAX_IDLE", "0";
     /// How long an upstream connection may stay unused in a pool.
     pool_idle: Span, "NARU_POOL_IDLE", "1ms";
@@ -333,16 +346,17 @@ limit_args! {
     /// How long an HTTP/2 client may read nothing of a response that is there before its stream is
     /// ended: it holds a stream to the endpoint that others share.
     reader_timeout: Span, "NARU_READER_TIMEOUT", "1ms";
-    /// How long another pod's sidecar may leave a request, or the beginning of an opaque connection, without any sign of life before
-    /// its connection is given up: a node that is cut off. Over HTTP/2, where it is asked at intervals of half of it, up to half as
-    /// long again.
+    /// How long another pod's sidecar may leave a request, or the beginning of an opaque
+    /// connection, without any sign of life before its connection is given up: a node that is cut
+    /// off. Over HTTP/2, where it is asked at intervals of half of it, up to half as long again.
     peer_timeout: Span, "NARU_PEER_TIMEOUT", "1s";
     /// How long a client from outside may be silent at first, on a port that is declared to be
     /// HTTP.
     first_byte_timeout: Span, "NARU_FIRST_BYTE_TIMEOUT", "1ms";
     /// How long a client may take to send a request's head once it has begun.
     header_timeout: Span, "NARU_HEADER_TIMEOUT", "1ms";
-    /// How long a downstream HTTP connection is kept with no request on it, and a sidecar's for opaque TCP with nothing on it.
+    /// How long a downstream HTTP connection is kept with no request on it, and a sidecar's for
+    /// opaque TCP with nothing on it.
     keep_alive_idle: Span, "NARU_KEEP_ALIVE_IDLE", "1ms";
     /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
     handshake_timeout: Span, "NARU_HANDSHAKE_TIMEOUT", "1ms";
@@ -393,7 +407,7 @@ impl From<RunArgs> for Config {
     }
 }
 
-/// A parser for values that are not below `least`.
+/// A parser that rejects values below `least`.
 fn at_least<T>(
     least: &'static str,
 ) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
@@ -419,7 +433,8 @@ fn parse_host_port(text: &str) -> Result<String, String> {
     }
 }
 
-/// What Kubernetes allows as the name of a namespace or pod, near enough to catch a variable that was not filled in.
+/// Kubernetes' rule for the names of namespaces and pods, close enough to catch a variable that was
+/// not filled in.
 fn parse_name(text: &str) -> Result<String, String> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     if (1..=253).contains(&text.len()) && text.bytes().all(allowed) {
@@ -457,7 +472,7 @@ fn parse_filter(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 impl Config {
-    /// What the least flags give, for tests that change what they are about.
+    /// The configuration of the mandatory flags, for tests that change the fields they are about.
     pub(crate) fn for_tests() -> Self {
         use clap::Parser;
         let needed = tests::NEEDED.iter();

@@ -1,10 +1,10 @@
-//! A time as people write it.
+//! A duration in human-readable form.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A duration as people write it: `500ms`, `30s`, `5m`, `1h`.
+/// A duration in human-readable form: `500ms`, `30s`, `5m`, `1h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub struct Span(Duration);
 

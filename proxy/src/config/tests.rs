@@ -1,4 +1,4 @@
-//! Flags as they are given.
+//! Parsing of flags.
 
 use super::*;
 use clap::Parser;
@@ -44,7 +44,7 @@ fn flags_default_to_the_limits_defaults() {
 }
 
 #[test]
-fn fewer_connections_are_fewer_of_one_address() {
+fn fewer_connections_lower_the_bound_for_one_address() {
     let lowered = |all| {
         let mut limits = Limits::default();
         limits.lower_connections(all);
@@ -72,7 +72,7 @@ fn mapped_listeners_may_be_repeated() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_the_flag_and_the_way_out() {
+fn an_error_names_the_flag_and_the_remedy() {
     for (flag, value, hint) in [
         ("--map-inbound", "8001=80", "LISTEN=DESTINATION"),
         ("--controller-identity", "naru-controller", "spiffe://"),

@@ -1,4 +1,5 @@
-//! A downstream connection whose destination is known: finds out what it carries, and hands it to whoever carries that.
+//! A downstream connection whose destination is known: determines its protocol, and hands it to the
+//! module for that protocol.
 //!
 //! ```text
 //!                    declared or detected
@@ -7,12 +8,13 @@
 //! inbound ──┘                 └─▶ tcp
 //! ```
 //!
-//! Nothing is waited for that may never come: in protocols in which the server speaks first the client is silent. So once a client
-//! has been silent for a moment, an endpoint is connected to as if the connection were opaque; whoever speaks first then decides.
-//! In HTTP/2 either side may: a server's SETTINGS leave the decision to the client.
+//! The proxy never waits for bytes that may never come: in server-first protocols the client is
+//! silent. So once a client has been silent for a moment, the proxy connects to an endpoint as if
+//! the connection were opaque; the side that sends first then decides. In HTTP/2 either side may
+//! send first: after a server's SETTINGS the client still decides.
 //!
-//! What carries a connection is boxed, but for HTTP/1: a task has the room of the largest thing that it may come to, for as long as
-//! its connection lives, and most are idle HTTP/1.
+//! The futures of all protocols except HTTP/1 are boxed: a task reserves space for its largest
+//! future for as long as its connection lives, and most connections are idle HTTP/1.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -39,17 +41,19 @@ mod prefixed;
 #[cfg(test)]
 mod tests;
 
-/// How long a client is silent before an endpoint is connected to. Clients that speak first do so in the same breath.
+/// How long a client is silent before the proxy connects to an endpoint. Clients that send first do
+/// so right after connecting.
 pub const SILENCE: Duration = Duration::from_millis(1);
-/// How long a client may be silent once no endpoint could be connected to. One that would have been the first to speak can be told
-/// in its own protocol; one that waits for the server's word learns it from the end of its connection.
+/// How long a client may stay silent after no endpoint could be connected to. A client that sends
+/// first gets the error in its own protocol; a client of a server-first protocol gets it as the end
+/// of its connection.
 const HOPELESS: Duration = Duration::from_secs(1);
-/// How long what a client, or a server, has said may be the start of several things. Requests come
-/// in one piece; what stops in the middle of a line waits for an answer, and is nothing that a
-/// proxy could count.
+/// How long the first bytes of a client or a server may stay ambiguous. Requests arrive in one
+/// piece; a line that stops in the middle waits for an answer, and is not a request that the proxy
+/// could count.
 const AMBIGUITY: Duration = Duration::from_millis(500);
 
-/// Carries a connection of unproven protocol to its end.
+/// Carries a connection of a protocol still to be detected to its end.
 pub async fn serve(session: Session, client: Buffered<TcpStream>) {
     let destination = session.destination.load().clone();
     let reset = match &*destination {
@@ -102,7 +106,7 @@ async fn serve_logical(
     }
 }
 
-/// Says to HTTP clients that nobody knows their destination. For others there is no way to say so.
+/// Answers HTTP clients that their destination is unknown. Other protocols have no such answer.
 async fn serve_unknown(session: Session, mut client: Buffered<TcpStream>) -> Option<TcpStream> {
     loop {
         match detect(&client.read) {
@@ -111,7 +115,7 @@ async fn serve_unknown(session: Session, mut client: Buffered<TcpStream>) -> Opt
             Some(_) => return Some(client.io),
             None => {}
         }
-        // A client that waits for the server's word is not kept waiting.
+        // A client that waits for the server to send first is not kept waiting.
         let filled = poll_fn(|cx| client.poll_fill(cx));
         match tokio::time::timeout(UNKNOWN_PATIENCE, filled).await {
             Ok(Ok(1..)) => {}
@@ -120,7 +124,7 @@ async fn serve_unknown(session: Session, mut client: Buffered<TcpStream>) -> Opt
     }
 }
 
-/// How long a client may take to show what it speaks, where all that can be done is to refuse.
+/// How long a client may take to show its protocol, if the connection can only be refused.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(1);
 
 pub async fn serve_http1<S>(session: Session, client: Buffered<S>) -> Option<S>
@@ -139,9 +143,8 @@ where
     None
 }
 
-/// Carries the connection of a port that is declared to speak HTTP/2. A client that speaks
-/// something else is counted, and answered if it is HTTP/1. One that is silent may wait for
-/// SETTINGS.
+/// Carries the connection of a port that is declared as HTTP/2. A client that sends another
+/// protocol is counted, and answered if it is HTTP/1. A silent client may wait for SETTINGS.
 pub async fn serve_declared_http2<S>(session: Session, mut client: Buffered<S>) -> Option<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -170,7 +173,7 @@ where
     }
 }
 
-/// What a client speaks, once that can be told.
+/// The protocol of a client, once its bytes are unambiguous.
 pub async fn first_bytes<S>(client: &mut Buffered<S>) -> std::io::Result<Detected>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -185,7 +188,7 @@ where
     }
 }
 
-/// Which HTTP a client speaks, that is known to speak HTTP.
+/// Whether a client that is known to send HTTP sends HTTP/2.
 pub async fn speaks_http2(client: &mut Buffered<TcpStream>) -> std::io::Result<bool> {
     loop {
         let length = client.read.len().min(HTTP2_PREFACE.len());
@@ -201,34 +204,36 @@ pub async fn speaks_http2(client: &mut Buffered<TcpStream>) -> std::io::Result<b
     }
 }
 
-/// Who was the first to say something, and what.
+/// Which side sent first, and what it sent.
 pub enum FirstWord {
     Client(Detected),
-    /// The server, or the client has ended its half without a word, or there is no server to wait for.
+    /// The server; or the client has ended its half without sending a byte; or there is no server
+    /// to wait for.
     Server,
     Gone,
 }
 
-/// A connection of which nobody knows yet what it will carry.
+/// A connection whose protocol is not known yet.
 pub struct Opening<'a> {
     session: &'a Session,
     logical: &'a Arc<Logical>,
     upstream: Speculation,
-    /// The client has said something.
+    /// The client has sent a byte.
     begun: bool,
 }
 
-/// A connection to an endpoint that may turn out not to be needed.
+/// A speculative connection to an endpoint, which may turn out not to be needed.
 enum Speculation {
     None,
     Connecting(Pin<Box<dyn Future<Output = Result<Upstream, Reason>>>>),
     Done(Result<Box<Upstream>, Reason>),
-    /// It has sent HTTP/2's SETTINGS, with `parameters` or without, and the client nothing yet.
+    /// The server has sent HTTP/2's SETTINGS, with `parameters` or without, and the client nothing
+    /// yet.
     Settings {
         upstream: Box<Upstream>,
         parameters: bool,
     },
-    /// It could not be opened, and the client has waited for the server's word long enough.
+    /// It could not be opened, and the client has waited for the server long enough.
     Hopeless(Reason),
 }
 
@@ -242,8 +247,8 @@ impl<'a> Opening<'a> {
         }
     }
 
-    /// Waits for the first word of either side. `silence`: after how long an endpoint is connected to; none where the client
-    /// is known to be the first to speak.
+    /// Waits for the first bytes of either side. `silence`: the delay before the speculative
+    /// connection; `None` if the client is known to send first.
     pub async fn first_word(
         &mut self,
         client: &mut Buffered<TcpStream>,
@@ -288,7 +293,7 @@ impl<'a> Opening<'a> {
         self.poll_server(cx, timer)
     }
 
-    /// Waits for the word of a server that may be the first to speak.
+    /// Waits for the first bytes of a server that may send first.
     fn poll_server(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<FirstWord> {
         let worker = &self.session.worker;
         let is_opaque = self.logical.protocol == Protocol::Tcp;
@@ -307,9 +312,9 @@ impl<'a> Opening<'a> {
                     timer.as_mut().reset(Instant::now() + HOPELESS);
                     self.upstream = Speculation::Done(connected.map(Box::new));
                 }
-                // It speaks, or ends.
+                // Wait for its first bytes or its end.
                 Speculation::Done(Ok(upstream)) => match upstream.poll_first_word(cx, worker) {
-                    // Half a word may be the start of several things.
+                    // Part of a greeting may be ambiguous.
                     Poll::Pending if upstream.has_begun() => {
                         return timer.poll(cx).map(|()| FirstWord::Server);
                     }
@@ -337,8 +342,8 @@ impl<'a> Opening<'a> {
                         self.upstream = Speculation::Connecting(Box::pin(connecting));
                     }
                 },
-                // A client of HTTP/2 that waits for the server's word gets the proxy's own. Nine
-                // bytes of an empty frame are too little to go by.
+                // An HTTP/2 client that waits for the server's SETTINGS gets the proxy's own. The
+                // nine bytes of an empty frame are not enough evidence.
                 Speculation::Settings { parameters, .. } => {
                     let word = match parameters {
                         true => FirstWord::Client(Detected::Http2),
@@ -356,11 +361,11 @@ impl<'a> Opening<'a> {
         }
     }
 
-    /// Ends the connection to an endpoint, where one was begun: before requests are carried, since an app may take one connection
-    /// at a time.
+    /// Ends the speculative connection: before requests are carried, since an app may accept one
+    /// connection at a time.
     pub fn abandon(self) {}
 
-    /// The connection to an endpoint, as far as one was begun.
+    /// The speculative connection, if one was started.
     pub async fn into_upstream(self) -> Option<Result<Upstream, Reason>> {
         match self.upstream {
             Speculation::Connecting(connecting) => Some(connecting.await),
@@ -368,7 +373,7 @@ impl<'a> Opening<'a> {
                 Some(Ok(*upstream))
             }
             Speculation::Hopeless(reason) => Some(Err(reason)),
-            // What failed some time ago says nothing about now.
+            // A failure from some time ago does not predict the next attempt.
             Speculation::None | Speculation::Done(Err(_)) => None,
         }
     }

@@ -1,4 +1,4 @@
-//! A stream some of whose bytes have been read already.
+//! A stream of which some bytes have already been read.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Reads `prefix` first, and the stream then.
+/// Reads from `prefix` first, then from the stream.
 #[derive(Debug)]
 pub struct Prefixed<S> {
     prefix: BytesMut,

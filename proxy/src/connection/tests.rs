@@ -1,4 +1,4 @@
-//! What connections of the app turn out to carry.
+//! Which protocol connections of the app turn out to carry.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::wire::buffered::Buffered;
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-/// Long enough for a client to count as silent, and for what follows from that.
+/// Longer than the silence after which the proxy connects to an endpoint.
 const SILENT: Duration = Duration::from_millis(50);
 
 fn service(protocol: Protocol, endpoints: &[SocketAddr]) -> Mesh {
@@ -45,7 +45,7 @@ async fn client_of(mesh: &Mesh, cell: Arc<DestinationCell>) -> TcpStream {
     client
 }
 
-/// Answers one request on the next connection on which there is one.
+/// Answers one request on the next connection that carries a request.
 async fn answer_one(listener: &TcpListener) {
     loop {
         let mut app = accept(listener).await;
@@ -67,7 +67,7 @@ fn opaque(mesh: &Mesh) -> f64 {
 }
 
 #[test]
-fn a_server_that_speaks_first_is_heard() {
+fn a_server_may_send_first() {
     run(async {
         let (mesh, listener) = app(Protocol::Detect).await;
         let mut client = client(&mesh).await;
@@ -76,7 +76,7 @@ fn a_server_that_speaks_first_is_heard() {
         let mut greeting = [0; 11];
         client.read_exact(&mut greeting).await.unwrap();
         assert_eq!(&greeting, b"220 ready\r\n");
-        // What looks like HTTP now is part of what the server has begun.
+        // Bytes that look like HTTP are now part of the server's protocol.
         client.write_all(REQUEST).await.unwrap();
         drop(client);
         assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
@@ -85,7 +85,7 @@ fn a_server_that_speaks_first_is_heard() {
 }
 
 #[test]
-fn what_only_looks_like_http_arrives_as_it_was() {
+fn bytes_that_only_resemble_http_arrive_unchanged() {
     let tls: &[u8] = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00";
     for said in [&b"GET key\r\n"[..], b"*1\r\n$4\r\nPING\r\n", tls] {
         run(async {
@@ -108,7 +108,7 @@ fn what_only_looks_like_http_arrives_as_it_was() {
 }
 
 #[test]
-fn http1_is_told_at_once_and_after_a_silence() {
+fn http1_is_detected_at_once_and_after_a_silence() {
     run(async {
         for silence in [Duration::ZERO, SILENT] {
             let (mesh, listener) = app(Protocol::Detect).await;
@@ -124,7 +124,7 @@ fn http1_is_told_at_once_and_after_a_silence() {
 }
 
 #[test]
-fn http2_is_told_by_its_preface_in_pieces_too() {
+fn http2_is_detected_by_its_preface_also_in_pieces() {
     run(async {
         for protocol in [Protocol::Detect, Protocol::Http] {
             let app = answering(200, "two").await;
@@ -151,7 +151,7 @@ fn http2_is_told_by_its_preface_in_pieces_too() {
 }
 
 #[test]
-fn a_port_that_is_declared_http_takes_both_of_its_versions_alone() {
+fn a_port_that_is_declared_http_accepts_only_http1_and_http2() {
     run(async {
         let (mesh, listener) = app(Protocol::Http).await;
         let mut client = client(&mesh).await;
@@ -164,7 +164,7 @@ fn a_port_that_is_declared_http_takes_both_of_its_versions_alone() {
 }
 
 #[test]
-fn a_client_that_ends_without_a_word_gets_the_servers() {
+fn a_client_that_ends_without_a_byte_gets_the_servers_bytes() {
     run(async {
         let (mesh, listener) = app(Protocol::Detect).await;
         let mut client = client(&mesh).await;
@@ -178,7 +178,7 @@ fn a_client_that_ends_without_a_word_gets_the_servers() {
 }
 
 #[test]
-fn a_word_without_its_end_is_passed_on_after_a_while() {
+fn an_incomplete_line_is_passed_on_after_a_while() {
     run(async {
         let (mesh, listener) = app(Protocol::Detect).await;
         let mut client = client(&mesh).await;
@@ -191,7 +191,7 @@ fn a_word_without_its_end_is_passed_on_after_a_while() {
 }
 
 #[test]
-fn an_endpoint_that_refuses_a_silent_client_is_told_to_http_in_http() {
+fn a_connect_failure_during_silence_is_reported_in_http() {
     run(async {
         let mesh = service(Protocol::Detect, &[nobody().await]);
         let mut http = client(&mesh).await;
@@ -228,7 +228,7 @@ fn an_app_that_came_up_while_its_client_was_silent_is_reached() {
 }
 
 #[test]
-fn a_client_that_waits_for_a_server_that_is_not_there_is_not_kept_waiting() {
+fn a_client_of_an_unreachable_server_first_app_is_closed_soon() {
     run(async {
         let mesh = service(Protocol::Detect, &[nobody().await]);
         let mut client = client(&mesh).await;
@@ -239,20 +239,20 @@ fn a_client_that_waits_for_a_server_that_is_not_there_is_not_kept_waiting() {
 }
 
 #[test]
-fn a_client_that_breaks_off_before_a_word_leaves_nothing_open() {
+fn a_client_that_resets_before_its_first_byte_leaves_nothing_open() {
     run(async {
         let (mesh, listener) = app(Protocol::Detect).await;
         let client = client(&mesh).await;
         let mut app = accept(&listener).await;
         crate::socket::reset(&client);
         drop(client);
-        // An end or a break: either way it is over.
+        // An end or a reset: either way the connection is over.
         let _ = app.read_to_end(&mut Vec::new()).await;
     });
 }
 
 #[test]
-fn a_destination_that_nobody_knows_is_refused_in_http_or_by_a_break() {
+fn an_unknown_destination_is_refused_in_http_or_by_a_reset() {
     run(async {
         let mesh = service(Protocol::Detect, &[]);
         let cell = DestinationCell::new(([10, 0, 0, 1], 80).into(), Destination::Unknown);
@@ -276,14 +276,14 @@ fn a_destination_that_nobody_knows_is_refused_in_http_or_by_a_break() {
 }
 
 #[test]
-fn what_is_not_of_the_mesh_is_passed_through_untouched() {
+fn connections_out_of_the_mesh_are_passed_through_unchanged() {
     run(async {
         let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let mesh = service(Protocol::Detect, &[]);
         let cell = Arc::new(DestinationCell::new(address, Destination::Passthrough));
         let mut client = client_of(&mesh, cell).await;
-        // Nothing is waited for: the server may be the one to speak.
+        // There is no delay: the server may send first.
         let mut app = accept(&listener).await;
         client.write_all(REQUEST).await.unwrap();
         client.shutdown().await.unwrap();
@@ -312,7 +312,7 @@ fn what_is_not_of_the_mesh_is_passed_through_untouched() {
 const SETTINGS: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
 const NO_SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
 
-/// Accepts the connection that is made for a silent client, and sends `first` on it.
+/// Accepts the speculative connection for a silent client, and sends `first` on it.
 async fn greeted(listener: &TcpListener, first: &[u8]) -> TcpStream {
     let mut app = accept(listener).await;
     app.write_all(first).await.unwrap();
@@ -320,7 +320,7 @@ async fn greeted(listener: &TcpListener, first: &[u8]) -> TcpStream {
 }
 
 #[test]
-fn a_servers_settings_leave_the_word_to_a_client_that_is_late() {
+fn after_a_servers_settings_a_late_client_decides_the_protocol() {
     run(async {
         for settings in [SETTINGS, NO_SETTINGS] {
             let (mesh, listener) = app(Protocol::Detect).await;
@@ -342,14 +342,14 @@ fn a_servers_settings_leave_the_word_to_a_client_that_is_late() {
             spawn_local(async move { while served.accept().await.is_some() {} });
             assert_eq!(late.await.unwrap().unwrap().status, 200);
             assert_eq!((opaque(&mesh), requests(&mesh, "http/2")), (0.0, 1.0));
-            // The connection that was made for nothing has ended.
+            // The speculative connection has ended.
             let _ = speculative.read_to_end(&mut Vec::new()).await;
         }
     });
 }
 
 #[test]
-fn what_follows_settings_in_another_protocol_is_passed_on_with_them() {
+fn bytes_of_another_protocol_after_settings_are_passed_on_with_them() {
     run(async {
         let (mesh, listener) = app(Protocol::Detect).await;
         let mut client = client(&mesh).await;
@@ -368,8 +368,8 @@ fn what_follows_settings_in_another_protocol_is_passed_on_with_them() {
 #[test]
 fn a_client_that_waits_for_the_servers_settings_gets_some() {
     run(async {
-        // With a parameter it is HTTP/2 beyond doubt; nine bytes are passed on as they are, and
-        // half of them too.
+        // With a parameter it is certainly HTTP/2; nine bytes alone, or fewer, are passed on
+        // unchanged.
         for (said, is_http2) in [
             (SETTINGS, true),
             (NO_SETTINGS, false),
@@ -388,7 +388,7 @@ fn a_client_that_waits_for_the_servers_settings_gets_some() {
 }
 
 #[test]
-fn a_port_that_is_declared_bytes_is_bytes_whatever_its_server_says() {
+fn a_port_that_is_declared_opaque_is_opaque_whatever_its_server_sends() {
     run(async {
         let (mesh, listener) = app(Protocol::Tcp).await;
         let mut client = client(&mesh).await;
@@ -400,7 +400,7 @@ fn a_port_that_is_declared_bytes_is_bytes_whatever_its_server_says() {
 }
 
 #[test]
-fn a_port_that_is_declared_to_speak_http2_answers_http1() {
+fn a_port_that_is_declared_http2_answers_http1() {
     run(async {
         let mesh = service(Protocol::Http2, &[nobody().await]);
         let mut client = client(&mesh).await;
@@ -417,7 +417,7 @@ fn a_port_that_is_declared_to_speak_http2_answers_http1() {
 }
 
 #[test]
-fn what_is_no_http_on_a_port_that_is_declared_to_speak_http2_is_counted() {
+fn bytes_other_than_http_on_a_port_that_is_declared_http2_are_counted() {
     run(async {
         let mesh = service(Protocol::Http2, &[nobody().await]);
         let mut client = client(&mesh).await;

@@ -1,11 +1,11 @@
-//! How long to wait before the next try.
+//! How long to wait before the next attempt.
 
 use std::time::Duration;
 
 use rand::RngExt;
 
-/// Waits that double up to a bound. Each is drawn between half and all of it, so that many proxies that lost the same
-/// controller do not come back at once.
+/// Waits that double up to a bound. Each is drawn between half of it and all of it, so that many
+/// proxies that lost the same controller do not reconnect at once.
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,
@@ -29,7 +29,7 @@ impl Backoff {
         wait.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
-    /// Starts over: the last try went well.
+    /// Starts over after a successful attempt.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

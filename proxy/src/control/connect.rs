@@ -1,7 +1,7 @@
 //! One connection to the controller, and the calls on it.
 //!
-//! In: the controller's name and the identity it must prove. Out: a gRPC channel that is used up when its connection ends. The
-//! name is resolved at each try, and all of its addresses are tried.
+//! In: the controller's name and the identity it must prove. Out: a gRPC channel that ends with its
+//! connection. The name is resolved at each attempt, and all of its addresses are tried.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,15 +30,15 @@ use crate::identity::{Identity, TrustError, read_anchors};
 
 /// How long resolving the controller's name may take.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one address may take to accept a connection, TLS included.
+/// How long connecting to one address may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the controller may take to answer a call.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often an HTTP/2 ping asks whether the connection still carries anything.
+/// Interval between HTTP/2 pings that check whether the connection is alive.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the answer to a ping may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// HTTP/2 window of the stream and the connection, in bytes: a table comes in one flight.
+/// HTTP/2 window of the stream and the connection, in bytes: a table arrives in one flight.
 const WINDOW: u32 = 1024 * 1024;
 
 /// Why there is no connection to the controller.
@@ -64,7 +64,7 @@ fn each(errors: &[(SocketAddr, io::Error)]) -> String {
     each.collect::<Vec<_>>().join("; ")
 }
 
-/// A certificate that is out of its time is more often a clock that is.
+/// An expired or not yet valid certificate is more often a wrong clock.
 fn clock_hint(error: &io::Error) -> Option<&'static str> {
     match error.get_ref()?.downcast_ref()? {
         rustls::Error::InvalidCertificate(
@@ -77,7 +77,7 @@ fn clock_hint(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// Where the controller is and how it is to be spoken to. Cheap to clone.
+/// The controller's address and how to connect to it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Controller {
     pub config: Arc<Config>,
@@ -85,7 +85,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Opens the stream: `messages` go out, what is returned comes in.
+    /// Opens the stream: sends `messages`, and returns the messages received.
     pub async fn sync(
         &self,
         messages: mpsc::Receiver<FromProxy>,
@@ -119,13 +119,13 @@ impl Controller {
         }
     }
 
-    /// A new connection to the first address that accepts one and proves to be the controller.
+    /// A new connection to the first address that accepts one and proves the controller's identity.
     pub(super) async fn connect(
         &self,
         with_certificate: bool,
         refused: &Refused,
     ) -> Result<Channel, ConnectError> {
-        // Read anew each time: whoever rotates the file lets in a proxy that missed the rotation.
+        // Read again each time: a rotated file readmits a proxy that missed the rotation.
         let bootstrap = read_anchors(&self.config.trust_anchors).unwrap_or_else(|error| {
             let file = self.config.trust_anchors.display();
             tracing::warn!(%error, %file, "cannot read the trust anchors' file; going by those in force");
@@ -139,7 +139,7 @@ impl Controller {
         let tls = TlsConnector::from(Arc::new(tls));
         let name = &self.config.controller;
         let mut addresses = resolve(name).await?;
-        // Replicas behind one name share the proxies out.
+        // Distributes the proxies over the replicas behind one name.
         addresses.shuffle(&mut rand::rng());
         let mut errors = Vec::new();
         for address in addresses {
@@ -170,13 +170,13 @@ impl Controller {
         }
         let stream = socket.connect(address).await?;
         stream.set_nodelay(true)?;
-        // The name plays no part: the identity is pinned.
+        // The server name is irrelevant: the identity is pinned.
         tls.connect(ServerName::IpAddress(address.ip().into()), stream)
             .await
     }
 }
 
-/// Why a stream did not begin, or ended.
+/// Why a stream could not be opened, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
     #[error(transparent)]
@@ -197,7 +197,7 @@ pub enum SyncError {
     Renewed,
 }
 
-/// What a status says, with what it was caused by.
+/// The message of a status, with its causes.
 pub(super) fn describe(status: &tonic::Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut source = std::error::Error::source(status);
@@ -226,7 +226,8 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, ConnectError> {
     }
 }
 
-/// gRPC on one connection that is open already. When it ends, so do the calls: the channel opens no other by itself.
+/// gRPC on an open connection. Its calls end with the connection: the channel never reconnects by
+/// itself.
 async fn channel(name: &str, stream: Watched) -> Result<Channel, ConnectError> {
     let stream = Mutex::new(Some(TokioIo::new(stream)));
     let connector = service_fn(move |_: Uri| {

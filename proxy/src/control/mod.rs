@@ -7,7 +7,8 @@
 //! certificate ◀───────────── renewal  ◀─ Certify ──────────────────────────────
 //! ```
 //!
-//! Everything here runs on the control thread. Without the controller, the tables stay in force for as long as it takes.
+//! Everything here runs on the control thread. While the controller is unreachable, the tables stay
+//! in force indefinitely.
 //!
 //! # Floors
 //!

@@ -1,9 +1,9 @@
-//! A connection to the controller that remembers whether the controller refused the proxy's
+//! A connection to the controller that records whether the controller refused the proxy's
 //! certificate.
 //!
-//! In TLS 1.3 a client's handshake is complete before the server has looked at its certificate. A
-//! refusal arrives as an alert where the first answer is expected, and HTTP/2 reports no more of it
-//! than a broken connection.
+//! In TLS 1.3 a client's handshake is complete before the server has verified the client's
+//! certificate. A refusal arrives as an alert in place of the first response, and HTTP/2 reports it
+//! as a mere broken connection.
 
 use std::io;
 use std::pin::Pin;

@@ -1,10 +1,11 @@
-//! Getting a certificate and keeping it fresh.
+//! Obtains a certificate and renews it.
 //!
-//! In: something that asks the controller ([`Certify`]). Out: a certificate in the [`Identity`], renewed at a random point after
-//! half of its life, so that a mesh which was started at once does not renew at once; and sooner, when another authority issues
-//! certificates, or the controller refuses the one in force. A renewal that fails leaves the
-//! old certificate in force and is tried again, ever more slowly, for as long as it takes. Keys are made here, used in
-//! memory only, and never logged.
+//! In: a [`Certify`] implementation, which calls the controller. Out: a certificate in the
+//! [`Identity`], renewed at a random point after half of its life, so that a mesh that started at
+//! once does not renew at once. It is renewed sooner when another authority issues certificates, or
+//! the controller refuses the certificate in force. A failed renewal leaves the old certificate in
+//! force and is retried indefinitely, with growing waits. Keys are generated here, stay in memory,
+//! and are never logged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,27 +28,28 @@ use crate::identity::{
 };
 use crate::observe::metrics::{Metrics, RenewalOutcome};
 
-/// The part of a certificate's life after which it is renewed at the earliest and at the latest: what remains is for trying again.
+/// The fractions of a certificate's life after which it is renewed at the earliest and at the
+/// latest: the rest is for retries.
 const RENEW_FROM: f64 = 0.5;
 const RENEW_BY: f64 = 0.75;
-/// How long is slept at a time, so that a machine that was suspended, or whose clock was set, notices.
+/// Longest single sleep, so that a suspended machine or a changed clock is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// First wait after a failed try; doubles up to [`RETRY_MAX`].
+/// First wait after a failed attempt; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
-/// Longest wait between tries: short enough that half a day of trouble leaves hundreds of tries.
+/// Longest wait between attempts: short enough for hundreds of attempts in an outage of half a day.
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// In what time a certificate that the controller refuses is replaced, at a random point: many
-/// proxies may be refused at once.
+/// Time within which a refused certificate is replaced, at a random point: many proxies may be
+/// refused at once.
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
-/// How long it takes at least from one such renewal to the next, in seconds: one that helps is not
-/// needed twice.
+/// Minimum time between two such renewals, in seconds: a renewal that helps is not needed twice.
 const REFUSED_PAUSE: i64 = 60;
-/// How far the clock may be from the controller's before that is worth a word, in seconds. More than a slow answer takes.
+/// Difference to the controller's clock that is worth a warning, in seconds. More than a slow
+/// answer takes.
 const CLOCK_TOLERANCE: i64 = 10;
 
-/// Asks the controller for a certificate.
+/// Requests a certificate from the controller.
 pub trait Certify {
-    /// Sends `csr_der` together with the token as it is now.
+    /// Sends `csr_der` with the current token.
     fn certify(
         &mut self,
         request: CertifyRequest,
@@ -74,7 +76,7 @@ pub enum RenewError {
     Certificate(#[from] CertificateError),
 }
 
-/// Keeps an [`Identity`] supplied.
+/// Keeps the certificate of an [`Identity`] valid.
 pub struct Renewal<C> {
     pub identity: Identity,
     pub metrics: Metrics,
@@ -118,7 +120,7 @@ impl<C: Certify> Renewal<C> {
         }
     }
 
-    /// When the certificate holds, and which authority it is of.
+    /// The validity of the certificate, and the authority that issued it.
     async fn renew_until_done(&mut self) -> (Validity, Arc<str>) {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
@@ -154,7 +156,7 @@ impl<C: Certify> Renewal<C> {
     }
 
     async fn renew(&mut self) -> Result<(Validity, Arc<str>), RenewError> {
-        // A new key each time: what one certificate's key could give away ends with that certificate.
+        // A new key each time: a leaked key is useless after its certificate expires.
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let csr = CertificateParams::default().serialize_request(&key)?;
         let request = CertifyRequest {
@@ -166,8 +168,8 @@ impl<C: Certify> Renewal<C> {
         let certificates = |der: Vec<prost::bytes::Bytes>| -> Vec<CertificateDer<'static>> {
             der.into_iter().map(|der| der.to_vec().into()).collect()
         };
-        // First the anchors: the certificate may have been issued under a new one. Those that the stream has brought stay: it may
-        // be ahead of whichever controller has answered here.
+        // The anchors come first: the certificate may have been issued under a new one. Anchors
+        // from the stream stay: it may be ahead of the controller replica that has answered here.
         self.identity
             .add_trust_anchors(certificates(response.trust_anchors_der))?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
@@ -180,12 +182,12 @@ impl<C: Certify> Renewal<C> {
     }
 }
 
-/// Why it is looked at again when to renew.
+/// Why the time of renewal is computed again.
 enum Woken {
     Due,
-    /// Something was said about which authority certificates are to be of.
+    /// The announced issuer of certificates changed.
     Issuing,
-    /// The controller does not accept the certificate.
+    /// The controller refuses the certificate.
     Refused,
 }
 
@@ -207,13 +209,13 @@ async fn sleep_until(
     }
 }
 
-/// When to renew for the sake of another authority, in Unix seconds. `random` is from 0 to 1.
+/// When to renew because the issuer changed, in Unix seconds. `random` is from 0 to 1.
 fn renew_soon(within: Duration, now: i64, random: f64) -> i64 {
     now.saturating_add((within.as_secs_f64() * random) as i64 + 1)
 }
 
-/// When to renew, in Unix seconds. `random` is from 0 to 1. Counted from now and not from when the certificate was dated, so that
-/// one with little left is not renewed without pause.
+/// When to renew, in Unix seconds. `random` is from 0 to 1. Counted from now rather than from
+/// `not_before`, so that a certificate with little time left is not renewed without pause.
 fn renew_at(not_after: i64, now: i64, random: f64) -> i64 {
     let left = not_after.saturating_sub(now).max(0) as f64;
     let share = RENEW_FROM + (RENEW_BY - RENEW_FROM) * random;
@@ -241,7 +243,7 @@ impl Certify for Controller {
         &mut self,
         mut request: CertifyRequest,
     ) -> Result<CertifyResponse, RenewError> {
-        // Kubernetes replaces the file long before the token in it expires.
+        // Kubernetes replaces the file long before its token expires.
         let path_of_token = &self.config.token;
         request.token = tokio::fs::read_to_string(path_of_token)
             .await

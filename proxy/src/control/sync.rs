@@ -1,7 +1,8 @@
-//! The stream of tables: kept open for ever, one attempt after the other.
+//! The stream of tables: kept open indefinitely, one attempt after the other.
 //!
-//! In: misses of the data path, pushes of the controller. Out: tables in force. Misses are taken in whatever state the
-//! stream is in; what the controller has not been told when a stream ends is in the next one's hello.
+//! In: misses of the data path, pushes of the controller. Out: tables in force. Misses are accepted
+//! in every state of the stream; messages that were not sent when a stream ended are covered by the
+//! next stream's hello.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,19 +24,20 @@ use crate::table::{Miss, Misses, Store};
 
 /// First wait after a stream that failed; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(200);
-/// Longest wait between tries: a controller that comes back is found within this time.
+/// Longest wait between attempts: a controller that recovers is found within this time.
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// A stream that lasted this long was a good one, and its end is no reason to wait longer than at first.
+/// A stream that lasted this long was healthy, and the next attempt starts with the shortest wait.
 const GOOD_STREAM: Duration = Duration::from_secs(10);
-/// How long nothing may be heard: two heartbeats may be missed.
+/// How long the stream may be silent: two heartbeats may be missed.
 const SILENCE: Duration = HEARTBEAT_INTERVAL.saturating_mul(3);
-/// Messages to the controller that wait for the connection. While they do, no further push is taken in.
+/// Messages queued for the connection. While the queue is full, no further push is read.
 const MAX_QUEUED: usize = 16;
 /// Destinations in one message.
 const MAX_BATCH: usize = MAX_SUBSCRIPTIONS / 10;
-/// How often destinations without use are looked for.
+/// Interval between checks for unused destinations.
 const TICK: Duration = Duration::from_secs(1);
-/// After a renewal, the stream is opened anew with the new certificate, at a random point within this time.
+/// After a renewal, the stream is reopened with the new certificate, at a random point within this
+/// time.
 const REOPEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Keeps the tables in step with the controller.
@@ -46,12 +48,12 @@ pub struct Sync {
     metrics: Metrics,
     tick: Interval,
     next_sweep: Instant,
-    /// [`SILENCE`], but for tests.
+    /// [`SILENCE`], except in tests.
     pub(super) silence: Duration,
 }
 
 impl Sync {
-    /// Call it on the runtime that it will run on.
+    /// Must be called on the runtime that it will run on.
     pub fn new(
         controller: Controller,
         store: Arc<Mutex<Store>>,
@@ -115,7 +117,8 @@ impl Sync {
         let (messages, receiver) = mpsc::channel(MAX_QUEUED);
         let mut changes = self.controller.identity.changes();
         let validity = self.controller.identity.validity();
-        // The hello goes in before the call is made: a server may answer only once it has read it.
+        // The hello is queued before the call is made: a server may answer only once it has read
+        // it.
         let hello = self.hello();
         if messages.try_send(hello).is_err() {
             return SyncError::Ended;
@@ -141,7 +144,8 @@ impl Sync {
                         permit.send(message);
                     }
                 }
-                // An answer that waits for room holds up the next push, and in the end the controller.
+                // An answer that waits for space delays the next push, and in the end the
+                // controller.
                 message = stream.message(), if answers.is_none() => {
                     silent.as_mut().reset(tokio::time::Instant::now() + self.silence);
                     match message {
@@ -157,7 +161,7 @@ impl Sync {
                 _ = self.tick.tick() => self.sweep(),
                 () = &mut silent => return SyncError::Silent(self.silence),
                 Ok(()) = changes.changed() => {
-                    // New anchors change nothing about this connection; a new certificate does.
+                    // New anchors do not affect this connection; a new certificate does.
                     if self.controller.identity.validity() != validity {
                         let within = rand::rng().random_range(Duration::ZERO..REOPEN_WITHIN);
                         reopen.as_mut().reset(tokio::time::Instant::now() + within);
@@ -200,7 +204,7 @@ impl Sync {
         self.store().apply(push)
     }
 
-    /// The next thing to tell the controller. Answers first: the controller measures how long they take.
+    /// The next message to the controller. Answers go first: the controller measures their delay.
     fn next_message(&mut self, answer: &mut Option<Answer>) -> Option<FromProxy> {
         if let Some(answer) = answer.take() {
             return Some(message(from_proxy::Message::Answer(answer)));
@@ -218,7 +222,7 @@ impl Sync {
 
     fn miss(&mut self, miss: Miss) {
         if let Some(cell) = self.store().subscribe(miss.address) {
-            // Whoever asked may have given up.
+            // The caller may have given up.
             let _ = miss.reply.send(cell);
         }
     }
@@ -236,7 +240,7 @@ impl Sync {
         self.metrics.controller_heard(Instant::now());
     }
 
-    /// Waits for `future` and takes misses meanwhile.
+    /// Waits for `future` and handles misses in the meantime.
     async fn meanwhile<T>(&mut self, future: impl Future<Output = T>) -> T {
         tokio::pin!(future);
         loop {
@@ -259,7 +263,7 @@ fn message(message: from_proxy::Message) -> FromProxy {
     }
 }
 
-/// Takes up to [`MAX_BATCH`] addresses out of `addresses`.
+/// Removes up to [`MAX_BATCH`] addresses from `addresses`.
 fn batch(addresses: &mut std::collections::BTreeSet<std::net::SocketAddr>) -> Option<Vec<String>> {
     if addresses.is_empty() {
         return None;

@@ -1,4 +1,4 @@
-//! `timeouts.request` and `timeouts.backendRequest` of a rule, while one request is carried.
+//! The rule's `timeouts.request` and `timeouts.backendRequest` for one request.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,27 +9,27 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::observe::reason::Reason;
 use crate::route::Rule;
 
-/// How long nothing may come of a client's request once the client has ended its half: it waits for
-/// its answer, or it is gone, and its connection does not tell which.
+/// How long a client's request may make no progress once the client has ended its half: the client
+/// waits for its response, or is gone, and its connection does not show which.
 const HALF_CLOSED: Duration = Duration::from_secs(120);
 
-/// Both time-outs run to the end of the response (GEP-1742).
+/// Both timeouts run to the end of the response (GEP-1742).
 pub struct Deadlines {
     request: Option<Instant>,
     attempt: Option<Instant>,
     for_each_attempt: Option<Duration>,
-    /// How long a client is still taken to wait that has ended its half.
+    /// Until when a client that has ended its half is assumed to wait.
     half_closed: Option<Instant>,
     /// How much of the response had come when that was set.
     taken: u32,
-    /// Made when it is first needed.
+    /// Created on first use.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Deadlines {
     pub fn new(started: Instant, rule: &Rule) -> Self {
         Self {
-            // A time-out beyond what the clock can tell is none.
+            // A timeout beyond the range of the clock does not apply.
             request: rule.request_timeout.and_then(|t| started.checked_add(t)),
             attempt: None,
             for_each_attempt: rule.backend_request_timeout,
@@ -49,14 +49,14 @@ impl Deadlines {
         self.attempt = None;
     }
 
-    /// The client has ended its half, and may be gone: that is not told by its connection any more.
+    /// The client has ended its half: its connection no longer shows whether it is gone.
     pub fn half_closed(&mut self) {
         if self.half_closed.is_none() {
             self.half_closed = Instant::now().checked_add(HALF_CLOSED);
         }
     }
 
-    /// So much of the response has come: a client that takes it is there.
+    /// `taken`: how much of the response has come. A client that reads more of it is alive.
     pub fn came(&mut self, taken: u32) {
         if self.taken != taken {
             self.taken = taken;
@@ -64,7 +64,7 @@ impl Deadlines {
         }
     }
 
-    /// Ready when the next one has run out, with what it is called.
+    /// Ready with its reason when the next deadline has passed.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
         if (self.request, self.attempt, self.half_closed) == (None, None, None) {
             return Poll::Pending;

@@ -1,15 +1,16 @@
 //! A request from its head to its end, whatever its protocol: decided, counted and logged.
 //!
-//! In: a head, and at the end what became of it. Out: a [`Plan`], which the protocol carries out.
+//! In: a head, and at the end the result of the request. Out: a [`Plan`], which the protocol
+//! carries out.
 //!
-//! A policy for requests is written once, at one of these places, and holds for HTTP/1.1, HTTP/2 and
-//! gRPC in both directions:
+//! A policy for requests is written once, at one of these places, and applies to HTTP/1.1, HTTP/2
+//! and gRPC in both directions:
 //!
 //! ```text
-//! Exchange::begin     what is taken down of a request as it came
+//! Exchange::begin     the request as received, for the access log
 //! Exchange::decide    whether it is admitted; which rule, backend and changes
-//! Attempts            which endpoint, whether once more, how long (crate::http::attempts)
-//! Exchange::end       what is counted and logged of it
+//! Attempts            endpoint, retries, timeouts (crate::http::attempts)
+//! Exchange::end       metrics and the access log
 //! ```
 
 use std::cell::RefCell;
@@ -35,7 +36,7 @@ pub struct End {
 }
 
 impl End {
-    /// The proxy's own answer.
+    /// A response that the proxy generated.
     pub fn answered(status: u16, reason: Reason) -> Self {
         Self {
             status: Some(status),
@@ -52,7 +53,7 @@ impl End {
     }
 }
 
-/// What the protocol does about a request.
+/// How the protocol must handle a request.
 pub enum Plan {
     /// Send it to this backend. Request filters have been applied to its head.
     Forward(Forward),
@@ -60,16 +61,16 @@ pub enum Plan {
         rule: Arc<Rule>,
         status: u16,
         location: String,
-        /// Which origin may read the answer, by the rule's CORS filter.
+        /// The origin that may read the response, by the rule's CORS filter.
         origin: Option<Box<str>>,
     },
-    /// Answer a browser that asks whether it may send a request from another origin.
+    /// Answer a browser's CORS preflight request.
     Preflight(Preflight),
     /// Answer with this error.
     Refuse(Reason),
 }
 
-/// Where a request goes.
+/// The destination of a request.
 pub struct Forward {
     pub logical: Arc<Logical>,
     pub rule: Arc<Rule>,
@@ -84,9 +85,9 @@ pub struct Exchange<'a> {
     session: &'a Session,
     version: HttpVersion,
     pub started: Instant,
-    /// Where it is counted. `None`: nothing has been decided yet.
+    /// The series of the request. `None`: nothing has been decided yet.
     metrics: Option<Arc<RequestMetrics>>,
-    /// For the access log, where that is on: what the request said before filters changed it.
+    /// For the access log, if enabled: the request before filters changed it.
     original: Option<Box<Original>>,
     logical: Option<Arc<Logical>>,
     rule: Option<Arc<Rule>>,
@@ -124,10 +125,10 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Decides what is done about the request, and applies the rule's filters to its head.
+    /// Decides how the request is handled, and applies the rule's filters to its head.
     ///
-    /// `check`: why the protocol does not take the head. `stays`: the backend to which an earlier
-    /// request has bound the client's connection.
+    /// `check`: why the protocol rejects the head. `stays`: the backend to which an earlier request
+    /// has bound the client's connection.
     pub fn decide<H: RequestHead>(
         &mut self,
         head: &mut H,
@@ -202,23 +203,23 @@ impl<'a> Exchange<'a> {
         self.metrics = Some(metrics);
     }
 
-    /// Where the request is counted, once it has been decided about.
+    /// The series of the request, once it has been decided.
     pub fn metrics(&self) -> Option<&RequestMetrics> {
         self.metrics.as_deref()
     }
 
-    /// The worker's, for choices by chance.
+    /// The worker's random number generator.
     pub fn random(&self) -> &'a RefCell<SmallRng> {
         &self.session.worker.random
     }
 
-    /// The request is sent to an endpoint.
+    /// Records the endpoint that the request is sent to.
     pub fn attempted(&mut self, endpoint: SocketAddr) {
         self.attempts += 1;
         self.endpoint = Some(endpoint);
     }
 
-    /// Counts and logs the request, which has ended. Returns when that was.
+    /// Counts and logs the request, which has ended. Returns the time of its end.
     pub fn end(self, end: End) -> Instant {
         let ended = Instant::now();
         let elapsed = ended.duration_since(self.started);
@@ -252,7 +253,8 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// Counts what is refused before there is a request: `status` is that of the answer, if there is one.
+/// Counts a refusal that comes before there is a request: `status` is that of the response, if
+/// there is one.
 pub fn refused(session: &Session, version: HttpVersion, status: Option<u16>, reason: Reason) {
     let metrics = match &**session.destination.load() {
         Destination::Logical(logical) => session.request_metrics(&logical.default_rule, None),

@@ -1,9 +1,9 @@
-//! Logins that hold for a connection: NTLM and Negotiate (RFC 4559) authenticate the connection and
-//! not the request, so a server answers whatever follows on it as the user who has logged in.
+//! Logins for a connection: NTLM and Negotiate (RFC 4559) authenticate the connection rather than
+//! the request, so a server answers every later request on it as the user who has logged in.
 //!
 //! In: the credentials and challenges of requests and responses. Out: the upstream connection that
-//! belongs to one downstream connection and must never reach a pool. It lives as long as that
-//! connection does, which ends when the server ends it, as it would without proxies.
+//! belongs to one downstream connection and must never be pooled. It lives as long as the
+//! downstream connection, which ends when the server closes its connection, as without proxies.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,10 +11,10 @@ use std::task::{Context, Poll};
 use crate::balance::Endpoint;
 use crate::upstream::pool::Upstream;
 
-/// Schemes of credentials that authenticate the connection they are sent on.
+/// Authentication schemes that authenticate the connection.
 const SCHEMES: [&[u8]; 4] = [b"ntlm", b"negotiate", b"nego2", b"kerberos"];
-/// The upstream connection on which a downstream connection's client has logged in, as long as it
-/// carries no exchange. There is one at most: a client that is routed to another server logs in
+/// The upstream connection on which a downstream connection's client has logged in, while it
+/// carries no exchange. There is at most one: a client that is routed to another server logs in
 /// there.
 #[derive(Default)]
 pub struct Login {
@@ -28,7 +28,7 @@ impl Login {
         self.held = Some(Box::new((endpoint.clone(), upstream)));
     }
 
-    /// Takes the connection, if it is to this endpoint.
+    /// Returns the connection if it is to this endpoint.
     pub fn take(&mut self, endpoint: u64) -> Option<Upstream> {
         let held = self.held.take_if(|held| held.0.id == endpoint)?;
         let (_, mut upstream) = *held;
@@ -36,12 +36,12 @@ impl Login {
         Some(upstream)
     }
 
-    /// The id of the endpoint that the client has logged in at.
+    /// The ID of the endpoint that the client has logged in at.
     pub fn endpoint(&self) -> Option<u64> {
         self.held.as_ref().map(|held| held.0.id)
     }
 
-    /// Ready when the server has ended the connection, or has sent something unasked.
+    /// Ready when the server has closed the connection, or has sent unexpected bytes.
     pub fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.held {
             Some(held) => held.1.connection.poll_fill(cx).map(|_| ()),
@@ -50,8 +50,8 @@ impl Login {
     }
 }
 
-/// Whether `value`, of `Authorization` or `WWW-Authenticate` or their twins for proxies, belongs to
-/// a login that holds for the connection. A field may list several challenges.
+/// Whether `value`, of `Authorization` or `WWW-Authenticate` or their proxy counterparts, belongs
+/// to a login for the connection. A field may list several challenges.
 pub fn is_of_connection(value: &[u8]) -> bool {
     value.split(|byte| *byte == b',').any(|challenge| {
         let challenge = challenge.trim_ascii_start();
@@ -68,7 +68,7 @@ mod tests {
     use super::is_of_connection;
 
     #[test]
-    fn the_schemes_are_told_whatever_their_case_and_place() {
+    fn schemes_are_recognized_in_any_case_and_position() {
         for value in [
             "NTLM",
             "ntlm TlRMTVNTUAAB",

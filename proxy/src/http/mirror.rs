@@ -1,5 +1,6 @@
-//! Copies of requests for mirrors (Gateway API, HTTPRequestMirrorFilter). In: the mirrors that a request has, its head as the
-//! backend gets it, and its body as it comes by. Out: a task for each copy, whose response nobody sees.
+//! Copies of requests for mirrors (Gateway API, HTTPRequestMirrorFilter). In: the mirrors of a
+//! request, its head as sent to the backend, and its body as it is read. Out: a task for each copy,
+//! whose response is dropped.
 //!
 //! ```text
 //! client ──▶ request body ──▶ backend
@@ -8,12 +9,14 @@
 //!         bounded queue of each copy ──▶ its task ──▶ mirror
 //! ```
 //!
-//! A copy costs its request nothing: it has its own task and stream, no retries, no budget, no entry in the access log, and a
-//! shutdown does not wait for it. One whose queue is full, or that takes too long, is broken off so that the mirror sees that: what
-//! is incomplete never looks complete.
+//! A copy does not affect its request: it has its own task and stream, no retries, no budget, no
+//! entry in the access log, and a shutdown does not wait for it. A copy whose queue is full, or
+//! that takes too long, is reset so that the mirror sees an error: an incomplete copy never looks
+//! complete.
 //!
-//! What a mirror's endpoint does counts for it as with any attempt (that a copy is broken off by us does not): an endpoint that fails
-//! copies fails others too, and one that was ejected could otherwise not come back where nothing but copies goes to it.
+//! The result of a copy counts for the mirror's endpoint as with any attempt (except when the proxy
+//! aborts the copy): an endpoint that fails copies fails other requests too, and an ejected one
+//! that gets only copies could otherwise not recover.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -30,31 +33,33 @@ use crate::route::{Mirror, Rule};
 use crate::session::mirroring::{Mirroring, Running};
 use crate::session::worker::Worker;
 
-/// How much of one body waits for its mirror, in bytes: what a fast client sends while a connection is opened.
+/// How much of one body may wait for its mirror, in bytes: as much as a fast client sends while a
+/// connection is opened.
 const MAX_QUEUED: usize = 256 * 1024;
 /// The same for all copies of one worker, in bytes.
 const MAX_QUEUED_IN_ALL: usize = 16 * 1024 * 1024;
 /// The same in pieces: many small ones cost more in bookkeeping than in bytes.
 const MAX_PIECES: usize = 256;
-/// How much of a body is copied before the tasks of its copies get a turn, in bytes: otherwise a burst would fill a queue that its mirror
-/// was ready to empty.
+/// How much of a body is copied before the tasks of its copies get a turn, in bytes: otherwise a
+/// burst would fill a queue that its mirror was ready to drain.
 const TURN: usize = MAX_QUEUED / 4;
 /// How much of a mirror's response is read, in bytes, so that the mirror can finish in order.
 pub const MAX_DISCARDED: usize = 1024 * 1024;
 
-/// Where a request body is copied to, as it comes by. Dropped before [`Self::end`], it breaks the copies off.
+/// The copies of a request body, fed as it is read. Dropped before [`Self::end`], it aborts the
+/// copies.
 #[derive(Debug, Default)]
 pub struct Copies {
     queues: Vec<Rc<Queue>>,
-    /// Bytes since others had a turn.
+    /// Bytes since the last turn of other tasks.
     since_turn: usize,
 }
 
-/// The body of one copy, as its task gets it.
+/// The body of one copy, as its task reads it.
 #[derive(Debug)]
 pub struct Source(Rc<Queue>);
 
-/// What comes next in a [`Source`].
+/// The next item of a [`Source`].
 #[derive(Debug)]
 pub enum Piece {
     Data(Bytes),
@@ -82,7 +87,7 @@ enum End {
     Broken(MirrorOutcome),
 }
 
-/// Starts the copies of one request for `backend`. `send` carries one, and says how it ended.
+/// Starts the copies of one request for `backend`. `send` carries one, and returns how it ended.
 pub fn start<F>(
     worker: &Rc<Worker>,
     rule: &Rule,
@@ -122,13 +127,14 @@ where
 }
 
 impl Copies {
-    /// Takes the next part of the body, and never waits.
+    /// Adds the next part of the body, without waiting.
     pub fn push(&mut self, data: &Bytes) {
         self.since_turn += data.len();
         self.queues.retain(|queue| queue.push(data));
     }
 
-    /// Pending, now and then, so that others have a turn: whoever pushes is woken again at once, and waits for nobody.
+    /// Pending from time to time, so that other tasks get a turn: the caller is woken again at
+    /// once.
     pub fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.since_turn < TURN || self.queues.is_empty() {
             return Poll::Ready(());
@@ -138,14 +144,15 @@ impl Copies {
         Poll::Pending
     }
 
-    /// [`Self::push`], of bytes that somebody else keeps: they are copied once for all mirrors, if there are any left.
+    /// [`Self::push`] of borrowed bytes: they are copied once for all mirrors, if any copies are
+    /// left.
     pub fn push_slice(&mut self, data: &[u8]) {
         if !self.queues.is_empty() {
             self.push(&Bytes::copy_from_slice(data));
         }
     }
 
-    /// The body is complete. The first word counts.
+    /// The body is complete. Only the first end counts.
     pub fn end(&mut self, trailers: Option<&HeaderMap>) {
         for queue in self.queues.drain(..) {
             queue.end(End::Whole(trailers.cloned()));
@@ -162,7 +169,7 @@ impl Drop for Copies {
 }
 
 impl Source {
-    /// Ready once the copy is to be broken off, with what it is called then. Wakes the task that asked last.
+    /// Ready with the outcome once the copy must be aborted. Wakes the task that polled last.
     pub fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<MirrorOutcome> {
         let mut state = self.0.state.borrow_mut();
         if let Some(End::Broken(outcome)) = state.end {
@@ -172,7 +179,7 @@ impl Source {
         Poll::Pending
     }
 
-    /// What is to be sent next.
+    /// The next item to send.
     pub fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Result<Piece, MirrorOutcome>> {
         let mut state = self.0.state.borrow_mut();
         if let Some(End::Broken(outcome)) = state.end {
@@ -192,7 +199,7 @@ impl Source {
         }
     }
 
-    /// Nothing comes any more: the next piece is the end, without trailers.
+    /// The body is complete: the next item is the end, without trailers.
     pub fn is_at_end(&self) -> bool {
         let state = self.0.state.borrow();
         state.pieces.is_empty() && matches!(state.end, Some(End::Whole(None)))
@@ -200,9 +207,9 @@ impl Source {
 }
 
 impl Queue {
-    /// False: the copy has come to its end.
+    /// False: the copy has ended.
     fn push(self: &Rc<Self>, data: &Bytes) -> bool {
-        // Its task is gone.
+        // Its task has ended.
         if Rc::strong_count(self) == 1 {
             return false;
         }

@@ -1,8 +1,8 @@
 //! Requests: HTTP/1 and HTTP/2 between a client and an endpoint.
 //!
-//! In: a connection of which is known what it carries, and its session. Out: each request, routed,
-//! sent to an endpoint and answered, or answered here. Both protocols have the same files for the
-//! same steps:
+//! In: a connection whose protocol is known, and its session. Out: each request, routed, sent to an
+//! endpoint and answered, or answered by the proxy. Both protocols have the same files for the same
+//! steps:
 //!
 //! ```text
 //! serve      a connection: one request after the other, or its streams
@@ -14,8 +14,8 @@
 //! reply      an answer of the proxy's own
 //! ```
 //!
-//! What is decided about a request is the same for both: [`exchange`] decides, counts and logs, and
-//! [`attempts`] tries endpoints. A policy is added there, once, and holds for HTTP/1.1, HTTP/2 and
+//! The decisions about a request are the same for both: [`exchange`] decides, counts and logs, and
+//! [`attempts`] tries endpoints. A policy is added there, once, and applies to HTTP/1.1, HTTP/2 and
 //! gRPC.
 //!
 //! # Floors

@@ -1,5 +1,5 @@
-//! Whether a client still reads its response. One that does not holds a stream or connection to the
-//! endpoint, of which there are only so many for all clients.
+//! Detects a client that has stopped reading its response. Such a client holds a stream or
+//! connection to the endpoint, and their number is limited for all clients together.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Watches over the reader of one response.
+/// Monitors the reader of one response.
 #[derive(Debug)]
 pub struct Reader {
     /// How long it may read nothing.
     patience: Duration,
-    /// Since when there has been no room for what waits for it.
+    /// Since when the waiting data has had no room.
     stopped: Option<Instant>,
-    /// What waits for it, as last seen over HTTP/1.1.
+    /// Unsent bytes as last seen over HTTP/1.1.
     unsent: usize,
-    /// Made when it is first needed, and left where it is while that is early enough.
+    /// Created on first use, and left unchanged while it is early enough.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -30,12 +30,12 @@ impl Reader {
         }
     }
 
-    /// It has taken something, or there is nothing for it.
+    /// It has read something, or nothing waits for it.
     pub fn reads(&mut self) {
         self.stopped = None;
     }
 
-    /// `unsent` bytes wait for its connection to take them. Ready when it has taken none for too
+    /// `unsent` bytes wait for its connection. Ready when it has accepted none of them for too
     /// long.
     pub fn poll_unsent(&mut self, cx: &mut Context<'_>, unsent: usize) -> Poll<()> {
         let before = std::mem::replace(&mut self.unsent, unsent);
@@ -48,10 +48,10 @@ impl Reader {
         }
     }
 
-    /// It has no room for what there is. Ready when that has been so for too long.
+    /// It has no room for the waiting data. Ready when that has lasted too long.
     pub fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.stopped.get_or_insert_with(Instant::now);
-        // What the clock can't tell never comes.
+        // A time beyond the range of the clock never comes.
         let Some(due) = since.checked_add(self.patience) else {
             return Poll::Pending;
         };
@@ -73,7 +73,7 @@ mod tests {
     use tokio::time::sleep;
 
     #[tokio::test]
-    async fn one_that_takes_something_now_and_then_is_waited_for() {
+    async fn a_slow_reader_is_waited_for() {
         const PATIENCE: Duration = Duration::from_millis(10);
         let mut reader = Reader::new(PATIENCE);
         for unsent in [5, 4, 3, 0, 2] {

@@ -1,11 +1,11 @@
 //! Whether a failed attempt is followed by another.
 //!
 //! In: how an attempt failed, and whether the request can be sent again. Out: [`Next`], and the
-//! word under which the decision is counted. A request that provably never reached an application
-//! is tried elsewhere whatever the rule says; everything else is the user's choice (HTTPRoute's
-//! `retry`). Every retry comes out of the Service's budget. On the inbound side there is one
-//! endpoint, and the caller can try again: only what a pooled connection to the app refused by
-//! its end is sent again there. Otherwise the retries of both sidecars would multiply.
+//! label under which the decision is counted. A request that provably never reached an application
+//! is tried elsewhere regardless of the rule; all other retries are the user's choice (HTTPRoute's
+//! `retry`). Every retry is charged to the Service's budget. On the inbound side there is one
+//! endpoint, and the caller can retry: only a request on a pooled connection that the app had
+//! already closed is sent again there. Otherwise the retries of both sidecars would multiply.
 
 use std::time::Duration;
 
@@ -18,28 +18,32 @@ use crate::route::RetryPolicy;
 use crate::socket::Direction;
 use crate::upstream::streams::Refusal;
 
-/// The longest wait between two attempts that doubling leads to. A longer one only comes of a longer `backoff`.
+/// The longest wait between two attempts from doubling. Only a longer `backoff` leads to a longer
+/// one.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// Share of a wait that chance adds, so that what failed together does not come back together.
+/// Share of a wait that is added at random, so that simultaneous failures do not retry together.
 const JITTER: f64 = 0.5;
-/// How often a request that never reached an application is tried anew. Each try goes to another endpoint while there is one: with
-/// a whole rack of stale endpoints in a table this many misses in a row still happen to few.
+/// How often a request that never reached an application is retried. Each try goes to another
+/// endpoint while there is one: with a whole rack of stale endpoints in a table, so many failures
+/// in a row are still rare.
 const MAX_UNSENT: u32 = 5;
-/// Wait before the second and later tries of a request that never reached an application: an only endpoint that is
-/// restarting is not hammered.
+/// Wait before the second and later tries of a request that never reached an application: it spares
+/// a single endpoint that is restarting.
 const UNSENT_BACKOFF: Duration = Duration::from_millis(10);
 
-/// How an attempt failed, as far as trying again goes.
+/// How an attempt failed, for the decision about a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Provably nothing of the request reached an application: tried elsewhere, whatever the
     /// method.
     NeverSent,
-    /// The same, since a connection that was open already had come to its end: another one will do.
+    /// The same, because a pooled connection had ended: another connection will do.
     Stale,
-    /// The endpoint's streams are in use, and one was waited for: answered as a status would be.
+    /// All streams of the endpoint are in use, and the wait for one timed out: handled like a
+    /// status.
     Full,
-    /// The connection broke after something was sent and before a response. Retried where the rule has a `retry` stanza and the request may be replayed.
+    /// The connection broke after something was sent and before a response. Retried where the rule
+    /// has a `retry` stanza and the request may be replayed.
     Reset,
     /// `timeouts.backendRequest` ran out.
     TimedOut,
@@ -48,7 +52,7 @@ pub enum Failure {
 }
 
 impl From<&Refusal> for Failure {
-    /// What it means for another attempt that there is no stream.
+    /// Classifies a missing stream.
     fn from(refusal: &Refusal) -> Self {
         match refusal.reason {
             Reason::Overload => Self::Full,
@@ -57,25 +61,25 @@ impl From<&Refusal> for Failure {
     }
 }
 
-/// Decides over the attempts of one request.
+/// Decides on the attempts of one request.
 #[derive(Debug)]
 pub struct Retries<'a> {
     direction: Direction,
     policy: Option<&'a RetryPolicy>,
     budget: &'a RetryBudget,
-    /// Retries of the policy's.
+    /// Retries charged to the policy.
     used: u32,
     /// Tries that never reached an application.
     unsent: u32,
     outcome: Option<RetryOutcome>,
 }
 
-/// What comes after a failed attempt.
+/// The decision after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Try again after this long.
     Retry(Duration),
-    /// Answer the client with what there is.
+    /// Answer the client with the last result.
     GiveUp,
 }
 
@@ -100,7 +104,8 @@ impl<'a> Retries<'a> {
         self.next_with(failure, replayable, &mut rand::rng())
     }
 
-    /// [`Self::next`], counted: how long to wait for the next attempt. `None`: there is none.
+    /// [`Self::next`], counted: how long to wait for the next attempt. `None`: no other attempt
+    /// follows.
     pub fn wait(
         &mut self,
         failure: Failure,
@@ -117,7 +122,8 @@ impl<'a> Retries<'a> {
         }
     }
 
-    /// The failure that a response stands for, if another attempt may follow it. `told`: what it says as its reason.
+    /// The failure that a response represents, if another attempt may follow it. `told`: the value
+    /// of its reason header.
     pub fn failure_of(&self, status: u16, told: Option<&[u8]>, peer: &Peer) -> Option<Failure> {
         if status < 400 {
             return None;
@@ -128,12 +134,12 @@ impl<'a> Retries<'a> {
         self.is_retried(status).then_some(Failure::Status(status))
     }
 
-    /// How the last decision is to be counted. `None`: a retry was never at issue.
+    /// How the last decision is counted. `None`: a retry was not considered.
     fn outcome(&self) -> Option<RetryOutcome> {
         self.outcome
     }
 
-    /// Whether a response with this status would be retried if that is still possible.
+    /// Whether a response with this status is retried if a retry is still possible.
     fn is_retried(&self, status: u16) -> bool {
         self.policy
             .is_some_and(|policy| policy.attempts > 0 && policy.codes.contains(&status))
@@ -208,8 +214,8 @@ impl<'a> Retries<'a> {
     }
 }
 
-/// Whether a peer's proxy says with this [`crate::observe::reason::REASON_HEADER`] that the request got no further than to itself. Only
-/// to be believed of a peer that has proved its identity.
+/// Whether this [`crate::observe::reason::REASON_HEADER`] of a peer's proxy means that the request
+/// got no further than the proxy. Trusted only from a peer that has proved its identity.
 fn says_never_sent(reason: &[u8]) -> bool {
     const NEVER_SENT: [Reason; 5] = [
         Reason::ConnectFailed,
@@ -281,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_policy_only_what_was_never_sent_is_retried_and_that_is_bounded() {
+    fn without_a_policy_only_unsent_requests_are_retried_and_that_is_bounded() {
         let budget = plenty();
         let mut retries = Retries::new(Direction::Outbound, None, &budget);
         for failure in [
@@ -300,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_sent_costs_no_attempt_of_the_policy() {
+    fn an_unsent_request_costs_no_attempt_of_the_policy() {
         let (policy, budget) = (policy(2), plenty());
         let mut retries = Retries::new(Direction::Outbound, Some(&policy), &budget);
         assert_eq!(waits(&mut retries, Failure::NeverSent, 5).len(), 5);
@@ -308,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_has_the_last_word() {
+    fn the_budget_bounds_retries() {
         let (policy, budget) = (
             policy(100),
             RetryBudget::new(0, Duration::from_secs(10), 0.3),
@@ -319,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_sent_is_in_the_budget_too() {
+    fn unsent_requests_are_charged_to_the_budget_too() {
         let budget = RetryBudget::new(0, Duration::from_secs(10), 0.3);
         let mut retries = Retries::new(Direction::Outbound, None, &budget);
         assert_eq!(waits(&mut retries, Failure::NeverSent, 2).len(), 2);
@@ -328,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn on_the_inbound_side_only_a_pooled_connection_that_was_over_is_made_up_for() {
+    fn inbound_only_closed_pooled_connections_are_retried() {
         let budget = plenty();
         let mut retries = Retries::new(Direction::Inbound, None, &budget);
         for failure in [Failure::NeverSent, Failure::Reset, Failure::Full] {
@@ -339,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_replayed_is_not_retried() {
+    fn a_request_that_cannot_be_replayed_is_not_retried() {
         let (policy, budget) = (policy(3), plenty());
         let mut retries = Retries::new(Direction::Outbound, Some(&policy), &budget);
         for failure in [Failure::NeverSent, Failure::Reset, Failure::Status(500)] {
@@ -349,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_says_what_never_reached_its_app() {
+    fn a_peers_reason_marks_requests_that_never_reached_its_app() {
         assert!(says_never_sent(b"connect-failed"));
         assert!(says_never_sent(b"shutting-down"));
         assert!(!says_never_sent(b"upstream-reset"));

@@ -1,8 +1,8 @@
-//! Syntax that both HTTPs are held to alike: what a request is addressed to, how many fields it
-//! has, what may be a trailer.
+//! Syntax rules that HTTP/1 and HTTP/2 share: the target of a request, its number of fields, and
+//! the fields allowed as trailers.
 //!
-//! In: the text of a target, an authority or a field's name. Out: whether it can be read in one way
-//! only. What can't is refused, since the next reader may take it for another resource, or for
+//! In: the text of a target, an authority or a field's name. Out: whether it is unambiguous.
+//! Ambiguous text is rejected, since the next reader may take it for another resource, or for
 //! another host's.
 
 use std::net::Ipv6Addr;
@@ -12,7 +12,7 @@ use crate::route::is_spelling;
 /// Fields in one head. Heads are bounded in bytes too; this bounds the work per byte.
 pub const MAX_FIELDS: usize = 1_000;
 
-/// `userinfo@host:port`, taken apart (RFC 3986 section 3.2).
+/// `userinfo@host:port`, parsed (RFC 3986 section 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Authority<'a> {
     userinfo: Option<&'a str>,
@@ -62,17 +62,17 @@ impl<'a> Authority<'a> {
         })
     }
 
-    /// An authority that may stand in `Host`, where userinfo may not (RFC 9110 section 7.2).
+    /// An authority in `Host`, where userinfo is not allowed (RFC 9110 section 7.2).
     pub fn of_host(text: &'a str) -> Option<Self> {
         Self::parse(text).filter(|authority| authority.userinfo.is_none())
     }
 
-    /// What `CONNECT` asks for: the port must be there (RFC 9110 section 9.3.6).
+    /// The target of `CONNECT`: the port is required (RFC 9110 section 9.3.6).
     pub fn of_connect(text: &'a str) -> Option<Self> {
         Self::of_host(text).filter(|authority| authority.port.is_some())
     }
 
-    /// Whether both name the same host. Clients leave out a port, or send a name as its user wrote
+    /// Whether both name the same host. Clients leave out a port, or send a name as its user typed
     /// it.
     pub fn agrees_with(&self, other: &Self) -> bool {
         let same_port = match (self.port, other.port) {
@@ -83,8 +83,8 @@ impl<'a> Authority<'a> {
     }
 }
 
-/// Whether a `Host` is of the kind that most are: a name or an IPv4 address, with a port of at most
-/// four digits or without one. The others may be right too: see [`Authority::of_host`].
+/// Whether a `Host` has the common form: a name or an IPv4 address, with a port of at most four
+/// digits or without one. Others may be valid too: see [`Authority::of_host`].
 pub fn is_plain_host(text: &[u8]) -> bool {
     let is_host = |byte: &u8| ALLOWED[usize::from(*byte)] & HOST != 0;
     let length = text.iter().take_while(|byte| is_host(byte)).count();
@@ -97,8 +97,8 @@ pub fn is_plain_host(text: &[u8]) -> bool {
     }
 }
 
-/// Whether `text` is fit for `:authority`. gRPC clients that were given a list of addresses send
-/// the list.
+/// Whether `text` is valid in `:authority`. gRPC clients that were configured with a list of
+/// addresses send the list.
 pub fn is_authority_or_list(text: &str) -> bool {
     text.split(',')
         .all(|part| Authority::of_host(part).is_some())
@@ -114,8 +114,8 @@ pub fn is_path(target: &str, method: &str) -> bool {
     }
 }
 
-/// Fields that a trailer may not be: they say how a message is framed, where it goes, or belong to
-/// one connection (RFC 9110 section 6.5.1).
+/// Fields that are not allowed as trailers: they control framing or routing, or belong to one
+/// connection (RFC 9110 section 6.5.1).
 const NO_TRAILERS: [&str; 9] = [
     "content-length",
     "transfer-encoding",
@@ -127,8 +127,8 @@ const NO_TRAILERS: [&str; 9] = [
     "trailer",
     "upgrade",
 ];
-/// In a request, also what says who asks, or how the content is to be read: an app that merges
-/// trailers into its header fields would believe them.
+/// In a request, also fields that identify the client or control how the content is read: an app
+/// that merges trailers into its header fields would trust them.
 const NO_REQUEST_TRAILERS: [&str; 10] = [
     "authorization",
     "proxy-authorization",
@@ -148,7 +148,7 @@ pub fn is_trailer(name: &[u8], of_request: bool) -> bool {
     !(NO_TRAILERS.iter().any(is) || of_request && NO_REQUEST_TRAILERS.iter().any(is))
 }
 
-/// Which parts of an authority a byte may stand in, as bits.
+/// The parts of an authority in which a byte is allowed, as bits.
 const HOST: u8 = 1;
 const USERINFO: u8 = 2;
 
@@ -183,7 +183,7 @@ static ALLOWED: [u8; 256] = {
     table
 };
 
-/// Whether every byte is allowed in `part`, as it is or percent-encoded.
+/// Whether every byte is allowed in `part`, literally or percent-encoded.
 fn is_encoded(text: &str, part: u8) -> bool {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
@@ -205,7 +205,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_looks_like_a_plain_host_is_a_host(text in "[a-z0-9.:%@,\\[\\]/ _-]{0,12}") {
+        fn a_plain_host_is_a_valid_host(text in "[a-z0-9.:%@,\\[\\]/ _-]{0,12}") {
             if is_plain_host(text.as_bytes()) {
                 prop_assert!(Authority::of_host(&text).is_some(), "{}", text);
             }
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_read_to_the_letter() {
+    fn a_host_is_parsed_strictly() {
         for text in [
             "web",
             "web:80",

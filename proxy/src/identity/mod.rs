@@ -1,24 +1,29 @@
-//! Who the proxy is and whom it trusts: keys, certificates and the TLS configurations made of them.
+//! The proxy's own identity and its trust: keys, certificates and the TLS configurations made of
+//! them.
 //!
 //! ```text
 //! renew ── certificate ──▶ ┐
 //! control ── anchors ────▶ ┴─▶ generation: server config, client config for each peer identity
 //! ```
 //!
-//! A generation is immutable and swapped whole. Anchors come with the name of the authority that issues certificates now: where
-//! the own certificate is of another, `renew` asks for a new one soon. TLS 1.3 only; X25519MLKEM768 comes first, so what is recorded today stays
-//! secret from tomorrow's quantum computers.
+//! A generation is immutable and replaced as a whole. Anchors come with the name of the authority
+//! that issues certificates now: where the proxy's own certificate is from another, `renew`
+//! requests a new one soon. TLS 1.3 only; X25519MLKEM768 is preferred, so traffic recorded today
+//! stays confidential against future quantum computers.
 //!
 //! # Session resumption
 //!
-//! A full handshake costs both ends together about three times a resumed one, and opaque TCP opens one connection for each
-//! of the app's. So sessions are resumed, within these bounds:
-//! * A client keeps tickets by expected identity, certificate and anchors: a ticket that `a` gave is never shown to
-//!   somebody who has to be `b`, and none outlives the certificate or the anchors that it was earned with. Whoever answers must
-//!   hold the ticket's key, which never leaves the process that proved its identity in the full handshake.
-//! * A server seals everything in the ticket (nothing is stored) with keys that live for at most 12 hours and go with the
-//!   anchors. [`Identity::peer_identity`] checks the validity of the client's certificate on resumed connections too.
-//! * Keys are exchanged anew each time (forward secrecy), and there is no early data (nothing can be replayed).
+//! A full handshake costs both ends together about three times as much as a resumed one, and opaque
+//! TCP opens one connection for each of the app's. So sessions are resumed, within these bounds:
+//! * A client keeps tickets by expected identity, certificate and anchors: a ticket issued by `a`
+//!   is never presented where another identity is expected, and no ticket outlives the certificate
+//!   or the anchors under which it was obtained. To resume, the server must hold the ticket's key,
+//!   which never leaves the process that proved its identity in the full handshake.
+//! * A server is stateless: the ticket contains the sealed session. The keys live for at most 12
+//!   hours and are replaced with the anchors. [`Identity::peer_identity`] checks the validity of
+//!   the client's certificate on resumed connections too.
+//! * Each connection has a fresh key exchange (forward secrecy), and there is no early data
+//!   (nothing can be replayed).
 //!
 //! # Floors
 //!
@@ -57,15 +62,18 @@ pub use trust::{TrustError, read_anchors};
 pub use verify::IdentityError;
 use verify::PinnedServer;
 
-/// Peer identities whose client configurations are kept. When there are more, all are made anew as needed.
+/// Peer identities whose client configurations are cached. Beyond the bound, the cache is cleared
+/// and filled again on demand.
 const MAX_PEERS: usize = 4_096;
-/// Session tickets kept for one peer identity: eight for each of up to 64 addresses, about 2 KiB each.
+/// Session tickets kept for one peer identity: eight for each of up to 64 addresses, about 2 KiB
+/// each.
 const MAX_TICKETS: usize = 512;
-/// Tickets given in a handshake. Each resumed connection uses one up and brings one, so one keeps the level.
+/// Tickets issued in a handshake. Each resumed connection uses one ticket and receives one, so the
+/// number stays level.
 const TICKETS_PER_HANDSHAKE: usize = 1;
 /// Longest name of an authority, in bytes.
 const MAX_AUTHORITY: usize = 64;
-/// Interned identities of peers. When there are more, those that nobody holds are forgotten.
+/// Interned identities of peers. Beyond the bound, those without other references are removed.
 const MAX_NAMES: usize = 16_384;
 
 /// The protocol inside a TLS connection between two proxies.
@@ -105,7 +113,7 @@ struct Inner {
     trust: ArcSwap<Trust>,
     /// Absent until there is a certificate.
     current: ArcSwapOption<Generation>,
-    /// Held while a generation is made, so that two changes at once do not lose one.
+    /// Held while a generation is made, so that concurrent changes do not lose one.
     changing: Mutex<()>,
     changed: watch::Sender<u64>,
     issuing: watch::Sender<Issuing>,
@@ -132,22 +140,23 @@ struct Certificate {
     resolver: Arc<SingleCertAndKey>,
 }
 
-/// The name of an authority, as the controller says it. It becomes a label. `None`: it is not one.
+/// The name of an authority, as sent by the controller. It becomes a label. `None`: not a valid
+/// name.
 pub fn authority_name(name: &str) -> Option<Arc<str>> {
     let right = name.len() <= MAX_AUTHORITY && name.bytes().all(|b| b.is_ascii_alphanumeric());
     right.then(|| name.into())
 }
 
-/// Which authority certificates are to be of.
+/// The authority that issues certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Issuing {
-    /// A name for it. Empty: nobody says.
+    /// Its name. Empty: not announced.
     pub issuer: Arc<str>,
-    /// In what time those who have a certificate of another get one of this.
+    /// Time within which holders of a certificate from another authority renew theirs.
     pub renew_within: Duration,
 }
 
-/// From when to when a certificate holds.
+/// The validity period of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     /// In Unix seconds.
@@ -166,7 +175,7 @@ impl Validity {
     }
 }
 
-/// Why a certificate is not taken over.
+/// Why a certificate is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     #[error("there is no certificate")]
@@ -225,8 +234,9 @@ impl Identity {
         Ok(identity)
     }
 
-    /// For a connection to a peer that must prove `expected` (a SPIFFE ID). Cached by identity and protocol, and made anew
-    /// when the certificate or the anchors change. `None`: there is no valid certificate.
+    /// For a connection to a peer that must prove `expected` (a SPIFFE ID). Cached by identity and
+    /// protocol, and rebuilt when the certificate or the anchors change. `None`: there is no valid
+    /// certificate.
     pub fn client_config(&self, expected: &Arc<str>, alpn: Alpn) -> Option<Arc<ClientConfig>> {
         let generation = self.valid_generation()?;
         let index = Alpn::ALL.iter().position(|other| *other == alpn)?;
@@ -243,13 +253,15 @@ impl Identity {
         Some(config)
     }
 
-    /// For connections from peers, whose certificate is demanded and verified. `None`: there is no valid certificate.
+    /// For connections from peers, whose certificate is required and verified. `None`: there is no
+    /// valid certificate.
     pub fn server_config(&self) -> Option<Arc<ServerConfig>> {
         Some(self.valid_generation()?.server.clone())
     }
 
-    /// The SPIFFE ID in a peer's verified certificate. Interned: the same identity is the same `Arc`. `None`: there is none,
-    /// or it has expired since (a resumed session may be older than that).
+    /// The SPIFFE ID in a peer's verified certificate. Interned: the same identity is the same
+    /// `Arc`. `None`: no certificate, or it has expired since (a resumed session may be older than
+    /// that).
     pub fn peer_identity(&self, certificates: &[CertificateDer<'_>]) -> Option<Arc<str>> {
         let claims = spiffe::claims(certificates.first()?).ok()?;
         if unix_now() > claims.not_after {
@@ -269,7 +281,7 @@ impl Identity {
         Some(name)
     }
 
-    /// How long the first of a peer's verified certificates still holds.
+    /// The remaining validity of the first of a peer's verified certificates.
     pub fn peer_validity(&self, certificates: &[CertificateDer<'_>]) -> Option<Duration> {
         let claims = spiffe::claims(certificates.first()?).ok()?;
         let left = claims.not_after.saturating_sub(unix_now());
@@ -309,7 +321,8 @@ impl Identity {
         Ok(validity)
     }
 
-    /// Puts a set of anchors in force. Open connections stay; new ones are verified against it. False: it was in force already.
+    /// Puts a set of anchors in force. Open connections stay; new ones are verified against it.
+    /// False: these anchors were in force already.
     pub fn set_trust_anchors(
         &self,
         anchors: Vec<CertificateDer<'static>>,
@@ -330,7 +343,7 @@ impl Identity {
         Ok(true)
     }
 
-    /// Puts anchors in force beside those that are. What the controller's stream says replaces all of them.
+    /// Adds anchors to those in force. A set from the controller's stream replaces all of them.
     pub fn add_trust_anchors(
         &self,
         anchors: Vec<CertificateDer<'static>>,
@@ -338,7 +351,7 @@ impl Identity {
         let mut all = self.inner.trust.load().anchors().to_vec();
         all.extend(anchors.iter().cloned());
         match self.set_trust_anchors(all) {
-            // So many that one kind has to go: the controller knows best.
+            // The sets do not fit together: the controller's takes precedence.
             Err(TrustError::TooMany(_)) => self.set_trust_anchors(anchors),
             result => result,
         }
@@ -349,7 +362,7 @@ impl Identity {
         self.inner.trust.load().is(anchors)
     }
 
-    /// Says which authority certificates are to be of.
+    /// Sets the authority that is to issue certificates.
     pub fn set_issuing(&self, issuing: Issuing) {
         self.inner.issuing.send_if_modified(|current| {
             let differs = *current != issuing;
@@ -358,22 +371,22 @@ impl Identity {
         });
     }
 
-    /// Tells which authority certificates are to be of.
+    /// Watches the authority that is to issue certificates.
     pub fn issuing(&self) -> watch::Receiver<Issuing> {
         self.inner.issuing.subscribe()
     }
 
-    /// The controller does not accept the certificate in force.
+    /// Records that the controller refuses the certificate in force.
     pub fn certificate_refused(&self) {
         self.inner.refused.notify_one();
     }
 
-    /// Waits until the certificate in force is said to be refused.
+    /// Waits until the certificate in force is reported as refused.
     pub(crate) async fn refused(&self) {
         self.inner.refused.notified().await;
     }
 
-    /// Whether [`Self::set_trust_anchors`] would take `anchors`.
+    /// Whether [`Self::set_trust_anchors`] would accept `anchors`.
     pub fn check_trust_anchors(
         &self,
         anchors: Vec<CertificateDer<'static>>,
@@ -381,19 +394,19 @@ impl Identity {
         Trust::new(&self.inner.trust_domain, anchors, &self.inner.provider).map(|_| ())
     }
 
-    /// The own SPIFFE ID, once there is a certificate.
+    /// The proxy's own SPIFFE ID, once there is a certificate.
     pub fn id(&self) -> Option<SpiffeId> {
         let generation = self.inner.current.load();
         generation.as_ref().map(|g| g.certificate.id.clone())
     }
 
-    /// When the certificate in force holds, whether or not that is now.
+    /// The validity of the certificate in force, which may have expired or not begun.
     pub fn validity(&self) -> Option<Validity> {
         let generation = self.inner.current.load();
         generation.as_ref().map(|g| g.certificate.validity)
     }
 
-    /// Whether there is a certificate that holds now.
+    /// Whether there is a certificate that is valid now.
     pub fn is_valid(&self) -> bool {
         self.valid_generation().is_some()
     }
@@ -403,13 +416,14 @@ impl Identity {
         &self.inner.trust_domain
     }
 
-    /// Tells when the certificate or the anchors have changed.
+    /// Changes with each new certificate or set of anchors.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
     }
 
-    /// For a connection to the controller, which must prove `expected`. `bootstrap`: anchors to trust beside those in force, so
-    /// that a proxy which slept through a rotation is let back in by its file. `with_certificate`: show the own certificate.
+    /// For a connection to the controller, which must prove `expected`. `bootstrap`: anchors to
+    /// trust in addition to those in force, so that the file readmits a proxy that missed a
+    /// rotation. `with_certificate`: present the proxy's own certificate.
     pub fn controller_config(
         &self,
         expected: &SpiffeId,
@@ -423,7 +437,7 @@ impl Identity {
         };
         let mut config = self.client_base(expected.clone(), roots, certificate.as_deref())?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        // One connection at a time that lasts for hours: nothing to gain.
+        // One connection at a time, which lasts for hours: resumption would gain nothing.
         config.resumption = Resumption::disabled();
         Ok(config)
     }
@@ -449,7 +463,7 @@ impl Identity {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = TICKETS_PER_HANDSHAKE;
         server.max_early_data_size = 0;
-        // `tls` takes the first moment at which data may be sent for the end of the handshake.
+        // `tls` treats the first moment at which data may be sent as the end of the handshake.
         server.send_half_rtt_data = false;
         // Records are sealed and opened by `tls`.
         server.enable_secret_extraction = true;
@@ -504,7 +518,7 @@ impl Identity {
     }
 }
 
-/// Whether a failed handshake failed because the peer proved another identity than expected.
+/// Whether a handshake failed because the peer proved another identity than expected.
 pub fn is_identity_mismatch(error: &std::io::Error) -> bool {
     error
         .get_ref()
@@ -512,8 +526,8 @@ pub fn is_identity_mismatch(error: &std::io::Error) -> bool {
         .is_some_and(|error| IdentityError::find(error).is_some())
 }
 
-/// TLS as the mesh speaks it. AES-128 comes first: as long as keys are exchanged with ML-KEM-768 nobody comes near it, and it
-/// is the cheapest on every processor with AES instructions.
+/// The mesh's TLS parameters. AES-128 comes first: with a key exchange by ML-KEM-768 it is not the
+/// weakest part, and it is the cheapest on every processor with AES instructions.
 fn provider() -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![
@@ -537,6 +551,6 @@ pub(crate) fn unix_now() -> i64 {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // No code panics under these locks half way through a change.
+    // No code panics while it holds one of these locks in the middle of a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

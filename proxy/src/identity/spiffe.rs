@@ -1,4 +1,4 @@
-//! SPIFFE IDs, and reading them from certificates.
+//! SPIFFE IDs, and parsing them from certificates.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +19,7 @@ pub struct SpiffeId {
     domain_end: usize,
 }
 
-/// A text that is no SPIFFE ID.
+/// A text that is not a SPIFFE ID.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no SPIFFE ID: expected spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT")]
 pub struct SpiffeIdError(String);
@@ -71,7 +71,7 @@ impl fmt::Debug for SpiffeId {
     }
 }
 
-/// What a certificate says about its holder. Proves nothing by itself.
+/// The claims of a certificate. They prove nothing by themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claims {
     pub id: SpiffeId,
@@ -81,7 +81,7 @@ pub(super) struct Claims {
     pub not_after: i64,
 }
 
-/// Why a certificate names nobody.
+/// Why a certificate has no identity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimsError {
     #[error("the certificate does not parse")]
@@ -124,14 +124,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_id_is_taken_apart() {
+    fn an_id_is_split_into_its_parts() {
         let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
         assert_eq!(id.trust_domain(), "cluster.local");
         assert_eq!(id.as_str(), "spiffe://cluster.local/ns/shop/sa/web");
     }
 
     #[test]
-    fn what_is_no_id_is_refused() {
+    fn an_invalid_id_is_rejected() {
         for wrong in [
             "",
             "spiffe://",

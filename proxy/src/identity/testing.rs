@@ -16,12 +16,12 @@ use super::{Identity, unix_now};
 pub const TRUST_DOMAIN: &str = "cluster.local";
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Signs whatever it is asked to.
+/// Signs every request.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
-/// What a leaf says.
+/// The claims of a leaf certificate.
 #[derive(Clone)]
 pub struct Leaf {
     pub uris: Vec<String>,
@@ -32,7 +32,7 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// A good one for `id`.
+    /// A valid leaf for `id`.
     pub fn new(id: &str) -> Self {
         Self {
             uris: vec![id.to_owned()],
@@ -101,7 +101,7 @@ impl Authority {
         (vec![certificate.der().clone()], key)
     }
 
-    /// What a controller does with a request: only the key counts.
+    /// Signs a request as a controller does: only its key counts.
     pub fn certify(&self, csr: &[u8], leaf: &Leaf) -> CertificateDer<'static> {
         let csr = CertificateSigningRequestDer::from(csr);
         let mut request = CertificateSigningRequestParams::from_der(&csr).unwrap();
@@ -109,7 +109,7 @@ impl Authority {
         request.signed_by(&self.issuer).unwrap().der().clone()
     }
 
-    /// An identity with a day to live.
+    /// An identity whose certificate is valid for a day.
     pub fn identity(&self, id: &str) -> Identity {
         let (chain, key) = self.issue(&Leaf::new(id));
         Identity::from_parts(TRUST_DOMAIN, vec![self.anchor()], chain, key).unwrap()

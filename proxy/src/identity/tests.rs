@@ -20,8 +20,8 @@ type Ends = (
     io::Result<server::TlsStream<DuplexStream>>,
 );
 
-/// What both ends think of a handshake. A byte goes from the server to the client, so that tickets arrive and a refusal of
-/// the client's certificate shows.
+/// The result of a handshake at both ends. The server sends a byte to the client, so that tickets
+/// arrive and a refusal of the client's certificate shows.
 async fn shake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Ends {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let name = ServerName::try_from("10.0.0.1").unwrap();
@@ -43,7 +43,7 @@ async fn call(caller: &Identity, expected: &str, callee: &Identity) -> Ends {
     shake(client.unwrap(), callee.server_config().unwrap()).await
 }
 
-/// A client that knows the server's identity and has no certificate, or another one.
+/// A client that expects the server's identity and has no certificate, or another one.
 fn odd_client(
     authority: &Authority,
     expected: &str,
@@ -66,7 +66,7 @@ fn odd_client(
     })
 }
 
-/// A server that shows whatever certificate it likes.
+/// A server that presents an arbitrary certificate.
 fn odd_server(authority: &Authority, issuer: &Authority, leaf: &Leaf) -> Arc<ServerConfig> {
     let provider = Arc::new(provider());
     let trust = Trust::new(&TRUST_DOMAIN.into(), vec![authority.anchor()], &provider).unwrap();
@@ -92,7 +92,7 @@ fn certificate_error(
 }
 
 #[tokio::test]
-async fn peers_prove_who_they_are_with_post_quantum_keys() {
+async fn peers_prove_their_identities_with_post_quantum_keys() {
     let authority = Authority::new("a");
     let (web, api) = (authority.identity(WEB), authority.identity(API));
     let (client, server) = call(&web, API, &api).await;
@@ -119,7 +119,7 @@ async fn peers_prove_who_they_are_with_post_quantum_keys() {
 }
 
 #[tokio::test]
-async fn a_server_with_another_identity_is_refused_and_told_apart() {
+async fn a_server_with_another_identity_is_rejected_as_a_mismatch() {
     let authority = Authority::new("a");
     let (web, rogue) = (authority.identity(WEB), authority.identity(ROGUE));
     let (client, server) = call(&web, API, &rogue).await;
@@ -130,7 +130,7 @@ async fn a_server_with_another_identity_is_refused_and_told_apart() {
 }
 
 #[tokio::test]
-async fn a_server_with_two_names_or_none_is_refused() {
+async fn a_server_with_two_names_or_no_name_is_rejected() {
     let authority = Authority::new("a");
     let web = authority.identity(WEB);
     for uris in [
@@ -151,7 +151,7 @@ async fn a_server_with_two_names_or_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_has_expired_or_is_of_another_authority_is_refused() {
+async fn a_server_with_an_expired_certificate_or_another_authority_is_rejected() {
     let (authority, foreign) = (Authority::new("a"), Authority::new("b"));
     let web = authority.identity(WEB);
     let expired = Leaf {
@@ -188,7 +188,7 @@ async fn a_server_that_has_expired_or_is_of_another_authority_is_refused() {
 }
 
 #[tokio::test]
-async fn a_client_without_a_certificate_of_ours_is_refused() {
+async fn a_client_without_a_certificate_of_the_mesh_is_rejected() {
     let (authority, foreign) = (Authority::new("a"), Authority::new("b"));
     let server = authority.identity(API).server_config().unwrap();
     let good = Leaf::new(WEB);
@@ -222,7 +222,7 @@ async fn a_client_without_a_certificate_of_ours_is_refused() {
 }
 
 #[tokio::test]
-async fn tls_1_2_is_refused() {
+async fn tls_1_2_is_rejected() {
     let server = Authority::new("a").identity(API).server_config().unwrap();
     let (mut near, far) = tokio::io::duplex(4_096);
     // A ClientHello of TLS 1.2 with one suite, as OpenSSL would send it.
@@ -254,7 +254,7 @@ async fn tls_1_2_is_refused() {
 }
 
 #[tokio::test]
-async fn sessions_are_resumed_with_the_same_identity_and_no_other() {
+async fn sessions_are_resumed_with_the_same_identity_only() {
     let authority = Authority::new("a");
     let (web, api, rogue) = (
         authority.identity(WEB),
@@ -268,14 +268,14 @@ async fn sessions_are_resumed_with_the_same_identity_and_no_other() {
         client.unwrap().get_ref().1.handshake_kind(),
         Some(HandshakeKind::Resumed)
     );
-    // The server knows who the client is all the same.
+    // The server has the client's identity all the same.
     let server = server.unwrap();
     let peer = api.peer_identity(server.get_ref().1.peer_certificates().unwrap());
     assert_eq!(peer.as_deref(), Some(WEB));
-    // Somebody else at the same address can do nothing with the ticket, and its certificate is looked at.
+    // Another server at the same address cannot use the ticket, and its certificate is verified.
     let (client, _) = call(&web, API, &rogue).await;
     assert!(is_identity_mismatch(&client.map(|_| ()).unwrap_err()));
-    // A ticket that API gave is not shown where ROGUE is expected.
+    // A ticket issued by API is not presented where ROGUE is expected.
     assert_eq!(kind(call(&web, ROGUE, &rogue).await), HandshakeKind::Full);
 }
 
@@ -308,7 +308,7 @@ async fn anchors_rotate_while_old_and_new_overlap() {
     api.set_certificate(chain, key).unwrap();
     let (client, server) = call(&web, API, &api).await;
     assert!(client.is_ok() && server.is_ok());
-    // The old one is gone: its certificates prove nothing any more.
+    // The old anchor is removed: its certificates are no longer trusted.
     api.set_trust_anchors(vec![new.anchor()]).unwrap();
     let (client, server) = call(&web, API, &api).await;
     assert!(client.is_err() && server.is_err());
@@ -358,7 +358,7 @@ fn without_a_valid_certificate_there_is_no_configuration() {
 }
 
 #[test]
-fn nobody_is_no_set_of_anchors() {
+fn an_empty_set_of_anchors_is_rejected() {
     assert!(matches!(
         Identity::new(TRUST_DOMAIN, vec![]),
         Err(TrustError::Empty)

@@ -1,4 +1,4 @@
-//! Whom the proxy trusts: the mesh's anchors, and what is made of one set of them.
+//! The mesh's trust anchors, and the verifiers made of one set of them.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use rustls::server::{ProducesTickets, danger::ClientCertVerifier};
 
 use super::verify::MeshClient;
 
-/// Most anchors at once. Two overlap in a rotation; more are for meshes of meshes.
+/// Most anchors at once. Two overlap in a rotation; more are for federated meshes.
 const MAX_ANCHORS: usize = 64;
 
-/// Why a set of anchors is not taken over.
+/// Why a set of anchors is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     #[error("there is no certificate in it: nobody could be trusted")]
@@ -37,8 +37,8 @@ pub(super) struct Trust {
     anchors: Vec<CertificateDer<'static>>,
     pub roots: Arc<RootCertStore>,
     pub client_verifier: Arc<dyn ClientCertVerifier>,
-    /// Keys of session tickets. They go with the anchors: a session whose client was verified against an anchor
-    /// that has been taken away is not resumed.
+    /// Keys of session tickets. They are replaced with the anchors: a session whose client was
+    /// verified against a removed anchor is not resumed.
     pub ticketer: Arc<dyn ProducesTickets>,
 }
 
@@ -67,13 +67,13 @@ impl Trust {
         &self.anchors
     }
 
-    /// Whether `anchors`, in whatever order, are these.
+    /// Whether these are `anchors`, in any order.
     pub fn is(&self, anchors: &[CertificateDer<'_>]) -> bool {
         anchors.iter().all(|anchor| self.anchors.contains(anchor))
             && self.anchors.iter().all(|anchor| anchors.contains(anchor))
     }
 
-    /// The anchors, and `more` beside them.
+    /// The anchors and `more`.
     pub fn with(&self, more: &[CertificateDer<'static>]) -> Result<RootCertStore, TrustError> {
         let mut anchors = self.anchors.clone();
         anchors.extend_from_slice(more);

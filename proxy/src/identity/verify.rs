@@ -1,6 +1,6 @@
-//! Whether a peer is who it must be: a chain to the mesh's anchors, in its time of validity, and the right SPIFFE ID.
+//! Verifies a peer: a chain to the mesh's anchors, within its validity, and the expected SPIFFE ID.
 //!
-//! Names in the sense of DNS play no part: server names are addresses, and an address proves nothing.
+//! DNS names are irrelevant: server names are addresses, and an address proves nothing.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use rustls::{
 
 use super::spiffe::{ClaimsError, SpiffeId, claims};
 
-/// Why a peer with a certificate of ours is not the right one.
+/// Why a peer with a certificate of the mesh is not the expected one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
     #[error("expected {expected}, and the peer is {found}")]
@@ -30,7 +30,7 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    /// The error in a failed handshake, if that was why it failed.
+    /// The identity error in a failed handshake, if that was the cause.
     pub fn find(error: &rustls::Error) -> Option<&Self> {
         match error {
             rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(source))) => {
@@ -115,7 +115,7 @@ impl ServerCertVerifier for PinnedServer {
     }
 }
 
-/// Verifies that a client is somebody in our trust domain.
+/// Verifies that a client is a member of our trust domain.
 #[derive(Debug)]
 pub(super) struct MeshClient {
     trust_domain: Arc<str>,
@@ -128,7 +128,8 @@ impl MeshClient {
         roots: Arc<RootCertStore>,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, rustls::client::VerifierBuilderError> {
-        // No hints: a mesh peer has one certificate, and the names of the anchors are bytes in every handshake.
+        // No hints: a mesh peer has one certificate, and the names of the anchors would cost bytes
+        // in every handshake.
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
             .clear_root_hint_subjects()
             .build()?;

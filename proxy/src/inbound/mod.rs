@@ -1,7 +1,8 @@
-//! A connection that somebody has opened to the app.
+//! A connection that a client has opened to the app.
 //!
-//! In: the connection, and the address and port that it was made to. A peer's sidecar speaks TLS, says by ALPN what is inside, and
-//! proves who it is. Everybody else is let in as they are, or not at all: as the controller says for this pod.
+//! In: the connection, and its original destination. A peer's sidecar opens TLS, selects the inner
+//! protocol by ALPN and proves its identity. Other clients are accepted as they are or refused,
+//! according to the controller's table for this pod.
 
 use std::future::poll_fn;
 use std::io::{Cursor, ErrorKind};
@@ -34,14 +35,15 @@ pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
 
-/// How long a client is silent before the app is connected to, in case it is the one to speak first. Longer than on the app's
-/// side: peers' proxies do speak first, after a way through the network.
+/// How long a client is silent before the proxy connects to the app, in case the app sends first.
+/// Longer than on the outbound side: a peer's proxy does send first, but its bytes cross the
+/// network.
 const SILENCE: std::time::Duration = std::time::Duration::from_millis(10);
 
 type PeerStream = tls::Stream<TcpStream>;
 
-/// Carries one connection to its end. Until it is known what the client wants, or who it is, its
-/// place is one where it waits, and the task of this may be ended for another connection's sake.
+/// Carries one connection to its end. Until the client's protocol or identity is known, the
+/// connection occupies a waiting place, and its task may be ended to make room for another one.
 pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAddr, place: Place) {
     let _busy = worker.drain.busy();
     let app = worker.tables.app(destination);
@@ -49,7 +51,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
         return;
     };
     let strict = worker.tables.inbound().strict;
-    // A client that is gone already has no port any more.
+    // The port of a client that is already gone is unknown.
     let port = client.peer_addr().map_or(0, |address| address.port());
     let address = SocketAddr::new(place.source(), port);
     let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into(), address);
@@ -87,7 +89,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
         }
         FirstWord::Client(detected) => {
             let http = match (logical.protocol, detected) {
-                // TLS of the app's own, whatever its port is declared to be.
+                // The app's own TLS, whatever protocol its port declares.
                 (_, Detected::Tls) => None,
                 (Protocol::Http, Detected::Http2) | (Protocol::Http2, _) => Some(Detected::Http2),
                 (Protocol::Http, _) => Some(Detected::Http1),
@@ -123,7 +125,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
     }
 }
 
-/// Turns away a client that has no identity.
+/// Refuses a client that has no identity.
 fn refuse(stranger: &Session, logical: &Logical, client: &Buffered<TcpStream>) {
     let metrics = stranger.tcp_metrics(logical);
     metrics.opened();
@@ -135,8 +137,8 @@ fn refuse(stranger: &Session, logical: &Logical, client: &Buffered<TcpStream>) {
     socket::reset(&client.io);
 }
 
-/// Turns away a client for which there is no place. In HTTP/1 it is told so; for others there is no
-/// way to say it.
+/// Refuses a client for which there is no place. HTTP/1 gets a response; other protocols have no
+/// way to report it.
 async fn overload(
     stranger: &Session,
     client: Buffered<TcpStream>,
@@ -152,8 +154,7 @@ async fn overload(
     }
 }
 
-/// Waits for the first word of a client that is the one to speak first. `None`: there is none in
-/// time.
+/// Waits for the first bytes of a client that sends first. `None`: they are not there in time.
 async fn in_time<T>(worker: &Worker, first_word: impl Future<Output = T>) -> Option<T> {
     let leaving = async {
         worker.drain.started().await;
@@ -167,7 +168,8 @@ async fn in_time<T>(worker: &Worker, first_word: impl Future<Output = T>) -> Opt
     }
 }
 
-/// Whether the client is a peer's sidecar. One that does not show it in time is none.
+/// Whether the client is a peer's sidecar. A client that does not send its ClientHello in time does
+/// not count as one.
 async fn is_peer_in_time(worker: &Worker, client: &mut Buffered<TcpStream>) -> bool {
     let patience = worker.config.limits.handshake_timeout;
     matches!(timeout(patience, is_peer(client)).await, Ok(true))
@@ -191,7 +193,7 @@ async fn is_peer(client: &mut Buffered<TcpStream>) -> bool {
     }
 }
 
-/// Whether a ClientHello offers a protocol of ours. `None`: it is not all there.
+/// Whether a ClientHello offers one of Naru's protocols. `None`: it is incomplete.
 fn client_hello(bytes: &[u8]) -> Option<bool> {
     let mut acceptor = Acceptor::default();
     let mut bytes = Cursor::new(bytes);
@@ -203,7 +205,7 @@ fn client_hello(bytes: &[u8]) -> Option<bool> {
                 return Some(protocols.any(|name| Alpn::from_bytes(name).is_some()));
             }
             Ok(None) => {}
-            // Not ours to judge: the app may understand it.
+            // The app may still accept this ClientHello.
             Err(_) => return Some(false),
         }
     }
@@ -252,9 +254,9 @@ async fn serve_peer(
     }
 }
 
-/// Carries what a peer sends as bytes to a port that is declared to speak HTTP: a TCPRoute of the
-/// caller's may do that. What is not TLS of the app's own is read as HTTP, as everything else that
-/// reaches this port, so that no client writes `X-Forwarded-Client-Cert` itself.
+/// Carries a peer's opaque connection to a port that is declared as HTTP: a TCPRoute of the caller
+/// may cause that. Unless it is the app's own TLS, it is read as HTTP, as everything else that
+/// reaches this port, so that no client can forge `X-Forwarded-Client-Cert`.
 async fn serve_http(session: Session, client: Pipe) {
     let mut client = Buffered::new(client);
     let destination = session.destination.load().clone();
@@ -276,7 +278,8 @@ async fn serve_http(session: Session, client: Pipe) {
     }
 }
 
-/// TLS with a peer. Returns who it is, how long it has proved that for, and what is inside.
+/// The TLS handshake with a peer. Returns its identity, how long its certificate is still valid,
+/// and the protocol that ALPN selected.
 async fn shake_hands(
     worker: &Worker,
     client: Buffered<TcpStream>,
@@ -290,7 +293,8 @@ async fn shake_hands(
         .map_err(|error| {
             tracing::debug!(%error, "a TLS handshake failed");
             match error.kind() {
-                // A connection that was opened to be ready, and given up before it was.
+                // A connection that was opened in advance, and closed before the handshake was
+                // complete.
                 ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => Reason::ClientGone,
                 _ => Reason::TlsFailed,
             }

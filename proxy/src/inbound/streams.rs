@@ -1,4 +1,4 @@
-//! The end of a connection between sidecars that serves its streams.
+//! The server's end of a connection between sidecars: serves its streams.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -16,7 +16,7 @@ use crate::session::Session;
 use crate::session::validity::Validity;
 use crate::upstream::mux::{Driver, MAX_OPEN, Over, Side, Stream};
 
-/// How long a connection that came late is waited on for its first stream, when the proxy shuts down.
+/// How long a shutdown waits for the first stream of a connection that came late.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Serves the streams of a peer's connection until it ends: HTTP/1.1 on each of them.
@@ -30,19 +30,19 @@ where
     let live = Rc::new(Cell::new(0));
     let leaving = connection.clone();
     let mut accept = |stream: Stream| {
-        // A task may outlive its stream while its app takes nothing.
+        // A task may outlive its stream if its app reads nothing.
         if live.get() >= 2 * MAX_OPEN {
             leaving.leave();
             return stream.refuse();
         }
         let (session, live) = (session.clone(), Live::new(&live));
         tokio::task::spawn_local(async move {
-            // What is left of a stream is broken off as it is dropped.
+            // The rest of a stream is reset as it is dropped.
             drop(http1::serve(session, stream).await);
             drop(live);
         });
     };
-    // A peer that has just come has its first request on the way.
+    // A connection that has just been accepted has its first request on the way.
     let mut draining = pin!(async {
         worker.drain.started().await;
         sleep(FIRST_REQUEST).await;
@@ -75,8 +75,8 @@ where
         if validity == Validity::Overdue {
             let in_order = connection.is_unused();
             if !in_order {
-                // What is under way may have reached the app: an end in order would say the
-                // opposite, and have it sent again.
+                // Requests in progress may have reached the app: a clean end would claim the
+                // opposite, and cause them to be sent again.
                 connection.finish(Over::Broken(ErrorKind::TimedOut));
             }
             return Poll::Ready(!in_order);

@@ -1,4 +1,4 @@
-//! Who is let in, how, and what the app gets to see of it.
+//! Which clients are accepted, how, and what the app gets to see of them.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -32,10 +32,10 @@ const BY_CALLER: &str = "client=\"spiffe://cluster.local/ns/shop/sa/caller\"";
 const BY_STRANGER: &str = "client=\"unauthenticated\"";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-/// Longer than a client is waited for before the app is connected to.
+/// Longer than the silence after which the proxy connects to the app.
 const SILENT: Duration = Duration::from_millis(60);
 
-/// A pod: its proxy, its app, and who may call it.
+/// A pod: its proxy, its app, and its policy for clients.
 struct Pod {
     mesh: Mesh,
     places: Places,
@@ -78,7 +78,7 @@ impl Pod {
         pod
     }
 
-    /// The controller's word.
+    /// Applies a table as the controller sends it.
     fn told(&self, strict: bool, port: u16, protocol: Protocol) {
         self.mesh.worker.tables.set_inbound(Inbound {
             workload: "pod".into(),
@@ -87,7 +87,7 @@ impl Pod {
         });
     }
 
-    /// A connection from outside.
+    /// An inbound connection.
     async fn caller(&self) -> TcpStream {
         let (caller, accepted) = pair().await;
         let destination = self.app.local_addr().unwrap();
@@ -107,7 +107,7 @@ impl Pod {
             .unwrap()
     }
 
-    /// Answers one request of HTTP/1.
+    /// Answers one HTTP/1 request.
     async fn answer(&self) -> String {
         let mut app = accept(&self.app).await;
         let mut head = Vec::new();
@@ -175,13 +175,13 @@ async fn handshake(
 }
 
 #[test]
-fn a_peers_opaque_connection_is_carried_under_its_name() {
+fn a_peers_opaque_connection_is_carried_under_its_identity() {
     run(async {
         let pod = Pod::strict().await;
         let mut peer = pod.peer(Alpn::Tcp).await;
         send(&mut peer, Kind::Open, b"").await;
         let mut app = accept(&pod.app).await;
-        // Whoever is the first to speak.
+        // Either side may send first.
         app.write_all(b"welcome").await.unwrap();
         assert_eq!(receive(&mut peer).await, data(b"welcome"));
         send_data(&mut peer, REQUEST).await;
@@ -197,13 +197,13 @@ fn a_peers_opaque_connection_is_carried_under_its_name() {
     });
 }
 
-/// A client of the mesh that would have the app take it for another one.
+/// A client of the mesh that claims another identity.
 const FORGED: &[u8] = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\
     X-Forwarded-Client-Cert: URI=spiffe://forged\r\n\
     X_Forwarded_Client-Cert: URI=spiffe://forged\r\n\r\n";
 
 #[test]
-fn what_a_peer_sends_as_bytes_to_an_http_port_is_read_as_http() {
+fn a_peers_opaque_bytes_to_an_http_port_are_read_as_http() {
     for pause in [false, true] {
         run(async {
             let pod = Pod::permissive(Protocol::Http).await;
@@ -231,7 +231,7 @@ fn what_a_peer_sends_as_bytes_to_an_http_port_is_read_as_http() {
             assert!(response.ends_with("\r\n\r\nok"), "{response}");
             let labels = ["naru_requests_total{", BY_CALLER, "protocol=\"http/1.1\""];
             assert_eq!(pod.mesh.metric(&labels), 1.0);
-            // The connection goes on with the next one, also after one that breaks.
+            // The outer connection goes on with the next stream, also after one that breaks.
             for _ in 0..2 {
                 send(&mut peer, Kind::Open, b"").await;
                 send_data(&mut peer, b"GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
@@ -275,7 +275,7 @@ fn a_response_that_breaks_off_arrives_as_far_as_it_came() {
 }
 
 #[test]
-fn what_a_peer_sends_as_bytes_to_an_http2_port_is_read_as_http2() {
+fn a_peers_opaque_bytes_to_an_http2_port_are_read_as_http2() {
     run(async {
         let pod = Pod::permissive(Protocol::Http2).await;
         let mut peer = pod.peer(Alpn::Tcp).await;
@@ -290,7 +290,7 @@ fn what_a_peer_sends_as_bytes_to_an_http2_port_is_read_as_http2() {
 }
 
 #[test]
-fn tls_of_the_apps_own_that_a_peer_sends_as_bytes_reaches_an_http_port() {
+fn the_apps_own_tls_from_a_peer_reaches_an_http_port() {
     for protocol in [Protocol::Http, Protocol::Http2] {
         run(async {
             let hello = client_hello("127.0.0.1");
@@ -323,7 +323,7 @@ fn tls_of_the_apps_own_that_a_peer_sends_as_bytes_reaches_an_http_port() {
 }
 
 #[test]
-fn a_peers_requests_are_carried_under_its_name() {
+fn a_peers_requests_are_carried_under_its_identity() {
     run(async {
         let pod = Pod::strict().await;
         let connection = mux::tests::client(pod.peer(Alpn::Http1).await);
@@ -355,7 +355,7 @@ fn a_peers_requests_are_carried_under_its_name() {
 }
 
 #[test]
-fn strict_refuses_whoever_proves_no_identity() {
+fn strict_refuses_clients_without_an_identity() {
     run(async {
         let pod = Pod::strict().await;
         let hello = client_hello("127.0.0.1");
@@ -365,21 +365,22 @@ fn strict_refuses_whoever_proves_no_identity() {
             assert!(is_reset(&mut stranger).await);
             assert_eq!(pod.refused(), number as f64 + 1.0);
         }
-        // One that says nothing at all is not waited for without end.
+        // The proxy does not wait forever for a silent client.
         assert!(is_reset(&mut pod.caller().await).await);
         assert!(pod.is_app_left_alone().await);
     });
 }
 
 #[test]
-fn a_certificate_of_another_authority_proves_nothing() {
+fn a_certificate_of_another_authority_is_rejected() {
     run(async {
         for pod in [Pod::strict().await, Pod::permissive(Protocol::Detect).await] {
             let (chain, key) =
                 Authority::new("forged").issue(&crate::identity::testing::Leaf::new(CALLER));
             let anchors = vec![pod.authority.anchor()];
             let forged = Identity::from_parts(TRUST_DOMAIN, anchors, chain, key).unwrap();
-            // In TLS 1.3 a client is done before the server has looked at its certificate.
+            // In TLS 1.3 the client's handshake completes before the server has verified its
+            // certificate.
             if let Ok(mut peer) = handshake(pod.caller().await, &forged, Alpn::Tcp).await {
                 let _ = peer.write_all(b"let me in").await;
                 let read = peer.read(&mut [0; 16]).await;
@@ -392,7 +393,7 @@ fn a_certificate_of_another_authority_proves_nothing() {
 }
 
 #[test]
-fn without_a_certificate_of_its_own_the_proxy_lets_no_peer_in() {
+fn without_its_own_certificate_the_proxy_refuses_peers() {
     run(async {
         let mut pod = Pod::strict().await;
         let anchors = vec![pod.authority.anchor()];
@@ -407,7 +408,7 @@ fn without_a_certificate_of_its_own_the_proxy_lets_no_peer_in() {
 }
 
 #[test]
-fn a_handshake_that_does_not_go_on_is_given_up() {
+fn a_stalled_handshake_times_out() {
     run(async {
         let pod = Pod::strict().await;
         let identity = pod.authority.identity(CALLER);
@@ -424,7 +425,7 @@ fn a_handshake_that_does_not_go_on_is_given_up() {
 }
 
 #[test]
-fn permissive_leaves_tls_of_the_apps_own_to_the_app() {
+fn permissive_passes_the_apps_own_tls_through() {
     let hello = client_hello("127.0.0.1");
     for protocol in [Protocol::Detect, Protocol::Tcp, Protocol::Http] {
         run(async {
@@ -447,7 +448,7 @@ fn permissive_leaves_tls_of_the_apps_own_to_the_app() {
 }
 
 #[test]
-fn permissive_takes_a_peers_tls_for_a_peers() {
+fn permissive_terminates_the_tls_of_peers() {
     run(async {
         for protocol in [Protocol::Detect, Protocol::Tcp, Protocol::Http] {
             let pod = Pod::permissive(protocol).await;
@@ -463,7 +464,7 @@ fn permissive_takes_a_peers_tls_for_a_peers() {
 }
 
 #[test]
-fn permissive_lets_plaintext_in_without_a_name() {
+fn permissive_accepts_plaintext_without_an_identity() {
     run(async {
         for protocol in [Protocol::Detect, Protocol::Http] {
             for silence in [Duration::ZERO, SILENT] {
@@ -472,7 +473,7 @@ fn permissive_lets_plaintext_in_without_a_name() {
                 sleep(silence).await;
                 stranger.write_all(REQUEST).await.unwrap();
                 let answering = async {
-                    // The connection that was opened while the client was silent is over by now.
+                    // The connection that was opened while the client was silent has ended by now.
                     if protocol == Protocol::Detect && !silence.is_zero() {
                         assert_eq!(heard(&mut accept(&pod.app).await).await, "");
                     }
@@ -488,7 +489,7 @@ fn permissive_lets_plaintext_in_without_a_name() {
 }
 
 #[test]
-fn an_app_that_speaks_first_is_heard_by_strangers() {
+fn an_app_may_send_first_to_clients_without_an_identity() {
     run(async {
         for protocol in [Protocol::Detect, Protocol::Tcp] {
             let pod = Pod::permissive(protocol).await;
@@ -504,7 +505,7 @@ fn an_app_that_speaks_first_is_heard_by_strangers() {
 }
 
 #[test]
-fn settings_of_the_app_leave_the_word_to_strangers_and_to_peers() {
+fn after_the_apps_settings_the_client_decides_the_protocol() {
     run(async {
         for is_peer in [false, true] {
             let pod = Pod::permissive(Protocol::Detect).await;
@@ -539,7 +540,7 @@ fn settings_of_the_app_leave_the_word_to_strangers_and_to_peers() {
 }
 
 #[test]
-fn a_port_that_is_declared_opaque_is_not_looked_into() {
+fn a_port_that_is_declared_opaque_is_not_inspected() {
     run(async {
         let pod = Pod::permissive(Protocol::Tcp).await;
         let mut stranger = pod.caller().await;
@@ -552,7 +553,7 @@ fn a_port_that_is_declared_opaque_is_not_looked_into() {
 }
 
 #[test]
-fn a_connection_from_outside_holds_up_a_shutdown() {
+fn an_inbound_connection_holds_up_a_shutdown() {
     run(async {
         let mut pod = Pod::permissive(Protocol::Tcp).await;
         let stranger = pod.caller().await;
@@ -566,7 +567,7 @@ fn a_connection_from_outside_holds_up_a_shutdown() {
 }
 
 #[test]
-fn strictness_holds_for_the_next_request_on_a_connection_that_is_open() {
+fn strict_applies_to_the_next_request_on_an_open_connection() {
     run(async {
         let pod = Pod::permissive(Protocol::Detect).await;
         let mut caller = pod.caller().await;
@@ -601,8 +602,8 @@ fn silent_clients_give_way_to_others_and_the_last_places_to_peers() {
                 client.write_all(REQUEST).await.unwrap();
                 client
             };
-            // Those that are left have had the app connected to them, where the port says nothing
-            // else.
+            // For those that are left the proxy has connected to the app, unless the port's
+            // protocol is declared.
             let mut client = ask().await;
             let mut app = loop {
                 let mut app = accept(&pod.app).await;
@@ -611,7 +612,8 @@ fn silent_clients_give_way_to_others_and_the_last_places_to_peers() {
                     break app;
                 }
             };
-            // There is one place for clients without an identity. The next one is told so.
+            // There is one place for clients without an identity. The next such client gets an
+            // error.
             let refused = heard(&mut ask().await).await;
             assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
             assert!(refused.contains("naru-reason: overload"), "{refused}");
@@ -627,7 +629,7 @@ fn silent_clients_give_way_to_others_and_the_last_places_to_peers() {
 }
 
 #[test]
-fn a_client_that_may_wait_for_the_app_to_speak_is_served_when_it_does() {
+fn a_client_is_served_when_a_server_first_app_sends() {
     run(async {
         let pod = Pod::permissive(Protocol::Detect).await.with_places(2, 2);
         let mut client = pod.caller().await;
@@ -644,7 +646,7 @@ fn a_client_that_may_wait_for_the_app_to_speak_is_served_when_it_does() {
 }
 
 #[test]
-fn a_client_that_is_to_speak_first_does_so_in_time() {
+fn a_client_that_must_send_first_times_out() {
     run(async {
         let mut setup = Setup::new(&[]);
         setup.limits.first_byte_timeout = Duration::from_millis(50);

@@ -1,5 +1,5 @@
-//! How connections get to the proxy: the redirect rules of a pod, set from inside it or from its node.
-//! Nothing of this is on the path of a connection.
+//! How connections reach the proxy: the redirect rules of a pod, installed from inside it or by its
+//! node. None of this is on the path of a connection.
 //!
 //! # Floors
 //!

@@ -1,7 +1,8 @@
 //! The access log: one JSON object a line on standard output. Off by default.
 //!
-//! In: finished requests, from any worker. Out: lines, written by a thread of its own, so that a slow reader of standard
-//! output holds up nobody: lines that do not fit in the queue are dropped and counted.
+//! In: finished requests, from any worker. Out: lines, written by a separate thread, so that a slow
+//! reader of standard output delays no request: lines beyond the queue's capacity are dropped and
+//! counted.
 
 use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -13,11 +14,12 @@ use crate::observe::metrics::{HttpVersion, Metrics};
 use crate::observe::reason::Reason;
 use crate::socket::Direction;
 
-/// Lines that wait for the writer: about 2 MiB, and what a worker finishes in a fraction of a second.
+/// Capacity of the queue, in lines: about 2 MiB, and what a worker finishes in a fraction of a
+/// second.
 const QUEUE: usize = 8_192;
-/// Longest text in one field, in bytes. What is longer is cut.
+/// Longest text in one field, in bytes. Longer texts are cut.
 const MAX_FIELD: usize = 2_048;
-/// How many bytes are written at once while lines keep coming.
+/// Bytes per write while lines keep coming.
 const BATCH: usize = 64 * 1024;
 
 /// Cheap to clone.
@@ -32,7 +34,7 @@ struct On {
     metrics: Metrics,
 }
 
-/// The thread that writes.
+/// The writing thread.
 #[derive(Debug)]
 pub struct Writer {
     done: Receiver<()>,
@@ -59,7 +61,7 @@ pub struct Entry<'a> {
     pub elapsed: Duration,
 }
 
-/// An [`Entry`] as it is written.
+/// An [`Entry`] in its serialized form.
 #[derive(Serialize)]
 struct Line<'a> {
     time: String,
@@ -80,12 +82,12 @@ struct Line<'a> {
 }
 
 impl AccessLog {
-    /// A log that takes nothing.
+    /// A log that discards everything.
     pub fn off() -> Self {
         Self { on: None }
     }
 
-    /// A log that is written to `output`. The writer ends when every clone has been dropped.
+    /// A log to `output`. The writer ends when every clone has been dropped.
     pub fn start(
         metrics: Metrics,
         output: impl Write + Send + 'static,
@@ -96,7 +98,7 @@ impl AccessLog {
             .name("access-log".to_owned())
             .spawn(move || {
                 write_lines(&queue, output);
-                // Nobody may be waiting.
+                // `finish` may not have been called.
                 let _ = finished.try_send(());
             })?;
         let on = On { lines, metrics };
@@ -107,7 +109,7 @@ impl AccessLog {
         self.on.is_some()
     }
 
-    /// Never blocks: lines that can't be written at once are counted and dropped.
+    /// Never blocks: lines beyond the queue's capacity are counted and dropped.
     pub fn write(&self, entry: &Entry<'_>) {
         let Some(on) = &self.on else { return };
         let Ok(mut line) = serde_json::to_vec(&Line::new(entry, SystemTime::now())) else {
@@ -121,7 +123,8 @@ impl AccessLog {
 }
 
 impl Writer {
-    /// Waits until everything has been written, at most `patience`. All logs must have been dropped. False: it took longer.
+    /// Waits until everything has been written, at most `patience`. All logs must have been
+    /// dropped. False: timed out.
     pub fn finish(self, patience: Duration) -> bool {
         !matches!(
             self.done.recv_timeout(patience),
@@ -152,7 +155,8 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Writes until there are no more senders. What standard output does not take is lost: there is nobody to tell.
+/// Writes until all senders are dropped. Lines that standard output rejects are lost: there is no
+/// other place to report that.
 fn write_lines(queue: &Receiver<Vec<u8>>, mut output: impl Write) {
     let mut batch = Vec::with_capacity(BATCH);
     while let Ok(line) = queue.recv() {
@@ -186,8 +190,8 @@ fn rfc3339(time: SystemTime) -> String {
     )
 }
 
-/// Year, month and day of a day after 1970-01-01 (Howard Hinnant's `civil_from_days`: years begin in March, so that the leap
-/// day is the last).
+/// Year, month and day of a day after 1970-01-01 (Howard Hinnant's `civil_from_days`: years begin
+/// in March, so that the leap day is the last).
 fn civil(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let era = days / 146_097;
@@ -245,7 +249,7 @@ mod tests {
         }
     }
 
-    /// Takes nothing until it is let go.
+    /// Blocks until it is released.
     struct Stuck(Receiver<()>);
 
     impl Write for Stuck {
@@ -280,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stuck_reader_holds_up_nobody_and_what_is_lost_is_counted() {
+    fn a_stuck_reader_delays_nothing_and_dropped_lines_are_counted() {
         let (let_go, stuck) = sync_channel(0);
         let metrics = Metrics::default();
         let (log, _writer) = AccessLog::start(metrics.clone(), Stuck(stuck)).unwrap();
@@ -293,12 +297,12 @@ mod tests {
             .lines()
             .find_map(|line| line.strip_prefix("naru_access_log_dropped_total "))
             .unwrap();
-        // The writer has taken one batch before it got stuck.
+        // The writer has taken one batch before it blocked.
         assert!(dropped.parse::<usize>().unwrap() > QUEUE / 2, "{dropped}");
     }
 
     #[test]
-    fn times_are_read_by_people() {
+    fn times_are_human_readable() {
         for (seconds, expected) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (951_782_399, "2000-02-28T23:59:59.000Z"),

@@ -22,7 +22,7 @@ pub struct LogFilter {
     current: Arc<Mutex<String>>,
 }
 
-/// Why a filter is not taken over.
+/// Why a filter is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     #[error("{0}: expected error, warn, info, debug, trace, off, or MODULE=LEVEL,…")]
@@ -31,7 +31,7 @@ pub enum FilterError {
     Reload(#[from] reload::Error),
 }
 
-/// Starts logging what passes `filter`.
+/// Starts logging the events that match `filter`.
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<LogFilter> {
     let (layer, log) = layer(filter)?;
     let output = fmt::layer().with_writer(std::io::stderr);
@@ -46,9 +46,10 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<LogFilter> {
     Ok(log)
 }
 
-/// Reads a filter: a level, or `MODULE=LEVEL`, or several of them with commas between. Nothing at all is `error`.
+/// Parses a filter: a level, or `MODULE=LEVEL`, or a comma-separated list of them. An empty filter
+/// is `error`.
 pub fn parse(filter: &str) -> Result<Targets, ParseError> {
-    // What stands between two commas may be nothing, and would be `error` too.
+    // An empty item between two commas would be `error` too.
     let directives: Vec<_> = filter.split(',').filter(|one| !one.is_empty()).collect();
     directives.join(",").parse()
 }
@@ -71,7 +72,7 @@ impl LogFilter {
             .clone()
     }
 
-    /// Puts another filter in force.
+    /// Replaces the filter in force.
     pub fn set(&self, filter: &str) -> Result<(), FilterError> {
         self.handle
             .reload(parse(filter).map_err(FilterError::Parse)?)?;
@@ -79,7 +80,7 @@ impl LogFilter {
         Ok(())
     }
 
-    /// A filter that stands for nothing that is logged.
+    /// A filter that is not connected to any log.
     #[cfg(test)]
     pub(crate) fn for_tests() -> (reload::Layer<Targets, Registry>, Self) {
         layer("info").expect("a filter")

@@ -1,4 +1,4 @@
-//! What the proxy shows of its work.
+//! Observability of the proxy.
 //!
 //! # Floors
 //!

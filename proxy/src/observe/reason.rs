@@ -1,16 +1,16 @@
-//! The closed list of reasons: why the proxy answered a request, or ended a connection, itself.
+//! The closed list of reasons why the proxy itself answered a request or ended a connection.
 //!
-//! The same word stands in the `naru-reason` header, the access log and the metrics.
+//! The same word is used in the `naru-reason` header, the access log and the metrics.
 
 use std::fmt;
 
-/// Response header that carries a [`Reason`]. Only proxies set it; it is removed from whatever an app or a peer without a
-/// sidecar sends under this name.
+/// Response header with a [`Reason`]. Only proxies set it; it is removed from responses of apps and
+/// of peers without a sidecar.
 pub const REASON_HEADER: &str = "naru-reason";
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])* $name:ident = $text:literal, $status:literal;)*) => {
-        /// Why the proxy acted itself.
+        /// Why the proxy itself acted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[doc = $doc])* $name,)*
@@ -25,7 +25,8 @@ macro_rules! reasons {
                 match self { $(Self::$name => $text,)* }
             }
 
-            /// The HTTP status that goes with it; 0 where no response is possible or none of ours is sent.
+            /// The corresponding HTTP status; 0 where no response is possible, or the proxy sends
+            /// none.
             pub const fn status(self) -> u16 {
                 match self { $(Self::$name => $status,)* }
             }
@@ -36,11 +37,14 @@ macro_rules! reasons {
 reasons! {
     /// A rule's RequestRedirect filter answered. The status is the filter's.
     Redirect = "redirect", 0;
-    /// A rule's CORS filter answered a browser's preflight request: 204, or 403 where the origin is none that it allows.
+    /// A rule's CORS filter answered a browser's preflight request: 204, or 403 for an origin that
+    /// it does not allow.
     CorsPreflight = "cors-preflight", 0;
-    /// Routes are attached to the Service, and no rule of theirs matches the request, or the name that a TLS client asks for.
+    /// Routes are attached to the Service, and no rule of theirs matches the request, or the name
+    /// that a TLS client asks for.
     NoRoute = "no-route", 404;
-    /// TLSRoutes are attached to the Service's port, and the client did not begin with a TLS ClientHello, or not in time.
+    /// TLSRoutes are attached to the Service's port, and the client did not begin with a TLS
+    /// ClientHello, or not in time.
     NoClientHello = "no-client-hello", 0;
     /// The rule's backend does not exist or may not be used.
     BackendInvalid = "backend-invalid", 500;
@@ -48,7 +52,7 @@ reasons! {
     NoBackend = "no-backend", 500;
     /// The backend has no endpoint that may be given work.
     NoEndpoint = "no-endpoint", 503;
-    /// The controller has not said yet what the destination is.
+    /// The controller has not yet resolved the destination.
     DestinationUnknown = "destination-unknown", 503;
     /// No endpoint that was tried accepted a connection.
     ConnectFailed = "connect-failed", 503;
@@ -86,7 +90,7 @@ reasons! {
     VersionNotSupported = "version-not-supported", 505;
     /// The client went away, or broke off its request body.
     ClientGone = "client-gone", 0;
-    /// The budget of memory had no room for what waits of a request that may have reached the app.
+    /// The memory budget had no room for the rest of a request that may have reached the app.
     MemoryExhausted = "memory-exhausted", 503;
     /// The client has not read its response for too long (`--reader-timeout`).
     ReaderStopped = "reader-stopped", 0;

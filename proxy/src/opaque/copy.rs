@@ -1,4 +1,4 @@
-//! Bytes both ways between two connections, as they are.
+//! Copies bytes in both directions between two connections, unchanged.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
@@ -10,12 +10,12 @@ use crate::observe::metrics::TcpMetrics;
 use crate::observe::reason::Reason;
 use crate::wire::buffered::{Buffered, Side};
 
-/// Which side broke.
+/// Which side failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     Client,
     Upstream,
-    /// The budget of memory has no room for what a side does not take.
+    /// The memory budget has no room for the bytes that a side does not read.
     NoMemory,
 }
 
@@ -29,7 +29,7 @@ impl Broken {
     }
 }
 
-/// Carries bytes both ways until both sides have ended.
+/// Copies bytes in both directions until both sides have ended.
 pub async fn copy<A, B>(
     client: &mut Buffered<A>,
     upstream: &mut Buffered<B>,
@@ -75,11 +75,11 @@ where
 /// One direction.
 #[derive(Debug, Default)]
 struct Way {
-    /// Passed on and not counted yet.
+    /// Passed on, but not counted yet.
     bytes: u64,
-    /// There will be no more.
+    /// The source has ended.
     ended: bool,
-    /// That has been passed on as well.
+    /// The end has been passed on as well.
     shut: bool,
 }
 
@@ -97,7 +97,7 @@ impl Way {
         while !self.shut {
             ready!(to.poll_send(cx)).map_err(|_| Side::To)?;
             if !from.read.is_empty() {
-                // What had been read before anybody knew where to.
+                // Bytes that were read before the destination was known.
                 self.bytes += from.read.len() as u64;
                 to.unsent = from.read.split();
             } else if self.ended {
@@ -109,7 +109,7 @@ impl Way {
                     Poll::Ready(Ok(length)) => self.bytes += length as u64,
                     Poll::Ready(Err(side)) => return Poll::Ready(Err(side)),
                     Poll::Pending => {
-                        // Whatever there is goes out before anything is waited for.
+                        // Flush everything before waiting for more.
                         ready!(to.poll_flush(cx)).map_err(|_| Side::To)?;
                         return Poll::Pending;
                     }

@@ -1,26 +1,27 @@
-//! What goes over a connection of ALPN `naru-tcp-frames`: the app's connections, one after the other, in frames.
+//! The framing of ALPN `naru-tcp-frames`: carries the app's connections, one after the other, on
+//! one connection.
 //!
 //! ```text
 //! ┌──────┬────────────┬─────────┐   OPEN  an app's connection begins; from the side that opened the TLS connection only
 //! │ kind │   length   │ payload │   DATA  its bytes, 1 to MAX_DATA of them
-//! │  1   │ 3, big end │ length  │   END   there will be no more of them this way; both ways: the next OPEN may come
-//! └──────┴────────────┴─────────┘   RESET in place of an END: the app's connection has broken
+//! │  1   │ 3, big end │ length  │   END   this direction ends; after both, the next OPEN may come
+//! └──────┴────────────┴─────────┘   RESET instead of an END: the app's connection was reset
 //! ```
 //!
-//! The side that gets a RESET breaks its own app's connection, and ends its way with a RESET or an
-//! END. The connection itself breaks where a frame is unknown or out of place, or where a RESET
-//! comes too late: after an END the same way.
+//! The side that receives a RESET resets its own app's connection, and ends its direction with a
+//! RESET or an END. The connection itself is closed if a frame is unknown or out of place, or if a
+//! RESET comes after an END of the same direction.
 
 use std::io;
 use std::ops::Range;
 
-/// Length of what goes before the payload, in bytes.
+/// Length of a frame's header, in bytes.
 pub const HEADER: usize = 4;
-/// The most that one frame of [`Kind::Data`] carries, in bytes. No larger than what is read at once, since nothing is waited for to
-/// fill a frame.
+/// The largest payload of one frame of [`Kind::Data`], in bytes. The size of one read, since a
+/// frame never waits to be filled.
 pub const MAX_DATA: usize = 64 * 1024;
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Open,
@@ -29,7 +30,7 @@ pub enum Kind {
     Reset,
 }
 
-/// Why a peer's frames are not understood.
+/// Why a peer's frames are invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     #[error("a frame of unknown kind {0}")]
@@ -46,7 +47,7 @@ const END: u8 = 3;
 const RESET: u8 = 4;
 
 impl Kind {
-    /// As it is sent. At most [`MAX_DATA`] bytes follow.
+    /// The header as it is sent. At most [`MAX_DATA`] bytes follow.
     pub fn header(self) -> [u8; HEADER] {
         let (kind, length) = match self {
             Self::Open => (OPEN, 0),
@@ -77,31 +78,31 @@ impl From<FrameError> for io::Error {
     }
 }
 
-/// Takes the frames of one app's connection apart, from after its OPEN to its END or RESET, however
-/// they are cut into reads.
+/// Parses the frames of one app's connection, from after its OPEN to its END or RESET, wherever
+/// reads cut them.
 #[derive(Clone, Debug, Default)]
 pub struct Unframing {
     header: [u8; HEADER],
-    /// How much there is of `header`.
+    /// How many bytes of `header` are known.
     known: usize,
-    /// How much of a payload is yet to come.
+    /// How many bytes of the payload are still missing.
     left: usize,
     end: Option<Ended>,
 }
 
-/// How the peer's way has ended.
+/// How the peer's direction has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     InOrder,
     Reset,
 }
 
-/// What one read has come to.
+/// The result of one read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unframed {
     /// Where the payload is now.
     pub payload: Range<usize>,
-    /// How much has been looked at: all, unless the END or RESET has come.
+    /// How many bytes were consumed: all, unless the END or RESET has come.
     pub used: usize,
 }
 
@@ -111,7 +112,7 @@ impl Unframing {
         self.end
     }
 
-    /// Puts the payload that is in `bytes` into one piece, in place. What comes first is left where it is.
+    /// Joins the payload in `bytes` into one piece, in place. Its first part stays where it is.
     pub fn unframe(&mut self, bytes: &mut [u8]) -> Result<Unframed, FrameError> {
         let mut payload = 0..0;
         let mut at = 0;
@@ -163,7 +164,7 @@ pub mod testing {
         send(peer, data(payload).0, payload).await;
     }
 
-    /// The next frame, whole.
+    /// The next complete frame.
     pub async fn receive(peer: &mut (impl AsyncRead + Unpin)) -> (Kind, Vec<u8>) {
         let mut header = [0; HEADER];
         peer.read_exact(&mut header).await.expect("a frame");
@@ -199,7 +200,7 @@ mod tests {
         bytes
     }
 
-    /// The payload of what is read in these pieces, and what was left after the END.
+    /// The payload of these reads, and the bytes left after the END.
     fn unframed<'a>(
         pieces: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<(Vec<u8>, Vec<u8>), FrameError> {
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_unknown_or_out_of_place_is_refused() {
+    fn frames_too_long_unknown_or_out_of_place_are_rejected() {
         let oversized = [&[DATA][..], &(MAX_DATA as u32 + 1).to_be_bytes()[1..]].concat();
         let length = MAX_DATA + 1;
         let cases: [(&[u8], FrameError); 6] = [
@@ -301,7 +302,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_is_cut_anywhere_with_the_same_result(
+        fn the_result_does_not_depend_on_where_reads_cut(
             bytes in prop::collection::vec(any::<u8>(), 0..100),
             cut in any::<prop::sample::Index>(),
         ) {

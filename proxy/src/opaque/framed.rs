@@ -1,11 +1,12 @@
-//! One connection of an app, and the frames in which a peer has it.
+//! One connection of an app, carried in frames to a peer.
 //!
-//! Each direction ends for itself, by an END; a break of either side is a break for the other, told
-//! by a RESET, so that the connection serves the next app's connection. Nothing is read that can't
-//! be written on, but for one read.
+//! Each direction ends separately, by an END; a reset of either side is passed on to the other as a
+//! RESET, so that the connection can serve the next app's connection. At most one read of bytes is
+//! held that cannot be written on.
 //!
-//! A pooled connection may turn out to be over. A peer ends one in order only where it has taken no OPEN from it, so all that was
-//! sent can be sent again on another one: it is kept for that, up to a bound, until the peer's first word.
+//! A pooled connection may turn out to be closed. A peer closes one in order only if it has
+//! accepted no OPEN from it, so all that was sent can be sent again on another one: it is kept for
+//! that, up to a bound, until the first bytes of the peer.
 
 use std::future::poll_fn;
 use std::io;
@@ -20,32 +21,32 @@ use super::frame::{Ended, HEADER, Kind, MAX_DATA, Unframing};
 use crate::wire::buffered::{Buffered, PASS_SIZE, Side};
 use crate::wire::detect::{self, Greeting};
 
-/// What is kept of the app's bytes to be sent again, in bytes. Also what any receiver's buffer takes: as long as there is no more, a
-/// peer's kernel has no reason not to acknowledge it.
+/// How much of the app's bytes is kept for a replay, in bytes. This also fits into any receiver's
+/// buffer: up to this amount, a peer's kernel has no reason not to acknowledge it.
 pub const MAX_REPLAY: usize = 16 * 1024;
 
-/// How much of what a server has sent first is looked at, in bytes: its greeting may be cut into
+/// How much of a server's first bytes is inspected, in bytes: its greeting may be split across
 /// frames.
 const GREETING: usize = 64;
 
-/// What a peer may still send after a RESET before it has read that, in bytes: what is on its way
-/// in buffers. Beyond this the connection is not worth waiting for.
+/// How much a peer may still send after a RESET before it has read it, in bytes: data in flight in
+/// buffers. Beyond this it is cheaper to close the connection.
 const MAX_DROPPED: usize = 1024 * 1024;
-/// How long the peer may take to answer a RESET: a new connection is opened as fast.
+/// How long the peer may take to answer a RESET: opening a new connection is as fast.
 const RESET_PATIENCE: Duration = Duration::from_secs(1);
 
 const _: () = assert!(PASS_SIZE <= MAX_DATA);
 
-/// Where one connection of an app has got to.
+/// The state of one connection of an app.
 #[derive(Debug, Default)]
 pub struct Framed {
     way_out: WayOut,
     unframing: Unframing,
     /// The peer's END has been passed on.
     received: bool,
-    /// Payload since it was last asked for.
+    /// Payload since the last [`Self::take_bytes`].
     bytes: Bytes,
-    /// What was dropped after a RESET, in bytes.
+    /// How much was dropped after a RESET, in bytes.
     dropped: usize,
 }
 
@@ -53,15 +54,15 @@ pub struct Framed {
 #[derive(Debug, Default)]
 struct WayOut {
     opened: bool,
-    /// The END or RESET is on its way.
+    /// The END or RESET has been queued.
     ended: bool,
-    /// That is a RESET.
+    /// The end was a RESET.
     reset: bool,
-    /// It has gone out.
+    /// The end has been sent.
     sent: bool,
-    /// What the app has sent, as long as a pooled connection may turn out to be over.
+    /// The bytes that the app has sent, while a pooled connection may turn out to be closed.
     unproven: Option<BytesMut>,
-    /// Nothing can be written to a connection that is unproven: reading tells why.
+    /// Writing to an unproven connection has failed: reading returns the reason.
     is_stuck: bool,
 }
 
@@ -72,14 +73,15 @@ pub struct Bytes {
     pub received: u64,
 }
 
-/// Why there is no orderly end.
+/// Why there was no orderly end.
 #[derive(Debug)]
 pub enum Broken {
     App,
     Peer(io::Error),
     /// The connection of the peer's app.
     PeerApp,
-    /// The pooled connection was over, and the peer has taken nothing: see [`Framed::into_unproven`].
+    /// The pooled connection was closed, and the peer has accepted nothing: see
+    /// [`Framed::into_unproven`].
     Stale,
 }
 
@@ -96,31 +98,32 @@ impl Framed {
         }
     }
 
-    /// For the side that has taken the OPEN.
+    /// For the side that has received the OPEN.
     pub fn opened() -> Self {
         let mut framed = Self::default();
         framed.way_out.opened = true;
         framed
     }
 
-    /// What is to be sent again after [`Broken::Stale`], and then `read`.
+    /// The bytes to send again after [`Broken::Stale`], followed by `read`.
     pub fn into_unproven(self, read: &[u8]) -> BytesMut {
         let mut bytes = self.way_out.unproven.unwrap_or_default();
         bytes.extend_from_slice(read);
         bytes
     }
 
-    /// Nothing has been heard from a pooled connection, and no more been sent than [`MAX_REPLAY`].
+    /// The peer has sent nothing on a pooled connection so far, and at most [`MAX_REPLAY`] was
+    /// sent.
     pub fn is_unproven(&self) -> bool {
         self.way_out.unproven.is_some()
     }
 
-    /// What was passed on since this was last asked for.
+    /// The bytes passed on since the last call.
     pub fn take_bytes(&mut self) -> Bytes {
         std::mem::take(&mut self.bytes)
     }
 
-    /// What the server has sent first, as [`detect::greeting`] tells it: `peer` keeps it. `None`:
+    /// The server's first bytes as classified by [`detect::greeting`]; they stay in `peer`. `None`:
     /// more bytes are needed.
     pub fn greeting<B>(&self, peer: &Buffered<B>) -> Option<Greeting> {
         let mut start = [0; GREETING];
@@ -131,12 +134,13 @@ impl Framed {
             Ok(_) if unframing.ended().is_some() => Some(Greeting::Other),
             Ok(unframed) => detect::greeting(&start[unframed.payload])
                 .or((length == GREETING).then_some(Greeting::Other)),
-            // Reading tells why.
+            // Reading returns the reason.
             Err(_) => Some(Greeting::Other),
         }
     }
 
-    /// Opens the connection for a server that may be the first to speak. Ready when the peer has said something, which is kept.
+    /// Opens the connection for a server that may send first. Ready when the peer has sent bytes,
+    /// which are kept.
     pub fn poll_first_word<B>(
         &mut self,
         cx: &mut Context<'_>,
@@ -146,13 +150,14 @@ impl Framed {
         B: AsyncRead + AsyncWrite + Unpin,
     {
         self.way_out.open(&mut peer.unsent);
-        // If that fails, reading tells why.
+        // If that fails, reading returns the reason.
         let _ = peer.poll_flush(cx);
         let filled = ready!(peer.poll_fill(cx));
         Poll::Ready(self.heard(filled).map(drop))
     }
 
-    /// Carries bytes both ways until both have ended. Then `peer` is ready for the next OPEN.
+    /// Carries bytes in both directions until both have ended. Then `peer` is ready for the next
+    /// OPEN.
     pub fn poll<A, B>(
         &mut self,
         cx: &mut Context<'_>,
@@ -173,8 +178,8 @@ impl Framed {
         Poll::Pending
     }
 
-    /// Tells the peer of a break, and drops what comes until the peer's way has ended too. An
-    /// error: the connection is not to be used again.
+    /// Sends a RESET, and drops incoming frames until the peer's direction has ended too. An error:
+    /// the connection must not be reused.
     fn poll_reset<B>(
         &mut self,
         cx: &mut Context<'_>,
@@ -212,7 +217,7 @@ impl Framed {
     }
 
     /// After [`Broken::App`] and [`Broken::PeerApp`]: whether `peer` is ready for the next OPEN,
-    /// once both sides have said that the app's connection has broken.
+    /// once both sides have signalled the reset of the app's connection.
     pub async fn is_reusable_after_reset<B>(&mut self, peer: &mut Buffered<B>) -> bool
     where
         B: AsyncRead + AsyncWrite + Unpin,
@@ -221,7 +226,7 @@ impl Framed {
         matches!(timeout(RESET_PATIENCE, reset).await, Ok(Ok(())))
     }
 
-    /// A RESET has been said: an end in order after it tells the peer that no other OPEN was taken.
+    /// A RESET has been sent: an orderly close after it means that no later OPEN was accepted.
     pub fn has_reset(&self) -> bool {
         self.way_out.reset
     }
@@ -239,7 +244,7 @@ impl Framed {
     {
         while !self.received {
             if self.unframing.ended() == Some(Ended::Reset) {
-                // What came before it is the app's as far as there is room.
+                // Bytes before the RESET are delivered if the app's socket has room.
                 let _ = app.poll_send(cx);
                 return Poll::Ready(Err(Broken::PeerApp));
             }
@@ -248,7 +253,7 @@ impl Framed {
                 ready!(app.poll_shutdown(cx)).map_err(|_| Broken::App)?;
                 self.received = true;
             } else if !peer.read.is_empty() {
-                // What came with the OPEN, or before anybody knew where to.
+                // Bytes that came with the OPEN, or before the destination was known.
                 let mut bytes = peer.read.split();
                 let unframed = self.unframing.unframe(&mut bytes);
                 let unframed = unframed.map_err(|error| Broken::Peer(error.into()))?;
@@ -261,7 +266,7 @@ impl Framed {
                 let mut rest = BytesMut::new();
                 let turn = |read: &mut [u8]| {
                     let unframed = self.unframing.unframe(read)?;
-                    // What follows an END waits for its turn.
+                    // Bytes after an END belong to the next OPEN.
                     rest.extend_from_slice(&read[unframed.used..]);
                     self.bytes.received += unframed.payload.len() as u64;
                     Ok(unframed.payload)
@@ -274,7 +279,7 @@ impl Framed {
                         return Poll::Ready(Err(Broken::App));
                     }
                     Poll::Pending => {
-                        // Whatever there is goes out before anything is waited for.
+                        // Flush everything before waiting for more.
                         ready!(app.poll_flush(cx)).map_err(|_| Broken::App)?;
                         return Poll::Pending;
                     }
@@ -286,7 +291,7 @@ impl Framed {
         Poll::Ready(Ok(()))
     }
 
-    /// Something has been read from the peer, or nothing more can be.
+    /// Handles a read from the peer, successful or failed.
     fn heard(&mut self, read: io::Result<usize>) -> Result<usize, Broken> {
         match read {
             Ok(0) if self.is_unproven() => Err(Broken::Stale),
@@ -336,10 +341,11 @@ impl WayOut {
                     Poll::Ready(Ok(length)) => bytes.sent += length as u64,
                     Poll::Ready(Err((Side::From, _))) => return Poll::Ready(Err(Broken::App)),
                     Poll::Ready(Err((Side::To, error))) => return self.failed(error),
-                    // A server may be the first to speak: it is not kept waiting for what it does not wait for.
+                    // The server may send first: open the connection without waiting for the app's
+                    // bytes.
                     Poll::Pending if !self.opened => self.open(&mut peer.unsent),
                     Poll::Pending => {
-                        // Whatever there is goes out before anything is waited for.
+                        // Flush everything before waiting for more.
                         if let Err(error) = ready!(peer.poll_flush(cx)) {
                             return self.failed(error);
                         }
@@ -351,7 +357,8 @@ impl WayOut {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once and writes it as a frame, behind the OPEN where that has not been sent: one record, and one system call.
+    /// Reads once and writes it as a frame, behind the OPEN if that has not been sent: one record,
+    /// and one system call.
     fn poll_pass<A, B>(
         &mut self,
         cx: &mut Context<'_>,
@@ -377,7 +384,7 @@ impl WayOut {
         })
     }
 
-    /// Has what was read of the app too early sent as frames. Returns how much that is.
+    /// Sends the bytes that were read ahead from the app as frames. Returns how many they are.
     fn send_read<A, B>(&mut self, app: &mut Buffered<A>, peer: &mut Buffered<B>) -> u64 {
         let read = app.read.split();
         self.open(&mut peer.unsent);
@@ -397,7 +404,7 @@ impl WayOut {
         }
     }
 
-    /// Keeps what is sent, as long as it may have to be sent again.
+    /// Keeps sent bytes while they may have to be sent again.
     fn keep(&mut self, bytes: &[u8]) {
         if let Some(sent) = &mut self.unproven {
             match sent.len() + bytes.len() <= MAX_REPLAY {
@@ -407,7 +414,7 @@ impl WayOut {
         }
     }
 
-    /// Nothing can be written to the peer.
+    /// Writing to the peer has failed.
     fn failed(&mut self, error: io::Error) -> Poll<Result<(), Broken>> {
         if self.unproven.is_none() {
             return Poll::Ready(Err(Broken::Peer(error)));

@@ -1,7 +1,9 @@
-//! Connections that are passed on byte for byte: whatever is not HTTP, and HTTP that has switched to something else.
+//! Connections that are passed on byte for byte: protocols other than HTTP, and HTTP that has
+//! switched to another protocol.
 //!
-//! Each direction ends for itself, and an end is passed on as an end. What breaks is passed on as a break, so that nobody takes half
-//! of something for the whole. There is no time limit: whoever is silent is asked by TCP itself whether it is still there.
+//! Each direction ends separately, and an end is passed on as an end. A reset is passed on as a
+//! reset, so that truncated data never looks complete. There is no idle timeout: TCP keep-alive
+//! probes detect a silent peer that is gone.
 //!
 //! ```text
 //!            plain: copy                           an endpoint without a sidecar, an address outside the mesh
@@ -9,7 +11,8 @@
 //!            framed ══ a pooled TLS connection ══▶ peer ──▶ framed ──▶ app
 //! ```
 //!
-//! Between sidecars an app's connection is in frames ([`frame`]), so that the next one can follow on the same TLS connection.
+//! Between sidecars an app's connection is framed ([`frame`]), so that the next one can follow on
+//! the same TLS connection.
 //!
 //! # Floors
 //!
@@ -56,16 +59,16 @@ pub use peer::serve_peer;
 #[cfg(test)]
 mod tests;
 
-/// Endpoints that refuse a connection before the client is refused.
+/// How many endpoints may refuse a connection before the client is refused.
 const MAX_ATTEMPTS: usize = 3;
-/// How long endpoints are tried that do not accept a connection in time, one after the other, and
-/// the only one again and again: a paused app accepts late, and a client without a mesh would wait
-/// for it. The client may leave before.
+/// How long endpoints that time out are tried, one after the other, and a single one again and
+/// again: a paused app accepts late, and without a mesh the client would wait for it. The client
+/// may leave earlier.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What a connection that came about counts as for the endpoint.
+/// How a successful connect counts for the endpoint.
 const CONNECTED: AttemptOutcome = AttemptOutcome::Response { status: 200 };
 
-/// A connection to an endpoint, and the endpoint that it counts for.
+/// A connection to an endpoint, with the endpoint that it is counted for.
 pub struct Upstream {
     link: Link,
     in_flight: InFlight,
@@ -78,27 +81,25 @@ enum Link {
     Framed(pool::Upstream, Framed),
 }
 
-/// What a server says first.
+/// What a server sends first.
 pub enum FirstWord {
-    /// Something that only a protocol begins with in which the server is the first to speak, or its
-    /// connection has ended.
+    /// Bytes of a server-first protocol, or the end of the connection.
     Said,
-    /// HTTP/2's SETTINGS, with `parameters` or without: the client may be the first to speak all
-    /// the same.
+    /// HTTP/2's SETTINGS, with `parameters` or without: the client may still send first.
     Settings { parameters: bool },
-    /// Nothing: a pooled connection was over. One that is opened for it takes its place.
+    /// Nothing: a pooled connection was closed. A newly opened one replaces it.
     Stale(Arc<Backend>),
 }
 
-/// Whether a pooled connection will do.
+/// Whether a pooled connection may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pooled {
     Yes,
     No,
 }
 
-/// Connects to an endpoint of a Service, or to the app in this pod, which sees it come from
-/// `source`.
+/// Connects to an endpoint of a Service, or to the app in this pod, which sees `source` as the
+/// connection's source.
 pub async fn connect(
     worker: &Worker,
     logical: &Logical,
@@ -107,7 +108,7 @@ pub async fn connect(
     connect_to(worker, default_backend(logical)?, source, Pooled::Yes).await
 }
 
-/// Connects to an endpoint of `backend`, since a pooled connection was over.
+/// Connects to an endpoint of `backend`, after a pooled connection turned out to be closed.
 pub async fn connect_anew(worker: &Worker, backend: &Arc<Backend>) -> Result<Upstream, Reason> {
     connect_to(worker, backend, Source::default(), Pooled::No).await
 }
@@ -156,7 +157,7 @@ async fn open(
         let stream = worker.dialer.connect(endpoint, source, Alpn::Tcp).await?;
         return Ok(Link::Plain(Buffered::new(stream)));
     }
-    // Whether an ejected endpoint has recovered is told by a new connection alone.
+    // Only a new connection shows whether an ejected endpoint has recovered.
     if pooled == Pooled::Yes
         && !endpoint.load.is_ejected()
         && let Some(mut upstream) = worker.tcp_pool.take(endpoint, &Caller::default(), true)
@@ -173,7 +174,7 @@ async fn open(
     Ok(Link::Framed(opened?, Framed::opening(false)))
 }
 
-/// Opens a connection to one endpoint of `backend` after the other, until one comes about.
+/// Tries the endpoints of `backend` one after the other until a connection succeeds.
 async fn try_endpoints<T>(
     worker: &Worker,
     backend: &Backend,
@@ -195,7 +196,7 @@ async fn try_endpoints<T>(
         };
         let id = in_flight.endpoint.id;
         match tried.contains(&id) {
-            // Only one that may still accept is worth another try.
+            // Only an endpoint that timed out, and may still accept, is tried again.
             true if failed != Reason::ConnectTimeout => break,
             true => {}
             false => tried.push(id),
@@ -218,7 +219,7 @@ async fn try_endpoints<T>(
     Err(failed)
 }
 
-/// Waits for a connection to an endpoint, as long as the client's has not broken.
+/// Waits for a connection to an endpoint, unless the client's connection breaks.
 async fn unless_broken<S, T>(
     client: &mut Buffered<S>,
     connecting: impl Future<Output = Result<T, Reason>>,
@@ -235,7 +236,7 @@ where
 }
 
 impl Upstream {
-    /// Waits for the server's first word, for a client that may be waiting for it.
+    /// Waits for the server's first bytes, for a client that may be waiting for them.
     pub fn poll_first_word(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<FirstWord> {
         loop {
             match self.greeting() {
@@ -270,7 +271,7 @@ impl Upstream {
         }
     }
 
-    /// Whether the server has begun to say something.
+    /// Whether the server has sent any bytes.
     pub fn has_begun(&self) -> bool {
         match &self.link {
             Link::Plain(connection) => !connection.read.is_empty(),
@@ -286,14 +287,15 @@ impl Upstream {
     }
 }
 
-/// A pod that does not acknowledge anything has vanished, whatever else is connected to it.
+/// A pod whose kernel acknowledges nothing has vanished: its other connections are dropped as well.
 fn forget_if_out_of_reach(worker: &Worker, in_flight: &InFlight, error: &io::Error) {
     if error.kind() == io::ErrorKind::TimedOut {
         worker.tcp_pool.forget(in_flight.endpoint.id);
     }
 }
 
-/// Carries a connection to an endpoint of the backend that `routes` say. Returns the client's connection if it must be reset.
+/// Carries a connection to an endpoint of the backend that `routes` select. Returns the client's
+/// connection if it must be reset.
 pub async fn serve_routed<S>(
     session: &Session,
     logical: &Logical,
@@ -317,8 +319,8 @@ where
     serve(session, logical, client, Some(upstream)).await
 }
 
-/// Carries a connection to an endpoint of `logical`, or on to `upstream` where that is connected already. Returns the client's
-/// connection if it must be reset.
+/// Carries a connection to an endpoint of `logical`, or on `upstream` if that is already connected.
+/// Returns the client's connection if it must be reset.
 pub async fn serve<S>(
     session: &Session,
     logical: &Logical,
@@ -396,7 +398,7 @@ where
     }
 }
 
-/// Carries a connection to a peer in frames.
+/// Carries a connection in frames to a peer.
 async fn carry<S>(
     worker: &Worker,
     client: &mut Buffered<S>,
@@ -409,7 +411,7 @@ where
 {
     poll_fn(|cx| {
         let ended = framed.poll(cx, client, &mut upstream.connection);
-        // What may have to be sent again is not counted yet.
+        // Bytes that may have to be sent again are not counted yet.
         let is_stale = matches!(ended, Poll::Ready(Err(framed::Broken::Stale)));
         if !framed.is_unproven() || ended.is_ready() && !is_stale {
             let bytes = framed.take_bytes();
@@ -424,7 +426,8 @@ where
     .await
 }
 
-/// Carries a connection to an address that the mesh knows nothing of. Returns the client's connection if it must be reset.
+/// Carries a connection to an address outside the mesh. Returns the client's connection if it must
+/// be reset.
 pub async fn pass_through(
     worker: &Worker,
     address: SocketAddr,
@@ -467,10 +470,10 @@ pub async fn pass_through(
     Some(client.io)
 }
 
-/// The `port` of what was not connected.
+/// The `port` label of failed connects.
 const NO_PORT: u16 = 0;
-/// How long an address outside the mesh may take to accept: what Linux tries by itself in a minute, and the client may have its own
-/// opinion.
+/// How long an address outside the mesh may take to accept: as many retries as Linux makes in a
+/// minute. The client may have a shorter timeout.
 const PASS_THROUGH_PATIENCE: Duration = Duration::from_secs(60);
 
 fn finish<S>(

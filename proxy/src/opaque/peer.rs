@@ -1,7 +1,8 @@
-//! A peer's connection: opens one to the app for each that the peer's app opens, one after the other.
+//! A peer's connection: opens a connection to the app for each one that the peer's app opens, one
+//! after the other.
 //!
-//! An OPEN that has been taken is answered, by a frame or by a break: the peer takes an orderly end before that for proof that nothing
-//! was taken.
+//! Every accepted OPEN is answered, by a frame or by a reset: for the peer, an orderly close before
+//! the answer proves that nothing was accepted.
 
 use std::future::poll_fn;
 use std::io;
@@ -24,17 +25,17 @@ use crate::table::Destination;
 use crate::wire::buffered::{Buffered, LINGER, PASS_SIZE};
 use crate::wire::pipe::{Pipe, pipe};
 
-/// Why there is no other OPEN.
+/// Why no other OPEN follows.
 enum NoOpen {
-    /// The peer has ended the connection, or it broke while nothing was on it.
+    /// The peer has closed the connection, or it broke while it was idle.
     Gone,
     /// It has been idle for too long, or the proxy shuts down.
     Unwanted,
     OutOfPlace(FrameError),
 }
 
-/// Carries what a peer opens until it has no more. Returns the connection if it must be reset.
-/// `serve_http`: carries a connection to a port that is declared to speak HTTP.
+/// Serves the peer's connection until it ends. Returns it if it must be reset. `serve_http` carries
+/// a connection to a port that is declared as HTTP.
 pub async fn serve_peer<S, F>(
     session: &Session,
     io: S,
@@ -47,8 +48,9 @@ where
     let drain = session.worker.drain.clone();
     let limits = &session.worker.config.limits;
     let mut peer = Buffered::new(io);
-    // Whoever opens a connection has something for it that follows at once, and is served also where the shutdown has begun. From
-    // then on it may be idle for longer than any peer keeps it in its pool.
+    // A peer opens a connection for an OPEN that follows at once, which is served even during a
+    // shutdown. After that the connection may be idle for longer than any peer keeps it in its
+    // pool.
     let mut is_new = true;
     let mut timer = pin!(sleep(limits.handshake_timeout));
     let mut leaving = pin!(drain.started());
@@ -100,16 +102,17 @@ where
     }
 }
 
-/// What becomes of a peer's connection after one of its app's.
+/// What happens to a peer's connection after one app connection on it.
 enum Next {
     Open,
-    /// Another OPEN may be on its way behind what is not waited for: the peer sends it again.
+    /// The rest of the app's connection is not waited for. Another OPEN behind it is sent again by
+    /// the peer.
     End,
     Break,
 }
 
 impl Next {
-    /// After the app's connection has broken, or has not come about.
+    /// After the app's connection has been reset, or could not be opened.
     async fn after_reset<S>(mut framed: Framed, peer: &mut Buffered<S>) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -144,7 +147,7 @@ where
     }
 }
 
-/// Carries one connection of the peer's app to whatever serves HTTP.
+/// Carries one connection of the peer's app to the HTTP server.
 async fn carry_http<S, F>(
     session: &Session,
     peer: &mut Buffered<S>,
@@ -189,8 +192,8 @@ where
     }
 }
 
-/// Carries one connection of the peer's app to the app of this pod, until the peer's certificate is
-/// overdue.
+/// Carries one connection of the peer's app to the app of this pod, until the grace period of the
+/// peer's certificate is over.
 async fn carry<S>(session: &Session, logical: &Logical, peer: &mut Buffered<S>) -> Next
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -214,8 +217,8 @@ where
             };
         }
     };
-    // A peer may have opened the connection for an app that has said nothing yet, and turned out to
-    // need another one.
+    // A peer may have opened the connection speculatively, for an app that has sent nothing yet,
+    // and then needed a connection of another protocol.
     let mut is_needed = false;
     let ended = poll_fn(|cx| {
         let ended = framed.poll(cx, &mut app, peer);

@@ -9,9 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::Failure;
 
 const CHECK: &str = "http://naru-probe/grpc.health.v1.Health/Check";
-/// Bytes before each message: whether it is compressed, and its length.
+/// Length of the prefix of each message, in bytes: the compression flag, and the message's length.
 const PREFIX: usize = 5;
-/// Bytes in the answer. It has two.
+/// Bound on the answer, in bytes. A valid one has two.
 const MAX_ANSWER: usize = 1024;
 /// `ServingStatus.SERVING`.
 const SERVING: i32 = 1;
@@ -28,7 +28,7 @@ struct HealthCheckResponse {
     status: i32,
 }
 
-/// Succeeds if the app says that it serves.
+/// Succeeds if the app reports SERVING.
 pub async fn check<S>(app: S, service: &str, user_agent: &str) -> Result<(), Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -38,7 +38,7 @@ where
     tokio::select! {
         biased;
         answer = asked => answer,
-        // Ends only with an error or after the answer: the request lives no longer than the connection.
+        // Completes only with an error or after the answer: the request ends with the connection.
         ended = connection => match ended {
             Err(error) => Err(error.into()),
             Ok(()) => Err(Failure::NotServing("the connection was closed".to_owned())),
@@ -98,7 +98,7 @@ async fn ask(
     }
 }
 
-/// The answer's status, if it is not 0.
+/// Fails if the response's gRPC status is not 0.
 fn refused(headers: &HeaderMap) -> Result<(), Failure> {
     let status = headers.get("grpc-status").map(|status| status.as_bytes());
     match status {

@@ -1,4 +1,5 @@
-//! An HTTP probe: one GET, of whose answer the head counts. Redirects within the app are followed, as the kubelet does.
+//! An HTTP probe: one GET, of whose response only the head counts. Redirects within the app are
+//! followed, as the kubelet does.
 
 use std::fmt::Write;
 
@@ -12,12 +13,12 @@ use super::{Asked, Failure, connect, tls};
 
 /// Redirects that are followed (the kubelet's own number).
 const MAX_REDIRECTS: usize = 10;
-/// Bytes in the head of an answer.
+/// Bound on the head of a response, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
-/// Headers of an answer.
+/// Bound on the header fields of a response.
 const MAX_HEADERS: usize = 128;
 
-/// What is got.
+/// A GET request.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Get {
     port: u16,
@@ -31,7 +32,7 @@ pub struct Get {
     headers: Vec<(String, String)>,
 }
 
-/// What counts of an answer.
+/// The relevant part of a response's head.
 struct Head {
     status: u16,
     location: Option<String>,
@@ -48,7 +49,7 @@ impl Get {
         }
     }
 
-    /// The status of the last answer.
+    /// The status of the last response.
     pub async fn status(&self, asked: Asked<'_>) -> Result<u16, Failure> {
         let mut path = self.path.clone();
         let mut redirects = 0;
@@ -57,7 +58,7 @@ impl Get {
             let elsewhere = head.location.and_then(|at| self.within(&at, asked));
             match elsewhere {
                 Some(next) if redirects < MAX_REDIRECTS => path = next,
-                // A redirect to another place is as good as any answer.
+                // A redirect to another host passes like any other response.
                 _ => return Ok(head.status),
             }
             redirects += 1;
@@ -96,7 +97,7 @@ impl Get {
         }
     }
 
-    /// The kubelet's own headers, and those that the probe asks for in their place and beside them.
+    /// The kubelet's own headers, and the probe's, which replace or extend them.
     fn headers(&self, asked: Asked<'_>) -> Result<HeaderMap, Failure> {
         let wrong = || Failure::Request("header");
         let mut headers = HeaderMap::new();
@@ -119,7 +120,7 @@ impl Get {
     }
 }
 
-/// A path as it stands in a request: what no request may contain is escaped.
+/// A path as a valid request target: other characters are escaped.
 fn target(path: &str) -> String {
     let mut target = String::with_capacity(path.len() + 1);
     if !path.starts_with('/') {
@@ -153,7 +154,7 @@ where
     let mut read = Vec::new();
     loop {
         while let Some((head, length)) = parse(&read)? {
-            // An interim answer is followed by another.
+            // An interim response is followed by another one.
             match head.status {
                 100..=199 if head.status != 101 => read.drain(..length),
                 _ => return Ok(head),
@@ -179,7 +180,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (client, connection) = h2::client::handshake(app).await?;
-    // A name that the probe asks for stands where HTTP/2 has it.
+    // In HTTP/2, the probe's Host becomes `:authority`.
     let authority = match headers.remove(HOST) {
         Some(host) => host.to_str().unwrap_or(&authority).to_owned(),
         None => authority,
@@ -211,7 +212,7 @@ where
     }
 }
 
-/// The head at the beginning, and its length. `None`: it is not all there.
+/// The head at the start, and its length. `None`: incomplete.
 fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Failure> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);

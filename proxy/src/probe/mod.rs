@@ -1,13 +1,15 @@
-//! Probes of the app, made for the kubelet.
+//! Probes of the app on behalf of the kubelet.
 //!
 //! ```text
 //! kubelet ─ GET /probe/app/readiness ─▶ admin port ─▶ here ─▶ the app's own port, as the probe was meant
 //! ```
 //!
-//! The kubelet has no identity of the mesh, so what it would ask the app in strict mode is refused. Injection sends its probes to
-//! the admin port instead, and says in `--probes` what each stands for. In: the name of a probe, and the address that it came to.
-//! Out: an HTTP status that the kubelet takes as it would take the app's. Whoever reaches the admin port can do what
-//! the kubelet does and no more: nothing in a request chooses what is asked, and nothing of the app's answer but its status is told.
+//! The kubelet has no identity of the mesh, so strict mode would refuse its probes of the app.
+//! Injection redirects these probes to the admin port instead, and configures with `--probes` what
+//! each stands for. In: the name of a probe, and the address on which it arrived. Out: an HTTP
+//! status that the kubelet interprets like the app's. Clients of the admin port can do no more than
+//! the kubelet: nothing in a request chooses the target, and only the status of the app's response
+//! is returned.
 //!
 //! # Floors
 //!
@@ -30,13 +32,13 @@ use serde::Deserialize;
 
 use crate::socket;
 
-/// What every probe stands for, by name.
+/// The target of each probe, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Probes(HashMap<String, Target>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Target {
-    /// How long the app may take.
+    /// Timeout of the app, in seconds.
     seconds: u32,
     #[serde(flatten)]
     action: Action,
@@ -57,18 +59,18 @@ enum Action {
     },
 }
 
-/// Where a probe comes from, and whom it calls itself.
+/// The client of a probe, and its User-Agent.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
-    /// The pod's address that it was sent to.
+    /// The pod's address on which the probe arrived.
     pub here: IpAddr,
     pub user_agent: &'a str,
-    /// What the app sees it come from: the kubelet's address where it can be shown.
+    /// The source address shown to the app: the kubelet's where that is possible.
     pub source: Option<IpAddr>,
     pub socket_mark: Option<u32>,
 }
 
-/// Why the app did not pass.
+/// Why the probe failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error("connecting to the app: {0}")]
@@ -100,7 +102,8 @@ impl FromStr for Probes {
 }
 
 impl Probes {
-    /// The HTTP status of the app's answer, or of what else it did. `None`: there is no probe of this name.
+    /// The HTTP status of the app's response, or for a failure. `None`: there is no probe of this
+    /// name.
     pub async fn run(&self, name: &str, asked: Asked<'_>) -> Option<Result<u16, Failure>> {
         let target = self.0.get(name)?;
         let limit = Duration::from_secs(target.seconds.into());
@@ -111,7 +114,7 @@ impl Probes {
 
 impl Action {
     async fn run(&self, asked: Asked<'_>) -> Result<u16, Failure> {
-        /// What tells the kubelet that all is well.
+        /// The status of a passed probe.
         const WELL: u16 = 200;
         match self {
             Self::Http(get) => get.status(asked).await,
@@ -130,7 +133,7 @@ impl Action {
     }
 }
 
-/// To the address that the kubelet would have called, past the redirect rules.
+/// Connects to the address that the kubelet would have called, bypassing the redirect rules.
 async fn connect(asked: Asked<'_>, port: u16) -> Result<tokio::net::TcpStream, Failure> {
     let address = SocketAddr::new(asked.here, port);
     socket::dial_app(address, asked.source, None, asked.socket_mark)

@@ -41,7 +41,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, say: impl Fn(
     let _ = stream.shutdown().await;
 }
 
-/// An app that answers each request with what `say` makes of it.
+/// An app whose responses `say` computes from requests.
 async fn app(say: impl Fn(&str) -> String + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind((HERE, 0)).await.expect("bind");
     let port = listener.local_addr().expect("an address").port();
@@ -92,7 +92,7 @@ async fn the_request_is_the_one_that_the_kubelet_would_send() {
 }
 
 #[tokio::test]
-async fn redirects_within_the_app_are_followed_and_others_are_answers() {
+async fn redirects_within_the_app_are_followed_and_others_pass() {
     let port = app(|request| match request.split(' ').nth(1) {
         Some("/start") => {
             "HTTP/1.1 302 x\r\nlocation: /end\r\ncontent-length: 0\r\n\r\n".to_owned()
@@ -108,7 +108,7 @@ async fn redirects_within_the_app_are_followed_and_others_are_answers() {
 }
 
 #[tokio::test]
-async fn an_app_that_is_not_there_or_slow_or_talks_nonsense_does_not_pass() {
+async fn an_app_that_is_down_or_slow_or_sends_garbage_fails() {
     let closed = {
         let listener = TcpListener::bind((HERE, 0)).await.expect("bind");
         listener.local_addr().expect("an address").port()
@@ -139,7 +139,7 @@ async fn an_app_that_is_not_there_or_slow_or_talks_nonsense_does_not_pass() {
 }
 
 #[tokio::test]
-async fn a_header_that_cannot_be_sent_is_not_sent() {
+async fn an_invalid_header_is_not_sent() {
     let port = app(|_| plain(200)).await;
     let probes = format!(
         r#"{{"app/liveness":{{"seconds":1,"http":{{"port":{port},"path":"/","headers":[["x","a\r\nb: c"]]}}}}}}"#
@@ -178,7 +178,8 @@ async fn an_app_with_tls_may_show_any_certificate() {
     assert_eq!(over_tls(&rustls::version::TLS12).await.ok(), Some(204));
 }
 
-/// An app with the health service, which says `status` for the service `shop` and does not know others.
+/// An app with the health service, which reports `status` for the service `shop` and does not know
+/// others.
 async fn grpc_app(status: u8) -> u16 {
     let listener = TcpListener::bind((HERE, 0)).await.expect("bind");
     let port = listener.local_addr().expect("an address").port();
@@ -228,7 +229,7 @@ async fn a_grpc_app_passes_if_it_serves() {
 }
 
 #[tokio::test]
-async fn an_app_with_http2_alone_is_asked_in_http2() {
+async fn an_app_with_only_http2_is_probed_by_http2() {
     let listener = TcpListener::bind((HERE, 0)).await.expect("bind");
     let port = listener.local_addr().expect("an address").port();
     tokio::spawn(async move {
@@ -246,7 +247,7 @@ async fn an_app_with_http2_alone_is_asked_in_http2() {
 }
 
 #[test]
-fn what_is_no_list_of_probes_is_told() {
+fn an_invalid_list_of_probes_is_rejected() {
     assert_eq!("{}".parse(), Ok(Probes::default()));
     for wrong in [
         "",

@@ -1,5 +1,5 @@
-//! TLS with the app for an HTTPS probe. Like the kubelet, it takes any certificate: what is asked is whether the app answers, on
-//! the pod's own address, and nothing is told to it.
+//! TLS with the app for an HTTPS probe. Like the kubelet, it accepts any certificate: the probe
+//! tests whether the app answers on the pod's own address, and sends it no secrets.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::Failure;
 
-/// With `protocol` as the one that is spoken inside (ALPN), if it is to be said.
+/// `protocol`: the application protocol to offer (ALPN), if any.
 pub async fn connect(
     app: TcpStream,
     address: IpAddr,
@@ -35,7 +35,7 @@ pub async fn connect(
 fn config() -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     Ok(ClientConfig::builder_with_provider(provider.clone())
-        // TLS 1.2 as well, for the app's sake.
+        // TLS 1.2 is allowed too, for apps without TLS 1.3.
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))

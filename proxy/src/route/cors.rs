@@ -1,5 +1,6 @@
-//! Cross-origin requests of browsers: which of them a rule's CORS filter lets read the response (Gateway API, HTTPCORSFilter; Fetch
-//! standard, section 3.3). A preflight request is answered here; of every other only the response is touched.
+//! Cross-origin requests of browsers: which of them may read the response by a rule's CORS filter
+//! (Gateway API, HTTPCORSFilter; Fetch standard, section 3.3). A preflight request is answered
+//! here; for every other request only the response is changed.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -8,9 +9,9 @@ use naru_contract as contract;
 use super::problem::{Problem, header_name, method, problem};
 use super::{HeaderFields, RequestHead};
 
-/// Stands for everything, in a list of the filter's and in a header.
+/// The wildcard, in the filter's lists and in headers.
 const ANY: &str = "*";
-/// Response fields that the filter answers for. Whatever an app says under these names is replaced.
+/// Response fields that the filter controls. The app's own fields of these names are replaced.
 const FIELDS: [&str; 6] = [
     ALLOW_ORIGIN,
     ALLOW_CREDENTIALS,
@@ -26,32 +27,32 @@ const ALLOW_HEADERS: &str = "access-control-allow-headers";
 const EXPOSE_HEADERS: &str = "access-control-expose-headers";
 const MAX_AGE: &str = "access-control-max-age";
 const VARY: &str = "vary";
-/// What the answer to a preflight request depends on.
+/// The request fields on which the answer to a preflight request depends.
 const PREFLIGHT_VARY: &str =
     "Origin, Access-Control-Request-Method, Access-Control-Request-Headers";
 const ALLOWED: u16 = 204;
 const DENIED: u16 = 403;
 
-/// Which cross-origin requests may do what.
+/// A compiled CORS filter.
 #[derive(Clone, Debug)]
 pub struct Cors {
-    /// `None`: all.
+    /// `None`: all origins.
     origins: Option<Vec<OriginPattern>>,
     credentials: bool,
     methods: Allowed,
     headers: Allowed,
-    /// As in the header; empty: none.
+    /// As in the header; empty: no header.
     exposed: Box<str>,
     /// In seconds, as in the header.
     max_age: Box<str>,
 }
 
-/// What a preflight request is told.
+/// The value of an `Access-Control-Allow-…` field in the answer to a preflight request.
 #[derive(Clone, Debug)]
 enum Allowed {
-    /// What it asked for.
+    /// The value requested.
     Asked,
-    /// These, as in the header; empty: no others than are allowed anyway.
+    /// These, as in the header; empty: only what is always allowed.
     These(Box<str>),
 }
 
@@ -72,7 +73,7 @@ struct OriginPattern {
 #[derive(Clone, Debug)]
 enum HostPattern {
     Any,
-    /// With the dot before it: something has to stand in front.
+    /// With the leading dot: at least one label must precede it.
     EndsIn(Box<str>),
     Is(Box<str>),
 }
@@ -103,7 +104,7 @@ impl Cors {
             true => Allowed::Asked,
             false => Allowed::These(message.allow_headers.join(", ").into()),
         };
-        // To a request with credentials a * is the name of a header, and says nothing.
+        // In requests with credentials a * is a literal header name, and allows nothing.
         let exposed = (message.expose_headers.iter().map(String::as_str))
             .filter(|name| *name != ANY || !message.allow_credentials);
         Ok(Self {
@@ -116,8 +117,8 @@ impl Cors {
         })
     }
 
-    /// The answer, if it is a preflight request; and of any other request the origin that may read the response, as the
-    /// response says it.
+    /// The answer, for a preflight request. For any other request: sets the `origin` that may read
+    /// the response, as the response header gives it.
     pub(super) fn judge(
         &self,
         head: &impl RequestHead,
@@ -125,7 +126,7 @@ impl Cors {
     ) -> Option<Preflight> {
         let asked = only_value(head, "origin");
         let allowed = asked.as_deref().filter(|asked| self.is_allowed(asked));
-        // Whoever sends none gets the same answer: it may be kept for others.
+        // Requests without an origin get the same answer, so that caches may share it.
         let everyone = self.origins.is_none() && !self.credentials;
         let said: Option<Box<str>> = match everyone {
             true => Some(ANY.into()),
@@ -162,7 +163,7 @@ impl Cors {
         Some(answer)
     }
 
-    /// Puts the filter's fields in the place of the app's. `origin`: which one may read the response.
+    /// Replaces the app's fields with the filter's. `origin`: the one that may read the response.
     pub(super) fn apply_to_response(&self, origin: Option<&str>, head: &mut impl HeaderFields) {
         for name in FIELDS {
             head.remove_field(name);
@@ -180,7 +181,7 @@ impl Cors {
         }
     }
 
-    /// What is the same for every response that may be read.
+    /// The fields that every readable response has.
     fn allow(&self, origin: &str, say: &mut dyn FnMut(&'static str, &str)) {
         say(ALLOW_ORIGIN, origin);
         if self.credentials {
@@ -204,7 +205,7 @@ impl Cors {
     }
 }
 
-/// For people who ask why.
+/// A description, for `/why`.
 impl Display for Cors {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let origins = match self.origins.as_deref() {
@@ -281,7 +282,7 @@ impl HostPattern {
     }
 }
 
-/// Scheme, host and port of an origin. Without a port it is that of the scheme.
+/// Scheme, host and port of an origin. Without a port it is the scheme's default.
 fn parts(origin: &str) -> Option<(&str, &str, u16)> {
     let (scheme, rest) = origin.split_once("://")?;
     let well_known = well_known_port(scheme)?;
@@ -315,7 +316,7 @@ fn asked_at_all(head: &impl HeaderFields, name: &str) -> bool {
     any
 }
 
-/// The value under a name, if there is one, and one alone that can be said back in a response.
+/// The value of a field that occurs once and can be sent back in a response.
 fn only_value(head: &impl HeaderFields, name: &str) -> Option<String> {
     let (mut only, mut more) = (None, false);
     head.for_each_value(name, &mut |value| {

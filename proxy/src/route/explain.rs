@@ -1,7 +1,9 @@
-//! Why a request goes where it goes, for people: every match with what speaks against it, and what would become of the request.
+//! Explains routing decisions: every match with the condition that fails, and the outcome of the
+//! request.
 //!
-//! In: a head that nobody has sent. Out: what [`super::decide`] goes by, by the same functions, for every rule and every backend
-//! instead of the one that is taken. Nothing is counted and no endpoint is taken up.
+//! In: the head of a hypothetical request. Out: the results of the functions behind
+//! [`super::decide`], for every rule and every backend instead of the chosen one. Nothing is
+//! counted and no endpoint is picked.
 
 use std::sync::Arc;
 
@@ -14,11 +16,11 @@ use crate::balance;
 use crate::observe::reason::Reason;
 use crate::route::Logical;
 
-/// A match of a rule, and what it makes of a request.
+/// A match of a rule, and its verdict on a request.
 #[derive(Debug)]
 pub struct Explained<'r> {
     pub rule: &'r Arc<Rule>,
-    /// `None`: the rule of a Service that no route is attached to.
+    /// `None`: the default rule of a Service without attached routes.
     pub matched: Option<&'r Match>,
     /// `None`: no request was given.
     pub verdict: Option<Verdict<'r>>,
@@ -26,15 +28,15 @@ pub struct Explained<'r> {
 
 #[derive(Clone, Copy, Debug)]
 pub enum Verdict<'r> {
-    /// It takes the request, and its prefix covers so many bytes of the path.
+    /// It applies, and its prefix covers so many bytes of the path.
     Takes { covered: usize },
-    /// It would take it. The one that does comes first by this.
+    /// It matches, but another match comes first by this criterion.
     Outranked(Criterion),
-    /// This part of it does not hold.
+    /// This condition does not hold.
     Unmet(Unmet<'r>),
 }
 
-/// By what one match comes before another.
+/// The criterion by which one match precedes another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Criterion {
     ExactPath,
@@ -43,16 +45,17 @@ pub enum Criterion {
     Method,
     MoreHeaders,
     MoreQueryParameters,
-    /// Its route is older, or as old and first by name: the controller gives routes in this order.
+    /// Its route is older, or equally old and first by name: the controller sends routes in this
+    /// order.
     OlderRoute,
-    /// It is of an earlier rule of the same route.
+    /// Its rule comes earlier in the same route.
     EarlierRule,
-    /// It is an earlier match of the same rule.
+    /// It comes earlier in the same rule.
     EarlierMatch,
 }
 
 impl Criterion {
-    /// The word for programs.
+    /// The identifier in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ExactPath => "exact-path",
@@ -93,7 +96,7 @@ impl Criterion {
     }
 }
 
-/// Every match of a Service's routes in order of precedence, and what it makes of `head`, if there is one.
+/// Every match of a Service's routes in order of precedence, with its verdict on `head`, if given.
 pub fn explain<'r>(logical: &'r Logical, head: Option<&Parts>) -> Vec<Explained<'r>> {
     match &logical.routes {
         Some(routes) => explain_routes(routes, head),
@@ -130,30 +133,31 @@ fn explain_routes<'r>(routes: &'r Routes, head: Option<&Parts>) -> Vec<Explained
     routes.entries().iter().map(explain).collect()
 }
 
-/// What would become of a request.
+/// The outcome of a request.
 #[derive(Debug)]
 pub enum Outcome {
     Redirect {
         status: u16,
         location: String,
     },
-    /// A browser's question is answered with this status.
+    /// A preflight request is answered with this status.
     Preflight {
         status: u16,
     },
     Fail(Reason),
-    /// For each of the rule's backends in their order: what it would get, or why it would get nothing.
+    /// For each of the rule's backends in their order: the request that it would get, or why it
+    /// would get none.
     Forward(Vec<Result<Box<Parts>, Reason>>),
 }
 
 impl Outcome {
-    /// What would become of `head`, which `rule` takes with `covered` bytes of its path.
+    /// The outcome of `head`, to which `rule` applies with `covered` bytes of its path.
     fn of(rule: &Rule, covered: usize, port: u16, mut head: Parts) -> Self {
         let context = Context {
             matched_prefix: covered,
             port,
         };
-        // Of the response nothing is told.
+        // The response is not explained.
         let mut origin = None;
         match apply_to_request(&rule.filters, context, &mut head, &mut origin) {
             None => {}
@@ -176,7 +180,7 @@ impl Outcome {
                 return Err(Reason::NoEndpoint);
             }
             let mut head = Box::new(head.clone());
-            // A backend's filters do not answer: decoding has seen to that.
+            // A backend's filters never answer: decoding ensures that.
             apply_to_request(&backend.filters, context, &mut *head, &mut None);
             Ok(head)
         });
@@ -184,7 +188,7 @@ impl Outcome {
     }
 }
 
-/// What would become of `head`, of which `explained` is all that is to be said.
+/// The outcome of `head`; `explained` has all of its verdicts.
 pub fn outcome(logical: &Logical, explained: &[Explained<'_>], head: &Parts) -> Outcome {
     let taken = explained.iter().find_map(|one| match one.verdict {
         Some(Verdict::Takes { covered }) => Some((one.rule, covered)),

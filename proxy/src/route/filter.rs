@@ -1,4 +1,5 @@
-//! What a rule changes: header modifiers, rewrites, redirects and CORS, applied to a head in the order in which they are written.
+//! A rule's filters: header modifiers, rewrites, redirects and CORS, applied to a head in their
+//! order.
 
 use super::matches::split_query;
 use super::{Cors, HeaderFields, Preflight, RequestHead};
@@ -16,20 +17,20 @@ pub enum Filter {
 /// `set`, then `add`, then `remove`.
 #[derive(Clone, Debug, Default)]
 pub struct HeaderModifier {
-    /// In the place of the request's authority. In HTTP/2 `Host` is no field of its own.
+    /// Replaces the request's authority. In HTTP/2 `Host` is not a separate field.
     pub host: Option<Box<str>>,
     pub set: Vec<(Box<str>, Box<str>)>,
     pub add: Vec<(Box<str>, Box<str>)>,
     pub remove: Vec<Box<str>>,
 }
 
-/// The proxy answers itself. What is absent stays as in the request.
+/// The proxy answers with a redirect. Absent parts stay as in the request.
 #[derive(Clone, Debug)]
 pub struct Redirect {
     pub scheme: Option<Scheme>,
     pub hostname: Option<Box<str>>,
     pub path: Option<PathModifier>,
-    /// `None`: the well-known port of `scheme`, or without one the port that was called.
+    /// `None`: the default port of `scheme`, or without a scheme the port that was called.
     pub port: Option<u16>,
     pub status: u16,
 }
@@ -46,15 +47,15 @@ pub struct Rewrite {
     pub path: Option<PathModifier>,
 }
 
-/// A new path. The query stays.
+/// A new path. The query is kept.
 #[derive(Clone, Debug)]
 pub enum PathModifier {
     ReplaceFull(Box<str>),
-    /// In the place of what the prefix match covered.
+    /// Replaces the prefix that was matched.
     ReplacePrefix(Box<str>),
 }
 
-/// What filters know of a request beside its head.
+/// Data of a request that filters need in addition to its head.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Context {
     /// How many bytes of the path the match covered.
@@ -63,14 +64,15 @@ pub(super) struct Context {
     pub port: u16,
 }
 
-/// What a filter answers itself.
+/// The answer of a filter.
 pub(super) enum Answer {
     /// With this status and location.
     Redirect(u16, String),
     Preflight(Preflight),
 }
 
-/// Applies request filters in order, up to one that answers. `origin`: which one may read the response, if a filter says so.
+/// Applies request filters in order, up to the first that answers. `origin` is set to the one that
+/// may read the response, by the CORS filter.
 pub(super) fn apply_to_request(
     filters: &[Filter],
     context: Context,
@@ -141,8 +143,8 @@ impl HeaderModifier {
 }
 
 impl Redirect {
-    /// The whole location. Where neither the filter nor the request names a host, the path alone, which is relative to what
-    /// the client has called.
+    /// The whole location. Where neither the filter nor the request has a host, only the path,
+    /// which is relative to the client's URL.
     fn location(&self, context: Context, head: &impl RequestHead) -> String {
         let target = match (&self.path, head.path_and_query()) {
             (Some(path), target) => path.apply(target, context.matched_prefix),
@@ -155,7 +157,7 @@ impl Redirect {
         else {
             return target;
         };
-        // Calls within the mesh are plain HTTP as far as the app can see.
+        // Calls within the mesh are plain HTTP to the app.
         let scheme = self.scheme.unwrap_or(Scheme::Http);
         let port = self.port.unwrap_or(match self.scheme {
             Some(scheme) => scheme.port(),
@@ -187,7 +189,7 @@ impl Scheme {
 }
 
 impl PathModifier {
-    /// The new target for a request for `target` of whose path `covered` bytes were matched.
+    /// The new target for a request for `target`, `covered` bytes of whose path were matched.
     fn apply(&self, target: &str, covered: usize) -> String {
         let (path, query) = split_query(target);
         let mut new = match self {
@@ -241,7 +243,7 @@ mod tests {
             ("/foo", "/foo", "", "/"),
             ("/foo/", "/foo", "/", "/"),
             ("/foo", "/foo", "/", "/"),
-            // Beyond the table.
+            // Cases beyond the table.
             ("/bar", "/", "/xyz", "/xyz/bar"),
             ("/", "/", "/xyz", "/xyz/"),
             ("/foo//bar", "/foo", "/", "//bar"),
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_path_is_replaced_and_the_query_stays() {
+    fn a_full_path_is_replaced_and_the_query_is_kept() {
         let full = |value: &str| PathModifier::ReplaceFull(value.into());
         assert_eq!(full("/new").apply("/a/b?c=d", 2), "/new?c=d");
         assert_eq!(full("").apply("/a", 0), "/");
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_of_an_authority_is_left_out() {
+    fn host_of_removes_the_port() {
         assert_eq!(host_of("web"), "web");
         assert_eq!(host_of("web:8080"), "web");
         assert_eq!(host_of("[::1]"), "[::1]");

@@ -1,7 +1,7 @@
 //! The heads of HTTP/2 (types of the `http` crate) as [`RequestHead`] and [`HeaderFields`].
 //!
-//! Names and values that come from filters were checked when the filters were decoded. One that the `http` crate does not
-//! take leaves the head as it is.
+//! Names and values from filters were validated when the filters were decoded. If the `http` crate
+//! rejects one all the same, the head stays unchanged.
 
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -132,7 +132,7 @@ impl RequestHead for request::Parts {
             self.headers.insert(HOST, value);
         }
         self.change_uri(|parts| {
-            // A URI has a path beside an authority only where it has a scheme as well.
+            // A URI with an authority and a path needs a scheme.
             if parts.path_and_query.is_some() && parts.scheme.is_none() {
                 parts.scheme = Some(Scheme::HTTP);
             }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_path_leaves_the_authority() {
+    fn a_new_path_keeps_the_authority() {
         let mut head = parts("http://web:80/a?b");
         head.set_path_and_query("/c?d");
         assert_eq!(head.uri, "http://web:80/c?d");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_authority_leaves_the_path_and_reaches_the_host_header() {
+    fn a_new_authority_keeps_the_path_and_updates_the_host_header() {
         let mut head = parts("/a");
         head.headers.insert(HOST, HeaderValue::from_static("old"));
         assert_eq!(RequestHead::authority(&head), Some("old"));
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_visited_in_order_until_enough() {
+    fn values_are_visited_in_order_until_each_returns_false() {
         let head = parts("/");
         let mut seen = Vec::new();
         head.for_each_value("X-a", &mut |value| {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_none_changes_nothing() {
+    fn an_invalid_value_changes_nothing() {
         let mut head = parts("http://web/a");
         head.set_field("x-a", "1\r\n");
         head.set_path_and_query("/ b");

@@ -1,4 +1,5 @@
-//! What a connection was made to: a Service port with everything that routes decide about it.
+//! The logical destination of a connection: a Service port with everything that routes decide about
+//! it.
 
 use std::sync::Arc;
 
@@ -7,19 +8,20 @@ use super::{Routes, Rule};
 use crate::balance::RetryBudget;
 use crate::observe::metrics::TcpMetrics;
 
-/// A Service port with its routes. A pod that is dialled by its own address, and the app behind an inbound
-/// port, are one as well: no routes, one backend with one endpoint.
+/// A Service port with its routes. A pod called by its own address, and the app behind an inbound
+/// port, are represented likewise: without routes, with one backend of one endpoint.
 #[derive(Debug)]
 pub struct Logical {
     /// Namespace of the Service or pod.
     pub namespace: Arc<str>,
-    /// Name of the Service; empty where there is none.
+    /// Name of the Service; empty for a pod.
     pub service: Arc<str>,
     pub port: u16,
     pub protocol: Protocol,
-    /// Rules in order of precedence. `None`: no route is attached, and `default_rule` takes every request.
+    /// Rules in order of precedence. `None`: no route is attached, and `default_rule` applies to
+    /// every request.
     pub routes: Option<Routes>,
-    /// Routes for connections, which are not looked into then. `None`: none is attached.
+    /// Routes for connections, which then stay opaque. `None`: no such route is attached.
     pub stream_routes: Option<StreamRoutes>,
     /// No matches, no filters, the Service's own pods.
     pub default_rule: Arc<Rule>,
@@ -30,9 +32,9 @@ pub struct Logical {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// Told by the first bytes.
+    /// Detected by the first bytes.
     Detect,
-    /// HTTP, its version told by whether the client sends the HTTP/2 preface.
+    /// HTTP, whose version is detected by the client's HTTP/2 preface.
     Http,
     /// HTTP/2 with prior knowledge.
     Http2,
@@ -40,7 +42,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// The word for people and programs.
+    /// The name in output and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Detect => "detect",

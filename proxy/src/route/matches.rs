@@ -1,6 +1,7 @@
-//! Which rule takes a request: the matches of Gateway API's HTTPRoute, compiled and in order of precedence.
+//! Which rule applies to a request: the matches of Gateway API's HTTPRoute, compiled and in order
+//! of precedence.
 //!
-//! Nothing here allocates for a request, but for a regular expression over a header that is sent more than once.
+//! Matching a request does not allocate, except for a regular expression over a repeated header.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -9,33 +10,34 @@ use regex::bytes::Regex;
 
 use super::{HeaderFields, RequestHead, Rule};
 
-/// One rule with what leads to it. No match at all stands for every request.
+/// One rule with its matches. Without a match it applies to every request.
 #[derive(Debug)]
 pub struct RouteRule {
     pub matches: Vec<Match>,
     pub rule: Arc<Rule>,
 }
 
-/// A set of conditions, all of which have to hold.
+/// A set of conditions, all of which must hold.
 #[derive(Clone, Debug, Default)]
 pub struct Match {
     pub path: PathMatch,
-    /// To the letter. `None`: any.
+    /// Case-sensitive. `None`: any.
     pub method: Option<Box<str>>,
-    /// Names are different from one another.
+    /// Each name occurs once.
     pub headers: Vec<NamedMatch>,
-    /// Names are different from one another.
+    /// Each name occurs once.
     pub query: Vec<NamedMatch>,
 }
 
-/// A condition on the path, without its query. Percent-encoding is compared as it is sent.
+/// A condition on the path, without its query. Percent-encoding is compared as sent.
 #[derive(Clone, Debug)]
 pub enum PathMatch {
     Exact(Box<str>),
-    /// The whole path has to match.
+    /// Must match the whole path.
     Regex(Regex),
     Prefix {
-        /// Whole segments, with no slash at the end: `/a` for the prefixes `/a` and `/a/`, empty for `/`.
+        /// Whole segments, with no slash at the end: `/a` for the prefixes `/a` and `/a/`, empty
+        /// for `/`.
         segments: Box<str>,
         /// Length of the prefix as written, in characters.
         chars: usize,
@@ -52,11 +54,11 @@ pub struct NamedMatch {
 #[derive(Clone, Debug)]
 pub enum ValueMatch {
     Exact(Box<str>),
-    /// The whole value has to match.
+    /// Must match the whole value.
     Regex(Regex),
 }
 
-/// The first part of a match that a request does not have.
+/// The first condition of a match that a request does not meet.
 #[derive(Clone, Copy, Debug)]
 pub enum Unmet<'m> {
     Path(&'m PathMatch),
@@ -65,9 +67,9 @@ pub enum Unmet<'m> {
     Query(&'m NamedMatch),
 }
 
-/// What decides which of two matches comes first: the smaller one does. HTTPRoute's order is: exact path, longest prefix, method,
-/// most headers, most query parameters. It leaves the place of regular expressions open: here, between exact paths and prefixes,
-/// longest pattern first.
+/// Orders matches: the smaller one comes first. HTTPRoute's order is: exact path, longest prefix,
+/// method, most headers, most query parameters. It leaves the place of regular expressions open:
+/// here, between exact paths and prefixes, longest pattern first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Precedence {
     /// 0: exact, 1: regular expression, 2: prefix.
@@ -95,7 +97,7 @@ impl Routes {
                 entries.extend(matches.into_iter().map(|m| (m, rule.clone())));
             }
         }
-        // Stable: what is equal stays in the order of routes and rules.
+        // Stable: equal matches stay in the order of routes and rules.
         entries.sort_by_cached_key(|(m, _)| m.precedence());
         Self { entries }
     }
@@ -110,7 +112,8 @@ impl Routes {
         &self.entries
     }
 
-    /// The first rule that takes the request, and how many bytes of the path its prefix match covered.
+    /// The first rule that applies to the request, and how many bytes of the path its prefix match
+    /// covered.
     pub(super) fn find(&self, head: &impl RequestHead) -> Option<(&Arc<Rule>, usize)> {
         let (path, query) = split_query(head.path_and_query());
         let query = query.unwrap_or("");
@@ -137,7 +140,8 @@ impl Match {
         }
     }
 
-    /// How many bytes of `path` the prefix covers, if all parts hold. `path` and `query` are those of `head`.
+    /// How many bytes of `path` the prefix covers, if all conditions hold. `path` and `query` are
+    /// those of `head`.
     #[inline]
     pub(super) fn check(
         &self,
@@ -180,7 +184,7 @@ impl PathMatch {
         match self {
             Self::Exact(exact) => (**exact == *path).then_some(0),
             Self::Regex(regex) => regex.is_match(path.as_bytes()).then_some(0),
-            // `/` takes everything, also the empty path of CONNECT and the `*` of OPTIONS.
+            // `/` matches everything, also the empty path of CONNECT and the `*` of OPTIONS.
             Self::Prefix { segments, .. } if segments.is_empty() => Some(0),
             Self::Prefix { segments, .. } => path
                 .strip_prefix(&**segments)
@@ -204,7 +208,8 @@ impl NamedMatch {
                 .authority()
                 .is_some_and(|authority| self.value.takes(authority.as_bytes()));
         }
-        // HTTP/2 may split cookies into several fields; what joins them again is not a comma (RFC 9113, 8.2.3).
+        // HTTP/2 may split cookies into several fields, which are joined with a semicolon rather
+        // than a comma (RFC 9113, 8.2.3).
         let separator = match self.name.eq_ignore_ascii_case("cookie") {
             true => b';',
             false => b',',
@@ -227,9 +232,10 @@ impl ValueMatch {
     }
 }
 
-/// Whether the values of all fields of that name, joined by the separator with or without a space, are `expected`.
+/// Whether the values of all fields of that name, joined by the separator with or without a space,
+/// equal `expected`.
 fn exact_over_fields(head: &impl HeaderFields, name: &str, expected: &[u8], separator: u8) -> bool {
-    // What is left to be seen, and whether nothing spoke against it so far.
+    // The rest that must still be matched, and whether all values matched so far.
     let mut rest = expected;
     let mut fields = 0_usize;
     let mut equal = true;
@@ -278,16 +284,16 @@ fn regex_over_fields(head: &impl HeaderFields, name: &str, regex: &Regex, separa
     regex.is_match(&joined)
 }
 
-/// The value of the first parameter called `name`. Where a name is repeated the first one counts.
+/// The value of the first parameter called `name`. Only the first of a repeated name counts.
 pub(crate) fn query_value<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // An empty query has one empty pair, which is no parameter.
+        // An empty query has one empty pair, which is not a parameter.
         (key == name && !pair.is_empty()).then_some(value)
     })
 }
 
-/// A request target, taken apart at its first `?`.
+/// A request target, split at its first `?`.
 pub(crate) fn split_query(target: &str) -> (&str, Option<&str>) {
     match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),

@@ -1,7 +1,8 @@
-//! From a request to the rule that takes it, and what the rule changes on the way.
+//! Routes a request: finds the rule that applies, and applies its filters.
 //!
-//! In: the head of a request and the [`Logical`] that its connection was made to. Out: a [`Decision`]. The original
-//! destination alone says which `Logical` that is: nothing in the head (`Host`, `:authority`) ever picks another one.
+//! In: the head of a request and the [`Logical`] destination of its connection. Out: a
+//! [`Decision`]. Only the original destination selects the `Logical`: the head (`Host`,
+//! `:authority`) never selects another one.
 //!
 //! ```text
 //! contract ─▶ decode ─▶ Routes ─┐
@@ -9,7 +10,7 @@
 //! head ─────────────────────────┘     │ matches: which rule;  filter: what it changes
 //! ```
 //!
-//! For people, [`explain`] and [`outcome`] tell the same of a request that nobody has sent.
+//! [`explain`] and [`outcome`] describe the same for a hypothetical request.
 //!
 //! # Floors
 //!
@@ -58,34 +59,34 @@ pub use matches::{Match, NamedMatch, PathMatch, RouteRule, Routes, Unmet, ValueM
 pub(crate) use matches::{query_value, split_query};
 pub use words::is_credential;
 
-/// The head of a request, whichever HTTP version carried it. Two implementations: [`crate::http::http1`]'s head and
-/// [`http::request::Parts`].
+/// The head of a request of any HTTP version. Two implementations: [`crate::http::http1`]'s head
+/// and [`http::request::Parts`].
 pub trait RequestHead: HeaderFields {
     fn method(&self) -> &str;
     /// Path with query, as sent. Empty for CONNECT, `*` for OPTIONS of the whole server.
     fn path_and_query(&self) -> &str;
-    /// `Host` or `:authority` or the authority of an absolute target.
+    /// `Host`, `:authority`, or the authority of an absolute target.
     fn authority(&self) -> Option<&str>;
     fn set_path_and_query(&mut self, path_and_query: &str);
     fn set_authority(&mut self, authority: &str);
 }
 
-/// Header fields of a request or response. Names are matched without regard to case.
+/// Header fields of a request or response. Names are case-insensitive.
 pub trait HeaderFields {
     /// Calls `each` with every value under `name`, in order, until it returns false.
     fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool);
-    /// Puts one field in the place of all of that name.
+    /// Replaces all fields of that name by one.
     fn set_field(&mut self, name: &str, value: &str);
     fn add_field(&mut self, name: &str, value: &str);
-    /// [`Self::add_field`], with a value of the connection's that requests share.
+    /// [`Self::add_field`], with a value that all requests of the connection share.
     fn add_shared(&mut self, name: &HeaderName, value: &HeaderValue);
     fn remove_field(&mut self, name: &str);
     /// Removes every field whose name [`is_spelling`] of `name`.
     fn remove_spellings(&mut self, name: &str);
 }
 
-/// Whether apps that get fields as variables, `HTTP_NAME`, can't tell these names apart: `-` and
-/// `_` are one there (RFC 3875 section 4.1.18).
+/// Whether these names are indistinguishable to apps that get fields as variables, `HTTP_NAME`: `-`
+/// and `_` are the same there (RFC 3875 section 4.1.18).
 pub fn is_spelling(other: &[u8], name: &[u8]) -> bool {
     let same = |(other, name): (&u8, &u8)| match other {
         b'_' => matches!(name, b'_' | b'-'),
@@ -94,14 +95,16 @@ pub fn is_spelling(other: &[u8], name: &[u8]) -> bool {
     other.len() == name.len() && other.iter().zip(name).all(same)
 }
 
-/// What is to become of a request.
+/// The decision about a request.
 pub enum Decision {
-    /// Send it to this backend. Request filters of the rule and the backend have been applied to the head.
+    /// Send it to this backend. Request filters of the rule and the backend have been applied to
+    /// the head.
     Forward {
         rule: Arc<Rule>,
         /// Index into [`Rule::backends`].
         backend: usize,
-        /// Which origin may read the response, by the rule's CORS filter; for [`Rule::filter_response`].
+        /// The origin that may read the response, by the rule's CORS filter; for
+        /// [`Rule::filter_response`].
         origin: Option<Box<str>>,
     },
     /// Answer with this redirect.
@@ -112,7 +115,7 @@ pub enum Decision {
         /// As in `Forward`.
         origin: Option<Box<str>>,
     },
-    /// Answer a browser that asks whether it may send a request from another origin.
+    /// Answer a browser's CORS preflight request.
     Preflight { rule: Arc<Rule>, answer: Preflight },
     /// Answer with an error of this reason.
     Fail {
@@ -130,7 +133,7 @@ pub struct Rule {
     pub name: Arc<str>,
     /// In the order in which they apply.
     pub filters: Vec<Filter>,
-    /// Who gets a copy of each request that a backend gets, beside those of the backend.
+    /// Mirrors of every request to a backend, in addition to those of the backend.
     pub mirrors: Vec<Mirror>,
     pub backends: Vec<RuleBackend>,
     /// For the whole request with its retries, to the end of the response.
@@ -138,28 +141,28 @@ pub struct Rule {
     /// For each attempt, to the end of its response.
     pub backend_request_timeout: Option<Duration>,
     pub retry: Option<RetryPolicy>,
-    /// For requests that reach no backend.
+    /// Metrics of requests that reach no backend.
     pub metrics: Arc<RequestMetrics>,
 }
 
 #[derive(Debug)]
 pub struct RuleBackend {
     pub weight: u32,
-    /// `Err`: why it can't be used.
+    /// `Err`: why the backend is invalid.
     pub backend: Result<Arc<Backend>, Arc<str>>,
-    /// Apply after those of the rule, to requests for this backend.
+    /// Applied after those of the rule, to requests for this backend.
     pub filters: Vec<Filter>,
     pub mirrors: Vec<Mirror>,
     pub metrics: Arc<RequestMetrics>,
 }
 
-/// Who gets a copy of a share of the requests.
+/// A destination of copies of a share of the requests.
 #[derive(Clone, Debug)]
 pub struct Mirror {
     pub backend: Arc<Backend>,
-    /// Of so many requests …
+    /// The numerator of the share …
     pub numerator: u32,
-    /// … out of so many: at least 1.
+    /// … and its denominator: at least 1.
     pub denominator: u32,
     pub metrics: Arc<MirrorMetrics>,
 }
@@ -169,13 +172,14 @@ pub struct RetryPolicy {
     pub codes: Vec<u16>,
     /// Retries after the first attempt.
     pub attempts: u32,
-    /// Before the first retry.
+    /// Wait before the first retry.
     pub backoff: Duration,
 }
 
 impl Rule {
-    /// Applies the response filters of the rule and of the backend. An index beyond the backends (for a response that
-    /// no backend made) applies those of the rule alone. `origin`: as the [`Decision`] says.
+    /// Applies the response filters of the rule and of the backend. An index beyond the backends
+    /// (for a response of the proxy itself) applies those of the rule alone. `origin`: from the
+    /// [`Decision`].
     pub fn filter_response(
         &self,
         backend: usize,
@@ -188,7 +192,7 @@ impl Rule {
         }
     }
 
-    /// Who is to get a copy of one request for `backend`.
+    /// The mirrors that get a copy of one request for `backend`.
     pub fn mirrors(&self, backend: usize, random: &mut SmallRng) -> impl Iterator<Item = &Mirror> {
         let of_backend = self.backends.get(backend).map(|b| b.mirrors.as_slice());
         let all = self.mirrors.iter().chain(of_backend.unwrap_or_default());
@@ -198,19 +202,19 @@ impl Rule {
         })
     }
 
-    /// Whether anybody may get a copy of a request for `backend`.
+    /// Whether a request for `backend` may be mirrored.
     pub fn is_mirrored(&self, backend: usize) -> bool {
         let of_backend = |b: &RuleBackend| !b.mirrors.is_empty();
         !self.mirrors.is_empty() || self.backends.get(backend).is_some_and(of_backend)
     }
 
-    /// The backend of that index. `None`: it can't be used.
+    /// The backend of that index. `None`: it is invalid.
     pub fn target(&self, backend: usize) -> Option<Arc<Backend>> {
         let backend = &self.backends.get(backend)?.backend;
         backend.as_ref().ok().cloned()
     }
 
-    /// By weight. `None`: no backend has any.
+    /// Picks by weight. `None`: all weights are 0.
     fn pick_backend(&self, random: &mut SmallRng) -> Option<usize> {
         by_weight(self.backends.iter().map(|backend| backend.weight), random)
     }
@@ -262,7 +266,7 @@ pub fn decide(logical: &Logical, head: &mut impl RequestHead, random: &mut Small
     if rule.backends[backend].backend.is_err() {
         return fail(Reason::BackendInvalid);
     }
-    // None of these answers: decoding sees to that.
+    // None of these filters answers: decoding ensures that.
     let filters = &rule.backends[backend].filters;
     let _ = filter::apply_to_request(filters, context, head, &mut origin);
     Decision::Forward {

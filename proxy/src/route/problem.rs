@@ -1,10 +1,10 @@
-//! What is wrong with a field of the contract, by the field's path.
+//! An error in a field of the contract, with the field's path.
 
 use std::fmt;
 
 use http::HeaderName;
 
-/// What is wrong, and with which field inside of what is decoded.
+/// The error, and the path of the field relative to the decoded message.
 pub(super) struct Problem {
     pub field: String,
     pub text: String,
@@ -18,7 +18,7 @@ pub(super) fn problem(text: impl fmt::Display) -> Problem {
 }
 
 pub(super) trait In<T> {
-    /// Puts `field` before the name of the field with the problem.
+    /// Prepends `field` to the path.
     fn within(self, field: impl fmt::Display) -> Result<T, Problem>;
 }
 

@@ -1,7 +1,7 @@
-//! Matches and filters in words, for people who ask why.
+//! Descriptions of matches and filters, for `/why`.
 //!
-//! What may be a secret is not told: values of header fields that are called as credentials are, and the values that filters give
-//! to fields, which an app that calls a backend does not see either.
+//! Possible secrets are hidden: values of header fields whose name suggests credentials, and the
+//! values that filters add to fields, which an app that calls a backend does not see either.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -10,7 +10,7 @@ use super::{
     ValueMatch,
 };
 
-/// Parts of names of fields whose values are not told.
+/// Parts of field names whose values are hidden.
 const CREDENTIALS: [&str; 7] = [
     "authorization",
     "cookie",
@@ -70,7 +70,7 @@ impl Display for NamedMatch {
     }
 }
 
-/// As it was written, before it was made to match from the first byte to the last.
+/// The pattern as written, before it was extended to match the whole text.
 fn pattern(whole: &str) -> &str {
     let inside = whole.strip_prefix(r"\A(?:");
     let inside = inside.and_then(|rest| rest.strip_suffix(r")\z"));

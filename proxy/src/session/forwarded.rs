@@ -1,9 +1,9 @@
-//! What a request tells the app of who calls: `X-Forwarded-Client-Cert`, as Envoy writes it, with
-//! the identities that mutual TLS has proved; and, where the pod asks for them, `X-Forwarded-For`
-//! and `Forwarded` (RFC 7239) with the client's address appended.
+//! The client's identity and address in requests: `X-Forwarded-Client-Cert`, in Envoy's format,
+//! with the identities that mutual TLS has proved; and, where the pod asks for them,
+//! `X-Forwarded-For` and `Forwarded` (RFC 7239) with the client's address appended.
 //!
-//! In: what is known of a client, once for its connection. Out: requests with those fields. A
-//! client's own `X-Forwarded-Client-Cert` is always taken out: the app trusts what stands there.
+//! In: the facts known about a client, once for its connection. Out: requests with those fields. A
+//! client's own `X-Forwarded-Client-Cert` is always removed: the app trusts this field.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue};
 use crate::config::AddressField;
 use crate::route::HeaderFields;
 
-/// The identities that a connection has proved.
+/// Carries the identities that a connection has proved.
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
 const CLIENT_CERT_NAME: HeaderName = HeaderName::from_static(CLIENT_CERT);
 
@@ -24,7 +24,7 @@ impl AddressField {
         }
     }
 
-    /// What is appended for a client.
+    /// The element that is appended for a client.
     fn element(self, client: IpAddr) -> String {
         match (self, client.to_canonical()) {
             (Self::XForwardedFor, address) => address.to_string(),
@@ -34,16 +34,16 @@ impl AddressField {
     }
 }
 
-/// What the requests of one connection tell.
+/// The fields that the requests of one connection get.
 #[derive(Debug, Default)]
 pub struct Forwarded {
-    /// Made once: a request costs no allocation for it.
+    /// Built once, so that a request needs no allocation for it.
     client_cert: Option<HeaderValue>,
     addresses: Vec<(AddressField, String)>,
 }
 
 impl Forwarded {
-    /// `own` and `client`: SPIFFE IDs, as far as they are known and proved.
+    /// `own` and `client`: SPIFFE IDs, where they are known and proved.
     pub fn new(
         own: Option<&str>,
         client: Option<&str>,
@@ -64,7 +64,7 @@ impl Forwarded {
         }
     }
 
-    /// Writes it into a request.
+    /// Writes the fields into a request.
     pub fn write(&self, head: &mut impl HeaderFields) {
         head.remove_spellings(CLIENT_CERT);
         if let Some(value) = &self.client_cert {
@@ -76,8 +76,8 @@ impl Forwarded {
     }
 }
 
-/// Appends to the list in a field, in one line: many apps read one alone. What is no text, or has
-/// another spelling of the name, is left out.
+/// Appends to the list in a field, on one line: many apps read only one line. Values that are not
+/// text, and fields with another spelling of the name, are removed.
 fn append(head: &mut impl HeaderFields, name: &str, element: &str) {
     let mut list = String::new();
     head.for_each_value(name, &mut |value| {
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proved_identity_takes_the_place_of_whatever_the_client_said() {
+    fn a_proved_identity_replaces_the_clients_own_field() {
         let forwarded = Forwarded::new(Some(OWN), Some(CLIENT), None, &[]);
         let forged = [
             (CLIENT_CERT, "URI=spiffe://a"),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_is_the_last_of_those_on_the_way() {
+    fn the_clients_address_is_appended_last() {
         let fields = [
             AddressField::XForwardedFor,
             AddressField::Forwarded,

@@ -1,15 +1,15 @@
-//! How many copies for mirrors are under way on one worker, and what they hold.
+//! How many mirrored requests are in progress on one worker, and their memory.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Copies that are under way on one worker. As many more would only wait for the same mirrors.
+/// Limit on copies in progress on one worker. More would only wait for the same mirrors.
 const MAX_RUNNING: usize = 256;
 /// How long a copy may take, from its start to the end of its response.
 const MAX_TIME: Duration = Duration::from_secs(15);
 
-/// The copies of one worker.
+/// The mirrored requests of one worker.
 #[derive(Debug)]
 pub struct Mirroring {
     running: Cell<usize>,
@@ -17,7 +17,7 @@ pub struct Mirroring {
     pub max_time: Duration,
 }
 
-/// Counts a copy for as long as it is under way.
+/// Counts a copy for as long as it is in progress.
 pub struct Running(Rc<Mirroring>);
 
 impl Default for Mirroring {

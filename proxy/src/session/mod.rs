@@ -1,4 +1,4 @@
-//! The facts that hold for one downstream connection, whatever protocol is found on it.
+//! The facts that hold for one downstream connection, whatever its protocol.
 //!
 //! # Floors
 //!
@@ -41,22 +41,22 @@ pub struct Session {
     pub direction: Direction,
     /// Inbound: the peer's SPIFFE ID or [`UNAUTHENTICATED`]. Outbound: empty.
     pub client: Arc<str>,
-    /// Of the certificate that the client has shown.
+    /// Expiry of the certificate that the client has presented.
     expiry: Option<Rc<Expiry>>,
-    /// Inbound: where it comes from, and what the app learns of that.
+    /// Inbound: the source of the connection, and how the app sees it.
     origin: Option<Rc<Origin>>,
-    /// Loaded anew for each request.
+    /// Loaded again for each request.
     pub destination: Arc<DestinationCell>,
-    /// Inbound only: series are by client and port there, not by rule.
+    /// Inbound only: there, series are by client and port rather than by rule.
     inbound: Option<(Arc<RequestMetrics>, Arc<TcpMetrics>)>,
 }
 
-/// Where an inbound connection comes from. Apart from the session: few steps need it.
+/// The source of an inbound connection. Separate from the session since few steps need it.
 struct Origin {
     address: IpAddr,
-    /// What the app sees opaque connections come from.
+    /// The source that the app sees for opaque connections.
     bytes: Source,
-    /// What it sees connections with requests come from.
+    /// The source that the app sees for connections with requests.
     requests: Option<Arc<Source>>,
     forwarded: Forwarded,
 }
@@ -74,8 +74,7 @@ impl Session {
         }
     }
 
-    /// `address`: the client's. The app sees it, and clients without an identity are told apart by
-    /// it.
+    /// `address`: the client's. The app sees it, and it distinguishes clients without an identity.
     pub fn inbound(
         worker: Rc<Worker>,
         destination: Arc<DestinationCell>,
@@ -119,7 +118,7 @@ impl Session {
         self.direction == Direction::Inbound && &*self.client == UNAUTHENTICATED
     }
 
-    /// The client's certificate holds for so long from now.
+    /// The client's certificate is valid for `left` from now.
     pub fn expiring(mut self, left: Duration) -> Self {
         let (client, metrics) = (self.client.clone(), self.worker.metrics.clone());
         let grace = self.worker.config.limits.drain_timeout;
@@ -134,13 +133,14 @@ impl Session {
         self
     }
 
-    /// What the client's certificate still allows. The task of `cx` is woken when that changes.
+    /// What the validity of the client's certificate still allows. The task of `cx` is woken when
+    /// that changes.
     pub fn poll_validity(&self, cx: &Context<'_>) -> Validity {
         let expiry = self.expiry.as_ref();
         expiry.map_or(Validity::Valid, |expiry| expiry.poll(cx))
     }
 
-    /// Whose share of an endpoint's streams it takes from.
+    /// The key for the fair sharing of an endpoint's streams.
     pub fn client_key(&self) -> ClientKey {
         match &self.origin {
             None => ClientKey::App,
@@ -149,18 +149,18 @@ impl Session {
         }
     }
 
-    /// Whether it is a sidecar's, and carries what many clients behind that ask for.
+    /// Whether the connection is a sidecar's, and carries the requests of many clients behind it.
     pub fn is_shared(&self) -> bool {
         self.direction == Direction::Inbound && &*self.client != UNAUTHENTICATED
     }
 
-    /// What the app sees its opaque connections come from.
+    /// The source that the app sees for its opaque connections.
     pub fn source(&self) -> Source {
         let origin = self.origin.as_ref();
         origin.map_or(Source::default(), |origin| origin.bytes)
     }
 
-    /// For whom upstream connections are that carry its requests.
+    /// The caller whose upstream connections carry its requests.
     pub fn caller(&self) -> Caller {
         let origin = self.origin.as_ref();
         Caller {
@@ -169,20 +169,21 @@ impl Session {
         }
     }
 
-    /// Writes into a request what the app is told of the client.
+    /// Writes the client's identity and address into a request.
     pub fn introduce(&self, head: &mut impl HeaderFields) {
         if let Some(origin) = &self.origin {
             origin.forwarded.write(head);
         }
     }
 
-    /// Whether the client has no identity and, by now, needs one: strictness may have come after the client.
+    /// Whether the client has no identity and now needs one: strict mode may have been enabled
+    /// after the client connected.
     pub fn is_unwelcome(&self) -> bool {
         self.is_stranger() && self.worker.tables.inbound().strict
     }
 
-    /// Where a request is counted: by rule and backend (by the rule alone where it reaches none) on the outbound
-    /// side, by client and port on the inbound side.
+    /// The series of a request: by rule and backend (by the rule alone if it reaches no backend) on
+    /// the outbound side, by client and port on the inbound side.
     pub fn request_metrics(&self, rule: &Rule, backend: Option<usize>) -> Arc<RequestMetrics> {
         match (&self.inbound, backend) {
             (Some((requests, _)), _) => requests.clone(),
@@ -193,7 +194,7 @@ impl Session {
         }
     }
 
-    /// Where requests are counted for which no destination is known.
+    /// The series of requests without a known destination.
     pub fn unknown_metrics(&self) -> Arc<RequestMetrics> {
         let empty: Arc<str> = "".into();
         let port = self.destination.address.port();
@@ -202,7 +203,7 @@ impl Session {
                 self.worker.config.namespace.as_str().into(),
                 labelled_port(&self.worker, port),
             ),
-            // Whether there is anything at that address is not known either.
+            // Whether the address exists is not known either.
             Direction::Outbound => (empty.clone(), 0),
         };
         self.worker.metrics.request(RequestLabels {
@@ -217,7 +218,7 @@ impl Session {
         })
     }
 
-    /// Where a connection that is not HTTP is counted.
+    /// The series of a connection that is not HTTP.
     pub fn tcp_metrics(&self, logical: &Logical) -> Arc<TcpMetrics> {
         match &self.inbound {
             Some((_, tcp)) => tcp.clone(),
@@ -249,8 +250,7 @@ impl Origin {
     }
 }
 
-/// The `port` of inbound series: 0, for none, where it is neither declared nor one on which the app
-/// listens.
+/// The `port` of inbound series: 0, for none, unless it is declared or the app listens on it.
 fn labelled_port(worker: &Worker, port: u16) -> u16 {
     let is_real = worker.tables.inbound().ports.contains_key(&port) || worker.listening.is(port);
     if is_real { port } else { 0 }
@@ -264,7 +264,7 @@ mod tests {
     use crate::upstream::client_address::ClientAddresses;
 
     #[test]
-    fn a_client_is_never_seen_as_the_pod_itself() {
+    fn a_client_never_appears_as_the_pod_itself() {
         run(async {
             let mut setup = Setup::new(&[]);
             setup.client_addresses = ClientAddresses::all();

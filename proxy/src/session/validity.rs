@@ -1,7 +1,7 @@
-//! The validity of the certificate that a peer has shown, over the life of its connection.
+//! The validity of the certificate that a peer has presented, over the life of its connection.
 //!
-//! A task of its own sleeps until something changes. A connection asks each time that it has
-//! something to do, and a timer polled as often took 3 % of the instructions of a request.
+//! A separate task sleeps until the validity changes. A connection asks whenever it has work to do,
+//! and polling a timer as often took 3 % of the instructions of a request.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -15,13 +15,13 @@ use tokio::time::sleep;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
     Valid,
-    /// The certificate has expired: nothing new is begun.
+    /// The certificate has expired: no new request or stream is accepted.
     Expired,
-    /// What was under way by then has had its time as well: the connection is to be ended.
+    /// The grace period of requests in progress is over as well: the connection must end.
     Overdue,
 }
 
-/// Wakes a connection's task when the certificate expires, and again when the connection is to end.
+/// Wakes a connection's task when the certificate expires, and again when the connection must end.
 #[derive(Debug)]
 pub struct Expiry {
     state: Rc<State>,
@@ -35,8 +35,8 @@ struct State {
 }
 
 impl Expiry {
-    /// The certificate expires `left` from now, and what is under way then has `grace` more.
-    /// `overdue` is called if the connection is still there after that.
+    /// The certificate expires `left` from now, and requests in progress then get `grace` more.
+    /// `overdue` is called if the connection is still open after that.
     pub fn start(left: Duration, grace: Duration, overdue: impl FnOnce() + 'static) -> Self {
         let state = Rc::new(State {
             validity: Cell::new(Validity::Valid),
@@ -56,7 +56,7 @@ impl Expiry {
         }
     }
 
-    /// The task of `cx` is woken when the answer changes. One task asks.
+    /// The task of `cx` is woken when the answer changes. Only one task may poll.
     pub fn poll(&self, cx: &Context<'_>) -> Validity {
         let mut waker = self.state.waker.borrow_mut();
         match &mut *waker {

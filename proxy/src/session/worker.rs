@@ -1,4 +1,4 @@
-//! What the connections of one data worker have in common, whichever way they go.
+//! What the connections of one data worker have in common, in either direction.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -30,7 +30,7 @@ pub struct Shared {
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub drain: Drain,
-    /// For connections from outside.
+    /// Limits inbound connections.
     pub inbound: Places,
     pub memory: Budget,
     pub client_addresses: ClientAddresses,
@@ -51,7 +51,7 @@ pub struct Worker {
     pub http1_streams: Rc<streams::Pool<mux::Connection>>,
     pub http2_pool: Rc<streams::Pool<http2::Connection>>,
     pub tcp_pool: Rc<Pool>,
-    /// Whose connections are carried: streams to endpoints are shared out among them.
+    /// The clients of this worker, which share the streams to each endpoint.
     pub clients: share::Clients,
     pub mirroring: Rc<Mirroring>,
     pub random: RefCell<SmallRng>,

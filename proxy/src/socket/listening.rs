@@ -1,8 +1,8 @@
-//! The ports of this pod on which something listens. A port that a client has made up gets no
-//! series of its own.
+//! The ports of this pod that have a listener. A port invented by a client gets no series of its
+//! own.
 //!
-//! In: a port that clients call. Out: whether it is worth a series. The kernel is asked, at most
-//! ten times a second.
+//! In: a port that clients call. Out: whether it gets a series. The kernel's tables are read at
+//! most ten times a second.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -10,26 +10,25 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-/// Where the kernel tells what listens: sockets that do come first.
+/// The kernel's tables of sockets, which list listening ones first.
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-/// The state of a socket that listens, as these tables have it.
+/// The state of a listening socket in these tables.
 const LISTEN: &str = "0A";
-/// How long what was looked up holds for ports that were not found.
+/// How long the tables are not read again for unknown ports.
 const FRESH: Duration = Duration::from_millis(100);
-/// Ports that are remembered: apps that listen on more ports than this share one series for the
-/// rest.
+/// Bound on the known ports: apps that listen on more share one series for the rest.
 const MAX_PORTS: usize = 1_024;
 
-/// What one worker has found out.
+/// The ports known to one worker.
 #[derive(Default)]
 pub struct Listening {
-    /// Ports once found stay: what is counted for them goes on when the app restarts.
+    /// Ports stay known: their counters continue when the app restarts.
     known: RefCell<HashSet<u16>>,
     looked: Cell<Option<Instant>>,
 }
 
 impl Listening {
-    /// Whether something listens on `port`, or did.
+    /// Whether `port` has or had a listener.
     pub fn is(&self, port: u16) -> bool {
         if self.known.borrow().contains(&port) {
             return true;
@@ -51,7 +50,7 @@ impl Listening {
     }
 }
 
-/// The ports at the head of one of the kernel's tables.
+/// The listening ports, from the beginning of one of the kernel's tables.
 fn listening(table: impl BufRead) -> impl Iterator<Item = u16> {
     let lines = table.lines().map_while(Result::ok).skip(1);
     lines.map_while(|line| {
@@ -68,7 +67,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn a_port_is_known_from_when_something_listens_on_it() {
+    fn a_port_is_known_once_it_has_a_listener() {
         let listening = Listening::default();
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_ends_with_the_first_socket_that_does_not_listen() {
+    fn parsing_ends_with_the_first_socket_that_does_not_listen() {
         let table = b"  sl  local_address rem_address   st\n\
             0: 00000000:1F90 00000000:0000 0A 0\n\
             1: 0100007F:0050 00000000:0000 0A 0\n\

@@ -1,4 +1,5 @@
-//! Sockets: the listeners of the data path, where their connections were going, and what every socket is set to.
+//! Sockets: the listeners of the data path, the original destinations of their connections, and the
+//! options of every socket.
 //!
 //! # Floors
 //!
@@ -19,22 +20,25 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Connections that the kernel completes before they are accepted. It cuts this to its own limit.
+/// Connections that the kernel completes before they are accepted. The kernel caps this at its own
+/// limit.
 const BACKLOG: i32 = 4_096;
 /// `SO_PRIORITY` of the connections that the inbound side opens to its own app, and of no others.
 /// 5 is the highest that no Linux traffic class uses by default and that needs no capability.
 pub const APP_SOCKET_PRIORITY: u32 = 5;
-/// A connection on which nothing is said is asked after this long whether the other end is there …
+/// A silent connection is probed by TCP keepalive after this time …
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-/// … this often …
+/// … at this interval …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// … and given up after this many questions without an answer: a pod that vanished is noticed within a minute.
+/// … and closed after this many probes without an answer: a pod that vanished is noticed within a
+/// minute.
 ///
-/// TCP_USER_TIMEOUT is not for all of them. It ends the wait for acknowledgements as soon, but Linux also ends by it whoever is
-/// alive and has not read for that long, which apps may do for as long as they like: see [`await_acknowledgements`].
+/// TCP_USER_TIMEOUT is not set on all of them. It bounds the wait for acknowledgements as well, but
+/// Linux also applies it to a live peer that has not read for that long, which apps may do
+/// indefinitely: see [`await_acknowledgements`].
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Which side of the pod a connection is on.
+/// The direction of a connection, seen from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     Inbound,
@@ -44,7 +48,7 @@ pub enum Direction {
 impl Direction {
     pub const ALL: [Self; 2] = [Self::Inbound, Self::Outbound];
 
-    /// The word in metrics and the access log.
+    /// The value in metrics and the access log.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Inbound => "inbound",
@@ -59,27 +63,28 @@ pub struct Listeners {
     pub listeners: Vec<Listener>,
 }
 
-/// Where to listen.
+/// The addresses and ports to listen on.
 #[derive(Clone, Copy, Debug)]
 pub struct Ports<'a> {
-    /// For redirected connections; 0: there is none.
+    /// For redirected connections; 0: no listener.
     pub outbound: u16,
     pub inbound: u16,
-    /// Those that are taken as having had a given original destination.
+    /// Listeners whose connections are treated as having a given original destination.
     pub map_outbound: &'a [MappedListener],
     pub map_inbound: &'a [MappedListener],
 }
 
-/// One of them.
+/// One listener.
 #[derive(Debug)]
 pub struct Listener {
     pub socket: TcpListener,
     pub direction: Direction,
-    /// Where its connections are taken to have been going. `None`: the kernel's rules have redirected them, and it knows.
+    /// The original destination of its connections. `None`: they are redirected, and the kernel
+    /// knows it.
     pub destination: Option<SocketAddr>,
 }
 
-/// A listener that stands for an original destination.
+/// A listener with a fixed original destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappedListener {
     pub listen: SocketAddr,
@@ -87,7 +92,7 @@ pub struct MappedListener {
 }
 
 impl Listeners {
-    /// Opens all of them.
+    /// Opens all listeners.
     pub fn bind(ports: &Ports<'_>) -> io::Result<Self> {
         let mut listeners = Vec::new();
         let redirected = [
@@ -168,13 +173,13 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    // The sockets of a proxy that has just ended do not keep the next one from starting.
+    // Sockets of a proxy that has just ended must not prevent the next one from starting.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    // Linux gives these on to the connections that are accepted: six system calls less for each.
+    // Accepted connections inherit these on Linux: six system calls less for each.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive())?;
     socket.bind(&address.into())?;
@@ -197,7 +202,8 @@ fn named(flag: &str, address: SocketAddr, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), text)
 }
 
-/// Where a redirected connection was going. `None`: it was made to the listener itself. `listener`: an address of it.
+/// The original destination of a redirected connection. `None`: it was made to the listener itself.
+/// `listener`: its address.
 pub fn original_destination(
     stream: &TcpStream,
     listener: SocketAddr,
@@ -212,7 +218,7 @@ pub fn original_destination(
             Ok((original != stream.local_addr()?).then_some(original))
         }
         Ok(original) => Ok(original),
-        // Nothing is known of a connection that no rule has touched.
+        // The kernel has no entry for a connection that no rule has redirected.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -225,7 +231,7 @@ fn keepalive() -> TcpKeepalive {
         .with_retries(KEEPALIVE_PROBES)
 }
 
-/// Connects to a pod, or to whatever else is outside this one.
+/// Connects to a pod, or to another address outside of this pod.
 pub async fn dial(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
     connect(open(address, mark)?, address).await
 }
@@ -243,16 +249,16 @@ fn open(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
 
 async fn connect(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpStream> {
     let stream = socket.connect(address).await?;
-    // Messages are written whole: there is nothing to wait for.
+    // Messages are written whole, so Nagle's algorithm would only add delay.
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
     Ok(stream)
 }
 
-/// Connects to the app in this pod. `source`: an address to take for it, which has to be one that
-/// the pod's rules provide ([`crate::upstream::client_address`]). Where it can't be taken there is no
-/// connection: the pod's own would stand for more than a client. `told`: a client that the app is
-/// told of in the first bytes.
+/// Connects to the app in this pod. `source`: the local address to bind, one that the pod's rules
+/// provide ([`crate::upstream::client_address`]). If it can't be bound, the connection fails: the
+/// pod's own address would stand for more than one client. `told`: a client to announce to the app
+/// in a PROXY protocol header.
 pub async fn dial_app(
     address: SocketAddr,
     source: Option<IpAddr>,
@@ -260,36 +266,37 @@ pub async fn dial_app(
     mark: Option<u32>,
 ) -> io::Result<TcpStream> {
     let socket = open(address, mark)?;
-    // By this the redirect rules tell it from a pod's call to itself.
+    // The redirect rules distinguish it by this from a pod's call to itself.
     SockRef::from(&socket).set_priority(APP_SOCKET_PRIORITY)?;
     if let Some(source) = source.filter(|_| !address.ip().is_loopback()) {
-        // The port is chosen with the connection, so that one serves many destinations.
+        // The port is chosen at connect, so that one port serves many destinations.
         sockopt::IpBindAddressNoPort.set(&socket, &true)?;
         if source.is_ipv6() {
-            // IPv6 asks for the address itself and not for a route.
+            // IPv6 requires the address itself, and a route is not enough.
             SockRef::from(&socket).set_freebind_v6(true)?;
         }
         socket.bind(SocketAddr::new(source, 0))?;
     }
     let mut stream = connect(socket, address).await?;
     if let Some(client) = told {
-        // It fits into the socket's buffer.
+        // The header fits into the socket's buffer.
         let header = proxy_protocol::header(client, address);
         stream.write_all(&header).await?;
     }
     Ok(stream)
 }
 
-/// Bounds how long what was sent may stay unacknowledged; `None`: by the kernel's own limits, some 15 minutes. Only where no more is
-/// sent than any receiver takes at once, or to a receiver that always reads.
+/// Bounds how long sent data may stay unacknowledged; `None`: the kernel's own limits, some 15
+/// minutes. Only for amounts that any receiver accepts at once, or for a receiver that always
+/// reads.
 pub fn await_acknowledgements(stream: &TcpStream, bound: Option<Duration>) {
-    // Fails only for a socket that is over anyway.
+    // Fails only for a socket that is closed anyway.
     let _ = SockRef::from(stream).set_tcp_user_timeout(bound);
 }
 
-/// Makes the other end see a reset in place of an orderly end, once the stream is dropped.
+/// Closes the connection with a reset instead of a FIN once the stream is dropped.
 pub fn reset(stream: &TcpStream) {
-    // Fails only for a socket that is over anyway.
+    // Fails only for a socket that is closed anyway.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
@@ -306,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_taken_is_named_with_its_flag() {
+    fn a_port_in_use_is_named_with_its_flag() {
         let taken = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let mut config = Config::for_tests();
@@ -324,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn port_0_is_no_listener_and_a_mapped_one_has_its_destination() {
+    fn port_0_opens_no_listener_and_a_mapped_listener_has_its_destination() {
         let mut config = Config::for_tests();
         (config.outbound_port, config.inbound_port) = (0, 0);
         assert!(
@@ -342,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_to_the_listener_itself_was_going_nowhere_else() {
+    fn a_direct_connection_to_the_listener_has_no_original_destination() {
         runtime().block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
@@ -353,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn only_connections_to_the_own_app_are_marked_as_such() {
+    fn only_connections_to_the_own_app_have_the_priority() {
         runtime().block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
@@ -365,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn every_connection_is_without_delay_and_asks_whether_its_peer_is_there() {
+    fn every_connection_has_nodelay_and_keepalive() {
         runtime().block_on(async {
             let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();

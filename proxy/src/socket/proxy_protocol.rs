@@ -1,6 +1,6 @@
-//! The PROXY protocol, version 2: a header at the start of a connection to the app that says whom
-//! it is carried for, for apps that read it in place of the connection's own address. Written only,
-//! to the ports that the pod names.
+//! The PROXY protocol, version 2: a header at the start of a connection to the app with the address
+//! of the client, for apps that use it in place of the connection's own address. Written only, to
+//! the ports configured for the pod.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_what_the_specification_says() {
+    fn the_header_follows_the_specification() {
         const START: &[u8] = b"\x0D\x0A\x0D\x0A\x00\x0D\x0A\x51\x55\x49\x54\x0A\x21";
         let v4 = [
             START,

@@ -1,8 +1,9 @@
-//! Putting a push in force, in one step:
-//! 1. decode and check everything; what is wrong is rejected, and its last good version stays;
-//! 2. build what depends on it (a Service with its routes), still without anybody seeing it;
-//! 3. swap: anchors, endpoints, Services, destinations, inbound, so that nothing ever points at something that is not there
-//!    yet; what is removed goes last.
+//! Applies a push in one step:
+//! 1. decode and validate all resources; an invalid one is rejected, and its last valid version
+//!    stays;
+//! 2. build the resources that depend on them (a Service with its routes), not visible yet;
+//! 3. swap: anchors, endpoints, Services, destinations, inbound, so that every reference is to a
+//!    resource already in force; removals come last.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -26,13 +27,14 @@ use crate::route::opaque::{StreamBackend, StreamRoute, StreamRoutes, TlsRoutes};
 use crate::route::{Logical, decode_routes, default_rule};
 use crate::socket::Direction;
 
-/// Resources held at once. 10,000 destinations with a few resources each; a controller that sends more is broken.
+/// Bound on the resources held. 10,000 destinations with a few resources each; a controller that
+/// sends more is broken.
 const MAX_RESOURCES: usize = 100_000;
 
-/// Rejections shown at once.
+/// Bound on the rejections shown.
 const MAX_REJECTED: usize = 1_000;
 
-/// Resources that have been checked and are not in force yet.
+/// Resources that have been validated and are not in force yet.
 #[derive(Default)]
 struct Staged {
     resources: HashMap<ResourceName, (u64, Content)>,
@@ -48,7 +50,7 @@ impl Staged {
 }
 
 impl Store {
-    /// Puts a push in force, as far as it is right.
+    /// Puts the valid parts of a push in force.
     pub fn apply(&mut self, push: contract::Push) -> contract::Answer {
         let received = push.updates.len() + push.removed.len();
         let mut staged = Staged::default();
@@ -122,7 +124,7 @@ impl Store {
         }
     }
 
-    /// Makes a change whole, and checks what takes more than the message itself.
+    /// Applies a change to the held version, and performs the checks that need the state in force.
     fn complete(
         &self,
         name: &ResourceName,
@@ -160,9 +162,9 @@ impl Store {
         }
     }
 
-    /// Step 1, for what only decoding a route as a whole shows.
+    /// Step 1, for errors that only decoding a whole route reveals.
     fn check_routes(&mut self, staged: &mut Staged) {
-        // Counters that nobody will see: the route may be no Service's yet.
+        // Counters that are never exposed: the route may not be attached to a Service yet.
         let metrics = Metrics::default();
         let labels = ServiceLabels {
             namespace: "".into(),
@@ -224,7 +226,7 @@ impl Store {
         let Some(Content::Service(service)) = find(name) else {
             return Err("the Service is gone".to_owned());
         };
-        // A route that was rejected and never had a good version is as if it were not attached.
+        // A route that was rejected and never had a valid version counts as unattached.
         let routes: Vec<&contract::HttpRoute> = service
             .http_routes
             .iter()
@@ -338,7 +340,7 @@ impl Store {
         }
     }
 
-    /// Points the cells of all destinations that are in `changed`, or whose Service is, at what they stand for now.
+    /// Updates the cells of all destinations that are in `changed`, or whose Service is.
     fn point_destinations(&mut self, changed: &HashSet<ResourceName>) {
         let cells: Vec<_> = self
             .cells
@@ -361,8 +363,8 @@ impl Store {
         }
     }
 
-    /// What `address` stands for, as far as is known; `old` is what it stood for. `None`: it stays what it was, for the
-    /// controller has said nothing, or its Service was rejected and never had a good version.
+    /// The current destination at `address`; `old` is the previous one. `None`: unchanged, as the
+    /// controller has not answered, or its Service was rejected and never had a valid version.
     pub(super) fn destination(
         &mut self,
         address: SocketAddr,
@@ -414,7 +416,8 @@ impl Store {
     fn remove(&mut self, names: &[String], rejected: &mut BTreeMap<String, Problem>) {
         for text in names {
             match text.parse() {
-                // Without them the proxy could do nothing at all: a controller that takes them away is wrong.
+                // Without them the proxy could not work at all: a controller that removes them is
+                // wrong.
                 Ok(ResourceName::TrustAnchors | ResourceName::Inbound) => {
                     rejected.insert(text.clone(), "cannot be removed, only replaced".to_owned());
                 }
@@ -431,7 +434,7 @@ impl Store {
         }
     }
 
-    /// The proxy is elsewhere: other endpoints may be its to use.
+    /// The proxy's place has changed: it may have to use other endpoints.
     fn choose_anew(&mut self) {
         let held = std::mem::take(&mut self.held);
         for (name, held) in &held {
@@ -465,7 +468,7 @@ impl Store {
         EndpointSet::preferring(live(split.preferred), live(split.fallback))
     }
 
-    /// The one endpoint that `spec` describes, with what has been learned about it.
+    /// The endpoint of `spec`, with its existing load and health if there is one.
     fn endpoint(&mut self, spec: &EndpointSpec, labels: &ServiceLabels) -> Arc<Endpoint> {
         if let Some(endpoint) = self.endpoints.get(spec).and_then(Weak::upgrade) {
             return endpoint;
@@ -485,7 +488,7 @@ impl Store {
     }
 }
 
-/// `None`: there are none. First comes the one that wins.
+/// `None`: no such route. In order of precedence.
 fn stream_routes(
     routes: &[(&ResourceName, &StreamRouteContent)],
     backends: &mut HashMap<ResourceName, Arc<Backend>>,
@@ -537,8 +540,8 @@ fn outbound_tcp(labels: &ServiceLabels) -> TcpLabels {
     }
 }
 
-/// The backend under `name`; an empty one where its endpoints have not come (or were rejected): what is sent there fails with
-/// "no-endpoint" until they do.
+/// The backend `name`; an empty one while its endpoints are missing (or rejected): requests to it
+/// fail with "no-endpoint" until they arrive.
 fn backend(backends: &mut HashMap<ResourceName, Arc<Backend>>, name: &str) -> Option<Arc<Backend>> {
     backend_named(backends, &name.parse().ok()?)
 }

@@ -1,5 +1,5 @@
-//! What is attached to a destination, for people: which resources it was made of, and what the controller sent of them that is not in
-//! force.
+//! The resources behind a destination, for `/why`: those it was built from, and those of them that
+//! were rejected.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,22 +12,24 @@ use super::store::Store;
 use super::tables::canonical;
 use crate::route::Logical;
 
-/// Where a destination comes from.
+/// The resources behind a destination.
 #[derive(Debug)]
 pub struct Attached {
-    /// The proxy's own, whose routes hold.
+    /// The proxy's own namespace, whose routes apply.
     pub client_namespace: Arc<str>,
     pub destination: Arc<Destination>,
-    /// The Service's resource. `None`: it is a pod's own address, or none of the mesh's.
+    /// The Service's resource. `None`: the address is a pod's own, or outside the mesh.
     pub service: Option<ResourceName>,
-    /// Its routes, of whatever kind, first the one that wins where matches are equal.
+    /// Its routes of every kind, in order of precedence between equal matches.
     pub routes: Vec<ResourceName>,
-    /// What of all these has been rejected, with the reason: the version before it is in force, if there was one.
+    /// Those of these resources that were rejected, with the reason: the version before is in
+    /// force, if there was one.
     pub rejected: Vec<(ResourceName, String)>,
 }
 
 impl Store {
-    /// What `address` stands for now. Ask [`super::Tables::destination`] first, so that it is known.
+    /// The resources behind `address` now. Call [`super::Tables::destination`] first, so that it is
+    /// resolved.
     pub fn attached(&self, address: SocketAddr) -> Attached {
         let address = canonical(address);
         let destination = match self.cells.get(&address) {
@@ -42,8 +44,8 @@ impl Store {
         self.attached_to(destination, name, service)
     }
 
-    /// The port of a Service that the app has called before; without a namespace, one of the pod's own. `None`: it has not, as far
-    /// as is known.
+    /// The resources behind a Service port that the app has called before; without a namespace, of
+    /// a Service in the pod's own. `None`: no such call is known.
     pub fn attached_by_name(
         &self,
         namespace: Option<&str>,

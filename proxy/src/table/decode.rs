@@ -1,5 +1,5 @@
-//! From a contract message to what the store keeps: everything is checked here, field by field, so that whatever
-//! gets past can be put in force.
+//! Decodes contract messages into the store's types: every field is validated here, so that a
+//! decoded resource can be put in force.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +25,7 @@ const MAX_HINTS: usize = 64;
 /// Longest interval of a retry budget.
 const MAX_BUDGET_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// A resource's content, checked.
+/// A resource's content, validated.
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     TrustAnchors(Anchors),
@@ -37,14 +37,14 @@ pub(super) enum Content {
     Endpoints(EndpointsContent),
 }
 
-/// Whom to trust, and which authority the own certificate is to be of.
+/// The trust anchors, and the authority that issues the proxy's certificate.
 #[derive(Clone, Debug)]
 pub(super) struct Anchors {
     pub certificates: Vec<CertificateDer<'static>>,
     pub issuing: Issuing,
 }
 
-/// What an address stands for.
+/// The target of an address.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Target {
     Passthrough,
@@ -64,7 +64,7 @@ pub(super) struct ServiceContent {
     pub port: u16,
     pub protocol: Protocol,
     pub http_routes: Vec<ResourceName>,
-    /// All TLSRoutes, or one TCPRoute. None where there are `http_routes`.
+    /// All TLSRoutes, or one TCPRoute. Empty where there are `http_routes`.
     pub stream_routes: Vec<ResourceName>,
     pub endpoints: ResourceName,
     pub budget: Option<contract::RetryBudget>,
@@ -73,7 +73,7 @@ pub(super) struct ServiceContent {
 /// A TLSRoute or a TCPRoute.
 #[derive(Clone, Debug)]
 pub(super) struct StreamRouteContent {
-    /// Of a TLSRoute: at least one. Of a TCPRoute: none.
+    /// For a TLSRoute: at least one. For a TCPRoute: empty.
     pub hostnames: Vec<Box<str>>,
     pub backends: Vec<StreamBackendContent>,
 }
@@ -81,7 +81,7 @@ pub(super) struct StreamRouteContent {
 #[derive(Clone, Debug)]
 pub(super) struct StreamBackendContent {
     pub weight: u32,
-    /// `Err`: why it can't be used.
+    /// `Err`: why the backend is invalid.
     pub endpoints: Result<ResourceName, Arc<str>>,
 }
 
@@ -99,11 +99,11 @@ pub(super) struct EndpointsContent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ListedEndpoint {
     pub spec: EndpointSpec,
-    /// Apart from the rest: the endpoint is the same, whoever is to use it.
+    /// Separate from the spec: the endpoint is the same for proxies in every place.
     pub hints: Hints,
 }
 
-/// One endpoint as the controller describes it.
+/// One endpoint as described by the controller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct EndpointSpec {
     pub address: SocketAddr,
@@ -113,7 +113,7 @@ pub(super) struct EndpointSpec {
     pub zone: Arc<str>,
 }
 
-/// A change to the endpoints that are held in version `base`.
+/// A change to the endpoints held in version `base`.
 #[derive(Clone, Debug)]
 pub(super) struct EndpointsChange {
     pub base: u64,
@@ -121,16 +121,16 @@ pub(super) struct EndpointsChange {
     removed: Vec<SocketAddr>,
 }
 
-/// What came under a name.
+/// The decoded content of a resource's update.
 pub(super) enum Decoded {
     Whole(Content),
     Change(EndpointsChange),
 }
 
-/// Why a resource is rejected: what is wrong, and with which field.
+/// Why a resource is rejected: the error, and the field.
 pub(super) type Problem = String;
 
-/// Decodes what came as `name`.
+/// Decodes the body of resource `name`.
 pub(super) fn decode(name: &ResourceName, body: Option<Body>) -> Result<Decoded, Problem> {
     let body = body.ok_or("the resource is empty, or of a kind that this proxy does not know")?;
     let content = match (name, body) {
@@ -206,7 +206,7 @@ pub(super) fn decode(name: &ResourceName, body: Option<Body>) -> Result<Decoded,
 }
 
 impl EndpointsContent {
-    /// What `change` makes of it.
+    /// The endpoints after `change`.
     pub fn changed(&self, change: EndpointsChange) -> Self {
         let mut changed = self.clone();
         for address in change.removed {
@@ -220,12 +220,12 @@ impl EndpointsContent {
 }
 
 impl ServiceContent {
-    /// Every route that is attached.
+    /// Every attached route.
     pub fn routes(&self) -> impl Iterator<Item = &ResourceName> {
         self.http_routes.iter().chain(&self.stream_routes)
     }
 
-    /// The budget that the user asked for, or the default.
+    /// The configured budget, or the default.
     pub fn retry_budget(&self) -> RetryBudget {
         match &self.budget {
             None => RetryBudget::default(),
@@ -333,7 +333,7 @@ fn decode_service(
     })
 }
 
-/// The routes of a Service that are about connections: they are of one kind, and a TCPRoute is alone.
+/// A Service's routes for connections: they are of one kind, and there is at most one TCPRoute.
 fn decode_stream_routes(routes: &[String]) -> Result<Vec<ResourceName>, Problem> {
     let mut names = Vec::with_capacity(routes.len());
     for (index, route) in routes.iter().enumerate() {

@@ -1,42 +1,43 @@
-//! Which endpoints of a Service are this proxy's to use, as kube-proxy decides it. In: where the proxy is, and what the controller
-//! says of the endpoints. Out: those to prefer, those that are used while none of them can be, and nothing of the rest. Decided when
-//! a set of endpoints is built, never for a request.
+//! Which endpoints of a Service this proxy uses, with the same decisions as kube-proxy. In: the
+//! place of the proxy, and the controller's hints for the endpoints. Out: the preferred ones, and
+//! those used while no preferred one is available; all others are dropped. Decided when a set of
+//! endpoints is built, never for a request.
 
 use std::sync::Arc;
 
-/// Where the proxy's own pod is. Empty: not known.
+/// The place of the proxy's own pod. Empty: unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
     pub node: Arc<str>,
     pub zone: Arc<str>,
 }
 
-/// Whose an endpoint is.
+/// The place and topology hints of an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Hints {
-    /// The node that it is on.
+    /// The node of the endpoint.
     pub node: Arc<str>,
-    /// Zones and nodes whose clients are to prefer it.
+    /// Zones and nodes whose clients should prefer it.
     pub for_zones: Vec<Arc<str>>,
     pub for_nodes: Vec<Arc<str>>,
 }
 
-/// Endpoints by how this proxy is to use them.
+/// Endpoints by their use for this proxy.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Split<T> {
     pub preferred: Vec<T>,
-    /// Used while none of the preferred can be.
+    /// Used while no preferred endpoint is available.
     pub fallback: Vec<T>,
 }
 
-/// Splits endpoints. `node_local`: those on other nodes are not for this proxy at all, and hints do not matter.
+/// Splits endpoints. `node_local`: those on other nodes are dropped, and hints are ignored.
 pub(super) fn split<'a, T>(
     place: &Place,
     node_local: bool,
     endpoints: impl Iterator<Item = (&'a Hints, T)> + Clone,
 ) -> Split<T> {
     if node_local {
-        // Where there are no nodes, everybody is on the same.
+        // Without node names, all endpoints count as on the same node.
         let here = endpoints.filter(|(hints, _)| hints.node == place.node);
         return Split {
             preferred: here.map(|(_, endpoint)| endpoint).collect(),
@@ -64,7 +65,7 @@ pub(super) fn split<'a, T>(
     split
 }
 
-/// Whether hints of one kind hold here: every endpoint has some, and one of all names this place.
+/// Whether hints of one kind apply here: every endpoint has some, and one of them names this place.
 fn hold<'a>(place: &Arc<str>, mut hints: impl Iterator<Item = &'a Vec<Arc<str>>> + Clone) -> bool {
     let named = hints.clone().any(|hints| hints.contains(place));
     named && !place.is_empty() && hints.all(|hints| !hints.is_empty())
@@ -83,7 +84,7 @@ mod tests {
         }
     }
 
-    /// An endpoint that is hinted for the nodes and zones in two texts, as `n1,n2` and `z1`.
+    /// An endpoint with hints for the nodes and zones in two texts, as `n1,n2` and `z1`.
     fn hinted((nodes, zones): &(&str, &str)) -> Hints {
         let names = |text: &str| -> Vec<Arc<str>> {
             let names = text.split(',').filter(|name| !name.is_empty());
@@ -96,7 +97,7 @@ mod tests {
         }
     }
 
-    /// Which of the endpoints are preferred; all others must be there to fall back on.
+    /// Which of the endpoints are preferred; all others must be fallbacks.
     fn preferred(at: (&str, &str), endpoints: &[(&str, &str)]) -> Vec<usize> {
         let hints: Vec<Hints> = endpoints.iter().map(hinted).collect();
         let split = split(&place(at), false, hints.iter().zip(0..));
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_for_the_own_node_go_before_those_for_the_zone_and_those_before_none() {
+    fn hints_for_the_own_node_precede_those_for_the_zone_and_those_precede_none() {
         assert_eq!(
             preferred(HERE, &[("n1", "z1"), ("n2", "z1"), ("n3", "z2")]),
             [0]
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_of_a_kind_that_one_endpoint_lacks_do_not_count() {
+    fn hints_of_a_kind_that_one_endpoint_lacks_are_ignored() {
         assert_eq!(
             preferred(HERE, &[("n1", "z1"), ("", "z1"), ("n3", "z2")]),
             [0, 1]
@@ -132,13 +133,13 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_know_where_it_is_prefers_nothing() {
+    fn without_a_known_place_no_endpoint_is_preferred() {
         assert_eq!(preferred(("", ""), &[("n1", "z1"), ("n2", "z2")]), [0, 1]);
         assert_eq!(preferred(("n1", ""), &[("", "z1"), ("", "z2")]), [0, 1]);
     }
 
     #[test]
-    fn a_node_local_service_has_the_endpoints_of_the_own_node_whatever_hints_say() {
+    fn a_node_local_service_uses_the_endpoints_of_the_own_node_regardless_of_hints() {
         let on = |node: &str| Hints {
             node: node.into(),
             ..hinted(&("n2", "z2"))

@@ -5,10 +5,10 @@
 //!                          (swapped live)                          (concrete)  (swapped live)
 //! ```
 //!
-//! A connection keeps its [`DestinationCell`] and loads it anew for each request, so a changed route
-//! holds for the next request on a connection that is already open. What an endpoint has learned
-//! (load, ejection) lives in the [`Endpoint`](crate::balance::Endpoint), which is carried over from
-//! table to table while its address and identity stay the same.
+//! A connection keeps its [`DestinationCell`] and loads it again for each request, so a changed
+//! route applies to the next request on an open connection. The state of an endpoint (load,
+//! ejection) is in the [`Endpoint`](crate::balance::Endpoint), which is carried over from table to
+//! table while its address and identity stay the same.
 //!
 //! # Floors
 //!
@@ -47,15 +47,15 @@ pub use store::{Outbox, Store};
 pub use tables::{Miss, Misses, Tables, tables};
 pub use view::View;
 
-/// What one original destination stands for at the moment.
+/// The current destination at one original destination address.
 #[derive(Debug)]
 pub struct DestinationCell {
     pub address: SocketAddr,
     current: ArcSwap<Destination>,
-    /// Wakes those who wait for the controller's first word.
+    /// Notified with the controller's first answer.
     said: Notify,
     made: Instant,
-    /// When it was last looked up, in seconds after `made`.
+    /// Time of the last lookup, in seconds after `made`.
     used: AtomicU64,
 }
 
@@ -70,7 +70,7 @@ impl DestinationCell {
         }
     }
 
-    /// The destination as of now. Cheap: once per request is fine.
+    /// The current destination. Cheap: once per request is fine.
     pub fn load(&self) -> arc_swap::Guard<Arc<Destination>> {
         self.current.load()
     }
@@ -80,26 +80,26 @@ impl DestinationCell {
         self.said.notify_waiters();
     }
 
-    /// Whether the controller has said what it is.
+    /// Whether the controller has resolved it.
     fn is_known(&self) -> bool {
         !matches!(**self.load(), Destination::Unknown)
     }
 
-    /// Returns when the controller has said what it is, or `patience` after it was first asked.
+    /// Returns once the controller has resolved it, or `patience` after the first request.
     async fn known(&self, patience: Duration) {
         let said = self.said.notified();
         tokio::pin!(said);
-        // Listen first, look then: a word in between is not missed.
+        // Registers before the check, so that an answer in between is not missed.
         said.as_mut().enable();
         if !self.is_known() {
-            // Out of patience: whoever asked finds it unknown.
+            // Timed out: the caller finds the destination unknown.
             let _ = tokio::time::timeout_at(self.made + patience, said).await;
         }
     }
 
     fn touch(&self) {
         let now = self.made.elapsed().as_secs();
-        // Most of the time there is nothing to write, and the cache line stays shared.
+        // Usually there is nothing to write, and the cache line stays shared.
         if self.used.load(Relaxed) != now {
             self.used.store(now, Relaxed);
         }
@@ -114,17 +114,17 @@ impl DestinationCell {
 pub enum Destination {
     /// A Service port, a pod of the mesh, or (inbound) the app itself.
     Logical(Arc<Logical>),
-    /// Not in the mesh's tables: connections go to the address as they are.
+    /// Not in the mesh's tables: connections go to the original address unchanged.
     Passthrough,
-    /// The controller has not said anything about it, in [`crate::config::Limits::discovery_timeout`].
+    /// The controller has not resolved it within [`crate::config::Limits::discovery_timeout`].
     Unknown,
 }
 
-/// How the proxy's own pod is to be reached.
+/// The policy for connections to the proxy's own pod.
 #[derive(Clone, Debug)]
 pub struct Inbound {
     pub workload: Arc<str>,
-    /// Refuse clients that have no mesh identity.
+    /// Reject clients without a mesh identity.
     pub strict: bool,
     /// Declared protocols. Any other port is [`Protocol::Detect`].
     pub ports: std::collections::HashMap<u16, Protocol>,

@@ -1,7 +1,8 @@
-//! The one writer of the tables. Lives on the control thread.
+//! The single writer of the tables, on the control thread.
 //!
-//! In: pushes from the controller (put in force by [`super::apply`]), and destinations that the data path asks for. Out: tables in force, an answer to each
-//! push, and what the controller is to be told ([`Outbox`]).
+//! In: pushes from the controller (applied by [`super::apply`]), and destinations requested by the
+//! data path. Out: tables in force, an answer to each push, and messages for the controller
+//! ([`Outbox`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -25,11 +26,12 @@ use crate::route::Logical;
 
 /// How long a destination may go unused before its subscription ends.
 const DESTINATION_IDLE: Duration = Duration::from_secs(600);
-/// How many destinations make room at a time when there are too many: sorting them all is then rare.
+/// How many destinations are evicted at a time when there are too many: sorting them all is then
+/// rare.
 const EVICTED_AT_ONCE: usize = 500;
-/// Destinations that workers can find. Those that are on their way out are subscribed to as well.
+/// Bound on destinations that workers can find. Retired ones are subscribed to as well.
 const MAX_DESTINATIONS: usize = MAX_SUBSCRIPTIONS - EVICTED_AT_ONCE;
-/// How long a destination that workers no longer find is kept for those who found it just before.
+/// How long a retired destination is kept for workers that looked it up just before.
 const RETIRED_FOR: Duration = Duration::from_secs(1);
 
 /// The tables, from the writer's side.
@@ -40,24 +42,24 @@ pub struct Store {
     pub(super) metrics: Metrics,
     pub(super) place: Place,
     pub(super) cells: HashMap<SocketAddr, Entry>,
-    /// How many of the cells are on their way out.
+    /// How many of the cells are retired.
     retired: usize,
     pub(super) held: HashMap<ResourceName, Held>,
     pub(super) backends: HashMap<ResourceName, Arc<Backend>>,
     pub(super) logicals: HashMap<ResourceName, Arc<Logical>>,
-    /// Everything that an endpoint has learned survives as long as somebody uses it and it stays the same.
+    /// An endpoint's state survives as long as the endpoint is in use and its spec is unchanged.
     pub(super) endpoints: HashMap<EndpointSpec, Weak<Endpoint>>,
-    /// By name, with the reason: what the controller sent and is not in force.
+    /// Resources that were rejected, by name, with the reason.
     pub(super) rejected: BTreeMap<String, String>,
     connected: bool,
     outbox: Outbox,
 }
 
-/// A destination that is subscribed to.
+/// A subscribed destination.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub cell: Arc<DestinationCell>,
-    /// Since when workers no longer find it.
+    /// When it was withdrawn from lookups.
     retired: Option<Instant>,
 }
 
@@ -69,7 +71,7 @@ pub(super) struct Held {
     pub since: SystemTime,
 }
 
-/// What the controller is to be told.
+/// Pending messages for the controller.
 #[derive(Debug, Default)]
 pub struct Outbox {
     pub subscribe: BTreeSet<SocketAddr>,
@@ -102,7 +104,8 @@ impl Store {
         }
     }
 
-    /// The cell for `address`, subscribed to from now on. `None`: there are too many, and all of them are in use.
+    /// The cell for `address`, subscribed to from now on. `None`: the bound is reached, and all
+    /// destinations are in use.
     pub fn subscribe(&mut self, address: SocketAddr) -> Option<Arc<DestinationCell>> {
         let address = canonical(address);
         if let Some(entry) = self.cells.get_mut(&address) {
@@ -118,7 +121,8 @@ impl Store {
         if self.cells.len() >= MAX_SUBSCRIPTIONS {
             return None;
         }
-        // Held still: it was used before, and the controller has not taken it back yet.
+        // Its content may still be held: it was used before, and the controller has not removed it
+        // yet.
         let held = self.destination(address, None);
         let cell = Arc::new(DestinationCell::new(
             address,
@@ -138,18 +142,19 @@ impl Store {
         Some(cell)
     }
 
-    /// What the controller has not been told yet.
+    /// The messages that have not been sent yet.
     pub fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
     }
 
-    /// What to begin a stream with. From now on, changes go to the outbox.
+    /// The content of a stream's hello. Later changes go to the outbox.
     pub fn hello(&mut self) -> (Vec<String>, Vec<contract::Held>) {
         self.forget_unreachable();
         self.outbox = Outbox::default();
         self.connected = true;
         let destinations = self.cells.keys().map(SocketAddr::to_string).collect();
-        // Others may have come with a certificate: then the controller is to say it again.
+        // Other anchors may have come with a certificate: then they are requested from the
+        // controller again.
         let others = |held: &Held| match &held.content {
             Content::TrustAnchors(anchors) => !self.identity.trusts(&anchors.certificates),
             _ => false,
@@ -162,25 +167,25 @@ impl Store {
         (destinations, held.collect())
     }
 
-    /// The stream is over: the next one begins with a hello that says everything.
+    /// The stream has ended: the next one begins with a complete hello.
     pub fn disconnected(&mut self) {
         self.outbox = Outbox::default();
         self.connected = false;
     }
 
-    /// Whether the controller has said how the own pod is to be reached.
+    /// Whether the controller has sent the inbound policy of the own pod.
     pub fn knows_inbound(&self) -> bool {
         self.held.contains_key(&ResourceName::Inbound)
     }
 
-    /// Lets go of destinations that nobody uses. Call it each second.
+    /// Removes unused destinations. Call it each second.
     pub fn sweep(&mut self, now: Instant) {
         let mut gone = Vec::new();
         for (address, entry) in &mut self.cells {
             let in_use =
                 Arc::strong_count(&entry.cell) > if entry.retired.is_some() { 1 } else { 2 };
             match entry.retired {
-                // Somebody found it just before it was withdrawn.
+                // A worker found it just before it was withdrawn.
                 Some(_) if in_use => {
                     entry.retired = None;
                     self.retired -= 1;
@@ -213,7 +218,8 @@ impl Store {
             .retain(|_, endpoint| endpoint.strong_count() > 0);
     }
 
-    /// Withdraws the destinations that have not been used for the longest time, so that there is room in a second.
+    /// Withdraws the destinations that have been unused for the longest time, so that there is
+    /// space after [`RETIRED_FOR`].
     fn evict(&mut self) {
         let mut idle: Vec<_> = self
             .cells
@@ -237,8 +243,8 @@ impl Store {
         }
     }
 
-    /// Drops what no subscribed destination needs. The controller's own view of what this proxy needs is of the last stream
-    /// and may have been lost with it.
+    /// Removes resources that no subscribed destination needs. The controller's own view of this
+    /// proxy's needs belongs to the last stream and may be lost with it.
     fn forget_unreachable(&mut self) {
         let mut needed = HashSet::from([ResourceName::TrustAnchors, ResourceName::Inbound]);
         for address in self.cells.keys() {
@@ -280,7 +286,7 @@ impl Store {
     }
 }
 
-/// Where a route sends to: its backends and mirrors.
+/// The endpoints of a route: its backends and mirrors.
 fn endpoints_of(route: &contract::HttpRoute) -> impl Iterator<Item = ResourceName> {
     let mirrors = |filters: &'_ [contract::HttpFilter]| -> Vec<String> {
         let kinds = filters.iter().filter_map(|filter| filter.kind.as_ref());

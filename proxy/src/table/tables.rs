@@ -1,7 +1,7 @@
 //! The tables as workers read them. Reading takes no lock.
 //!
-//! In: an address. Out: its cell. A miss goes to the control thread, where the [`super::Store`] subscribes to the
-//! address; all who miss it wait on the same cell.
+//! In: an address. Out: its cell. A miss goes to the control thread, where the [`super::Store`]
+//! subscribes to the address; all callers that miss it wait on the same cell.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -18,11 +18,13 @@ use crate::observe::metrics::{Metrics, ServiceLabels, TcpLabels};
 use crate::route::{Logical, Protocol, default_rule};
 use crate::socket::Direction;
 
-/// Into how many maps the cells are spread. A new destination copies one of them: with 10,000 destinations some 160 pointers.
+/// Number of maps over which the cells are distributed. A new destination copies one of them: with
+/// 10,000 destinations some 160 pointers.
 const SHARDS: usize = 64;
-/// Misses that wait for the control thread. Beyond that a connection waits until there is room.
+/// Misses queued for the control thread. Beyond that a connection waits for space.
 const MAX_MISSES: usize = 1_024;
-/// Ports of the own pod whose cells are kept. Others (a port scan) get one for the connection.
+/// Bound on the cached cells for ports of the own pod. Others (a port scan) get one for the
+/// connection.
 const MAX_INBOUND_PORTS: usize = 1_024;
 
 type Cells = HashMap<SocketAddr, Arc<DestinationCell>>;
@@ -36,7 +38,7 @@ pub struct Tables {
     patience: Duration,
 }
 
-/// What the store writes and the workers read.
+/// Written by the store and read by the workers.
 #[derive(Debug)]
 pub(super) struct Shared {
     shards: [ArcSwap<Cells>; SHARDS],
@@ -53,19 +55,19 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub struct Miss {
     pub address: SocketAddr,
-    /// Takes the cell, which may still have to wait for the controller's word.
+    /// Receives the cell, which may still have to wait for the controller's answer.
     pub reply: oneshot::Sender<Arc<DestinationCell>>,
 }
 
-/// Where the control thread takes misses from.
+/// The control thread's end of the queue of misses.
 pub type Misses = mpsc::Receiver<Miss>;
 
-/// Empty tables for a pod in `namespace`, and the other end of their misses.
+/// Empty tables for a pod in `namespace`, and the receiver of their misses.
 pub fn tables(namespace: &str, metrics: Metrics, patience: Duration) -> (Tables, Misses) {
     let (misses, receiver) = mpsc::channel(MAX_MISSES);
     let inbound = Inbound {
         workload: "".into(),
-        // Until the controller has said that everybody is let in, nobody is.
+        // All clients without an identity are rejected until the controller allows them.
         strict: true,
         ports: HashMap::new(),
     };
@@ -87,16 +89,16 @@ pub fn tables(namespace: &str, metrics: Metrics, patience: Duration) -> (Tables,
 }
 
 impl Tables {
-    /// What `address` stands for. The first call for an address subscribes to it and waits for the controller's
-    /// word, at most [`crate::config::Limits::discovery_timeout`]; after that the cell holds
-    /// [`super::Destination::Unknown`] until the word comes.
+    /// The destination at `address`. The first call for an address subscribes to it and waits for
+    /// the controller's answer, at most [`crate::config::Limits::discovery_timeout`]; after that
+    /// the cell holds [`super::Destination::Unknown`] until the answer arrives.
     pub async fn destination(&self, address: SocketAddr) -> Arc<DestinationCell> {
         let address = canonical(address);
         let cell = match self.shared.cell(address) {
             Some(cell) => cell,
             None => match self.miss(address).await {
                 Some(cell) => cell,
-                // No room, or the proxy is ending.
+                // The bound is reached, or the proxy is shutting down.
                 None => return Arc::new(DestinationCell::new(address, Destination::Unknown)),
             },
         };
@@ -116,7 +118,7 @@ impl Tables {
         tokio::time::timeout(self.patience, ask).await.ok()?
     }
 
-    /// How the own pod is to be reached, as of now.
+    /// The current policy for inbound connections.
     pub fn inbound(&self) -> Arc<Inbound> {
         self.shared.inbound.load_full()
     }
@@ -151,24 +153,24 @@ impl Tables {
 
 #[cfg(test)]
 impl Tables {
-    /// How many cells of the own pod's ports are kept.
+    /// How many cells of the own pod's ports are cached.
     pub(super) fn app_count(&self) -> usize {
         self.shared.apps.load().len()
     }
 
-    /// What the controller would have said about the own pod.
+    /// Sets the inbound policy in place of the controller.
     pub(crate) fn set_inbound(&self, inbound: Inbound) {
         self.shared.set_inbound(inbound);
     }
 }
 
-/// Whether somebody beside the map that was just copied, and its copy, holds the cell.
+/// Whether the cell is referenced from outside of the map that was just copied, and its copy.
 fn in_use(cell: &Arc<DestinationCell>) -> bool {
     Arc::strong_count(cell) > 2
 }
 
 impl Shared {
-    /// Of the own pod.
+    /// Namespace of the own pod.
     pub fn namespace(&self) -> &Arc<str> {
         &self.namespace
     }
@@ -192,7 +194,7 @@ impl Shared {
         }
     }
 
-    /// Puts `inbound` in force, for connections to come and for those that are open.
+    /// Puts `inbound` in force, for new and open connections.
     pub fn set_inbound(&self, inbound: Inbound) {
         let inbound = Arc::new(inbound);
         let _changing = self.lock_apps();
@@ -271,7 +273,7 @@ fn protocol_of(inbound: &Inbound, port: u16) -> Protocol {
         .unwrap_or(Protocol::Detect)
 }
 
-/// One text for one address: IPv4 as IPv4, and no scope or flow.
+/// One text for each address: IPv4-mapped addresses as IPv4, without scope and flow.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4),

@@ -1,4 +1,4 @@
-//! The tables in force as people read them: `/config` of the admin port.
+//! The tables in force, in readable form: `/config` of the admin port.
 
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -11,21 +11,21 @@ use super::decode::{Content, EndpointSpec, StreamBackendContent, Target};
 use super::store::{Held, Store};
 use crate::balance::{EndpointSet, Peer};
 
-/// Everything that the proxy goes by.
+/// The proxy's configuration.
 #[derive(Debug, Serialize)]
 pub struct View {
-    /// Addresses that the app has called, and what they stand for.
+    /// Addresses that the app has called, with their destinations.
     destinations: Vec<DestinationView>,
     /// Resources in force, by name.
     resources: Vec<ResourceView>,
-    /// What the controller sent and is not in force, with the reason. The version before it is.
+    /// Rejected resources, with the reason. The version before stays in force.
     rejected: Vec<RejectedView>,
 }
 
 #[derive(Debug, Serialize)]
 struct DestinationView {
     address: SocketAddr,
-    /// `logical`, `passthrough`, or `unknown` until the controller has said.
+    /// `logical`, `passthrough`, or `unknown` until the controller has answered.
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<String>,
@@ -36,7 +36,7 @@ struct DestinationView {
 #[derive(Debug, Serialize)]
 struct ResourceView {
     name: String,
-    /// Hash of the content: equal on every proxy and controller that holds the same.
+    /// Hash of the content: equal on every proxy and controller with the same content.
     version: String,
     /// When it was put in force, in Unix seconds.
     since: u64,
@@ -111,21 +111,21 @@ struct BackendView {
 #[derive(Debug, Serialize)]
 struct EndpointView {
     address: SocketAddr,
-    /// Empty: spoken to in plaintext.
+    /// Empty: plaintext.
     identity: String,
     pod: String,
     workload: String,
     zone: String,
-    /// `preferred`, `fallback` where others are preferred and none of them can be used, or `never` where it is on another node and
-    /// the Service bound to the own.
+    /// `preferred`, `fallback` where others are preferred, or `never` where it is on another node
+    /// and the Service is node-local.
     used: &'static str,
-    /// Given no work for a while because it kept failing, or because somebody else was there.
+    /// Ejected because it kept failing, or because another identity answered there.
     ejected: bool,
     in_flight: u32,
 }
 
 impl Store {
-    /// The tables as they are now.
+    /// The current tables.
     pub fn view(&self) -> View {
         let mut destinations: Vec<_> = self
             .cells

@@ -1,4 +1,4 @@
-//! A worker with one Service, apps to stand behind it, and a client to call it.
+//! A worker with one Service, apps behind it, and a client to call it.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -42,15 +42,15 @@ use crate::upstream::client_address::ClientAddresses;
 use crate::upstream::pool::Pool;
 use crate::upstream::{Dialer, streams};
 
-/// Longer than any test takes that goes well.
+/// Longer than any successful test takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Who the worker is.
+/// The worker's identity.
 pub const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
-/// Where clients from outside are.
+/// The address of clients from outside.
 pub const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 1);
 
-/// Runs a test on one thread, as a worker is.
+/// Runs a test on one thread, like a worker.
 pub fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -67,7 +67,7 @@ pub struct Mesh {
     pub cell: Arc<DestinationCell>,
 }
 
-/// What a [`Mesh`] is made of.
+/// The parameters of a [`Mesh`].
 pub struct Setup {
     pub limits: Limits,
     pub identity: Identity,
@@ -82,12 +82,12 @@ pub struct Setup {
     pub backend_request_timeout: Option<Duration>,
     pub budget: RetryBudget,
     pub access_log: AccessLog,
-    /// Makes routes of the default rule.
+    /// Builds routes from the default rule.
     pub routes: Option<fn(Rule) -> Routes>,
     pub stream_routes: Option<StreamRoutes>,
 }
 
-/// Who gets copies, and of how many requests out of 100.
+/// The endpoints of a mirror, and its percentage of requests.
 pub struct MirrorSetup {
     endpoints: Vec<(SocketAddr, Peer)>,
     numerator: u32,
@@ -307,7 +307,7 @@ impl Mesh {
         self.client_with(&h2::client::Builder::new()).await.0
     }
 
-    /// A new downstream connection, and what it ends with.
+    /// A new downstream connection, and its result.
     pub async fn client_with(
         &self,
         builder: &h2::client::Builder,
@@ -331,7 +331,7 @@ impl Mesh {
         connect(session, &h2::client::Builder::new()).await
     }
 
-    /// How many copies have ended so.
+    /// How many copies have ended with this result.
     pub fn mirrored(&self, result: &str) -> f64 {
         let result = format!("result=\"{result}\"");
         self.metric(&["naru_mirrored_requests_total{", &result])
@@ -362,18 +362,18 @@ pub async fn connect(
     (send.ready().await.expect("a connection"), ended)
 }
 
-/// A request that an app has taken.
+/// A request that an app has received.
 pub struct Call {
     pub request: Request<RecvStream>,
     pub respond: SendResponse<Bytes>,
 }
 
-/// An app that listens.
+/// A listening app.
 pub struct App {
     pub address: SocketAddr,
     /// Connections accepted.
     pub connections: Rc<Cell<usize>>,
-    /// Requests taken.
+    /// Requests received.
     pub calls: Rc<Cell<usize>>,
 }
 
@@ -410,7 +410,7 @@ where
     app
 }
 
-/// A socket that listens, and the app that is yet to answer there.
+/// A listening socket, and the app that will serve it.
 pub async fn listening() -> (TcpListener, App) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
     let app = App {
@@ -421,7 +421,7 @@ pub async fn listening() -> (TcpListener, App) {
     (listener, app)
 }
 
-/// An app that answers every request with `status` and `body`, once it has read it.
+/// An app that answers every request with `status` and `body`, after reading it.
 pub async fn answering(status: u16, body: &'static str) -> App {
     app(move |mut call| async move {
         read(call.request.body_mut()).await;
@@ -439,7 +439,7 @@ pub fn answer(respond: &mut SendResponse<Bytes>, status: u16, body: &'static str
     }
 }
 
-/// An address that nobody listens on.
+/// An address without a listener.
 pub async fn nobody() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
     listener.local_addr().expect("an address")
@@ -491,7 +491,7 @@ pub async fn call(
     let mut client = client.clone().ready().await?;
     let (response, mut send) = client.send_request(request, body.is_empty())?;
     if !body.is_empty() {
-        // A server may have enough before it has all of it.
+        // A server may answer before it has read all of it.
         let _ = write(&mut send, Bytes::copy_from_slice(body), true).await;
     }
     collect(response.await?).await
@@ -513,7 +513,7 @@ pub async fn collect(response: Response<RecvStream>) -> Result<Got, h2::Error> {
     })
 }
 
-/// Reads a body to its end. Returns how many bytes there were.
+/// Reads a body to its end. Returns its length.
 pub async fn read(body: &mut RecvStream) -> usize {
     let mut length = 0;
     while let Some(Ok(data)) = body.data().await {

@@ -1,4 +1,4 @@
-//! What tests of several modules share.
+//! Fixtures shared by the tests of several modules.
 
 pub mod mesh;
 pub mod sockets;

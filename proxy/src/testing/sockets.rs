@@ -1,4 +1,4 @@
-//! Sockets on loopback and what is sent through them, for tests.
+//! Loopback sockets for tests, and the data sent over them.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ pub async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.expect("a socket")
 }
 
-/// Two ends of a connection: who made it and who accepted it.
+/// Both ends of a connection: the connecting and the accepting one.
 pub async fn pair() -> (TcpStream, TcpStream) {
     let listener = listener().await;
     let address = listener.local_addr().expect("an address");
@@ -28,27 +28,28 @@ pub async fn accept(listener: &TcpListener) -> TcpStream {
     listener.accept().await.expect("a connection").0
 }
 
-/// Something goes all the way: both connections stand.
+/// Sends data all the way, so that both connections are established.
 pub async fn greet(client: &mut TcpStream, app: &mut TcpStream) {
     client.write_all(b"!").await.expect("a connection");
     app.read_exact(&mut [0]).await.expect("a connection");
 }
 
-/// Everything up to the other side's end.
+/// Reads until the other side closes.
 pub async fn heard(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).await.expect("an end");
     text
 }
 
-/// Whether the other side ends by a break.
+/// Whether the other side resets the connection.
 pub async fn is_reset(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
     let ended = stream.read_to_end(&mut rest).await;
     ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
-/// What a client of the app's own TLS says first, that asks for `name`; for none if that is an address.
+/// The ClientHello of an app's own TLS client for `name`; without a server name if that is an
+/// address.
 pub fn client_hello(name: &str) -> Vec<u8> {
     const ANYBODY: &str = "spiffe://cluster.local/ns/shop/sa/anybody";
     let identity = Authority::new("the app's own").identity(ANYBODY);

@@ -1,6 +1,7 @@
-//! The handshake, driven by hand: so that what comes after it can be taken over record by record.
+//! The handshake, driven by hand, so that the records after it can be processed one by one.
 //!
-//! rustls gets one record at a time and no more than the handshake needs. What a peer sends in the same breath stays for the stream.
+//! rustls gets one record at a time and only what the handshake needs. Application data that a peer
+//! sends with its last flight stays for the stream.
 
 use std::io;
 use std::ops::Deref;
@@ -19,27 +20,28 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::record::{HEADER, MAX_RECORD};
 use super::stream::{Kernel, Stream};
 
-/// The most of a peer's handshake that is held, in bytes. A message may take several records.
+/// How much of a peer's handshake is buffered, in bytes. A message may span several records.
 const MAX_HANDSHAKE: usize = 64 * 1024;
-/// How many records a peer's handshake may take: one or two for each of its messages, in practice.
+/// How many records a peer's handshake may have: in practice, one or two for each of its messages.
 const MAX_RECORDS: usize = 64;
-/// How much is read at once, in bytes: most flights fit.
+/// Size of one read, in bytes: most flights fit.
 const READ_SIZE: usize = 4 * 1024;
 
-/// A client's connection.
+/// An accepted connection of a client.
 #[derive(Debug)]
 pub struct Accepted<S> {
     pub stream: Stream<S>,
     pub alpn: Option<Vec<u8>>,
-    /// The client's own comes first. Empty: it has shown none.
+    /// The client's end-entity certificate comes first. Empty: the client has presented none.
     pub certificates: Vec<CertificateDer<'static>>,
 }
 
-/// Connects as the client. Agrees to the one protocol that `config` offers, or fails.
+/// Connects as the client. Negotiates the one protocol that `config` offers, or fails.
 ///
 /// # Errors
 ///
-/// What rustls finds wrong is an [`io::Error`] with a [`rustls::Error`] in it. `config` must allow the extraction of secrets.
+/// An error of rustls is an [`io::Error`] with a [`rustls::Error`] in it. `config` must enable the
+/// extraction of secrets.
 pub async fn connect<S>(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -63,7 +65,7 @@ where
     Stream::new(io, secrets, Kernel::Client(kernel), received)
 }
 
-/// Accepts as the server. `received`: what has been read of `io` already.
+/// Accepts as the server. `received`: bytes of `io` that have already been read.
 ///
 /// # Errors
 ///
@@ -90,7 +92,7 @@ where
     })
 }
 
-/// What rustls has for clients and servers alike, without a trait of its own.
+/// What rustls' client and server connections have in common; rustls has no trait for it.
 trait Handshake: Deref<Target = UnbufferedConnectionCommon<Self::Data>> {
     type Data;
 
@@ -113,7 +115,7 @@ impl Handshake for UnbufferedServerConnection {
     }
 }
 
-/// Brings the handshake to its end. What follows it stays in `received`.
+/// Completes the handshake. Bytes after it stay in `received`.
 async fn shake_hands<S>(
     connection: &mut impl Handshake,
     io: &mut S,
@@ -123,7 +125,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut unsent = Vec::new();
-    // How much of `received` rustls may see: whole records.
+    // How many bytes of `received` rustls may process: complete records.
     let mut shown = 0;
     let mut records = 0;
     loop {
@@ -146,7 +148,8 @@ where
                 received.advance(discard);
                 return Ok(());
             }
-            // No data can come before the end of the handshake, and none is taken after it.
+            // Application data cannot come before the end of the handshake, and is not read after
+            // it.
             Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
             Err(error) => Err(error),
         };
@@ -160,7 +163,7 @@ where
             }
         };
         if is_blocked {
-            // Each may make rustls look at all of those before it again.
+            // For each record rustls may process all records before it again.
             records += 1;
             if records > MAX_RECORDS {
                 return Err(no_handshake());
@@ -170,7 +173,7 @@ where
     }
 }
 
-/// Tells the peer by an alert what is wrong with it, if it wants to know.
+/// Sends the alert for an error of the peer, if rustls has one.
 async fn say_goodbye<S>(
     connection: &mut impl Handshake,
     io: &mut S,
@@ -179,8 +182,8 @@ async fn say_goodbye<S>(
 ) where
     S: AsyncWrite + Unpin,
 {
-    // Only as long as something waits: rustls would look at the record in error again. And only with all of `shown`: it remembers
-    // where in that the parts of messages are.
+    // Only while there is something to send: rustls would process the invalid record again. And
+    // only with all of `shown`: it remembers offsets of message fragments in it.
     while connection.wants_write() {
         let status = connection.process(shown);
         let discard = status.discard;
@@ -197,7 +200,8 @@ async fn say_goodbye<S>(
     }
 }
 
-/// Reads until `received` has a whole record after its first `shown` bytes. Returns where that ends.
+/// Reads until `received` has a complete record after its first `shown` bytes. Returns the end of
+/// that record.
 async fn next_record<S>(io: &mut S, received: &mut BytesMut, shown: usize) -> io::Result<usize>
 where
     S: AsyncRead + Unpin,
@@ -226,7 +230,7 @@ where
 
 fn encode<D>(mut data: EncodeTlsData<'_, D>, out: &mut Vec<u8>) -> io::Result<()> {
     let start = out.len();
-    // Asked without room, it says how much it needs.
+    // Encoding into an empty buffer returns the size needed.
     let needed = match data.encode(&mut []) {
         Ok(_) => return Ok(()),
         Err(EncodeError::InsufficientSize(error)) => error.required_size,

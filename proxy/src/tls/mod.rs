@@ -1,7 +1,8 @@
 //! TLS 1.3 between sidecars.
 //!
-//! rustls makes the handshake, proves the identities and derives every key; records are sealed and opened here, where they can be
-//! without a copy: straight from what is to be sent, and straight to where it is read (`rustls::kernel` is made for that).
+//! rustls performs the handshake, verifies the identities and derives every key; records are sealed
+//! and opened here, where that needs no copy: straight from the sender's buffer, and straight into
+//! the reader's buffer (`rustls::kernel` is made for that).
 //!
 //! ```text
 //! handshake (rustls) ─▶ secrets ─▶ record: one record sealed or opened
@@ -9,7 +10,7 @@
 //!         └─▶ KernelConnection ─▶ stream: AsyncRead and AsyncWrite over many; alerts, tickets, key updates
 //! ```
 //!
-//! A connection has no room of its own while nothing waits in it.
+//! A connection allocates no buffer while no data waits in it.
 //!
 //! # Floors
 //!

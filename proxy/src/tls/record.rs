@@ -12,12 +12,12 @@ use std::fmt;
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rustls::{AlertDescription, ConnectionTrafficSecrets, ContentType};
 
-/// The most that one record carries, in bytes.
+/// The largest content of one record, in bytes.
 pub const MAX_CONTENT: usize = 1 << 14;
 pub const HEADER: usize = 5;
-/// What a record has beside its content where it is not padded, in bytes: the header, the content's type, and the tag.
+/// The overhead of a record without padding, in bytes: the header, the content type, and the tag.
 pub const OVERHEAD: usize = HEADER + 1 + TAG;
-/// The longest record there is, padded or not, in bytes.
+/// The longest valid record, padded or not, in bytes.
 pub const MAX_RECORD: usize = HEADER + MAX_CONTENT + 256;
 
 const TAG: usize = 16;
@@ -25,7 +25,7 @@ const VERSION: [u8; 2] = [3, 3];
 /// How many records one key seals. AES-GCM is safe for 2^24.5 of full size (RFC 8446 section 5.5).
 const MAX_SEALED: u64 = 1 << 23;
 
-/// Why a record is not one. The connection is over.
+/// Why a record is invalid. The connection has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     #[error("a record of type {0:?} after the handshake")]
@@ -41,7 +41,7 @@ pub enum RecordError {
 }
 
 impl RecordError {
-    /// What the peer is told.
+    /// The alert for the peer.
     pub fn alert(self) -> AlertDescription {
         match self {
             Self::Type(_) | Self::Empty => AlertDescription::UnexpectedMessage,
@@ -52,7 +52,8 @@ impl RecordError {
     }
 }
 
-/// Length of the record that begins with `bytes`, in bytes, header included. `None`: it is not all there.
+/// Length of the record at the start of `bytes`, in bytes, header included. `None`: the record is
+/// incomplete.
 pub fn length(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
     let Some([kind, _, _, high, low]) = bytes.first_chunk::<HEADER>() else {
         return Ok(None);
@@ -68,15 +69,15 @@ pub fn length(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
     Ok((bytes.len() >= length).then_some(length))
 }
 
-/// What seals one way of a connection or opens the other.
+/// The keys that seal one direction of a connection, or open the other.
 pub struct Keys {
     key: LessSafeKey,
     iv: [u8; NONCE_LEN],
-    /// Of the next record.
+    /// Sequence number of the next record.
     sequence: u64,
 }
 
-/// There is no key like this in TLS 1.3.
+/// TLS 1.3 has no cipher with such a key.
 #[derive(Debug, thiserror::Error)]
 #[error("the handshake agreed to a cipher that is not known here")]
 pub struct UnknownCipher;
@@ -101,18 +102,19 @@ impl Keys {
         })
     }
 
-    /// Whether it is time for the next key, where this one seals.
+    /// Whether these sealing keys must be updated.
     pub fn are_worn(&self) -> bool {
         self.sequence >= MAX_SEALED
     }
 
-    /// For tests of what happens then.
+    /// Lets tests reach the limit.
     #[cfg(test)]
     pub fn wear(&mut self) {
         self.sequence = MAX_SEALED;
     }
 
-    /// The nonce of the next record (RFC 8446 section 5.3). `None` can't be reached by a peer: 2^64 records.
+    /// The nonce of the next record (RFC 8446 section 5.3). `None` takes 2^64 records, which no
+    /// peer can cause.
     fn next_nonce(&mut self) -> Option<Nonce> {
         let sequence = self.sequence.to_be_bytes();
         self.sequence = self.sequence.checked_add(1)?;
@@ -124,7 +126,8 @@ impl Keys {
         Some(Nonce::assume_unique_for_key(nonce))
     }
 
-    /// Seals `content`, at most [`MAX_CONTENT`] bytes, to the beginning of `out`. Returns the record's length: [`OVERHEAD`] more.
+    /// Seals `content`, at most [`MAX_CONTENT`] bytes, to the start of `out`. Returns the record's
+    /// length: [`OVERHEAD`] more than the content's.
     pub fn seal(
         &mut self,
         kind: ContentType,
@@ -145,7 +148,8 @@ impl Keys {
         Ok(content.len() + OVERHEAD)
     }
 
-    /// As [`Self::seal`], with the content where its record is to be: `length` bytes of `out`, behind the first [`HEADER`].
+    /// As [`Self::seal`], with the content already in place: `length` bytes of `out`, after the
+    /// first [`HEADER`].
     pub fn seal_in_place(
         &mut self,
         kind: ContentType,
@@ -165,8 +169,8 @@ impl Keys {
         Ok(length + OVERHEAD)
     }
 
-    /// Opens a whole `record` to the beginning of `out`, which must have room for its content, its type and its padding: see
-    /// [`inner_length`]. Returns the type and length of the content.
+    /// Opens a complete `record` to the start of `out`, which must have room for its content, its
+    /// type and its padding: see [`inner_length`]. Returns the type and length of the content.
     pub fn open(
         &mut self,
         record: &[u8],
@@ -189,21 +193,22 @@ impl Keys {
     }
 }
 
-/// How much room opening a record of `length` bytes needs, in bytes.
+/// The room that opening a record of `length` bytes needs, in bytes.
 pub fn inner_length(length: usize) -> usize {
     length.saturating_sub(HEADER + TAG)
 }
 
-/// A record that is being made.
+/// A record that is being sealed.
 struct Parts<'a> {
     header: [u8; HEADER],
     content: &'a mut [u8],
-    /// The content's type, and the tag.
+    /// The content type, and the tag.
     rest: &'a mut [u8],
 }
 
 impl<'a> Parts<'a> {
-    /// Of a record with `length` bytes of content, at the beginning of `out`, where its header is now.
+    /// The parts of a record with `length` bytes of content, at the start of `out`. Writes its
+    /// header.
     fn of(out: &'a mut [u8], length: usize) -> Result<Self, RecordError> {
         if length > MAX_CONTENT || out.len() < length + OVERHEAD {
             return Err(RecordError::Content);
@@ -222,9 +227,9 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Type and length of the content, which its type follows and then any number of zeros.
+/// Type and length of the content. Its type follows it, and then any number of zeros.
 fn content(inner: &[u8]) -> Result<(ContentType, usize), RecordError> {
-    // With its padding, too (RFC 8446 section 5.4).
+    // The limit includes the padding (RFC 8446 section 5.4).
     if inner.len() > MAX_CONTENT + 1 {
         return Err(RecordError::Content);
     }

@@ -1,4 +1,4 @@
-//! What an application sends and receives, over records.
+//! A stream of application data over TLS records.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -19,54 +19,57 @@ use super::record::{
     self, HEADER, Keys, MAX_CONTENT, OVERHEAD, RecordError, UnknownCipher, inner_length,
 };
 
-/// How many records are sealed for one write and looked for in one read.
+/// How many records one write seals, and one read opens.
 const RECORDS: usize = 4;
-/// Room for them, in bytes.
+/// Size of that many records, in bytes.
 const ROOM: usize = RECORDS * (MAX_CONTENT + OVERHEAD);
-/// How many records without data may follow each other.
+/// How many records without application data may follow each other.
 const MAX_FRUITLESS: u32 = 32;
-/// How many tickets of one connection are taken. Each costs a key and a place among all.
+/// How many tickets of one connection are stored. Each costs a key and an entry in the shared
+/// store.
 const MAX_TICKETS: u32 = 4;
-/// The longest message that a peer may send after the handshake, in bytes: a ticket with the client's certificates in it.
+/// The longest message that a peer may send after the handshake, in bytes: a ticket with the
+/// client's certificates in it.
 const MAX_MESSAGE: usize = 64 * 1024;
 
 /// A connection after its handshake.
 ///
-/// Writing takes up to four records at a time and sends them; what the socket does not take at once waits, and is sent by the next
-/// write, or by a flush. A peer that ends the connection without saying so is an error: somebody may have cut it off.
+/// A write seals up to four records and sends them; what the socket does not accept at once waits,
+/// and is sent by the next write, or by a flush. An end of the connection without close_notify is
+/// an error: it may be a truncation attack.
 pub struct Stream<S> {
     io: S,
     sealing: Keys,
     opening: Keys,
     kernel: Kernel,
-    /// Read, and not opened yet.
+    /// Read, but not opened yet.
     received: BytesMut,
-    /// Opened, and not taken yet.
+    /// Opened, but not consumed yet.
     content: BytesMut,
-    /// The beginning of a message of the handshake protocol.
+    /// The start of an incomplete handshake message.
     message: Vec<u8>,
-    /// Sealed, and not sent yet.
+    /// Sealed, but not sent yet.
     unsent: BytesMut,
-    /// Records without data since the last with some.
+    /// Records without application data since the last with some.
     fruitless: u32,
-    /// How many have been taken.
+    /// How many tickets have been stored.
     tickets: u32,
-    /// The peer wants the next key to be used.
+    /// The peer has requested a key update.
     owes_key: bool,
-    /// Found behind content that has yet to be taken.
+    /// Found after content that has yet to be consumed.
     failure: Option<StreamError>,
     said_end: bool,
     heard_end: bool,
     is_broken: bool,
 }
 
-/// What rustls keeps of a connection: the next keys, and where tickets belong.
+/// The state that rustls keeps of a connection: the next keys, and the ticket store.
 pub enum Kernel {
     Client(KernelConnection<ClientConnectionData>),
     Server(KernelConnection<ServerConnectionData>),
 }
 
-/// Why a peer's records are not understood.
+/// Why a peer's records are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     #[error(transparent)]
@@ -88,7 +91,7 @@ pub enum StreamError {
 }
 
 impl<S> Stream<S> {
-    /// `received`: what has been read of `io` after the handshake.
+    /// `received`: bytes that have been read of `io` after the handshake.
     pub(super) fn new(
         io: S,
         secrets: ExtractedSecrets,
@@ -118,13 +121,13 @@ impl<S> Stream<S> {
         })
     }
 
-    /// What carries the records.
+    /// The underlying transport.
     pub fn get_ref(&self) -> &S {
         &self.io
     }
 
-    /// Seals what is to be sent to the beginning of `out`, as far as there is room, in as few records as it fits. Returns how much
-    /// was taken, and the length of the records.
+    /// Seals data to the start of `out`, as far as there is room, in as few records as possible.
+    /// Returns how many bytes were consumed, and the length of the records.
     fn seal<'a>(
         &mut self,
         pieces: &'a [IoSlice<'_>],
@@ -165,7 +168,7 @@ impl<S> Stream<S> {
         Ok((taken, sealed))
     }
 
-    /// Tells the peer that the next key follows, and takes it (RFC 8446 section 4.6.3).
+    /// Sends a KeyUpdate, and switches to the next sending key (RFC 8446 section 4.6.3).
     fn change_key(&mut self, out: &mut [u8]) -> Result<usize, StreamError> {
         const NOT_REQUESTED: u8 = 0;
         let message = [HandshakeType::KeyUpdate.into(), 0, 0, 1, NOT_REQUESTED];
@@ -180,7 +183,7 @@ impl<S> Stream<S> {
         Ok(())
     }
 
-    /// Seals an alert behind what is unsent.
+    /// Seals an alert after the unsent records.
     fn alert(&mut self, description: AlertDescription) {
         let level = match description {
             AlertDescription::CloseNotify => 1,
@@ -193,7 +196,8 @@ impl<S> Stream<S> {
         }
     }
 
-    /// Opens the whole records at the beginning of `bytes`, as far as `buf` has room. Returns how much they were.
+    /// Opens the complete records at the start of `bytes`, as far as `buf` has room. Returns their
+    /// length.
     fn open(&mut self, bytes: &[u8], buf: &mut ReadBuf<'_>) -> Result<usize, StreamError> {
         let mut opened = 0;
         while buf.remaining() > 0 && self.content.is_empty() && !self.heard_end {
@@ -231,13 +235,13 @@ impl<S> Stream<S> {
         }
     }
 
-    /// Whether a record's content is data. Does what it says where it is not.
+    /// Whether a record's content is application data. Processes it if it is not.
     fn is_data(&mut self, kind: ContentType, content: &[u8]) -> Result<bool, StreamError> {
         // RFC 8446 section 5.1.
         if kind != ContentType::Handshake && !self.message.is_empty() {
             return Err(StreamError::Unexpected("something within a message"));
         }
-        // RFC 8446 section 5.4: data alone may be none.
+        // RFC 8446 section 5.4: only application data may be empty.
         if kind != ContentType::ApplicationData && content.is_empty() {
             return Err(StreamError::Unexpected("a record without a message"));
         }
@@ -259,20 +263,20 @@ impl<S> Stream<S> {
     }
 
     fn heed_alert(&mut self, content: &[u8]) -> Result<(), StreamError> {
-        // Its level means nothing any more (RFC 8446 section 6).
+        // The level is ignored (RFC 8446 section 6).
         let [_level, description] = content else {
             return Err(StreamError::Malformed);
         };
         match AlertDescription::from(*description) {
             AlertDescription::CloseNotify => self.heard_end = true,
-            // The end follows it.
+            // A close_notify follows it.
             AlertDescription::UserCanceled => {}
             description => return Err(StreamError::Alert(description)),
         }
         Ok(())
     }
 
-    /// Heeds messages of the handshake protocol, which records may cut anywhere.
+    /// Processes handshake messages, which may be fragmented across records.
     fn heed_messages(&mut self, content: &[u8]) -> Result<(), StreamError> {
         let mut message = std::mem::take(&mut self.message);
         message.extend_from_slice(content);
@@ -306,7 +310,7 @@ impl<S> Stream<S> {
                     kernel.handle_new_session_ticket(body)?;
                 }
             }
-            // What follows in the same record was sealed with the old key (RFC 8446 section 5.1).
+            // Data after it in the same record was sealed with the old key (RFC 8446 section 5.1).
             (HandshakeType::KeyUpdate, _) if !is_last => {
                 return Err(StreamError::Unexpected("something behind a key update"));
             }
@@ -318,7 +322,7 @@ impl<S> Stream<S> {
                     _ => return Err(StreamError::Malformed),
                 };
                 self.opening = Keys::new(kernel.next_opening()?)?;
-                // However many are asked for until then, the next that is sent answers all.
+                // One KeyUpdate answers all requests received until it is sent.
                 self.owes_key |= is_requested;
             }
             _ => return Err(StreamError::Unexpected("a message of a handshake")),
@@ -328,7 +332,7 @@ impl<S> Stream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
-    /// Opens what there is, and reads what is missing. `buf` has room.
+    /// Opens the records that are buffered, and reads what is missing. `buf` has room.
     fn poll_open(
         &mut self,
         cx: &mut Context<'_>,
@@ -348,7 +352,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
                 return Poll::Ready(Err(self.break_off(error)));
             }
             let read = SCRATCH.with_borrow_mut(|scratch| {
-                // The beginning of a record.
+                // The start of a record.
                 let kept = self.received.len();
                 scratch[..kept].copy_from_slice(&self.received);
                 let mut read = ReadBuf::new(&mut scratch[kept..]);
@@ -372,7 +376,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// As [`Self::open`]. What came before a failure is taken first.
+    /// As [`Self::open`]. Content before a failure is delivered first.
     fn open_or_fail(&mut self, bytes: &[u8], buf: &mut ReadBuf<'_>) -> usize {
         self.open(bytes, buf).unwrap_or_else(|error| {
             self.failure = Some(error);
@@ -380,14 +384,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         })
     }
 
-    /// Tells the peer what is wrong with it, as far as the socket takes it.
+    /// Sends the alert for an error of the peer, as far as the socket accepts it.
     fn break_off(&mut self, error: StreamError) -> io::Error {
         self.is_broken = true;
         let alert = error.alert().filter(|_| !self.said_end);
         if let Some(alert) = alert {
             let nobody_writes = self.unsent.is_empty();
             self.alert(alert);
-            // Whoever waits to write has a waker there that must not be lost; it sends this, too.
+            // A pending write has registered its waker, which must not be lost; that write sends
+            // the alert too.
             if nobody_writes {
                 let _ = self.poll_send(&mut Context::from_waker(Waker::noop()));
             }
@@ -395,7 +400,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
-    /// Sends what waits.
+    /// Sends the unsent records.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let sent = ready!(Pin::new(&mut self.io).poll_write(cx, &self.unsent))?;
@@ -411,7 +416,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     }
 }
 
-/// What apps say stays out of it.
+/// Leaves out application data.
 impl<S: fmt::Debug> fmt::Debug for Stream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stream")
@@ -486,7 +491,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
                     Poll::Pending => break Ok(()),
                 }
             };
-            // Nothing may be sent without it, whatever comes.
+            // These bytes must be sent before anything else.
             this.unsent.extend_from_slice(rest);
             Poll::Ready(sent.map(|()| taken))
         })
@@ -531,7 +536,7 @@ impl Kernel {
 type Secrets = (u64, ConnectionTrafficSecrets);
 
 impl StreamError {
-    /// What the peer is told, where it is the one to blame.
+    /// The alert for the peer, if the error is the peer's.
     fn alert(&self) -> Option<AlertDescription> {
         match self {
             Self::Record(error) => Some(error.alert()),
@@ -546,7 +551,7 @@ impl StreamError {
     }
 }
 
-/// For tests that go behind its back.
+/// Access to internals for tests.
 #[cfg(test)]
 impl<S> Stream<S> {
     pub(super) fn io(&mut self) -> &mut S {
@@ -565,7 +570,7 @@ impl<S> Stream<S> {
         self.take_next_key()
     }
 
-    /// Room that is held, in bytes.
+    /// Size of the allocated buffers, in bytes.
     pub(super) fn held(&self) -> usize {
         let buffers = [&self.received, &self.content, &self.unsent];
         buffers.map(BytesMut::capacity).iter().sum::<usize>() + self.message.capacity()
@@ -573,6 +578,6 @@ impl<S> Stream<S> {
 }
 
 thread_local! {
-    /// Records on their way out or in, zeroed once for each thread.
+    /// Space for records in either direction, zeroed once for each thread.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; ROOM].into_boxed_slice());
 }

@@ -1,19 +1,19 @@
-//! The address that the app sees its clients come from: the client's own, as without a mesh.
+//! The source address that the app sees: the client's own, as without a mesh.
 //!
 //! The proxy may not send from another pod's address: that takes a capability which a sidecar does
-//! not have. So `naru-proxy init` makes a range of addresses local to the pod for each network that
-//! clients live in (an AnyIP route), and has the kernel turn a source in that range into the
-//! client's (a prefix NAT). The proxy binds to the client's address moved into the range, and
-//! answers find their way back by connection tracking. Nothing of this leaves the pod.
+//! not have. So `naru-proxy init` makes a range of addresses local to the pod for each client
+//! network (an AnyIP route), and has the kernel translate a source in that range into the client's
+//! address (a prefix NAT). The proxy binds to the client's address moved into the range, and
+//! connection tracking translates the replies back. No packet of this leaves the pod.
 //!
 //! ```text
 //! client 10.244.3.7 ─▶ proxy, bound to 241.244.3.7 ─▶ lo: 241/8 becomes 10/8 ─▶ app: 10.244.3.7
 //! client 93.184.1.9 ─▶ proxy, bound to 169.254.6.6 ─▶ lo ────────────────────▶ app: 169.254.6.6
 //! ```
 //!
-//! A client outside those networks is seen as one of [`STAND_INS`]: apps trust their own pod's
-//! address (`Require local`, `samehost`), which no client may have. In: the client's address. Out:
-//! the one to bind to. What the kernel allows is tried once, at start.
+//! A client outside those networks appears as one of [`STAND_INS`]: apps trust their own pod's
+//! address (`Require local`, `samehost`), so no client may appear with it. In: the client's
+//! address. Out: the address to bind to. What the kernel supports is probed once, at start.
 
 use std::fmt;
 use std::fs;
@@ -30,27 +30,27 @@ use crate::node::redirect::{NETWORKS, STAND_INS, own_address};
 use crate::observe::metrics::Shown;
 use crate::socket::dial_app;
 
-/// Where a connection to the app comes from.
+/// The source of a connection to the app.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Source {
-    /// To bind to. `None`: the pod's own address.
+    /// The address to bind to. `None`: the pod's own.
     pub address: Option<IpAddr>,
-    /// Whom the app is told of in the connection's first bytes ([`crate::socket::proxy_protocol`]), where
-    /// its port wants to be.
+    /// The client that the connection's first bytes name ([`crate::socket::proxy_protocol`]), if
+    /// the port is configured for the PROXY protocol.
     pub told: Option<SocketAddr>,
 }
 
-/// Which addresses the proxy can take here. The default is none.
+/// Which source addresses the proxy can use. The default has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientAddresses {
-    /// Of which family of [`STAND_INS`] the pod has an address.
+    /// The families of [`STAND_INS`] in which the pod has an address.
     families: [bool; STAND_INS.len()],
     networks: [bool; NETWORKS.len()],
     stand_ins: [bool; STAND_INS.len()],
 }
 
 impl ClientAddresses {
-    /// Where the connection of a client at `client` comes from.
+    /// The source of a connection for a client at `client`.
     pub fn of(&self, client: IpAddr) -> Source {
         let client = client.to_canonical();
         let found = NETWORKS.iter().zip(self.networks);
@@ -66,7 +66,7 @@ impl ClientAddresses {
         }
     }
 
-    /// What stands in for a client that is not to be known, of the same family.
+    /// The stand-in, of the same family, for a client whose address is hidden.
     pub fn stand_in(&self, client: IpAddr) -> Source {
         let client = client.to_canonical();
         let mut stand_ins = STAND_INS.iter().zip(self.stand_ins);
@@ -78,7 +78,7 @@ impl ClientAddresses {
         }
     }
 
-    /// Tries what works, by connections of the proxy to itself which the rules treat like those to
+    /// Probes what works, by connections of the proxy to itself that the rules treat like those to
     /// the app.
     pub async fn find(mark: Option<u32>) -> Self {
         let mut found = Self::default();
@@ -90,7 +90,7 @@ impl ClientAddresses {
                 continue;
             };
             *family = true;
-            // An IPv6 socket may take any address, and an answer to one that is not of this pod
+            // An IPv6 socket may bind to any address, and a reply to one that is not of this pod
             // would leave it.
             let is_local = |address, prefix| v4 || routes.contains(&(address, prefix));
             if is_local(*stand_in, if v4 { 32 } else { 128 }) {
@@ -109,7 +109,8 @@ impl ClientAddresses {
         found
     }
 
-    /// What the app sees of clients in [`NETWORKS`] at worst, by the families that the pod has.
+    /// The worst case of what the app sees of clients in [`NETWORKS`], by the pod's address
+    /// families.
     pub fn at_worst(&self) -> impl Iterator<Item = (&'static str, Shown)> {
         let families = STAND_INS.iter().zip(self.families).zip(self.stand_ins);
         let families = families.filter(|((_, exists), _)| *exists);
@@ -127,7 +128,7 @@ impl ClientAddresses {
         })
     }
 
-    /// For people and programs.
+    /// The state in `/config`.
     pub fn view(&self, mode: ClientAddress) -> View {
         let networks = NETWORKS.iter().zip(self.networks);
         let stand_ins = STAND_INS.iter().zip(self.stand_ins);
@@ -150,7 +151,7 @@ impl ClientAddresses {
 
 #[cfg(test)]
 impl ClientAddresses {
-    /// As a kernel that allows everything has them.
+    /// As on a kernel that supports everything.
     pub fn all() -> Self {
         Self {
             families: [true; STAND_INS.len()],
@@ -161,7 +162,7 @@ impl ClientAddresses {
 }
 
 impl Source {
-    /// What it shows of the client.
+    /// How much of the client it shows.
     pub fn shows(self) -> Shown {
         match self.address {
             None => Shown::Own,
@@ -171,7 +172,7 @@ impl Source {
     }
 }
 
-/// What apps see of their clients here, as `/config` shows it.
+/// How apps see their clients, as in `/config`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct View {
@@ -179,7 +180,7 @@ pub struct View {
     http: &'static str,
     /// Networks whose clients' addresses the app sees.
     preserved: Vec<String>,
-    /// What all others are seen as. None: as this pod itself.
+    /// The addresses that all other clients appear as. Empty: this pod's own.
     others: Vec<IpAddr>,
 }
 
@@ -192,7 +193,7 @@ impl fmt::Display for View {
     }
 }
 
-/// The networks that the kernel takes for this machine's own, by IPv6.
+/// The IPv6 networks that the kernel treats as local to this machine.
 fn local_routes_v6() -> Vec<(IpAddr, u8)> {
     /// `RTF_LOCAL`.
     const LOCAL: u32 = 0x8000_0000;
@@ -207,10 +208,10 @@ fn local_routes_v6() -> Vec<(IpAddr, u8)> {
     routes.collect()
 }
 
-/// How long a connection of the trial may take. It does not leave the machine.
+/// How long a probe's connection may take. It does not leave the machine.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A listener at the pod's own address, to be called from others.
+/// A listener at the pod's own address, to which the probes connect.
 struct Trial {
     listener: TcpListener,
     address: SocketAddr,
@@ -229,7 +230,7 @@ impl Trial {
         })
     }
 
-    /// Whether a connection that is bound to `bound` is seen as coming from `seen`.
+    /// Whether a connection that is bound to `bound` appears as coming from `seen`.
     async fn shows(&self, bound: IpAddr, seen: IpAddr) -> bool {
         let called = timeout(PATIENCE, async {
             let dialled = dial_app(self.address, Some(bound), None, self.mark);
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_keeps_its_place_within_its_network() {
+    fn a_client_keeps_its_host_part_within_its_network() {
         for (client, local) in [
             ("10.244.3.7", "241.244.3.7"),
             ("100.127.255.254", "242.127.255.254"),
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_does_not_allow_is_not_tried_with_connections() {
+    fn unsupported_addresses_are_not_used_for_connections() {
         let none = ClientAddresses::default();
         assert_eq!(shown(&none, "10.1.2.3"), None);
         assert_eq!(none.of(STAND_INS[0]).shows(), Shown::Own);
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_app_sees_at_worst_is_told_by_family() {
+    fn the_worst_case_is_reported_by_family() {
         let at_worst = |addresses: &ClientAddresses| addresses.at_worst().collect::<Vec<_>>();
         let both = |v4, v6| vec![("ipv4", v4), ("ipv6", v6)];
         assert_eq!(
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_is_not_there_is_found_out() {
+    fn a_missing_range_is_detected() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

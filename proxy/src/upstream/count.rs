@@ -1,19 +1,20 @@
-//! How many streams are on a connection.
+//! Counts the streams of a connection.
 
 use std::cell::Cell;
 
 use tokio::time::Instant;
 
-/// Streams on one upstream connection. Also what RFC 9113 recommends as the least that a peer should allow.
+/// Streams on one upstream connection. Also the minimum that RFC 9113 recommends a peer to allow.
 pub const MAX_STREAMS: usize = 100;
 
 /// Counts the streams of one connection.
 #[derive(Debug)]
 pub struct Streams {
     count: Cell<usize>,
-    /// Since when there has been none.
+    /// When the last stream ended.
     idle_since: Cell<Instant>,
-    /// The connection takes no new ones: what it has takes nothing from what there is room for.
+    /// The connection accepts no new streams: those that it has no longer count against the
+    /// capacity.
     pub(super) retired: Cell<bool>,
 }
 
@@ -32,7 +33,7 @@ impl Streams {
         self.count.get()
     }
 
-    /// Since when there has been none. `None`: there is one.
+    /// When the last stream ended. `None`: a stream is open.
     pub fn idle_since(&self) -> Option<Instant> {
         (self.count.get() == 0).then(|| self.idle_since.get())
     }

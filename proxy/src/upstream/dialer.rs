@@ -21,12 +21,12 @@ use crate::observe::reason::Reason;
 use crate::socket::{self, Direction, dial, dial_app};
 use crate::tls;
 
-/// How long the app in this pod may take to accept a connection, if the connect time-out is no
-/// longer. Its kernel is this one, so it is there: it does not accept because it is paused or busy,
-/// and no other endpoint could be tried instead. Linux itself would ask for two minutes.
+/// How long the app in this pod may take to accept a connection, if the connect timeout is shorter.
+/// It runs on this kernel, so it exists: it accepts late because it is paused or busy, and no other
+/// endpoint could be tried instead. Linux itself would retry for two minutes.
 const APP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Why no connection came about. Nothing of any request has been sent.
+/// Why connecting failed. Nothing of any request has been sent.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}: {source}")]
 pub struct ConnectError {
@@ -39,17 +39,17 @@ pub struct ConnectError {
 pub enum Stream {
     Plain(TcpStream),
     Tls(Box<tls::Stream<TcpStream>>),
-    /// One of several on a connection between sidecars.
+    /// A stream of a shared connection between sidecars.
     Multiplexed(mux::Stream),
 }
 
-/// What opening connections takes, of one worker. Pools and those that look for an endpoint hold it.
+/// What is needed to open connections on one worker. Held by the pools and by connection attempts.
 pub struct Dialer {
     pub limits: Limits,
     pub identity: Identity,
     pub metrics: Metrics,
     pub memory: Budget,
-    /// On every socket, where rules tell the proxy's traffic by a mark.
+    /// Set on every socket, if rules recognize the proxy's traffic by a mark.
     pub mark: Option<u32>,
 }
 
@@ -63,15 +63,17 @@ impl Dialer {
         }
     }
 
-    /// Connects to `endpoint` within its [`Self::patience`]. `alpn` says what the connection will carry; it
-    /// is only spoken about with mesh peers, `source` only with the app.
+    /// Connects to `endpoint` within its [`Self::patience`]. `alpn` names the protocol that the
+    /// connection will carry; it is negotiated only with mesh peers, and `source` is used only with
+    /// the app.
     pub async fn connect(
         &self,
         endpoint: &Endpoint,
         source: Source,
         alpn: Alpn,
     ) -> Result<Stream, ConnectError> {
-        // Boxed: handshakes need room that whoever waits for them would hold for as long as its connection lives.
+        // Boxed: otherwise the future of each connection would reserve space for a handshake for as
+        // long as the connection lives.
         let connecting = Box::pin(self.open(endpoint, source, alpn));
         let connected = timeout(self.patience(endpoint), connecting)
             .await
@@ -129,7 +131,7 @@ impl Dialer {
 }
 
 impl Stream {
-    /// The socket, where this has one of its own.
+    /// The socket, if the stream has one of its own.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(tcp) => Some(tcp),
@@ -138,15 +140,15 @@ impl Stream {
         }
     }
 
-    /// The other end sees a break in place of an orderly end, once the stream is dropped.
+    /// Once the stream is dropped, the other end sees a reset instead of an orderly end.
     pub fn reset(&self) {
-        // One that is dropped before its end is broken off in any case.
+        // A multiplexed stream that is dropped before its end is always reset.
         if let Some(tcp) = self.tcp() {
             socket::reset(tcp);
         }
     }
 
-    /// Bounds how long what was sent may stay unacknowledged: see [`socket::await_acknowledgements`].
+    /// Bounds how long sent data may stay unacknowledged: see [`socket::await_acknowledgements`].
     pub fn await_acknowledgements(&self, bound: Option<Duration>) {
         if let Some(tcp) = self.tcp() {
             socket::await_acknowledgements(tcp, bound);

@@ -1,4 +1,5 @@
-//! Connections to sidecars that carry the HTTP/1 of many clients: the end that opens streams of [`super::mux`].
+//! Connections to sidecars that carry the HTTP/1 of many clients: the end that opens streams of
+//! [`super::mux`].
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -17,10 +18,10 @@ use crate::identity::Alpn;
 use crate::observe::metrics::PoolProtocol;
 use crate::observe::reason::Reason;
 
-/// How often the clock is looked at, at most.
+/// The shortest interval between checks of the clock.
 const MIN_TICK: Duration = Duration::from_millis(50);
 
-/// The client's end of a connection, and the times at which something is due.
+/// The client's end of a connection, with its timers.
 pub struct Upstream {
     driver: Driver<super::Stream>,
     opened: Instant,
@@ -33,7 +34,7 @@ pub struct Upstream {
 impl streams::Connection for Connection {
     type Driver = Upstream;
     const PROTOCOL: PoolProtocol = PoolProtocol::Http1;
-    // What HTTP/1 upgrades to holds a stream for as long as it lives.
+    // A protocol upgraded from HTTP/1 holds its stream for as long as it lives.
     const MAX_CONNECTIONS: usize = 256;
 
     async fn open(
@@ -48,7 +49,8 @@ impl streams::Connection for Connection {
                 tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
                 error.reason
             })?;
-        // The peer always reads, whatever becomes of its streams: what its kernel does not acknowledge in time has not arrived.
+        // The peer always reads, whatever happens to its streams: data that its kernel does not
+        // acknowledge in time has not arrived.
         stream.await_acknowledgements(Some(limits.peer_timeout));
         let driver = Driver::new(Side::Client, stream);
         let tick = limits.pool_idle.min(limits.pool_age) / 2;
@@ -87,7 +89,7 @@ impl streams::Connection for Connection {
 }
 
 impl Upstream {
-    /// Ready when the connection has ended (true), or is to be.
+    /// Ready when the connection has ended (true), or must be ended.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -121,11 +123,13 @@ impl Upstream {
     }
 }
 
-/// Whether the peer is there, while exchanges wait for it. A pod that has vanished refuses nothing, and its streams would be given one
-/// request after the other until what was sent is overdue ([`crate::config::Limits::peer_timeout`]). A new connection finds out sooner.
+/// Whether the peer is alive while exchanges wait for it. A pod that has vanished refuses nothing,
+/// and its streams would be given one request after the other until sent data is overdue
+/// ([`crate::config::Limits::peer_timeout`]). A new connection detects this sooner.
 struct Liveness {
     timer: Pin<Box<Sleep>>,
-    /// Silence before the peer is asked, and how long its answer may take. It is its proxy that answers, not its app.
+    /// Silence before a ping, and how long the pong may take. The peer's proxy sends it,
+    /// independently of its app.
     patience: Duration,
     watching: bool,
     asked: bool,
@@ -141,7 +145,7 @@ impl Liveness {
         }
     }
 
-    /// True: the peer was asked, and has not answered in time.
+    /// True: the peer has not answered a ping in time.
     fn poll_lost<S>(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,7 +1,6 @@
-//! Connections to endpoints: opened, pooled, shared and given up.
+//! Connections to endpoints: opened, pooled, shared and closed.
 //!
-//! In: an endpoint that was picked. Out: a connection to it, or a stream on one, that nothing else
-//! uses meanwhile.
+//! In: an endpoint that was picked. Out: a connection to it, or a stream on one, for exclusive use.
 //!
 //! ```text
 //! HTTP/1 and bytes   pool ─ take, connect ──────▶ dialer ─▶ socket, tls, identity
@@ -38,19 +37,19 @@ use std::sync::Arc;
 use client_address::Source;
 pub use dialer::{ConnectError, Dialer, Stream};
 
-/// For whom an upstream connection is. Those who are equal share connections to an endpoint.
+/// The caller of an upstream connection. Equal callers share connections to an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Caller {
-    /// What the app sees it come from. `None` on the way to other pods, and where all are seen as
-    /// the pod itself. Shared with connections that wait in pools.
+    /// The source that the app sees. `None` to other pods, and if all clients appear as the pod
+    /// itself. Shared with the connections in pools.
     pub source: Option<Arc<Source>>,
-    /// The downstream HTTP/2 connection whose client has logged in on its connection
+    /// The downstream HTTP/2 connection whose client has authenticated its connection by a login
     /// ([`crate::http::login`]). 0: there is no login.
     pub login: u64,
 }
 
 impl Caller {
-    /// The same for the downstream connection `id` alone.
+    /// The same caller, but only for the downstream connection `id`.
     pub fn alone(&self, id: u64) -> Self {
         let login = match self.login {
             0 => id,

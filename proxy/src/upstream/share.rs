@@ -1,9 +1,9 @@
-//! Who holds the streams to an endpoint: downstream connections, and the clients that they belong
-//! to.
+//! The shares of the streams to an endpoint: held by downstream connections, and by the clients
+//! that these belong to.
 //!
-//! In: a connection takes a stream, or gives it back. Out: whether it may take another. Nothing is
-//! refused as long as half of an endpoint's streams are free. Beyond that, what a connection may
-//! still take shrinks with what its client holds and with what is left for the others, so that the
+//! In: a connection takes a stream, or returns it. Out: whether it may take another. No request is
+//! refused as long as half of an endpoint's streams are free. Beyond that, the remaining share of a
+//! connection shrinks with what its client holds and with what is left for the others, so that the
 //! first request of another connection, and of another client, finds a stream:
 //!
 //! ```text
@@ -19,23 +19,23 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many times as many streams as it leaves free a client may hold.
+/// A client may hold this many times as many streams as it leaves free.
 const SHARE: usize = 3;
-/// Clients that are known before those that are gone are looked for.
+/// Number of known clients above which those without connections are removed.
 const SWEEP_ABOVE: usize = 64;
 
-/// What tells clients apart.
+/// Distinguishes clients.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ClientKey {
     /// The app in this pod.
     App,
     /// A workload with this identity.
     Peer(Arc<str>),
-    /// Something without an identity, at this address.
+    /// A client without an identity, at this address.
     Address(IpAddr),
 }
 
-/// The clients that have connections on one worker.
+/// The clients with connections to one worker.
 #[derive(Debug)]
 pub struct Clients {
     known: RefCell<HashMap<ClientKey, Weak<Held>>>,
@@ -45,7 +45,7 @@ pub struct Clients {
 /// One downstream connection.
 #[derive(Debug)]
 pub struct Holder {
-    /// 0: it has not been asked for.
+    /// 0: not assigned yet.
     id: Cell<u64>,
     connection: Held,
     client: Rc<Held>,
@@ -87,7 +87,7 @@ impl Clients {
 }
 
 impl Holder {
-    /// A number that no other connection has ([`next_id`]).
+    /// A number that is unique among connections ([`next_id`]).
     pub fn id(&self) -> u64 {
         if self.id.get() == 0 {
             self.id.set(next_id());
@@ -105,12 +105,12 @@ impl Holder {
         self.client.give_back(endpoint);
     }
 
-    /// Whether it may take one of the `free` streams to `endpoint`.
+    /// Whether the connection may take one of the `free` streams to `endpoint`.
     pub fn may_take(&self, endpoint: u64, free: usize) -> bool {
         within(self.connection.of(endpoint), self.client.of(endpoint), free)
     }
 
-    /// How many streams to `endpoint` its client holds, and itself: who has fewer comes first.
+    /// How many streams to `endpoint` the client holds, and the connection: the fewest come first.
     pub fn holds(&self, endpoint: u64) -> (usize, usize) {
         (self.client.of(endpoint), self.connection.of(endpoint))
     }
@@ -120,15 +120,14 @@ impl Holder {
     }
 }
 
-/// A number for an HTTP/2 connection whose client logs in on it. No other has the same, and none
-/// has 0.
+/// A number for an HTTP/2 connection whose client authenticates it by a login. Unique and never 0.
 pub fn next_id() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
-/// Whether a connection that has `connection` places of its client's `client` may take one of those
-/// that are `free`.
+/// Whether a connection that holds `connection` of its client's `client` places may take one of the
+/// `free` ones.
 pub fn within(connection: usize, client: usize, free: usize) -> bool {
     connection + client < SHARE * free
 }
@@ -154,7 +153,7 @@ impl Held {
             return;
         };
         held[at].1 -= 1;
-        // An entry of the only endpoint is kept: the next request is most likely for it.
+        // The entry of the only endpoint is kept: the next request is most likely for it.
         if held[at].1 == 0 && held.len() > 1 {
             held.swap_remove(at);
         }
@@ -165,8 +164,8 @@ impl Held {
 mod tests {
     use super::*;
 
-    /// Lets every connection take all that it may, in turns. Returns what each has, and what is
-    /// free.
+    /// Lets every connection take as many streams as it may, in turns. Returns how many each has,
+    /// and how many are free.
     fn fill(connections: &[Rc<Holder>], streams: usize) -> (Vec<usize>, usize) {
         let mut free = streams;
         loop {
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_one_client_takes_others_and_its_own_next_connection_find_a_stream() {
+    fn one_client_leaves_streams_for_others_and_for_its_next_connection() {
         for connections in [1, 4, 100] {
             let clients = Clients::default();
             let key = || ClientKey::Peer("greedy".into());
@@ -204,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn a_client_alone_may_use_most_of_an_endpoint_that_takes_few_streams() {
+    fn a_single_client_may_use_most_of_an_endpoint_with_few_streams() {
         let clients = Clients::default();
         let (held, _) = fill(&[clients.connection(ClientKey::App)], 32);
         assert_eq!(held, [20]);
     }
 
     #[test]
-    fn what_is_given_back_is_no_longer_held_and_endpoints_are_apart() {
+    fn returned_streams_are_not_held_and_endpoints_are_separate() {
         let clients = Clients::default();
         let holder = clients.connection(ClientKey::App);
         holder.take(1);
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_are_gone_are_forgotten() {
+    fn clients_without_connections_are_removed() {
         let clients = Clients::default();
         for number in 0..10 * SWEEP_ABOVE as u32 {
             let address = IpAddr::from(number.to_be_bytes());

@@ -1,8 +1,8 @@
-//! Upstream connections that carry several streams, of one worker and one protocol, by endpoint: finds one with room for another
-//! stream, or opens one.
+//! Upstream connections that carry several streams, of one worker and one protocol, by endpoint:
+//! finds one with room for another stream, or opens one.
 //!
 //! In: an endpoint. Out: a [`Lease`] on one stream of a connection to it. Streams fill up the
-//! oldest connection first, so that what is no longer needed becomes idle and ends. Beyond
+//! oldest connection first, so that unneeded ones become idle and end. Beyond
 //! [`Connection::MAX_CONNECTIONS`], and beyond its share of the streams ([`super::share`]), a
 //! request waits in a bounded queue for a bounded time.
 
@@ -22,27 +22,28 @@ use crate::balance::{AttemptOutcome, Endpoint};
 use crate::observe::metrics::{AppConnection, PoolProtocol, PoolState, StreamLimit};
 use crate::observe::reason::Reason;
 
-/// How long downstream connections share none to an endpoint that has broken a shared one.
+/// How long downstream connections stay on separate connections to an endpoint that has broken a
+/// shared one.
 const APART: Duration = Duration::from_secs(600);
-/// Where a request stands in the queue that counts against no share, as a mirror's copy.
+/// The queue position of a request without a share, such as a mirror's copy.
 const LAST: (usize, usize) = (usize::MAX, usize::MAX);
 
 /// A connection that carries several streams.
 pub trait Connection: Sized + 'static {
-    /// Drives its frames, and looks at the clock.
+    /// Drives its frames and timers.
     type Driver: 'static;
     const PROTOCOL: PoolProtocol;
     /// Connections of one worker to one endpoint. Beyond them requests wait.
     const MAX_CONNECTIONS: usize;
 
-    /// Opens one. Nothing is entrusted to it before it is known that the other end takes streams.
+    /// Opens one. It is ready for requests only once the other end is known to accept streams.
     fn open(
         dialer: &Dialer,
         endpoint: &Endpoint,
         caller: &Caller,
     ) -> impl Future<Output = Result<(Rc<Self>, Self::Driver), Reason>>;
 
-    /// Returns when the connection has ended. The streams that are left then end with an error.
+    /// Returns when the connection has ended. The remaining streams then end with an error.
     fn drive(
         self: &Rc<Self>,
         driver: Self::Driver,
@@ -51,10 +52,10 @@ pub trait Connection: Sized + 'static {
 
     fn streams(&self) -> &Streams;
 
-    /// Whether another stream may be begun on it.
+    /// Whether another stream may be started on it.
     fn has_room(&self) -> bool;
 
-    /// No new streams. The connection ends in order once no stream is left.
+    /// Accepts no new streams. The connection ends in order once all streams have ended.
     fn take_no_more(&self);
 }
 
@@ -62,12 +63,12 @@ pub trait Connection: Sized + 'static {
 pub struct Pool<C: Connection> {
     dialer: Rc<Dialer>,
     endpoints: RefCell<HashMap<Key, Rc<Upstreams<C>>>>,
-    /// Endpoints that have broken a connection which clients shared, and until when these are kept
-    /// apart.
+    /// Endpoints that have broken a connection shared by clients, and until when their clients get
+    /// separate connections.
     apart: RefCell<HashMap<u64, Instant>>,
 }
 
-/// An endpoint's id, and for whom the connections to it are.
+/// An endpoint's ID, and the caller of the connections to it.
 type Key = (u64, Caller);
 
 /// The connections to one endpoint.
@@ -84,19 +85,20 @@ pub struct Upstreams<C: Connection> {
     waiting: RefCell<Waiting<Result<Lease<C>, Refusal>>>,
 }
 
-/// The right to one stream. Given back when dropped.
+/// The right to one stream. Returned when dropped.
 pub struct Lease<C: Connection> {
     pub connection: Rc<C>,
     upstreams: Rc<Upstreams<C>>,
-    /// Whose share it counts against.
+    /// The downstream connection whose share it counts against.
     holder: Option<Rc<Holder>>,
 }
 
-/// Why there is no stream. Nothing has been sent.
+/// Why no stream is available. Nothing has been sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Refusal {
     pub reason: Reason,
-    /// Somebody else reports the same failed connection: it speaks against the endpoint once, however many waited for it.
+    /// Another request reports the same failed connection: it counts against the endpoint once,
+    /// however many requests waited for it.
     pub reported: bool,
 }
 
@@ -110,7 +112,7 @@ impl<C: Connection> Pool<C> {
     }
 
     /// A stream to `endpoint`. `holder`: the downstream connection whose share it counts against,
-    /// where that can have several.
+    /// if that can have several streams.
     pub async fn acquire(
         self: &Rc<Self>,
         endpoint: &Arc<Endpoint>,
@@ -124,7 +126,7 @@ impl<C: Connection> Pool<C> {
         if let Some(lease) = upstreams.lease(holder) {
             return Ok(lease);
         }
-        // Boxed: few wait, and all would hold the room for it.
+        // Boxed: few requests wait, and all would reserve space for it.
         let waiting = Box::pin(upstreams.wait(&self.dialer, endpoint, holder));
         waiting.await
     }
@@ -148,8 +150,8 @@ impl<C: Connection> Pool<C> {
         upstreams
     }
 
-    /// The endpoint has broken the rules of the protocol, and with that a connection which clients
-    /// shared: from now on, and for a while, each downstream connection has its own.
+    /// The endpoint has violated the protocol, and with that broken a connection shared by clients:
+    /// for a while, each downstream connection gets a separate one.
     pub fn keep_apart(&self, endpoint: u64) {
         let now = Instant::now();
         let mut apart = self.apart.borrow_mut();
@@ -165,12 +167,12 @@ impl<C: Connection> Pool<C> {
                 .is_some_and(|until| *until > Instant::now())
     }
 
-    /// No new streams on the connections to an endpoint that is out of reach.
+    /// Allows no new streams on the connections to an endpoint that is out of reach.
     pub fn forget(&self, endpoint: u64) {
         self.retire_all(|key| key.0 == endpoint);
     }
 
-    /// No new streams on the connections of a caller that is gone.
+    /// Allows no new streams on the connections of a caller that is gone.
     pub fn leave(&self, caller: &Caller) {
         self.retire_all(|key| key.1 == *caller);
     }
@@ -188,7 +190,7 @@ impl<C: Connection> Pool<C> {
         }
     }
 
-    /// Forgets an endpoint that nothing is going on with.
+    /// Drops the entry of an endpoint without connections and requests.
     fn tidy(&self, key: Key) {
         let mut endpoints = self.endpoints.borrow_mut();
         if endpoints.get(&key).is_some_and(|u| u.is_unused()) {
@@ -205,13 +207,13 @@ impl Refusal {
         }
     }
 
-    /// A limit of the pool's has been reached.
+    /// A limit of the pool has been reached.
     fn by(dialer: &Dialer, protocol: PoolProtocol, limit: StreamLimit) -> Self {
         dialer.metrics.stream_refused(protocol, limit);
         Self::of(Reason::Overload)
     }
 
-    /// What it says about the endpoint.
+    /// How it counts for the endpoint.
     pub fn outcome(&self) -> AttemptOutcome {
         match AttemptOutcome::no_connection(self.reason) {
             AttemptOutcome::ConnectFailed if self.reported => AttemptOutcome::Cancelled,
@@ -248,14 +250,14 @@ impl<C: Connection> Upstreams<C> {
         };
         self.open_for_waiting();
         let limits = &dialer.limits;
-        // Opening a connection has a time of its own, the first one to an app a long one.
+        // Opening a connection has its own timeout; the first one to an app has a long one.
         let opening = match self.connections.borrow().is_empty() {
             true => dialer.patience(endpoint),
             false => limits.connect_timeout,
         };
         match timeout(limits.stream_wait.saturating_add(opening), receiver).await {
             Ok(Ok(answer)) => answer,
-            // The other end is dropped unanswered only at the worker's end.
+            // The sender is dropped without an answer only when the worker ends.
             Ok(Err(_)) => Err(Refusal::of(Reason::ShuttingDown)),
             Err(_) => Err(Refusal::by(dialer, C::PROTOCOL, StreamLimit::Wait)),
         }
@@ -286,11 +288,11 @@ impl<C: Connection> Upstreams<C> {
         let streams = C::MAX_CONNECTIONS * self.limit.get();
         let leased = self.leased.get();
         let free = streams.saturating_sub(leased);
-        // With half of them free no client can have more than a share.
+        // With half of the streams free, every client is within its share.
         leased < free || holder.is_none_or(|holder| holder.may_take(self.endpoint.id, free))
     }
 
-    /// The endpoint has broken the rules of the protocol on one of the connections.
+    /// Records a protocol violation of the endpoint on one of the connections.
     pub fn offended(&self) {
         if let Some(pool) = self.pool.upgrade() {
             pool.dialer.metrics.app_connection(AppConnection::Offended);
@@ -298,14 +300,14 @@ impl<C: Connection> Upstreams<C> {
         }
     }
 
-    /// A connection's peer has said how many streams it takes.
+    /// Records the stream limit that a connection's peer has announced.
     pub fn learn_limit(self: &Rc<Self>, streams: usize) {
         self.limit.set(streams.clamp(1, MAX_STREAMS));
         self.serve_waiting();
         self.open_for_waiting();
     }
 
-    /// Opens as many connections as those who wait will fill, within the bound.
+    /// Opens as many connections as the waiting requests will fill, within the bound.
     fn open_for_waiting(self: &Rc<Self>) {
         let Some(pool) = self.pool.upgrade() else {
             return;
@@ -345,7 +347,7 @@ impl<C: Connection> Upstreams<C> {
         self.serve_waiting();
     }
 
-    /// Gives what there is room for to those who wait.
+    /// Hands free streams to the waiting requests.
     fn serve_waiting(self: &Rc<Self>) {
         let id = self.endpoint.id;
         while let Some(connection) = self.connection_with_room() {
@@ -356,17 +358,17 @@ impl<C: Connection> Upstreams<C> {
             let Some((next, holder)) = next else {
                 return;
             };
-            // Comes back, and to the next one, if this one has just given up.
+            // If this request has just given up, the lease is dropped and goes to the next one.
             drop(next.send(Ok(self.begin(connection, holder))));
         }
     }
 
-    /// A connection could not be opened: neither could the next one, most likely.
+    /// A connection could not be opened: the next one would most likely fail as well.
     fn failed(self: &Rc<Self>, reason: Reason) {
         let waiting = self.waiting.borrow_mut().take();
         let mut refusal = Refusal::of(reason);
         for waiter in waiting {
-            // Whoever is gone needs no answer.
+            // A request that has given up needs no answer.
             if waiter.send(Err(refusal)).is_ok() {
                 refusal.reported = true;
             }
@@ -374,7 +376,7 @@ impl<C: Connection> Upstreams<C> {
         self.tidy();
     }
 
-    /// No new streams on this connection. It ends with the last one that it has.
+    /// Allows no new streams on this connection. It ends with its last one.
     pub fn retire(self: &Rc<Self>, connection: &Rc<C>) {
         connection.take_no_more();
         let mut connections = self.connections.borrow_mut();
@@ -405,7 +407,8 @@ impl<C: Connection> Upstreams<C> {
         }
     }
 
-    /// `streams`: how many a pooled connection had before a stream was begun, or has after one has ended.
+    /// `streams`: how many a pooled connection had before a stream was started, or has after one
+    /// has ended.
     fn count(&self, streams: usize, change: i64) {
         if streams == 0 {
             self.gauge(PoolState::Active, change);
@@ -421,14 +424,14 @@ impl<C: Connection> Upstreams<C> {
     }
 }
 
-/// A stream that is kept for the next exchange, and has none.
+/// A stream that is kept for the next exchange, and idle.
 pub struct Kept<C: Connection> {
     pub connection: Rc<C>,
     upstreams: Rc<Upstreams<C>>,
 }
 
 impl<C: Connection> Kept<C> {
-    /// The right to use the stream once more. `None`: its connection is not to be used any more.
+    /// The right to use the stream again. `None`: its connection must not be used any more.
     pub fn lease(self) -> Option<Lease<C>> {
         if !self.connection.has_room() {
             return None;
@@ -438,7 +441,7 @@ impl<C: Connection> Kept<C> {
 }
 
 impl<C: Connection> Lease<C> {
-    /// The exchange is over, and its stream is kept.
+    /// The exchange has ended, and its stream is kept.
     pub fn keep(&self) -> Kept<C> {
         Kept {
             connection: self.connection.clone(),
@@ -446,7 +449,7 @@ impl<C: Connection> Lease<C> {
         }
     }
 
-    /// The connection takes no more streams, as it turned out.
+    /// The connection turned out to accept no more streams.
     pub fn retire(&self) {
         self.upstreams.retire(&self.connection);
     }

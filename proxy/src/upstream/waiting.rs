@@ -1,8 +1,9 @@
 //! Requests that wait for a stream to one endpoint.
 //!
-//! In: a request for which there is no stream. Out: which one gets the next. Those come first whose
-//! client has the fewest streams, and of these the one that came first. The queue is bounded, and
-//! shared out like the streams ([`super::share`]): who fills it leaves room for the others.
+//! In: a request for which no stream is free. Out: the request that gets the next one. Requests
+//! whose client has the fewest streams come first, and among these the oldest. The queue is
+//! bounded, and shared like the streams ([`super::share`]): a client that fills its share leaves
+//! room for the others.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use super::share::{self, Holder};
 /// their clients do.
 pub const MAX_WAITING: usize = 1_024;
 
-/// Those that wait, in the order in which they came. Each is answered with a `T`.
+/// The waiting requests, in order of arrival. Each is answered with a `T`.
 pub struct Waiting<T>(VecDeque<Waiter<T>>);
 
 struct Waiter<T> {
@@ -34,7 +35,7 @@ impl<T> Waiting<T> {
         self.0.is_empty()
     }
 
-    /// `None`: the queue is full, or `holder` has its share of it.
+    /// `None`: the queue is full, or `holder` has used its share of it.
     pub fn join(&mut self, holder: Option<&Rc<Holder>>) -> Option<oneshot::Receiver<T>> {
         if self.0.len() >= MAX_WAITING / 2 && !self.has_room(holder) {
             return None;
@@ -57,20 +58,20 @@ impl<T> Waiting<T> {
         share::within(connection, client.count(), free)
     }
 
-    /// How many of those that wait are to be served as soon as there is a stream.
+    /// How many of the waiting requests are to be served as soon as a stream is free.
     pub fn count(&self, is_next: impl Fn(Option<&Holder>) -> bool) -> usize {
         let waiting = self.0.iter();
         let waiting = waiting.filter(|waiter| !waiter.answer.is_closed());
         waiting.filter(|waiter| is_next(waiter.holder())).count()
     }
 
-    /// Takes out the one that is to be served first. `rank`: `None` is not to be served, and the
-    /// least of the others first.
+    /// Removes the request to serve first. `rank`: `None` is not served, and the smallest of the
+    /// others comes first.
     pub fn next<R: Ord>(
         &mut self,
         rank: impl Fn(Option<&Holder>) -> Option<R>,
     ) -> Option<(oneshot::Sender<T>, Option<Rc<Holder>>)> {
-        // Some have given up while they waited.
+        // Some requests have given up while they waited.
         while self.0.front().is_some_and(|w| w.answer.is_closed()) {
             self.0.pop_front();
         }
@@ -88,7 +89,7 @@ impl<T> Waiting<T> {
         Some((waiter.answer, waiter.holder))
     }
 
-    /// All of them.
+    /// Removes all requests.
     pub fn take(&mut self) -> impl Iterator<Item = oneshot::Sender<T>> + use<T> {
         std::mem::take(&mut self.0)
             .into_iter()
@@ -108,7 +109,7 @@ mod tests {
     use crate::upstream::share::{ClientKey, Clients};
 
     #[test]
-    fn who_fills_the_queue_leaves_room_for_others() {
+    fn a_client_that_fills_the_queue_leaves_room_for_others() {
         let clients = Clients::default();
         let greedy = clients.connection(ClientKey::App);
         let mut waiting = Waiting::<()>::default();
@@ -120,13 +121,13 @@ mod tests {
         let other = clients.connection(ClientKey::Peer("other".into()));
         assert!(waiting.join(Some(&other)).is_some());
         assert!(waiting.join(None).is_some());
-        // Those that have given up count no longer.
+        // Requests that have given up no longer count.
         drop(kept);
         assert!(waiting.join(Some(&greedy)).is_some());
     }
 
     #[test]
-    fn who_has_the_fewest_streams_is_served_first_and_equals_in_their_order() {
+    fn the_client_with_the_fewest_streams_is_served_first_then_the_oldest_request() {
         let clients = Clients::default();
         let busy = clients.connection(ClientKey::Peer("busy".into()));
         let idle = clients.connection(ClientKey::Peer("idle".into()));

@@ -1,4 +1,4 @@
-//! A connection with what has been read of it too early and what is yet to be written.
+//! A connection with the bytes that have been read ahead and those that are still to be written.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -12,9 +12,9 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
-/// How much is read at once where it is kept, in bytes. One TLS record is 16 KiB.
+/// Size of one read whose bytes are kept. One TLS record is 16 KiB.
 pub const READ_SIZE: usize = 16 * 1024;
-/// How much is read at once where it is passed on at once, in bytes.
+/// Size of one read whose bytes are passed on at once.
 pub const PASS_SIZE: usize = 64 * 1024;
 
 /// How long, and for how many bytes, a side that is still sending is listened to after the end, so that what was written last is
@@ -22,18 +22,18 @@ pub const PASS_SIZE: usize = 64 * 1024;
 pub const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGERED: usize = 1024 * 1024;
 
-/// A connection and the bytes that wait on either way.
+/// A connection and the bytes that wait in either direction.
 #[derive(Debug)]
 pub struct Buffered<S> {
     pub io: S,
-    /// Read, and not used yet.
+    /// Read, but not consumed yet.
     pub read: BytesMut,
-    /// To be written before anything else is.
+    /// Written before anything else.
     pub unsent: BytesMut,
     unflushed: bool,
-    /// The other side has ended its half.
+    /// The peer has ended its half.
     ended: bool,
-    /// Our half has been ended.
+    /// Our half has been shut down.
     shut: bool,
 }
 
@@ -45,7 +45,7 @@ pub enum Side {
 }
 
 impl<S> Buffered<S> {
-    /// Whether the other side has ended its half, as far as has been read.
+    /// Whether the peer has ended its half, as far as has been read.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
@@ -63,10 +63,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         }
     }
 
-    /// Reads more into `read`. 0: the other side has ended its half.
+    /// Reads more into `read`. 0: the peer has ended its half.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // Reading straight into the buffer's spare room needs either unsafe code or zeroing: the scratch space is
-        // zeroed once for each thread, and an idle connection holds no room at all.
+        // Reading straight into the buffer's spare capacity needs either unsafe code or zeroing:
+        // the scratch space is zeroed once for each thread, and an idle connection allocates no
+        // buffer at all.
         SCRATCH.with_borrow_mut(|scratch| {
             let mut read = ReadBuf::new(&mut scratch[..READ_SIZE]);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
@@ -76,8 +77,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         })
     }
 
-    /// Reads once and writes it to `to`, whose `unsent` must be empty and takes what can't be written at once. Returns how much was
-    /// read; 0: this side has ended its half.
+    /// Reads once and writes the bytes to `to`, whose `unsent` must be empty and keeps those that
+    /// cannot be written at once. Returns how many bytes were read; 0: this side has ended its
+    /// half.
     pub fn poll_pass<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -90,8 +92,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
             .map_err(|(side, _)| side)
     }
 
-    /// As [`Self::poll_pass`], but what is written is what `turn` makes of it: it gets what was read behind `room` bytes of its own,
-    /// and says which part of that is to be written. An error of its is one of this side.
+    /// As [`Self::poll_pass`], but writes the output of `turn`: it gets the bytes that were read,
+    /// behind `room` bytes of its own, and returns the range to write. Its error is an error of
+    /// this side.
     pub fn poll_pass_as<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -159,13 +162,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the way out, in order.
+    /// Shuts down the write half, in order.
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_flush(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
-    /// As [`Self::poll_shutdown`], and done with the first time that it is.
+    /// As [`Self::poll_shutdown`], and a no-op after it has completed once.
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.shut {
             ready!(self.poll_shutdown(cx))?;
@@ -174,7 +177,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the connection so that what was written last arrives, even where the other side is still sending (RFC 9112 section 9.6).
+    /// Closes the connection so that the last bytes written arrive, even if the peer is still
+    /// sending (RFC 9112 section 9.6).
     pub async fn close(mut self) {
         let ending = async {
             poll_fn(|cx| self.poll_shutdown(cx)).await?;
@@ -188,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
             }
             Ok::<_, io::Error>(())
         };
-        // Whoever does not listen to the end has lost nothing that could be helped.
+        // A peer that does not read to the end within this time loses the rest.
         let _ = timeout(LINGER, ending).await;
     }
 
@@ -196,25 +200,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// Whether an idle connection can still be used: it is open and has said nothing unasked.
+    /// Whether an idle connection can still be used: it is open and has received nothing.
     pub fn is_quiet(&mut self) -> bool {
         self.is_quiet_for(std::task::Waker::noop())
     }
 
-    /// As [`Self::is_quiet`]. Then `waker` is woken when it has ended, or says something.
+    /// As [`Self::is_quiet`]. Then wakes `waker` when the connection has ended or received bytes.
     pub fn is_quiet_for(&mut self, waker: &std::task::Waker) -> bool {
         if !self.read.is_empty() {
             return false;
         }
-        // Unconstrained: the waker of a task that has used up its turn would be woken at once.
+        // Unconstrained: the waker of a task without coop budget would be woken at once.
         let filled = tokio::task::coop::unconstrained(poll_fn(|cx| self.poll_fill(cx)));
         let mut cx = Context::from_waker(waker);
         pin!(filled).poll(&mut cx).is_pending()
     }
 
-    /// Ready when the connection is broken. The end of the other side's half is no such thing: it
-    /// may wait for its answer (RFC 9112 section 9.6). What it sends in the meantime is kept, up to
-    /// a bound.
+    /// Ready when the connection is broken. The end of the peer's half alone does not count: the
+    /// peer may wait for its response (RFC 9112 section 9.6). Bytes that it sends in the meantime
+    /// are kept, up to a bound.
     pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.ended && self.read.len() < READ_SIZE {
             if ready!(self.poll_fill(cx)).is_err() {
@@ -224,8 +228,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         Poll::Pending
     }
 
-    /// Ready when the other side is gone, or sends no more. What it sends in the meantime is kept,
-    /// up to a bound.
+    /// Ready when the connection is broken or the peer has ended its half. Bytes that it sends in
+    /// the meantime are kept, up to a bound.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.read.len() < READ_SIZE {
             match ready!(self.poll_fill(cx)) {
@@ -236,7 +240,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Buffered<S> {
         Poll::Pending
     }
 
-    /// Gives back the room of empty buffers, where nothing is expected for a while.
+    /// Frees empty buffers when no bytes are expected for a while.
     pub fn shrink(&mut self) {
         for buffer in [&mut self.read, &mut self.unsent] {
             if buffer.is_empty() && buffer.capacity() > 0 {

@@ -1,18 +1,20 @@
-//! Tells a protocol by the first bytes that a client sends.
+//! Detects a protocol by the first bytes that a client sends.
 //!
-//! In: what has come so far. Out: what it is, or that more is needed. HTTP is claimed only for what is HTTP: a mistake there
-//! breaks the connection, while HTTP that is taken for something else just goes by uncounted.
+//! In: the bytes so far. Out: the protocol, or that more bytes are needed. Only real HTTP may be
+//! detected as HTTP: a false positive breaks the connection, while HTTP that is taken for another
+//! protocol only goes uncounted.
 //!
-//! A server that sends first settles the matter as well, unless either side may send first: see
+//! A server that sends first decides the protocol as well, unless either side may send first: see
 //! [`greeting`].
 
-/// How HTTP/2 begins (RFC 9113 section 3.4).
+/// The start of an HTTP/2 connection (RFC 9113 section 3.4).
 pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Longest method that is taken for one, in bytes. The longest registered one has 17.
+/// Longest word that counts as a method, in bytes. The longest registered one has 17.
 const MAX_METHOD: usize = 32;
-/// Bytes of empty lines before a request that are skipped. More is something else.
+/// Bytes of empty lines before a request that are skipped. With more it is another protocol.
 const MAX_BLANK: usize = 8;
-/// Bytes without an end of line after which what may be a request line is taken for one. HTTP/1 then says what is wrong with it.
+/// Bytes without an end of line after which a possible request line counts as one. HTTP/1 then
+/// reports what is wrong with it.
 const MAX_LINE: usize = 8 * 1024;
 
 /// What a connection carries.
@@ -26,13 +28,13 @@ pub enum Detected {
     Other,
 }
 
-/// What a server has sent before its client has.
+/// The bytes that a server has sent before its client has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Greeting {
-    /// SETTINGS, with which an HTTP/2 server begins as soon as it has accepted a connection: the
-    /// client, which may begin at the same time, decides. `parameters`: there are some in it.
+    /// SETTINGS, which an HTTP/2 server sends as soon as it has accepted a connection: the client,
+    /// which may start at the same time, decides. `parameters`: whether they contain any.
     Http2 { parameters: bool },
-    /// The greeting of a protocol in which the server is the one to begin.
+    /// The greeting of a server-first protocol.
     Other,
 }
 
@@ -45,7 +47,7 @@ const PARAMETER: usize = 6;
 /// Longest frame that a server may send before its client has allowed more, in bytes.
 const MAX_FRAME: usize = 16 * 1024;
 
-/// What `bytes`, the first of a server, are the start of. `None`: more bytes are needed.
+/// Classifies `bytes`, the first of a server. `None`: more bytes are needed.
 pub fn greeting(bytes: &[u8]) -> Option<Greeting> {
     let header = &bytes[..bytes.len().min(FRAME_HEADER)];
     let (length, rest) = header.split_at(header.len().min(3));
@@ -63,7 +65,7 @@ pub fn greeting(bytes: &[u8]) -> Option<Greeting> {
     (header.len() == FRAME_HEADER).then_some(Greeting::Http2 { parameters })
 }
 
-/// What `bytes` are the start of. `None`: they may be the start of several things.
+/// Classifies `bytes`. `None`: they are ambiguous so far.
 pub fn detect(bytes: &[u8]) -> Option<Detected> {
     if *bytes.first()? == TLS_HANDSHAKE {
         return tls(bytes);
@@ -79,7 +81,7 @@ pub fn detect(bytes: &[u8]) -> Option<Detected> {
 const TLS_HANDSHAKE: u8 = 0x16;
 const CLIENT_HELLO: u8 = 1;
 
-/// What `bytes` are the start of, where all that matters is whether it is TLS.
+/// Classifies `bytes`, if only TLS matters.
 pub fn detect_tls(bytes: &[u8]) -> Option<Detected> {
     match bytes.first() {
         Some(&TLS_HANDSHAKE) => tls(bytes),
@@ -109,7 +111,7 @@ fn http1(bytes: &[u8]) -> Option<Detected> {
         Some(b' ') if (1..=MAX_METHOD).contains(&method) => {}
         _ => return Some(Detected::Other),
     }
-    // What comes later changes no answer.
+    // Later bytes do not change the result.
     let looked_at = &bytes[..bytes.len().min(MAX_LINE)];
     let end = memchr::memchr(b'\n', looked_at);
     let line = &looked_at[..end.unwrap_or(looked_at.len())];
@@ -139,7 +141,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn protocols_are_told_apart() {
+    fn protocols_are_distinguished() {
         for (bytes, expected) in [
             (&b"GET / HTTP/1.1\r\n"[..], Some(Detected::Http1)),
             (b"GET / HTTP/1.1\n", Some(Detected::Http1)),
@@ -160,7 +162,7 @@ mod tests {
             (b"\x16\x03\x01\x02\x00", None),
             (b"\x16\x03\x01\x02\x00\x02", Some(Detected::Other)),
             (b"\x16\x02", Some(Detected::Other)),
-            // Redis, both ways of asking.
+            // Redis, both request formats.
             (b"*1\r\n$4\r\nPING\r\n", Some(Detected::Other)),
             (b"GET key\r\n", Some(Detected::Other)),
             (b"SET a HTTP/1\r\n", Some(Detected::Other)),
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_servers_settings_are_told_from_other_greetings() {
+    fn a_servers_settings_are_distinguished_from_other_greetings() {
         let http2 = |parameters| Some(Greeting::Http2 { parameters });
         for (bytes, expected) in [
             (&b"\0\0\0\x04\0\0\0\0\0"[..], http2(false)),
@@ -193,7 +195,7 @@ mod tests {
             (b"\0\0", None),
             (b"\0\0\x12", None),
             (b"\0\0\x12\x04\0\0\0\0", None),
-            // An acknowledgement, another stream, another type, a length that SETTINGS can't have.
+            // An acknowledgement, another stream, another type, an invalid length for SETTINGS.
             (b"\0\0\0\x04\x01\0\0\0\0", Some(Greeting::Other)),
             (b"\0\0\0\x04\0\0\0\0\x01", Some(Greeting::Other)),
             (b"\0\0\x08\x06\0\0\0\0\0", Some(Greeting::Other)),
@@ -212,16 +214,16 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_waited_for_without_end() {
+    fn detection_is_bounded() {
         assert_eq!(detect(&[b'A'; MAX_METHOD + 1]), Some(Detected::Other));
         let long = [&b"GET /"[..], &[b'x'; MAX_LINE]].concat();
         assert_eq!(detect(&long), Some(Detected::Http1));
     }
 
     proptest! {
-        /// More bytes change no answer that has been given.
+        /// More bytes never change a result.
         #[test]
-        fn an_answer_stands(line in "[A-Z]{1,8} [ -~\\x01]{0,9} ?HTTP/[12].[01]\r\n.{0,9}", cut in 0usize..40) {
+        fn more_bytes_keep_the_result(line in "[A-Z]{1,8} [ -~\\x01]{0,9} ?HTTP/[12].[01]\r\n.{0,9}", cut in 0usize..40) {
             let bytes = line.as_bytes();
             let cut = cut.min(bytes.len());
             if let Some(early) = detect(&bytes[..cut]) {
@@ -229,9 +231,9 @@ mod tests {
             }
         }
 
-        /// More bytes change no answer about a server.
+        /// More bytes never change the result for a server.
         #[test]
-        fn a_greeting_stands(bytes in proptest::collection::vec(0u8..7, 0..20), cut in 0usize..20) {
+        fn more_bytes_keep_the_greeting(bytes in proptest::collection::vec(0u8..7, 0..20), cut in 0usize..20) {
             let cut = cut.min(bytes.len());
             if let Some(early) = greeting(&bytes[..cut]) {
                 prop_assert_eq!(Some(early), greeting(&bytes));
@@ -239,7 +241,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_get_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..100), cut in 0usize..100) {
+        fn any_bytes_are_classified(bytes in proptest::collection::vec(any::<u8>(), 0..100), cut in 0usize..100) {
             let cut = cut.min(bytes.len());
             if let Some(early) = detect(&bytes[..cut]) {
                 prop_assert_eq!(Some(early), detect(&bytes));

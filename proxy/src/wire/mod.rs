@@ -1,4 +1,4 @@
-//! Bytes of a connection, before it is known what they are.
+//! Bytes of a connection before its protocol is known.
 //!
 //! # Floors
 //!

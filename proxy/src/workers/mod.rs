@@ -1,5 +1,5 @@
-//! A data worker: one thread, one current-thread runtime, its own pools. The first one also accepts connections, and hands
-//! each to the worker that has the fewest.
+//! A data worker: one thread, one current-thread runtime, its own pools. The first one also accepts
+//! connections, and hands each to the worker that has the fewest.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,24 +24,24 @@ use crate::{inbound, outbound};
 #[cfg(test)]
 mod tests;
 
-/// Connections that have been accepted and that their worker has not taken yet.
+/// Accepted connections that wait in a worker's queue.
 const HANDED_OVER: usize = 256;
-/// Of this many connections from outside, one more is kept for clients that prove an identity.
+/// Of this many inbound connections, one more is kept for clients that prove an identity.
 const UNPROVEN_OF: (usize, usize) = (4, 5);
-/// Connections from outside that wait for their first bytes, beside those that are carried: a part
-/// of the latter …
+/// Inbound connections that wait for their first bytes, in addition to those that are carried: a
+/// fraction of the latter …
 const WAITING_OF: (usize, usize) = (1, 10);
 /// … but room for a burst.
 const MIN_WAITING: usize = 64;
-/// How long connections from outside are still accepted after the shutdown has started: whoever balances over several pods has been
-/// told by then that this one is going.
+/// How long inbound connections are still accepted after the shutdown has started: by then load
+/// balancers have learned that this pod is terminating.
 const LATE_ARRIVALS: Duration = Duration::from_secs(1);
-/// Wait after an error of accept, which is one of the machine's: no file descriptors, no memory.
+/// Wait after an error of accept, whose cause is the machine: no file descriptors, no memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// How often such an error is logged.
 const ACCEPT_ERROR_EVERY: Duration = Duration::from_secs(1);
 
-/// Places for connections from outside.
+/// Limits of inbound connections.
 pub fn places(limits: &Limits) -> Places {
     let all = limits.max_connections;
     let part = |(of, whole): (usize, usize)| (all.saturating_mul(of) / whole).max(1);
@@ -64,7 +64,7 @@ pub struct Workers {
     alive: watch::Receiver<()>,
 }
 
-/// Tells of a worker's end, however it comes.
+/// Reports a worker's end, also by a panic.
 struct Alive(Arc<watch::Sender<()>>);
 
 /// An accepted connection on its way to its worker.
@@ -73,7 +73,7 @@ struct Arrival {
     connection: Connection,
 }
 
-/// What goes with a connection.
+/// What is known of a connection when it is handed over.
 struct Connection {
     room: Room,
     destination: SocketAddr,
@@ -81,13 +81,13 @@ struct Connection {
     memory: Charge,
 }
 
-/// What a connection takes of its direction's limit.
+/// The share of its direction's limit that a connection holds.
 enum Room {
     Inbound(Place),
     Outbound(OwnedSemaphorePermit),
 }
 
-/// Where the listeners of one direction have room for connections.
+/// The connection limits of the listeners of one direction.
 #[derive(Clone)]
 enum Rooms {
     Inbound(Places),
@@ -97,9 +97,9 @@ enum Rooms {
 /// Counts a connection for its worker.
 struct Live(Arc<AtomicUsize>);
 
-/// Where to hand connections to.
+/// A worker that connections are handed to.
 struct Target {
-    /// None: this is the thread that accepts.
+    /// `None`: this is the accepting thread itself.
     sender: Option<mpsc::Sender<Arrival>>,
     live: Arc<AtomicUsize>,
 }
@@ -153,10 +153,10 @@ where
 }
 
 impl Workers {
-    /// Returns when a worker has ended that should not have.
+    /// Returns when a worker has ended unexpectedly.
     pub async fn lost(&self) {
         let mut alive = self.alive.clone();
-        // Nothing is ever sent but the end.
+        // Nothing is ever sent: this reports the end of the channel.
         let _ = alive.changed().await;
     }
 }
@@ -201,8 +201,8 @@ async fn accept_all(
 }
 
 impl Rooms {
-    /// From outside a connection waits at the cost of others that do. What the own app opens beyond
-    /// the limit is left in the kernel's queue.
+    /// An inbound connection that waits may displace others that wait. Connections of the own app
+    /// beyond the limit stay in the kernel's queue.
     async fn take(&self, peer: SocketAddr) -> Option<Room> {
         match self {
             Self::Inbound(places) => Some(Room::Inbound(places.enter(peer.ip()))),
@@ -237,14 +237,15 @@ async fn accept(worker: Rc<Worker>, listener: Listener, rooms: Rooms, targets: R
         loop {
             match socket.accept().await {
                 Ok((stream, peer)) => {
-                    // Asked for only now: a listener without clients must not keep from
-                    // another what it would need.
+                    // Taken only now: a listener without clients must not hold room that another
+                    // listener needs.
                     let Some(room) = rooms.take(peer).await else {
                         return;
                     };
                     let known = listener.destination;
                     arrived(&worker, stream, address, known, room, &targets).await;
-                    // What has arrived is looked at before a later one can take its place.
+                    // Gives connections that have arrived a chance to run before a later one
+                    // displaces them.
                     tokio::task::yield_now().await;
                 }
                 Err(error) => {
@@ -261,7 +262,7 @@ async fn accept(worker: Rc<Worker>, listener: Listener, rooms: Rooms, targets: R
     match listener.direction {
         Direction::Outbound => accepting.await,
         Direction::Inbound => {
-            // Held from the start: a shutdown is not over before nobody is let in any more.
+            // Keep the drain open until this listener has stopped accepting.
             let _busy = worker.drain.busy();
             tokio::select! {
                 () = accepting => {}
@@ -271,7 +272,7 @@ async fn accept(worker: Rc<Worker>, listener: Listener, rooms: Rooms, targets: R
     }
 }
 
-/// Returns when the shutdown has gone on for long enough that nobody need come any more.
+/// Returns when the shutdown has gone on for long enough that no new connections are expected.
 async fn late_arrivals(drain: &Drain) {
     drain.started().await;
     sleep(LATE_ARRIVALS).await;
@@ -300,7 +301,7 @@ async fn arrived(
             );
             return socket::reset(&stream);
         }
-        // Gone already.
+        // Already closed.
         Err(error) => return tracing::debug!(%error, "a connection is over before it began"),
     };
     let Some(memory) = worker.memory.charge(Use::Connection, memory::CONNECTION) else {
@@ -321,7 +322,7 @@ async fn arrived(
         None => connection.start(worker, stream),
         Some(sender) => match stream.into_std() {
             Ok(stream) => {
-                // Fails only when the other worker has ended, and with it the process.
+                // Fails only when the other worker has ended, and the process with it.
                 let _ = sender.send(Arrival { stream, connection }).await;
             }
             Err(error) => tracing::debug!(%error, "a connection is over before it began"),
@@ -329,7 +330,8 @@ async fn arrived(
     }
 }
 
-/// Whether a connection from outside was going to the proxy itself: to carry it there would give the proxy itself as a client.
+/// Whether an inbound connection was made to the proxy itself: carrying it there would show the
+/// proxy as the client.
 fn is_own(config: &Config, direction: Direction, destination: SocketAddr) -> bool {
     let own = [
         config.inbound_port,
@@ -349,11 +351,11 @@ impl Room {
 }
 
 impl Connection {
-    /// Carries it, in a task of its own.
+    /// Carries it, in its own task.
     fn start(self, worker: &Rc<Worker>, stream: TcpStream) {
         let (worker, destination) = (worker.clone(), self.destination);
         let counted = (self.live, self.memory);
-        // Two kinds of tasks, so that neither has the other's size.
+        // Two task types, so that neither has the size of the other.
         match self.room {
             Room::Inbound(place) => {
                 let eviction = place.eviction();

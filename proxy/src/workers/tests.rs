@@ -1,4 +1,5 @@
-//! Workers as threads, with listeners that take connections in place of redirect rules.
+//! Workers as threads, with listeners that accept connections directly instead of by redirect
+//! rules.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -21,9 +22,9 @@ use crate::route::Protocol;
 use crate::table::{Destination, DestinationCell, Inbound, Misses, tables};
 use crate::testing::sockets::{accept, greet, is_reset, listener};
 
-/// Longer than any step takes that goes well.
+/// Longer than any step takes that succeeds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Long enough for everything that is already under way.
+/// Long enough for everything in progress to happen.
 const MOMENT: Duration = Duration::from_millis(100);
 
 /// A proxy without a main thread.
@@ -59,7 +60,7 @@ fn start_with(config: Config) -> Proxy {
     }
 }
 
-/// What workers share, with everybody let in.
+/// The workers' shared state, with a policy that accepts every client.
 fn shared(config: Config) -> (Shared, Misses, DrainSignal) {
     let metrics = Metrics::default();
     let (tables, misses) = tables("shop", metrics.clone(), PATIENCE);
@@ -89,7 +90,7 @@ fn shared(config: Config) -> (Shared, Misses, DrainSignal) {
     (shared, misses, signal)
 }
 
-/// Says of every address that the mesh knows nothing of it.
+/// Answers for every address that it is outside the mesh.
 fn answer(mut misses: Misses) {
     tokio::spawn(async move {
         while let Some(miss) = misses.recv().await {
@@ -132,7 +133,7 @@ async fn connections_of_both_directions_reach_their_destination_by_every_worker(
 }
 
 #[tokio::test]
-async fn beyond_the_limit_the_own_app_waits_and_a_client_from_outside_is_refused() {
+async fn beyond_the_limit_the_app_waits_and_an_inbound_client_is_refused() {
     let app = listener().await;
     let mut config = config(app.local_addr().unwrap(), 2);
     config.limits.max_connections = 1;
@@ -152,7 +153,7 @@ async fn beyond_the_limit_the_own_app_waits_and_a_client_from_outside_is_refused
     drop(own);
     let mut accepted = timeout(PATIENCE, accept(&app)).await.unwrap();
     accepted.read_exact(&mut [0]).await.unwrap();
-    // What has ended leaves its place to the next one.
+    // A connection that has ended leaves its place to the next one.
     drop(held);
     loop {
         let mut next = connect(second).await;
@@ -185,7 +186,7 @@ fn a_fifth_of_the_places_is_for_clients_with_an_identity() {
 }
 
 #[tokio::test]
-async fn in_a_shutdown_late_arrivals_are_let_in_for_a_while_and_the_app_calls_to_the_end() {
+async fn a_shutdown_accepts_late_inbound_connections_for_a_while_and_outbound_ones_to_the_end() {
     let app = listener().await;
     let proxy = start_with(config(app.local_addr().unwrap(), 1));
     let [outbound, inbound] = proxy.addresses[..] else {
@@ -198,19 +199,19 @@ async fn in_a_shutdown_late_arrivals_are_let_in_for_a_while_and_the_app_calls_to
     tokio::time::sleep(LATE_ARRIVALS + MOMENT).await;
     assert!(TcpStream::connect(inbound).await.is_err());
     drop(through(outbound, &app).await);
-    // Two are left that came from outside.
+    // Two inbound connections are left.
     assert!(timeout(MOMENT, proxy.signal.finished()).await.is_err());
     drop((early, late));
     timeout(PATIENCE, proxy.signal.finished()).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_worker_that_panics_is_missed() {
+async fn a_worker_that_panics_is_reported() {
     let (sender, alive) = watch::channel(());
     let workers = Workers { alive };
     let (shared, _misses, _signal) = shared(config(([127, 0, 0, 1], 1).into(), 1));
     let sender = Arc::new(sender);
-    // Another one that goes on.
+    // A second worker, which goes on.
     let kept = Alive(sender.clone());
     let _kept = kept;
     spawn(1, shared, Alive(sender), |_| async {
@@ -221,13 +222,13 @@ async fn a_worker_that_panics_is_missed() {
 }
 
 #[test]
-fn only_what_comes_from_outside_for_the_proxy_itself_is_its_own() {
+fn only_inbound_connections_to_the_proxy_itself_count_as_its_own() {
     let mut config = Config::for_tests();
     config.admin = ([0, 0, 0, 0], 15020).into();
     let at = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
     for port in [config.inbound_port, config.outbound_port, 15020] {
         assert!(is_own(&config, Direction::Inbound, at(port)));
-        // The app may well look at the metrics of another pod's proxy.
+        // The app may access the metrics of another pod's proxy.
         assert!(!is_own(&config, Direction::Outbound, at(port)));
     }
     assert!(!is_own(&config, Direction::Inbound, at(8080)));
@@ -237,7 +238,7 @@ fn size_of_future<A, B, C, F: Future>(_: impl FnOnce(A, B, C) -> F) -> usize {
     size_of::<F>()
 }
 
-/// What an idle connection costs beside its socket, and what is moved to start one.
+/// The memory of an idle connection in addition to its socket, and the bytes moved to start one.
 #[test]
 fn the_tasks_of_connections_are_small() {
     let outbound = size_of_future(outbound::serve);

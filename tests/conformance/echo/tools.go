@@ -1,6 +1,6 @@
 //go:build tools
 
-// Package echo names the programs of the suite's own image, so that go.mod has what they need.
+// Package echo lists the programs of the suite's own image, so that go.mod has their dependencies.
 package echo
 
 import (

@@ -1,5 +1,4 @@
-//! Pods that a sidecar has to be fitted into, admitted by a real API server and started by a real
-//! kubelet.
+//! Pods that constrain their sidecar, admitted by a real API server and started by a real kubelet.
 
 use std::time::Duration;
 
@@ -8,14 +7,14 @@ use serde_json::json;
 use crate::kubernetes::{Namespace, eventually, get, pod_ready};
 use crate::objects::{deployment, pod_spec, server};
 
-/// As long as a pod may take beside heavy builds.
+/// How long a pod may take to become ready during heavy builds.
 const READY: Duration = Duration::from_secs(180);
 
 #[test]
-fn a_pod_that_says_what_it_needs_as_a_whole_runs_with_its_sidecar() {
+fn a_pod_with_pod_level_resources_runs_with_its_sidecar() {
     let namespace = Namespace::meshed("whole-pod");
     let mut spec = pod_spec(server());
-    // The container requests all of it: there is nothing left for a sidecar.
+    // The container requests all of it: nothing is left for a sidecar.
     spec["resources"] = json!({
         "requests": { "cpu": "10m", "memory": "16Mi" }, "limits": { "cpu": "1", "memory": "128Mi" },
     });

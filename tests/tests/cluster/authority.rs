@@ -1,5 +1,5 @@
-//! The certificate authority outlives whatever is deleted around it, comes back from a backup, and
-//! is never replaced while sidecars trust another one, unless by force.
+//! The certificate authority outlives deletions around it, is restored from a backup, and is never
+//! replaced while sidecars trust another one, unless by force.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::kubernetes::{
 use crate::load::Load;
 
 const SECRET: [&str; 4] = ["-n", SYSTEM, "secret", "naru-ca"];
-/// How long the kubelet may take to bring a ConfigMap into a pod, and the sidecar to go by it.
+/// How long the kubelet may take to update a ConfigMap in a pod, and the sidecar to apply it.
 const TAKEN_UP: Duration = Duration::from_secs(240);
 
 /// The authority's certificate, in base64.
@@ -23,7 +23,7 @@ fn authority() -> Option<String> {
     Some(certificate.trim().to_owned()).filter(|certificate| !certificate.is_empty())
 }
 
-/// As charts/naru/README.md has it.
+/// As documented in charts/naru/README.md.
 fn backup(mut object: Value) -> Value {
     let metadata = object["metadata"].as_object_mut().expect("metadata");
     for field in ["uid", "resourceVersion", "creationTimestamp"] {
@@ -48,7 +48,7 @@ fn rolled_out() {
     kubectl(&[&status[..], &["-n", SYSTEM, "deployment/naru-controller"]].concat());
 }
 
-/// Scales to no controller, and waits until there is none.
+/// Scales to zero, and waits until no controller is left.
 fn without_controllers() {
     scale(0);
     eventually("no controller runs", READY, || match controllers::names() {
@@ -57,7 +57,7 @@ fn without_controllers() {
     });
 }
 
-/// Puts the release back as it was, whatever happened.
+/// Restores the release in any case.
 struct Restored;
 
 impl Drop for Restored {
@@ -79,7 +79,7 @@ fn chart() -> Vec<(String, Option<String>, String)> {
     let manifest = manifest.expect("the release's manifest");
     let mut objects = Vec::new();
     for document in manifest.split("\n---") {
-        // Fields of the object itself and of its metadata are those least far in.
+        // The fields of the object and of its metadata have the least indentation.
         let field = |name: &str| {
             let line = document.lines().find_map(|line| line.strip_prefix(name));
             line.map(|value| value.trim().to_owned())
@@ -94,7 +94,7 @@ fn chart() -> Vec<(String, Option<String>, String)> {
 }
 
 #[test]
-fn no_object_of_the_chart_takes_the_authority_along_when_it_is_deleted() {
+fn deleting_an_object_of_the_chart_does_not_delete_the_authority() {
     let _restored = Restored;
     let namespace = Namespace::meshed("parts");
     namespace.serve_web(2);
@@ -110,12 +110,11 @@ fn no_object_of_the_chart_takes_the_authority_along_when_it_is_deleted() {
     for (kind, of, name) in &objects {
         let of = of.as_ref().map_or(vec![], |of| vec!["-n", of.as_str()]);
         kubectl(&[&["delete", kind, name][..], &of].concat());
-        // What would be collected as its dependents is gone by then, and controllers have had their
-        // time to do harm.
+        // Garbage collection of dependents is done by then, and controllers have had time to react.
         std::thread::sleep(Duration::from_secs(2));
         install_naru(&[]);
         if kind == "ServiceAccount" {
-            // The tokens of the one that is gone are worth nothing.
+            // Tokens of the deleted service account are invalid.
             controllers::restart();
         }
         assert_eq!(
@@ -135,7 +134,7 @@ fn no_object_of_the_chart_takes_the_authority_along_when_it_is_deleted() {
 }
 
 #[test]
-fn a_lost_authority_is_not_made_anew_and_is_taken_up_from_a_backup() {
+fn a_lost_authority_is_restored_from_a_backup_and_not_replaced() {
     let _restored = Restored;
     let namespace = Namespace::meshed("lost");
     namespace.serve_web(2);
@@ -186,7 +185,7 @@ fn a_lost_authority_is_not_made_anew_and_is_taken_up_from_a_backup() {
 }
 
 #[test]
-fn sidecars_take_an_authority_that_was_made_by_force_by_their_tokens() {
+fn sidecars_accept_an_authority_that_was_made_by_force_through_their_tokens() {
     let _restored = Restored;
     let namespace = Namespace::meshed("forced");
     namespace.serve_web(1);
@@ -225,7 +224,7 @@ fn sidecars_take_an_authority_that_was_made_by_force_by_their_tokens() {
 }
 
 #[test]
-fn values_that_are_not_understood_are_refused_when_they_are_written() {
+fn invalid_values_are_rejected_when_they_are_written() {
     let namespace = Namespace::with_labels("values", json!({}));
     let name = &*namespace.0;
     let refused = |arguments: &[&str]| match try_kubectl(arguments) {
@@ -270,7 +269,7 @@ fn values_that_are_not_understood_are_refused_when_they_are_written() {
     }
     template("naru.dev/mtls", "Permissive").expect("it is understood");
 
-    // What is there already can still be changed otherwise, and is told.
+    // Existing objects can still be changed otherwise, and are reported.
     let bindings = without_policy(|| {
         kubectl(&[
             "annotate",
@@ -307,13 +306,13 @@ fn values_that_are_not_understood_are_refused_when_they_are_written() {
     );
 }
 
-/// Does something while Namespaces are not looked at.
+/// Runs a function while Namespaces are not validated.
 pub fn without_policy(act: impl FnMut()) -> Value {
     let mut act = act;
     let name = ["validatingadmissionpolicybinding", "naru-annotations"];
     let binding = backup(get(&name));
     kubectl(&[&["delete"][..], &name].concat());
-    // It takes a moment until it is not in force any more.
+    // It takes a moment until the policy is no longer enforced.
     eventually("the policy is not in force", READY, || {
         let dry_run = ["annotate", "--dry-run=server", "namespace", "default"];
         try_kubectl(&[&dry_run[..], &["naru.dev/mtls=on"]].concat())

@@ -1,4 +1,5 @@
-//! The life of a release with a real Helm: installed, upgraded and rolled back under load, taken away without a trace.
+//! The life cycle of a release with a real Helm: install, upgrade and rollback under load, and an
+//! uninstall without a trace.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -19,7 +20,7 @@ fn helm(arguments: &[&str]) -> String {
         .unwrap_or_else(|error| panic!("helm {arguments:?}: {error}"))
 }
 
-/// Puts the release back as `up` has installed it, for the tests that follow, whatever happened.
+/// Restores the release of `up` for the following tests, in any case.
 struct Reinstalled;
 
 impl Drop for Reinstalled {
@@ -32,7 +33,7 @@ impl Drop for Reinstalled {
     }
 }
 
-/// Gives images of the nodes a second tag.
+/// Adds a second tag to images on the nodes.
 fn tag_images(tag: &str) {
     let text = format!(
         "source {}
@@ -46,7 +47,8 @@ fn tag_images(tag: &str) {
     run(Command::new("bash").args(["-c", &text])).expect("tagging the images");
 }
 
-/// Kind, namespace and name of everything that there is, without what Kubernetes makes for itself all the time.
+/// Kind, namespace and name of every object, except those that Kubernetes creates for itself
+/// continuously.
 fn objects() -> BTreeSet<String> {
     let kinds = kubectl(&["api-resources", "--verbs=list", "-o", "name"]);
     let passing = ["events", "events.events.k8s.io", "pods.metrics.k8s.io"];
@@ -59,7 +61,7 @@ fn objects() -> BTreeSet<String> {
         "-o=jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{\"\\n\"}{end}";
     let found = kubectl(&["get", &kinds.join(","), "--all-namespaces", name]);
     let mut objects: BTreeSet<String> = found.lines().map(str::to_owned).collect();
-    // A rollout's, and gone or not with its history.
+    // Objects of a rollout, which are deleted with its history or not.
     let rolling = ["Pod ", "ReplicaSet ", "EndpointSlice ", "PodMetrics "];
     objects.retain(|object| {
         let in_user_namespace = object.contains(" release/");
@@ -68,7 +70,7 @@ fn objects() -> BTreeSet<String> {
     objects
 }
 
-/// The values of one field of all pods with a sidecar, among the sidecar's own.
+/// The values of one field of the sidecar in all injected pods.
 fn of_sidecars(namespace: &Namespace, read: fn(&Value) -> Option<String>) -> BTreeSet<String> {
     let pods = namespace.pods("app=web");
     let containers = pods.iter().flat_map(|pod| {
@@ -114,7 +116,7 @@ fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
     let upgraded = load.assert_none_failed(&before);
     println!("upgrade: {before:?} to {upgraded:?}");
 
-    // What is created from now on is of the new values.
+    // Pods that are created from now on have the new values.
     namespace.kubectl(&["rollout", "restart", "deployment/web"]);
     namespace.rolled_out("deployment/web");
     assert!(
@@ -150,7 +152,7 @@ fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
 }
 
 #[test]
-fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
+fn uninstalling_leaves_nothing_but_a_given_authority() {
     let _reinstalled = Reinstalled;
     no_pod_has_a_sidecar();
     helm(&["uninstall", "naru", "--wait", "--timeout", "120s"]);
@@ -284,7 +286,6 @@ fn uninstalling_leaves_nothing_but_an_authority_that_was_given() {
     let _of_this_test = std::fs::remove_file(secret);
 }
 
-/// The names of all pods that have a sidecar.
 /// Waits until the pods of namespaces that are being deleted are gone: Helm uninstalls only then.
 pub fn no_pod_has_a_sidecar() {
     eventually("no pod has a sidecar", READY, || match injected() {
@@ -305,7 +306,7 @@ fn injected() -> String {
     ])
 }
 
-/// Helm does not uninstall while pods have sidecars, and says what is to be done.
+/// Helm refuses to uninstall while pods have sidecars, with instructions.
 fn refused_uninstall() {
     let uninstall = [
         "uninstall",
@@ -319,24 +320,24 @@ fn refused_uninstall() {
     let logs = kubectl(&["-n", SYSTEM, "logs", "job/naru-uninstall-check"]);
     let remedy = "kubectl label namespace release naru.dev/inject-";
     assert!(logs.contains(remedy), "{logs}");
-    // Helm 4 shows it by itself.
+    // Helm 4 shows the log by itself.
     assert!(refused.contains(remedy), "{refused}");
 }
 
-/// As charts/naru/README.md has it.
+/// As documented in charts/naru/README.md.
 fn out_of_the_mesh(namespace: &Namespace) {
     kubectl(&["label", "namespace", &namespace.0, "naru.dev/inject-"]);
     namespace.kubectl(&["rollout", "restart", "deployment/web"]);
     namespace.rolled_out("deployment/web");
 }
 
-/// Helm leaves the namespace, and Kubernetes makes two objects in every one.
+/// Helm leaves the namespace, and Kubernetes creates two objects in every one.
 fn is_of_release(object: &str) -> bool {
     let kubernetes = object.ends_with("/default") || object.ends_with("/kube-root-ca.crt");
     object.contains("naru") && !kubernetes && !object.starts_with("Namespace /")
 }
 
-/// A Secret with an authority of the user's own, as a manifest.
+/// A Secret with a user's own authority, as a manifest.
 fn own_authority() -> std::path::PathBuf {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
     let mut params = CertificateParams::default();

@@ -1,11 +1,11 @@
-//! `naru check` on a real cluster: one that is well, and ones that are not.
+//! `naru check` on a real cluster: a healthy one, and faulty ones.
 
 use serde_json::{Value, json};
 
 use crate::controllers::Away;
 use crate::kubernetes::{Namespace, READY, apply, eventually, kubectl, script};
 
-/// Whether all is well, and the report.
+/// Whether there is no failure, and the report.
 pub fn check(arguments: &[&str]) -> (bool, Value) {
     let mut command = script("naru");
     command.args(["check", "--output=json"]).args(arguments);
@@ -18,7 +18,7 @@ pub fn check(arguments: &[&str]) -> (bool, Value) {
     (output.status.success(), report)
 }
 
-/// What is found at one of the levels, about `about`.
+/// The findings at one of the levels, about `about`.
 fn found(report: &Value, level: &str, about: &str) -> Vec<String> {
     let groups = report["groups"].as_array().into_iter().flatten();
     let findings = groups.flat_map(|group| group["findings"].as_array().into_iter().flatten());
@@ -29,8 +29,8 @@ fn found(report: &Value, level: &str, about: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_good_installation_is_well_and_what_is_wrong_is_named() {
-    // Before the label: these pods have no sidecar.
+fn a_healthy_installation_has_no_findings_and_problems_are_named() {
+    // Created before the label: these pods have no sidecar.
     let namespace = Namespace::with_labels("check", json!({}));
     namespace.serve_web(2);
     kubectl(&["label", "namespace", "check", "naru.dev/inject=enabled"]);
@@ -60,7 +60,7 @@ fn a_good_installation_is_well_and_what_is_wrong_is_named() {
     assert!(ok, "{report:#}");
     assert_eq!(report["stage"], "before");
 
-    // A backend that is not there.
+    // A backend that does not exist.
     namespace.apply(&[json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": { "name": "web" },
         "spec": {
@@ -77,7 +77,7 @@ fn a_good_installation_is_well_and_what_is_wrong_is_named() {
         }
     });
 
-    // PodSecurity that refuses the init container.
+    // A PodSecurity level that rejects the init container.
     let enforce = "pod-security.kubernetes.io/enforce";
     kubectl(&[
         "label",
@@ -96,7 +96,7 @@ fn a_good_installation_is_well_and_what_is_wrong_is_named() {
 }
 
 #[test]
-fn a_controller_that_is_away_is_told_by_every_check_that_needs_it() {
+fn a_missing_controller_is_reported_by_every_check_that_needs_it() {
     let _namespace = Namespace::meshed("away");
     let away = Away::take();
     eventually("nobody answers", READY, || {
@@ -119,8 +119,8 @@ fn a_controller_that_is_away_is_told_by_every_check_that_needs_it() {
 }
 
 #[test]
-fn somebody_with_no_rights_is_told_what_he_may_not() {
-    // As a user whom nothing is granted: the kubeconfig is the administrator's, with another name to act under.
+fn a_user_without_permissions_gets_the_missing_ones() {
+    // As a user without permissions: the kubeconfig is the administrator's, with impersonation.
     let kubeconfig =
         std::env::temp_dir().join(format!("naru-check-{}.kubeconfig", std::process::id()));
     let view = kubectl(&["config", "view", "--raw", "--flatten", "-o", "json"]);
@@ -135,7 +135,7 @@ fn somebody_with_no_rights_is_told_what_he_may_not() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success(), "{text}");
     assert!(text.contains("jane"), "{text}");
-    // Reading is enough for most of it.
+    // Read access is enough for most of it.
     apply(&[json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": "check-jane" },
         "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view" },
@@ -160,7 +160,7 @@ fn somebody_with_no_rights_is_told_what_he_may_not() {
 }
 
 #[test]
-fn an_api_server_that_is_not_there_is_one_line_within_seconds() {
+fn an_unreachable_api_server_is_one_line_within_seconds() {
     let kubeconfig =
         std::env::temp_dir().join(format!("naru-nobody-{}.kubeconfig", std::process::id()));
     let nobody = json!({

@@ -1,4 +1,5 @@
-//! Redirection by the CNI plugin: pods without rights, on nodes where somebody else has a say, too.
+//! Redirection by the CNI plugin: pods without privileges, also on nodes where other programs
+//! change the CNI configuration.
 
 use std::process::Command;
 use std::time::Duration;
@@ -16,9 +17,11 @@ use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
 
 const NODES: [&str; 2] = ["1", "2"];
-/// How long the agent may take to put something right: it looks every second. Pods of a DaemonSet that is gone end after a while.
+/// How long the agent may take to repair something: it checks every second. Pods of a deleted
+/// DaemonSet take a while to end.
 const REPAIRED: Duration = Duration::from_secs(120);
-/// How long a pod may take to go on by itself once the agent is there: the kubelet waits between starts of a container that fails.
+/// How long a pod may take to recover by itself once the agent runs: the kubelet backs off between
+/// restarts of a failing container.
 const RECOVERED: Duration = Duration::from_secs(300);
 
 /// Naru with the CNI plugin, until the end of the test.
@@ -39,7 +42,7 @@ impl Drop for Plugin {
     }
 }
 
-/// Runs a command of a shell on a node.
+/// Runs a shell command on a node.
 fn on_node(node: &str, command: &str) -> String {
     let common = repository().join("tests/cluster/common.sh");
     let script = "source \"$1\"; in_node \"$2\" sh -c \"$3\"";
@@ -51,7 +54,7 @@ fn on_node(node: &str, command: &str) -> String {
     run(&mut shell).unwrap_or_else(|error| panic!("on node {node}: {command}: {error}"))
 }
 
-/// What a node has of Naru: files with its name, and configurations that name its plugin.
+/// Naru's traces on a node: files with its name, and configurations with its plugin.
 fn traces(node: &str) -> String {
     on_node(
         node,
@@ -74,7 +77,7 @@ fn gone(node: &str) -> Result<(), String> {
     }
 }
 
-/// How many pods had to ask the agents for their rules.
+/// How many pods had to request their rules from the agents.
 fn asked() -> f64 {
     let agents = get(&[
         "-n",
@@ -133,17 +136,17 @@ fn a_namespace_that_enforces_restricted_is_in_the_mesh() {
         assert!(requests > 0.0, "{pod} had no request from a proven client");
     }
     the_shop_works_there();
-    // By the plugin, when the pods' networks were made: no pod had to ask the agent.
+    // The plugin set the rules when the pods' networks were created: no pod had to ask the agent.
     assert_eq!(asked(), 0.0);
 }
 
-/// The whole of it, as it stands in the repository.
+/// The complete shop from the repository.
 fn the_shop_works_there() {
     let shop = install::shop(restricted_labels());
     for rollout in install::SHOP {
         shop.rolled_out(rollout);
     }
-    // What was called before it was there has failed.
+    // Calls from before the Service was ready have failed.
     eventually("the shop's load goes well", READY, || {
         let before = install::load(&shop);
         std::thread::sleep(Duration::from_secs(3));
@@ -156,12 +159,12 @@ fn the_shop_works_there() {
 }
 
 #[test]
-fn the_plugin_is_put_back_and_stays_over_a_restart_of_its_agent() {
+fn the_plugin_is_restored_and_survives_a_restart_of_its_agent() {
     let _plugin = Plugin::installed();
     for node in NODES {
         in_place(node).unwrap_or_else(|error| panic!("{error}"));
     }
-    // As the cluster's own plugin would, when it is upgraded.
+    // As the cluster's own plugin would during an upgrade.
     let path = "/etc/cni/net.d/10-naru-test.conflist";
     let mut list: Value =
         serde_json::from_str(&on_node("1", &format!("cat {path}"))).expect("JSON");
@@ -201,7 +204,7 @@ fn the_plugin_is_put_back_and_stays_over_a_restart_of_its_agent() {
 }
 
 #[test]
-fn a_pod_that_started_without_the_plugin_is_stopped_says_why_and_recovers() {
+fn a_pod_that_started_without_the_plugin_is_stopped_with_the_reason_and_recovers() {
     let plugin = Plugin::installed();
     let namespace = Namespace::with_labels("late", restricted_labels());
     kubectl(&["-n", "naru-system", "delete", "daemonset", "naru-cni"]);
@@ -250,7 +253,7 @@ fn a_pod_that_started_without_the_plugin_is_stopped_says_why_and_recovers() {
             false => Err(pods[0]["status"].to_string()),
         }
     });
-    // The very same one.
+    // The same pod.
     assert_eq!(namespace.pod_names("app=web"), name);
 
     drop(namespace);

@@ -1,4 +1,4 @@
-//! Traffic goes on without those who give orders: without controllers, and without an API server.
+//! Traffic continues without the control plane: without controllers, and without an API server.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use crate::controllers::Away;
 use crate::kubernetes::{Namespace, READY, eventually, full, name, run, sum, try_kubectl};
 use crate::load::Load;
 
-/// How many messages about what it uses a sidecar has been sent.
+/// How many resources a sidecar has received.
 fn received(namespace: &Namespace, app: &str) -> f64 {
     let pods = namespace.pod_names(&format!("app={app}"));
     let metrics = pods.iter().map(|pod| namespace.metrics(pod, 15020));
@@ -17,13 +17,13 @@ fn received(namespace: &Namespace, app: &str) -> f64 {
 }
 
 #[test]
-fn nothing_fails_while_every_controller_is_gone_and_new_pods_are_injected_when_they_are_back() {
+fn nothing_fails_without_controllers_and_new_pods_are_injected_when_they_are_back() {
     let namespace = Namespace::meshed("headless");
     namespace.serve_web(2);
     let load = Load::start(&namespace, "load", "http://web", 200);
     let before = load.totals();
     let away = Away::take();
-    // Admitted without a sidecar would be worse than not admitted.
+    // A pod without a sidecar would be worse than a rejected one.
     namespace.kubectl(&["scale", "deployment/web", "--replicas=3"]);
     std::thread::sleep(Duration::from_secs(if full() { 300 } else { 20 }));
     assert_eq!(
@@ -33,7 +33,7 @@ fn nothing_fails_while_every_controller_is_gone_and_new_pods_are_injected_when_t
     );
     let gone = load.assert_none_failed(&before);
     drop(away);
-    // The Deployment's controller tries again by itself, at longer and longer intervals.
+    // The Deployment's controller retries by itself, with a growing backoff.
     namespace.kubectl(&["annotate", "deployment/web", "tried=again"]);
     eventually(
         "the third pod has its sidecar, and is ready",
@@ -79,7 +79,7 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // In a session of its own, as `up` starts it.
+        // In a session of its own, as in `up`.
         let mut again = Command::new("setsid");
         again.arg("--fork").arg(Self::file(""));
         run(&mut again).expect("setsid");
@@ -90,11 +90,11 @@ impl Drop for Stopped {
 }
 
 #[test]
-fn nothing_fails_while_the_api_server_is_gone_and_nobody_is_woken_without_a_change() {
+fn nothing_fails_without_the_api_server_and_no_stream_is_woken_without_a_change() {
     let namespace = Namespace::meshed("leaderless");
     namespace.serve_web(2);
     let load = Load::start(&namespace, "load", "http://web", 200);
-    // What comes late of the start is past.
+    // Late updates of the start have arrived.
     std::thread::sleep(Duration::from_secs(3));
     let before = load.totals();
     let told = || ["load", "web"].map(|app| received(&namespace, app));
@@ -103,12 +103,12 @@ fn nothing_fails_while_the_api_server_is_gone_and_nobody_is_woken_without_a_chan
     let stopped = Stopped::take();
     std::thread::sleep(Duration::from_secs(if full() { 120 } else { 20 }));
     drop(stopped);
-    // Watches are made again, and everything is listed.
+    // Watches are restarted, and everything is listed again.
     std::thread::sleep(Duration::from_secs(15));
     let back = load.assert_none_failed(&before);
     println!("without an API server: {back:?}");
     assert_eq!(told(), told_before, "somebody was told something");
-    // And a change arrives again.
+    // Changes arrive again.
     namespace.kubectl(&["scale", "deployment/web", "--replicas=3"]);
     namespace.rolled_out("deployment/web");
     eventually("the change arrives", READY, || {

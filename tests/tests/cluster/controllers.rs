@@ -1,4 +1,4 @@
-//! Naru's own controllers: what they say of themselves, and what it is like without them.
+//! Naru's own controllers: their metrics, restarts and absence.
 
 use crate::kubernetes::{Namespace, READY, eventually, kubectl};
 
@@ -18,7 +18,7 @@ pub fn metrics() -> Vec<String> {
     names.iter().map(|pod| system.metrics(pod, 15014)).collect()
 }
 
-/// Starts all of them anew.
+/// Restarts all of them.
 pub fn restart() {
     on_deployment(&["rollout", "restart"]);
     rolled_out();
@@ -32,7 +32,7 @@ fn rolled_out() {
     on_deployment(&["rollout", "status", "--timeout=120s"]);
 }
 
-/// All of them away, until this is dropped.
+/// No controllers run until this is dropped.
 pub struct Away {
     replicas: String,
 }

@@ -1,5 +1,5 @@
-//! The three commands of an install, on manifests that know of no mesh, and what one has then: sidecars, TLS between the nodes,
-//! metrics that Prometheus finds by itself.
+//! The three commands of an installation, on manifests without a mesh, and the results: sidecars,
+//! TLS between the nodes, metrics that Prometheus discovers by itself.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::controllers;
 use crate::kubernetes::{Namespace, READY, control, eventually, full, get, kubectl, run, scratch};
 
-/// The shop as it stands in the repository, in a namespace with these labels.
+/// The shop from the repository, in a namespace with these labels.
 pub fn shop(labels: Value) -> Namespace {
     let namespace = Namespace::with_labels("shop", labels);
     let shop = repository().join("deploy/sandbox");
@@ -46,7 +46,7 @@ fn visit(namespace: &Namespace, name: &str) {
     namespace.completed(name);
 }
 
-/// How many requests of the shop's own load went well so far, and how many did not.
+/// How many requests of the shop's own load have succeeded so far, and how many have failed.
 pub fn load(namespace: &Namespace) -> (u64, u64) {
     let line = namespace.kubectl(&["logs", "deployment/load", "-c", "load", "--tail=1"]);
     let number = |after: &str| -> Option<u64> {
@@ -58,7 +58,7 @@ pub fn load(namespace: &Namespace) -> (u64, u64) {
     numbers.unwrap_or_else(|| panic!("a line of the load: {line}"))
 }
 
-/// What goes from pod to pod between the two nodes.
+/// A packet capture between pods on the two nodes.
 struct Capture {
     tcpdump: Child,
     file: String,
@@ -69,7 +69,7 @@ impl Capture {
         let file = scratch("wire.pcap");
         let tcpdump = control("tcpdump")
             .args(["-i", "v1", "--immediate-mode", "-U", "-s", "0", "-w", &file])
-            // 64 MiB: of a packet that is missing it would look as if its connection had none.
+            // 64 MiB: with dropped packets, a connection would appear to have no handshake.
             .args(["-B", "65536"])
             .arg("tcp and src net 10.244.0.0/16 and dst net 10.244.0.0/16")
             .stdin(Stdio::null())
@@ -88,16 +88,16 @@ impl Capture {
     }
 
     fn stop(&mut self) {
-        // It has written each packet as it came.
+        // Each packet is written immediately.
         let _ended = self.tcpdump.kill();
         let _reaped = self.tcpdump.wait();
     }
 
-    /// One field of the packets that match, as tshark sees them.
+    /// One field of the matching packets, by tshark.
     fn fields(&self, filter: &str, field: &str) -> Vec<String> {
         let mut tshark = Command::new("tshark");
         tshark.args(["-r", &self.file]);
-        // By their ports it would take some for other protocols.
+        // By their ports tshark would take some for other protocols.
         for port in [80, 6379, 8080, 9000, 15010] {
             tshark.args(["-d", &format!("tcp.port=={port},tls")]);
         }
@@ -121,7 +121,7 @@ impl Drop for Capture {
 
 #[test]
 fn three_commands_put_the_shop_into_the_mesh() {
-    // The first, helm install, was made with the cluster.
+    // The first command, helm install, was run when the cluster was started.
     let namespace = shop(serde_json::json!({}));
     let more = repository().join("tests/tests/cluster/workloads.yaml");
     kubectl(&["apply", "-f", &more.display().to_string()]);
@@ -145,7 +145,7 @@ fn three_commands_put_the_shop_into_the_mesh() {
         }
     });
 
-    // Those who still hold connections to the database that was there before the label.
+    // Restart the clients with connections to the database's former pod.
     for deployment in [
         "deployment/catalog-v1",
         "deployment/catalog-v2",
@@ -156,12 +156,13 @@ fn three_commands_put_the_shop_into_the_mesh() {
     for rollout in SHOP {
         namespace.rolled_out(rollout);
     }
-    // While the only database was replaced, calls to it failed as they would anywhere: within five seconds, and a line a second tells.
+    // While the only database was replaced, calls to it failed as they would without a mesh: within
+    // five seconds, which the load reports every second.
     std::thread::sleep(Duration::from_secs(7));
     let before = load(&namespace);
     let mut capture = Capture::start();
     visit(&namespace, "inside");
-    // New pods, and with them new connections between all of them.
+    // New pods open new connections between all of them.
     for deployment in ["deployment/web", "deployment/cart"] {
         namespace.kubectl(&["rollout", "restart", deployment]);
         namespace.rolled_out(deployment);
@@ -177,7 +178,8 @@ fn three_commands_put_the_shop_into_the_mesh() {
         "tls.handshake.extensions.supported_version",
     );
     assert_eq!(versions, ["0x0304"], "versions of TLS in server hellos");
-    // Of the connections that began while it was looked: each that carried a byte began with a TLS handshake.
+    // Of the connections that began during the capture, each one with data began with a TLS
+    // handshake.
     let begun = capture.fields("tcp.flags.syn == 1 && tcp.flags.ack == 0", "tcp.stream");
     let talked: Vec<String> = capture.fields("tcp.len > 0", "tcp.stream");
     let shaken = capture.fields("tls.handshake.type == 1", "tcp.stream");
@@ -187,7 +189,7 @@ fn three_commands_put_the_shop_into_the_mesh() {
         .collect();
     assert!(shaken.len() > 3, "too few handshakes: {shaken:?}");
     assert!(in_plain.is_empty(), "connections without TLS: {in_plain:?}");
-    // Older connections may lead to pods that were there before the label, and are gone.
+    // Older connections may lead to deleted pods from before the label.
     for word in ["HTTP/1.", "healthz", "product", "spiffe:"] {
         let seen = capture.fields(&format!("frame contains \"{word}\""), "tcp.stream");
         let seen: Vec<&String> = seen
@@ -203,12 +205,13 @@ fn three_commands_put_the_shop_into_the_mesh() {
     prometheus();
 }
 
-/// A Prometheus with nothing but Kubernetes' service discovery finds all of them, and the queries of proxy/README.md answer.
+/// A Prometheus with only Kubernetes' service discovery finds all of them, and the queries of
+/// proxy/README.md return results.
 fn prometheus() {
     let prometheus = Prometheus::start();
     let controllers = controllers::names().len();
     eventually("every target is up", READY, || {
-        // Other tests' pods may still be about to end.
+        // Other tests' pods may still be terminating.
         let pods = get(&[
             "pods",
             "-A",
@@ -224,7 +227,7 @@ fn prometheus() {
             false => Err(format!("{found:?}, and not {sidecars} and {controllers}")),
         }
     });
-    // Something that is pushed.
+    // Causes a push.
     kubectl(&["-n", "shop", "rollout", "restart", "deployment/web"]);
     let readme =
         std::fs::read_to_string(repository().join("proxy/README.md")).expect("proxy/README.md");
@@ -240,12 +243,12 @@ fn prometheus() {
         .collect();
     assert!(queries.len() > 5, "{queries:?}");
     for query in queries {
-        // Where all is well, there is nothing that is worse than it should be, and no retry.
+        // Without problems, comparison queries and retries have no results.
         let happens = !["==", "> 0", "retries"]
             .iter()
             .any(|word| query.contains(word));
         eventually(query, Duration::from_secs(60), || {
-            // Rates of minutes, where there have been seconds.
+            // The queries use rates over minutes, but there are only seconds of data.
             let query = query
                 .replace("[5m]", "[30s]")
                 .replace("[1m]", "[30s]")
@@ -273,7 +276,7 @@ impl Prometheus {
             "/tmp/naru-cluster-{}/pki/admin.kubeconfig",
             crate::kubernetes::name()
         );
-        // As proxy/README.md has it, but often, and from outside of the cluster.
+        // As in proxy/README.md, but with a short interval, and from outside the cluster.
         let readme =
             std::fs::read_to_string(repository().join("proxy/README.md")).expect("proxy/README.md");
         let scraping = readme

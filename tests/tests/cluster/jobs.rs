@@ -1,4 +1,4 @@
-//! Pods that end by themselves, and apps that are quicker than their sidecars.
+//! Pods that run to completion, and apps that start faster than their sidecars.
 
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ fn an_app_has_network_from_its_first_instruction_and_its_job_completes() {
     namespace.serve_web(2);
     for number in 1..=3 {
         let name = format!("quick-{number}");
-        // No wait before the first call: the network has to be there.
+        // The first call has no delay: the network has to work.
         namespace.apply(&[calling_job(&name, "http://web", "100", "100")]);
         namespace.completed(&name);
         let pods = namespace.get(&["pods", "-l", &format!("job={name}")]);

@@ -1,4 +1,4 @@
-//! The test cluster, as its scripts give it, and namespaces of a test's own in it.
+//! The test cluster, through its scripts, and a test's own namespaces in it.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -9,15 +9,15 @@ use serde_json::{Value, json};
 
 use crate::objects::{deployment, pod_spec, server, service};
 
-/// How long pods may take to be ready. Images are on the nodes; the machine may be busy.
+/// How long pods may take to become ready. Images are on the nodes; the machine may be busy.
 pub const READY: Duration = Duration::from_secs(120);
 
-/// Whether the figures of the full length are wanted, which take minutes.
+/// Whether to run at full length, which takes minutes.
 pub fn full() -> bool {
     std::env::var_os("NARU_TEST_FULL").is_some_and(|value| value != "0")
 }
 
-/// Runs one of the scripts of `tests/cluster`, or a command, and gives what it wrote.
+/// Runs one of the scripts of `tests/cluster`, or a command, and returns its output.
 pub fn run(command: &mut Command) -> Result<String, String> {
     ran(command.stdin(Stdio::null()).output())
 }
@@ -36,7 +36,7 @@ fn ran(output: std::io::Result<Output>) -> Result<String, String> {
     }
 }
 
-/// A script of `tests/cluster`, at most three minutes long.
+/// A script of `tests/cluster`, with a timeout of three minutes.
 pub fn script(name: &str) -> Command {
     let path = repository().join("tests/cluster").join(name);
     let mut command = Command::new("timeout");
@@ -44,7 +44,8 @@ pub fn script(name: &str) -> Command {
     command
 }
 
-/// Installs Naru, as `up --naru` has, with further arguments for Helm, or makes what is installed so.
+/// Installs Naru as `up --naru` does, with additional arguments for Helm, or upgrades the
+/// installation to that.
 pub fn try_install_naru(arguments: &[&str]) -> Result<String, String> {
     run(script("install").args(arguments))
 }
@@ -70,7 +71,7 @@ pub fn get(arguments: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
 }
 
-/// Makes objects, or makes them what they are to be.
+/// Creates or updates objects.
 pub fn try_apply(manifest: &str) -> Result<String, String> {
     let child = script("kubectl")
         .args(["apply", "-f", "-"])
@@ -93,7 +94,7 @@ pub fn apply(objects: &[Value]) {
     try_apply(&list.to_string()).unwrap_or_else(|error| panic!("{error}\n{list}"));
 }
 
-/// Waits until `check` has no objection left.
+/// Waits until `check` succeeds.
 pub fn eventually<T>(
     what: &str,
     within: Duration,
@@ -111,22 +112,22 @@ pub fn eventually<T>(
     }
 }
 
-/// A namespace of the test's own, gone with it.
+/// A namespace of the test's own, deleted on drop.
 pub struct Namespace(pub String);
 
 impl Namespace {
-    /// One in which every pod gets a sidecar.
+    /// A namespace with injection.
     pub fn meshed(name: &str) -> Self {
         Self::with_labels(name, json!({ "naru.dev/inject": "enabled" }))
     }
 
-    /// One that is not the test's own, and stays.
+    /// A shared namespace, which is not deleted.
     pub fn existing(name: &str) -> std::mem::ManuallyDrop<Self> {
         std::mem::ManuallyDrop::new(Self(name.to_owned()))
     }
 
     pub fn with_labels(name: &str, labels: Value) -> Self {
-        // One of an earlier run that was cut short.
+        // Left by an earlier run that was interrupted.
         kubectl(&["delete", "namespace", name, "--ignore-not-found"]);
         apply(&[json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels },
@@ -143,7 +144,7 @@ impl Namespace {
         get(&[&["-n", &self.0], arguments].concat())
     }
 
-    /// Applies objects, all of which are put into this namespace.
+    /// Applies objects in this namespace.
     pub fn apply(&self, objects: &[Value]) {
         let mut objects = objects.to_vec();
         for object in &mut objects {
@@ -152,7 +153,7 @@ impl Namespace {
         apply(&objects);
     }
 
-    /// Makes the Deployment `web` of a server, and its Service, and waits until it is ready.
+    /// Creates the Deployment `web` of a server, and its Service, and waits until it is ready.
     pub fn serve_web(&self, replicas: u32) {
         self.apply(&[
             deployment("web", replicas, pod_spec(server())),
@@ -179,7 +180,7 @@ impl Namespace {
         self.kubectl(&["rollout", "status", what, &timeout]);
     }
 
-    /// The pods that have these labels and are not about to end.
+    /// The pods with these labels that are not terminating.
     pub fn pods(&self, selector: &str) -> Vec<Value> {
         let pods = self.get(&["pods", "-l", selector]);
         let pods = pods["items"].as_array().expect("a list").iter();
@@ -196,7 +197,7 @@ impl Namespace {
         names.map(str::to_owned).collect()
     }
 
-    /// What a pod's sidecar (port 15020) or a controller (15014) says of itself.
+    /// The metrics of a pod's sidecar (port 15020) or a controller (15014).
     pub fn metrics(&self, pod: &str, port: u16) -> String {
         let path = format!(
             "/api/v1/namespaces/{}/pods/{pod}:{port}/proxy/metrics",
@@ -216,7 +217,7 @@ impl Drop for Namespace {
 }
 
 impl Namespace {
-    /// What is there to be seen, for whoever reads the report of a failure.
+    /// Prints the state of the namespace for the report of a failure.
     fn show(&self) {
         for what in [
             &["get", "pods", "-o", "wide"][..],
@@ -259,12 +260,12 @@ pub fn sum(metrics: &str, name: &str, labels: &[&str]) -> f64 {
         .sum()
 }
 
-/// The name of the cluster that the scripts speak of.
+/// The name of the scripts' cluster.
 pub fn name() -> String {
     std::env::var("NARU_CLUSTER").unwrap_or_else(|_| "naru".to_owned())
 }
 
-/// A program in the network namespace of the control plane, from where all pods are reached.
+/// A program in the network namespace of the control plane, which reaches all pods.
 pub fn control(program: &str) -> Command {
     let mut command = Command::new("nsenter");
     command

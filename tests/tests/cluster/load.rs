@@ -1,4 +1,4 @@
-//! Requests at a steady rate from a pod, and what became of them.
+//! Requests at a steady rate from a pod, and their results.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::kubernetes::{Namespace, READY, eventually};
 use crate::objects::{pod_spec, shell, shop};
 
-/// How long a request may take before it has failed.
+/// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Requests at a fixed rate, from a pod of its own, for as long as the namespace lasts.
@@ -16,17 +16,18 @@ pub struct Load<'a> {
     name: String,
 }
 
-/// What became of the requests so far.
+/// The results so far.
 #[derive(Clone, Debug)]
 pub struct Totals {
     pub ok: u64,
     pub failed: u64,
-    /// How often each way to fail was seen.
+    /// The count of each kind of failure.
     pub failures: Value,
 }
 
 impl<'a> Load<'a> {
-    /// Asks `url`'s `/healthz`, `rate` times a second. Returns once the first second's requests are answered.
+    /// Requests `url`'s `/healthz`, `rate` times a second. Returns once the first second's requests
+    /// have got responses.
     pub fn start(namespace: &'a Namespace, name: &str, url: &str, rate: u32) -> Self {
         Self::start_on(namespace, name, url, rate, None)
     }
@@ -39,7 +40,8 @@ impl<'a> Load<'a> {
         rate: u32,
         node: Option<&str>,
     ) -> Self {
-        // As many as can be under way before the first one has taken too long: a machine that stands still for a moment is no failure.
+        // As many as can be in flight before the first one times out: a machine that pauses for a
+        // moment is not a failure.
         let concurrency = (rate * (TIMEOUT.as_secs() as u32 + 1)).to_string();
         let timeout = TIMEOUT.as_millis().to_string();
         let rate = rate.to_string();
@@ -59,7 +61,7 @@ impl<'a> Load<'a> {
         ];
         let mut spec = pod_spec(shop(&arguments));
         spec["restartPolicy"] = "Never".into();
-        // The cluster's DNS may not know a Service yet that has just been made, and remember for seconds that it did not.
+        // The cluster's DNS may not know a new Service yet, and cache that for seconds.
         let asks = format!("until wget -q -O /dev/null {url}/healthz; do sleep 1; done");
         spec["initContainers"] = json!([shell("known", &asks)]);
         if let Some(node) = node {
@@ -102,7 +104,8 @@ impl<'a> Load<'a> {
         self.try_totals().expect("a line of the load")
     }
 
-    /// After what is under way has had its time: none may have failed, and there must have been some since `before`.
+    /// Waits until requests in flight are done: none may have failed, and there must have been some
+    /// since `before`.
     pub fn assert_none_failed(&self, before: &Totals) -> Totals {
         std::thread::sleep(TIMEOUT + Duration::from_secs(1));
         let totals = self.totals();

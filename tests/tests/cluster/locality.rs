@@ -1,4 +1,5 @@
-//! Calls stay in the client's zone, or on its node, where a Service says so. Each node is a zone of its own: n1 is zone-1.
+//! Calls stay in the client's zone or on its node, if the Service is configured so. Each node is a
+//! zone of its own: n1 is zone-1.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ fn service_with(field: &str, value: &str) -> Value {
     service
 }
 
-/// How many requests the sidecars of the pods on a node have taken in from the load.
+/// How many of the load's requests the sidecars on a node have accepted.
 fn taken_in(namespace: &Namespace, node: &str) -> f64 {
     let pods = namespace.pod_names(&format!("app=web-{node}"));
     let labels = ["direction=\"inbound\"", "client=\"spiffe:"];
@@ -41,7 +42,7 @@ fn taken_in(namespace: &Namespace, node: &str) -> f64 {
     counts.sum()
 }
 
-/// How many requests the pods on n1 and on n2 take in meanwhile.
+/// How many requests the pods on n1 and on n2 accept meanwhile.
 fn taken_in_during(namespace: &Namespace, time: Duration) -> [f64; 2] {
     let count = || ["n1", "n2"].map(|node| taken_in(namespace, node));
     let before = count();
@@ -50,7 +51,7 @@ fn taken_in_during(namespace: &Namespace, time: Duration) -> [f64; 2] {
     [after[0] - before[0], after[1] - before[1]]
 }
 
-/// Waits until only the pods on n1 are called.
+/// Waits until only the pods on n1 get requests.
 fn eventually_only_n1(namespace: &Namespace) {
     eventually("requests stay on n1", READY, || {
         match taken_in_during(namespace, Duration::from_secs(2)) {
@@ -63,7 +64,7 @@ fn eventually_only_n1(namespace: &Namespace) {
 }
 
 #[test]
-fn requests_stay_in_the_zone_until_nobody_is_there() {
+fn requests_stay_in_the_zone_while_it_has_endpoints() {
     let namespace = Namespace::meshed("zones");
     let zonal = service_with("trafficDistribution", "PreferSameZone");
     namespace.apply(&[web_on("n1"), web_on("n2"), zonal]);
@@ -88,7 +89,7 @@ fn requests_stay_in_the_zone_until_nobody_is_there() {
 }
 
 #[test]
-fn requests_stay_on_the_node_of_a_service_that_is_local() {
+fn requests_stay_on_the_node_with_a_local_traffic_policy() {
     let namespace = Namespace::meshed("node-local");
     let local = service_with("internalTrafficPolicy", "Local");
     namespace.apply(&[web_on("n1"), web_on("n2"), local]);

@@ -1,5 +1,6 @@
-//! What only a real Kubernetes can show. `tests/run cluster` brings one up with Naru installed, runs these one after the
-//! other, and takes it down; on one that is up already (`tests/cluster/up --naru`), `cargo test` runs any of them.
+//! Tests that require a real Kubernetes. `tests/run cluster` starts a cluster with Naru installed,
+//! runs these one after the other, and takes it down; on a running one (`tests/cluster/up --naru`),
+//! `cargo test` runs any of them.
 
 #![allow(clippy::disallowed_methods)] // A test has its thread to itself, and may sleep.
 

@@ -1,4 +1,4 @@
-//! A node that is cut off: the rest goes on.
+//! A node without a network: the rest of the mesh continues.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::objects::{deployment, pod_spec, server, service};
 /// `--peer-timeout` of the sidecars, by default.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A node that nobody reaches, until this is dropped.
+/// An unreachable node, until this is dropped.
 struct CutOff(&'static str);
 
 impl CutOff {
@@ -41,9 +41,9 @@ impl Drop for CutOff {
 }
 
 #[test]
-fn requests_leave_a_node_that_is_cut_off() {
+fn requests_leave_an_unreachable_node() {
     let namespace = Namespace::meshed("nodes");
-    // Names are looked up on the node that stays.
+    // The name server is on the node that stays reachable.
     let dns = get(&["-n", "kube-system", "pods", "-l", "k8s-app=kube-dns"]);
     let (stays, cut) = match dns["items"][0]["spec"]["nodeName"].as_str() {
         Some("n1") => ("n1", "n2"),
@@ -61,7 +61,7 @@ fn requests_leave_a_node_that_is_cut_off() {
     assert_eq!(before.failed, 0, "{before:?}");
 
     let cut = CutOff::cut(cut);
-    // The load gives each request 5 seconds more.
+    // The load's timeout allows each request 5 seconds more.
     std::thread::sleep(PEER_TIMEOUT + Duration::from_secs(6));
     let left = load.totals();
     println!("while requests left the node: {left:?}");
@@ -73,7 +73,8 @@ fn requests_leave_a_node_that_is_cut_off() {
         "requests failed after --peer-timeout: {after:?}"
     );
     assert!(after.ok > left.ok + 200 * 25, "{left:?}, then {after:?}");
-    // Those that were with the node's pods when it was cut off, and those sent until it was noticed.
+    // Requests that were at the node's pods when it became unreachable, and those sent until that
+    // was detected.
     assert!(left.failed < 100, "{left:?}");
     drop(cut);
 

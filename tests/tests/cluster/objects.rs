@@ -1,4 +1,5 @@
-//! Objects of Kubernetes that several tests make: of the shop's image, hardened as a platform team would want it.
+//! Kubernetes objects for several tests: of the shop's image, hardened to a platform team's
+//! standards.
 
 use serde_json::{Value, json};
 
@@ -67,8 +68,8 @@ pub fn service(name: &str) -> Value {
     })
 }
 
-/// A Job with the label `job: NAME` that asks a URL's `/healthz` so often, at so many a second. It succeeds if every answer is good,
-/// the first one too.
+/// A Job with the label `job: NAME` that sends this many requests to a URL's `/healthz` at this
+/// rate. It succeeds if every response is good, including the first.
 pub fn calling_job(name: &str, url: &str, rate: &str, requests: &str) -> Value {
     let mut spec = pod_spec(shop(&[
         "load",

@@ -1,4 +1,4 @@
-//! The kubelet's probes of pods that let nobody in without an identity.
+//! The kubelet's probes of pods in strict mode.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::kubernetes::{Namespace, READY, eventually, pod_ready};
 use crate::objects::{deployment, pod_spec, server, service, shop};
 
-/// A server with every kind of probe that it can pass.
+/// A server with every kind of probe that it supports.
 fn probed() -> Value {
     let mut container = server();
     let often = |mut probe: Value| {
@@ -23,11 +23,11 @@ fn probed() -> Value {
 }
 
 #[test]
-fn probes_work_where_strangers_are_refused() {
+fn probes_work_in_strict_mode() {
     let namespace = Namespace::meshed("strict");
     namespace.kubectl(&["annotate", "namespace", "strict", "naru.dev/mtls=strict"]);
     let mut failing = probed();
-    // Nothing listens there.
+    // Nothing listens on this port.
     failing["readinessProbe"]["httpGet"]["port"] = 8081.into();
     namespace.apply(&[
         deployment("web", 1, pod_spec(probed())),
@@ -36,7 +36,7 @@ fn probes_work_where_strangers_are_refused() {
     ]);
     namespace.rolled_out("deployment/web");
 
-    // Somebody without an identity.
+    // A client without an identity.
     let mut spec = pod_spec(shop(&[
         "load",
         "--url",
@@ -65,7 +65,7 @@ fn probes_work_where_strangers_are_refused() {
     let said = namespace.kubectl(&["logs", "stranger"]);
     assert!(said.contains("ok 0, failed 10"), "{said}");
 
-    // A probe that the app fails is failed.
+    // A probe fails if the app fails it.
     std::thread::sleep(Duration::from_secs(5));
     let pods = namespace.pods("app=failing");
     assert!(pods.iter().all(|pod| !pod_ready(pod)), "{pods:?}");

@@ -1,4 +1,4 @@
-//! From a change at the API server to the sidecars that obey it.
+//! From a change at the API server to the sidecars that apply it.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::load::Load;
 
 const LATENCY: &str = "naru_controller_push_latency_seconds";
 
-/// The histogram's buckets, of all controllers together: upper bounds and how many were at most that.
+/// The histogram's buckets, summed over all controllers: upper bounds and cumulative counts.
 fn buckets() -> Vec<(f64, f64)> {
     let all = controllers::metrics().concat();
     let mut bounds: Vec<String> = all
@@ -87,7 +87,7 @@ fn every_sidecar_that_uses_a_service_accepts_its_new_endpoints() {
         within(0.5),
         within(0.99)
     );
-    // Each client, ten times; on a busy machine two changes may come as one.
+    // Each client, ten times; on a busy machine two changes may be coalesced.
     assert!(all >= 20.0, "{risen:?}");
     for client in &clients {
         let totals = client.totals();

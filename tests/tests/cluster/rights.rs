@@ -1,5 +1,5 @@
-//! That the controller may do what it has to and nothing else, and that sidecars and their pods may do nothing: by the API
-//! server's audit log, from the installation on, and by what it says of their rights.
+//! The controller has exactly the rights that it needs, and sidecars and their pods have none: by
+//! the API server's audit log, from the installation on, and by its access reviews.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -18,7 +18,8 @@ use crate::kubernetes::{
 use crate::objects::{deployment, pod_spec, server, service};
 
 const CONTROLLER: &str = "system:serviceaccount:naru-system:naru-controller";
-/// What Kubernetes itself lets every service account do: ask about itself, and read what is public.
+/// The default rights of all service accounts in Kubernetes: to review their own access, and to
+/// read public information.
 const OF_ALL: [&str; 4] = [
     "clustertrustbundles",
     "selfsubjectaccessreviews",
@@ -31,7 +32,7 @@ const OF_ALL: [&str; 4] = [
 struct Right {
     verb: String,
     group: String,
-    /// With the subresource, as `pods/log`.
+    /// Including the subresource, as `pods/log`.
     resource: String,
     /// Empty: any.
     name: String,
@@ -44,7 +45,7 @@ fn texts(value: &Value) -> Vec<String> {
         .collect()
 }
 
-/// What rules of a role, or of a review, give.
+/// The rights from rules of a role or of a review.
 fn rights(rules: &Value) -> BTreeSet<Right> {
     let mut rights = BTreeSet::new();
     for rule in rules.as_array().into_iter().flatten() {
@@ -70,14 +71,14 @@ fn rights(rules: &Value) -> BTreeSet<Right> {
     rights
 }
 
-/// What the API server says that `user` may do in a namespace, beside what everybody may.
+/// The rights of `user` in a namespace according to the API server, in addition to everyone's.
 fn granted(user: &str, namespace: &str) -> BTreeSet<Right> {
     let review = json!({
         "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": { "namespace": namespace },
     });
     let groups = ["system:serviceaccounts", "system:authenticated"];
     let mut command = script("kubectl");
-    // Validation reads what the user may not.
+    // Validation reads objects that the user may not read.
     command.args([
         "create",
         "-o=json",
@@ -118,23 +119,23 @@ fn role(arguments: &[&str]) -> BTreeSet<Right> {
     rights(&get(arguments)["rules"])
 }
 
-/// What the running cluster has on disk.
+/// The running cluster's state directory.
 fn state() -> PathBuf {
     let name = std::env::var("NARU_CLUSTER").unwrap_or_else(|_| "naru".to_owned());
     PathBuf::from(format!("/tmp/naru-cluster-{name}"))
 }
 
-/// What was asked by service accounts of pods since the cluster is up.
+/// Requests of pods' service accounts since the cluster was started.
 fn audited() -> Vec<Value> {
     let path = state().join("log/audit.log");
     let log = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-    // The last line may be half written.
+    // The last line may be incomplete.
     log.lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect()
 }
 
-/// The requests of `user` that were allowed, or not.
+/// The requests of `user` that were allowed, or denied.
 fn requests<'a>(log: &'a [Value], user: &'a str, allowed: bool) -> impl Iterator<Item = &'a Value> {
     log.iter().filter(move |event| {
         let decision = &event["annotations"]["authorization.k8s.io/decision"];
@@ -142,7 +143,7 @@ fn requests<'a>(log: &'a [Value], user: &'a str, allowed: bool) -> impl Iterator
     })
 }
 
-/// The rights that a request takes, for its object by name and for any.
+/// The rights that a request requires, for its object by name and for any.
 fn taken(event: &Value) -> Vec<Right> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let object = &event["objectRef"];
@@ -163,14 +164,15 @@ fn taken(event: &Value) -> Vec<Right> {
     };
     let verb = text(&event["verb"]);
     let mut rights = vec![right(&verb, &name), right(&verb, "")];
-    // What is applied and was not there yet is created, which takes that right as well.
+    // Applying a missing object creates it, which requires that right as well.
     if verb == "patch" && event["responseStatus"]["code"] == 201 {
         rights.push(right("create", ""));
     }
     rights
 }
 
-/// Starts the API server again, as after a crash: with more flags than `up` gives it; without, as it was.
+/// Restarts the API server, as after a crash: with flags in addition to those of `up`; without,
+/// with those alone.
 fn restart_api_server(flags: &str) {
     let restart = format!(
         "cd {state} && kill -9 $(cat run/kube-apiserver.pid) && while kill -0 $(cat run/kube-apiserver.pid) 2> /dev/null; do sleep 0.1; done
@@ -184,7 +186,7 @@ fn restart_api_server(flags: &str) {
     });
 }
 
-/// The experimental kinds that the controller knows too, and an XMesh of ours. Gone with the value.
+/// The experimental kinds of the controller, and an XMesh of ours. Deleted on drop.
 struct Experimental(Vec<String>);
 
 impl Experimental {
@@ -242,7 +244,7 @@ fn route(kind: &str, name: &str) -> Value {
 fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
     let namespace = Namespace::meshed("rights");
     let mut spec = pod_spec(server());
-    // Its own token is the app's, and no sidecar's.
+    // The service account token is for the app only, not the sidecar.
     spec["automountServiceAccountToken"] = true.into();
     let mut tls = route("TLSRoute", "tls");
     tls["spec"]["hostnames"] = json!(["web.example"]);
@@ -256,14 +258,14 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
     ]);
     namespace.rolled_out("deployment/web");
     let _experimental = Experimental::install();
-    // What cannot be used is told of once, and a second time as the same Event.
+    // An unusable object is reported once, and a second time with the same Event.
     without_policy(|| {
         for wrong in ["naru.dev/mtls=sometimes", "naru.dev/mtls=never"] {
             kubectl(&["annotate", "--overwrite", "namespace", &namespace.0, wrong]);
             std::thread::sleep(Duration::from_secs(1));
         }
     });
-    // A controller makes it again.
+    // A controller creates it again.
     kubectl(&[
         "-n",
         "naru-system",
@@ -271,7 +273,7 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
         "lease",
         "naru-controller-status",
     ]);
-    // An API server that does not stream lists is asked for them.
+    // An API server without streaming lists is read by pages.
     restart_api_server("--feature-gates=WatchList=false");
     controllers::restart();
     restart_api_server("");
@@ -293,13 +295,14 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
         }
     });
     let log = audited();
-    // An API server that starts refuses everything until it has read the roles. Nothing else was ever refused.
+    // A starting API server denies everything until it has read the roles. No other request was
+    // ever denied.
     let refused = requests(&log, CONTROLLER, false)
         .filter(|event| !taken(event).iter().any(|right| all.contains(right)));
     let refused: Vec<&Value> = refused.collect();
     assert!(refused.is_empty(), "{refused:#?}");
 
-    // Pods with sidecars: nothing is granted to them, and nothing was asked by them.
+    // Pods with sidecars: nothing is granted to them, and they sent no requests.
     let user = format!("system:serviceaccount:{}:default", namespace.0);
     assert_eq!(granted(&user, &namespace.0), BTreeSet::new());
     let asked = log
@@ -307,7 +310,7 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
         .filter(|event| event["user"]["username"] == *user);
     let asked: Vec<&Value> = asked.collect();
     assert!(asked.is_empty(), "{asked:#?}");
-    // Where the app has its token, both of ours have another volume.
+    // At the path of the app's token, both of our containers mount another volume.
     let pods = namespace.pods("app=web");
     let containers = |field: &str| pods[0]["spec"][field].as_array().expect("a list").clone();
     let at = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -325,7 +328,7 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
 }
 
 #[test]
-fn what_would_be_of_use_to_a_thief_is_forbidden_to_the_controller() {
+fn the_controller_has_no_right_that_would_be_useful_to_an_attacker() {
     let groups = [
         "--as-group=system:serviceaccounts",
         "--as-group=system:authenticated",
@@ -333,11 +336,11 @@ fn what_would_be_of_use_to_a_thief_is_forbidden_to_the_controller() {
     let may = |question: &[&str]| {
         let user = ["auth", "can-i", "--as", CONTROLLER];
         let arguments = [&user[..], &groups[..], question].concat();
-        // It answers "no" with the exit code 1.
+        // kubectl answers "no" with the exit code 1.
         let answer = try_kubectl(&arguments).unwrap_or_else(|answer| answer);
         answer.lines().any(|line| line == "yes")
     };
-    // The question is put well.
+    // The command itself works.
     assert!(may(&["list", "pods", "--all-namespaces"]));
     for question in [
         &["get", "secrets", "-n", "default"][..],

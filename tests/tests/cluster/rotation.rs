@@ -1,4 +1,5 @@
-//! Another certificate authority takes over: under load, with connections that stay open, and nobody starts anew.
+//! Rotation of the certificate authority: under load, with connections that stay open, and without
+//! restarts.
 
 use std::time::Duration;
 
@@ -9,9 +10,9 @@ use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, sum};
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service, shell, shop};
 
-/// How long each step may take: the test cluster's times for it are below a minute.
+/// How long each step may take: the test cluster's terms are below a minute.
 const STEP: Duration = Duration::from_secs(180);
-/// How many carts one long stream has, ten a second: longer than a rotation.
+/// Carts in one long stream, ten a second: longer than a rotation.
 const WATCHED: usize = 1_000;
 
 /// The value of a metric's label `issuer`.
@@ -28,7 +29,7 @@ fn issuer(metrics: &str, name: &str) -> Option<String> {
     )
 }
 
-/// The one authority that all controllers issue with.
+/// The authority that all controllers issue with.
 fn authority() -> Result<String, String> {
     let found: Vec<_> = (controllers::metrics().iter())
         .map(|metrics| issuer(metrics, "naru_controller_authority_info"))
@@ -55,7 +56,7 @@ fn until_state(state: &str) {
     });
 }
 
-/// How often each container of a list of pods has started.
+/// How often each container in a list of pods has started.
 fn starts(pods: &Value) -> Vec<(String, u64)> {
     let pods = pods["items"].as_array().expect("a list").iter();
     let mut starts: Vec<_> = pods
@@ -96,7 +97,7 @@ fn program(name: &str, arguments: &[&str], port: u16, target: u16, protocol: &st
 }
 
 #[test]
-fn another_certificate_authority_takes_over_and_nobody_who_talks_notices() {
+fn the_certificate_authority_is_rotated_without_a_disruption() {
     let namespace = Namespace::meshed("rotation");
     let watched = WATCHED.to_string();
     let front = ["web", "--listen", "[::]:8080", "--watched", &watched];
@@ -127,7 +128,8 @@ fn another_certificate_authority_takes_over_and_nobody_who_talks_notices() {
     let old = eventually("there is one authority", STEP, authority);
     until_state("steady");
     let load = Load::start(&namespace, "load", "http://web", 200);
-    // One connection to the database, and one gRPC stream from `front` to `cart`, for as long as it all takes.
+    // One connection to the database, and one gRPC stream from `front` to `cart`, for the whole
+    // rotation.
     let ping = r"while :; do printf '*1\r\n$4\r\nPING\r\n'; sleep 1; done | nc store 6379";
     let watch = "wget -q -O - http://front/cart/watch";
     namespace.apply(&[client("connection", ping), client("stream", watch)]);
@@ -163,7 +165,7 @@ fn another_certificate_authority_takes_over_and_nobody_who_talks_notices() {
         &wish,
     ]);
     until_state("trusting");
-    // One that starts in the middle gets in.
+    // A pod that starts during the rotation joins.
     namespace.apply(&[deployment("late", 1, pod_spec(server()))]);
     until_state("retiring");
     let new = eventually("there is one authority", STEP, authority);
@@ -192,7 +194,7 @@ fn another_certificate_authority_takes_over_and_nobody_who_talks_notices() {
     let anchors = anchors["data"]["trust-anchors.pem"].as_str().expect("PEM");
     assert_eq!(anchors.matches("BEGIN").count(), 1);
 
-    // What was open is open, and carries.
+    // Open connections are still open and work.
     let answered = pongs();
     eventually("the connection carries", STEP, || match pongs() {
         more if more > answered => Ok(()),

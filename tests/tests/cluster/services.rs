@@ -1,4 +1,4 @@
-//! The kinds of Services that there are, called from inside the mesh.
+//! All kinds of Services, called from inside the mesh.
 
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ fn every_kind_of_service_is_reached() {
     let namespace = Namespace::meshed("services");
     let mut container = server();
     container["ports"] = json!([{ "name": "http", "containerPort": 8080 }]);
-    // Only what is taken for the Service reaches pods that let nobody in without an identity.
+    // The pods are in strict mode: only calls that are recognized as the Service's reach them.
     let mut web = deployment("web", 2, pod_spec(container));
     web["spec"]["template"]["metadata"]["annotations"] = json!({ "naru.dev/mtls": "strict" });
     namespace.apply(&[

@@ -1,11 +1,11 @@
-//! `naru why` and `naru routes` on a real cluster: over a port that the API server forwards.
+//! `naru why` and `naru routes` on a real cluster, over a port that the API server forwards.
 
 use serde_json::{Value, json};
 
 use crate::kubernetes::{Namespace, READY, eventually, kubectl, scratch, script};
 use crate::objects::{deployment, pod_spec, server, service};
 
-/// Exit code, and what is written to both outputs.
+/// Exit code, and the output of both streams.
 fn naru(arguments: &[&str]) -> (i32, String) {
     let output = script("naru").args(arguments).output();
     let output = output.expect("tests/cluster/naru");
@@ -14,7 +14,7 @@ fn naru(arguments: &[&str]) -> (i32, String) {
     (code, String::from_utf8(text).expect("text"))
 }
 
-/// Waits until a call ends with that code, and says all of this.
+/// Waits until a command exits with that code and prints all of this.
 fn eventually_said(arguments: &[&str], code: i32, parts: &[&str]) {
     eventually(&format!("{arguments:?}"), READY, || {
         let (found, said) = naru(arguments);
@@ -38,7 +38,7 @@ fn backend(name: &str) -> Value {
 }
 
 #[test]
-fn a_request_is_explained_by_the_sidecar_of_whoever_would_send_it() {
+fn a_request_is_explained_by_the_sidecar_of_its_client() {
     let namespace = Namespace::meshed("why");
     let consumer = Namespace::meshed("why-consumer");
     namespace.apply(&[
@@ -68,7 +68,7 @@ fn a_request_is_explained_by_the_sidecar_of_whoever_would_send_it() {
                 { "name": "api", "matches": [{ "path": { "value": "/api" } }], "backendRefs": [backend("web")] },
             ]),
         ),
-        // A filter that Naru does not know.
+        // A filter that Naru does not support.
         route(
             "refused",
             &web,
@@ -117,7 +117,7 @@ fn a_request_is_explained_by_the_sidecar_of_whoever_would_send_it() {
         ],
     );
 
-    // A consumer's routes hold for its own clients.
+    // Consumer routes apply to their own clients.
     consumer.apply(&[route(
         "own",
         &web,
@@ -135,14 +135,14 @@ fn a_request_is_explained_by_the_sidecar_of_whoever_would_send_it() {
     );
     eventually_said(&why(&["http://web/"]), 1, &["no-route"]);
 
-    // A connection with TLS, to a port that the Service does not have.
+    // A TLS connection to a port that the Service does not have.
     eventually_said(
         &why(&["https://web/"]),
         1,
         &["none of the mesh's", "only 80"],
     );
 
-    // What can't be said.
+    // Questions without an answer.
     for (arguments, told) in [
         (why(&["http://nobody/"]), "has no Service nobody"),
         (
@@ -161,7 +161,7 @@ fn a_request_is_explained_by_the_sidecar_of_whoever_would_send_it() {
 }
 
 #[test]
-fn somebody_who_may_not_forward_ports_is_told_what_it_takes() {
+fn a_user_who_may_not_forward_ports_gets_the_missing_permissions() {
     let namespace = Namespace::meshed("why-rights");
     namespace.serve_web(1);
     namespace.kubectl(&[
@@ -171,7 +171,7 @@ fn somebody_who_may_not_forward_ports_is_told_what_it_takes() {
         "--clusterrole=view",
         "--user=jane",
     ]);
-    // As a user who may read: the kubeconfig is the administrator's, with another name to act under.
+    // As a user with read access: the kubeconfig is the administrator's, with impersonation.
     let kubeconfig = scratch("jane.kubeconfig");
     let view = kubectl(&["config", "view", "--raw", "--flatten", "-o", "json"]);
     let mut config: Value = serde_json::from_str(&view).expect("JSON");
@@ -190,7 +190,7 @@ fn somebody_who_may_not_forward_ports_is_told_what_it_takes() {
         code == 2 && said.contains("pods/portforward in why-rights"),
         "{code} {said}"
     );
-    // No more than what it says it takes.
+    // Exactly the permissions that the message names.
     namespace.kubectl(&[
         "create",
         "role",

@@ -1,4 +1,4 @@
-//! The committed counts, and how new ones are held against them.
+//! The committed counts, and the comparison with new ones.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,24 +10,26 @@ use serde::{Deserialize, Serialize};
 use crate::callgrind::{Counts, may_run_in_real_time};
 use crate::rows::Sides;
 
-/// How much more than the baseline's a count may be, in per cent. In real time the counts scatter by less than two, however busy the
-/// machine is; one call more is found in all that have fewer than thirty.
+/// How far a count may exceed the baseline's, in per cent. With real-time scheduling the counts
+/// vary by less than two, however busy the machine is. One more call is detected in all counts
+/// below thirty.
 const TOLERANCE: f64 = 3.0;
-/// The same for what something else than the code may have changed: instructions, where another compiler built the programs, or another
-/// valgrind or processor ran them; everything, where sidecars have no turns of their own, and what was sent in two pieces comes in one
-/// or in two as it happens. Only what is certainly none of their doing fails.
+/// The tolerance for counts that depend on more than the code. Instructions depend on the compiler
+/// that built the programs, and on the valgrind and the processor that ran them. Without real-time
+/// scheduling everything varies, because two writes arrive in one read or in two. Only differences
+/// beyond these effects fail.
 const WIDE_TOLERANCE: f64 = 25.0;
 
-/// What writes the counts as the new baseline.
+/// The command that writes the counts as the new baseline.
 pub const ACCEPT: &str = "NARU_ACCEPT_INSTRUCTIONS=1 tests/run instructions";
 
 const INSTRUCTIONS: &str = "instructions";
 
-/// The processor features that valgrind passes on to what it runs, where the machine has them. Everything else of a processor it
-/// leaves out, so that cryptography and libc choose by these alone.
+/// The processor features that valgrind passes through if the machine has them. It hides all
+/// others, so cryptography and libc choose by these alone.
 const FEATURES: [&str; 5] = ["avx", "avx2", "f16c", "rdrand", "rdseed"];
 
-/// Counts, and what they depend on beside the code.
+/// Counts, and their dependencies other than the code.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Baseline {
     #[serde(rename = "counted with")]
@@ -38,7 +40,7 @@ pub struct Baseline {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct With {
     rustc: String,
-    /// Builds the cryptography, and comes with the libc.
+    /// The compiler of the cryptography, which comes with the libc.
     cc: String,
     valgrind: String,
     processor: Vec<String>,
@@ -46,15 +48,15 @@ struct With {
     real_time: bool,
 }
 
-/// How counts compare.
+/// The result of a comparison.
 pub struct Verdict {
     table: String,
-    /// A line for each count that is above what it may be.
+    /// A line for each count above its tolerance.
     pub dearer: Vec<String>,
 }
 
 impl Baseline {
-    /// Nothing counted yet.
+    /// An empty baseline.
     pub fn of_this_machine() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").expect("/proc/cpuinfo");
         let flags: Vec<&str> = cpuinfo
@@ -93,7 +95,7 @@ impl Baseline {
         std::fs::write(path, file).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
-    /// Holds `counted` against this.
+    /// Compares `counted` with this baseline.
     pub fn compare(&self, counted: &Self) -> Verdict {
         let real_time = self.with.real_time && counted.with.real_time;
         let same = self.with == counted.with && real_time;
@@ -107,7 +109,7 @@ impl Baseline {
         let mut cheaper = false;
         for (row, sides) in &counted.rows {
             for (side, counts) in sides {
-                // What the baseline does not have is dearer than it was.
+                // A missing count in the baseline counts as exceeded.
                 let before = self.rows.get(row).and_then(|sides| sides.get(side));
                 let before = before.copied().unwrap_or_default().named();
                 for ((count, before), (_, now)) in before.into_iter().zip(counts.named()) {
@@ -170,7 +172,7 @@ fn version(program: &str) -> String {
 }
 
 #[test]
-fn a_count_above_its_tolerance_is_dearer_and_one_below_is_said_to_be_cheaper() {
+fn a_count_above_its_tolerance_is_dearer_and_one_below_is_reported_as_cheaper() {
     let counted = |rustc: &str, instructions, allocations| {
         let counts = Counts {
             instructions,

@@ -1,8 +1,9 @@
-//! Sidecars under callgrind: their counts are written out while they run, and read here.
+//! Sidecars under callgrind: the test dumps their counts while they run, and reads them.
 //!
-//! No terminal and no ptrace, which containers tend to forbid: vgdb leaves its command in a pipe that valgrind looks at after every
-//! some thousand basic blocks, and questions to the admin port see to it that the process gets there. They are answered by the
-//! control thread; each thread is counted by itself, and only the data worker's counts are taken.
+//! It needs neither a terminal nor ptrace, which containers tend to forbid. vgdb leaves its command
+//! in a pipe that valgrind polls every some thousand basic blocks, and requests to the admin port
+//! make the process execute that many. The control thread handles them; each thread is counted
+//! separately, and only the data worker's counts are used.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,7 +17,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-/// What programs ask memory of. `realloc` counts as one, whether it moves or not.
+/// Allocation functions. `realloc` counts as one, whether it moves or not.
 const ALLOCATORS: [&str; 11] = [
     "_rjem_malloc",
     "_rjem_mallocx",
@@ -31,10 +32,10 @@ const ALLOCATORS: [&str; 11] = [
     "aligned_alloc",
 ];
 
-/// A system call only under valgrind, which hides the kernel's page with the clock.
+/// A system call only under valgrind, which hides the vDSO.
 const CLOCK: &str = "clock_gettime";
 
-/// What was executed between two moments, or of that a request's share.
+/// Counts of an interval, or a request's share of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
     pub instructions: f64,
@@ -45,8 +46,8 @@ pub struct Counts {
     pub clock_readings: f64,
 }
 
-/// Keeps this thread and what it starts on one processor: whether a sidecar reads what comes in one piece or in two is then no matter
-/// of how fast the other is.
+/// Pins this thread and its children to one processor: the number of reads of a sidecar then does
+/// not depend on the relative speed of the processes.
 pub fn stay_on_one_processor() {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).expect("processors");
@@ -56,10 +57,10 @@ pub fn stay_on_one_processor() {
     sched_setaffinity(this, &one).expect("a processor of its own");
 }
 
-/// What a sidecar's command line is given to. Its counts and pipes go to `directory`.
+/// The command that runs a sidecar under callgrind. Its counts and pipes go to `directory`.
 pub fn command(directory: &Path) -> Vec<String> {
-    // Whoever is waked waits until who woke it has done what there is to do. In real time, which takes a right, nobody else comes in
-    // between either.
+    // With these policies a woken process waits until its waker blocks. Real-time scheduling, which
+    // requires a privilege, also prevents preemption by others.
     let [policy, priority] = match may_run_in_real_time() {
         true => ["--fifo", "1"],
         false => ["--batch", "0"],
@@ -72,16 +73,16 @@ pub fn command(directory: &Path) -> Vec<String> {
         "--tool=callgrind".to_owned(),
         "--quiet".to_owned(),
         "--separate-threads=yes".to_owned(),
-        // Otherwise a name is written out in the first file that has it, and in no later one.
+        // With compression, a name is spelled out only in the first file that contains it.
         "--compress-strings=no".to_owned(),
-        // Counts system calls too; their time is not looked at.
+        // Counts system calls as well; their time is ignored.
         "--collect-systime=usec".to_owned(),
         format!("--vgdb-prefix={}", vgdb_prefix(directory)),
         format!("--callgrind-out-file={}/counts.%p", directory.display()),
     ]
 }
 
-/// Whether the sidecars' turns are theirs alone. Elsewhere other programs on the processor cut them up.
+/// Whether the sidecars run without preemption. Otherwise other programs interrupt them.
 pub fn may_run_in_real_time() -> bool {
     let tried = std::process::Command::new("chrt")
         .args(["--fifo", "1", "true"])
@@ -93,14 +94,15 @@ fn vgdb_prefix(directory: &Path) -> String {
     format!("{}/vgdb", directory.display())
 }
 
-/// A sidecar that is counted.
+/// A sidecar under callgrind.
 pub struct Counted<'a> {
     pub sidecar: &'a Sidecar,
     pub directory: &'a Path,
 }
 
 impl Counted<'_> {
-    /// What the data worker has executed since the last of these calls, kept in the file `profile`.
+    /// The counts of the data worker since the last call of this or `dump`, stored in the file
+    /// `profile`.
     pub async fn counts(&self, profile: &Path) -> Counts {
         self.dump().await;
         let prefix = format!("counts.{}.", self.sidecar.process.id());
@@ -113,7 +115,7 @@ impl Counted<'_> {
             let file = std::fs::read_to_string(&path).expect("counts");
             std::fs::remove_file(path).expect("remove");
             let counts = read(&file);
-            // The others do next to nothing.
+            // The other threads are nearly idle.
             if worker
                 .as_ref()
                 .is_none_or(|(_, other)| other.instructions < counts.instructions)
@@ -122,19 +124,20 @@ impl Counted<'_> {
             }
         }
         let (file, counts) = worker.expect("callgrind writes a file for each thread");
-        // Functions that have not returned were called no times, which callgrind_annotate takes for no calls at all.
+        // Functions that have not returned have calls=0, which callgrind_annotate ignores.
         let file = file.replace("\ncalls=0 ", "\ncalls=1 ");
         std::fs::write(profile, file).expect("write");
         counts
     }
 
-    /// Has valgrind write a file for each thread, and begin at zero again. (Its command `zero` leaves the system calls as they are.)
+    /// Makes valgrind write a file for each thread, and reset the counts. (Its command `zero` does
+    /// not reset system calls.)
     async fn dump(&self) {
         let vgdb = Command::new("vgdb")
             .arg(format!("--vgdb-prefix={}", vgdb_prefix(self.directory)))
             .arg(format!("--pid={}", self.sidecar.process.id()))
             .args(["--max-invoke-ms=0", "dump"])
-            // The names of the pipes have the user's in them.
+            // The pipes' names contain the user's name.
             .env_clear()
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -154,7 +157,7 @@ impl Counted<'_> {
 
 async fn keep_busy(admin: SocketAddr) {
     loop {
-        // It may be in the middle of what it was told.
+        // The previous command may still be in progress.
         let _answer = apps::try_get(admin, "/ready").await;
     }
 }
@@ -165,8 +168,9 @@ fn name(path: &Path) -> &str {
         .unwrap_or_default()
 }
 
-/// Counts of a file in callgrind's format: <https://valgrind.org/docs/manual/cl-format.html>. Its lines are the names of functions,
-/// each with what it executed itself, and with its calls: whom, how often, and what they executed altogether.
+/// Parses a file in callgrind's format: <https://valgrind.org/docs/manual/cl-format.html>. Its
+/// lines are function names, each with its own cost, and with its calls: the callee, their number,
+/// and their inclusive cost.
 fn read(file: &str) -> Counts {
     let mut counts = Counts::default();
     let (mut function, mut called) = ("", "");
@@ -183,7 +187,7 @@ fn read(file: &str) -> Counts {
             }
             lines.next();
         } else if line.starts_with(|c: char| c.is_ascii_digit() || "+-*".contains(c)) {
-            // The place, and then what `command` has counted; zeros at the end are left out.
+            // The position, and then the counts of `command`; trailing zeros are omitted.
             let mut costs = line.split(' ').skip(1).map(number);
             counts.instructions += costs.next().unwrap_or_default();
             let system_calls = costs.next().unwrap_or_default();
@@ -201,7 +205,7 @@ fn number(text: &str) -> f64 {
 }
 
 #[test]
-fn what_a_function_calls_is_not_counted_twice() {
+fn calls_of_a_function_are_not_counted_twice() {
     let counts = read(
         "version: 1\nevents: Ir sysCount sysTime\nsummary: 45 3 9\n\n\
          fl=???\nfn=naru_proxy::serve\n0 30\ncfn=malloc\ncalls=2 0 \n0 10\ncfn=clock_gettime\ncalls=1 0 \n0 5 1 3\n\n\

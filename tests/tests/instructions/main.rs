@@ -1,20 +1,22 @@
-//! The instructions layer: what a request costs a sidecar in instructions, allocations, system calls and readings of the clock, held
-//! to committed numbers.
+//! The instructions layer: a sidecar's cost of a request in instructions, allocations, system calls
+//! and clock readings, compared with committed numbers.
 //!
-//! Two sidecars run under callgrind, with a real controller, on loopback. A client sends one request after the other; what the data
-//! workers execute meanwhile is divided by the number of requests. No time is measured, so the numbers say the same on a busy machine,
-//! and a request path that became dearer is seen long before a benchmark could tell it from noise.
+//! Two sidecars run under callgrind, with a real controller, on loopback. A client sends one
+//! request after the other; the counts of the data workers are divided by the number of requests.
+//! Time is not measured, so the numbers are the same on a busy machine. A regression of the request
+//! path shows up long before a benchmark could distinguish it from noise.
 //!
 //! ```text
 //! tests/run instructions                             compares with baseline/ARCHITECTURE.json, and fails where something is dearer
-//! NARU_ACCEPT_INSTRUCTIONS=1 tests/run instructions  writes it anew: commit it with the change that it is due to
+//! NARU_ACCEPT_INSTRUCTIONS=1 tests/run instructions  rewrites it: commit it with the change that caused it
 //! callgrind_annotate target/instructions/ROW-SIDE    where the instructions of a run went; --inclusive=yes, --tree=caller
 //! ```
 //!
-//! The counts are those of the processor that valgrind shows to programs, whatever it runs on: with AVX2 if the machine has it, and
-//! without AVX-512 and the instructions for SHA, so that a handshake looks dearer than it is. A large `memcpy` counts for each byte
-//! of it. What the kernel does for a system call counts nothing. The benchmark (`tests/bench`) is what says how fast it is; this says
-//! only whether it is what it was.
+//! The counts are those of valgrind's emulated processor, independent of the real one: with AVX2 if
+//! the machine has it, but without AVX-512 and SHA instructions, so that a handshake appears more
+//! expensive than it is. A large `memcpy` counts in proportion to its size. Work of the kernel in
+//! system calls is not counted. The benchmark (`tests/bench`) measures the absolute speed; this
+//! layer only detects changes.
 
 mod baseline;
 mod callgrind;
@@ -29,7 +31,7 @@ use crate::baseline::{ACCEPT, Baseline};
 use crate::rows::Row;
 
 #[tokio::test]
-async fn no_request_costs_more_than_it_did() {
+async fn no_request_costs_more_than_the_baseline() {
     let file = format!(
         "tests/instructions/baseline/{}.json",
         std::env::consts::ARCH
@@ -63,7 +65,7 @@ async fn no_request_costs_more_than_it_did() {
     );
 }
 
-/// Says it where the test passes, too.
+/// Prints even if the test passes.
 fn say(words: &str) {
     let _nobody_listens = writeln!(std::io::stderr(), "\n{words}");
 }

@@ -1,4 +1,4 @@
-//! What is counted: requests of four kinds, one after the other, through two sidecars.
+//! The workload: requests of four kinds, one after the other, through two sidecars.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,18 +19,19 @@ use tokio::time::timeout;
 
 use crate::callgrind::{self, Counted, Counts};
 
-/// Requests before anything is counted: connections are open by then, tables filled, buffers as large as they get.
+/// Requests before the count starts: by then connections are open, tables filled, and buffers at
+/// their final size.
 const WARM_UP: u32 = 100;
-/// Requests that are counted together.
+/// Requests in one count.
 const REQUESTS: u32 = 200;
-/// How often that is done. The least counts: what happens by the clock meanwhile only adds.
+/// Number of counts. The smallest one is used, because periodic work only adds to it.
 const ROUNDS: usize = 3;
-/// Body of an answer to a GET, in bytes.
+/// Body of a response to GET, in bytes.
 const PAGE: usize = 1024;
-/// Body of a POST and of its answer, and each direction of an opaque connection, in bytes.
+/// Body of a POST and of its response, and each direction of an opaque connection, in bytes.
 const MESSAGE: [u8; 128] = [b'm'; 128];
 
-/// Under valgrind, beside others, everything takes long.
+/// Under valgrind on a busy machine everything is slow.
 const PATIENT: [&str; 3] = [
     "--connect-timeout=60s",
     "--handshake-timeout=60s",
@@ -40,9 +41,9 @@ const PATIENT: [&str; 3] = [
 /// A kind of request.
 #[derive(Clone, Copy, Debug)]
 pub enum Row {
-    /// GET with an answer of 1 KiB, on a kept connection.
+    /// GET with a response of 1 KiB, on a persistent connection.
     Http1,
-    /// POST of 128 bytes with as many back, on one connection.
+    /// POST of 128 bytes with a response of the same size, on one connection.
     Http2,
     /// An opaque connection, with 128 bytes each way.
     TcpNew,
@@ -50,7 +51,7 @@ pub enum Row {
     Http1New,
 }
 
-/// What the counts of each side are called: `outbound` and `inbound`.
+/// Counts by the name of the side: `outbound` and `inbound`.
 pub type Sides = BTreeMap<String, Counts>;
 
 impl Row {
@@ -75,7 +76,7 @@ impl Row {
     }
 }
 
-/// Counts a row, for each request. The last profile of each side goes to `profiles`.
+/// The counts of a row for each request. The last profile of each side goes to `profiles`.
 pub async fn count(row: Row, programs: &Path, profiles: &Path) -> Sides {
     let scratch = profiles.join(format!("{}.scratch", row.name()));
     std::fs::create_dir_all(&scratch).expect("a scratch directory");
@@ -121,7 +122,7 @@ pub async fn count(row: Row, programs: &Path, profiles: &Path) -> Sides {
 }
 
 impl Counts {
-    /// A request's share: whole instructions, tenths of all else.
+    /// A request's share: whole instructions, and tenths of all other counts.
     fn each(self, requests: u32) -> Self {
         let requests = f64::from(requests);
         let tenths = |count: f64| (count / requests * 10.0).round() / 10.0;
@@ -143,7 +144,7 @@ impl Counts {
     }
 }
 
-/// Whoever asks, as the row has it.
+/// The client of a row.
 enum Client {
     Http1(hyper::client::conn::http1::SendRequest<Full<Bytes>>),
     Http2(h2::client::SendRequest<Bytes>),
@@ -174,7 +175,7 @@ impl Client {
         }
     }
 
-    /// That many requests, each after the answer to the last.
+    /// Sends this many requests, each after the response to the last.
     async fn ask(&mut self, requests: u32) {
         for _ in 0..requests {
             timeout(SOON, self.once()).await.expect("no answer");
@@ -237,7 +238,7 @@ async fn whole(mut body: h2::RecvStream) -> Vec<u8> {
     all
 }
 
-/// The app of a row. It stops when this is dropped.
+/// The app of a row. It stops on drop.
 enum Server {
     Http1 { _app: App },
     Other(JoinHandle<()>),
@@ -276,7 +277,7 @@ impl Drop for Server {
     }
 }
 
-/// Sends each message back in one piece, once it is all there.
+/// Echoes each complete message in one piece.
 async fn answer_http2(stream: TcpStream) {
     let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
     while let Some(Ok((request, mut respond))) = connection.accept().await {

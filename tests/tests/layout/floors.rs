@@ -1,5 +1,5 @@
-//! Maps of floors, and imports that do not follow them. In: the modules of a crate. Out: a sentence
-//! for each thing that is wrong, with the place and the way out.
+//! Maps of floors, and imports that violate them. In: the modules of a crate. Out: a sentence for
+//! each problem, with its location and fix.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::source::{Crate, Module};
 /// Names of modules by floor, the top one first.
 pub struct Floors(pub Vec<Vec<String>>);
 
-/// The folder's own file, as maps call it.
+/// The name of the folder's own file in maps.
 const OWN: &str = "self";
 
 const WAY_OUT: &str = "    Put what both need into a module below them, or have the upper one pass \
@@ -32,7 +32,7 @@ impl Floors {
         ))
     }
 
-    /// How far a module is from the top.
+    /// The index of a module's floor, from the top.
     fn depth(&self, name: &str) -> Option<usize> {
         self.0
             .iter()
@@ -40,7 +40,7 @@ impl Floors {
     }
 }
 
-/// An import as the map of one folder sees it.
+/// An import from the perspective of one folder's map.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Import<'a> {
     /// The name of the importing module in that folder, or [`OWN`].
@@ -48,7 +48,7 @@ struct Import<'a> {
     to: &'a str,
     file: String,
     line: usize,
-    /// The whole path of the module that has the item.
+    /// The whole path of the module that defines the item.
     target: String,
 }
 
@@ -86,7 +86,7 @@ pub fn problems(modules: &Crate) -> Vec<String> {
     problems
 }
 
-/// The imports by the folder in which the two modules meet.
+/// The imports by the lowest common folder of the two modules.
 fn imports(modules: &Crate) -> BTreeMap<Vec<String>, BTreeSet<Import<'_>>> {
     let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for module in modules.iter() {
@@ -113,7 +113,7 @@ fn imports(modules: &Crate) -> BTreeMap<Vec<String>, BTreeSet<Import<'_>>> {
     found
 }
 
-/// A map that does not name the modules of its folder.
+/// Modules that are missing from the folder's map, and unknown names in it.
 fn incomplete(folder: &Module, floors: &Floors) -> Vec<String> {
     let file = folder.file.display();
     let mut problems = Vec::new();

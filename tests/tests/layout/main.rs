@@ -1,8 +1,8 @@
-//! Holds the modules of each crate to the order that its maps state, so that the code can be read
-//! from the top to the ground without a circle.
+//! Checks that the modules of each crate follow the order of its maps, so that the code can be read
+//! from top to bottom without a cycle.
 //!
-//! A map stands in the header of the file that declares a folder's modules (`lib.rs`, `mod.rs`):
-//! under the heading `# Floors`, in a block of text. A line is a floor, the top one first, with the
+//! A map is in the header of the file that declares a folder's modules (`lib.rs`, `mod.rs`): under
+//! the heading `# Floors`, in a block of text. Each line is a floor, from top to bottom, with the
 //! names of its modules; two spaces begin a remark.
 //!
 //! ```text
@@ -11,10 +11,10 @@
 //! config              read once, at the start
 //! ```
 //!
-//! A module imports from the floors below its own, and from its own floor where that closes no
-//! circle. Two modules meet in the lowest folder that holds both, and the map of that folder
-//! decides. The folder's own file holds its vocabulary and its entry: it is on no floor, unless the
-//! map names it as `self`. What is under `#[cfg(test)]` imports what it likes.
+//! A module imports from the floors below its own, and from its own floor unless that creates a
+//! cycle. For two modules the map of their lowest common folder applies. The folder's own file has
+//! its vocabulary and its entry point: it is on no floor, unless the map lists it as `self`. Code
+//! under `#[cfg(test)]` may import anything.
 
 mod floors;
 mod source;
@@ -25,7 +25,7 @@ use floors::{Floors, problems};
 use naru_tests::repository;
 use source::Crate;
 
-/// Each of their folders that holds two modules or more has a map.
+/// In these crates, each folder with two modules or more has a map.
 const CRATES: [&str; 5] = [
     "controller/src/lib.rs",
     "controller/contract/src/lib.rs",
@@ -51,7 +51,7 @@ fn modules_import_from_the_floors_below_their_own() {
     );
 }
 
-/// What is wrong with a crate of these files, of which the first is its root.
+/// The problems of a crate with these files, of which the first is its root.
 fn problems_of(files: &[(&str, &str)]) -> Vec<String> {
     let read = |file: &Path| {
         let found = files.iter().find(|(name, _)| Path::new(name) == file);
@@ -68,7 +68,7 @@ fn root(floors: &str) -> String {
 const A_OVER_B: &str = "//! a    on top\n//! b\n";
 
 #[test]
-fn an_import_from_below_is_right_and_one_from_above_is_named_with_its_line() {
+fn an_import_from_below_is_allowed_and_one_from_above_is_reported_with_its_line() {
     let root = root(A_OVER_B);
     let right = [
         ("lib.rs", root.as_str()),
@@ -125,7 +125,7 @@ fn modules_of_one_floor_may_import_each_other_in_one_direction() {
 }
 
 #[test]
-fn an_item_that_the_folder_hands_on_is_of_the_module_that_has_it() {
+fn a_reexported_item_belongs_to_the_module_that_defines_it() {
     let handed_on = format!("{}pub use a::A;\npub struct Own;", root(A_OVER_B));
     let wrong = [
         ("lib.rs", handed_on.as_str()),
@@ -159,7 +159,7 @@ fn the_folders_own_file_is_on_a_floor_if_the_map_names_it() {
 }
 
 #[test]
-fn two_modules_meet_in_the_lowest_folder_that_holds_both() {
+fn two_modules_are_compared_in_their_lowest_common_folder() {
     let root = root(A_OVER_B);
     let inner = "//! # Floors\n//! ```text\n//! c\n//! d\n//! ```\nmod c;\nmod d;";
     let files = |c, d| {
@@ -183,7 +183,7 @@ fn two_modules_meet_in_the_lowest_folder_that_holds_both() {
 }
 
 #[test]
-fn tests_import_what_they_like() {
+fn tests_may_import_anything() {
     let root = root(A_OVER_B);
     let b = "#[cfg(test)] use crate::a::A; #[cfg(test)] mod tests { use crate::a; } \
              #[cfg(test)] #[path = \"b_tests.rs\"] mod more;";
@@ -203,7 +203,7 @@ fn tests_import_what_they_like() {
 }
 
 #[test]
-fn a_map_names_every_module_of_its_folder_once_and_no_other() {
+fn a_map_lists_every_module_of_its_folder_once_and_no_other() {
     let root = root("//! a a c\n");
     let found = problems_of(&[("lib.rs", &root), ("a.rs", ""), ("b.rs", "")]).join("\n");
     for said in [

@@ -1,5 +1,5 @@
-//! The modules of a crate, read from its files as tokens. In: the root file. Out: for each module
-//! the paths that its code names, without what is for tests only.
+//! The modules of a crate, parsed from its files as tokens. In: the root file. Out: for each module
+//! the paths in its code, except code for tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use std::str::FromStr;
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-/// Names that lead to names, at most: a file that hands on what another hands on, and so forth.
+/// Maximum length of a chain of re-exports.
 const MAX_STEPS: usize = 16;
-/// What comes before the name of an item.
+/// Keywords before the name of an item.
 const ITEMS: [&str; 9] = [
     "fn",
     "struct",
@@ -25,14 +25,14 @@ const ITEMS: [&str; 9] = [
 /// A file of a crate.
 #[derive(Default)]
 pub struct Module {
-    /// From the root, which is empty.
+    /// From the root, whose path is empty.
     pub path: Vec<String>,
     pub file: PathBuf,
     pub text: String,
     /// Modules that have files of their own.
     pub children: BTreeSet<String>,
     pub used: Vec<Used>,
-    /// What names of `use` stand for.
+    /// The paths of names from `use`.
     aliases: BTreeMap<String, Vec<String>>,
     /// The paths before `::*`.
     globs: Vec<Vec<String>>,
@@ -45,7 +45,7 @@ impl Module {
     }
 }
 
-/// A path in the code, from the crate's root.
+/// A path in the code, resolved from the crate's root.
 pub struct Used {
     pub path: Vec<String>,
     pub line: usize,
@@ -72,7 +72,7 @@ impl Crate {
         self.0.values()
     }
 
-    /// Reads a file, and those of its modules, which are in `directory`.
+    /// Parses a file and those of its modules, which are in `directory`.
     fn add(&mut self, file: PathBuf, directory: PathBuf, path: Vec<String>, read: Read<'_>) {
         let text = read(&file).unwrap_or_else(|| panic!("there is no {}", file.display()));
         let tokens = TokenStream::from_str(&text)
@@ -108,8 +108,8 @@ impl Crate {
         self.0.insert(path, module);
     }
 
-    /// The module that has what `path` names, seen from the module `from`; `None` for what is in no
-    /// module of this crate.
+    /// The module that defines the item at `path`, as seen from the module `from`; `None` if the
+    /// item is not in a module of this crate.
     pub fn find(&self, from: &[String], path: &[String]) -> Option<&Module> {
         self.follow(from, path, MAX_STEPS)
     }
@@ -118,7 +118,7 @@ impl Crate {
         let steps = steps.checked_sub(1)?;
         let (mut at, rest) = match path.split_first()? {
             (first, rest) if first == "crate" => (Vec::new(), rest),
-            // As it stands in `use`: a module or a name of this one, or another crate.
+            // As in `use`: a module or a name of this one, or another crate.
             (first, _) => {
                 let here = self.0.get(from)?;
                 if !here.children.contains(first) && !here.aliases.contains_key(first) {
@@ -151,9 +151,9 @@ impl Crate {
 /// The walk through the tokens of one file.
 struct Walk {
     module: Module,
-    /// The module that the code is in: an inline one has no file.
+    /// The module of the code: an inline one has no file.
     scope: Vec<String>,
-    /// Modules with files, and where `#[path]` says that these are.
+    /// Modules with files, and their `#[path]`.
     declared: Vec<(String, Option<String>)>,
 }
 
@@ -193,7 +193,7 @@ impl Walk {
                         self.module.items.extend(named);
                     }
                     let path = path_at(&tokens[at..]);
-                    // Of `a.b` and of `<A>::b`, `b` is no path.
+                    // In `a.b` and `<A>::b`, `b` is not a path.
                     if !(at > 0 && is_punct(&tokens[at - 1], ['.', ':'])) || path[0] == "crate" {
                         self.code(&path, word.span().start().line);
                     }
@@ -208,7 +208,7 @@ impl Walk {
         }
     }
 
-    /// `mod name;` or `mod name { … }` after its first word; the number of tokens of it all.
+    /// `mod name;` or `mod name { … }` after its first word. Returns its number of tokens.
     fn submodule(&mut self, tokens: &[TokenTree], given: Option<String>) -> usize {
         let Some(name) = tokens.first().and_then(ident) else {
             return 1;
@@ -250,7 +250,7 @@ impl Walk {
                 }
                 TokenTree::Ident(word) => {
                     line = word.span().start().line;
-                    // `{self}` is what is before the brace.
+                    // `{self}` is the path before the brace.
                     if word != "self" || path.is_empty() {
                         path.push(word.to_string());
                     }
@@ -303,7 +303,7 @@ impl Walk {
         }
         match relative {
             true => [&["crate".to_owned()], &at[..], rest].concat(),
-            // A name in an inline module is not one of the file's.
+            // A name in an inline module does not belong to the file.
             false => path.to_vec(),
         }
     }
@@ -335,7 +335,7 @@ fn path_at(tokens: &[TokenTree]) -> Vec<String> {
     path
 }
 
-/// `#[…]` or `#![…]`: whether it is the latter, and what is in it.
+/// `#[…]` or `#![…]`: whether it is the latter, and its content.
 fn attribute(tokens: &[TokenTree]) -> Option<(bool, &Group)> {
     let (inner, rest) = match tokens {
         [hash, bang, rest @ ..] if is_punct(hash, ['#']) && is_punct(bang, ['!']) => (true, rest),
@@ -363,7 +363,7 @@ fn path_attribute(attribute: &Group) -> Option<String> {
     Some(text.strip_suffix('"')?.to_owned())
 }
 
-/// Tokens of the item, statement or field that an attribute is of.
+/// The number of tokens of the item, statement or field under an attribute.
 fn length_of_item(tokens: &[TokenTree]) -> usize {
     let mut at = 0;
     while let Some((inner, _)) = attribute(&tokens[at..]) {

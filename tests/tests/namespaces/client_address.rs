@@ -1,10 +1,10 @@
-//! The address that an app sees its clients come from.
+//! The client address that an app sees.
 
 use std::collections::BTreeSet;
 
 use crate::mesh::{Mesh, Workload, program, python};
 
-/// An app that tells its clients where it sees them.
+/// An app that returns the address of its clients.
 fn whoami(name: &str) -> Workload {
     let script = format!("exec {} {} server", python(), program("whoami.py"));
     Workload::new(name, &script)
@@ -12,7 +12,7 @@ fn whoami(name: &str) -> Workload {
         .port(5432, 5432, Some("tcp"))
 }
 
-/// What a server says that it sees, over HTTP and in bytes, by whichever family it is called.
+/// The client addresses that a server sees, over HTTP and TCP, on each family.
 fn asked(mesh: &Mesh, server: &str) -> Vec<String> {
     let script = format!("{} {} client {server}", python(), program("whoami.py"));
     let said = mesh.run(&script);
@@ -23,28 +23,28 @@ fn asked(mesh: &Mesh, server: &str) -> Vec<String> {
 }
 
 #[test]
-fn an_app_sees_the_address_of_its_client_over_http_and_in_bytes() {
+fn an_app_sees_the_address_of_its_client_over_http_and_tcp() {
     let mesh = Mesh::new();
     mesh.add(&whoami("server"));
     assert_eq!(asked(&mesh, "server"), ["http client", "tcp client"]);
 }
 
 #[test]
-fn an_app_that_is_called_at_its_own_address_sees_its_client_by_either_family() {
+fn an_app_at_its_own_address_sees_its_client_on_either_family() {
     let mesh = Mesh::new();
     mesh.add(&whoami("server").headless());
     assert_eq!(asked(&mesh, "server"), ["http client", "tcp client"]);
 }
 
 #[test]
-fn http_clients_that_are_hidden_have_a_stand_in_and_never_the_pod() {
+fn hidden_http_clients_have_a_substitute_and_never_the_pods_address() {
     let mesh = Mesh::new();
     mesh.add(&whoami("server").annotate("naru.dev/client-address", "hide"));
     assert_eq!(asked(&mesh, "server"), ["http 169.254.6.6", "tcp client"]);
 }
 
 #[test]
-fn an_app_is_told_its_clients_addresses_where_it_asks_for_them() {
+fn an_app_gets_its_clients_addresses_by_the_proxy_protocol_on_request() {
     let mesh = Mesh::new();
     let server = whoami("server").annotate("naru.dev/proxy-protocol", "8080,5432");
     mesh.add(&server);
@@ -55,7 +55,7 @@ fn an_app_is_told_its_clients_addresses_where_it_asks_for_them() {
 }
 
 #[test]
-fn an_app_is_told_in_fields_of_requests_who_calls() {
+fn an_app_gets_its_clients_addresses_in_header_fields() {
     let mesh = Mesh::new();
     let fields = "x-forwarded-for,forwarded";
     mesh.add(&whoami("server").annotate("naru.dev/forwarded-headers", fields));

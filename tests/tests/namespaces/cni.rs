@@ -1,4 +1,5 @@
-//! The CNI plugin as a container runtime runs it, the check of a pod without rights, and the agent that sets rules which are missing.
+//! The CNI plugin as run by a container runtime, the check in a pod without privileges, and the
+//! agent that sets missing rules.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -13,10 +14,10 @@ use naru_tests::programs;
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
-/// A user without rights, as the check's container has.
+/// A user without privileges, like the check container's.
 const NOBODY: &str = "65532";
 
-/// A process with a network of its own, both families, and nobody on the other end of the wire.
+/// A process in a network namespace of its own, dual-stack, without a peer on the wire.
 struct Pod {
     process: Child,
 }
@@ -38,7 +39,7 @@ impl Pod {
         Self { process }
     }
 
-    /// As a container runtime would name it.
+    /// The path that a container runtime would pass.
     fn network(&self) -> String {
         format!("/proc/{}/ns/net", self.process.id())
     }
@@ -90,7 +91,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A directory of the test's own, gone with it.
+/// A directory of the test's own, deleted on drop.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -131,7 +132,8 @@ fn injected() -> Value {
     json!({ "naru.dev/redirection": "cni", "naru.dev/skip-inbound-ports": "9100" })
 }
 
-/// Runs the plugin as a runtime does: by its name, with a clean environment. Gives whether it succeeded, and what it said.
+/// Runs the plugin as a runtime does: by its name, with a clean environment. Returns whether it
+/// succeeded, and its output.
 fn plugin(
     directory: &Directory,
     command: &str,
@@ -173,7 +175,7 @@ fn plugin(
 }
 
 #[test]
-fn the_plugin_redirects_an_injected_pod_and_a_check_without_rights_sees_it() {
+fn the_plugin_redirects_an_injected_pod_and_an_unprivileged_check_verifies_it() {
     let (pod, directory) = (Pod::new(), Directory::new("cni-add"));
     let input = configuration(injected());
     let add = plugin(&directory, "ADD", &pod.network(), &input);
@@ -190,10 +192,10 @@ fn the_plugin_redirects_an_injected_pod_and_a_check_without_rights_sees_it() {
     );
     let verified = pod.verify(&["--skip-inbound-ports", "9100"]);
     assert!(verified.status.success(), "{}", text(&verified.stderr));
-    // With every network skipped, the proxy's user sees it by what comes in.
+    // With every network skipped, the proxy's user verifies it with inbound connections.
     let verified = pod.verify_as("1337", &["--skip-inbound-ports", "9100"]);
     assert!(verified.status.success(), "{}", text(&verified.stderr));
-    // Again, as when a runtime tries again.
+    // Again, as when a runtime retries.
     assert!(plugin(&directory, "ADD", &pod.network(), &input).0);
     assert_eq!(pod.rules(), rules);
 
@@ -213,7 +215,7 @@ fn the_plugin_redirects_an_injected_pod_and_a_check_without_rights_sees_it() {
 }
 
 #[test]
-fn the_plugin_leaves_other_pods_and_the_hosts_network_alone() {
+fn the_plugin_ignores_other_pods_and_the_hosts_network() {
     let (pod, directory) = (Pod::new(), Directory::new("cni-leave"));
     let input = configuration(json!({ "team": "shop" }));
     assert_eq!(
@@ -238,7 +240,7 @@ fn the_plugin_leaves_other_pods_and_the_hosts_network_alone() {
 }
 
 #[test]
-fn a_pod_without_rules_does_not_get_past_its_check() {
+fn a_pod_without_rules_fails_its_check() {
     let pod = Pod::new();
     let verified = pod.verify(&[]);
     assert!(!verified.status.success());
@@ -247,7 +249,7 @@ fn a_pod_without_rules_does_not_get_past_its_check() {
         said.contains("the redirect rules of this pod are missing"),
         "{said}"
     );
-    // For one family only they are missing too.
+    // Rules for one family only fail the check as well.
     let half = "add table ip half; add chain ip half output { type nat hook output priority -100; }; \
         add rule ip half output ip daddr 192.0.2.1 tcp dport 9 redirect to :15001";
     let set = pod.run(&["nft", half]);
@@ -280,7 +282,7 @@ impl Agent {
         Self { process, admin }
     }
 
-    /// What the admin port answers, with the status.
+    /// The admin port's response, with the status.
     fn ask(&self, path: &str) -> String {
         let url = format!("http://{}{path}", self.admin);
         let output = Command::new("curl")
@@ -310,7 +312,7 @@ impl Drop for Agent {
 }
 
 #[test]
-fn the_agent_sets_the_rules_of_a_pod_that_has_none_and_changes_none() {
+fn the_agent_sets_missing_rules_of_a_pod_and_changes_no_others() {
     let (pod, directory) = (Pod::new(), Directory::new("cni-agent"));
     let agent = Agent::start(&directory);
     agent.eventually("/ready", "there is no network configuration in ");
@@ -321,7 +323,7 @@ fn the_agent_sets_the_rules_of_a_pod_that_has_none_and_changes_none() {
     assert!(rules.contains("ip daddr 198.51.100.0/24 accept"), "{rules}");
     agent.eventually("/metrics", "naru_cni_pods_total{outcome=\"redirected\"} 1");
 
-    // Now the pod runs, and one of its processes wants to get around its sidecar.
+    // Now the pod is running, and one of its processes tries to bypass its sidecar.
     let network = std::fs::File::open(pod.network()).expect("the pod's network");
     let answer = std::thread::spawn(move || {
         setns(&network, CloneFlags::CLONE_NEWNET).expect("the pod's network");
@@ -345,7 +347,7 @@ fn the_agent_sets_the_rules_of_a_pod_that_has_none_and_changes_none() {
 }
 
 #[test]
-fn the_agent_puts_the_plugin_in_place_and_back() {
+fn the_agent_installs_and_restores_the_plugin() {
     let directory = Directory::new("cni-place");
     let list = directory.with("net.d").join("10-pods.conflist");
     let network = json!({ "cniVersion": "1.0.0", "name": "pods", "plugins": [{ "type": "ptp" }] });
@@ -360,7 +362,7 @@ fn the_agent_puts_the_plugin_in_place_and_back() {
     );
     let list: Value = serde_json::from_slice(&std::fs::read(&list).expect("a file")).expect("JSON");
     assert_eq!(list["plugins"][1]["type"], "naru-cni");
-    // What is there is the plugin.
+    // The installed file is the plugin.
     let said = Command::new(directory.with("bin").join("naru-cni"))
         .env("CNI_COMMAND", "VERSION")
         .stdin(Stdio::null())

@@ -1,4 +1,4 @@
-//! gRPC between a client and a server on the public library.
+//! gRPC between a client and a server with the public library.
 
 use crate::mesh::{Mesh, Workload, program, python};
 
@@ -12,21 +12,21 @@ fn client(what: &str) -> String {
 }
 
 #[test]
-fn every_kind_of_call_works_where_grpc_is_declared() {
+fn every_kind_of_call_works_with_declared_grpc() {
     let mesh = Mesh::new();
     mesh.add(&server(Some("grpc")));
     mesh.run(&client("client dns:///echo:9000"));
 }
 
 #[test]
-fn every_kind_of_call_works_where_nothing_is_declared() {
+fn every_kind_of_call_works_without_a_declared_protocol() {
     let mesh = Mesh::new();
     mesh.add(&server(None));
     mesh.run(&client("client dns:///echo.test.svc.cluster.local:9000"));
 }
 
 #[test]
-fn calls_of_one_channel_are_spread_over_the_endpoints() {
+fn calls_of_one_channel_are_balanced_over_the_endpoints() {
     let mesh = Mesh::new();
     mesh.add(&server(Some("grpc")).replicas(3));
     let written = mesh.run(&client("spread dns:///echo:9000 300"));
@@ -35,6 +35,7 @@ fn calls_of_one_channel_are_spread_over_the_endpoints() {
         .map(|share| share.parse().expect("a number"))
         .collect();
     assert_eq!(shares.len(), 3, "{written}");
-    // From the third answer on, an endpoint that a busy machine held up is spared for seconds: these are all that is certain.
+    // After the third response, an endpoint that was slow on a busy machine is avoided for seconds:
+    // only these are certain.
     assert!(shares.iter().all(|share| *share >= 3), "{written}");
 }

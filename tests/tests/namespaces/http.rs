@@ -1,11 +1,11 @@
-//! HTTP between programs that know nothing of a mesh: nginx, curl, hey, wrk, h2load, nghttpd and a
+//! HTTP between programs without support for a mesh: nginx, curl, hey, wrk, h2load, nghttpd and a
 //! WebSocket library.
 
 use serde_json::json;
 
 use crate::mesh::{Mesh, Workload, namespace, need, pods_of, program, python};
 
-/// nginx on port 8080 of every address, with what `location` says beside its files.
+/// nginx on port 8080 of every address, with `locations` in addition to its files.
 pub fn nginx(mesh: &Mesh, name: &str, locations: &str) -> Workload {
     need("nginx", "nginx-light");
     let root = mesh.path("htdocs");
@@ -31,7 +31,7 @@ pub fn nginx(mesh: &Mesh, name: &str, locations: &str) -> Workload {
             root.display()
         ),
     );
-    // What the image of nginx says with STOPSIGNAL: it is asked to quit, not to break off.
+    // As in nginx's image (STOPSIGNAL): SIGQUIT, for a graceful shutdown.
     let script = format!(
         "nginx -e stderr -c {configuration} -g \"pid {scratch}/$$.pid;\" & trap 'kill -QUIT $!' TERM; wait $!; trap - TERM; wait $!"
     );
@@ -39,7 +39,7 @@ pub fn nginx(mesh: &Mesh, name: &str, locations: &str) -> Workload {
 }
 
 #[test]
-fn curl_sees_nginx_as_it_does_without_a_mesh() {
+fn curl_gets_the_same_from_nginx_as_without_a_mesh() {
     need("curl", "curl");
     let mesh = Mesh::new();
     let upload = mesh.path("upload");
@@ -112,7 +112,7 @@ fn hey_and_wrk_see_no_failure() {
 }
 
 #[test]
-fn requests_of_one_connection_are_spread_over_the_endpoints() {
+fn requests_of_one_connection_are_balanced_over_the_endpoints() {
     let mesh = Mesh::new();
     mesh.add(&nginx(&mesh, "nginx", "").replicas(3));
     let written = mesh.run(
@@ -124,7 +124,8 @@ fn requests_of_one_connection_are_spread_over_the_endpoints() {
         .filter_map(|line| line.split_whitespace().next()?.parse().ok())
         .collect();
     assert_eq!(shares.len(), 3, "{written}");
-    // From the third answer on, an endpoint that a busy machine held up is spared for seconds: these are all that is certain.
+    // After the third response, an endpoint that was slow on a busy machine is avoided for seconds:
+    // only these are certain.
     assert!(shares.iter().all(|share| *share >= 3), "{written}");
 }
 
@@ -174,7 +175,7 @@ fn a_pod_that_calls_its_own_service_reaches_itself_through_both_sides() {
 }
 
 #[test]
-fn a_client_without_a_sidecar_is_let_in_unless_the_namespace_is_strict() {
+fn a_client_without_a_sidecar_is_accepted_unless_the_namespace_is_strict() {
     let mesh = Mesh::new();
     let strict = json!({ "naru.dev/mtls": "strict" });
     let label = json!({ "naru.dev/inject": "enabled" });
@@ -194,7 +195,7 @@ fn a_client_without_a_sidecar_is_let_in_unless_the_namespace_is_strict() {
          if call guarded-pods.strict; then echo 'a stranger was let in'; exit 1; fi",
     );
     assert!(written.contains("this is nginx"), "{written}");
-    // The same for a client that has a sidecar: it has an identity, and is let in.
+    // The same for a client with a sidecar: it has an identity, and is accepted.
     let written = mesh.run("curl -sS -m 10 http://guarded.strict/");
     assert!(written.contains("this is nginx"), "{written}");
 }

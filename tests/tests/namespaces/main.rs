@@ -1,7 +1,7 @@
 //! The namespaces layer: the real redirect rules and whole meshes, in network namespaces.
 //!
-//! Needs root and the programs that `tests/run` installs. What is absent makes a test fail with a
-//! word on what to install; no test passes by doing nothing.
+//! Needs root and the programs that `tests/run` installs. A missing program fails the test with a
+//! message on how to install it; no test is skipped.
 
 #![allow(clippy::disallowed_methods)] // A test has its thread to itself, and may sleep.
 

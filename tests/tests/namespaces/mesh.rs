@@ -1,5 +1,5 @@
-//! A whole mesh of a test: manifests in a directory of its own, `naru sandbox` over them, and one
-//! command inside a pod.
+//! A test's mesh: manifests in a directory of its own, `naru sandbox` over them, and one command
+//! inside a pod.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -15,20 +15,20 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// The namespace that every test's pods are in, unless it says otherwise.
+/// The default namespace of every test's pods.
 pub const NAMESPACE: &str = "test";
 
-/// How long a command in a mesh may take, set-up included, unless the test says otherwise.
+/// Default timeout of a command in a mesh, including set-up.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// How long the sandbox may take to clean up after it was interrupted.
+/// How long the sandbox may take to clean up after an interrupt.
 const CLEAN_UP: Duration = Duration::from_secs(30);
 
-/// Whether the figures of the full length are wanted, which take minutes.
+/// Whether to run at full length, which takes minutes.
 pub fn full() -> bool {
     std::env::var_os("NARU_TEST_FULL").is_some_and(|value| value != "0")
 }
 
-/// The Python that has the public libraries which the tests use.
+/// The Python with the public libraries of the tests.
 pub fn python() -> String {
     let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-venv/bin/python");
     assert!(
@@ -40,12 +40,12 @@ pub fn python() -> String {
     venv.display().to_string()
 }
 
-/// A file that stands beside the tests.
+/// A file of `tests/programs`.
 pub fn program(name: &str) -> String {
     format!("{}/programs/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Manifests and scratch files, gone with the test.
+/// Manifests and scratch files, deleted on drop.
 pub struct Mesh {
     directory: PathBuf,
     timeout: Duration,
@@ -53,7 +53,7 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// A namespace with sidecars, and in it a Deployment `client` to run commands in.
+    /// A namespace with sidecars, and a Deployment `client` to run commands in.
     pub fn new() -> Self {
         let mesh = Self::empty();
         mesh.put(&namespace(
@@ -65,7 +65,7 @@ impl Mesh {
         mesh
     }
 
-    /// The shop of the project's own manifests, in a copy that a test may change.
+    /// A copy of the project's shop manifests, which a test may change.
     pub fn shop() -> Self {
         let mesh = Self::empty();
         let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/sandbox");
@@ -98,7 +98,7 @@ impl Mesh {
         }
     }
 
-    /// Runs the programs of another directory.
+    /// Uses the programs of another directory.
     pub fn programs(mut self, directory: &Path) -> Self {
         self.programs = directory.to_owned();
         self
@@ -109,7 +109,7 @@ impl Mesh {
         self
     }
 
-    /// Writes an object's manifest, new or in place of its last one.
+    /// Writes an object's manifest, or replaces it.
     pub fn put(&self, object: &Value) {
         let path = self.manifest(object);
         let fresh = path.with_extension("new");
@@ -205,7 +205,7 @@ impl Drop for Mesh {
     }
 }
 
-/// What a program has written so far.
+/// The output of a program so far.
 struct Captured {
     text: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,
@@ -251,17 +251,17 @@ pub struct Running {
 }
 
 impl Running {
-    /// What the command has written so far.
+    /// The command's output so far.
     pub fn written(&self) -> String {
         self.stdout.text()
     }
 
-    /// What the sandbox has said so far.
+    /// The sandbox's output so far.
     pub fn said(&self) -> String {
         self.stderr.text()
     }
 
-    /// Waits until the command has written `text`.
+    /// Waits until the command's output contains `text`.
     pub fn wait_for(&mut self, text: &str) {
         while !self.written().contains(text) {
             if self.ended().is_some() || Instant::now() > self.deadline {
@@ -271,7 +271,7 @@ impl Running {
         }
     }
 
-    /// Whether the command is at its end.
+    /// Whether the command has exited.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().expect("wait");
@@ -279,14 +279,14 @@ impl Running {
         self.ended
     }
 
-    /// Waits for the end, which must be a success, and gives what was written.
+    /// Waits until it exits, which must be a success, and returns its output.
     pub fn succeed(mut self) -> String {
         let status = self.wait();
         assert!(status.success(), "{status}\n{}", self.transcript());
         self.written()
     }
 
-    /// Waits for the end, however it is.
+    /// Waits until it exits, with any status.
     pub fn wait(&mut self) -> ExitStatus {
         let status = loop {
             if let Some(status) = self.ended() {
@@ -316,7 +316,7 @@ impl Running {
             else {
                 continue;
             };
-            // A process may be gone between the two looks.
+            // A process may exit between the two reads.
             let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
                 continue;
             };
@@ -331,7 +331,7 @@ impl Running {
                 .nth(1)
                 .and_then(|parent| parent.parse().ok());
             parents.insert(pid, parent.unwrap_or(0));
-            // The kernel keeps 15 bytes of a name.
+            // The kernel truncates names to 15 bytes.
             if program.starts_with(name) && name.len() == program.len().min(15) {
                 named.push(pid);
             }
@@ -344,14 +344,14 @@ impl Running {
         named.into_iter().filter(ours).collect()
     }
 
-    /// Interrupts the sandbox as a person would.
+    /// Sends SIGINT to the sandbox, as a person would.
     pub fn interrupt(&self) {
         let pid = Pid::from_raw(self.child.id().cast_signed());
-        // It may have ended by itself in this moment.
+        // It may have just exited.
         let _ended = kill(pid, Signal::SIGINT);
     }
 
-    /// Interrupts the sandbox as a person would, and gives it time to clean up.
+    /// Sends SIGINT to the sandbox, as a person would, and gives it time to clean up.
     pub fn stop(&mut self) {
         if self.ended().is_some() {
             return;
@@ -391,7 +391,7 @@ pub fn namespace(name: &str, labels: Value, annotations: Value) -> Value {
     })
 }
 
-/// A headless Service with the addresses of the pods behind a Service, as `SERVICE-pods`.
+/// A headless Service with a Service's pods as endpoints, as `SERVICE-pods`.
 pub fn pods_of(service: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
@@ -404,7 +404,7 @@ pub fn pods_of(service: &str) -> Value {
     })
 }
 
-/// A Deployment with what belongs to it, all of the same name.
+/// A Deployment with its other objects, all of the same name.
 #[derive(Clone)]
 pub struct Workload {
     pub name: String,
@@ -449,7 +449,7 @@ impl Workload {
         self
     }
 
-    /// Pods that belong to the Service of another workload.
+    /// Pods that are endpoints of another workload's Service.
     pub fn behind(mut self, service: &str) -> Self {
         self.service = service.to_owned();
         self
@@ -460,7 +460,7 @@ impl Workload {
         self
     }
 
-    /// A port of the Service, with the one of the pod that it leads to, which the pod is ready by.
+    /// A port of the Service with its target port, which the readiness probe uses.
     pub fn port(mut self, port: u16, target: u16, protocol: Option<&str>) -> Self {
         let mut entry = json!({ "name": format!("p{port}"), "port": port, "targetPort": target });
         if let Some(protocol) = protocol {
@@ -519,7 +519,7 @@ impl Workload {
     }
 }
 
-/// Runs a command outside of any mesh; it must succeed.
+/// Runs a command outside the mesh; it must succeed.
 pub fn host(command: &str) -> String {
     let output = Command::new("bash")
         .args(["-euo", "pipefail", "-c", command])
@@ -534,7 +534,7 @@ pub fn host(command: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The program is on this machine; if it is not, the test fails and says what brings it.
+/// Checks that a program is installed; otherwise the test fails, and names the package.
 pub fn need(program: &str, package: &str) {
     let found = Command::new("bash")
         .args(["-c", &format!("command -v {program}")])

@@ -1,4 +1,4 @@
-//! Prometheus scrapes a mesh, and its own checker finds nothing to say about the metrics.
+//! Prometheus scrapes a mesh, and promtool finds no problem in the metrics.
 
 use crate::http::nginx;
 use crate::mesh::{Mesh, need, pods_of};

@@ -1,17 +1,18 @@
-//! PostgreSQL through two sidecars: how long connecting takes, and a large table up and down.
+//! PostgreSQL through two sidecars: the time to connect, and a dump and restore of a large table.
 
 use std::time::Duration;
 
 use crate::mesh::{Mesh, Running, Workload, full, host, need};
 
-/// What connecting through two sidecars may cost more than connecting directly, in milliseconds, where figures are wanted.
+/// The additional time for connecting through two sidecars, in milliseconds, when figures are
+/// requested.
 const CONNECT_COST: f64 = 5.0;
-/// The same on a machine that does other things as well: less than any wait for somebody who says nothing adds up to.
+/// The same on a busy machine: less than any timeout while waiting for a silent peer.
 const CONNECT_COST_BUSY: f64 = 100.0;
-/// Memory of a proxy at its most, in KiB.
+/// Peak memory of a proxy, in KiB.
 const PROXY_MEMORY: u64 = 40 * 1024;
 
-/// A database of its own for everybody who reaches its port.
+/// A database that accepts all clients of its port.
 fn postgres(mesh: &Mesh, name: &str, port: u16) -> Workload {
     need("pg_config", "postgresql postgresql-client libpq-dev");
     need("setpriv", "util-linux");
@@ -26,7 +27,7 @@ fn postgres(mesh: &Mesh, name: &str, port: u16) -> Workload {
          {user} {binaries}/initdb --no-sync -A trust -D {data} > /dev/null\n\
          echo 'host all all all trust' >> {data}/pg_hba.conf"
     ));
-    // Fast shutdown, as its image says with STOPSIGNAL SIGINT.
+    // Fast shutdown, as in its image (STOPSIGNAL SIGINT).
     let script = format!(
         "cd {data}; {user} {binaries}/postgres -D {data} -p {port} -c listen_addresses='*' \
          -c unix_socket_directories= -c fsync=off -c max_wal_size=4GB & \
@@ -36,7 +37,7 @@ fn postgres(mesh: &Mesh, name: &str, port: u16) -> Workload {
 }
 
 #[test]
-fn connecting_through_two_sidecars_waits_for_nothing() {
+fn connecting_through_two_sidecars_has_no_delay() {
     need("pgbench", "postgresql");
     let mesh = Mesh::new();
     mesh.put(
@@ -45,7 +46,7 @@ fn connecting_through_two_sidecars_waits_for_nothing() {
             .deployment(),
     );
     mesh.add(&postgres(&mesh, "meshed", 5432));
-    // No sidecar, no address of a Service: the pod itself.
+    // Without a sidecar and a Service address: the pod itself.
     let direct = postgres(&mesh, "direct", 5433).annotate("naru.dev/inject", "disabled");
     mesh.add(&direct.headless());
     mesh.file("one.sql", "SELECT 1;\n");
@@ -55,7 +56,7 @@ fn connecting_through_two_sidecars_waits_for_nothing() {
          for round in 1 2 3; do measure meshed 5432; measure direct 5433; done",
     );
     println!("milliseconds to connect:\n{written}");
-    // The best of some rounds: what else the machine does is nobody's cost.
+    // The best of some rounds, to exclude other load of the machine.
     let best = |name: &str| {
         written
             .lines()
@@ -72,7 +73,7 @@ fn connecting_through_two_sidecars_waits_for_nothing() {
 }
 
 #[test]
-fn a_large_table_goes_up_and_down_intact_in_flat_memory() {
+fn a_large_table_is_copied_both_ways_intact_in_flat_memory() {
     need("psql", "postgresql-client");
     let mesh = Mesh::new().timeout(Duration::from_secs(600));
     mesh.add(&postgres(&mesh, "postgres", 5432));
@@ -105,7 +106,7 @@ fn a_large_table_goes_up_and_down_intact_in_flat_memory() {
     assert!(after.iter().all(|peak| *peak < PROXY_MEMORY), "{after:?}");
 }
 
-/// The most that each proxy has ever held in memory, in KiB.
+/// The peak memory of each proxy, in KiB.
 fn peaks(running: &Running) -> Vec<u64> {
     running
         .processes("naru-proxy")

@@ -1,4 +1,4 @@
-//! How soon a change in a manifest is in force on many proxies, by the controller's own word.
+//! How soon a changed manifest is in force on many proxies, by the controller's metrics.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::http::nginx;
 use crate::mesh::{Mesh, NAMESPACE, Workload, full, need};
 
-/// The controller's admin port, as pods of the sandbox see it.
+/// The controller's admin port, as seen by pods of the sandbox.
 const CONTROLLER: &str = "http://10.244.0.1:15014/metrics";
 const CHANGES: usize = 20;
 
@@ -24,7 +24,7 @@ fn every_change_of_a_weight_is_accepted_by_every_proxy() {
             .port(80, 8080, Some("http"))
             .service(),
     );
-    // Each asks for the Service once, and is told about it from then on.
+    // Each proxy calls the Service once, and is subscribed from then on.
     mesh.add(
         &Workload::new(
             "caller",
@@ -53,7 +53,7 @@ fn every_change_of_a_weight_is_accepted_by_every_proxy() {
              until [[ -e done ]]; do asked; sleep 0.1; done; asked"
         ),
     );
-    // Nothing is pushed any more, so everybody has what they asked for.
+    // Without further pushes, all proxies have their resources.
     let pushes = || {
         let metrics = mesh.read("metrics");
         (
@@ -107,7 +107,7 @@ fn sample(metrics: &str, name: &str) -> f64 {
         .unwrap_or(0.0)
 }
 
-/// The upper bound of the histogram's bucket that the quantile of what came between two readings falls into.
+/// The upper bound of the histogram's bucket with the quantile of the samples between two scrapes.
 fn quantile(before: &str, after: &str, quantile: f64) -> String {
     let buckets = |metrics: &str| -> Vec<(String, f64)> {
         let lines = metrics.lines().filter_map(|line| {

@@ -1,4 +1,4 @@
-//! `naru-proxy init`: the rules as `nft` prints them, and what they do to connections.
+//! `naru-proxy init`: the rules as printed by `nft`, and their effect on connections.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -33,7 +33,7 @@ const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
 
-/// The flags of `naru-proxy init` without the program around them.
+/// The flags of `naru-proxy init` without the program.
 #[derive(Parser)]
 struct Cli {
     #[command(flatten)]
@@ -45,8 +45,8 @@ fn init(flags: &str) -> anyhow::Result<()> {
     redirect::run(cli.init)
 }
 
-/// Runs `body` on a thread with a network namespace of its own: a pod with one interface, which has
-/// an IPv4 and an IPv6 address.
+/// Runs `body` on a thread with a network namespace of its own: a pod with one dual-stack
+/// interface.
 fn in_pod(body: impl FnOnce() + Send + 'static) {
     std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect(
@@ -64,7 +64,7 @@ fn in_pod(body: impl FnOnce() + Send + 'static) {
     .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
-/// Runs a program in the thread's network namespace and gives its output.
+/// Runs a program in the thread's network namespace and returns its output.
 fn run(command: &str) -> String {
     let mut words = command.split_whitespace();
     let program = words.next().expect("a program");
@@ -82,8 +82,8 @@ fn run(command: &str) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Listens on `port`, both families, and tells every caller `name` and the destination that the
-/// caller meant, read from the socket as a proxy reads it.
+/// Listens on `port`, dual-stack, and sends every client `name` and the original destination, which
+/// it reads from the socket as a proxy does.
 fn listen(name: &'static str, port: u16) {
     for family in [Domain::IPV4, Domain::IPV6] {
         let socket = Socket::new(family, Type::STREAM, None).expect("socket");
@@ -138,9 +138,9 @@ const APP_BOUND: Caller = Caller {
     priority: Some(APP_SOCKET_PRIORITY),
 };
 
-/// Who answers `caller` at the address, and what destination that one saw.
+/// The listener that answers `caller` at the address, and the original destination that it sees.
 fn call(caller: Caller, ip: IpAddr, port: u16) -> String {
-    // A socket belongs to whom its thread's file system user is when it is made.
+    // A socket belongs to the thread's file system user at its creation.
     setfsuid(Uid::from_raw(caller.uid));
     let socket = Socket::new(
         if ip.is_ipv4() {
@@ -184,13 +184,13 @@ fn seen(name: &str, ip: IpAddr, port: u16) -> String {
     format!("{name} {}", SocketAddr::new(ip, port))
 }
 
-/// The app without any rule: nobody has put its destination on record.
+/// The app without any rule: conntrack has no original destination.
 fn direct(answer: &str) -> bool {
     answer.starts_with("app ")
 }
 
 #[test]
-fn the_rules_are_what_the_golden_file_says() {
+fn the_rules_match_the_golden_file() {
     in_pod(|| {
         init(
             "--skip-inbound-ports 9100,22 --skip-outbound-ports 25 \
@@ -204,7 +204,7 @@ fn the_rules_are_what_the_golden_file_says() {
 }
 
 #[test]
-fn rules_by_mark_differ_in_how_the_proxy_is_told() {
+fn rules_by_mark_differ_in_how_they_recognize_the_proxy() {
     in_pod(|| {
         init("--proxy-mark 0x6e61").expect("init");
         let ruleset = run("nft list ruleset");
@@ -236,8 +236,8 @@ fn rules_by_mark_differ_in_how_the_proxy_is_told() {
     });
 }
 
-/// What a proxy with [`MARK`] finds out at start: the networks whose clients the app would see, and
-/// what it sees others as.
+/// The result of a start-up check of a proxy with [`MARK`]: the networks whose client addresses the
+/// app would see, and the substitute for others.
 fn client_addresses() -> serde_json::Value {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -248,14 +248,14 @@ fn client_addresses() -> serde_json::Value {
 }
 
 #[test]
-fn the_app_sees_its_clients_addresses_as_long_as_the_rules_are_there() {
+fn the_app_sees_its_clients_addresses_while_the_rules_are_set() {
     in_pod(|| {
         run("ip route add default via 10.9.0.1");
         run("ip -6 route add default via fd00:9::1 dev eth0");
         let none = serde_json::json!({ "http": "preserve", "preserved": [], "others": [] });
         assert_eq!(client_addresses(), none);
         init("--proxy-mark 0x6e61").expect("init");
-        // A second time changes nothing.
+        // A second run changes nothing.
         init("--proxy-mark 0x6e61").expect("init");
         init("--proxy-mark 0x6e61 --check").expect("the rules are those");
         let all = serde_json::json!({
@@ -269,7 +269,8 @@ fn the_app_sees_its_clients_addresses_as_long_as_the_rules_are_there() {
     });
 }
 
-/// What the app sees when a proxy with [`MARK`] connects for a client at `client`.
+/// The client address that the app sees when a proxy with [`MARK`] connects for a client at
+/// `client`.
 async fn shown(client: &str) -> String {
     let client: IpAddr = client.parse().expect("an address");
     let found = ClientAddresses::find(Some(MARK)).await;
@@ -283,7 +284,7 @@ async fn shown(client: &str) -> String {
 }
 
 #[test]
-fn a_client_outside_of_the_networks_is_hidden_and_never_the_pod() {
+fn a_client_outside_the_networks_is_hidden_and_never_the_pod() {
     in_pod(|| {
         run("ip route add default via 10.9.0.1");
         run("ip -6 route add default via fd00:9::1 dev eth0");
@@ -295,7 +296,7 @@ fn a_client_outside_of_the_networks_is_hidden_and_never_the_pod() {
         for (client, wanted) in [
             ("10.9.0.99", "10.9.0.99"),
             ("fd00:9::99", "fd00:9::99"),
-            // The pod itself, and what is like it.
+            // The pod itself, and similar addresses.
             ("10.9.0.5", "10.9.0.5"),
             ("93.184.1.9", "169.254.6.6"),
             ("169.254.1.1", "169.254.6.6"),
@@ -311,14 +312,14 @@ fn a_client_outside_of_the_networks_is_hidden_and_never_the_pod() {
 }
 
 #[test]
-fn a_pod_in_class_e_keeps_it_to_itself() {
+fn a_pod_in_class_e_does_not_use_it_for_clients() {
     in_pod(|| {
         run("ip address add 240.9.0.5/24 dev eth0");
         run("ip route add default via 240.9.0.1 src 240.9.0.5");
         init("--proxy-mark 0x6e61").expect("init");
         assert!(!run("ip route show table local").contains("241.0.0.0/8"));
         let found = client_addresses();
-        // Of IPv6 those that it has a route to.
+        // For IPv6, the networks with a route.
         assert_eq!(found["preserved"], serde_json::json!(["fc00::/7"]));
         let stand_ins = serde_json::json!(["169.254.6.6", "fd6e:6172:7500::6"]);
         assert_eq!(found["others"], stand_ins);
@@ -326,7 +327,7 @@ fn a_pod_in_class_e_keeps_it_to_itself() {
 }
 
 #[test]
-fn a_pod_in_a_range_that_stands_for_clients_calls_itself_from_its_own_address() {
+fn a_pod_in_a_range_of_client_addresses_calls_itself_from_its_own_address() {
     in_pod(|| {
         run("ip address add 241.9.0.5/24 dev eth0");
         run("ip route add default via 241.9.0.1 src 241.9.0.5");
@@ -349,7 +350,7 @@ fn a_pod_in_a_range_that_stands_for_clients_calls_itself_from_its_own_address() 
 }
 
 #[test]
-fn class_e_that_others_use_is_left_alone() {
+fn class_e_in_use_by_others_is_left_alone() {
     let local = || run("ip route show table local");
     in_pod(move || {
         run("ip route add default via 10.9.0.1");
@@ -368,7 +369,7 @@ fn class_e_that_others_use_is_left_alone() {
         init("--proxy-mark 0x6e61 --class-e-in-use").expect("init");
         assert!(!local().contains(" 24"), "{}", local());
         init("--undo").expect("undo");
-        // A range that is called without the proxy, and no other for its sake.
+        // A range that bypasses the proxy, which affects no other range.
         init("--proxy-mark 0x6e61 --skip-outbound-cidrs 0.0.0.0/0,241.5.0.0/16").expect("init");
         assert!(!local().contains("241.0.0.0/8"), "{}", local());
         assert!(local().contains("242.64.0.0/10"), "{}", local());
@@ -379,7 +380,7 @@ fn class_e_that_others_use_is_left_alone() {
 }
 
 #[test]
-fn a_pod_without_a_default_route_sees_the_clients_that_it_can_answer() {
+fn a_pod_without_a_default_route_sees_the_clients_that_it_can_reach() {
     in_pod(|| {
         init("--proxy-mark 0x6e61").expect("init");
         let found = client_addresses();
@@ -401,7 +402,7 @@ fn a_call_of_the_app_reaches_the_outbound_listener_with_its_destination() {
 }
 
 #[test]
-fn a_loopback_call_is_left_alone_whoever_makes_it() {
+fn a_loopback_call_is_left_alone_from_any_user() {
     in_pod(|| {
         init("").expect("init");
         listeners();
@@ -416,7 +417,7 @@ fn a_loopback_call_is_left_alone_whoever_makes_it() {
 }
 
 #[test]
-fn a_call_of_the_proxy_to_elsewhere_is_let_through() {
+fn a_call_of_the_proxy_to_other_hosts_is_exempt() {
     in_pod(|| {
         init("").expect("init");
         listeners();
@@ -431,14 +432,14 @@ fn a_call_of_the_proxy_to_elsewhere_is_let_through() {
 }
 
 #[test]
-fn a_pod_that_calls_itself_arrives_at_the_inbound_listener_and_from_there_at_the_app() {
+fn a_pod_that_calls_itself_reaches_the_inbound_listener_and_then_the_app() {
     in_pod(|| {
         init("--skip-inbound-ports 9090").expect("init");
         listeners();
         for ip in POD {
             assert_eq!(call(uid(PROXY), ip, 8080), seen("inbound", ip, 8080));
             assert!(direct(&call(APP_BOUND, ip, 8080)));
-            // What nobody else's call to this pod goes through the proxy for, nor does its own.
+            // A port on which other clients bypass the proxy, and so does the pod itself.
             assert!(direct(&call(uid(PROXY), ip, 9090)));
             assert!(call(uid(PROXY), ip, 15020).starts_with("admin "));
         }
@@ -479,7 +480,7 @@ fn a_call_from_outside_reaches_the_inbound_listener_unless_its_port_is_skipped()
             nix::unistd::gettid()
         );
         std::thread::spawn(move || {
-            // A second namespace with the other end of a cable into the pod's.
+            // A second namespace with the other end of a veth pair into the pod's.
             unshare(CloneFlags::CLONE_NEWNET).expect("a second network namespace");
             run("ip link set lo up");
             run(&format!(
@@ -497,7 +498,7 @@ fn a_call_from_outside_reaches_the_inbound_listener_unless_its_port_is_skipped()
             run(&format!("nsenter --net={pod} ip link set eth1 up"));
             for ip in ["10.8.0.1", "fd00:8::1"] {
                 let ip: IpAddr = ip.parse().expect("an address");
-                // A cable that has just been plugged in may take a moment.
+                // A new veth pair may take a moment to work.
                 let mut first = call(uid(0), ip, 8080);
                 for _ in 0..20 {
                     if first != "TimedOut" {
@@ -517,7 +518,7 @@ fn a_call_from_outside_reaches_the_inbound_listener_unless_its_port_is_skipped()
 }
 
 #[test]
-fn running_it_twice_replaces_the_rules_and_undo_leaves_nothing() {
+fn a_second_run_replaces_the_rules_and_undo_leaves_nothing() {
     in_pod(|| {
         init("--undo").expect("nothing to undo is no error");
         init("--outbound-port 15101").expect("init");
@@ -549,7 +550,7 @@ fn tables_of_others_are_left_alone() {
 }
 
 #[test]
-fn check_tells_absent_and_different_rules_from_those_in_force() {
+fn check_distinguishes_absent_and_different_rules_from_those_in_force() {
     in_pod(|| {
         let absent = format!("{:#}", init("--check").expect_err("no rules yet"));
         assert!(absent.contains("there are no redirect rules"), "{absent}");
@@ -572,8 +573,8 @@ fn check_tells_absent_and_different_rules_from_those_in_force() {
 }
 
 #[test]
-fn without_the_right_to_it_the_program_fails_and_names_the_way_out() {
-    // Built before the thread has a network in which nothing can be fetched.
+fn without_the_privilege_the_program_fails_with_a_hint() {
+    // Built before the thread enters a network namespace without connectivity.
     let program = programs().join("naru-proxy");
     in_pod(move || {
         let output = Command::new("setpriv")
@@ -591,7 +592,7 @@ fn without_the_right_to_it_the_program_fails_and_names_the_way_out() {
 }
 
 #[test]
-fn the_program_takes_its_flags_from_the_environment_too() {
+fn the_program_reads_its_flags_from_the_environment_too() {
     let program = programs().join("naru-proxy");
     in_pod(move || {
         let output = Command::new(&program)

@@ -1,4 +1,4 @@
-//! `naru sandbox` itself: what it passes on, what it does while manifests change, what it leaves.
+//! `naru sandbox` itself: its forwarding of output and signals, changes of manifests, and clean-up.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use crate::http::nginx;
 use crate::mesh::{Mesh, NAMESPACE, Workload, host};
 
 #[test]
-fn the_command_has_its_exit_code_its_output_and_its_place() {
+fn the_command_keeps_its_exit_code_output_and_directory() {
     let mesh = Mesh::new();
     let mut running = mesh.start_in(
         "client",
@@ -26,7 +26,7 @@ fn the_command_has_its_exit_code_its_output_and_its_place() {
     assert!(written.contains("test.svc.cluster.local"), "{written}");
 }
 
-/// What a sandbox makes on a machine, as far as the machine can be asked.
+/// Traces of a sandbox on the machine, as far as they can be listed.
 fn traces() -> BTreeSet<String> {
     let list = "ls -d /tmp/naru-sandbox* /run/naru* /var/lib/naru* /run/netns/* 2> /dev/null; \
                 ip -o link | cut -d: -f2; ip netns; nft list ruleset; ip route; ip -6 route; \
@@ -39,7 +39,7 @@ fn traces() -> BTreeSet<String> {
 }
 
 #[test]
-fn it_leaves_nothing_behind_when_it_ends_and_when_it_is_interrupted() {
+fn it_leaves_nothing_behind_after_an_exit_and_after_an_interrupt() {
     let before = traces();
     let mesh = Mesh::new();
     mesh.add(&nginx(&mesh, "nginx", "").replicas(2));
@@ -60,7 +60,7 @@ fn an_interrupt_at_any_moment_of_the_start_ends_it() {
         let mut running = mesh.start_in("client", "sleep 600");
         std::thread::sleep(Duration::from_millis(milliseconds));
         running.interrupt();
-        // Before it listens the signal itself ends it.
+        // Until it has a handler, the signal itself terminates it.
         let status = running.wait();
         let by_signal = status.signal() == Some(2);
         assert!(by_signal || status.code() == Some(130), "{status}");
@@ -68,7 +68,7 @@ fn an_interrupt_at_any_moment_of_the_start_ends_it() {
 }
 
 #[test]
-fn programs_in_a_directory_that_only_root_can_enter_run_all_the_same() {
+fn programs_in_a_directory_that_only_root_can_enter_still_run() {
     let mesh = Mesh::new();
     let private = mesh.path("private");
     std::fs::create_dir_all(private.join("bin")).expect("create");
@@ -138,7 +138,7 @@ fn a_changed_weight_changes_routing_at_once() {
             std::thread::sleep(Duration::from_millis(5));
         }
         println!("{answer} after {:?}", changed.elapsed());
-        // From then on nothing obeys the old one.
+        // From then on no request follows the old weights.
         let seen = running.written().len();
         std::thread::sleep(Duration::from_millis(500));
         let since = running.written()[seen..].to_owned();
@@ -159,7 +159,7 @@ fn a_manifest_that_does_not_parse_leaves_the_last_good_state_in_force() {
          for i in $(seq 20); do curl -sS -m 10 http://nginx/; sleep 0.1; done",
     );
     running.wait_for("this is nginx");
-    // As an editor that writes in place leaves a file for a moment, or a person for longer.
+    // As left briefly by an editor that writes in place, or for longer by a person.
     mesh.file(
         "manifests/service-test-nginx.json",
         "{ \"apiVersion\": \"v1\", \"kind\": ",
@@ -209,6 +209,6 @@ fn the_shop_of_the_manifests_works_page_by_page() {
     let new = split.matches("\"catalog\":\"v2\"").count();
     let old = split.matches("\"catalog\":\"v1\"").count();
     assert_eq!(new + old, 300, "{written}");
-    // 30 are expected of 300: outside of this band once in some ten thousand runs.
+    // 30 of 300 are expected: outside this range once in some ten thousand runs.
     assert!((10..=55).contains(&new), "{new} of 300 went to v2");
 }

@@ -1,7 +1,7 @@
-//! What a mesh has to stand: endpoints that come and go, endpoints that fail, a controller that is
-//! killed, an address that somebody else has now.
+//! Faults that a mesh has to tolerate: endpoints that come and go, failing endpoints, a killed
+//! controller, an address that was reassigned.
 //!
-//! `NARU_TEST_FULL=1` runs them at full length; without it they are shorter and otherwise the same.
+//! `NARU_TEST_FULL=1` runs the tests at full length; otherwise they are shorter but the same.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::http::nginx;
 use crate::mesh::{Mesh, NAMESPACE, full, need};
 
-/// The line of hey's report that counts answers of a status.
+/// The line of hey's report with the count of a status.
 fn answered(report: &str, status: u16) -> u64 {
     report
         .lines()
@@ -81,7 +81,7 @@ fn retries_hide_an_endpoint_that_fails_half_of_its_requests_and_the_budget_holds
     println!("{failed} of {requests} failed, {sent} were sent again");
     assert!((failed as f64) < total / 1000.0, "{report}");
     assert!(sent > 0.0, "nothing was sent again: {report}");
-    // A fifth of the requests, ten more a second, and what had been saved up at the start.
+    // A fifth of the requests, ten more per second, and the balance at the start.
     assert!(sent <= total * 0.2 + 10.0 * (seconds + 10.0), "{report}");
 }
 
@@ -100,7 +100,7 @@ fn route(service: &str, retry: Value) -> Value {
 }
 
 #[test]
-fn nothing_fails_while_the_controller_is_gone_and_nothing_unchanged_is_sent_again() {
+fn nothing_fails_while_the_controller_is_gone_and_nothing_unchanged_is_resent() {
     need("hey", "hey");
     let gone = Duration::from_secs(if full() { 60 } else { 5 });
     let mesh = Mesh::new().timeout(gone + Duration::from_secs(120));
@@ -145,7 +145,7 @@ fn nothing_fails_while_the_controller_is_gone_and_nothing_unchanged_is_sent_agai
 }
 
 #[test]
-fn an_address_that_somebody_else_has_now_gets_no_request() {
+fn an_address_that_was_reassigned_gets_no_request() {
     need("hey", "hey");
     let mesh = Mesh::new();
     let victim = nginx(&mesh, "victim", "").replicas(2);
@@ -170,7 +170,7 @@ fn an_address_that_somebody_else_has_now_gets_no_request() {
         .lines()
         .find_map(|line| line.strip_prefix("rogue "))
         .unwrap_or_else(|| panic!("{written}"));
-    // As the API server may still say it: a pod of the victim's at an address that is another's.
+    // A stale object of the API server: a pod of the victim's with an address of another pod.
     mesh.put(&json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -211,7 +211,7 @@ fn an_address_that_somebody_else_has_now_gets_no_request() {
     assert!(refused > 0.0, "the rogue was never refused: {report}");
 }
 
-/// What it takes to start a process again as it was.
+/// The data to restart a process with the same command.
 struct Restart {
     command: Vec<String>,
     environment: Vec<(String, String)>,
@@ -238,7 +238,7 @@ impl Restart {
         }
     }
 
-    /// Starts it again, unless somebody else has.
+    /// Restarts it, unless it was already restarted.
     fn start_unless(self, started: impl Fn() -> bool) -> Option<Killed> {
         if started() {
             return None;
@@ -260,7 +260,7 @@ impl Restart {
     }
 }
 
-/// A process that ends with the test.
+/// A process that is killed on drop.
 struct Killed(std::process::Child);
 
 impl Drop for Killed {
@@ -270,9 +270,9 @@ impl Drop for Killed {
     }
 }
 
-/// How the report of hey and the text format of Prometheus are read.
+/// Parsing of hey's report and of Prometheus' text format.
 #[test]
-fn reports_are_read_as_they_are_written() {
+fn reports_are_parsed() {
     let report = "Status code distribution:\n  [200]\t4990 responses\n  [503]\t10 responses\n";
     assert_eq!(
         (

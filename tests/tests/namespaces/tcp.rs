@@ -1,4 +1,4 @@
-//! Bytes that are no HTTP: Redis, a server that speaks first, TLS of the app's own.
+//! Protocols other than HTTP: Redis, a server-first protocol, TLS of the app's own.
 
 use serde_json::json;
 
@@ -26,7 +26,7 @@ fn redis_works_declared_and_detected() {
 }
 
 #[test]
-fn a_server_that_speaks_first_is_heard_at_once_and_half_closed_connections_stay_half_open() {
+fn a_server_first_protocol_has_no_delay_and_half_closed_connections_stay_half_open() {
     let mesh = Mesh::new();
     let (python, banner) = (python(), program("banner.py"));
     let server = Workload::new("greeter", &format!("exec {python} {banner} server 2525"));
@@ -38,7 +38,7 @@ fn a_server_that_speaks_first_is_heard_at_once_and_half_closed_connections_stay_
         .nth(1)
         .and_then(|number| number.parse().ok())
         .unwrap_or_else(|| panic!("{written}"));
-    // No wait of any fixed length fits into this.
+    // No fixed timeout fits into this.
     assert!(slowest < 100.0, "{written}");
 }
 
@@ -61,7 +61,7 @@ fn tls_of_the_app_is_passed_through_untouched() {
 }
 
 #[test]
-fn the_name_that_openssl_asks_for_decides_which_server_proves_itself() {
+fn the_sni_of_openssl_decides_which_server_certificate_it_gets() {
     need("openssl", "openssl");
     let mesh = Mesh::new();
     for name in ["eu", "us"] {

@@ -1,13 +1,13 @@
-//! What is on the wire between two pods: TLS 1.3, and nothing that can be read.
+//! The traffic on the wire between two pods: TLS 1.3, and no plaintext.
 
 use crate::http::nginx;
 use crate::mesh::{Mesh, Workload, host, need, program, python};
 
-/// In every request and answer of the test; looked for in what was captured.
+/// Contained in every request and response of the test; the capture must not contain it.
 const MARKER: &str = "a-word-that-nobody-may-read";
 
 #[test]
-fn between_pods_there_is_tls_1_3_and_no_readable_byte() {
+fn between_pods_there_is_tls_1_3_and_no_plaintext() {
     need("tcpdump", "tcpdump");
     need("tshark", "tshark");
     let mesh = Mesh::new();
@@ -43,7 +43,7 @@ fn between_pods_there_is_tls_1_3_and_no_readable_byte() {
         "naru-http",
         "spiffe:",
     ] {
-        // The ALPN of the first message is the one thing that TLS 1.3 shows.
+        // The ALPN in the ClientHello is the only plaintext that TLS 1.3 shows.
         if word == "naru-http" {
             continue;
         }
@@ -62,7 +62,7 @@ fn between_pods_there_is_tls_1_3_and_no_readable_byte() {
         "tls.handshake.type == 2",
         "tls.handshake.extensions.supported_version",
     );
-    // At least one with each server: what follows on an open connection needs none.
+    // At least one with each server: later requests on an open connection need none.
     assert!(versions.len() >= 3, "too few handshakes: {versions:?}");
     assert!(
         versions.iter().all(|version| version == "0x0304"),
@@ -79,8 +79,8 @@ fn between_pods_there_is_tls_1_3_and_no_readable_byte() {
             .all(|group| ["4588", "0x11ec"].contains(&group.as_str())),
         "{groups:?}"
     );
-    // Every connection that carried a byte began with a TLS handshake.
-    // The proxy's stream from the controller is older than the capture.
+    // Every connection with data began with a TLS handshake. The proxy's stream from the controller
+    // is older than the capture.
     let mut talked = fields("tcp.len > 0 && !(tcp.port == 15010)", "tcp.stream");
     let mut shaken = fields(
         "tls.handshake.type == 1 && !(tcp.port == 15010)",

@@ -8,7 +8,7 @@ use crate::mesh::Mesh;
 use crate::process::eventually;
 
 #[tokio::test]
-async fn a_proxy_says_how_it_is_and_what_it_goes_by() {
+async fn a_proxy_reports_its_state_and_its_tables() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     let _app = App::named(mesh.app(1), "web").await;
@@ -41,7 +41,7 @@ async fn a_proxy_says_how_it_is_and_what_it_goes_by() {
 }
 
 #[tokio::test]
-async fn the_log_level_changes_while_it_runs() {
+async fn the_log_level_changes_at_runtime() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     let _app = App::named(mesh.app(1), "web").await;

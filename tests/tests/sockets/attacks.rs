@@ -1,9 +1,9 @@
-//! What one client does reaches no other: every attack with clients beside it that are served.
+//! One client does not affect the others: every attack runs while other clients are served.
 //!
-//! The attacker has no identity. Beside it a client without one and one with one ask for something
-//! small, again and again. None of their requests may fail, the process stays within the default
-//! limit of its pod, and gives back what the attack made it hold. Latencies are printed and not
-//! asserted: other work on the machine is in them.
+//! The attacker has no identity. Meanwhile two clients, one without an identity and one with an
+//! identity, send small requests continuously. None of their requests may fail, the process stays
+//! within the default limit of its pod, and releases the attack's memory. Latencies are printed
+//! rather than asserted, because they include other load on the machine.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -20,15 +20,15 @@ use crate::mesh::{Mesh, Sidecar};
 use crate::process::eventually;
 
 const MIB: usize = 1024 * 1024;
-/// The default limit of a sidecar's memory in its pod.
+/// The default memory limit of a sidecar.
 const POD_LIMIT: usize = 256 * MIB;
 /// Requests of each good client before an attack, and again during it.
 const REQUESTS: usize = 150;
-/// What a process may hold more after an attack than before it: caches of the allocator, and pools.
+/// Memory that a process may keep after an attack: caches of the allocator, and pools.
 const KEPT: usize = 24 * MIB;
 
-/// An app that speaks HTTP/1.1 and HTTP/2. `/large` is a MiB, `/drip` one byte after another
-/// without end, `/hold` is not answered, and everything else is small.
+/// An app for HTTP/1.1 and HTTP/2. `/large` is a MiB, `/drip` one byte after another without end,
+/// `/hold` gets no response, and all other responses are small.
 struct Target(JoinHandle<()>);
 
 impl Target {
@@ -53,7 +53,7 @@ impl Drop for Target {
 
 async fn serve(stream: TcpStream) {
     let mut start = [0; 3];
-    // A connection that ends here has nothing to be served.
+    // Errors of a connection are ignored.
     let _ended = match stream.peek(&mut start).await {
         Ok(3) if &start == b"PRI" => serve_http2(stream).await.map_err(|_| ()),
         _ => serve_http1(stream).await.map_err(|_| ()),
@@ -78,7 +78,7 @@ async fn serve_http1(mut stream: TcpStream) -> std::io::Result<()> {
             let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nsmall";
             stream.write_all(answer).await?;
         } else {
-            // A body that is never read.
+            // A body that the app never reads.
             std::future::pending::<()>().await;
         }
     }
@@ -125,8 +125,8 @@ impl Latencies {
     }
 }
 
-/// Asks for something small. The latencies of its requests, all of which succeed; `highest`: what
-/// `proxy` has held at most.
+/// Sends small requests, all of which must succeed, and returns their latencies. `highest`: the
+/// peak memory of `proxy`.
 async fn asks(address: SocketAddr, proxy: &Sidecar, highest: &mut usize) -> Latencies {
     let mut latencies = Vec::new();
     for number in 0..REQUESTS {
@@ -142,32 +142,32 @@ async fn asks(address: SocketAddr, proxy: &Sidecar, highest: &mut usize) -> Late
     Latencies(latencies)
 }
 
-/// One attack: what each of its connections does, as long as it can.
+/// An attack: each of its connections repeats this for as long as possible.
 #[derive(Clone, Copy, Debug)]
 enum Attack {
-    /// Streams that the client gives no window for their large responses.
+    /// Streams without a window for their large responses.
     NoWindow,
-    /// The same with its socket not read, and its windows as wide as they can be.
+    /// The same with an unread socket, and maximum windows.
     NoReading,
-    /// Heads of very many empty fields, of requests that are not answered.
+    /// Heads with very many empty fields, in requests without a response.
     EmptyFields,
-    /// Heads that refer to one long field a hundred times each.
+    /// Heads that each refer to one long field a hundred times.
     References,
-    /// Heads over HTTP/1.1 that do not end.
+    /// Incomplete heads over HTTP/1.1.
     HalfHeads,
-    /// Large responses over HTTP/1.1 that are not read.
+    /// Large responses over HTTP/1.1 that the client does not read.
     UnreadResponses,
     /// Large bodies that the app does not read.
     UnreadRequests,
     /// Messages of one byte without end, and no window for them.
     SmallMessages,
-    /// Streams that are given up as soon as they are begun.
+    /// Streams that the client resets as soon as they are open.
     Aborts,
-    /// SETTINGS, PING, PRIORITY and WINDOW_UPDATE of one byte, without end.
+    /// SETTINGS, PING, PRIORITY and WINDOW_UPDATE by one byte, without end.
     Frames,
-    /// Heads beyond the limit, without end.
+    /// Heads above the size limit, without end.
     LargeHeads,
-    /// Connections on which nothing is said.
+    /// Silent connections.
     Silence,
 }
 
@@ -180,7 +180,7 @@ impl Attack {
         }
     }
 
-    /// Begins what holds something, and goes on for as long as the connection lasts.
+    /// Runs the attack for as long as the connection lasts.
     async fn run(self, from: IpAddr, pod: SocketAddr) -> std::io::Result<()> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((from, 0).into())?;
@@ -209,7 +209,7 @@ impl Attack {
             }
             _ => return self.run_http2(stream).await,
         }
-        // Until the other end has had enough.
+        // Until the peer closes.
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
         Ok(())
     }
@@ -253,7 +253,7 @@ impl Attack {
         matches!(self, Self::Aborts | Self::Frames | Self::LargeHeads)
     }
 
-    /// What is sent in turn `number` over HTTP/2.
+    /// The frames of round `number` over HTTP/2.
     fn frames(self, number: u32) -> BytesMut {
         let id = 2 * number + 1;
         // The last flags: END_HEADERS, END_STREAM.
@@ -261,7 +261,7 @@ impl Attack {
         match self {
             Self::NoWindow | Self::NoReading => get("/large", &[]),
             Self::SmallMessages => get("/drip", &[]),
-            // `cookie` of the static table, and no value.
+            // `cookie` of the static table, without a value.
             Self::EmptyFields => get("/hold", &b"\x0f\x11\x00".repeat(900)),
             Self::References if number == 0 => {
                 let mut field = b"\x40\x01a\x7f\x81\x1e".to_vec();
@@ -316,7 +316,8 @@ fn head(path: &str) -> Vec<u8> {
     head
 }
 
-/// Runs one attack against a pod, beside a client without identity and one with one.
+/// Runs one attack against a pod, while a client without an identity and one with an identity are
+/// served.
 async fn withstands(attack: Attack) {
     naru_listen::descriptors::Descriptors::raise();
     let mesh = Mesh::start().await;
@@ -327,7 +328,7 @@ async fn withstands(attack: Attack) {
     let proxy = mesh.proxy("web", 1, &[], &[&budget]).await;
     let client = mesh.sidecar("client", 2, &["web"]).await;
     let (pod, peer) = (mesh.pod(1), client.calls("web"));
-    // An address of its own: limits are by where connections come from.
+    // An address of its own: limits are per source address.
     let from = mesh.pod(3).ip();
     let mut highest = 0;
     let mut before = [
@@ -339,7 +340,7 @@ async fn withstands(attack: Attack) {
     let mut attackers = JoinSet::new();
     for _ in 0..attack.connections() {
         attackers.spawn(async move {
-            // A connection that is refused is tried again.
+            // Retry rejected connections.
             loop {
                 let _refused = attack.run(from, pod).await;
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -407,7 +408,7 @@ attacks! {
     clients_are_served_beside_silent_connections: Silence;
 }
 
-/// A server that answers a request with interim responses without end.
+/// A server that sends interim responses without end.
 async fn interim_flood(address: SocketAddr) -> JoinHandle<()> {
     let listener = TcpListener::bind(address).await.expect("bind");
     tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! The controller's part: what it makes of manifests, and that traffic does not need it.
+//! The controller's part: its handling of manifests, and traffic without it.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::mesh::{Mesh, metric, split};
 use crate::process::eventually;
 
 #[tokio::test]
-async fn a_manifest_that_is_wrong_is_reported_and_its_last_good_state_stays() {
+async fn an_invalid_manifest_is_reported_and_its_last_good_state_stays() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     let _app = App::named(mesh.app(1), "web").await;
@@ -63,7 +63,7 @@ async fn a_manifest_that_is_wrong_is_reported_and_its_last_good_state_stays() {
 }
 
 #[tokio::test]
-async fn a_route_that_asks_for_what_is_not_there_is_not_half_applied() {
+async fn a_route_with_an_unsupported_feature_is_not_applied_in_part() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     let _app = App::named(mesh.app(1), "web").await;
@@ -86,7 +86,7 @@ async fn a_route_that_asks_for_what_is_not_there_is_not_half_applied() {
 }
 
 #[tokio::test]
-async fn traffic_goes_on_without_the_controller_and_nothing_is_sent_twice() {
+async fn traffic_continues_without_the_controller_and_nothing_is_resent() {
     let mut mesh = Mesh::start().await;
     for (name, number) in [("v1", 1), ("v2", 2)] {
         mesh.service(name, Some("http"), &[number]);
@@ -121,7 +121,7 @@ async fn traffic_goes_on_without_the_controller_and_nothing_is_sent_twice() {
         client.metric("naru_controller_connected", &[]).await == 1.0
     })
     .await;
-    // Something that is sent for sure, after all that was to be sent: one route.
+    // A change that is certainly sent after all others: one route.
     mesh.put(&split("both", &[("v1", 0), ("v2", 1)]));
     eventually("what changes now is obeyed", async || {
         client.get("both").await.body == "v2"
@@ -131,7 +131,7 @@ async fn traffic_goes_on_without_the_controller_and_nothing_is_sent_twice() {
 }
 
 #[tokio::test]
-async fn what_changed_while_the_controller_was_away_is_all_that_is_sent() {
+async fn only_changes_are_sent_after_the_controller_was_down() {
     let mut mesh = Mesh::start().await;
     for (name, number) in [("v1", 1), ("v2", 2)] {
         mesh.service(name, Some("http"), &[number]);

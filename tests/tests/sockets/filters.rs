@@ -1,4 +1,4 @@
-//! What a route's filters make of requests, beside changing them.
+//! Effects of a route's filters other than modifications of requests.
 
 use http::Request;
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::mesh::{Mesh, split};
 use crate::process::eventually;
 
 #[tokio::test]
-async fn copies_go_to_a_mirror_over_mutual_tls_and_nobody_sees_its_answer() {
+async fn mirrored_requests_use_mutual_tls_and_their_responses_are_discarded() {
     let mesh = Mesh::start().await;
     let app = App::named(mesh.app(1), "web").await;
     let shadow = App::start(mesh.app(2), |_| async {
@@ -25,7 +25,7 @@ async fn copies_go_to_a_mirror_over_mutual_tls_and_nobody_sees_its_answer() {
             "requestMirror": { "backendRef": { "name": service, "port": 80 } },
         })
     };
-    // One that does not exist leaves the others as they are.
+    // A missing mirror does not affect the others.
     route["spec"]["rules"][0]["filters"] = json!([mirror("shadow"), mirror("gone")]);
     mesh.put(&route);
     let _web = mesh.sidecar("web", 1, &[]).await;
@@ -55,7 +55,7 @@ async fn copies_go_to_a_mirror_over_mutual_tls_and_nobody_sees_its_answer() {
     let outbound = ["direction=\"outbound\""];
     assert_eq!(client.metric("naru_requests_total", &outbound).await, 1.0);
 
-    // A mirror that dies costs no request.
+    // A failing mirror affects no request.
     drop(mirrored);
     for _ in 0..10 {
         assert_eq!(client.get("web").await.body, "web");

@@ -1,4 +1,4 @@
-//! Clients that open many connections for nothing, and others that want an answer meanwhile.
+//! Clients that open many idle connections, and others that need responses meanwhile.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::apps::{App, get, try_get};
 use crate::mesh::{Mesh, metric};
 use crate::process::eventually;
 
-/// Connections on which nothing is said.
+/// Silent connections.
 async fn silent(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     Descriptors::raise();
     let mut open = Vec::new();
@@ -20,7 +20,7 @@ async fn silent(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     open
 }
 
-/// Scrapes that are asked for and not read.
+/// Scrapes whose responses are not read.
 async fn unread(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     let mut open = silent(address, count).await;
     for stream in &mut open {
@@ -31,7 +31,7 @@ async fn unread(address: SocketAddr, count: usize) -> Vec<TcpStream> {
 }
 
 #[tokio::test]
-async fn admin_ports_answer_beside_silent_connections_and_scrapes_that_are_not_read() {
+async fn admin_ports_respond_despite_silent_connections_and_unread_scrapes() {
     let mesh = Mesh::start().await;
     let sidecar = mesh.sidecar("web", 1, &[]).await;
     for admin in [mesh.controller_admin(), sidecar.admin] {
@@ -47,7 +47,7 @@ async fn admin_ports_answer_beside_silent_connections_and_scrapes_that_are_not_r
 }
 
 #[tokio::test]
-async fn a_sidecar_starts_beside_silent_connections_to_the_controller() {
+async fn a_sidecar_starts_despite_silent_connections_to_the_controller() {
     let mesh = Mesh::start().await;
     let _silent = silent(mesh.controller_proxies(), 5_500).await;
     let _sidecar = mesh.sidecar("web", 1, &[]).await;
@@ -57,7 +57,7 @@ async fn a_sidecar_starts_beside_silent_connections_to_the_controller() {
 }
 
 #[tokio::test]
-async fn a_pod_answers_beside_connections_that_fill_every_place_for_strangers() {
+async fn a_pod_responds_despite_connections_that_use_all_places_without_an_identity() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     mesh.put_pod("web", 1, serde_json::json!({}));
@@ -70,7 +70,7 @@ async fn a_pod_answers_beside_connections_that_fill_every_place_for_strangers() 
     assert_eq!(get(mesh.pod(1), "/").await.body, "web");
     assert_eq!(client.get("web").await.body, "web");
 
-    // Connections that are in use, as far as there are places for clients without an identity.
+    // Active connections, up to the limit for clients without an identity.
     let mut used = Vec::new();
     let refused = loop {
         let mut stream = TcpStream::connect(mesh.pod(1)).await.expect("a connection");
@@ -99,7 +99,7 @@ async fn a_pod_answers_beside_connections_that_fill_every_place_for_strangers() 
 }
 
 #[tokio::test]
-async fn a_scan_of_ports_leaves_the_metrics_to_what_is_there() {
+async fn a_port_scan_adds_a_single_series_to_the_metrics() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     mesh.put_pod("web", 1, serde_json::json!({}));

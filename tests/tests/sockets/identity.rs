@@ -1,4 +1,4 @@
-//! Who is let in, and who is given requests.
+//! Authorization of clients, and verification of endpoints.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::mesh::Mesh;
 use crate::process::eventually;
 
 #[tokio::test]
-async fn strict_refuses_plaintext_and_permissive_lets_it_in_without_a_name() {
+async fn strict_rejects_plaintext_and_permissive_accepts_it_without_an_identity() {
     let mesh = Mesh::start().await;
     mesh.service("open", Some("http"), &[1]);
     mesh.service("closed", Some("http"), &[2]);
@@ -20,7 +20,7 @@ async fn strict_refuses_plaintext_and_permissive_lets_it_in_without_a_name() {
     let closed = mesh.proxy("closed", 2, &[], &[]).await;
     let client = mesh.sidecar("client", 3, &["open", "closed"]).await;
 
-    // With a sidecar, both are reached.
+    // From a client with a sidecar, both are reachable.
     assert_eq!(client.get("open").await.body, "open");
     assert_eq!(client.get("closed").await.body, "closed");
     let before = apps[1].requests();
@@ -42,7 +42,7 @@ async fn strict_refuses_plaintext_and_permissive_lets_it_in_without_a_name() {
 }
 
 #[tokio::test]
-async fn a_stance_that_changes_holds_for_new_connections() {
+async fn a_changed_mtls_mode_applies_to_new_connections() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     let _app = App::named(mesh.app(1), "web").await;
@@ -59,14 +59,14 @@ async fn a_stance_that_changes_holds_for_new_connections() {
 }
 
 #[tokio::test]
-async fn an_address_that_somebody_else_has_now_gets_no_request_and_is_ejected() {
+async fn an_endpoint_with_another_identity_gets_no_request_and_is_ejected() {
     let mesh = Mesh::start().await;
     let _good = App::named(mesh.app(1), "victim").await;
     let _victim = mesh.sidecar("victim", 1, &[]).await;
     let rogue_app = App::named(mesh.app(2), "rogue").await;
-    // A valid certificate, of another service account.
+    // A valid certificate of another service account.
     let _rogue = mesh.sidecar("rogue", 2, &[]).await;
-    // The tables still say that a pod of the victim's is there.
+    // The tables still have a pod of the victim's at that address.
     mesh.put_pod("victim", 2, json!({}));
     mesh.service("victim", Some("http"), &[1, 2]);
     let client = mesh.sidecar("client", 3, &["victim"]).await;
@@ -80,7 +80,7 @@ async fn an_address_that_somebody_else_has_now_gets_no_request_and_is_ejected() 
     let labels = ["service=\"victim\"", "reason=\"identity-mismatch\""];
     assert!(client.metric(ejections, &labels).await >= 1.0);
 
-    // As the only one left it gets nothing either.
+    // As the only endpoint it gets no request either.
     mesh.endpoints("victim", &[2]);
     eventually("nobody else is left", async || {
         client.get("victim").await.status == 503
@@ -90,9 +90,9 @@ async fn an_address_that_somebody_else_has_now_gets_no_request_and_is_ejected() 
 }
 
 #[tokio::test]
-async fn a_pod_of_the_mesh_is_never_spoken_to_in_plaintext() {
+async fn a_pod_of_the_mesh_never_gets_plaintext() {
     let mesh = Mesh::start().await;
-    // Its object says that it has a sidecar, and its app listens there in plaintext.
+    // Its object has the label of a sidecar, but its app listens there in plaintext.
     mesh.put_pod("bare", 1, json!({}));
     let app = App::named(mesh.pod(1), "bare").await;
     mesh.service("bare", Some("http"), &[1]);

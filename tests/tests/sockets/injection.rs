@@ -1,4 +1,4 @@
-//! What injection says to a sidecar, against what a sidecar understands.
+//! The settings from injection, compared with the sidecar's flags.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -27,7 +27,7 @@ struct Init {
     args: InitArgs,
 }
 
-/// The containers that a pod is given.
+/// The containers that injection adds to a pod.
 fn given(pod: &Value) -> Vec<Value> {
     let review = json!({
         "apiVersion": "admission.k8s.io/v1",
@@ -68,7 +68,7 @@ fn given(pod: &Value) -> Vec<Value> {
     added.expect("a list").clone()
 }
 
-/// A container's variables as flags, as Kubernetes and clap read them.
+/// A container's variables as flags, parsed as by Kubernetes and clap.
 fn flags(container: &Value) -> Vec<String> {
     let env = container["env"].as_array().expect("variables");
     let flags = env.iter().flat_map(|variable| {
@@ -89,7 +89,7 @@ fn flags(container: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_sidecar_understands_what_it_is_told_and_makes_the_probes_of_its_app() {
+async fn a_sidecar_accepts_its_settings_and_sends_the_probes_to_its_app() {
     let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let listener = TcpListener::bind((here, 0)).await.expect("bind");
     let address = listener.local_addr().expect("an address");

@@ -1,4 +1,4 @@
-//! Calls stay in the client's zone or on its node where its Service wants that.
+//! Calls stay in the client's zone or on its node, if the Service is configured so.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::apps::App;
 use crate::mesh::{Mesh, NAMESPACE, Sidecar};
 use crate::process::eventually;
 
-/// How many requests show where they go.
+/// How many requests show the distribution.
 const ENOUGH: usize = 30;
 
 /// Pod 1 is on the node n1 in zone z1, pod 2 on n2 in z2.
@@ -17,7 +17,7 @@ fn hinted(number: u8) -> Value {
     })
 }
 
-/// A Service with those two pods, and a client on n1. Its zone is to be had from the EndpointSlice alone.
+/// A Service with those two pods, and a client on n1, whose zone is only in the EndpointSlice.
 async fn spread(mesh: &Mesh) -> (Vec<(App, Sidecar)>, Sidecar) {
     mesh.service("web", Some("http"), &[]);
     let mut running = Vec::new();
@@ -38,7 +38,7 @@ async fn spread(mesh: &Mesh) -> (Vec<(App, Sidecar)>, Sidecar) {
     (running, client)
 }
 
-/// Who answers the next requests, in order and each once.
+/// The endpoints that answer the next requests, sorted and deduplicated.
 async fn answers(client: &Sidecar) -> Vec<String> {
     let mut answers = Vec::new();
     for _ in 0..ENOUGH {
@@ -61,14 +61,14 @@ async fn eventually_answered_by(client: &Sidecar, expected: &[&str]) {
 }
 
 #[tokio::test]
-async fn calls_stay_in_the_zone_while_somebody_is_there() {
+async fn calls_stay_in_the_zone_while_it_has_endpoints() {
     let mesh = Mesh::start().await;
     let (mut running, client) = spread(&mesh).await;
     mesh.endpoints_with("web", &[1, 2], |_| json!({}));
     eventually_answered_by(&client, &["1", "2"]).await;
     mesh.endpoints_with("web", &[1, 2], hinted);
     eventually_answered_by(&client, &["1"]).await;
-    // The other zone takes over before the controller knows.
+    // Calls fail over to the other zone before the controller detects it.
     drop(running.remove(0));
     eventually_answered_by(&client, &["2"]).await;
     mesh.endpoints_with("web", &[2], hinted);

@@ -1,6 +1,8 @@
-//! The sockets layer: a real controller and real proxies on loopback, with apps and clients of the tests' own.
+//! The sockets layer: a real controller and real proxies on loopback, with apps and clients of the
+//! tests' own.
 //!
-//! Needs nothing but the toolchain. Addresses of 127.0.0.0/8 stand for pods, and mapped listeners for redirect rules.
+//! Needs only the toolchain. Addresses of 127.0.0.0/8 stand in for pods, and mapped listeners for
+//! redirect rules.
 
 use naru_tests::{apps, mesh, process};
 

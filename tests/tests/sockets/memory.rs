@@ -1,5 +1,5 @@
-//! The budget of memory, under attack: what the whole process holds stays within the limit that the
-//! budget is made for, others are served meanwhile, and all of it goes back to the system.
+//! The memory budget under attack: the process stays within the limit that the budget is derived
+//! from, other clients are served, and the memory is returned to the system.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::process::eventually;
 
 const MIB: usize = 1024 * 1024;
 
-/// What a proxy holds, in bytes.
+/// The memory of a proxy, in bytes.
 pub fn held(proxy: &Sidecar) -> usize {
     let path = format!("/proc/{}/status", proxy.process.id());
     let status = std::fs::read_to_string(path).expect("a process");
@@ -34,7 +34,7 @@ async fn proxy_within(mesh: &Mesh, limit: usize) -> Sidecar {
     mesh.proxy("web", 1, &[], &[&budget]).await
 }
 
-/// A client that asks for something small, over and over.
+/// A client that sends small requests continuously.
 struct Good {
     task: JoinHandle<()>,
     answered: Arc<AtomicUsize>,
@@ -70,7 +70,7 @@ impl Good {
         }
     }
 
-    /// It has been answered since, and never anything else.
+    /// Asserts that it has got new responses, and only good ones.
     async fn is_served(&self) {
         let before = self.answered.load(Ordering::SeqCst);
         eventually("others are served", async || {
@@ -94,7 +94,7 @@ async fn falls_to(proxy: &Sidecar, bound: usize) {
 }
 
 #[tokio::test]
-async fn half_heads_stay_within_the_budget_and_their_memory_goes_back() {
+async fn half_heads_stay_within_the_budget_and_their_memory_is_returned() {
     const LIMIT: usize = 64 * MIB;
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
@@ -113,7 +113,7 @@ async fn half_heads_stay_within_the_budget_and_their_memory_goes_back() {
             stream.write_all(start).await.ok()?;
             stream.write_all(&vec![b'x'; 60_000]).await.ok()?;
             let mut answer = Vec::new();
-            // Some are refused. The others wait.
+            // Some are rejected. The others wait.
             stream.read_to_end(&mut answer).await.ok()?;
             Some(answer)
         });
@@ -139,7 +139,7 @@ async fn half_heads_stay_within_the_budget_and_their_memory_goes_back() {
     good.end().await;
 }
 
-/// An HTTP/2 app that answers `/small` with a few bytes and everything else with a MiB.
+/// An HTTP/2 app that responds to `/small` with a few bytes and to everything else with a MiB.
 async fn large_app(address: SocketAddr) -> JoinHandle<()> {
     let listener = TcpListener::bind(address).await.expect("bind");
     tokio::spawn(async move {
@@ -175,7 +175,7 @@ async fn client(
 }
 
 #[tokio::test]
-async fn readers_that_have_stopped_stay_within_the_budget_and_their_memory_goes_back() {
+async fn stalled_readers_stay_within_the_budget_and_their_memory_is_returned() {
     const LIMIT: usize = 128 * MIB;
     let mesh = Mesh::start().await;
     mesh.service("web", Some("kubernetes.io/h2c"), &[1]);

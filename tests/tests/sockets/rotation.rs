@@ -1,4 +1,4 @@
-//! Another certificate authority takes over, and nobody who talks notices.
+//! Rotation of the certificate authority without a disruption.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,20 +14,20 @@ use crate::apps::{App, Echo, Stream, try_get};
 use crate::mesh::{Mesh, label, metric};
 use crate::process::eventually;
 
-/// Long enough for each step to be seen, and short enough to wait for.
+/// Long enough for each step to be observed, and short enough for a test.
 const QUICK: [&str; 3] = [
     "--ca-trust-for=4s",
     "--ca-renew-within=3s",
     "--ca-retire-for=12s",
 ];
 
-/// Which authority a proxy's certificate is of.
+/// The authority that issued a proxy's certificate.
 async fn issuer(admin: SocketAddr) -> String {
     let issuer = label(admin, "naru_certificate_info", "issuer").await;
     issuer.expect("an issuer")
 }
 
-/// With which authority the controller issues.
+/// The authority that the controller issues with.
 async fn authority(mesh: &Mesh) -> String {
     let issuer = label(
         mesh.controller_admin(),
@@ -37,7 +37,7 @@ async fn authority(mesh: &Mesh) -> String {
     issuer.await.expect("an authority")
 }
 
-/// Requests without a pause, until told to stop: how many were right, and what went wrong.
+/// Continuous requests until stopped, with the number of good responses and the failures.
 struct Load {
     stop: Arc<AtomicBool>,
     right: Arc<AtomicUsize>,
@@ -72,7 +72,7 @@ impl Load {
     }
 }
 
-/// Sends each byte back.
+/// Echoes each byte.
 async fn echo_bytes(address: SocketAddr) {
     let listener = TcpListener::bind(address).await.expect("bind");
     tokio::spawn(async move {
@@ -127,7 +127,7 @@ async fn an_authority_is_rotated_under_load_with_nothing_lost() {
     };
     eventually("the new one is trusted", async || state("trusting").await).await;
     assert_eq!(authority(&mesh).await, old);
-    // One that starts in the middle gets in.
+    // A proxy that starts during the rotation joins.
     sidecars.push(mesh.sidecar("web", 5, &[]).await);
     eventually("the new one is issued with", async || {
         authority(&mesh).await != old
@@ -157,7 +157,7 @@ async fn an_authority_is_rotated_under_load_with_nothing_lost() {
     )
     .await;
 
-    // What was open is open.
+    // Open connections are still open.
     exchange(&mut connection, 2).await;
     stream
         .send
@@ -173,7 +173,7 @@ async fn an_authority_is_rotated_under_load_with_nothing_lost() {
     }
 }
 
-/// An authority of a company's, in PEM.
+/// A company's authority, in PEM.
 fn given() -> (String, String) {
     let mut params = CertificateParams::default();
     let name = "spiffe://cluster.local".try_into().expect("a URI");
@@ -185,7 +185,7 @@ fn given() -> (String, String) {
 }
 
 #[tokio::test]
-async fn an_authority_that_is_given_takes_over_also_across_a_restart() {
+async fn a_given_authority_is_applied_even_across_a_restart() {
     let mut mesh = Mesh::start_with(&QUICK).await;
     let _app = App::named(mesh.app(1), "web").await;
     mesh.service("web", Some("http"), &[1]);
@@ -194,7 +194,7 @@ async fn an_authority_that_is_given_takes_over_also_across_a_restart() {
     let load = Load::start(client.calls("web"));
     let old = authority(&mesh).await;
     let (certificate, key) = given();
-    // For a moment the key is not the certificate's: nothing happens.
+    // Briefly the key does not match the certificate: nothing happens.
     std::fs::write(mesh.state("ca.key"), key).expect("write");
     eventually("the mismatch is told", async || {
         mesh.controller.log().contains("another key")

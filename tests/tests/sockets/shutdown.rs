@@ -1,4 +1,4 @@
-//! How a proxy ends.
+//! The shutdown of a proxy.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::mesh::Mesh;
 use crate::process::eventually;
 
 #[tokio::test]
-async fn what_is_in_flight_is_finished_on_both_sides() {
+async fn requests_in_flight_are_finished_on_both_sides() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
-    // Answers when it is told to.
+    // Responds when the semaphore is released.
     let go = Arc::new(Semaphore::new(0));
     let waits = go.clone();
     let app = App::start(mesh.app(1), move |_| {
@@ -57,7 +57,7 @@ async fn what_is_in_flight_is_finished_on_both_sides() {
 }
 
 #[tokio::test]
-async fn what_never_ends_is_broken_off_at_the_limit_or_by_a_second_signal() {
+async fn endless_requests_are_aborted_at_the_limit_or_by_a_second_signal() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1, 2]);
     let mut apps = Vec::new();
@@ -95,7 +95,7 @@ async fn what_never_ends_is_broken_off_at_the_limit_or_by_a_second_signal() {
 }
 
 #[tokio::test]
-async fn a_controller_that_is_told_to_end_does_and_the_mesh_goes_on() {
+async fn a_controller_ends_on_sigterm_and_the_mesh_goes_on() {
     let mut mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     let _app = App::named(mesh.app(1), "web").await;
@@ -109,7 +109,7 @@ async fn a_controller_that_is_told_to_end_does_and_the_mesh_goes_on() {
 }
 
 #[tokio::test]
-async fn a_connection_on_which_nothing_was_said_yet_holds_up_nobody() {
+async fn a_silent_connection_does_not_delay_the_shutdown() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     let _app = App::named(mesh.app(1), "web").await;
@@ -123,7 +123,7 @@ async fn a_connection_on_which_nothing_was_said_yet_holds_up_nobody() {
     let _from_the_app = TcpStream::connect(client.calls("web"))
         .await
         .expect("connect");
-    // Both proxies have accepted what came before.
+    // Both proxies have accepted the earlier connections.
     assert_eq!(client.get("web").await.body, "web");
     for sidecar in [&mut web, &mut client] {
         sidecar.process.signal(Signal::SIGTERM);

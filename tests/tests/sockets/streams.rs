@@ -1,4 +1,4 @@
-//! TLSRoutes and TCPRoutes: connections end up where they say, with what is in them untouched.
+//! TLSRoutes and TCPRoutes: connections reach the configured backend, with their bytes unchanged.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ use crate::apps::{App, get};
 use crate::mesh::{Mesh, NAMESPACE, Sidecar, split};
 use crate::process::{SOON, eventually};
 
-/// An app that says its name to everybody, before they say anything. It stops when this is dropped.
+/// An app that sends its name to every client before it reads. It stops on drop.
 pub struct Greeter {
     task: JoinHandle<()>,
-    /// What proves it to TLS clients.
+    /// Its certificate for TLS clients.
     pub certificate: Option<CertificateDer<'static>>,
 }
 
@@ -39,7 +39,7 @@ impl Greeter {
         }
     }
 
-    /// In TLS, with a certificate for `hostname`.
+    /// With TLS, and a certificate for `hostname`.
     pub async fn tls(address: SocketAddr, name: &'static str, hostname: &str) -> Self {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed([hostname.to_owned()]).expect("a certificate");
@@ -73,7 +73,7 @@ impl Drop for Greeter {
     }
 }
 
-/// The name of whoever is reached.
+/// The name of the app that answers.
 pub async fn greeting(address: SocketAddr) -> std::io::Result<String> {
     let greeting = async {
         let mut stream = TcpStream::connect(address).await?;
@@ -84,7 +84,7 @@ pub async fn greeting(address: SocketAddr) -> std::io::Result<String> {
     timeout(SOON, greeting).await.expect("an end")
 }
 
-/// The name of whoever proves to be `hostname`.
+/// The name of the app that answers with a certificate for `hostname`.
 pub async fn tls_greeting(
     address: SocketAddr,
     hostname: &str,
@@ -128,8 +128,8 @@ pub fn is_reset(ended: std::io::Result<String>) -> bool {
     ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
-/// Somebody who calls `front`, whose TCPRoute `tcp` sends all to the greeter `bytes`; a Service `web` is there beside it. What is
-/// behind lives as long as the second value.
+/// A client of `front`, whose TCPRoute `tcp` routes to the greeter `bytes`; there is also a Service
+/// `web`. The second value keeps the backends alive.
 pub async fn bytes_behind_front(mesh: &Mesh) -> (Sidecar, (App, Greeter, [Sidecar; 2])) {
     mesh.service("web", Some("http"), &[1]);
     let web = App::named(mesh.app(1), "web").await;
@@ -146,7 +146,7 @@ pub async fn bytes_behind_front(mesh: &Mesh) -> (Sidecar, (App, Greeter, [Sideca
 }
 
 #[tokio::test]
-async fn the_name_that_a_tls_client_asks_for_decides_who_it_reaches() {
+async fn the_server_name_of_a_tls_client_decides_which_backend_it_reaches() {
     let mesh = Mesh::start().await;
     let mut apps = Vec::new();
     for (name, number, hostname) in [("a", 1, "a.example"), ("b", 2, "x.b.example")] {
@@ -172,7 +172,7 @@ async fn the_name_that_a_tls_client_asks_for_decides_who_it_reaches() {
         let reached = tls_greeting(front, hostname, proof(app)).await;
         assert_eq!(reached.expect(hostname), name);
     }
-    // What is between the sidecars is theirs, and the app's TLS in it.
+    // The sidecars' TLS, with the app's TLS inside.
     let inbound = [
         "direction=\"inbound\"",
         "client=\"spiffe://cluster.local/ns/shop/sa/client\"",
@@ -192,11 +192,11 @@ async fn the_name_that_a_tls_client_asks_for_decides_who_it_reaches() {
     assert!(is_reset(ended.expect("an end").map(|_| nothing)));
     assert_eq!(closed(&client, "no-client-hello").await, 1.0);
 
-    // A changed route holds for the next connection.
+    // A changed route applies to the next connection.
     let names = names(json!(["c.example", "a.example"]));
     mesh.put(&route("TLSRoute", "a", names, &[("b", 1)]));
     eventually("b is given what a was", async || {
-        // It proves to be somebody else.
+        // The server's certificate is for another name.
         let wrong = tls_greeting(front, "a.example", proof(0)).await;
         wrong.is_err_and(|error| error.kind() == ErrorKind::InvalidData)
     })
@@ -204,7 +204,7 @@ async fn the_name_that_a_tls_client_asks_for_decides_who_it_reaches() {
 }
 
 #[tokio::test]
-async fn a_tcp_route_shares_connections_by_weight() {
+async fn a_tcp_route_balances_connections_by_weight() {
     let mesh = Mesh::start().await;
     let mut apps = Vec::new();
     for (name, number) in [("a", 1), ("b", 2), ("never", 3)] {
@@ -212,7 +212,8 @@ async fn a_tcp_route_shares_connections_by_weight() {
         let app = Greeter::plain(mesh.app(number), name).await;
         apps.push((app, mesh.sidecar(name, number, &[]).await));
     }
-    // Whatever a port was said to speak, a TCPRoute makes it bytes: nobody waits for a request.
+    // A TCPRoute makes a port opaque, whatever its declared protocol: the proxy does not wait for a
+    // request.
     mesh.service("front", Some("http"), &[3]);
     let shares = [("a", 1), ("never", 0), ("b", 1)];
     mesh.put(&route("TCPRoute", "tcp", json!({}), &shares));
@@ -224,11 +225,11 @@ async fn a_tcp_route_shares_connections_by_weight() {
         *reached.entry(name).or_default() += 1;
     }
     assert_eq!(reached.len(), 2, "{reached:?}");
-    // 100 each, and five standard deviations of it.
+    // 100 each, with five standard deviations.
     assert!((65..=135).contains(&reached["a"]), "{reached:?}");
     assert!(!reached.contains_key("never"), "{reached:?}");
 
-    // A backend that is not there.
+    // A missing backend.
     mesh.put(&route("TCPRoute", "tcp", json!({}), &[("gone", 1)]));
     eventually("connections are refused", async || {
         is_reset(greeting(front).await)

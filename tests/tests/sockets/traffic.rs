@@ -1,4 +1,4 @@
-//! What an app's requests go through, and where they end up.
+//! The path of an app's requests through the mesh.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::apps::{App, Echo, Stream};
 use crate::mesh::{Mesh, split};
 use crate::process::{SOON, eventually};
 
-/// How many requests must all obey before a change counts as made.
+/// How many requests must follow a change before it counts as applied.
 const ENOUGH: usize = 20;
 
 #[tokio::test]
-async fn a_request_goes_over_mutual_tls_and_its_client_is_named() {
+async fn a_request_uses_mutual_tls_and_its_client_is_identified() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     let app = App::named(mesh.app(1), "web").await;
@@ -61,7 +61,7 @@ async fn a_request_goes_over_mutual_tls_and_its_client_is_named() {
 }
 
 #[tokio::test]
-async fn undeclared_http_is_told_by_its_first_bytes() {
+async fn undeclared_http_is_detected_by_its_first_bytes() {
     let mesh = Mesh::start().await;
     mesh.service("web", None, &[1]);
     let _app = App::named(mesh.app(1), "web").await;
@@ -73,7 +73,7 @@ async fn undeclared_http_is_told_by_its_first_bytes() {
 }
 
 #[tokio::test]
-async fn messages_of_a_stream_go_both_ways_as_they_come() {
+async fn messages_of_a_stream_are_forwarded_both_ways_as_they_arrive() {
     let mesh = Mesh::start().await;
     mesh.service("echo", Some("grpc"), &[1]);
     let _app = Echo::start(mesh.app(1)).await;
@@ -86,7 +86,7 @@ async fn messages_of_a_stream_go_both_ways_as_they_come() {
             .send
             .send_data(Bytes::from(message), false)
             .expect("send");
-        // Only then the next one: nothing may wait for the stream's end.
+        // Send the next one only then: nothing may wait for the stream's end.
         assert_eq!(stream.next().await.as_deref(), Some(message.as_bytes()));
     }
     stream.send.send_data(Bytes::new(), true).expect("send");
@@ -100,7 +100,7 @@ async fn messages_of_a_stream_go_both_ways_as_they_come() {
 }
 
 #[tokio::test]
-async fn a_changed_weight_is_obeyed_by_every_request_from_then_on() {
+async fn a_changed_weight_applies_to_every_later_request() {
     let mesh = Mesh::start().await;
     let mut running = Vec::new();
     for (name, number) in [("v1", 1), ("v2", 2)] {
@@ -132,7 +132,7 @@ async fn a_changed_weight_is_obeyed_by_every_request_from_then_on() {
 }
 
 #[tokio::test]
-async fn a_failed_attempt_is_retried_where_the_route_says_so() {
+async fn a_failed_attempt_is_retried_if_the_route_configures_it() {
     let mesh = Mesh::start().await;
     mesh.service("flaky", Some("http"), &[1]);
     // Every other request fails.
@@ -146,7 +146,7 @@ async fn a_failed_attempt_is_retried_where_the_route_says_so() {
     let _flaky = mesh.sidecar("flaky", 1, &[]).await;
     let client = mesh.sidecar("client", 2, &["flaky"]).await;
 
-    // An app's own failure is passed on as it is.
+    // An app's own error response is passed on unchanged.
     let failed = client.get("flaky").await;
     assert_eq!((failed.status, &*failed.body), (503, "failed"));
     assert_eq!(failed.reason(), "");
@@ -155,7 +155,7 @@ async fn a_failed_attempt_is_retried_where_the_route_says_so() {
     let mut route = split("flaky", &[("flaky", 1)]);
     route["spec"]["rules"][0]["retry"] = json!({ "codes": [503], "attempts": 1, "backoff": "1ms" });
     mesh.put(&route);
-    // Without the route, one request of each two fails.
+    // Without the route, every second request fails.
     eventually("the route is in force", async || {
         let both = (client.get("flaky").await, client.get("flaky").await);
         both.0.status == 200 && both.1.status == 200
@@ -214,11 +214,11 @@ async fn an_endpoint_gets_no_request_once_it_is_removed() {
 }
 
 #[tokio::test]
-async fn a_request_that_reached_no_app_goes_to_another_endpoint() {
+async fn a_request_that_did_not_reach_an_app_is_sent_to_another_endpoint() {
     let mesh = Mesh::start().await;
     let _app = App::named(mesh.app(1), "there").await;
     let _there = mesh.sidecar("web", 1, &[]).await;
-    // Its object says that it runs, and nobody listens there.
+    // Its object is Running, but nothing listens there.
     mesh.put_pod("web", 2, json!({}));
     mesh.service("web", Some("http"), &[1, 2]);
     let client = mesh.sidecar("client", 3, &["web"]).await;
@@ -231,11 +231,11 @@ async fn a_request_that_reached_no_app_goes_to_another_endpoint() {
 }
 
 #[tokio::test]
-async fn a_time_out_of_the_route_has_its_own_reason() {
+async fn a_timeout_of_the_route_has_its_own_reason() {
     let mesh = Mesh::start().await;
     mesh.service("slow", Some("http"), &[1]);
     let _app = App::start(mesh.app(1), |_| async {
-        // For ever, as far as the test goes.
+        // Longer than the test runs.
         tokio::time::sleep(Duration::from_secs(3_600)).await;
         (StatusCode::OK, String::new())
     })
@@ -250,7 +250,7 @@ async fn a_time_out_of_the_route_has_its_own_reason() {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_first_is_heard_and_each_half_ends_by_itself() {
+async fn a_server_first_protocol_works_and_each_direction_closes_by_itself() {
     let mesh = Mesh::start().await;
     mesh.service("db", None, &[1]);
     let listener = TcpListener::bind(mesh.app(1)).await.expect("bind");
@@ -265,7 +265,7 @@ async fn a_server_that_speaks_first_is_heard_and_each_half_ends_by_itself() {
     let mut greeting = [0; 11];
     soon(stream.read_exact(&mut greeting)).await.expect("read");
     assert_eq!(&greeting, b"220 hello\r\n");
-    // The client has said all that it has to say, and hears the answer all the same.
+    // The client has closed its direction, and still receives the response.
     stream.write_all(b"all of it").await.expect("write");
     stream.shutdown().await.expect("shutdown");
     let mut said = Vec::new();
@@ -286,7 +286,7 @@ async fn a_server_that_speaks_first_is_heard_and_each_half_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn the_start_of_a_tls_handshake_that_does_not_go_on_is_the_apps_to_judge() {
+async fn an_incomplete_tls_handshake_is_passed_on_to_the_app() {
     let mesh = Mesh::start().await;
     mesh.service("web", Some("http"), &[1]);
     let listener = TcpListener::bind(mesh.app(1)).await.expect("bind");
@@ -307,7 +307,7 @@ async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(SOON, future).await.expect("in time")
 }
 
-/// The addresses of a Service's endpoints, as a proxy's `/config` tells them.
+/// The addresses of a Service's endpoints, from a proxy's `/config`.
 async fn endpoints(admin: SocketAddr, service: &str) -> Vec<String> {
     let config = crate::apps::get(admin, "/config").await.body;
     let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");

@@ -1,4 +1,4 @@
-//! `naru why` and `naru routes`, asked of a running sidecar: what they say is what happens.
+//! `naru why` and `naru routes` with a running sidecar: their answers match its behaviour.
 
 use http::Request;
 use naru_tests::programs;
@@ -10,7 +10,7 @@ use crate::mesh::{Mesh, NAMESPACE, Sidecar, cluster_ip};
 use crate::process::eventually;
 use crate::streams::{self, Greeter, bytes_behind_front, greeting, is_reset, tls_greeting};
 
-/// Exit code, and what is written to both outputs.
+/// Exit code, and the output of both streams.
 async fn naru(arguments: &[&str]) -> (i32, String) {
     let mut command = Command::new(programs().join("naru"));
     command.args(arguments).env_clear();
@@ -91,11 +91,11 @@ async fn shop(mesh: &Mesh) -> (Vec<(App, Sidecar)>, Sidecar) {
 }
 
 #[tokio::test]
-async fn why_says_what_happens() {
+async fn why_matches_the_behaviour() {
     let mesh = Mesh::start().await;
     let (_running, client) = shop(&mesh).await;
 
-    // The canary: who takes it, as what, and what the other rules lack.
+    // The canary: its backend, its rule, and the mismatches of the other rules.
     let url = format!("http://{}/api/x?y", cluster_ip("web"));
     let (code, said) = why(&client, &["-H", "version: 2", &url]).await;
     assert_eq!(code, 0, "{said}");
@@ -111,7 +111,7 @@ async fn why_says_what_happens() {
     }
     assert_eq!(get(&client, "/api/x", Some("2")).await.body, "canary");
 
-    // By name, as its app has called it by now; one backend of two can't be used.
+    // By name, after its app has called it; one backend of two can't be used.
     let (code, said) = why(&client, &["http://web/api/x"]).await;
     assert_eq!(code, 0, "{said}");
     for part in [
@@ -140,7 +140,7 @@ async fn why_says_what_happens() {
 }
 
 #[tokio::test]
-async fn why_follows_the_tables_and_says_what_it_can_not_know() {
+async fn why_follows_the_tables_and_reports_what_it_does_not_know() {
     let mesh = Mesh::start().await;
     let (running, client) = shop(&mesh).await;
     let to_web = async |arguments: &[&str]| {
@@ -156,7 +156,7 @@ async fn why_follows_the_tables_and_says_what_it_can_not_know() {
     assert_eq!(code, 0, "{said:#}");
     assert_eq!(said["answer"]["routes"][0]["name"], "shop/split");
 
-    // Nobody behind it.
+    // Without endpoints.
     mesh.endpoints("web", &[]);
     eventually("there is no endpoint", async || {
         let (code, said) = to_web(&[]).await;
@@ -166,7 +166,7 @@ async fn why_follows_the_tables_and_says_what_it_can_not_know() {
             && reasons[1]["reason"] == "backend-invalid"
     })
     .await;
-    // No rule for another method.
+    // No rule matches another method.
     mesh.put(&route(&json!([{
         "matches": [{ "method": "GET" }], "backendRefs": [backend("canary", 1)],
     }])));
@@ -177,14 +177,14 @@ async fn why_follows_the_tables_and_says_what_it_can_not_know() {
     })
     .await;
     assert_eq!(to_web(&[]).await.0, 0);
-    // An address that the app has never called: the sidecar asks the controller.
+    // An address that the app has never called: the sidecar subscribes to it.
     let url = format!("http://{}/", cluster_ip("canary"));
     let (code, said) = why(&client, &[&url]).await;
     let told = said.contains("no route is in force for it");
     assert!(code == 0 && told, "{code} {said}");
     drop(running);
 
-    // What is none of the mesh's, a Service that the app has not called, and calls that are wrong.
+    // A destination outside the mesh, a Service that the app has not called, and invalid arguments.
     let (code, said) = why(&client, &["http://10.1.2.3/"]).await;
     assert!(
         code == 1 && said.contains("10.1.2.3:80 is none of the mesh's"),
@@ -212,7 +212,7 @@ async fn why_follows_the_tables_and_says_what_it_can_not_know() {
 }
 
 #[tokio::test]
-async fn routes_lists_what_is_in_force_in_order_of_precedence() {
+async fn routes_lists_the_routes_in_force_in_order_of_precedence() {
     let mesh = Mesh::start().await;
     let (_running, client) = shop(&mesh).await;
     let from = format!("--from=http://{}", client.admin);
@@ -259,7 +259,7 @@ async fn routes_lists_what_is_in_force_in_order_of_precedence() {
     );
 }
 
-/// Asks about something, and has every part told.
+/// Runs a command, and asserts that its output contains every part.
 async fn told(client: &Sidecar, arguments: &[&str], expected: i32, parts: &[&str]) {
     let (code, said) = why(client, arguments).await;
     assert_eq!(code, expected, "{said}");
@@ -269,7 +269,7 @@ async fn told(client: &Sidecar, arguments: &[&str], expected: i32, parts: &[&str
 }
 
 #[tokio::test]
-async fn why_and_routes_say_what_happens_to_connections() {
+async fn why_and_routes_match_the_behaviour_for_connections() {
     let mesh = Mesh::start().await;
     let mut apps = Vec::new();
     for (name, number, hostname) in [("a", 1, "a.example"), ("b", 2, "x.b.example")] {
@@ -305,7 +305,7 @@ async fn why_and_routes_say_what_happens_to_connections() {
     let proof = apps[1].0.certificate.as_ref().expect("a certificate");
     let reached = tls_greeting(front, "x.b.example", proof).await;
     assert_eq!(reached.expect("a greeting"), "b");
-    // By name, as its app has called it by now; one backend of two can't be used.
+    // By name, after its app has called it; one backend of two can't be used.
     let parts = [
         "TLSRoute shop/a takes it (SNI a.example)",
         "75 %     shop/a:80, 1 endpoint",
@@ -354,7 +354,7 @@ async fn why_and_routes_say_what_happens_to_connections() {
     }
     assert_eq!(code, 0);
 
-    // No route at all: what is no HTTP goes to a Service's own pods.
+    // Without any route: opaque connections go to the Service's own pods.
     let own = format!("tls://{}:80", cluster_ip("a"));
     let parts = [
         "told by the first bytes",
@@ -365,7 +365,7 @@ async fn why_and_routes_say_what_happens_to_connections() {
 }
 
 #[tokio::test]
-async fn why_says_that_a_tcp_route_takes_everything() {
+async fn why_reports_that_a_tcp_route_matches_everything() {
     let mesh = Mesh::start().await;
     let (client, _behind) = bytes_behind_front(&mesh).await;
     let front = client.calls("front");
@@ -393,7 +393,7 @@ async fn why_says_that_a_tcp_route_takes_everything() {
         .await;
         assert!(is_reset(greeting(front).await), "{reason}");
     }
-    // A more specific kind takes the port over, and its connections are looked into.
+    // A more specific kind is in force instead, and its connections are inspected for SNI.
     mesh.put(&streams::route(
         "HTTPRoute",
         "http",

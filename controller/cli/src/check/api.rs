@@ -1,4 +1,4 @@
-//! What several checks ask of the API server.
+//! Queries to the API server that several checks share.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use kube::{Api, Client, Error};
 use super::names::{CONTROLLER, INJECT};
 pub use crate::kubernetes::{all, label};
 
-/// Namespaces whose pods get sidecars, and that are there to stay.
+/// Namespaces whose pods are injected, except those that are being deleted.
 pub async fn labelled(client: &Client) -> Result<Vec<Namespace>, Error> {
     let params = ListParams::default().labels(&format!("{INJECT}=enabled"));
     let mut namespaces = all(&Api::<Namespace>::all(client.clone()), params).await?;
@@ -21,7 +21,7 @@ pub async fn labelled(client: &Client) -> Result<Vec<Namespace>, Error> {
     Ok(namespaces)
 }
 
-/// A controller that is installed, and the flags that it was given.
+/// An installed controller and its flags.
 pub struct Installation {
     pub namespace: String,
     pub deployment: Deployment,
@@ -29,7 +29,7 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// `None`: there is no controller.
+    /// `None`: no controller is installed.
     pub async fn find(client: &Client, namespace: &str) -> Result<Option<Self>, Error> {
         let api = Api::<Deployment>::namespaced(client.clone(), namespace);
         Ok(api
@@ -63,8 +63,8 @@ impl Installation {
         self.flags.get(name).map(String::as_str)
     }
 
-    /// Whether the webhook's certificate is of the mesh's authority, and its caBundle kept by the
-    /// controller.
+    /// Whether the mesh's own authority issues the webhook's certificate, so that the controller
+    /// maintains the caBundle.
     pub fn keeps_ca_bundle(&self) -> bool {
         self.flag("webhook-certificate").is_none() && self.flag("webhook-configuration").is_some()
     }

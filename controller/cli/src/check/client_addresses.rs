@@ -1,4 +1,4 @@
-//! Whether apps see the addresses of their clients, as their sidecars found out at start.
+//! Whether apps see their clients' addresses, as determined by each sidecar at start.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,8 @@ use super::pods::{PodName, full_names};
 
 const AT_WORST: &str = "naru_app_client_addresses";
 
-/// What sidecars say that their pods' kernels or runtimes refuse. Older ones say nothing.
+/// Reports the socket options that the kernel or container runtime refuses to sidecars. Older
+/// sidecars do not expose this metric.
 pub fn judge(sidecars: &[(PodName, Metrics)]) -> Vec<Found> {
     let mut refused: BTreeMap<&str, Vec<PodName>> = BTreeMap::new();
     for (pod, metrics) in sidecars {
@@ -18,7 +19,7 @@ pub fn judge(sidecars: &[(PodName, Metrics)]) -> Vec<Found> {
         let mut shown: Vec<&str> = series
             .filter_map(|(labels, _)| value_of(labels, "client_address"))
             .collect();
-        // One for each family that the pod has.
+        // One entry per address family of the pod.
         shown.sort_unstable();
         shown.dedup();
         for shown in shown {

@@ -1,4 +1,4 @@
-//! The cluster itself: its version, its clock, its nodes, and the kinds of Gateway API.
+//! The cluster itself: its version, clock, nodes and Gateway API kinds.
 
 use std::time::Duration;
 
@@ -17,14 +17,15 @@ use super::finding::{Found, Group, failure, info, ok, warning};
 
 /// Minor versions of Kubernetes 1 that Naru is tested with.
 const TESTED: std::ops::RangeInclusive<u32> = 33..=37;
-/// Before this one the API lacks what the controller's chart uses.
+/// Older API servers lack features that the controller's chart uses.
 const OLDEST: u32 = 28;
-/// The first with native sidecars.
+/// The first minor version with native sidecars.
 const NATIVE_SIDECARS: u32 = 29;
-/// How far clocks may be apart: certificates hold from 60 s before they are made.
+/// Tolerated clock skew: certificates are valid from 60 s before they are issued.
 const SKEW: Duration = Duration::from_secs(30);
 
-/// Routes are read in these kinds, which are v1 from that minor version of Gateway API 1 on.
+/// The route kinds that the controller reads, each with the minor version of Gateway API 1 that
+/// made it v1.
 const ROUTES: [(&str, u32); 4] = [
     ("httproutes", 0),
     ("grpcroutes", 1),
@@ -34,7 +35,7 @@ const ROUTES: [(&str, u32); 4] = [
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
 const CHANNEL: &str = "gateway.networking.k8s.io/channel";
-/// Minor versions of Gateway API 1 that Naru knows.
+/// Minor versions of Gateway API 1 that Naru supports.
 const GATEWAY_API: std::ops::RangeInclusive<u32> = 1..=7;
 const INSTALL_GATEWAY_API: &str = "kubectl apply --server-side -f \
     https://github.com/kubernetes-sigs/gateway-api/releases/download/v1.7.0/standard-install.yaml";
@@ -51,7 +52,7 @@ async fn version(client: &Client) -> Result<Vec<Found>, Error> {
     let info = client.apiserver_version().await?;
     let name = &info.git_version;
     let tested = format!("1.{} to 1.{}", TESTED.start(), TESTED.end());
-    // Some clouds write "33+".
+    // Some cloud providers report "33+".
     let minor = info.minor.trim_end_matches('+').parse::<u32>();
     Ok(vec![match minor {
         Ok(minor) if info.major == "1" && TESTED.contains(&minor) => {
@@ -68,8 +69,8 @@ async fn version(client: &Client) -> Result<Vec<Found>, Error> {
     }])
 }
 
-/// The API server's clock, by the `Date` of an answer. Its pods' and this machine's are not the
-/// same, and tokens and certificates need all of them to agree.
+/// Compares the API server's clock, from the `Date` header of a response, with this machine's. The
+/// pods' clocks may differ from both, but tokens and certificates require all of them to agree.
 async fn clock(client: &Client) -> Result<Vec<Found>, Error> {
     let request = Request::get("/version")
         .body(Body::empty())
@@ -227,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clocks_that_are_apart_are_told_with_the_direction() {
+    fn clocks_that_disagree_are_reported_with_the_direction() {
         assert_eq!(skew(SignedDuration::from_secs(-29)).level(), Level::Ok);
         let ahead = skew(SignedDuration::from_secs(90));
         assert_eq!(ahead.level(), Level::Warning);

@@ -1,5 +1,5 @@
-//! Whether the sidecars that there are have their stream from a controller, and all go by one
-//! authority; and what else they say.
+//! Whether sidecars have a stream from a controller and use the same authority, and what else their
+//! metrics report.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use super::metrics::{Metrics, SIDECAR_PORT, of_controllers};
 use super::names::{CONTROLLER, INJECTED_LABEL, SIDECAR};
 use super::pods::{PodName, full_names, has_sidecar, is_over, not_ready};
 
-/// Sidecars that are asked one by one: of more, at least one of each node and runtime, as far as
-/// this goes. All are counted.
+/// Upper bound on the sidecars that are queried. The sample has at least one of each node and
+/// runtime, as far as this bound allows. The report counts all of them.
 const MAX_ASKED: usize = 50;
-/// Sidecars that are asked at once.
+/// Sidecars that are queried at the same time.
 const AT_ONCE: usize = 10;
-/// How long a sidecar without a stream has to open one before it is asked again.
+/// How long a sidecar without a stream gets to open one before it is queried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(3);
 
 const CONNECTED: &str = "naru_controller_connected";
@@ -69,7 +69,7 @@ fn issuer(controller: &Metrics) -> Option<&str> {
     controller.label("naru_controller_authority_info", "issuer")
 }
 
-/// What controllers say of the authority that they issue with.
+/// Checks the authority that the controllers issue with.
 fn authorities(controllers: &[Metrics], namespace: &str) -> Vec<Found> {
     let mut found = Vec::new();
     let issuers: BTreeSet<&str> = controllers.iter().filter_map(issuer).collect();
@@ -108,8 +108,8 @@ fn authorities(controllers: &[Metrics], namespace: &str) -> Vec<Found> {
     found
 }
 
-/// Pods whose sidecar is ready: it has had its tables and a certificate. First one of each node and
-/// runtime: what a kernel refuses it refuses to all of them.
+/// Pods whose sidecar is ready, so it has received its tables and a certificate. The first pod of
+/// each node and runtime comes first: what one kernel refuses it refuses to all of its sidecars.
 async fn ready_sidecars(client: &Client) -> Result<Vec<PodName>, Error> {
     let injected = ListParams::default().labels(&format!("{INJECTED_LABEL}=true"));
     let pods = all(&Api::<Pod>::all(client.clone()), injected).await?;
@@ -132,7 +132,7 @@ async fn ready_sidecars(client: &Client) -> Result<Vec<PodName>, Error> {
     Ok(sidecars.into_iter().map(|(_, name)| name).collect())
 }
 
-/// What sidecars say of their streams and certificates.
+/// Checks the streams and certificates that sidecars report.
 async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Vec<Found> {
     let count = pods.len();
     let (answers, silent) = metrics_of(client, pods).await;
@@ -142,7 +142,7 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
     let mut answers = with;
     let mut without: Vec<PodName> = without.into_iter().map(|(pod, _)| pod).collect();
     if !without.is_empty() {
-        // Streams are opened again with each certificate, and when a controller ends.
+        // A sidecar reopens its stream with each new certificate and when a controller ends.
         tokio::time::sleep(AGAIN_AFTER).await;
         let (again, _) = metrics_of(client, without.clone()).await;
         for (pod, metrics) in again {
@@ -205,7 +205,7 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
     found
 }
 
-/// The metrics of those who answer, and why the others do not.
+/// The metrics of the pods that respond, and the reason for each pod that does not.
 async fn metrics_of(
     client: &Client,
     pods: Vec<PodName>,

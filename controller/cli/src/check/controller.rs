@@ -1,4 +1,4 @@
-//! The controller: whether it runs, in which version, and with its rights.
+//! The controller: whether it is running, its version and its permissions.
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::api::ListParams;
@@ -67,7 +67,7 @@ async fn ready(client: &Client, installed: &Installation) -> Result<Vec<Found>, 
     }])
 }
 
-/// Why a pod is not ready, as its status says.
+/// Why a pod is not ready, from its status.
 fn waits_for(pod: &Pod) -> Option<String> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let status = pod.status.as_ref()?;
@@ -82,7 +82,7 @@ fn waits_for(pod: &Pod) -> Option<String> {
         .map(|message| format!("{name}: {message}"))
 }
 
-/// What keeps a container from being ready.
+/// Why a container is not ready.
 pub fn trouble(status: &ContainerStatus) -> Option<String> {
     if status.ready {
         return None;
@@ -93,7 +93,7 @@ pub fn trouble(status: &ContainerStatus) -> Option<String> {
         .as_ref()
         .and_then(|state| state.terminated.as_ref());
     if let Some(waiting) = state.and_then(|state| state.waiting.as_ref()) {
-        // Why it ended says more than that it waits to be started again.
+        // The reason of the last termination is more useful than CrashLoopBackOff.
         let message = last.and_then(|last| last.message.as_ref());
         let message = message.or(waiting.message.as_ref());
         let reason = waiting.reason.as_deref().unwrap_or("waiting");
@@ -102,7 +102,8 @@ pub fn trouble(status: &ContainerStatus) -> Option<String> {
             None => reason.to_owned(),
         });
     }
-    // One that keeps failing runs for a moment now and then: the last end is the reason then.
+    // A container that keeps failing runs for a moment between restarts: the reason is then its
+    // last termination.
     let ended = state.and_then(|state| state.terminated.as_ref());
     let ended = ended.or(last).filter(|ended| ended.exit_code != 0)?;
     let message = ended.message.as_deref().unwrap_or_default();
@@ -117,7 +118,7 @@ fn last_line(text: &str) -> &str {
     text.trim().lines().last().unwrap_or_default()
 }
 
-/// Versions next to each other work together; the same is meant.
+/// Adjacent versions are compatible, but the same version is intended.
 fn version(installed: &Installation) -> Found {
     let labels = installed.deployment.metadata.labels.as_ref();
     match label(labels, VERSION_LABEL) {

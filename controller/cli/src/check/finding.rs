@@ -1,4 +1,4 @@
-//! What a check finds, and the time that it has for it.
+//! The findings of a check, and its time limit.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ const LIMIT: Duration = Duration::from_secs(35);
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     Ok,
-    /// Nothing is to be done.
+    /// No action is needed.
     Info,
-    /// The mesh works, and not as a user may expect.
+    /// The mesh works, but differs from what a user may expect.
     Warning,
-    /// The installation does not work, or will not.
+    /// The installation does not work, or will stop working.
     Failure,
 }
 
@@ -37,19 +37,19 @@ impl Level {
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was checked, in the same words every time.
+    /// The name of the check, constant across runs.
     pub check: &'static str,
     pub level: Level,
     pub text: String,
-    /// What to do about it. Every warning and failure has it.
+    /// How to fix it. Every warning and failure has a fix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
-    /// The check could not be made: what it would have found is not known.
+    /// The check was not possible, so its result is unknown.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unchecked: bool,
 }
 
-/// What one check finds, without its name.
+/// One result of a check, without the check's name.
 pub struct Found {
     level: Level,
     text: String,
@@ -89,7 +89,7 @@ pub fn warning(text: impl Into<String>, fix: impl Into<String>) -> Found {
     Found::new(Level::Warning, text, Some(fix.into()))
 }
 
-/// What is not known, for lack of a right.
+/// The result is unknown because a permission is missing.
 pub fn unchecked(text: impl Into<String>, fix: impl Into<String>) -> Found {
     Found {
         unchecked: true,
@@ -97,7 +97,7 @@ pub fn unchecked(text: impl Into<String>, fix: impl Into<String>) -> Found {
     }
 }
 
-/// The same of something that all else depends on: Naru may not work at all.
+/// Like [`unchecked`], for a check that all else depends on: Naru may not work at all.
 pub fn unknown(text: impl Into<String>, fix: impl Into<String>) -> Found {
     Found {
         unchecked: true,
@@ -124,7 +124,7 @@ impl Group {
         }
     }
 
-    /// Makes a check within its time. Whether it found no failure.
+    /// Runs a check within its time limit. Returns whether it found no failure.
     pub async fn check(
         &mut self,
         check: &'static str,

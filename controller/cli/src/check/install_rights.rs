@@ -1,5 +1,4 @@
-//! Whether the user may install: create, change and remove each kind of object that the chart
-//! has.
+//! Whether the user may install: create, change and delete each kind of object in the chart.
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -14,7 +13,7 @@ use super::rights::{EXPERIMENTAL, RIGHTS, Where};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-/// Group and plural of what the chart has in its namespace, Helm's own Secrets among them.
+/// Group and plural of the chart's namespaced kinds, including Helm's own Secrets.
 const NAMESPACED: [(&str, &str); 9] = [
     ("", "secrets"),
     ("", "serviceaccounts"),
@@ -26,7 +25,7 @@ const NAMESPACED: [(&str, &str); 9] = [
     (RBAC, "rolebindings"),
     (RBAC, "roles"),
 ];
-/// … and besides all namespaces.
+/// Group and plural of the chart's cluster-scoped kinds.
 const OF_CLUSTER: [(&str, &str); 5] = [
     (
         "admissionregistration.k8s.io",
@@ -43,7 +42,7 @@ const OF_CLUSTER: [(&str, &str); 5] = [
     (RBAC, "clusterrolebindings"),
     (RBAC, "clusterroles"),
 ];
-/// What `helm install`, `upgrade` and `uninstall` do with each.
+/// The verbs that `helm install`, `upgrade` and `uninstall` need for each kind.
 const VERBS: [&str; 4] = ["create", "delete", "get", "patch"];
 
 pub async fn check(client: &Client, namespace: &str) -> Group {
@@ -65,7 +64,7 @@ async fn rights(client: &Client, namespace: &str) -> Result<Vec<Found>, Error> {
     let of_cluster = OF_CLUSTER
         .iter()
         .map(|&(group, plural)| (group, plural, None));
-    // The chart has one where the cluster knows the kind.
+    // The chart includes this object where the cluster serves its kind.
     let version = format!("{EXPERIMENTAL}/v1alpha1");
     let experimental = client.list_api_group_resources(&version).await;
     let resources = experimental.map_or(Vec::new(), |list| list.resources);
@@ -81,7 +80,7 @@ async fn rights(client: &Client, namespace: &str) -> Result<Vec<Found>, Error> {
             }
         }
     }
-    // A right can be given only by users that have it, or that have this one.
+    // RBAC lets a user grant a permission only if the user has it, or has `escalate`.
     if !may(client, RBAC, "clusterroles", None, "escalate").await? {
         for (place, group, resource, _, verbs) in RIGHTS {
             let namespace = (place == Where::OwnNamespace).then_some(namespace);

@@ -1,4 +1,4 @@
-//! What controllers and sidecars say of themselves, by way of the API server.
+//! Metrics of controllers and sidecars, read through the API server.
 
 use http::Request;
 use k8s_openapi::api::core::v1::Pod;
@@ -8,7 +8,7 @@ use kube::{Api, Client, Error};
 use super::api::{Installation, all};
 use super::controller::SELECTOR;
 
-/// The controllers' admin port, if nothing else is given.
+/// The controller's default admin port.
 const CONTROLLER_PORT: &str = "15014";
 pub const SIDECAR_PORT: &str = "15020";
 
@@ -65,7 +65,7 @@ pub fn value_of<'a>(labels: &'a str, label: &str) -> Option<&'a str> {
     Some(rest.split_once('"')?.0)
 }
 
-/// Of every controller that is ready.
+/// The metrics of every ready controller.
 pub async fn of_controllers(
     client: &Client,
     installed: &Installation,
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn series_are_told_by_their_whole_name() {
+    fn series_are_matched_by_their_whole_name() {
         let metrics = Metrics {
             pod: String::new(),
             text: "# TYPE a gauge\n\

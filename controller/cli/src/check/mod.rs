@@ -6,8 +6,8 @@
 //!                                                routes, values
 //! ```
 //!
-//! In: an API server. Out: a report in which everything that is wrong comes with its fix. It
-//! changes nothing in the cluster: what it creates are reviews of rights and, as dry runs, pods.
+//! In: an API server. Out: a report in which every problem comes with its fix. The check is
+//! read-only: it creates only access reviews and, as dry runs, pods.
 //!
 //! # Floors
 //!
@@ -57,7 +57,7 @@ use api::Installation;
 use finding::{Group, failure, problem, unknown};
 use report::Report;
 
-/// How long the API server may take to answer at all.
+/// Timeout for the API server's first response.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
 
 /// Flags of `naru check`.
@@ -81,7 +81,7 @@ pub struct Args {
     output: Output,
 }
 
-/// Which of the two questions is answered.
+/// Whether the check runs before or after the installation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
@@ -89,7 +89,7 @@ pub enum Stage {
     After,
 }
 
-/// Checks, and writes the report. The exit code says whether there is no failure.
+/// Runs the checks and writes the report. The exit code is 0 if there is no failure.
 pub fn run(args: Args) -> ExitCode {
     let report = match find_out(report(&args)) {
         Ok(report) => report,
@@ -124,7 +124,7 @@ async fn check(client: &Client, address: &str, namespace: &str, pre: bool) -> Re
         Ok(Err(Error::Api(status))) if status.code == 403 => {
             return without_rights(cluster, client, namespace, &status.message).await;
         }
-        // Nothing else can be known.
+        // No further check is possible.
         Ok(Err(error)) => return no_answer(cluster, address, &problem(&error), pre).await,
         Err(_) => return no_answer(cluster, address, "no answer in time", pre).await,
     };
@@ -152,7 +152,7 @@ async fn check(client: &Client, address: &str, namespace: &str, pre: bool) -> Re
     }
 }
 
-/// What can be known of an installation whose controller may not be looked at.
+/// The checks that remain when the user may not read the controller.
 async fn without_rights(
     mut cluster: Group,
     client: &Client,

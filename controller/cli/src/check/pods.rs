@@ -1,4 +1,4 @@
-//! Pods that have a sidecar, and pods that should.
+//! Pods that have a sidecar, and pods that should have one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,28 +16,28 @@ use super::names::{
     INIT_CONTAINER, INJECT, INJECTED_LABEL, SIDECAR, SKIP_ANNOTATIONS, SKIPPED_ANNOTATION,
 };
 
-/// How long a sidecar may take to be ready.
+/// How long a sidecar may take to become ready.
 const STARTING: SignedDuration = SignedDuration::from_secs(120);
 
 /// Namespace and name of a pod.
 pub type PodName = (String, String);
 
-/// What is to be said of pods, worst last.
+/// The verdict on a pod, worst last.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// By its nature, or by an annotation; with the reason.
+    /// Excluded by the nature of the pod or by an annotation; with the reason.
     LeftOut(String),
-    /// Some of its traffic is not in the mesh.
+    /// Some of its traffic bypasses the mesh.
     Skips(String),
     Starting,
-    /// Its sidecar is of another image.
+    /// Its sidecar runs another image.
     Old(String),
     /// It was created before its namespace was labelled.
     Without,
     NotReady(String),
 }
 
-/// As messages name them.
+/// Pod names as messages show them.
 pub fn full_names(pods: &[PodName]) -> Vec<String> {
     let name = |(namespace, pod): &PodName| format!("{namespace}/{pod}");
     pods.iter().map(name).collect()
@@ -60,7 +60,7 @@ async fn sidecars(client: &Client, installed: &Installation) -> Result<Vec<Found
         let api = Api::<Pod>::namespaced(client.clone(), namespace);
         pods.extend(all(&api, ListParams::default()).await?);
     }
-    // Those of other namespaces that asked for one themselves.
+    // Pods of unlabelled namespaces that requested a sidecar themselves.
     let injected = ListParams::default().labels(&format!("{INJECTED_LABEL}=true"));
     let elsewhere = all(&Api::<Pod>::all(client.clone()), injected).await?;
     pods.extend(elsewhere.into_iter().filter(|pod| {
@@ -97,7 +97,7 @@ fn judge(pods: &[Pod], image: Option<&str>, now: Timestamp) -> Vec<Found> {
     found
 }
 
-/// It has ended, or is about to.
+/// The pod has terminated or is being deleted.
 pub fn is_over(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let phase = status.and_then(|status| status.phase.as_deref());
@@ -139,7 +139,7 @@ fn tell(kind: &Kind, owner: &str, names: &[String]) -> Found {
     }
 }
 
-/// `None`: there is nothing to say.
+/// `None`: there is nothing to report.
 fn kind(pod: &Pod, image: Option<&str>, now: Timestamp) -> Option<Kind> {
     let annotations = pod.metadata.annotations.as_ref();
     if !has_sidecar(pod) {
@@ -216,19 +216,19 @@ pub fn not_ready(pod: &Pod) -> Option<String> {
     Some(why.unwrap_or_else(|| "it does not say why".to_owned()))
 }
 
-/// The workload that a pod is of, as NAMESPACE/KIND/NAME; of a pod by itself, NAMESPACE.
+/// The workload that owns a pod, as NAMESPACE/KIND/NAME; for a pod without an owner, NAMESPACE.
 pub fn owner(pod: &Pod) -> String {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     owner_of(&pod.metadata).unwrap_or_else(|| namespace.to_owned())
 }
 
-/// The workload that a pod is of. `None`: it is by itself.
+/// The workload that owns a pod. `None`: the pod has no owner.
 pub fn owner_of(pod: &ObjectMeta) -> Option<String> {
     let namespace = pod.namespace.as_deref().unwrap_or_default();
     let mut owners = pod.owner_references.iter().flatten();
     let owner = owners.find(|owner| owner.controller == Some(true))?;
     Some(match &*owner.kind {
-        // Its name is the Deployment's and a hash.
+        // A ReplicaSet's name is the Deployment's name and a hash.
         "ReplicaSet" => {
             let name = owner
                 .name
@@ -284,14 +284,14 @@ mod tests {
     }
 
     #[test]
-    fn a_sidecar_of_another_image_is_to_be_restarted() {
+    fn a_sidecar_of_another_image_should_be_restarted() {
         let found = &said(pod("naru/proxy:1", true))[0];
         assert_eq!(found.0, Level::Warning);
         assert!(found.1.contains("shop/deployment/web"), "{}", found.1);
     }
 
     #[test]
-    fn a_sidecar_that_is_long_not_ready_is_a_failure_with_its_reason() {
+    fn a_sidecar_that_stays_unready_is_a_failure_with_its_reason() {
         let found = &said(pod("naru/proxy:2", false))[0];
         assert_eq!(found.0, Level::Failure);
         assert!(found.1.contains("CrashLoopBackOff"), "{}", found.1);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_a_sidecar_is_told_unless_that_is_meant() {
+    fn a_pod_without_a_sidecar_is_reported_unless_that_is_intended() {
         let mut without = pod("naru/proxy:2", true);
         without["spec"]["initContainers"] = json!([]);
         assert_eq!(said(without.clone())[0].0, Level::Warning);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_the_mesh_by_is_told() {
+    fn traffic_that_bypasses_the_mesh_is_reported() {
         let mut skips = pod("naru/proxy:2", true);
         skips["metadata"]["annotations"] = json!({ "naru.dev/skip-outbound-ports": "25" });
         let found = said(skips);

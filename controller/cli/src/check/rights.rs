@@ -1,4 +1,4 @@
-//! What the controller may do. It is what the chart gives it.
+//! The controller's permissions: those that the chart grants.
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
@@ -11,14 +11,14 @@ use super::cluster::some;
 use super::finding::{Found, failure, ok};
 use super::names::{ANCHORS_CONFIG_MAP, CONTROLLER, WEBHOOK_CONFIGURATION};
 
-/// Where a right holds.
+/// The scope of a permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Where {
     Everywhere,
     OwnNamespace,
 }
 
-/// A right: group, resource, the object's name (empty: any), verbs.
+/// A permission: group, resource, the object's name (empty: any), verbs.
 pub type Right = (
     Where,
     &'static str,
@@ -99,7 +99,7 @@ pub const RIGHTS: [Right; 27] = [
     ),
 ];
 
-/// Whether nothing is missing.
+/// Checks that the controller has all of its permissions.
 pub async fn complete(client: &Client, installed: &Installation) -> Result<Vec<Found>, Error> {
     let mut missing = Vec::new();
     let secret = installed

@@ -1,4 +1,4 @@
-//! Routes to Services, as the controller says that it thinks of them.
+//! Routes to Services, by the status that the controller has written.
 
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Api, Client, Error};
@@ -16,7 +16,7 @@ const KINDS: [(&str, &str); 4] = [
     ("TCPRoute", "tcproutes"),
 ];
 
-/// What the controller has written about one of a route's parents.
+/// The controller's entry in a route's status for one parent.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Parent {
@@ -40,7 +40,7 @@ pub struct Condition {
     observed_generation: i64,
 }
 
-/// Every route there is, or those of a namespace, with its kind.
+/// All routes, or those of one namespace, with their kind.
 pub async fn routes(
     client: &Client,
     namespace: Option<&str>,
@@ -65,7 +65,7 @@ pub async fn routes(
     Ok(found)
 }
 
-/// What our controller has written about a route.
+/// The status entries of our controller.
 pub fn parents(route: &DynamicObject) -> Vec<Parent> {
     let parents = serde_json::from_value::<Vec<Parent>>(route.data["status"]["parents"].clone());
     let mut ours = parents.unwrap_or_default();
@@ -96,7 +96,7 @@ async fn accepted(client: &Client) -> Result<Vec<Found>, Error> {
     Ok(found)
 }
 
-/// Whether a Service is a parent.
+/// Whether the route has a Service as a parent.
 fn is_of_mesh(route: &DynamicObject) -> bool {
     let parents = route.data["spec"]["parentRefs"].as_array();
     parents

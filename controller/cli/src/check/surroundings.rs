@@ -1,5 +1,5 @@
-//! What is in the cluster already and may be in the way: another Naru, other meshes, and namespaces
-//! that admit few pods.
+//! Objects in the cluster that may conflict with Naru: another installation, other meshes, and
+//! namespaces with a restrictive Pod Security level.
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -14,17 +14,17 @@ use super::finding::{Found, Group, failure, info, ok, warning};
 use super::names::{ANCHORS_CONFIG_MAP, CONTROLLER, INJECT, INJECTED_LABEL, WEBHOOK_CONFIGURATION};
 use super::pods::{has_sidecar, is_over};
 
-/// By whom an object was installed.
+/// The Helm release that installed an object.
 const RELEASE: &str = "meta.helm.sh/release-name";
 const RELEASE_NAMESPACE: &str = "meta.helm.sh/release-namespace";
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 
-/// Another mesh that gives pods sidecars, or redirects their traffic from the node.
+/// Another mesh that injects sidecars, or redirects traffic from the node.
 struct Mesh {
     name: &'static str,
-    /// What the names of its webhooks begin with.
+    /// Prefix of its webhooks' names.
     webhook: &'static str,
-    /// The label or annotation of a namespace that is in it, and values that mean that it is.
+    /// The label or annotation of a member namespace, and the values that enable it.
     mark: &'static str,
     values: &'static [&'static str],
 }
@@ -77,7 +77,7 @@ pub async fn check(client: &Client, namespace: &str) -> Group {
     group
 }
 
-/// Objects of an installation, which `helm install` adopts only if they are its own release's.
+/// Objects of an installation: `helm install` adopts them only if they belong to its own release.
 async fn leftovers(client: &Client, namespace: &str) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     let webhooks = Api::<MutatingWebhookConfiguration>::all(client.clone());
@@ -148,7 +148,8 @@ async fn leftovers(client: &Client, namespace: &str) -> Result<Vec<Found>, Error
     Ok(found)
 }
 
-/// Pods with sidecars that have no controller. `authority`: the one that they trust is there.
+/// Pods with sidecars but without a controller. `authority`: the authority that they trust still
+/// exists.
 async fn orphans(client: &Client, namespace: &str, authority: bool) -> Result<Vec<Found>, Error> {
     let injected = ListParams::default().labels(&format!("{INJECTED_LABEL}=true"));
     let pods = all(&Api::<Pod>::all(client.clone()), injected).await?;
@@ -228,8 +229,8 @@ async fn meshes(client: &Client) -> Result<Vec<Found>, Error> {
     Ok(found)
 }
 
-/// Namespaces that are in this mesh and in another: two sidecars would each redirect what the other
-/// sends.
+/// Namespaces that are in this mesh and in another: each sidecar would redirect the traffic of the
+/// other.
 pub fn clashes(namespaces: &[Namespace]) -> Vec<Found> {
     let mut found = Vec::new();
     for namespace in namespaces {

@@ -1,4 +1,4 @@
-//! The mesh's certificate authority, and the anchors that pods have from it.
+//! The mesh's certificate authority, and the trust anchors that pods get from it.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use super::finding::{Found, Group, failure, ok, warning};
 use super::names::{ANCHORS_CONFIG_MAP, ANCHORS_KEY, CONTROLLER, INJECTED_LABEL};
 use super::pods::is_over;
 
-/// When an authority is said to expire soon: it takes a rotation to replace it.
+/// When to warn that an authority expires: replacing it requires a rotation.
 const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -36,7 +36,7 @@ pub fn certificates(pem: &[u8]) -> Vec<Vec<u8>> {
     certificates.map(|pem| pem.contents).collect()
 }
 
-/// The authority's certificates. `None`: it is not there, or may not be read.
+/// The authority's certificates. `None`: the Secret does not exist, or may not be read.
 pub async fn authority(
     client: &Client,
     installed: &Installation,
@@ -139,7 +139,8 @@ fn judge(certificate: &X509Certificate, trust_domain: &str, now: Timestamp) -> F
     }
 }
 
-/// In every namespace with sidecars, pods mount the anchors, and are not started without.
+/// In every namespace with sidecars, pods mount the ConfigMap with the anchors and do not start
+/// without it.
 async fn anchors(client: &Client, installed: &Installation) -> Result<Vec<Found>, Error> {
     let injected = ListParams::default().labels(&format!("{INJECTED_LABEL}=true"));
     let pods = all(&Api::<Pod>::all(client.clone()), injected).await?;
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_is_told_to_expire_in_good_time() {
+    fn an_expiring_authority_is_reported_in_time() {
         let mesh = "spiffe://cluster.local";
         assert_eq!(judged(mesh, "2026-11-30T00:00:00Z").level(), Level::Ok);
         assert_eq!(judged(mesh, "2026-12-03T00:00:00Z").level(), Level::Warning);
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_of_another_trust_domain_is_told() {
+    fn an_authority_of_another_trust_domain_is_reported() {
         let found = judged("spiffe://other", "2026-06-01T00:00:00Z");
         assert_eq!(found.level(), Level::Failure);
         assert!(found.text().contains("cluster.local"));

@@ -1,4 +1,4 @@
-//! Labels and annotations that the controller does not understand, and objects that it cannot use.
+//! Labels and annotations that the controller does not recognize, and objects that it cannot use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,12 +12,12 @@ use super::metrics::{of_controllers, value_of};
 use super::pods::owner_of;
 use crate::annotations::{Place, problem};
 
-/// A kind of objects whose labels and annotations count, or those of the template in it.
+/// A kind of object whose own labels and annotations, or those of its pod template, are checked.
 struct Looked {
     group: &'static str,
     kind: &'static str,
     plural: &'static str,
-    /// Where its template is.
+    /// The path of its template.
     template: &'static str,
 }
 
@@ -59,7 +59,7 @@ pub async fn check(client: &Client, installed: &Installation) -> Group {
 }
 
 async fn understood(client: &Client) -> Result<Vec<Found>, Error> {
-    // By what is wrong: the objects.
+    // Objects by problem.
     let mut wrong: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for looked in &LOOKED {
         let gvk = GroupVersionKind::gvk(looked.group, "v1", looked.kind);
@@ -95,7 +95,7 @@ async fn understood(client: &Client) -> Result<Vec<Found>, Error> {
     Ok(told.collect())
 }
 
-/// What of an object is not understood.
+/// The unknown labels and annotations of an object.
 fn problems(looked: &Looked, object: &DynamicObject) -> Vec<String> {
     let own = [
         (Place::Label, object.metadata.labels.as_ref()),
@@ -123,7 +123,7 @@ fn problems(looked: &Looked, object: &DynamicObject) -> Vec<String> {
     found
 }
 
-/// As `Namespace shop`, or of a pod and of what it is of, `shop/deployment/web`.
+/// The name of an object, as `Namespace shop`; for a pod and its workload, `shop/deployment/web`.
 fn name(looked: &Looked, object: &DynamicObject) -> String {
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
@@ -138,7 +138,7 @@ fn name(looked: &Looked, object: &DynamicObject) -> String {
     }
 }
 
-/// What the controllers count as not usable, but for what has just been told.
+/// Objects that the controllers count as unusable, except those already reported.
 async fn usable(client: &Client, installed: &Installation) -> Result<Vec<Found>, Error> {
     let mut counts: BTreeMap<String, f64> = BTreeMap::new();
     for metrics in of_controllers(client, installed).await? {
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_template_is_told_of_its_workload_and_of_its_pods_alike() {
+    fn a_problem_of_a_template_is_reported_once_for_its_workload_and_pods() {
         let annotations = json!({ "naru.dev/mtls": "on" });
         let deployment = told(
             "Deployment",
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn slips_are_told() {
+    fn typos_are_reported() {
         let labels = json!({ "naru.dev/inject": "true", "naru.dev/mtls": "strict" });
         let told = told(
             "Namespace",

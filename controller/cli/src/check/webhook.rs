@@ -1,4 +1,4 @@
-//! Injection, from the webhook's configuration to a pod that is given its sidecar.
+//! Injection, from the webhook's configuration to a pod that gets a sidecar.
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Pod;
@@ -12,9 +12,9 @@ use super::finding::{Found, Group, failure, info, ok, warning};
 use super::names::{CONTROLLER, INJECT, SIDECAR, WEBHOOK_CONFIGURATION};
 use super::trust::{authority, certificates};
 
-/// Where a pod is tried if no namespace is labelled.
+/// The namespace of the test pod if no namespace is labelled.
 const DEFAULT_NAMESPACE: &str = "default";
-/// Namespaces in which a pod is tried.
+/// Upper bound on the namespaces that are tested.
 const MAX_TRIED: usize = 100;
 
 pub async fn check(client: &Client, installed: &Installation) -> Group {
@@ -23,7 +23,7 @@ pub async fn check(client: &Client, installed: &Installation) -> Group {
         .check("configuration", configuration(client, installed))
         .await;
     group.check("endpoints", endpoints(client, installed)).await;
-    // Each namespace has its time.
+    // Each namespace has a time limit of its own.
     match labelled(client).await {
         Ok(namespaces) if namespaces.is_empty() => {
             let found = async {
@@ -133,7 +133,7 @@ async fn endpoints(client: &Client, installed: &Installation) -> Result<Vec<Foun
     }])
 }
 
-/// Has the API server go all the way of creating a pod, up to storing it.
+/// Creates a pod as a dry run: the API server does everything except store it.
 async fn dry_run(
     client: &Client,
     installed: &Installation,
@@ -165,7 +165,7 @@ async fn dry_run(
     }])
 }
 
-/// What a refusal of the API server means.
+/// Explains an error of the API server.
 fn refused(namespace: &str, message: &str) -> Found {
     let text = format!("a new pod in {namespace} would be refused: {message}");
     if message.contains("violates PodSecurity") {
@@ -207,7 +207,7 @@ fn refused(namespace: &str, message: &str) -> Found {
     )
 }
 
-/// A pod that even a restricted namespace admits.
+/// A pod that even a namespace with the restricted level admits.
 fn pod(asks: bool) -> serde_json::Value {
     let mut pod = json!({
         "metadata": { "name": "naru-check" },
@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_told_by_their_cause() {
+    fn refusals_are_reported_by_their_cause() {
         let violates = "pods \"naru-check\" is forbidden: violates PodSecurity \
              \"restricted:latest\": unrestricted capabilities";
         assert_eq!(refused("shop", violates).level(), Level::Failure);

@@ -20,7 +20,7 @@ use crate::sidecar::{Answer, Flags, Match, Question, Rule, Sidecar};
 use crate::why::NO_ANSWER;
 use unused::Unused;
 
-/// The port that is asked about where it is not known which ports there are.
+/// The port to query when the Service's ports are unknown.
 const DEFAULT_PORT: u16 = 80;
 
 /// Flags of `naru routes`.
@@ -36,7 +36,7 @@ pub struct Args {
     service: Asked,
 }
 
-/// The value of SERVICE.
+/// The SERVICE argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Asked {
     host: String,
@@ -62,17 +62,17 @@ impl FromStr for Asked {
     }
 }
 
-/// What is known in the end.
+/// The result of the command.
 #[derive(Serialize)]
 struct Report {
-    /// Whose sidecar said so.
+    /// The sidecar that answered.
     from: String,
     /// `NAMESPACE/NAME`
     service: String,
     ports: Vec<Port>,
-    /// Routes that name the Service as a parent and are in force on none of these ports.
+    /// Routes that have the Service as a parent but are in force on none of these ports.
     not_in_force: Vec<Unused>,
-    /// What there is to be said besides.
+    /// Further remarks.
     notes: Vec<String>,
 }
 
@@ -82,7 +82,7 @@ struct Port {
     answer: Answer,
 }
 
-/// Asks, and writes what is answered.
+/// Queries the sidecar and writes its answer.
 pub fn run(args: Args) -> ExitCode {
     let written = find_out(report(&args))
         .and_then(|report| Ok(args.output.write(&report, &mut io::stdout().lock(), text)?));
@@ -122,7 +122,7 @@ async fn by_api(
              route has a part in calls to them"
         ),
     };
-    // Without --from, one that is there in any case.
+    // Without --from, the client is in the Service's own namespace, which exists.
     let clients = match args.flags.from {
         Some(_) => namespace,
         None => &service.namespace,
@@ -157,7 +157,7 @@ async fn by_api(
     Ok(report)
 }
 
-/// Where there is no API server to ask: as far as the sidecar knows.
+/// Without an API server: one port, because the sidecar does not know the others.
 async fn by_address(args: &Args, service: &ServiceName) -> anyhow::Result<Report> {
     let sidecar = Sidecar::find(None, &args.flags, "").await?;
     let port = args.service.port.unwrap_or(DEFAULT_PORT);
@@ -243,7 +243,7 @@ fn text(report: &Report, to: &mut impl Write) -> io::Result<()> {
             .flat_map(|one| rows(answer, one))
             .collect();
         if !rows.is_empty() && stream_kind.is_some() {
-            // They have neither named rules nor filters.
+            // TLSRoutes and TCPRoutes have neither named rules nor filters.
             let rows: Vec<_> = (rows.into_iter())
                 .map(|[route, _, matches, _, backends]| [route, matches, backends])
                 .collect();
@@ -273,7 +273,7 @@ fn text(report: &Report, to: &mut impl Write) -> io::Result<()> {
     (report.notes.iter()).try_for_each(|note| writeln!(to, "note: {note}"))
 }
 
-/// A match, and a line more for each further filter or backend of its rule.
+/// One line for a match, and one more for each further filter or backend of its rule.
 fn rows(answer: &Answer, one: &Match) -> Vec<[String; 5]> {
     let Some(rule) = answer.rule(one) else {
         return Vec::new();
@@ -299,7 +299,7 @@ fn rows(answer: &Answer, one: &Match) -> Vec<[String; 5]> {
         .collect()
 }
 
-/// What a rule does to requests and responses, and how long it waits.
+/// The filters and timeouts of a rule.
 fn filters(rule: &Rule) -> Vec<String> {
     let mut words = rule.filters.clone();
     let limits = [

@@ -1,5 +1,5 @@
-//! Which routes are told not to be in force, against an API server in memory, and what the tables
-//! look like.
+//! Routes that are reported as not in force, against an API server in memory, and the layout of the
+//! tables.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ const GRPC_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/grpcroutes";
 const TLS_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/tlsroutes";
 const TCP_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/tcproutes";
 
-/// A route to the Service `shop/web`. `refusal`: the reason of its status; none for one that is
+/// A route to the Service `shop/web`. `refusal`: the reason in its status; `None` if it is
 /// Accepted.
 fn route(namespace: &str, name: &str, refusal: Option<&str>) -> Value {
     let condition = json!({
@@ -34,7 +34,7 @@ fn answer(clients: &str, protocol: &str, routes: &[&str]) -> Answer {
     answer_with("HTTPRoute", clients, protocol, routes)
 }
 
-/// Likewise, with routes of another kind.
+/// The same, with routes of another kind.
 fn answer_with(kind: &str, clients: &str, protocol: &str, routes: &[&str]) -> Answer {
     let routes: Vec<_> = routes
         .iter()
@@ -58,7 +58,7 @@ async fn unused(api: &FakeApi, clients: &str, answer: &Answer) -> Vec<(String, S
 }
 
 #[tokio::test]
-async fn a_route_that_is_not_in_force_is_told_with_its_reason() {
+async fn a_route_that_is_not_in_force_is_reported_with_its_reason() {
     let api = FakeApi::new(&[HTTP_ROUTES, GRPC_ROUTES]);
     api.apply(HTTP_ROUTES, route("shop", "good", None));
     api.apply(HTTP_ROUTES, route("shop", "bad", Some("UnsupportedValue")));
@@ -86,8 +86,8 @@ async fn a_route_that_is_not_in_force_is_told_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_consumer_s_route_takes_the_place_of_the_producer_s() {
-    // GRPCRoutes are not installed.
+async fn a_consumer_s_route_replaces_the_producer_s() {
+    // The CRD of GRPCRoute is not installed.
     let api = FakeApi::new(&[HTTP_ROUTES]);
     api.apply(HTTP_ROUTES, route("shop", "good", None));
     api.apply(HTTP_ROUTES, route("green", "theirs", None));
@@ -105,7 +105,7 @@ async fn a_consumer_s_route_takes_the_place_of_the_producer_s() {
 }
 
 #[tokio::test]
-async fn a_route_for_connections_that_is_not_in_force_is_told_with_its_reason() {
+async fn an_opaque_route_that_is_not_in_force_is_reported_with_its_reason() {
     let api = FakeApi::new(&[HTTP_ROUTES, TLS_ROUTES, TCP_ROUTES]);
     api.apply(TLS_ROUTES, route("shop", "names", None));
     api.apply(TCP_ROUTES, route("shop", "all", Some("Conflicted")));
@@ -128,7 +128,7 @@ async fn a_route_for_connections_that_is_not_in_force_is_told_with_its_reason() 
 }
 
 #[test]
-fn routes_for_connections_have_a_line_for_each_name_and_backend() {
+fn opaque_routes_have_a_line_for_each_name_and_backend() {
     let mut answer = answer_with("TLSRoute", "shop", "http", &["shop/eu", "shop/all"]);
     let rules = json!([
         { "kind": "TLSRoute", "route": "shop/eu", "rule": "", "backends": [

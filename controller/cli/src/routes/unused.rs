@@ -1,5 +1,6 @@
-//! Routes to a Service that a client's sidecar does not have in force, and why: by the status that
-//! the controller has written, and by the rules of who a route is for (GEP-1294).
+//! Routes to a Service that a client's sidecar does not have in force, and the reason: from the
+//! status that the controller has written, and from the scope of consumer and producer routes
+//! (GEP-1294).
 
 use kube::api::DynamicObject;
 use kube::{Client, Error};
@@ -21,8 +22,7 @@ pub struct Unused {
     pub why: String,
 }
 
-/// Routes that name the Service as a parent and are in none of the answers, and what there is to be
-/// said besides.
+/// Routes that have the Service as a parent but are in none of the answers, and further remarks.
 pub async fn find(
     client: &Client,
     service: &ServiceName,
@@ -31,7 +31,7 @@ pub async fn find(
 ) -> (Vec<Unused>, Vec<String>) {
     let (mut unused, mut notes) = (Vec::new(), Vec::new());
     let found = match routes(client, None).await {
-        // Then those that can matter.
+        // Without the right to list all namespaces, list those that matter.
         Err(Error::Api(status)) if status.code == 403 => {
             notes.push(format!(
                 "routes in other namespaces than {} and {clients} are not known: {}",
@@ -65,7 +65,7 @@ pub async fn find(
     (unused, notes)
 }
 
-/// Whether the route names the Service as a parent.
+/// Whether the route has the Service as a parent.
 fn is_parent(route: &DynamicObject, service: &ServiceName) -> bool {
     let refs = route.data["spec"]["parentRefs"].as_array();
     refs.into_iter()
@@ -108,7 +108,7 @@ fn judge(
         conditions.filter(|condition| condition.kind == "Accepted")
     };
     let refusal = accepted().find(|condition| condition.status != "True");
-    // Those of the clients' own namespace, where there are any.
+    // The consumer routes of the clients' own namespace, if it has any.
     let of_clients = || {
         let routes = answers.iter().flat_map(|answer| &answer.routes);
         routes.map(|route| &route.name).find(|route| {

@@ -1,4 +1,4 @@
-//! Where the sandbox's processes leave things for each other, and their logs.
+//! Files that the sandbox's processes share, and their logs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// What the node tells the controller, besides the manifests.
+/// Objects that the node writes for the controller, in addition to the manifests.
 pub const OBJECTS: &str = "/run/naru/objects";
-/// A directory for each pod.
+/// One directory per pod.
 pub const PODS: &str = "/run/naru/pods";
 pub const LOGS: &str = "/run/naru/logs";
-/// The controller's own.
+/// The controller's own directory.
 pub const STATE: &str = "/run/naru/controller";
-/// What tokens are checked with.
+/// The public key that tokens are verified with.
 pub const PUBLIC_KEY: &str = "/run/naru/token.pub";
 
-/// How many of a container's last lines are shown when it ended badly.
+/// How many of a container's last log lines are shown after a failure.
 const SHOWN_LINES: usize = 8;
-/// How much of the end of a log is looked at for them, in bytes.
+/// How many bytes at the end of a log are searched for these lines.
 const TAIL: u64 = 4 * 1024;
 
-/// Makes the directories. The tmpfs that they are in is the sandbox's own.
+/// Creates the directories, on the sandbox's own tmpfs.
 pub fn prepare(public_key: &str) -> io::Result<()> {
     for directory in [OBJECTS, PODS, LOGS, STATE] {
         fs::create_dir_all(directory)?;
@@ -34,7 +34,7 @@ pub fn log(name: &str) -> PathBuf {
     Path::new(LOGS).join(format!("{name}.log"))
 }
 
-/// Copies logs and objects to where a person can look at them later.
+/// Copies logs and objects to a directory that outlives the sandbox.
 pub fn keep(directory: &Path) -> anyhow::Result<()> {
     for (from, to) in [(LOGS, "logs"), (OBJECTS, "objects")] {
         let to = directory.join(to);
@@ -46,12 +46,12 @@ pub fn keep(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens a log so that it may be cut while it is written.
+/// Opens a log for appending, so that it may be truncated while it is written.
 pub fn open_log(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-/// The end of a log.
+/// The last lines of a log.
 pub fn last_lines(log: &Path) -> Vec<String> {
     use std::io::{Read, Seek, SeekFrom};
     let read = || -> io::Result<String> {

@@ -9,9 +9,9 @@
 //!    └─ containers          in the pod's namespaces
 //! ```
 //!
-//! Nothing outlives the node: it is PID 1 of the PID namespace that all the rest is in, it is
-//! killed when the process outside dies, and mounts, links, rules and files are in namespaces and
-//! on a tmpfs which go with it.
+//! Nothing outlives the node. It is PID 1 of the PID namespace of all other processes, and is
+//! killed when the process outside dies. Mounts, links, rules and files are in namespaces and on a
+//! tmpfs that end with it.
 //!
 //! # Floors
 //!
@@ -53,8 +53,8 @@ use process::{Stage, exec, holder, isolate};
 pub use plan::Args;
 pub use process::StageArgs;
 
-/// Exit code where the sandbox itself fails, as far from a command's own codes as `env` and `nice`
-/// choose theirs.
+/// The exit code of a failure of the sandbox itself. It differs from a command's usual codes, as
+/// those of `env` and `nice` do.
 const OWN_FAILURE: u8 = 125;
 
 /// `naru sandbox`.
@@ -68,7 +68,7 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-/// A process inside the sandbox.
+/// Runs a process inside the sandbox.
 pub fn run_stage(args: StageArgs) -> ExitCode {
     let failed = |error: anyhow::Error| {
         eprintln!("naru sandbox: {}: {error:#}", args.name);
@@ -78,8 +78,9 @@ pub fn run_stage(args: StageArgs) -> ExitCode {
         Ok(stage) => stage,
         Err(error) => return failed(anyhow::Error::from(error)),
     };
-    // The process outside waits for signals, and has them blocked. The node leaves them so until it
-    // listens: one that came before would be lost, for PID 1 dies of none that it does not handle.
+    // The process outside waits for signals, and has them blocked. The node inherits that mask and
+    // unblocks them once it listens. An earlier signal would be lost, because PID 1 ignores signals
+    // without a handler.
     if !matches!(stage, Stage::Node(_))
         && let Err(error) = SigSet::all().thread_unblock()
     {

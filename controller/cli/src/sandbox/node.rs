@@ -1,5 +1,5 @@
-//! The node: PID 1 of the sandbox. It sets everything up, and then waits for what changes:
-//! manifests, pods, signals, the command's end.
+//! The node: PID 1 of the sandbox. It sets everything up, and then handles events: manifests, pods,
+//! signals, the command's exit.
 
 use std::fs;
 use std::sync::Arc;
@@ -24,30 +24,30 @@ use super::run_in::Command;
 use super::screen::Screen;
 use super::token::TokenIssuer;
 
-/// All of the node's own files: logs above all.
+/// Size limit of the node's own files: mostly logs.
 const RUN_SIZE: &str = "mode=0755,size=512m";
-/// The largest log, in bytes; it is emptied then.
+/// Size limit of a log, in bytes, at which it is truncated.
 const MAX_LOG: u64 = 2 * 1024 * 1024;
-/// How often logs are looked at, and pods that do not come up.
+/// How often log sizes and stalled pods are checked.
 const TICK: Duration = Duration::from_secs(1);
-/// How often manifests are read although nothing was heard of a change: some file systems tell
-/// none.
+/// How often manifests are read without a notification: some file systems do not send any.
 const RESCAN: Duration = Duration::from_secs(2);
-/// As a shell says it of a program that SIGPIPE has ended.
+/// The exit code of a shell for a program that SIGPIPE has terminated.
 const NOBODY_READS: u8 = 128 + Signal::SIGPIPE as u8;
-/// With --in: how long nothing may get ready before that counts as a failure.
+/// With --in: how long the start may go without progress before it fails.
 const STALLED: Duration = Duration::from_secs(60);
-/// With --in: how often a container may fail before it counts as one that will not run.
+/// With --in: how often a container may fail before the start fails.
 const MAX_RESTARTS: u32 = 4;
-/// Between the last pod's readiness and a command: the controller reads what the node writes.
+/// Between the last pod's readiness and the command: the controller reads the objects that the node
+/// has written.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Pod events that wait to be read.
+/// Capacity of the queue of pod events.
 const MAX_EVENTS: usize = 1_024;
 
-/// Isolates the rest, and runs the node until a signal or the command's end.
+/// Isolates the process, and runs the node until a signal or the command's exit.
 pub fn run(plan: Plan) -> anyhow::Result<u8> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("tying the node to its parent")?;
-    // It may have died before that; this /proc is still the machine's.
+    // The parent may have died before the call; this /proc is still the machine's.
     let stat = fs::read_to_string("/proc/self/stat").context("reading /proc/self/stat")?;
     let parent = stat
         .rsplit_once(") ")
@@ -78,7 +78,7 @@ pub fn run(plan: Plan) -> anyhow::Result<u8> {
         files::keep(&directory)?;
         eprintln!("naru sandbox: logs are in {}", directory.display());
     }
-    // The end of this process is the end of all others.
+    // When PID 1 exits, the kernel kills all other processes.
     ended
 }
 
@@ -161,7 +161,7 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
             Some(event) = events.recv() => {
                 run.note(&cluster, &event);
                 cluster.note(event);
-                // Those that came meanwhile are one change with it.
+                // Events that arrived meanwhile are handled in the same step.
                 while let Ok(event) = events.try_recv() {
                     run.note(&cluster, &event);
                     cluster.note(event);
@@ -199,7 +199,7 @@ fn check(plan: &Plan, cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What asks the node to end.
+/// Signals that end the node.
 struct Ends {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
@@ -218,7 +218,7 @@ impl Ends {
         })
     }
 
-    /// The exit code that a signal asks for.
+    /// The exit code for the next signal.
     async fn next(&mut self) -> u8 {
         let signal = tokio::select! {
             _ = self.interrupt.recv() => Signal::SIGINT,
@@ -230,7 +230,7 @@ impl Ends {
     }
 }
 
-/// How the start goes.
+/// The progress of the start.
 struct Start {
     progress: Progress,
     since: Instant,
@@ -247,7 +247,7 @@ impl Start {
     }
 }
 
-/// What the node does besides keeping the cluster as it ought to be.
+/// The node's tasks other than reconciling the cluster.
 struct Run {
     start: Start,
     screen: Screen,
@@ -257,7 +257,7 @@ struct Run {
 }
 
 impl Run {
-    /// Reads the manifests, and brings the cluster in line with them.
+    /// Reads the manifests, and reconciles the cluster with them.
     fn read(&self, manifests: &mut Manifests, cluster: &mut Cluster) -> anyhow::Result<()> {
         let reading = manifests.read();
         let mut problems = reading.problems;
@@ -274,7 +274,7 @@ impl Run {
         }
     }
 
-    /// Says what a person wants to know of an event.
+    /// Reports an event to the user.
     fn note(&self, cluster: &Cluster, event: &Event) {
         let Some(entry) = cluster
             .pods()
@@ -297,7 +297,7 @@ impl Run {
         }
     }
 
-    /// Goes on with the start: watches it, and ends it with the command or the table.
+    /// Advances the start: reports progress, and finishes with the command or the table.
     async fn advance(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
         if self.start.done {
             return Ok(());
@@ -328,7 +328,7 @@ impl Run {
         Ok(())
     }
 
-    /// Fails when the start leads nowhere.
+    /// Fails when the start has stalled.
     fn give_up(&self, cluster: &Cluster) -> anyhow::Result<()> {
         let pods = cluster.pods();
         let waiting = pods
@@ -384,7 +384,7 @@ impl Run {
     }
 }
 
-/// Empties the logs that have become too large: their writers append.
+/// Truncates logs that have become too large: their writers append.
 fn cut_logs() {
     let Ok(logs) = fs::read_dir(files::LOGS) else {
         return;

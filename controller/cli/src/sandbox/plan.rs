@@ -1,5 +1,5 @@
-//! What the flags ask for. In: the command line. Out: a [`Plan`], which the process outside makes
-//! and the node is told.
+//! The parsed flags. In: the command line. Out: a [`Plan`], which the process outside creates and
+//! passes to the node.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -115,13 +115,13 @@ impl FromStr for Replicas {
     }
 }
 
-/// Everything that the node is told, by the process outside.
+/// The settings that the process outside passes to the node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// The process that must live for the node to live, as the machine's /proc calls it.
+    /// The parent process, by its path in the machine's /proc: the node ends with it.
     pub parent: PathBuf,
-    /// The machine's users can be used: it was started as root, and is in no user namespace of its
-    /// own.
+    /// The machine's users are available: the sandbox was started as root, and has no user
+    /// namespace of its own.
     pub root: bool,
     pub manifests: PathBuf,
     pub replicas: BTreeMap<String, u32>,
@@ -130,7 +130,7 @@ pub struct Plan {
     pub access_log: bool,
     pub controller_log: String,
     pub mtls: Mtls,
-    /// Where logs are copied at the end.
+    /// The directory that logs are copied to at the end.
     pub keep: Option<PathBuf>,
     pub naru: PathBuf,
     pub proxy: PathBuf,
@@ -138,13 +138,13 @@ pub struct Plan {
     /// `PATH` and `HOME` of the caller.
     pub path: String,
     pub home: String,
-    /// How long a controller that ended stays away, in seconds.
+    /// Delay before an ended controller restarts, in seconds.
     pub controller_pause: u64,
     pub run_in: Option<RunIn>,
 }
 
 impl Plan {
-    /// Reads the flags against this machine.
+    /// Validates the flags on this machine.
     pub fn new(args: Args) -> anyhow::Result<Self> {
         let manifests = std::path::absolute(&args.manifests)?;
         ensure!(
@@ -212,7 +212,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The directory that this program is in.
+    /// The directory of this program.
     pub fn programs(&self) -> &Path {
         self.naru.parent().unwrap_or(Path::new("/"))
     }
@@ -223,6 +223,6 @@ impl Plan {
 pub struct RunIn {
     pub workload: Workload,
     pub command: Vec<String>,
-    /// Where the caller stood: pods see the machine's files.
+    /// The caller's working directory: pods see the machine's files.
     pub directory: PathBuf,
 }

@@ -1,5 +1,5 @@
-//! What the sandbox tells a person: progress as lines while it starts, and later as the last few
-//! lines under the live table.
+//! Messages to the user: progress as lines during the start, and later as the last few lines under
+//! the live table.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -17,10 +17,10 @@ pub struct Report {
 
 struct Inner {
     started: Instant,
-    /// A table is on the screen: messages are shown in it.
+    /// The table is on the screen and shows messages.
     held: bool,
     last: VecDeque<String>,
-    /// The reader has gone.
+    /// The reader of standard output is gone.
     closed: bool,
 }
 
@@ -36,7 +36,7 @@ impl Report {
         }
     }
 
-    /// One line, with the time since the start.
+    /// Writes one line, with the time since the start.
     pub fn say(&self, text: &str) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let line = format!("{:7.1}s  {text}", inner.started.elapsed().as_secs_f64());
@@ -50,7 +50,7 @@ impl Report {
         inner.last.push_back(line);
     }
 
-    /// Something went wrong, with the last lines of a log.
+    /// Reports a problem, with the last lines of a log.
     pub fn trouble(&self, what: &str, problem: &str, log: &[String]) {
         self.say(&format!("{what}: {problem}"));
         for line in log {
@@ -67,13 +67,13 @@ impl Report {
         inner.closed |= is_broken(&written);
     }
 
-    /// What was said or shown went to a pipe whose reader has gone.
+    /// Whether standard output is a pipe whose reader is gone.
     pub fn closed(&self) -> bool {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.closed
     }
 
-    /// From now on messages wait for [`Report::last`].
+    /// Holds back messages for [`Report::last`] from now on.
     pub fn hold(&self) {
         self.inner
             .lock()

@@ -1,5 +1,5 @@
-//! The command of `--in`: in a pod's namespaces, with its environment and user, on the caller's
-//! input, output and directory.
+//! The command of `--in`: in a pod's namespaces, with its environment and user, and the caller's
+//! standard streams and working directory.
 
 use std::io::IsTerminal;
 use std::process::Stdio;
@@ -11,13 +11,13 @@ use super::plan::RunIn;
 use super::pod::Kubelet;
 use super::process::{self, Exit, Process, Stage, Terminal, blocking};
 
-/// A command while it runs.
+/// A running command.
 pub struct Command {
     process: Process,
 }
 
 impl Command {
-    /// Starts it in a pod that is ready.
+    /// Starts it in a ready pod.
     pub async fn start(kubelet: &Kubelet, entry: &Entry, run_in: &RunIn) -> anyhow::Result<Self> {
         let namespaces = entry.namespaces().context("the pod is gone")?.clone();
         let container = entry
@@ -50,7 +50,7 @@ impl Command {
         Ok(Self { process })
     }
 
-    /// Waits for its end.
+    /// Waits until it exits.
     pub async fn wait(&mut self) -> Exit {
         self.process.wait().await
     }

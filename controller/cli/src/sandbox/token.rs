@@ -1,4 +1,4 @@
-//! Service-account tokens as Kubernetes projects them, signed with a key that is made at each
+//! Service-account tokens as Kubernetes projects them, signed with a key that is generated at each
 //! start and never leaves this process.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,14 +12,14 @@ use super::objects::Pod;
 
 /// `iss` of the tokens.
 pub const ISSUER: &str = "https://naru-sandbox.invalid";
-/// The audience that the controller asks for.
+/// The audience that the controller expects.
 const AUDIENCE: &str = "naru.dev";
-/// How long a token is good.
+/// How long a token is valid.
 const LIFETIME: Duration = Duration::from_secs(3_600);
 /// When it is replaced: well before it expires.
 pub const REFRESH: Duration = Duration::from_secs(1_800);
 
-/// Makes tokens.
+/// Issues tokens.
 pub struct TokenIssuer {
     key: EncodingKey,
     public: String,
@@ -39,7 +39,7 @@ impl TokenIssuer {
         }
     }
 
-    /// The key to check tokens with, as PEM.
+    /// The public key that verifies tokens, as PEM.
     pub fn public_key(&self) -> &str {
         &self.public
     }
@@ -78,7 +78,7 @@ mod tests {
     use rcgen::PublicKeyData;
 
     #[test]
-    fn a_token_says_which_pod_it_is_of_and_is_checked_with_the_public_key() {
+    fn a_token_names_its_pod_and_is_verified_with_the_public_key() {
         let key = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let (right, wrong) = (key(), key());
         let issuer = TokenIssuer::with(&right);

@@ -1,5 +1,5 @@
-//! What a sidecar answers. It may be older or newer than this command: what is not there is empty,
-//! and what is not known is left out.
+//! A sidecar's answer. The sidecar may be older or newer than this command: missing fields are
+//! empty, and unknown ones are ignored.
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -150,8 +150,8 @@ impl Answer {
         self.rules.get(of.rule)
     }
 
-    /// The kind of the routes for connections, where such are in force: the port carries bytes
-    /// then, whatever it was declared to.
+    /// The kind of the TLSRoutes or TCPRoutes in force. The port is then opaque, whatever its
+    /// declared protocol.
     pub fn stream_kind(&self) -> Option<&str> {
         let kinds = self.routes.iter().map(|route| &*route.kind);
         let mut of_connections = kinds.filter(|kind| ["TLSRoute", "TCPRoute"].contains(kind));
@@ -166,7 +166,7 @@ impl Answer {
 }
 
 impl Rule {
-    /// How people call it, where it is a route's.
+    /// The display name, if the rule belongs to a route.
     pub fn title(&self) -> String {
         match self.rule.is_empty() {
             true => format!("{} {}", self.kind, self.route),
@@ -176,7 +176,7 @@ impl Rule {
 }
 
 impl Backend {
-    /// What it is, in a few words.
+    /// A short description.
     pub fn words(&self) -> String {
         if let Some(why) = &self.invalid {
             return format!("can't be used: {why}");

@@ -1,7 +1,7 @@
-//! A port of a pod, forwarded by the API server: what kubectl port-forward does, for one request.
+//! A port of a pod, forwarded by the API server: kubectl port-forward for one request.
 //!
-//! A WebSocket carries two channels for the port, told by the first byte of each message: 0 is the
-//! connection, 1 an error. Each begins with the port in two bytes (subprotocol
+//! A WebSocket carries two channels for the port. The first byte of each message is the channel: 0
+//! is the connection, 1 an error. Each channel begins with the port in two bytes (subprotocol
 //! `v4.channel.k8s.io`).
 
 use std::io;
@@ -26,15 +26,15 @@ use super::websocket::{Opcode, decode, encode};
 use crate::quiet_http::{self, Answer};
 
 const PROTOCOL: &str = "v4.channel.k8s.io";
-/// Bytes on their way in either direction.
+/// Buffered bytes in either direction.
 const BUFFER: usize = 64 * 1024;
-/// Bytes of a refusal of the API server.
+/// Bytes of an error response of the API server that are read.
 const MAX_REFUSAL: usize = 64 * 1024;
-/// Bytes of an error that comes instead of the connection.
+/// Bytes of an error in place of the connection that are read.
 const MAX_ERROR: usize = 4 * 1024;
 const DATA: u8 = 0;
 const ERROR: u8 = 1;
-/// A channel begins with so many bytes, which are the port.
+/// Each channel begins with this many bytes, which are the port.
 const PORT: usize = 2;
 
 /// Posts JSON to the pod's admin port.
@@ -56,7 +56,7 @@ pub async fn post(
         answer = &mut asking => Ok(answer?),
         carried = carry(TokioIo::new(upgraded), far) => {
             carried.context("the forwarded port")?;
-            // Whatever was said is on this side by now.
+            // All of the response has been received by now.
             Ok(asking.await?)
         }
     }
@@ -108,7 +108,7 @@ async fn open(client: &Client, pod: &Pod) -> anyhow::Result<Upgraded> {
     }
 }
 
-/// Carries what is sent on `local` to the pod and back, until either ends.
+/// Copies between `local` and the pod, until either side ends.
 async fn carry<S>(remote: S, local: DuplexStream) -> io::Result<()>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite,
@@ -145,7 +145,7 @@ where
                 }
             }
             read = from_here.read(&mut said[1..]) => match read? {
-                // The client has gone.
+                // The client has closed.
                 0 => return Ok(()),
                 read => {
                     said[0] = DATA;
@@ -157,18 +157,18 @@ where
     }
 }
 
-/// What has come on each channel.
+/// The state of both channels.
 #[derive(Default)]
 struct Channels {
-    /// Of the message that is being received.
+    /// The channel of the current message.
     current: u8,
-    /// Bytes of the port that have come, of each.
+    /// Bytes of the port received so far, by channel.
     begun: [usize; 2],
     error: Vec<u8>,
 }
 
 impl Channels {
-    /// What of a message is the connection's.
+    /// The part of a message that belongs to the connection.
     fn message<'m>(&mut self, message: &'m [u8]) -> io::Result<&'m [u8]> {
         let Some((channel, content)) = message.split_first() else {
             return Ok(&[]);
@@ -177,7 +177,7 @@ impl Channels {
         self.more(content)
     }
 
-    /// Likewise, of a part of a message that is not its first.
+    /// The same, for a further part of a message.
     fn more<'m>(&mut self, content: &'m [u8]) -> io::Result<&'m [u8]> {
         let Some(begun) = self.begun.get_mut(usize::from(self.current)) else {
             return Err(io::Error::other(format!("no channel {}", self.current)));

@@ -1,4 +1,4 @@
-//! Whose sidecar is asked.
+//! Chooses the sidecar to query.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::check::names::{SIDECAR, SKIP_ANNOTATIONS};
 use crate::check::pods::{has_sidecar, is_over, not_ready, owner};
 use crate::kubernetes::{all, problem};
 
-/// The admin port, where the sidecar does not say another.
+/// The default admin port of a sidecar.
 const ADMIN_PORT: u16 = 15020;
 const ADMIN_PORT_NAME: &str = "naru-admin";
 
@@ -22,9 +22,9 @@ const ADMIN_PORT_NAME: &str = "naru-admin";
 pub enum From {
     /// A sidecar's admin port.
     Address(SocketAddr),
-    /// A pod of that name, or any of the namespace of that name.
+    /// A pod of that name, or any pod of the namespace of that name.
     Name(String),
-    /// `deployment/web`, in this namespace or in the one that is meant otherwise.
+    /// `deployment/web`, in this namespace or in the default one.
     Workload {
         namespace: Option<String>,
         kind: String,
@@ -61,7 +61,7 @@ impl FromStr for From {
     }
 }
 
-/// As kubectl abbreviates them.
+/// Expands kubectl's abbreviations.
 fn full_kind(kind: &str) -> String {
     let kind = kind.to_ascii_lowercase();
     match kind.as_str() {
@@ -77,8 +77,8 @@ fn full_kind(kind: &str) -> String {
 }
 
 impl Sidecar {
-    /// The one that the flags name, with its pod in `namespace` where they name none; without
-    /// `--from`, one of `namespace`.
+    /// The sidecar that the flags select, with its pod in `namespace` if they name none; without
+    /// `--from`, any sidecar of `namespace`.
     pub async fn find(
         client: Option<&Client>,
         flags: &Flags,
@@ -134,7 +134,7 @@ async fn find(client: &Client, from: &From, namespace: &str) -> anyhow::Result<P
     }
 }
 
-/// The pod of that name, which has to have a sidecar that is ready. `None`: there is no such pod.
+/// The pod of that name, which must have a ready sidecar. `None`: there is no such pod.
 async fn one_pod(client: &Client, namespace: &str, name: &str) -> anyhow::Result<Option<Pod>> {
     let api = Api::<Object>::namespaced(client.clone(), namespace);
     let Some(pod) = api.get_opt(name).await.map_err(|e| denied(&e))? else {
@@ -149,7 +149,7 @@ async fn one_pod(client: &Client, namespace: &str, name: &str) -> anyhow::Result
     Ok(Some(Pod::new(&pod)))
 }
 
-/// The first pod by name whose sidecar is ready, of a workload (`NAMESPACE/KIND/NAME`) or of all.
+/// The first pod by name with a ready sidecar, of a workload (`NAMESPACE/KIND/NAME`) or of all.
 async fn some_pod(client: &Client, namespace: &str, workload: Option<&str>) -> anyhow::Result<Pod> {
     let api = Api::<Object>::namespaced(client.clone(), namespace);
     let mut pods = all(&api, ListParams::default())

@@ -1,13 +1,13 @@
-//! Asking a sidecar about the tables that it has in force.
+//! Queries a sidecar about its tables in force.
 //!
 //! ```text
 //! --from ─▶ a pod ────────────▶ the API server ══ port-forward ══▶ its sidecar's admin port
 //!      └──▶ http://127.0.0.1:15020 ──────────────────────────────▶ one that is reached from here
 //! ```
 //!
-//! In: who is to be asked, and a [`Question`]. Out: its [`Answer`]. A sidecar answers its own
-//! machine alone, and a forwarded port comes from there: so the one who asks may forward
-//! ports to the pod.
+//! In: the sidecar to query, and a [`Question`]. Out: its [`Answer`]. A sidecar answers requests
+//! from its own machine only. Forwarded ports come from there, so that the user needs the right to
+//! forward ports to the pod.
 //!
 //! # Floors
 //!
@@ -37,8 +37,8 @@ use crate::quiet_http;
 pub use answer::{Answer, Match, Outcome, Rule, Verdict};
 pub use from::From;
 
-/// How long a sidecar may take to answer: as long as it waits for the controller's word about a
-/// destination, and some more.
+/// Timeout of a query: the time that a sidecar waits for the controller to resolve a destination,
+/// and a margin.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Flags of every command that asks a sidecar.
@@ -60,8 +60,7 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// A client of the API server. `None`: the sidecar is named by its address, and nothing else is
-    /// to be known.
+    /// A client of the API server. `None`: `--from` is an address, and no API server is needed.
     pub async fn client(&self) -> anyhow::Result<Option<Client>> {
         if matches!(self.from, Some(From::Address(_))) {
             return Ok(None);
@@ -71,8 +70,7 @@ impl Flags {
         Ok(Some(client?.0))
     }
 
-    /// The namespace that is meant where none is named; empty: the sidecar's own, which is not
-    /// known.
+    /// The default namespace; empty: the sidecar's own, which is unknown.
     pub fn namespace(&self, client: Option<&Client>) -> String {
         let of_kubeconfig = || client.map(Client::default_namespace).unwrap_or_default();
         let named = self.namespace.as_deref();
@@ -80,40 +78,40 @@ impl Flags {
     }
 }
 
-/// What a sidecar is asked.
+/// A query to a sidecar.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// `IP:PORT`, or `NAME.NAMESPACE:PORT`.
     pub destination: String,
-    /// None: what the routes are is all that is asked.
+    /// `None`: the query is only about the routes.
     pub said: Option<Said>,
 }
 
-/// What a client would say, as a sidecar is told it.
+/// The client's request or connection, in a sidecar's format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     Request(Value),
     Connection(Value),
 }
 
-/// A sidecar that can be asked.
+/// A sidecar that can be queried.
 pub enum Sidecar {
     Pod { client: Client, pod: Pod },
     Address(SocketAddr),
 }
 
-/// A pod with a sidecar that is ready.
+/// A pod with a ready sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     pub namespace: String,
     pub name: String,
     pub admin_port: u16,
-    /// Annotations by which some of its traffic passes the mesh by.
+    /// Annotations that exclude some of its traffic from the mesh.
     pub skips: Vec<String>,
 }
 
 impl Sidecar {
-    /// How people call it.
+    /// The display name.
     pub fn name(&self) -> String {
         match self {
             Self::Pod { pod, .. } => format!("{}/{}", pod.namespace, pod.name),
@@ -121,7 +119,7 @@ impl Sidecar {
         }
     }
 
-    /// Annotations by which some of the pod's traffic passes the mesh by.
+    /// Annotations that exclude some of the pod's traffic from the mesh.
     pub fn skips(&self) -> &[String] {
         match self {
             Self::Pod { pod, .. } => &pod.skips,
@@ -129,7 +127,7 @@ impl Sidecar {
         }
     }
 
-    /// The namespace of its pod, where that is known.
+    /// The namespace of its pod, if known.
     pub fn namespace(&self) -> Option<&str> {
         match self {
             Self::Pod { pod, .. } => Some(&pod.namespace),
@@ -137,7 +135,7 @@ impl Sidecar {
         }
     }
 
-    /// Its answer, as it gave it.
+    /// The sidecar's answer, unmodified.
     pub async fn why(&self, question: &Question) -> anyhow::Result<Answer> {
         let mut body = json!({ "destination": question.destination });
         match &question.said {

@@ -1,4 +1,4 @@
-//! Which pod is asked, against an API server in memory; and a forwarded port, against one on a
+//! The choice of a pod, against an API server in memory, and a forwarded port, against one on a
 //! socket.
 
 use std::convert::Infallible;
@@ -51,7 +51,7 @@ fn shop() -> FakeApi {
     api
 }
 
-/// The pod that `--from` leads to, as `NAMESPACE/NAME`, or why there is none.
+/// The pod that `--from` selects, as `NAMESPACE/NAME`, or the error.
 async fn found(api: &FakeApi, from: Option<&str>) -> Result<String, String> {
     let flags = Flags {
         from: from.map(|from| from.parse().expect(from)),
@@ -66,7 +66,7 @@ async fn found(api: &FakeApi, from: Option<&str>) -> Result<String, String> {
 }
 
 #[tokio::test]
-async fn from_names_a_pod_a_workload_or_a_namespace() {
+async fn from_selects_a_pod_a_workload_or_a_namespace() {
     let api = shop();
     for (from, expected) in [
         (None, "shop/cart-1"),
@@ -88,7 +88,7 @@ async fn from_names_a_pod_a_workload_or_a_namespace() {
 }
 
 #[tokio::test]
-async fn who_can_not_be_asked_is_told_with_the_reason() {
+async fn a_sidecar_that_cannot_be_queried_is_reported_with_the_reason() {
     let api = shop();
     for (from, told) in [
         ("web-1", "is not ready"),
@@ -106,7 +106,7 @@ async fn who_can_not_be_asked_is_told_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_pod_comes_with_its_admin_port_and_what_passes_the_sidecar_by() {
+async fn a_pod_comes_with_its_admin_port_and_bypass_annotations() {
     let flags = Flags {
         from: Some("web-2".parse().expect("a pod")),
         namespace: None,
@@ -121,17 +121,18 @@ async fn a_pod_comes_with_its_admin_port_and_what_passes_the_sidecar_by() {
     assert_eq!(pod.skips, ["naru.dev/skip-outbound-ports: 25"]);
 }
 
-/// What the API server on a socket does with a request for a forwarded port.
+/// The API server's reaction to a request for a forwarded port.
 #[derive(Clone, Copy)]
 enum Forwards {
-    /// The pod answers, in frames that are cut anywhere.
+    /// The pod responds, in frames that are split anywhere.
     Answer,
     /// Nothing listens in the pod.
     Refused,
     Forbidden,
 }
 
-/// An API server that forwards ports. Gives what it was asked for and what the pod was sent.
+/// An API server that forwards ports. Returns the request that it received and the bytes for the
+/// pod.
 #[expect(clippy::disallowed_methods, reason = "a test's queues are short")]
 async fn api_server(forwards: Forwards) -> (Client, tokio::task::JoinHandle<(String, String)>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
@@ -166,7 +167,7 @@ async fn api_server(forwards: Forwards) -> (Client, tokio::task::JoinHandle<(Str
         let connection = hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
-        // The client may have hung up.
+        // The client may have closed the connection.
         let _ended = connection.await;
         let sent = was_sent.recv().await.unwrap_or_default();
         (was_asked.recv().await.unwrap_or_default(), sent)
@@ -175,13 +176,13 @@ async fn api_server(forwards: Forwards) -> (Client, tokio::task::JoinHandle<(Str
     (Client::try_from(config).expect("a client"), serving)
 }
 
-/// Frames of a server: not masked, of less than 126 bytes.
+/// Server frames: unmasked, shorter than 126 bytes.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).expect("a short frame");
     [&[first, length], payload].concat()
 }
 
-/// Takes one frame of a client, of any length.
+/// Reads one client frame, of any length.
 async fn received(io: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
     let mut head = [0; 2];
     io.read_exact(&mut head).await.expect("a frame");
@@ -224,7 +225,7 @@ async fn in_the_pod(
         .await
         .expect("write");
     assert_eq!(received(&mut io).await, b"are you there?");
-    // One message in two frames, and one that is empty.
+    // One message in two frames, and an empty one.
     for (first, payload) in [
         (0x02, &b"\x00HTTP/1.0 200 OK\r\n"[..]),
         (0x80, b"content-length: 2\r\n\r\n"),
@@ -263,7 +264,7 @@ async fn a_forwarded_port_carries_a_request_and_its_answer() {
 }
 
 #[tokio::test]
-async fn what_a_forwarded_port_fails_of_is_told() {
+async fn failures_of_a_forwarded_port_are_reported() {
     let (client, _serving) = api_server(Forwards::Refused).await;
     let error = post(&client, &web(), "/why", "{}", PATIENCE).await;
     let error = format!("{:#}", error.expect_err("nobody listens"));

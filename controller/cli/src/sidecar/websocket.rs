@@ -1,9 +1,10 @@
-//! Frames of WebSocket (RFC 6455) as far as a forwarded port needs them: a client's are masked and
-//! whole, a server's are neither.
+//! WebSocket frames (RFC 6455) as far as a forwarded port needs them: client frames are masked and
+//! unfragmented, server frames are unmasked and may be fragmented.
 
 use std::io;
 
-/// Payload of a frame from the server, in bytes. They come as they are read, some 32 KiB at a time.
+/// The largest payload of a server frame, in bytes. The API server sends frames as it reads, some
+/// 32 KiB at a time.
 const MAX_PAYLOAD: u64 = 1024 * 1024;
 
 const FINAL: u8 = 0x80;
@@ -26,7 +27,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// A client's frame.
+/// Encodes a client frame.
 pub fn encode(opcode: Opcode, payload: &[u8], mask: [u8; 4]) -> Vec<u8> {
     let mut frame = vec![FINAL | opcode as u8];
     match payload.len() {
@@ -46,7 +47,7 @@ pub fn encode(opcode: Opcode, payload: &[u8], mask: [u8; 4]) -> Vec<u8> {
     frame
 }
 
-/// Takes the first frame of a server off `buffer`. `None`: it is not complete.
+/// Removes the first server frame from `buffer`. `None`: it is incomplete.
 pub fn decode(buffer: &mut Vec<u8>) -> io::Result<Option<Frame>> {
     let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let [first, second, rest @ ..] = buffer.as_slice() else {
@@ -91,7 +92,7 @@ pub fn decode(buffer: &mut Vec<u8>) -> io::Result<Option<Frame>> {
 mod tests {
     use super::*;
 
-    /// As a server would send it.
+    /// A server frame.
     fn of_server(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
         let mut frame = encode(opcode, payload, [0; 4]);
         let mask = frame.len() - payload.len() - 4;
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_every_length_come_back_whole_however_they_are_cut() {
+    fn frames_of_every_length_are_decoded_however_they_are_split() {
         for length in [0, 1, 125, 126, 0xffff, 0x1_0000] {
             let payload: Vec<u8> = (0..length).map(|n| n as u8).collect();
             let sent = of_server(Opcode::Binary, &payload);
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_may_not_send_is_an_error() {
+    fn an_invalid_server_frame_is_an_error() {
         for wrong in [
             &[0x83, 0][..],
             &[0x82, 0x80],

@@ -1,4 +1,4 @@
-//! `naru why`: which rule would take a request, or which route a connection, and why the others
+//! `naru why`: which rule would match a request, or which route a connection, and why the others
 //! would not.
 //!
 //! ```text
@@ -29,7 +29,7 @@ use crate::report::{Output, find_out};
 use crate::sidecar::{Answer, Flags, Question, Sidecar};
 use request::{DEFAULT_METHOD, Header, Scheme, Url};
 
-/// Exit code where nothing can be said: the call is wrong, or the sidecar can't be asked.
+/// Exit code without a result: the arguments are invalid, or the sidecar can't be queried.
 pub const NO_ANSWER: u8 = 2;
 
 /// Flags of `naru why`.
@@ -56,23 +56,23 @@ pub struct Args {
     url: Url,
 }
 
-/// What is known in the end.
+/// The result of the command.
 #[derive(Serialize)]
 struct Report {
-    /// Whose sidecar said so.
+    /// The sidecar that answered.
     from: String,
-    /// None: it is a connection that is asked about, of which the sidecar sees no request.
+    /// `None`: the query is about a connection, in which the sidecar does not see requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<String>,
     url: String,
-    /// What a TLS client asks for.
+    /// The server name of a TLS client (SNI).
     #[serde(skip_serializing_if = "Option::is_none")]
     server_name: Option<String>,
     #[serde(skip)]
     scheme: Scheme,
-    /// What it was asked about, as `IP:PORT`.
+    /// The destination of the query, as `IP:PORT`.
     destination: String,
-    /// What there is to be said besides the answer.
+    /// Remarks in addition to the answer.
     notes: Vec<String>,
     answer: Answer,
 }
@@ -85,7 +85,7 @@ impl Report {
     }
 }
 
-/// Asks, and writes what is answered.
+/// Queries the sidecar and writes its answer.
 pub fn run(args: Args) -> ExitCode {
     let written = find_out(report(&args)).and_then(|report| {
         let mut out = std::io::stdout().lock();
@@ -142,7 +142,7 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
     })
 }
 
-/// What the URL's host is, for a pod in the namespace `own`.
+/// Resolves the URL's host, for a pod in the namespace `own`.
 async fn destination(
     client: Option<&Client>,
     own: &str,
@@ -161,7 +161,7 @@ async fn destination(
         );
     };
     let Some(client) = client else {
-        // The sidecar knows names of what its app has called.
+        // The sidecar resolves names of Services that its app has called.
         return Ok(service.with_port(port));
     };
     let (object, leads) = resolve(client, &service)

@@ -1,4 +1,4 @@
-//! A request or a connection as curl is told it.
+//! A request or a connection, in the syntax of curl.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 
 use crate::sidecar::Said;
 
-/// What a client begins with.
+/// The protocol that a client begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// A request.
+    /// An HTTP request.
     Http,
-    /// A ClientHello, and requests inside of the TLS.
+    /// A ClientHello, and HTTP inside TLS.
     Https,
-    /// A ClientHello, and whatever inside of the TLS.
+    /// A ClientHello, and any protocol inside TLS.
     Tls,
-    /// Anything, of which nothing is known.
+    /// Opaque bytes.
     Tcp,
 }
 
@@ -31,7 +31,7 @@ pub struct Url {
     pub port: u16,
     /// Host and port as written, for `Host`.
     authority: String,
-    /// With its query; `/` of what has none.
+    /// With its query; `/` if the URL has none.
     path: String,
 }
 
@@ -95,7 +95,7 @@ impl FromStr for Url {
         if host.is_empty() || authority.contains('@') {
             return Err(format!("{text:?} names no host, or a user"));
         }
-        // The colons of an IPv6 address are inside of brackets.
+        // The colons of an IPv6 address are inside brackets.
         let port = match authority.rsplit_once(':') {
             Some((_, port)) if !port.ends_with(']') => {
                 port.parse().map_err(|_| format!("{port:?} is no port"))?
@@ -136,20 +136,20 @@ impl Url {
         self.host.parse().ok()
     }
 
-    /// The name that a TLS client asks for, where `given` is none: the host, unless that is an
-    /// address (RFC 6066 section 3).
+    /// The server name of a TLS client, if `given` is `None`: the host, unless that is an address
+    /// (RFC 6066 section 3).
     pub fn server_name(&self, given: Option<&str>) -> Option<String> {
         let own = || self.ip().is_none().then_some(&*self.host);
         given.or_else(own).map(str::to_owned)
     }
 
-    /// Whether something is said that is inside of a connection which is bytes to the sidecar.
+    /// Whether the arguments describe a request inside a connection that is opaque to the sidecar.
     pub fn hides(&self, method: &str, headers: &[Header]) -> bool {
         self.scheme != Scheme::Http
             && (self.path != "/" || !headers.is_empty() || method != DEFAULT_METHOD)
     }
 
-    /// What a sidecar is asked about.
+    /// The question for the sidecar.
     pub fn said(&self, method: &str, headers: &[Header], server_name: Option<&str>) -> Said {
         match self.scheme {
             Scheme::Http => Said::Request(self.request(method, headers)),
@@ -173,7 +173,7 @@ impl Url {
     }
 }
 
-/// The method where none is given.
+/// The default method.
 pub const DEFAULT_METHOD: &str = "GET";
 
 impl FromStr for Header {
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_taken_apart_as_curl_does() {
+    fn a_url_is_parsed_as_by_curl() {
         for (text, host, port, shown) in [
             ("http://catalog", "catalog", 80, "http://catalog/"),
             ("catalog/a?b=c#d", "catalog", 80, "http://catalog/a?b=c"),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_header_takes_the_place_of_the_url_s() {
+    fn a_host_header_overrides_the_url_s() {
         let url: Url = "http://catalog:81/a".parse().unwrap();
         let headers = ["X-Version: 2", "host:other", "empty:"].map(|h| h.parse().unwrap());
         assert_eq!(
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tls_client_asks_for_the_host_unless_told_otherwise_and_for_no_address() {
+    fn the_server_name_is_the_host_unless_given_and_never_an_address() {
         for (url, given, expected) in [
             ("https://broker.shop/a", None, json!("broker.shop")),
             ("tls://broker:1", Some("eu.example"), json!("eu.example")),

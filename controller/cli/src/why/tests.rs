@@ -1,5 +1,5 @@
-//! From the name in a URL to what a sidecar is asked, against an API server in memory; and what is
-//! made of its answers.
+//! From the name in a URL to the question for a sidecar, against an API server in memory, and from
+//! its answers to text.
 
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ fn cluster() -> FakeApi {
     api
 }
 
-/// What the sidecar of a pod in `shop` is asked about, with the notes, or why it is not asked.
+/// The question for the sidecar of a pod in `shop`, with the remarks, or the error.
 async fn asked(api: &FakeApi, url: &str) -> Result<(String, Vec<String>), String> {
     let client = api.client();
     let mut notes = Vec::new();
@@ -54,7 +54,7 @@ async fn asked(api: &FakeApi, url: &str) -> Result<(String, Vec<String>), String
 }
 
 #[tokio::test]
-async fn a_name_leads_where_the_pod_s_resolver_says() {
+async fn a_name_is_resolved_as_by_the_pod_s_resolver() {
     let api = cluster();
     for (url, expected, note) in [
         ("http://web/a", "10.96.0.1:80", None),
@@ -110,7 +110,7 @@ fn written(report: &Report) -> String {
 }
 
 #[test]
-fn an_answer_is_told_from_what_takes_the_request_to_what_does_not() {
+fn an_answer_starts_with_the_matching_rule_and_ends_with_the_others() {
     let rule = |rule: &str| {
         json!({
             "kind": "HTTPRoute", "route": "shop/split", "rule": rule, "filters": [], "retries": 0,
@@ -157,7 +157,7 @@ The others, in order of precedence:
   HTTPRoute shop/split, rule a  any path                  it would, but the other has a longer path
   HTTPRoute shop/split, rule a  path /b/…                 the path is /api
 ";
-    // The widths of columns are the table's own affair.
+    // Ignore the widths of columns, which the table's own tests cover.
     let squeeze = |text: &str| {
         let lines = text.lines();
         let lines = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
@@ -166,7 +166,7 @@ The others, in order of precedence:
     assert_eq!(squeeze(&written(&report)), squeeze(expected));
 }
 
-/// What is told of a question about a connection.
+/// The text for a question about a connection.
 fn of_connection(scheme: Scheme, server_name: Option<&str>, answer: &Value) -> String {
     let report = Report {
         method: None,
@@ -205,7 +205,7 @@ fn tls_routes(verdicts: [Value; 3], outcome: Value) -> Value {
 }
 
 #[test]
-fn a_connection_is_told_from_the_route_that_takes_it_to_those_that_do_not() {
+fn a_connection_s_answer_starts_with_the_matching_route_and_ends_with_the_others() {
     let asked = json!({
         "verdict": "unmet", "part": "server-name", "wanted": "*.b.example", "has": "a.example",
     });
@@ -239,7 +239,7 @@ The others, in order of precedence:
         expected
     );
 
-    // And what begins with no ClientHello, be it a request.
+    // A connection without a ClientHello, even if it is an HTTP request.
     let no_hello = || {
         let wanted = "a.example";
         json!({ "verdict": "unmet", "part": "client-hello", "wanted": wanted, "has": null })
@@ -274,7 +274,7 @@ The others, in order of precedence:
 }
 
 #[test]
-fn a_port_without_routes_for_connections_is_told_with_what_it_carries() {
+fn a_port_without_opaque_routes_is_reported_with_its_protocol() {
     let with = |protocol: &str, rules: Value, outcome: Value| {
         let answer = json!({
             "client_namespace": "shop", "target": "service",
@@ -308,7 +308,7 @@ fn a_port_without_routes_for_connections_is_told_with_what_it_carries() {
 }
 
 #[test]
-fn what_is_not_of_the_mesh_and_what_nobody_takes_is_told_in_one_line() {
+fn a_destination_outside_the_mesh_or_without_a_match_is_one_line() {
     let with = |target: &str, outcome: Value| {
         let answer = json!({ "client_namespace": "shop", "target": target, "outcome": outcome });
         let report = report(&answer, &[]);
@@ -344,7 +344,7 @@ fn what_is_not_of_the_mesh_and_what_nobody_takes_is_told_in_one_line() {
 }
 
 #[test]
-fn a_destination_without_routes_is_told_with_who_is_behind_it() {
+fn a_destination_without_routes_is_reported_with_its_endpoints() {
     let with = |target: &str, protocol: &str| {
         let backends = json!([{ "service": "shop/web:80", "weight": 1, "endpoints": 1 }]);
         let answer = json!({
@@ -373,7 +373,7 @@ fn a_destination_without_routes_is_told_with_who_is_behind_it() {
 }
 
 #[test]
-fn a_newer_sidecar_s_answer_is_understood_as_far_as_it_goes() {
+fn unknown_fields_of_a_newer_sidecar_s_answer_are_ignored() {
     let answer = json!({
         "client_namespace": "shop", "target": "service", "something": "new",
         "matches": [{ "rule": 0, "matches": "SNI = a", "verdict": "takes", "more": 1 }],

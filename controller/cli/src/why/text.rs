@@ -1,5 +1,4 @@
-//! The answer for people: what takes the request, what becomes of it, and what speaks against the
-//! others.
+//! The answer as text: the matching rule, its outcome, and why the other rules do not match.
 
 use std::io::{self, Write};
 
@@ -62,7 +61,7 @@ pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
     others(answer, to)
 }
 
-/// What was asked about.
+/// The request or connection of the question.
 fn asked(report: &Report) -> String {
     let url = &report.url;
     match (report.scheme, &report.server_name) {
@@ -73,7 +72,7 @@ fn asked(report: &Report) -> String {
     }
 }
 
-/// What was called.
+/// The destination.
 fn target(destination: &str, answer: &Answer) -> String {
     let service = answer.service.as_ref();
     match (&*answer.target, service) {
@@ -108,7 +107,7 @@ fn protocol(word: &str) -> &str {
     }
 }
 
-/// Where no rule takes it.
+/// The text if no rule matches.
 fn untaken(report: &Report, outcome: &Outcome) -> String {
     let answer = &report.answer;
     let no_route = match answer.stream_kind() {
@@ -137,7 +136,7 @@ fn untaken(report: &Report, outcome: &Outcome) -> String {
     }
 }
 
-/// What the proxy says instead of a backend.
+/// The proxy's own response in place of a backend's.
 fn said(reason: &str, status: Option<u16>, grpc_status: Option<u16>) -> String {
     match (status, grpc_status) {
         (Some(status), Some(grpc)) => {
@@ -195,7 +194,7 @@ fn became(rule: &Rule, outcome: &Outcome, to: &mut impl Write) -> io::Result<()>
         }
     }
     match &outcome.reason {
-        // What every backend has said already need not be said again.
+        // The backends have already given this reason.
         Some(reason) if outcome.backends.is_empty() => {
             writeln!(
                 to,
@@ -238,7 +237,7 @@ fn row(answer: &Answer, one: &Match) -> Option<[String; 3]> {
         Verdict::Unmet { part, wanted, has } => {
             let part = part.replace('-', " ");
             match (&*part, has) {
-                // The words of a path say what it is.
+                // The path criterion includes its own name.
                 ("path", Some(has)) => format!("the path is {has}"),
                 ("client hello", _) => {
                     "the client does not begin with a TLS ClientHello".to_owned()
@@ -254,7 +253,7 @@ fn row(answer: &Answer, one: &Match) -> Option<[String; 3]> {
     Some([title, one.matches.clone(), why])
 }
 
-/// By what the one that takes a request comes first.
+/// The criterion that gives the matching rule precedence.
 fn criterion(word: &str) -> String {
     match word {
         "exact-path" => "has an exact path",

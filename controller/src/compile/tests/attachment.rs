@@ -21,7 +21,7 @@ fn routes(catalog: &Catalog, client: &str, port: u16) -> Vec<String> {
 }
 
 #[test]
-fn a_producer_s_route_holds_for_everybody_and_a_consumer_s_replaces_it_for_its_namespace() {
+fn a_producer_s_route_applies_to_everyone_and_a_consumer_s_replaces_it_in_its_namespace() {
     let mut catalog = shop();
     apply(
         &mut catalog,
@@ -113,7 +113,7 @@ fn invalid(catalog: &Catalog, name: &str) -> String {
 }
 
 #[test]
-fn a_backend_that_is_not_there_says_so_until_it_is() {
+fn a_missing_backend_is_invalid_until_it_exists() {
     let mut catalog = shop();
     apply(
         &mut catalog,
@@ -182,7 +182,7 @@ fn a_consumer_may_send_to_the_producer_s_namespace_without_a_grant() {
 }
 
 #[test]
-fn routes_of_an_opaque_port_are_none() {
+fn routes_on_an_opaque_port_do_not_apply() {
     let mut catalog = shop();
     apply(
         &mut catalog,
@@ -224,7 +224,7 @@ fn grpc_route(namespace: &str, name: &str) -> String {
 }
 
 #[test]
-fn a_grpc_route_wins_over_an_http_route_of_the_same_port_and_neither_is_taken_for_the_other() {
+fn a_grpc_route_wins_over_an_http_route_on_the_same_port_and_they_stay_distinct() {
     let mut catalog = shop();
     apply(
         &mut catalog,

@@ -4,9 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A cluster of which one part changes.
+/// The number of Services in the cluster, of which one part changes.
 const SERVICES: usize = 500;
-/// What "a handful" is: far below the number of Services.
+/// The bound for "a handful": far below the number of Services.
 const HANDFUL: usize = 8;
 const SLICE_PORT: &str = "{ name: http, port: 8080 }";
 
@@ -63,7 +63,7 @@ fn service_number(i: usize) -> String {
 }
 
 #[test]
-fn one_change_among_500_services_concerns_a_handful() {
+fn one_change_among_500_services_affects_a_handful() {
     let mut catalog = Catalog::new(options());
     for i in 0..SERVICES {
         apply(&mut catalog, &service_number(i));
@@ -131,7 +131,7 @@ fn a_port_that_a_service_loses_is_named_as_changed() {
     }
 }
 
-/// Objects that have to do with each other, each in several forms.
+/// Objects that depend on each other, each in several variants.
 pub fn manifests() -> Vec<String> {
     let mut all = Vec::new();
     for i in 0..2 {
@@ -220,7 +220,7 @@ pub fn manifests() -> Vec<String> {
     all
 }
 
-/// Everything that a proxy could have asked for.
+/// Every resource that a proxy could request.
 fn everything() -> Vec<(Viewer, ResourceName)> {
     let mut names: Vec<String> = Vec::new();
     for i in 0..2 {
@@ -250,7 +250,7 @@ fn everything() -> Vec<(Viewer, ResourceName)> {
         .collect()
 }
 
-/// Whether one of the changes names it.
+/// Whether one of the changes names the resource.
 fn is_named(changed: &HashSet<Changed>, viewer: &Viewer, name: &ResourceName) -> bool {
     let mut wider = vec![name.clone()];
     match name {
@@ -309,7 +309,7 @@ proptest! {
                 );
             }
         }
-        // And what is compiled depends on what there is, not on the way to it.
+        // The result depends on the current objects only, not on their history.
         let mut again = Catalog::new(options());
         for manifest in manifests.iter().rev() {
             delete(&mut catalog, manifest);

@@ -15,7 +15,7 @@ fn web() -> Catalog {
 const SLICE_PORT: &str = "{ name: http, port: 8080 }";
 
 #[test]
-fn ready_endpoints_are_used_and_those_that_leave_only_where_none_is_ready() {
+fn ready_endpoints_are_used_and_terminating_ones_only_if_none_is_ready() {
     let mut catalog = web();
     for (a, b, expected) in [
         (
@@ -51,7 +51,7 @@ fn ready_endpoints_are_used_and_those_that_leave_only_where_none_is_ready() {
 }
 
 #[test]
-fn a_service_may_publish_those_that_are_not_ready() {
+fn a_service_may_publish_unready_endpoints() {
     let mut catalog = web();
     let text = service("shop", "web", "10.0.0.1", PORT)
         .replace("spec: {", "spec: { publishNotReadyAddresses: true,");
@@ -122,7 +122,7 @@ fn identities_workloads_and_zones_come_from_pod_and_slice() {
 }
 
 #[test]
-fn an_endpoint_whose_pod_is_not_known_is_left_out_since_plaintext_would_be_a_guess() {
+fn an_endpoint_with_an_unknown_pod_is_left_out_since_plaintext_would_be_a_guess() {
     let mut catalog = web();
     let text = slice("s", "web", SLICE_PORT, &endpoint("10.1.0.9", "later", ""));
     apply(&mut catalog, &text);
@@ -133,7 +133,7 @@ fn an_endpoint_whose_pod_is_not_known_is_left_out_since_plaintext_would_be_a_gue
 }
 
 #[test]
-fn a_meshed_pod_is_known_by_its_address_where_a_slice_names_no_pod() {
+fn a_meshed_pod_is_found_by_its_address_if_the_slice_has_no_target_ref() {
     let mut catalog = web();
     let anonymous = "{ addresses: [10.1.0.1] }, { addresses: [192.0.2.1] }";
     apply(&mut catalog, &slice("s", "web", SLICE_PORT, anonymous));
@@ -146,7 +146,7 @@ fn a_meshed_pod_is_known_by_its_address_where_a_slice_names_no_pod() {
 }
 
 #[test]
-fn a_pod_with_both_families_counts_once_and_one_with_ipv6_only_counts() {
+fn a_dual_stack_pod_counts_once_and_an_ipv6_only_one_counts() {
     let mut catalog = web();
     apply(
         &mut catalog,
@@ -174,7 +174,7 @@ fn a_version_depends_on_content_alone() {
     apply(&mut other, &slice("t1", "web", SLICE_PORT, &a));
     let version = |catalog: &Catalog| compile(catalog, WEB).unwrap().version;
     assert_eq!(version(&one), version(&other));
-    // The same for ever: proxies hold it over restarts of the controller.
+    // The hash must never change: proxies hold versions across restarts of the controller.
     assert_eq!(version(&web()), version(&web()));
     assert_ne!(version(&one), version(&web()));
     assert_ne!(version(&web()), 0);
@@ -200,7 +200,7 @@ const LOCAL: &str = "internalTrafficPolicy: Local,";
 const LEAVING: &str = "ready: false, serving: true, terminating: true";
 
 #[test]
-fn hints_are_passed_on_and_nodes_only_where_they_decide() {
+fn hints_are_passed_on_and_nodes_only_if_they_decide() {
     let one = on("n1", HINTS, &endpoint("10.1.0.1", "a", ""));
     let anywhere = spread("", &one);
     assert!(!anywhere.node_local);
@@ -215,7 +215,7 @@ fn hints_are_passed_on_and_nodes_only_where_they_decide() {
 }
 
 #[test]
-fn those_that_leave_are_wanted_by_everybody_where_nobody_is_ready() {
+fn terminating_endpoints_have_no_hints_if_none_is_ready() {
     let one = on("n1", HINTS, &endpoint("10.1.0.1", "a", LEAVING));
     let endpoints = spread("", &one).endpoints;
     assert_eq!(endpoints.len(), 1);
@@ -223,7 +223,7 @@ fn those_that_leave_are_wanted_by_everybody_where_nobody_is_ready() {
 }
 
 #[test]
-fn a_node_without_a_ready_endpoint_keeps_those_that_leave_if_clients_are_bound_to_it() {
+fn a_node_without_a_ready_endpoint_keeps_terminating_ones_if_clients_are_bound_to_it() {
     let members = [
         ("10.1.0.1", "a", "n1", LEAVING),
         ("10.1.0.2", "b", "n2", ""),

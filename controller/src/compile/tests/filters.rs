@@ -1,4 +1,4 @@
-//! Filters that refer to something, and filters that refuse their route.
+//! Filters with references, and filters that make their route invalid.
 
 use naru_contract::http_filter::Kind;
 
@@ -20,7 +20,7 @@ fn shop(routes: &[String]) -> Catalog {
     catalog(&manifests.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// Endpoints of a route's mirrors: those of the first rule, and those of its first backend.
+/// Endpoints of a route's mirrors: those of the first rule, and those of the rule's first backend.
 fn mirrors(catalog: &Catalog, name: &str) -> (Vec<String>, Vec<String>) {
     let route = route_of(compile(catalog, name));
     let of = |filters: &[naru_contract::HttpFilter]| {
@@ -44,7 +44,7 @@ fn refs(catalog: &Catalog, name: &str) -> (bool, &'static str, bool, &'static st
 }
 
 #[test]
-fn mirrors_of_a_rule_and_of_a_backend_are_resolved_and_needed() {
+fn mirrors_of_a_rule_and_of_a_backend_are_resolved_and_listed_as_needs() {
     let spec = format!(
         "{PARENT}, rules: [{{ filters: [{}, {}], backendRefs: [{{ name: web, port: 80, filters: \
          [{}] }}] }}]",
@@ -70,7 +70,7 @@ fn mirrors_of_a_rule_and_of_a_backend_are_resolved_and_needed() {
 }
 
 #[test]
-fn a_mirror_that_can_not_be_resolved_is_left_out_and_told() {
+fn a_mirror_that_can_not_be_resolved_is_left_out_and_reported() {
     for (backend, reason) in [
         ("name: gone, port: 80", "BackendNotFound"),
         ("name: shadow, port: 81", "BackendNotFound"),
@@ -96,7 +96,7 @@ fn a_mirror_that_can_not_be_resolved_is_left_out_and_told() {
 }
 
 #[test]
-fn a_mirror_comes_with_its_service_or_its_grant() {
+fn a_mirror_resolves_once_its_service_or_grant_exists() {
     let spec = |backend: &str| {
         format!(
             "{PARENT}, rules: [{{ filters: [{}], backendRefs: [{{ name: web, port: 80 }}] }}]",
@@ -134,7 +134,7 @@ fn a_mirror_comes_with_its_service_or_its_grant() {
 }
 
 #[test]
-fn a_grpc_route_mirrors_too() {
+fn a_grpc_route_supports_mirrors_too() {
     let spec = format!(
         "{PARENT}, rules: [{{ filters: [{}], backendRefs: [{{ name: web, port: 80 }}] }}]",
         mirroring("name: shadow, port: 80")
@@ -148,7 +148,7 @@ fn a_grpc_route_mirrors_too() {
 }
 
 #[test]
-fn a_route_that_comes_to_ask_for_what_we_can_not_do_is_taken_out_of_force() {
+fn a_route_that_becomes_unsupported_is_taken_out_of_force() {
     let backend = |filters: &str| {
         format!(
             "{PARENT}, rules: [{{ backendRefs: [{{ name: web, port: 80, filters: [{filters}] }}] \

@@ -5,7 +5,7 @@ use super::*;
 const PORT: &str = "{ port: 80 }";
 const KINDS: [&str; 4] = ["TCPRoute", "TLSRoute", "HTTPRoute", "GRPCRoute"];
 
-/// A route of any kind to port 80 of `web` in `shop`, or to all of them, which sends to `backend`.
+/// A route of any kind to `web` in `shop` (port 80 or all ports) with the backend `backend`.
 fn of_kind(kind: &str, namespace: &str, name: &str, port: &str, backend: &str) -> String {
     let hostnames = match kind {
         "TLSRoute" => "hostnames: [a.example, \"*.b.example\"], ",
@@ -45,7 +45,7 @@ fn shop() -> Catalog {
     ])
 }
 
-/// Routes in force: about requests, and about connections.
+/// Routes in force: HTTP and gRPC routes, and TLS and TCP routes.
 fn routes(catalog: &Catalog, client: &str, port: u16) -> (Vec<String>, Vec<String>) {
     let name = format!("service/{client}/shop/web/{port}");
     let compiled = compile_for(catalog, client, &name);
@@ -57,7 +57,7 @@ fn routes(catalog: &Catalog, client: &str, port: u16) -> (Vec<String>, Vec<Strin
     (service.http_routes, service.stream_routes)
 }
 
-/// What is in force for a client, whatever it is about.
+/// All routes in force for a client, of any kind.
 fn in_force(catalog: &Catalog, client: &str, port: u16) -> Vec<String> {
     let (http, streams) = routes(catalog, client, port);
     http.into_iter().chain(streams).collect()
@@ -75,7 +75,7 @@ fn accepted(catalog: &Catalog, kind: &str, name: &str) -> (bool, &'static str, S
 }
 
 #[test]
-fn routes_for_connections_are_named_apart_from_those_for_requests() {
+fn opaque_routes_are_listed_separately_from_http_routes() {
     let mut catalog = shop();
     let changed = apply(&mut catalog, &to_web("TCPRoute", "shop", "r"));
     for name in ["tcp-route/shop/r", "service/*/shop/web/80"] {
@@ -98,7 +98,7 @@ fn routes_for_connections_are_named_apart_from_those_for_requests() {
 }
 
 #[test]
-fn a_tls_route_has_its_names_and_says_which_backend_cannot_be_used() {
+fn a_tls_route_has_its_names_and_reports_an_invalid_backend() {
     let mut catalog = shop();
     let backend = "name: own, namespace: other, port: 80, weight: 7";
     apply(&mut catalog, &of_kind("TLSRoute", "shop", "r", "", backend));
@@ -112,7 +112,7 @@ fn a_tls_route_has_its_names_and_says_which_backend_cannot_be_used() {
     assert_eq!((backend.weight, backend.endpoints.as_str()), (7, ""));
     let invalid = &backend.invalid;
     assert!(invalid.starts_with("RefNotPermitted: ") && invalid.contains("TLSRoutes of shop"));
-    // A grant for another kind is none.
+    // A grant for another kind does not apply.
     let grant = |kind: &str| {
         format!(
             "apiVersion: gateway.networking.k8s.io/v1\n\
@@ -134,7 +134,7 @@ fn a_tls_route_has_its_names_and_says_which_backend_cannot_be_used() {
 }
 
 #[test]
-fn a_change_of_a_route_concerns_its_own_resource_alone() {
+fn a_changed_route_affects_its_own_resource_alone() {
     let mut catalog = shop();
     apply(&mut catalog, &to_web("TCPRoute", "shop", "tcp"));
     apply(&mut catalog, &to_web("TLSRoute", "shop", "tls"));
@@ -151,7 +151,7 @@ fn a_change_of_a_route_concerns_its_own_resource_alone() {
         changed,
         [Changed::Resource("tls-route/shop/tls".parse().unwrap())]
     );
-    // A consumer's concerns its own namespace.
+    // A consumer's route affects its own namespace.
     let changed = apply(&mut catalog, &to_web("TCPRoute", "other", "mine"));
     assert!(changed.contains(&Changed::Resource(
         "service/other/shop/web/80".parse().unwrap()
@@ -166,7 +166,7 @@ fn a_change_of_a_route_concerns_its_own_resource_alone() {
 }
 
 #[test]
-fn of_several_kinds_on_a_port_the_most_specific_one_is_in_force_and_the_others_are_told() {
+fn the_most_specific_kind_on_a_port_is_in_force_and_the_others_are_reported() {
     let mut catalog = shop();
     for (i, kind) in KINDS.into_iter().enumerate() {
         apply(&mut catalog, &to_web(kind, "shop", "r"));
@@ -186,7 +186,7 @@ fn of_several_kinds_on_a_port_the_most_specific_one_is_in_force_and_the_others_a
             );
         }
     }
-    // And back: what was outranked comes into force.
+    // In reverse, the outranked routes come into force.
     for (loser, kind) in KINDS.into_iter().rev().skip(1).zip(KINDS.into_iter().rev()) {
         delete(&mut catalog, &to_web(kind, "shop", "r"));
         let (holds, reason, _) = accepted(&catalog, loser, "shop/r");
@@ -195,7 +195,7 @@ fn of_several_kinds_on_a_port_the_most_specific_one_is_in_force_and_the_others_a
 }
 
 #[test]
-fn a_route_that_has_some_of_its_ports_is_accepted_and_says_which_it_has_not() {
+fn a_route_with_some_of_its_ports_is_accepted_and_names_the_others() {
     let mut catalog = shop();
     let all_ports = of_kind("TCPRoute", "shop", "all", "", "name: v2, port: 80");
     apply(&mut catalog, &all_ports);
@@ -228,7 +228,7 @@ fn a_consumer_s_route_of_any_kind_replaces_the_producer_s_for_its_namespace_alon
         in_force(&catalog, "third", 80),
         ["http-route/shop/producer"]
     );
-    // None has outranked another.
+    // Neither outranks another.
     for (kind, name) in [
         ("HTTPRoute", "shop/producer"),
         ("TCPRoute", "other/consumer"),
@@ -239,7 +239,7 @@ fn a_consumer_s_route_of_any_kind_replaces_the_producer_s_for_its_namespace_alon
             (true, "Accepted", "in force for Service shop/web")
         );
     }
-    // Among the consumer's own the order holds.
+    // Among the consumer's own routes the order of kinds applies.
     apply(&mut catalog, &to_web("TLSRoute", "other", "secure"));
     assert_eq!(in_force(&catalog, "other", 80), ["tls-route/other/secure"]);
     assert_eq!(
@@ -249,7 +249,7 @@ fn a_consumer_s_route_of_any_kind_replaces_the_producer_s_for_its_namespace_alon
 }
 
 #[test]
-fn the_oldest_tcp_route_takes_every_connection_and_tls_routes_stand_side_by_side() {
+fn the_oldest_tcp_route_takes_every_connection_and_tls_routes_coexist() {
     let mut catalog = shop();
     let created = |kind: &str, name: &str, time: &str| {
         to_web(kind, "shop", name).replace(
@@ -278,7 +278,7 @@ fn the_oldest_tcp_route_takes_every_connection_and_tls_routes_stand_side_by_side
 }
 
 #[test]
-fn on_an_opaque_port_there_is_nothing_for_routes_of_requests() {
+fn on_an_opaque_port_http_routes_do_not_apply() {
     let mut catalog = shop();
     let opaque = "apiVersion: v1\n\
         kind: Namespace\n\

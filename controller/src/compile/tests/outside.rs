@@ -1,8 +1,8 @@
-//! Services that are called at addresses that the outside has of them.
+//! Services at their external addresses.
 
 use super::*;
 
-/// The Service that an address stands for, with its port.
+/// The Service at an address, with its port.
 fn called(catalog: &Catalog, address: &str) -> Option<String> {
     match target(catalog, address)? {
         destination::Target::Service(name) => Some(name),
@@ -37,7 +37,7 @@ fn external_addresses_and_those_of_load_balancers_are_the_service() {
         ("192.0.2.1:53", &None),
         ("192.0.2.7:80", &lb),
         ("192.0.2.9:80", &lb),
-        // The load balancer itself is to be called.
+        // The load balancer itself has to be called.
         ("192.0.2.8:80", &None),
     ] {
         assert_eq!(called(&catalog, address), *expected, "{address}");
@@ -47,7 +47,7 @@ fn external_addresses_and_those_of_load_balancers_are_the_service() {
 }
 
 #[test]
-fn an_external_address_takes_nothing_from_services_and_pods() {
+fn an_external_address_does_not_shadow_services_and_pods() {
     let ips = "externalIPs: [10.0.0.1, 10.1.0.1, 192.0.2.1]";
     let headless = outside("none", "None", "externalIPs: [192.0.2.2]", "{ port: 80 }");
     let catalog = catalog(&[
@@ -71,7 +71,7 @@ fn an_external_address_takes_nothing_from_services_and_pods() {
 }
 
 #[test]
-fn a_port_of_any_node_is_the_service_that_has_it() {
+fn a_node_port_is_its_service_on_any_node() {
     let ports = "{ port: 80, nodePort: 30080 }";
     let web = outside("web", "10.0.0.1", "type: NodePort", ports);
     let on_node = |name: &str, ips: &str| {
@@ -90,7 +90,7 @@ fn a_port_of_any_node_is_the_service_that_has_it() {
         let name = format!("destination/{address}").parse().unwrap();
         changed.contains(&Changed::Resource(name))
     };
-    // The node's first pod, its second, and its last.
+    // The first pod on the node, the second, and the last.
     assert!(known(&apply(&mut catalog, &two), "10.8.0.2:0"));
     assert_eq!(called(&catalog, "10.8.0.2:30080"), expected);
     assert_eq!(called(&catalog, "[fd00::2]:30080"), expected);

@@ -149,7 +149,7 @@ fn any_port_of_a_pod_is_that_pod() {
 }
 
 #[test]
-fn an_address_belongs_to_the_pod_that_runs_and_never_to_one_in_its_node_s_network() {
+fn an_address_belongs_to_the_running_pod_and_never_to_one_in_the_host_network() {
     let ended = pod("shop", "a-job", "10.1.0.1", true).replace("Running", "Succeeded");
     let host =
         pod("shop", "node", "10.9.0.1", true).replace("spec: {", "spec: { hostNetwork: true,");
@@ -166,7 +166,7 @@ fn an_address_belongs_to_the_pod_that_runs_and_never_to_one_in_its_node_s_networ
 }
 
 #[test]
-fn inbound_ports_are_those_that_services_declare_and_named_ones_are_resolved() {
+fn inbound_ports_are_those_that_services_declare_with_names_resolved() {
     let mut catalog = catalog(&[
         &pod("shop", "a", "10.1.0.1", true),
         &service(
@@ -201,7 +201,7 @@ fn inbound_ports_are_those_that_services_declare_and_named_ones_are_resolved() {
 }
 
 #[test]
-fn opaque_ports_come_from_the_narrowest_object_that_has_them() {
+fn opaque_ports_come_from_the_most_specific_object() {
     let web = service("shop", "web", "10.0.0.1", "{ port: 80, targetPort: 8080 }");
     let mut catalog = catalog(&[&pod("shop", "a", "10.1.0.1", true), &web]);
     let protocol =
@@ -246,7 +246,7 @@ fn opaque_ports_come_from_the_narrowest_object_that_has_them() {
 }
 
 #[test]
-fn the_narrowest_word_on_mtls_holds() {
+fn the_most_specific_mtls_setting_applies() {
     let mut catalog = catalog(&[&pod("shop", "a", "10.1.0.1", true)]);
     assert_eq!(inbound(&catalog).mtls(), MtlsMode::Permissive);
     let changed = apply(&mut catalog, &namespace("naru.dev/mtls: strict"));
@@ -269,7 +269,7 @@ fn the_narrowest_word_on_mtls_holds() {
 }
 
 #[test]
-fn ports_that_pass_the_sidecar_by_are_spoken_to_in_plaintext() {
+fn ports_that_bypass_the_sidecar_are_in_plaintext() {
     let bare = annotated(
         &pod("shop", "a", "10.1.0.1", true),
         "naru.dev/skip-inbound-ports: \"9090, 9091\"",
@@ -283,7 +283,7 @@ fn ports_that_pass_the_sidecar_by_are_spoken_to_in_plaintext() {
         assert_eq!(identity(&catalog, port), "");
     }
     assert_ne!(identity(&catalog, 8080), "");
-    // The callers of the pod are told of a change.
+    // The change affects the pod's clients.
     let changed = apply(&mut catalog, &pod("shop", "a", "10.1.0.1", true));
     assert!(!changed.is_empty());
     assert_ne!(identity(&catalog, 9090), "");
@@ -305,7 +305,7 @@ fn place(catalog: &Catalog) -> (String, String) {
 }
 
 #[test]
-fn a_pod_is_told_its_node_and_the_zone_that_its_label_or_else_any_slice_says() {
+fn a_pod_gets_its_node_and_the_zone_from_its_label_or_else_from_a_slice() {
     let inbound_of_a = Changed::Inbound {
         namespace: "shop".into(),
         pod: "a".into(),
@@ -322,7 +322,7 @@ fn a_pod_is_told_its_node_and_the_zone_that_its_label_or_else_any_slice_says() {
     assert!(changed.contains(&inbound_of_a), "{changed:?}");
     assert_eq!(place(&catalog), ("n1".into(), "z1".into()));
 
-    // What does not change the zone wakes no stream.
+    // An unchanged zone wakes no stream.
     let changed = apply(&mut catalog, &said("z1", "ready: false"));
     assert!(!changed.contains(&inbound_of_a), "{changed:?}");
     let again = said("z1", "").replace("name: s,", "name: again,");

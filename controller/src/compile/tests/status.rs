@@ -40,7 +40,7 @@ fn a_route_is_accepted_by_the_ports_that_it_names() {
 }
 
 #[test]
-fn a_route_that_asks_for_what_we_can_not_do_is_not_accepted() {
+fn an_unsupported_route_is_not_accepted() {
     let rules = "rules: [{ sessionPersistence: { type: Cookie } }]";
     let catalog = catalog(&[
         &service("shop", "web", "10.0.0.1", "{ port: 80 }"),
@@ -56,7 +56,7 @@ fn a_route_that_asks_for_what_we_can_not_do_is_not_accepted() {
 }
 
 #[test]
-fn references_are_judged_as_the_routing_table_judges_them() {
+fn references_are_resolved_as_in_the_routing_table() {
     let catalog = catalog(&[
         &service("shop", "web", "10.0.0.1", "{ port: 80 }"),
         &service("other", "own", "10.0.0.2", "{ port: 80 }"),

@@ -1,4 +1,4 @@
-//! Statuses kept up to date, against those worked out from nothing.
+//! Incrementally maintained statuses against statuses computed from scratch.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ fn sharing(i: usize, backend: &str) -> String {
 }
 
 #[test]
-fn only_the_routes_that_a_change_concerns_are_looked_at_again() {
+fn only_the_routes_that_a_change_affects_are_evaluated_again() {
     let mut statuses = RouteStatuses::default();
     let mut apply = |manifest: &str, gone: bool| {
         statuses.apply(event(manifest, gone));
@@ -45,13 +45,13 @@ fn only_the_routes_that_a_change_concerns_are_looked_at_again() {
     // Among others of its kind that share the Service.
     assert_eq!(apply(&sharing(1, "db"), false), ["HTTPRoute shop/r1"]);
     assert!(apply(&sharing(1, "db"), false).is_empty());
-    // Its backend comes.
+    // Its backend is created.
     let db = service("shop", "db", "10.0.0.2", "{ port: 80 }");
     assert_eq!(apply(&db, false), ["HTTPRoute shop/r1"]);
-    // What has to do with clients alone, and what has to do with no route.
+    // Changes that affect clients alone, and changes that affect no route.
     assert!(apply(&web.replace("10.0.0.1", "10.0.0.9"), false).is_empty());
     assert!(apply(&pod("shop", "p", "10.1.0.1", true), false).is_empty());
-    // A kind that takes all of the Service, and gives it back.
+    // A GRPCRoute that outranks the Service's other routes, and is deleted again.
     let grpc = sharing(4, "web").replace("HTTPRoute", "GRPCRoute");
     let all = [
         "HTTPRoute shop/r0",
@@ -61,14 +61,14 @@ fn only_the_routes_that_a_change_concerns_are_looked_at_again() {
     ];
     assert_eq!(apply(&grpc, false), all);
     assert_eq!(apply(&grpc, true), all);
-    // A port of the Service changes, and the Service goes.
+    // A port of the Service changes, and the Service is deleted.
     let other = web.replace("port: 80", "port: 81");
     assert_eq!(apply(&other, false), all[..3]);
     assert_eq!(apply(&other, true), all[..3]);
 }
 
 #[test]
-fn a_route_that_is_gone_is_told_as_gone() {
+fn a_deleted_route_is_reported_as_gone() {
     let mut statuses = RouteStatuses::default();
     statuses.apply(event(&sharing(0, "web"), false));
     assert!(statuses.take()[0].1.is_some());
@@ -85,7 +85,7 @@ fn a_route_that_is_gone_is_told_as_gone() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
-    fn statuses_kept_up_to_date_are_those_worked_out_from_nothing(
+    fn incremental_statuses_match_those_computed_from_scratch(
         steps in proptest::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 1..60)
     ) {
         let manifests = manifests();

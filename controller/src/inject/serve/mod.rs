@@ -1,9 +1,8 @@
-//! The webhook: HTTPS towards the API server, bounded in connections, bytes and time.
+//! The webhook: an HTTPS server for the API server, bounded in connections, bytes and time.
 //!
-//! In: `POST /inject` for a pod whose namespace is to have sidecars, `POST /inject/pod` for a pod
-//! in another namespace that says so itself. Which of the two it is the API server decides, by the
-//! selectors of the webhook's configuration. Out: an answer to the review, or an HTTP error that
-//! says what was wrong with it.
+//! In: `POST /inject` for a pod in a namespace with injection, `POST /inject/pod` for a pod in
+//! another namespace that opts in itself. The API server chooses the path by the selectors of the
+//! webhook's configuration. Out: a response to the review, or an HTTP error with the reason.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -27,7 +26,7 @@ use tracing::{debug, info, warn};
 use super::{Options, answer};
 use crate::metrics::{InjectionOutcome, Metrics};
 
-/// Connections at once: an API server has one for each review that it waits for.
+/// Concurrent connections: an API server opens one for each pending review.
 const BOUNDS: Bounds = Bounds {
     waiting: 512,
     waiting_of_source: 256,
@@ -38,35 +37,34 @@ const BOUNDS: Bounds = Bounds {
     of_source: 256,
 };
 const TIMES: Times = Times {
-    // With the TLS handshake.
+    // Includes the TLS handshake.
     head: Duration::from_secs(5),
-    // Longer than an API server keeps a connection.
+    // Longer than an API server keeps an idle connection.
     idle: Duration::from_secs(120),
-    // As long as an API server waits for a webhook, by default.
+    // The default timeout of webhooks in the API server.
     answer: Duration::from_secs(10),
     write: Duration::from_secs(10),
     max_head: 16 * 1024,
 };
-/// How long a request's body may take: less than the time that an API server waits for a webhook
-/// (10 s by default).
+/// Timeout for a request's body: less than the API server's timeout of webhooks (10 s by default).
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes in a review: an API server takes requests of 3 MiB, and the review says a little more than
-/// the pod.
+/// Size limit of a review: an API server accepts requests of 3 MiB, and the review is slightly
+/// larger than the pod.
 const MAX_BODY: usize = 4 * 1024 * 1024;
-/// Bytes in the review of nearly every pod, …
+/// Reviews up to this size, in bytes, count as small: nearly all are.
 const MANY_BYTES: usize = 64 * 1024;
-/// … and reviews with more than that at once: what is held in memory for others stays below 32 MiB.
+/// Concurrent larger reviews: the memory for them stays below 32 MiB.
 const MAX_LARGE: usize = 8;
-/// … of them from one address …
+/// Concurrent larger reviews from one address.
 const MAX_LARGE_OF_SOURCE: usize = 4;
-/// … and such reviews of one address that wait.
+/// Larger reviews from one address that wait.
 const MAX_LARGE_WAITING: usize = 256;
 
-/// For pods in namespaces that are labelled, and for pods that are annotated.
+/// For pods in labelled namespaces, and for annotated pods.
 const BY_NAMESPACE: &str = "/inject";
 const BY_POD: &str = "/inject/pod";
 
-/// Who wants to know of namespaces in which a pod was given a sidecar.
+/// Callback with the namespace of each injected pod.
 pub type Injected = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Serves until the process ends.
@@ -101,7 +99,7 @@ async fn shake_hands(
 ) -> Option<TlsStream<TcpStream>> {
     let shaken = tls.accept(stream).await;
     shaken
-        // Worth a line: an API server that does not trust the certificate says so here.
+        // Logged, because an API server that does not trust the certificate shows up here.
         .inspect_err(|error| warn!(%peer, %error, "TLS handshake with the webhook"))
         .ok()
 }
@@ -110,7 +108,7 @@ struct Webhook {
     options: Options,
     metrics: Metrics,
     injected: Injected,
-    /// For large reviews, by where they come from.
+    /// Turns for large reviews, by source address.
     large: Turns<IpAddr>,
 }
 
@@ -141,7 +139,7 @@ impl Webhook {
                 let (pod, outcome) = (&answer.pod, answer.outcome.as_str());
                 match &answer.reason {
                     Some(reason) => info!(pod, outcome, reason, "injection"),
-                    // As many lines as there are pods would say nothing: the metric counts them.
+                    // One line for each pod would be noise: the metric counts them.
                     None => debug!(pod, outcome, "injection"),
                 }
                 with_type(StatusCode::OK, "application/json", answer.body)
@@ -154,7 +152,7 @@ impl Webhook {
         }
     }
 
-    /// The whole body, if it is not too long and does not take too long.
+    /// Reads the whole body, bounded in size and time.
     async fn body(&self, body: Incoming, source: IpAddr) -> Result<Bytes, (StatusCode, String)> {
         let too_large = || {
             let problem = format!("a review has at most {MAX_BODY} bytes");

@@ -1,4 +1,4 @@
-//! The webhook over real sockets, with a client that trusts what an API server would.
+//! The webhook over real sockets, with a client that has the trust anchors of an API server.
 
 use super::*;
 use crate::inject::Certificate;
@@ -147,7 +147,7 @@ async fn an_api_server_that_trusts_the_meshs_authority_is_answered() {
     let annotated = r#"{"naru.dev/inject":"enabled"}"#;
     let (_, body) = webhook.post("/inject/pod", &review(annotated, dry)).await;
     assert!(body.contains("\"patch\":"), "{body}");
-    // Of a dry run nothing is told.
+    // A dry run does not report its namespace.
     assert_eq!(*webhook.injected.lock().expect("a list"), ["shop"]);
     let metrics = String::from_utf8(webhook.metrics.render().expect("metrics")).expect("text");
     assert!(
@@ -158,10 +158,10 @@ async fn an_api_server_that_trusts_the_meshs_authority_is_answered() {
 }
 
 #[tokio::test]
-async fn when_another_authority_issues_the_certificate_is_of_that_one() {
+async fn after_a_rotation_the_certificate_is_from_the_new_authority() {
     let webhook = Fixture::new().await;
     webhook.issuer.take_over(in_force());
-    // What answers is trusted by the new root alone.
+    // Only the new root verifies the certificate.
     let connector = connector(webhook.issuer.in_force().ca.root());
     loop {
         let stream = TcpStream::connect(webhook.address).await.expect("connect");
@@ -174,7 +174,7 @@ async fn when_another_authority_issues_the_certificate_is_of_that_one() {
 }
 
 #[tokio::test]
-async fn what_is_no_review_is_told_so() {
+async fn a_malformed_review_is_rejected_with_the_reason() {
     let webhook = Fixture::new().await;
     let (status, body) = webhook.post("/inject", "{}").await;
     assert_eq!(status, 400);
@@ -197,7 +197,7 @@ async fn what_is_no_review_is_told_so() {
 }
 
 #[tokio::test]
-async fn connections_for_nothing_keep_nobody_out() {
+async fn idle_connections_do_not_block_others() {
     let webhook = Fixture::new().await;
     let mut idle = Vec::new();
     for _ in 0..BOUNDS.waiting_of_source + 10 {
@@ -207,7 +207,7 @@ async fn connections_for_nothing_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn another_certificate_in_the_files_is_shown_without_a_restart() {
+async fn a_renewed_certificate_file_is_served_without_a_restart() {
     let webhook = Fixture::new().await;
     let chain = webhook.directory.0.join("tls.crt");
     let key = webhook.directory.0.join("tls.key");
@@ -225,7 +225,7 @@ async fn another_certificate_in_the_files_is_shown_without_a_restart() {
     let (config, refresh) = files
         .serve_looking(Duration::from_millis(10))
         .expect("a certificate");
-    // Whether a client that trusts this certificate alone is content.
+    // Whether a client that trusts only this certificate connects.
     let shows = |root: CertificateDer<'static>| {
         let config = config.clone();
         async move {
@@ -237,7 +237,7 @@ async fn another_certificate_in_the_files_is_shown_without_a_restart() {
     };
     assert!(shows(first.clone()).await);
     let refresh = tokio::spawn(refresh);
-    // Files are told apart by the time of their last change.
+    // Files are compared by their modification time.
     tokio::time::sleep(Duration::from_millis(20)).await;
     let second = put();
     while !shows(second.clone()).await {

@@ -1,9 +1,9 @@
-//! Which pods get a sidecar.
+//! The decision which pods get a sidecar.
 
 use super::*;
 
 #[test]
-fn the_pod_decides_and_then_its_namespace() {
+fn the_pod_decides_before_its_namespace() {
     let cases = [
         (None, true, true),
         (None, false, false),
@@ -83,7 +83,7 @@ fn a_sidecar_comes_first_and_the_apps_containers_keep_their_order() {
 }
 
 #[test]
-fn a_pod_that_has_its_sidecar_is_left_as_it_is() {
+fn an_injected_pod_stays_unchanged() {
     for native_sidecars in [true, false] {
         let options = Options {
             native_sidecars,
@@ -98,7 +98,7 @@ fn a_pod_that_has_its_sidecar_is_left_as_it_is() {
 }
 
 #[test]
-fn a_label_without_a_sidecar_is_no_sidecar() {
+fn a_label_without_a_sidecar_does_not_count_as_one() {
     let mut pod = simple();
     pod["metadata"]["labels"] = json!({ "app": "web", "naru.dev/injected": "true" });
     assert_eq!(
@@ -118,7 +118,7 @@ fn a_label_without_a_sidecar_is_no_sidecar() {
 }
 
 #[test]
-fn what_cannot_have_a_sidecar_is_left_alone_with_the_reason() {
+fn a_pod_that_cannot_have_a_sidecar_is_skipped_with_the_reason() {
     let mut host_network = simple();
     host_network["spec"]["hostNetwork"] = json!(true);
     let mut outside_dns = simple();
@@ -154,7 +154,7 @@ fn what_cannot_have_a_sidecar_is_left_alone_with_the_reason() {
 }
 
 #[test]
-fn what_is_in_a_sidecars_way_is_refused() {
+fn a_pod_that_conflicts_with_a_sidecar_is_refused() {
     let with = |key: &str, value: Value| {
         let mut pod = simple();
         pod["spec"]["containers"][0][key] = value;
@@ -182,7 +182,7 @@ fn what_is_in_a_sidecars_way_is_refused() {
         with("name", json!("naru-init")),
         Refusal::ContainerName("naru-init")
     );
-    // A pod that is to have no sidecar may have a container of any name.
+    // Without injection, containers may have any name.
     let mut named = annotated(&simple(), json!({ "naru.dev/inject": "disabled" }));
     named["spec"]["containers"][0]["name"] = json!("naru-proxy");
     let left = decided(&named, true, &options());

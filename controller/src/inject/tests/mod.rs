@@ -1,4 +1,4 @@
-//! What becomes of pods: patches are applied, and the pods that come out are looked at.
+//! The tests apply the patches and check the resulting pods.
 
 mod decision;
 mod probes;
@@ -63,7 +63,7 @@ fn applied(pod: &Value, operations: &[Operation]) -> Value {
         from_value(serde_json::to_value(operations).expect("JSON")).expect("a patch");
     let mut pod = pod.clone();
     json_patch::patch(&mut pod, &patch).expect("a patch that fits");
-    // What came out is a pod, with nothing misspelled in what was put in.
+    // The patched pod is a valid Pod: every field that the patch adds has the right name.
     let typed: Pod = from_value(pod.clone()).expect("a pod");
     let again = serde_json::to_value(typed).expect("JSON");
     assert_eq!(again["spec"], pod["spec"]);
@@ -95,7 +95,7 @@ fn variable(container: &Value, name: &str) -> Option<String> {
     Some(found["value"].as_str().expect("a value").to_owned())
 }
 
-/// What the sidecar asks the app, by name.
+/// The sidecar's probe list, by name.
 fn probes_of(sidecar: &Value) -> Value {
     let probes = variable(sidecar, "NARU_PROBES").expect("probes");
     serde_json::from_str(&probes.replace("$$", "$")).expect("JSON")

@@ -1,4 +1,4 @@
-//! Whom the kubelet asks, and what comes to a pod later.
+//! The target of the kubelet's probes, and repeated reviews of a pod.
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn probes_go_to_the_sidecar_and_keep_everything_else() {
         web["startupProbe"],
         before["spec"]["containers"][0]["startupProbe"]
     );
-    // It cannot be guessed.
+    // The path has a random part.
     let hook = &web["lifecycle"]["preStop"]["httpGet"];
     let hook_path = hook["path"].as_str().expect("a path");
     let secret = hook_path.strip_prefix("/probe/web/pre-stop/");
@@ -66,7 +66,7 @@ fn probes_go_to_the_sidecar_and_keep_everything_else() {
 
     let sidecar = &after["spec"]["initContainers"][1];
     let probes = variable(sidecar, "NARU_PROBES").expect("probes");
-    // As Kubernetes reads a variable's value.
+    // Undo the escaping for Kubernetes' variable references.
     let probes = probes.replace("$$", "$");
     let probes = probes.replace(&hook_path["/probe/".len()..], "web/pre-stop");
     let probes: Value = serde_json::from_str(&probes).expect("JSON");
@@ -94,7 +94,7 @@ fn completed(pod: &Value, options: &Options) -> Value {
 }
 
 #[test]
-fn containers_that_a_later_webhook_adds_have_their_probes_moved_as_well() {
+fn probes_of_containers_from_a_later_webhook_are_redirected_as_well() {
     let later = json!({
         "name": "later",
         "livenessProbe": { "httpGet": { "path": "/a$b", "port": 9000 } },
@@ -142,7 +142,7 @@ fn containers_that_a_later_webhook_adds_have_their_probes_moved_as_well() {
             assert_eq!(added["readinessProbe"]["tcpSocket"], Value::Null);
             let hook = added["lifecycle"]["preStop"]["httpGet"]["path"].as_str();
             assert!(hook.is_some_and(|path| path.starts_with("/probe/later/pre-stop/")));
-            // Everything else is as it was, and a third time there is nothing to do.
+            // Everything else is unchanged, and a third review changes nothing.
             let web = |pod: &Value| {
                 let containers = pod["spec"]["containers"].as_array().expect("a list");
                 containers.iter().find(|c| c["name"] == "web").cloned()
@@ -155,7 +155,7 @@ fn containers_that_a_later_webhook_adds_have_their_probes_moved_as_well() {
 }
 
 #[test]
-fn what_must_succeed_before_the_sidecar_starts_is_not_asked_of_the_sidecar() {
+fn a_probe_that_must_succeed_before_the_sidecar_starts_is_not_redirected() {
     let first = json!({
         "name": "first",
         "restartPolicy": "Always",
@@ -185,7 +185,7 @@ fn what_must_succeed_before_the_sidecar_starts_is_not_asked_of_the_sidecar() {
 }
 
 #[test]
-fn what_a_later_webhook_puts_in_a_sidecars_way_is_refused_as_at_first() {
+fn conflicts_from_a_later_webhook_are_refused_as_in_the_first_review() {
     let with = |container: Value| {
         let mut pod = injected(&simple());
         let containers = pod["spec"]["containers"].as_array_mut().expect("a list");
@@ -206,7 +206,7 @@ fn what_a_later_webhook_puts_in_a_sidecars_way_is_refused_as_at_first() {
 }
 
 #[test]
-fn a_copy_of_a_pod_gets_back_what_kubectl_leaves_out() {
+fn a_copy_of_a_pod_gets_back_what_kubectl_drops() {
     for options in [options(), by_cni()] {
         let mut copy = injected_with(&simple(), &options);
         let original = copy["metadata"].clone();

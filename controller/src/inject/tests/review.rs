@@ -1,4 +1,4 @@
-//! What the API server is answered.
+//! Responses to the API server.
 
 use super::*;
 use crate::metrics::InjectionOutcome;
@@ -74,7 +74,7 @@ fn a_review_is_answered_with_a_patch_a_warning_or_a_refusal() {
 }
 
 #[test]
-fn what_is_no_review_of_a_new_pod_is_an_error() {
+fn a_malformed_review_is_an_error() {
     let mut update = review(&simple());
     update["request"]["operation"] = json!("UPDATE");
     let mut service = review(&simple());

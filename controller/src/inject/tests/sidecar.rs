@@ -1,12 +1,12 @@
-//! What a sidecar may do, and what it is told.
+//! A sidecar's privileges and settings.
 
 use super::*;
 
 #[test]
-fn with_the_cni_plugin_no_container_may_do_anything() {
+fn with_the_cni_plugin_no_container_has_a_privilege() {
     let pod = injected_with(&simple(), &by_cni());
     for container in pod["spec"]["initContainers"].as_array().expect("ours") {
-        // What PodSecurity `restricted` asks of a container.
+        // The requirements of Pod Security level `restricted`.
         let context = &container["securityContext"];
         assert_eq!(context["allowPrivilegeEscalation"], false);
         assert_eq!(context["capabilities"], json!({ "drop": ["ALL"] }));
@@ -16,7 +16,8 @@ fn with_the_cni_plugin_no_container_may_do_anything() {
     let init = &pod["spec"]["initContainers"][0];
     assert_eq!(init["command"], json!([PROGRAM, "init", "--verify"]));
     assert_eq!(init["securityContext"]["runAsUser"], VERIFY_UID);
-    // Nothing that goes out is redirected: only the sidecar's own user sees what comes in.
+    // No outbound connections are redirected, so only the sidecar's own user can verify inbound
+    // ones.
     let all = annotated(
         &simple(),
         json!({ "naru.dev/skip-outbound-cidrs": "0.0.0.0/0" }),
@@ -26,14 +27,14 @@ fn with_the_cni_plugin_no_container_may_do_anything() {
 }
 
 #[test]
-fn the_cni_plugin_is_told_of_the_pods_that_it_redirects() {
+fn the_cni_plugin_finds_the_pods_that_it_redirects() {
     let told = |pod: &Value, options: &Options| {
         let pod = injected_with(pod, options);
         pod["metadata"]["annotations"]["naru.dev/redirection"].clone()
     };
     assert_eq!(told(&simple(), &by_cni()), "cni");
     assert_eq!(told(&simple(), &options()), Value::Null);
-    // A pod cannot have both ways, or neither.
+    // A pod cannot be redirected both ways, or neither way.
     let own = annotated(&simple(), json!({ "naru.dev/redirection": "cni" }));
     assert_eq!(told(&own, &options()), "init");
     let own = annotated(&simple(), json!({ "naru.dev/redirection": "none" }));
@@ -41,7 +42,7 @@ fn the_cni_plugin_is_told_of_the_pods_that_it_redirects() {
 }
 
 #[test]
-fn pods_are_told_that_class_e_is_in_use_unless_they_know_better() {
+fn pods_get_the_class_e_setting_unless_they_override_it() {
     let in_use = Options {
         class_e_in_use: true,
         ..options()
@@ -63,7 +64,7 @@ fn pods_are_told_that_class_e_is_in_use_unless_they_know_better() {
 }
 
 #[test]
-fn only_the_init_container_may_do_anything() {
+fn only_the_init_container_has_privileges() {
     let pod = injected(&simple());
     let init = &pod["spec"]["initContainers"][0]["securityContext"];
     assert_eq!(
@@ -89,7 +90,7 @@ fn a_sidecar_has_a_token_of_its_own_and_the_anchors() {
     assert_eq!(sources[1]["configMap"]["name"], "naru-trust-anchors");
     let sidecar = &pod["spec"]["initContainers"][1];
     assert_eq!(sidecar["volumeMounts"][0]["readOnly"], true);
-    // Something is where the API server would put a token for itself.
+    // Our volume is mounted over the path of the API server's own token.
     for container in &pod["spec"]["initContainers"].as_array().expect("a list")[..2] {
         let mounts = container["volumeMounts"].as_array().expect("mounts");
         let at = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -113,7 +114,7 @@ fn a_sidecar_has_a_token_of_its_own_and_the_anchors() {
 }
 
 #[test]
-fn annotations_change_the_sidecar() {
+fn annotations_override_the_sidecars_settings() {
     let pod = annotated(
         &simple(),
         json!({
@@ -178,7 +179,7 @@ fn annotations_change_the_sidecar() {
 }
 
 #[test]
-fn an_annotation_that_is_wrong_is_told_with_its_name() {
+fn an_invalid_annotation_is_reported_with_its_name() {
     let wrong = [
         ("naru.dev/log-level", "naru=loud"),
         ("naru.dev/access-log", "yes"),
@@ -210,7 +211,7 @@ fn an_annotation_that_is_wrong_is_told_with_its_name() {
 }
 
 #[test]
-fn a_sidecar_fits_into_what_its_pod_says_it_needs_as_a_whole() {
+fn a_sidecar_fits_into_its_pods_resources() {
     let mut pod = simple();
     pod["spec"]["containers"][0]["resources"] = json!({ "requests": { "memory": "64Mi" } });
     pod["spec"]["resources"] =

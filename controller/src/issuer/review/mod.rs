@@ -1,5 +1,5 @@
-//! Tokens as the Kubernetes API server sees them (TokenReview). It knows what no key can say: that
-//! the pod which a token was made for is still there.
+//! Token validation by the Kubernetes API server (TokenReview). In addition to the signature it
+//! verifies that the token's pod still exists.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use tokio::time::timeout;
 
 use super::token::{Bearer, TokenError, service_account};
 
-/// How long a review may take, waiting included. A proxy that gets no answer asks again.
+/// Timeout of a review, including waiting. The proxy then retries.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
-/// Reviews at once: a cluster that starts as a whole does not fall upon its API server as a whole.
+/// Concurrent reviews: when a whole cluster starts, it does not overload its API server.
 const MAX_REVIEWS: usize = 32;
-/// Bytes of a message of the API server that we pass on.
+/// Length limit, in bytes, of the API server's messages that are passed on.
 const MAX_MESSAGE: usize = 300;
-/// What the API server says of the pod that a token is bound to.
+/// The pod that the token is bound to.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 
-/// Asks the API server.
+/// Validates tokens with the API server.
 pub struct TokenReviewer {
     reviews: Api<TokenReview>,
     places: Semaphore,
@@ -37,7 +37,7 @@ impl TokenReviewer {
         }
     }
 
-    /// The bearer, if the API server accepts the token for our audience, and it is bound to a pod.
+    /// The bearer, if the API server accepts the token for our audience and it is bound to a pod.
     pub(super) async fn check(&self, token: &str) -> Result<Bearer, TokenError> {
         let review = TokenReview {
             spec: TokenReviewSpec {
@@ -69,7 +69,7 @@ fn bearer(status: TokenReviewStatus) -> Result<Bearer, TokenError> {
             .unwrap_or_else(|| "it does not say why".to_owned());
         return Err(TokenError::NotAccepted(short(error)));
     }
-    // An API server that knows no audiences names none.
+    // API servers without support for audiences return none.
     if !(status.audiences.iter().flatten()).any(|audience| audience == TOKEN_AUDIENCE) {
         return Err(TokenError::Audience);
     }

@@ -1,4 +1,4 @@
-//! What the API server's word is worth.
+//! Interpretation of the API server's reviews.
 
 use serde_json::{Value, json};
 
@@ -55,7 +55,7 @@ fn with(path: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_bearer_is_who_the_api_server_says() {
+async fn the_bearer_is_the_user_in_the_review() {
     let bearer = Bearer {
         namespace: "shop".into(),
         service_account: "web".into(),
@@ -98,7 +98,7 @@ async fn a_token_for_another_audience_proves_nothing() {
 }
 
 #[tokio::test]
-async fn whoever_is_no_service_account_or_has_no_pod_gets_nothing() {
+async fn users_that_are_not_service_accounts_or_have_no_pod_are_refused() {
     for user in [
         "system:node:n1",
         "system:serviceaccount:shop",
@@ -119,7 +119,7 @@ async fn whoever_is_no_service_account_or_has_no_pod_gets_nothing() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_fails_is_told_from_a_token_that_is_not_good() {
+async fn a_failing_api_server_is_distinct_from_an_invalid_token() {
     let api = FakeApi::default();
     api.answer(PATH, 403, fake_api::status(403, "Forbidden"));
     assert_eq!(
@@ -131,7 +131,7 @@ async fn an_api_server_that_fails_is_told_from_a_token_that_is_not_good() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_says_nothing_is_not_waited_for_without_end() {
+async fn an_unresponsive_api_server_runs_into_the_timeout() {
     let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
         std::future::pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
     });

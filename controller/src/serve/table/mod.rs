@@ -1,4 +1,5 @@
-//! What one proxy should have, has, and is being sent. Pure: no clock, no socket, no lock.
+//! The state of one proxy: the resources that it needs, that it has, and that are being sent. Pure:
+//! no clock, no socket, no lock.
 //!
 //! ```text
 //! subscriptions ─▶ closure of resources ─┐
@@ -6,7 +7,7 @@
 //! what the proxy holds ──────────────────┘ ◀────────────────────────────┘
 //! ```
 //!
-//! One push is under way at a time. What changes meanwhile waits in a set of names, not in a queue
+//! One push is pending at a time. Changes meanwhile wait in a set of names rather than in a queue
 //! of messages.
 
 use std::collections::{HashMap, HashSet};
@@ -22,38 +23,38 @@ use super::delta;
 use crate::compile::Compiled;
 use crate::metrics::Form;
 
-/// How large a push may become before the rest waits for the next one, in bytes. Far below what a
-/// message may have, so that a resource of a few megabytes still fits on top.
+/// The size of a push, in bytes, above which the rest waits for the next one. Far below a message's
+/// limit, so that a resource of a few megabytes still fits on top.
 const PUSH_BYTES: usize = 4 * 1024 * 1024;
-/// The largest resource that can be sent, in bytes: with its name and the frame around it, it has
-/// to fit in a message.
+/// The largest resource that can be sent, in bytes: with its name and framing it must fit into a
+/// message.
 const MAX_RESOURCE_BYTES: usize = naru_contract::MAX_MESSAGE_BYTES - PUSH_BYTES - 64 * 1024;
 
-/// Makes the resources of one viewer.
+/// Compiles resources for one viewer.
 pub trait Compile {
-    /// `None`: there is no such resource.
+    /// `None`: the resource does not exist.
     fn compile(&self, name: &ResourceName) -> Option<Arc<Compiled>>;
 }
 
-/// Names that have come into the closure and left it.
+/// Names that have entered and left the closure.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ClosureChange {
     pub entered: Vec<ResourceName>,
     pub left: Vec<ResourceName>,
 }
 
-/// What an answer said.
+/// The result of an answer.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// When the earliest change was seen that is in force now.
+    /// The time of the earliest change that is now in force.
     pub changed_at: Option<Instant>,
-    /// Rejected as a whole: these stay as they were until they change again.
+    /// Rejected as a whole: these are not sent again until they change.
     pub rejected: Vec<Rejection>,
-    /// Deltas that did not fit; the whole follows.
+    /// Deltas without a matching base; the whole resource follows.
     pub deltas_rejected: usize,
 }
 
-/// An answer to no push.
+/// An answer without a pending push.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("answer to push {answered}, and the push that waits for an answer is {}",
     .waiting.map_or("none".to_owned(), |n| n.to_string()))]
@@ -62,12 +63,12 @@ pub struct Unexpected {
     waiting: Option<u64>,
 }
 
-/// A push to be sent.
+/// A push to send.
 #[derive(Debug)]
 pub struct Built {
     pub push: Push,
     pub forms: Vec<(ResourceName, Form)>,
-    /// Too large for any message: name and bytes.
+    /// Resources that exceed a message: name and bytes.
     pub too_large: Vec<(ResourceName, usize)>,
 }
 
@@ -75,23 +76,22 @@ pub struct Built {
 #[derive(Default)]
 pub struct Table {
     destinations: HashSet<SocketAddr>,
-    /// The closure. `None`: needed by another, and it does not exist now.
+    /// The closure. `None`: another resource refers to it, but it does not exist now.
     closure: HashMap<ResourceName, Option<Arc<Compiled>>>,
     held: HashMap<ResourceName, Held>,
-    /// Names to compare, with when their change was seen (if it was a change that brought them
-    /// here).
+    /// Names to compare, with the time of their change (if a change is the reason).
     dirty: HashMap<ResourceName, Option<Instant>>,
-    /// Versions that the proxy did not take.
+    /// Versions that the proxy has rejected.
     rejected: HashMap<ResourceName, u64>,
     outstanding: Option<Outstanding>,
     sequence: u64,
 }
 
-/// In force at the proxy.
+/// A resource in force at the proxy.
 struct Held {
-    /// 0: not known, and no resource's.
+    /// 0: unknown, which is never a resource's version.
     version: u64,
-    /// Of endpoints, where this stream knows the content: what a delta can start from.
+    /// For endpoints with known content: the base of a delta.
     base: Option<Arc<Compiled>>,
 }
 
@@ -109,7 +109,7 @@ struct Sent {
 }
 
 impl Table {
-    /// `held`: what the proxy says it has in force.
+    /// `held`: the resources that the proxy has in force, from its hello.
     pub fn new(held: impl IntoIterator<Item = (ResourceName, u64)>) -> Self {
         let held: HashMap<_, _> = held
             .into_iter()
@@ -139,7 +139,7 @@ impl Table {
         self.destinations.len()
     }
 
-    /// Looks again at resources that may have changed.
+    /// Recompiles resources that may have changed.
     pub fn refresh(
         &mut self,
         compiler: &impl Compile,
@@ -160,7 +160,7 @@ impl Table {
             }
             needs_changed |= needs(slot) != needs(&new);
             *slot = new;
-            // The earliest change that has not been sent is the one that latency is counted from.
+            // Latency is measured from the earliest change that has not been sent.
             self.dirty.entry(name).or_default().get_or_insert(at);
         }
         match needs_changed {
@@ -169,7 +169,7 @@ impl Table {
         }
     }
 
-    /// Works out the closure of the subscriptions.
+    /// Recomputes the closure of the subscriptions.
     pub fn resolve_closure(&mut self, compiler: &impl Compile) -> ClosureChange {
         let mut change = ClosureChange::default();
         let mut reached = HashSet::new();
@@ -205,14 +205,14 @@ impl Table {
         change
     }
 
-    /// The next push, if there is anything to say and no push is under way.
+    /// The next push, if there are differences and no push is pending.
     pub fn next_push(&mut self) -> Option<Built> {
         if self.outstanding.is_some() || self.dirty.is_empty() {
             return None;
         }
         let mut dirty: Vec<_> = self.dirty.drain().collect();
-        // What others refer to goes first, so that each push makes sense without the next. Removals
-        // go last.
+        // Referenced resources go first, so that each push is consistent on its own. Removals go
+        // last.
         let rank = |name: &ResourceName| match (self.closure.get(name), name) {
             (None | Some(None), _) => 6,
             (_, ResourceName::TrustAnchors) => 0,
@@ -276,7 +276,7 @@ impl Table {
                         changed_at,
                     });
                 }
-                // A pod that is being deleted serves on for a while, by the rules it has. Anchors
+                // A pod that is being deleted serves for a while with its last rules. Anchors
                 // always exist.
                 (_, Some(_))
                     if matches!(name, ResourceName::Inbound | ResourceName::TrustAnchors) => {}
@@ -305,18 +305,18 @@ impl Table {
         Some(built)
     }
 
-    /// In which version the proxy has the trust anchors.
+    /// The version of the trust anchors at the proxy.
     pub fn anchors(&self) -> Option<u64> {
         let held = self.held.get(&ResourceName::TrustAnchors);
         held.map(|held| held.version)
     }
 
-    /// Whether a push waits for its answer.
+    /// Whether a push is pending.
     pub fn is_waiting(&self) -> bool {
         self.outstanding.is_some()
     }
 
-    /// Takes in what became of the push that is under way.
+    /// Applies the proxy's answer to the pending push.
     pub fn answer(&mut self, answer: Answer) -> Result<Outcome, Unexpected> {
         let Some(outstanding) = self
             .outstanding
@@ -355,7 +355,7 @@ impl Table {
                     outcome.deltas_rejected += 1;
                     let seen = self.dirty.entry(sent.name.clone()).or_default();
                     *seen = sent.changed_at.or(*seen);
-                    // The proxy holds something, and not what was thought.
+                    // The proxy has a version other than the recorded one.
                     let unknown = Held {
                         version: 0,
                         base: None,
@@ -374,7 +374,7 @@ impl Table {
                 Some(rejection) => outcome.rejected.push(rejection),
             }
         }
-        // About resources that were not in the push, such as a Service that does not fit its
+        // Rejections of resources outside the push, such as a Service that is inconsistent with its
         // changed route.
         outcome.rejected.extend(rejections.into_values());
         self.try_again(&accepted);
@@ -382,8 +382,8 @@ impl Table {
         Ok(outcome)
     }
 
-    /// What was rejected may have been so for the sake of what it needs: when that is in force, it
-    /// gets another chance.
+    /// A resource may have been rejected because of one that it refers to: it is sent again after
+    /// that one was accepted.
     fn try_again(&mut self, accepted: &HashSet<ResourceName>) {
         if self.rejected.is_empty() || accepted.is_empty() {
             return;
@@ -412,7 +412,7 @@ fn base(compiled: &Arc<Compiled>) -> Option<Arc<Compiled>> {
     matches!(compiled.body, Body::Endpoints(_)).then(|| compiled.clone())
 }
 
-/// A delta from what is held, where that is less to send.
+/// A delta from the held version, if that is smaller.
 fn change(held: &Held, new: &Compiled) -> Option<Body> {
     let (Body::Endpoints(old), Body::Endpoints(endpoints)) = (&held.base.as_ref()?.body, &new.body)
     else {

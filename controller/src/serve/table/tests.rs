@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What exists, and how often each was asked for.
+/// The existing resources, and how often each was compiled.
 #[derive(Default)]
 struct World {
     resources: HashMap<ResourceName, Arc<Compiled>>,
@@ -20,7 +20,7 @@ impl Compile for World {
 }
 
 impl World {
-    /// With what every proxy has.
+    /// With the resources that every proxy has.
     fn new() -> Self {
         let mut world = Self::default();
         let anchors = Body::TrustAnchors(TrustAnchors::default());
@@ -52,7 +52,7 @@ impl World {
         self.pods(last, 1, 8);
     }
 
-    /// The Service's endpoints, in a new version.
+    /// A new version of the Service's endpoints.
     fn pods(&mut self, last: u8, version: u64, count: u8) {
         let endpoint = |pod| Endpoint {
             ip: vec![10, 0, last, pod].into(),
@@ -110,7 +110,7 @@ fn changed(names: &[ResourceName]) -> HashMap<ResourceName, Instant> {
     names.iter().map(|name| (name.clone(), now)).collect()
 }
 
-/// A table that is subscribed to each of `services`, and where nothing has been sent.
+/// A table that is subscribed to each of `services`, before the first push.
 fn table(world: &World, services: &[u8]) -> Table {
     let mut table = Table::new([]);
     table.subscribe(services.iter().copied().map(address));
@@ -118,7 +118,7 @@ fn table(world: &World, services: &[u8]) -> Table {
     table
 }
 
-/// Sends until there is nothing more, and gives back what was sent.
+/// Sends until no difference is left, and returns what was sent.
 fn settle(table: &mut Table) -> Vec<String> {
     let mut sent = Vec::new();
     while let Some(built) = table.next_push() {
@@ -139,7 +139,7 @@ fn answer(table: &mut Table, sequence: u64, rejected: &[&ResourceName]) -> Outco
 }
 
 #[test]
-fn what_others_refer_to_goes_first() {
+fn referenced_resources_go_first() {
     let mut world = World::new();
     world.service(1);
     let sent = settle(&mut table(&world, &[1]));
@@ -157,7 +157,7 @@ fn what_others_refer_to_goes_first() {
 }
 
 #[test]
-fn what_the_proxy_holds_is_not_sent_and_what_it_needs_no_more_is_removed() {
+fn held_resources_are_not_sent_and_unneeded_ones_are_removed() {
     let mut world = World::new();
     world.service(1);
     let held = [(endpoints(1), 1), (service(1), 7), (endpoints(2), 1)];
@@ -171,7 +171,7 @@ fn what_the_proxy_holds_is_not_sent_and_what_it_needs_no_more_is_removed() {
 }
 
 #[test]
-fn only_what_may_have_changed_is_compiled_again() {
+fn only_resources_that_may_have_changed_are_compiled_again() {
     let mut world = World::new();
     (1..=3).for_each(|last| world.service(last));
     let mut table = table(&world, &[1, 2, 3]);
@@ -187,7 +187,7 @@ fn only_what_may_have_changed_is_compiled_again() {
 }
 
 #[test]
-fn a_resource_that_may_have_changed_and_did_not_is_not_sent() {
+fn an_unchanged_resource_is_not_sent() {
     let mut world = World::new();
     world.service(1);
     let mut table = table(&world, &[1]);
@@ -197,7 +197,7 @@ fn a_resource_that_may_have_changed_and_did_not_is_not_sent() {
 }
 
 #[test]
-fn new_needs_enter_and_old_ones_leave() {
+fn new_needs_enter_the_closure_and_old_ones_leave() {
     let mut world = World::new();
     world.service(1);
     world.service(2);
@@ -233,7 +233,7 @@ fn a_resource_that_is_gone_is_removed_but_the_proxys_own_inbound_stays() {
 }
 
 #[test]
-fn one_push_is_under_way_at_a_time_and_only_its_answer_counts() {
+fn one_push_is_pending_at_a_time_and_only_its_answer_counts() {
     let mut world = World::new();
     world.service(1);
     let mut table = table(&world, &[1]);
@@ -276,7 +276,7 @@ fn latency_counts_from_the_earliest_change_that_is_in_force() {
 }
 
 #[test]
-fn a_rejected_delta_is_followed_by_the_whole_once() {
+fn a_rejected_delta_is_followed_by_the_whole_resource_once() {
     let mut world = World::new();
     world.service(1);
     let mut table = table(&world, &[1]);
@@ -295,7 +295,7 @@ fn a_rejected_delta_is_followed_by_the_whole_once() {
 }
 
 #[test]
-fn what_was_rejected_is_tried_again_when_it_or_what_it_needs_is_accepted_anew() {
+fn a_rejected_resource_is_retried_after_it_or_one_of_its_needs_is_accepted() {
     let mut world = World::new();
     world.service(1);
     let mut table = table(&world, &[1]);
@@ -312,7 +312,7 @@ fn what_was_rejected_is_tried_again_when_it_or_what_it_needs_is_accepted_anew() 
 }
 
 #[test]
-fn much_is_sent_in_several_pushes_and_removals_come_last() {
+fn many_resources_are_sent_in_several_pushes_with_removals_last() {
     let mut world = World::new();
     (1..=9).for_each(|last| world.service(last));
     for last in 1..=9 {
@@ -339,7 +339,7 @@ fn much_is_sent_in_several_pushes_and_removals_come_last() {
 }
 
 #[test]
-fn a_resource_that_no_message_can_hold_is_named_and_left_out() {
+fn a_resource_that_exceeds_a_message_is_named_and_left_out() {
     let mut world = World::new();
     world.service(1);
     let body = HttpRoute {
@@ -373,7 +373,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// A proxy that does as the contract says ends up with exactly what it is subscribed to.
+    /// A proxy that follows the contract ends up with exactly its subscriptions' closure.
     #[test]
     fn whatever_happens_the_proxy_ends_up_with_its_closure(
         steps in proptest::collection::vec(step(), 0..60)
@@ -391,7 +391,7 @@ proptest! {
                 if let Some(Body::EndpointsDelta(delta)) = &update.body {
                     assert_eq!(proxy.get(&update.name), Some(&delta.base_version));
                 }
-                // Deltas alone: a rejected whole stays rejected.
+                // Reject deltas only: a whole resource stays rejected.
                 if reject && is_delta {
                     rejected.push(Rejection { name: update.name, reason: String::new() });
                 } else {

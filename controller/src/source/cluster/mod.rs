@@ -1,13 +1,13 @@
-//! Watches a Kubernetes API server for ever.
+//! Watches a Kubernetes API server.
 //!
 //! ```text
 //! list, watch (one for each kind) ─▶ parse ─┬─▶ events
 //!                                           └─▶ report (can't be used: the last good state stays)
 //! ```
 //!
-//! Objects are reduced as they come and kept by name alone, so that one that vanished while nothing
-//! was watched is noticed at the next list. While the API server is away nothing happens: what is
-//! known stays in force. A kind whose CRD is not installed is asked for again until it is.
+//! Objects are reduced on arrival and only their names are kept, so that the next list reveals
+//! deletions without a watch event. While the API server is unreachable, the last state stays in
+//! force. A kind whose CRD is not installed is retried until it is.
 //!
 //! # Floors
 //!
@@ -45,8 +45,8 @@ use crate::metrics::Metrics;
 use report::{Report, Until};
 use served::{SERVED, Served};
 
-/// How long one watch lasts before it is begun again where it ended, in seconds. Also how long a
-/// connection that died without a word goes unnoticed, give or take kube's margin of 5 s.
+/// Duration of one watch before it is resumed, in seconds. Also the time until a silently dead
+/// connection is detected, give or take kube's margin of 5 s.
 const WATCH_SECONDS: u32 = 60;
 const PACE: Pace = Pace {
     first_pause: Duration::from_millis(200),
@@ -55,21 +55,21 @@ const PACE: Pace = Pace {
     missing_for_good: Duration::from_secs(30),
 };
 
-/// When something is tried again.
+/// Delays and intervals.
 struct Pace {
-    /// Pause after a first failure, and the longest after many: an API server that is back is heard
-    /// again this soon.
+    /// Delay after the first failure, and the maximum after many: an API server that recovers is
+    /// reached again within this.
     first_pause: Duration,
     longest_pause: Duration,
-    /// How often a kind that the API server does not know is asked for. A CRD is installed once.
+    /// How often a kind that the API server does not serve is retried. A CRD is installed once.
     missing_every: Duration,
-    /// For how long a kind has to be unknown before its objects are taken for gone. An API server
-    /// that starts may not know its CRDs yet.
+    /// How long a kind has to be missing before its objects count as deleted. An API server that is
+    /// starting may not serve its CRDs yet.
     missing_for_good: Duration,
 }
 
-/// Watches for ever; sends every change, and [`Event::Synced`] once every kind that there is has
-/// been listed. Ends when the receiver of the events is gone.
+/// Watches for ever; sends every change, and [`Event::Synced`] once every installed kind has been
+/// listed. Ends when the receiver of the events is dropped.
 pub async fn cluster(client: Client, events: mpsc::Sender<Event>, metrics: Metrics) {
     watch_all(client, events, metrics, &PACE).await;
 }
@@ -106,23 +106,23 @@ async fn watch_all(
     }
 }
 
-/// The receiver of the events is gone.
+/// The receiver of the events was dropped.
 struct Closed;
 
-/// What an error of the API server asks for.
+/// The reaction to an error of the API server.
 #[derive(Debug, PartialEq, Eq)]
 enum Remedy {
-    /// The same again, a little later.
+    /// Retry after a delay.
     Wait,
-    /// There is no such kind.
+    /// The kind is not served.
     Missing,
-    /// It does not stream lists.
+    /// Streaming lists are not supported.
     ListByPage,
-    /// What happened since is no longer known there.
+    /// The resourceVersion has expired.
     ListAgain,
 }
 
-/// One kind.
+/// The watch of one kind.
 struct Watch {
     served: &'static Served,
     pace: &'static Pace,
@@ -130,15 +130,15 @@ struct Watch {
     events: mpsc::Sender<Event>,
     metrics: Metrics,
     report: Report,
-    /// How many kinds have not been listed yet; `None`: this one has been.
+    /// The number of kinds that have not been listed yet; `None`: this one has been.
     unlisted: Option<Arc<AtomicUsize>>,
     /// Objects that were sent and not deleted since.
     known: HashSet<Name>,
-    /// Objects of the list that is being read.
+    /// Objects of the list in progress.
     listing: HashSet<Name>,
-    /// Objects that can't be used as they are, and why.
+    /// Unusable objects, and why.
     invalid: HashMap<Name, Vec<Invalid>>,
-    /// Since the last success.
+    /// Failures since the last success.
     failures: u32,
     /// The last failure, if there was no success since.
     failing: String,
@@ -157,7 +157,7 @@ impl Watch {
                 Remedy::Wait => self.pause().await,
                 Remedy::ListByPage => streaming = false,
                 Remedy::ListAgain => {
-                    // A list by pages is never older than what was known before.
+                    // A paged list is never older than the last known state.
                     streaming = false;
                     self.pause().await;
                 }
@@ -171,7 +171,7 @@ impl Watch {
         }
     }
 
-    /// Watches until something else has to be done.
+    /// Watches until another action is needed.
     async fn watch(
         &mut self,
         version: usize,
@@ -287,7 +287,7 @@ impl Watch {
         }
     }
 
-    /// Tells of what is wrong with an object, once.
+    /// Reports a problem with an object, once.
     fn is_invalid(
         &mut self,
         name: &Name,
@@ -295,8 +295,8 @@ impl Watch {
         invalid: Vec<Invalid>,
         until: Until,
     ) {
-        // Every heartbeat of an object's status is a new version of it: only another problem is
-        // news.
+        // Every heartbeat in an object's status is a new version of it: only a different problem is
+        // reported.
         if self.invalid.get(name) == Some(&invalid) {
             return;
         }
@@ -318,10 +318,11 @@ impl Watch {
         self.send(Event::Delete(ObjectKey { kind, name })).await
     }
 
-    /// The kind has been listed, or is known not to be there.
+    /// The kind has been listed, or is known to be missing.
     async fn listed(&mut self) -> Result<(), Closed> {
         match self.unlisted.take() {
-            // The last one: everything that the others found has been sent before they said so.
+            // The last one: the other kinds have sent all of their objects before they decremented
+            // it.
             Some(unlisted) if unlisted.fetch_sub(1, Ordering::AcqRel) == 1 => {
                 self.send(Event::Synced).await
             }
@@ -377,7 +378,8 @@ impl Watch {
         }
     }
 
-    /// Waits twice as long after each failure. Not all replicas and kinds at the same moment.
+    /// Doubles the delay after each failure, with jitter so that replicas and kinds do not retry at
+    /// the same moment.
     async fn pause(&mut self) {
         let Pace {
             first_pause,
@@ -409,8 +411,7 @@ fn name(object: &DynamicObject) -> Name {
     )
 }
 
-/// The object as the API server wrote it, but for the fields of its type: objects in a list have
-/// none.
+/// The object as the API server wrote it, plus apiVersion and kind, which list items lack.
 fn whole(object: DynamicObject) -> serde_json::Value {
     let mut value = object.data;
     if let Ok(metadata) = serde_json::to_value(&object.metadata) {
@@ -419,7 +420,7 @@ fn whole(object: DynamicObject) -> serde_json::Value {
     value
 }
 
-/// The API server's own words, if it said any.
+/// The Status of the API server, if it sent one.
 fn status(error: &watcher::Error) -> Option<&Status> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))

@@ -1,5 +1,5 @@
-//! Tells people of objects that can't be used as they are: in the log, and by an Event on the
-//! object, where `kubectl describe` shows it.
+//! Reports unusable objects: in the log, and by an Event on the object, which `kubectl describe`
+//! shows.
 
 use std::time::Duration;
 
@@ -15,27 +15,27 @@ use tokio::time::timeout;
 use super::served::Served;
 use crate::source::parse::problem::Invalid;
 
-/// Events that wait to be written. More are left out: the log has them.
+/// Capacity of the queue of Events. More are dropped: the log has them.
 const MAX_WAITING: usize = 256;
-/// How long writing one may take.
+/// Timeout for writing an Event.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes in an Event's note: the API server takes 1 kB.
+/// Bytes in an Event's note: the API server accepts 1 kB.
 const MAX_NOTE: usize = 1_000;
-/// Bytes of the object's name in its Event's, which has a few more and may have 253.
+/// Bytes of the object's name in its Event's name, which is slightly longer and may have 253.
 const MAX_NAME: usize = 200;
-/// Who writes, as Events name it.
+/// The Events' reporting controller.
 const CONTROLLER: &str = "naru-controller";
-/// Where the API server wants Events of objects that are in no namespace.
+/// The namespace that the API server requires for Events of cluster-scoped objects.
 const NO_NAMESPACE: &str = "default";
 
-/// What is in force until an object is right.
+/// The state in force until the object is corrected.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
-    /// What it said before.
+    /// Its last good version.
     LastGood,
-    /// Nothing of it.
+    /// The object is left out.
     LeftOut,
-    /// All of it but what is not understood.
+    /// The object except its invalid values.
     RestUsed,
 }
 
@@ -43,7 +43,7 @@ pub enum Until {
 #[derive(Clone)]
 pub struct Report(mpsc::Sender<(ObjectReference, String)>);
 
-/// The future writes what is reported, for as long as there is a [`Report`].
+/// The future writes Events for as long as there is a [`Report`].
 pub fn start(client: Client) -> (Report, impl Future<Output = ()>) {
     let (sender, mut waiting) = mpsc::channel::<(ObjectReference, String)>(MAX_WAITING);
     let publish = async move {
@@ -54,7 +54,7 @@ pub fn start(client: Client) -> (Report, impl Future<Output = ()>) {
             let params = PostParams::default();
             match timeout(WRITE_TIMEOUT, events.create(&params, &event)).await {
                 Ok(Ok(_)) => {}
-                // Another controller has written it, or this one before it was started again.
+                // Another controller has written it, or this one before a restart.
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
                 Ok(Err(error)) => tracing::debug!(%error, "an Event could not be written"),
                 Err(_) => tracing::debug!("an Event could not be written in time"),
@@ -64,7 +64,7 @@ pub fn start(client: Client) -> (Report, impl Future<Output = ()>) {
     (Report(sender), publish)
 }
 
-/// All controllers give the same Event the same name: the first one writes it.
+/// All controllers give an Event the same name: the first one writes it.
 fn event(regarding: ObjectReference, note: String) -> Event {
     let name = text(&regarding.name);
     let name = &name[..name.floor_char_boundary(MAX_NAME)];
@@ -119,7 +119,7 @@ impl Report {
     }
 }
 
-/// How an Event names the object that it is about.
+/// The Event's reference to its object.
 pub fn reference(served: &Served, api_version: &str, metadata: &ObjectMeta) -> ObjectReference {
     ObjectReference {
         api_version: Some(api_version.to_owned()),

@@ -1,21 +1,21 @@
-//! Which kinds are watched, and where the API server has them.
+//! The watched kinds, and their API versions.
 
 use kube::api::{ApiResource, GroupVersionKind};
 
 use crate::source::Kind;
 
-/// Where a kind is served.
+/// The API of a kind.
 pub struct Served {
     pub kind: Kind,
     group: &'static str,
-    /// The one that is preferred first.
+    /// In order of preference.
     pub versions: &'static [&'static str],
     plural: &'static str,
-    /// Installed with a CRD, or not.
+    /// Defined by a CRD that may be missing.
     pub optional: bool,
 }
 
-/// Pods before the slices that refer to them, where it is for us to say.
+/// Pods come before the slices that refer to them, as far as the order is ours to choose.
 pub const SERVED: [Served; 10] = [
     built_in(Kind::Namespace, "", "namespaces"),
     built_in(Kind::Pod, "", "pods"),
@@ -76,7 +76,7 @@ const fn built_in(kind: Kind, group: &'static str, plural: &'static str) -> Serv
 }
 
 impl Served {
-    /// For requests, in one of the kind's versions.
+    /// The resource to request, in one of the kind's versions.
     pub fn resource(&self, version: usize) -> ApiResource {
         let kind = GroupVersionKind::gvk(self.group, self.versions[version], self.kind.as_str());
         ApiResource::from_gvk_with_plural(&kind, self.plural)

@@ -17,9 +17,9 @@ const OLD_GRANTS: &str = "/apis/gateway.networking.k8s.io/v1beta1/referencegrant
 const EVENTS: &str = "/apis/events.k8s.io/v1/events";
 const BUILT_IN: [&str; 5] = [NAMESPACES, PODS, SERVICES, SLICES, EVENTS];
 
-/// Longest wait for an event, far over what one takes.
+/// Timeout for an event, far above its usual time.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Long enough for whatever would come to have come.
+/// Long enough for an unexpected event to arrive.
 const QUIET: Duration = Duration::from_millis(300);
 const PACE: Pace = Pace {
     first_pause: Duration::from_millis(5),
@@ -54,7 +54,7 @@ impl Cluster {
         short(&event.expect("an event in time").expect("an event"))
     }
 
-    /// Everything up to the end of the first listing, in order of name.
+    /// All events up to the end of the first listing, sorted by name.
     async fn synced(&mut self) -> Vec<String> {
         let mut events = Vec::new();
         loop {
@@ -115,7 +115,7 @@ fn with_crds() -> FakeApi {
 }
 
 #[tokio::test]
-async fn what_there_is_comes_first_and_then_what_happens() {
+async fn existing_objects_come_first_and_then_events() {
     let api = with_crds();
     api.apply(NAMESPACES, json!({"metadata": {"name": "shop"}}));
     api.apply(SERVICES, service("web", 80));
@@ -156,7 +156,7 @@ async fn what_there_is_comes_first_and_then_what_happens() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_streams_no_lists_is_read_by_pages() {
+async fn an_api_server_without_streaming_lists_is_read_by_pages() {
     let api = with_crds();
     api.lists_by_page_only();
     let all: Vec<String> = (0..1_200).map(|i| format!("s{i:04}")).collect();
@@ -179,7 +179,7 @@ async fn an_api_server_that_streams_no_lists_is_read_by_pages() {
 }
 
 #[tokio::test]
-async fn a_dropped_connection_is_taken_up_where_it_ended() {
+async fn a_dropped_watch_is_resumed_where_it_ended() {
     let api = with_crds();
     api.apply(SERVICES, service("web", 80));
     let mut cluster = Cluster::start(api);
@@ -195,7 +195,7 @@ async fn a_dropped_connection_is_taken_up_where_it_ended() {
 }
 
 #[tokio::test]
-async fn after_a_long_absence_only_what_changed_changes() {
+async fn after_a_long_outage_only_differences_are_sent() {
     let api = with_crds();
     for name in ["web", "db", "old"] {
         api.apply(SERVICES, service(name, 80));
@@ -258,7 +258,7 @@ async fn an_object_that_does_not_parse_keeps_its_last_good_state_and_stops_nothi
     assert_eq!(cluster.next().await, "+Service shop/db");
     cluster.nothing().await;
     assert!(cluster.metric("naru_controller_invalid_objects{kind=\"Service\"} 2"));
-    // Another version of the same is no news.
+    // Another version with the same problem is not reported again.
     bad["metadata"]["labels"] = json!({"a": "b"});
     cluster.api.apply(SERVICES, bad);
     cluster.nothing().await;
@@ -317,12 +317,12 @@ async fn two_controllers_write_an_event_once() {
         };
         names.push(timeout(PATIENCE, written).await.expect("an Event"));
     }
-    // By that name the API server takes one.
+    // The API server accepts one object of that name.
     assert!(names[0].is_some() && names[0] == names[1], "{names:?}");
 }
 
 #[tokio::test]
-async fn an_annotation_that_is_not_understood_is_told_and_costs_the_object_nothing_else() {
+async fn an_invalid_annotation_is_reported_and_the_rest_of_the_object_is_used() {
     let api = with_crds();
     let namespace = |mtls: &str| {
         let annotations = json!({"naru.dev/mtls": mtls});
@@ -357,7 +357,7 @@ async fn an_annotation_that_is_not_understood_is_told_and_costs_the_object_nothi
 }
 
 #[tokio::test]
-async fn a_kind_that_is_installed_later_is_picked_up() {
+async fn a_kind_that_is_installed_later_is_watched() {
     let mut cluster = Cluster::start(FakeApi::new(&BUILT_IN));
     assert!(cluster.synced().await.is_empty());
     cluster.nothing().await;
@@ -367,7 +367,7 @@ async fn a_kind_that_is_installed_later_is_picked_up() {
 }
 
 #[tokio::test]
-async fn routes_for_connections_are_followed_like_the_others() {
+async fn tls_and_tcp_routes_are_watched_like_the_others() {
     let mut cluster = Cluster::start(FakeApi::new(&BUILT_IN));
     assert!(cluster.synced().await.is_empty());
     for (plural, kind) in [("tlsroutes", "TLSRoute"), ("tcproutes", "TCPRoute")] {
@@ -384,7 +384,7 @@ async fn routes_for_connections_are_followed_like_the_others() {
 }
 
 #[tokio::test]
-async fn a_kind_that_is_unknown_for_a_moment_keeps_its_objects() {
+async fn a_kind_that_is_briefly_missing_keeps_its_objects() {
     let api = with_crds();
     api.apply(ROUTES, route("web"));
     let mut cluster = Cluster::start(api);
@@ -405,7 +405,7 @@ async fn a_kind_that_every_api_server_has_is_waited_for() {
 }
 
 #[tokio::test]
-async fn the_watches_end_with_whoever_takes_the_events() {
+async fn the_watches_end_with_the_receiver_of_the_events() {
     let (sender, events) = mpsc::channel(1);
     drop(events);
     let ended = watch_all(with_crds().client(), sender, Metrics::new(), &PACE);

@@ -19,36 +19,36 @@ use crate::source::{Event, parse};
 
 /// The largest manifest that is read, in bytes.
 const MAX_MANIFEST_BYTES: u64 = 16 * 1024 * 1024;
-/// How deep directories may lie in each other. A link that leads upwards ends here.
+/// Maximum depth of subdirectories. It also stops symbolic links that point upwards.
 const MAX_DEPTH: usize = 8;
-/// How long a file's time stamp may stay the same over a further write: two ticks of the slowest
-/// kernel clock (100 Hz).
+/// How long a file's modification time may stay the same over another write: two ticks of the
+/// slowest kernel clock (100 Hz).
 const CLOCK_TICK: Duration = Duration::from_millis(20);
-/// How long a file that has become empty is taken for one that is being written.
+/// How long an empty file counts as being written.
 const BEING_WRITTEN: Duration = Duration::from_millis(500);
 
 /// By directory (the later wins) and path.
 type FileId = (usize, PathBuf);
 
-/// What is known of the directories.
+/// The state of the directories.
 pub struct Files {
     directories: Vec<PathBuf>,
     files: BTreeMap<FileId, File>,
     objects: HashMap<ObjectKey, Arc<Object>>,
 }
 
-/// What one scan has found.
+/// The result of a scan.
 pub struct Scan {
     pub events: Vec<Event>,
-    /// How many files are in error.
+    /// The number of invalid files.
     pub problems: usize,
-    /// Some file may have changed right after it was read: scan again soon.
+    /// A file may have changed right after it was read: scan again soon.
     pub unsettled: bool,
 }
 
 struct File {
     stamp: Option<Stamp>,
-    /// Of its last version that could be used.
+    /// The objects of its last valid version.
     objects: Vec<Arc<Object>>,
     problems: Vec<Problem>,
 }
@@ -71,7 +71,7 @@ impl Files {
         }
     }
 
-    /// Reads what has changed. A directory that can't be listed keeps what it had.
+    /// Reads changed files. A directory that can't be listed keeps its objects.
     pub fn scan(&mut self) -> Scan {
         let mut unsettled = false;
         for (index, directory) in self.directories.iter().enumerate() {
@@ -106,7 +106,7 @@ impl Files {
         }
     }
 
-    /// Merges the files' objects and says what is different from before.
+    /// Merges the files' objects and returns the differences from the last scan.
     fn difference(&mut self) -> Vec<Event> {
         let mut merged: HashMap<ObjectKey, Arc<Object>> =
             HashMap::with_capacity(self.objects.len());
@@ -122,7 +122,7 @@ impl Files {
                 None => true,
             })
             .collect();
-        // In order of kind: a pod is known before the endpoint that refers to it.
+        // In order of kind: a pod comes before the endpoint that refers to it.
         deleted.sort_by(|a, b| b.cmp(a));
         applied.sort_by_key(|(key, _)| *key);
         let events = (applied.into_iter())
@@ -134,7 +134,7 @@ impl Files {
     }
 }
 
-/// Reads the file if it has changed. True: it may change again without a sign of it.
+/// Reads the file if it has changed. True: it may change again without a new modification time.
 fn refresh(files: &mut BTreeMap<FileId, File>, id: &FileId, metadata: &fs::Metadata) -> bool {
     let path = &id.1;
     let stamp = Stamp {
@@ -215,8 +215,8 @@ fn whole(message: String) -> Problem {
     }
 }
 
-/// Every manifest in the directory and those below. Links are followed; hidden names are not (a
-/// ConfigMap's volume has its files a second time behind one).
+/// Every manifest in the directory and its subdirectories. Links are followed, and hidden names are
+/// skipped (a ConfigMap volume has its files a second time in a hidden directory).
 fn walk(
     directory: &Path,
     depth: usize,
@@ -230,7 +230,7 @@ fn walk(
         }
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
-            // Gone since it was listed, or a link to nowhere.
+            // Deleted since the listing, or a dangling link.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };

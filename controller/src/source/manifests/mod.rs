@@ -1,4 +1,4 @@
-//! Watches directories of manifests for ever.
+//! Watches directories of manifests.
 
 mod files;
 #[cfg(test)]
@@ -16,21 +16,21 @@ use tokio::time::timeout;
 use super::Event;
 use files::Files;
 
-/// How long it has to be quiet after a change before the files are read: several that are written
-/// at once are likely complete by then.
+/// How long there must be no further change before the files are read: files that are written
+/// together are likely complete by then.
 const QUIET: Duration = Duration::from_millis(2);
-/// The longest that a stream of changes puts reading off.
+/// The longest delay of a read by continuous changes.
 const MAX_WAIT: Duration = Duration::from_millis(50);
-/// How often the files are looked at although nothing was heard: the kernel may drop notices, and
-/// some file systems have none.
+/// How often the files are checked without a notification: the kernel may drop some, and some file
+/// systems send none.
 const RESCAN: Duration = Duration::from_secs(2);
-/// When to look again at a file that may have changed right after it was read.
+/// When to recheck a file that may have changed right after it was read.
 const SETTLE: Duration = Duration::from_millis(25);
 
 /// Watches directories for ever; sends every change, and once [`Event::Synced`]. An object of a
 /// later directory replaces that of an earlier one with the same kind, namespace and name.
-/// `problems` is called with the number of files in error whenever it changes. Ends with `Ok` when
-/// the receiver of the events is gone, and with an error when a directory can't be read at the
+/// `problems` is called with the number of invalid files whenever it changes. Ends with `Ok` when
+/// the receiver of the events is dropped, and with an error when a directory can't be read at the
 /// start.
 pub async fn manifests(
     directories: Vec<PathBuf>,
@@ -46,7 +46,7 @@ pub async fn manifests(
         })?;
     }
     let heard = Arc::new(Notify::new());
-    // Before the first scan, so that no change falls between the two.
+    // Before the first scan, so that no change falls in between.
     let _watcher = watch(&directories, heard.clone());
     let mut files = Files::new(directories);
     let (mut synced, mut reported) = (false, None);
@@ -80,10 +80,10 @@ pub async fn manifests(
     }
 }
 
-/// Tells `heard` about changes. Without it, rescans still find them.
+/// Notifies `heard` of changes. Without notifications, rescans still find them.
 fn watch(directories: &[PathBuf], heard: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
     let tell = move |event: notify::Result<notify::Event>| {
-        // Our own reading is no change.
+        // Ignore our own reads.
         if !event.is_ok_and(|event| event.kind.is_access()) {
             heard.notify_one();
         }

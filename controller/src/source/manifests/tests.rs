@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::*;
 use crate::source::objects::*;
 
-/// Longest wait for an event, far over what one takes.
+/// Timeout for an event, far above its usual time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Directory(PathBuf);
@@ -101,7 +101,7 @@ fn strict(event: &Event) -> bool {
 }
 
 #[tokio::test]
-async fn what_there_is_comes_first_and_then_what_changes() {
+async fn existing_objects_come_first_and_then_changes() {
     let directory = Directory::new();
     directory.write("a.yaml", &namespace("a", "strict"));
     directory.write("ignored.txt", "}");
@@ -123,7 +123,7 @@ async fn what_there_is_comes_first_and_then_what_changes() {
 }
 
 #[tokio::test]
-async fn a_later_directory_wins_and_when_it_lets_go_the_earlier_is_back() {
+async fn a_later_directory_wins_and_without_it_the_earlier_is_back() {
     let (first, second) = (Directory::new(), Directory::new());
     first.write("z.yaml", &namespace("a", "permissive"));
     second.write("a.yaml", &namespace("a", "strict"));
@@ -135,7 +135,7 @@ async fn a_later_directory_wins_and_when_it_lets_go_the_earlier_is_back() {
 }
 
 #[tokio::test]
-async fn a_file_in_error_keeps_what_it_said_before_and_is_counted() {
+async fn an_invalid_file_keeps_its_last_objects_and_is_counted() {
     let directory = Directory::new();
     directory.write("a.yaml", &namespace("a", "permissive"));
     let mut watch = Watch::start(&[&directory]);
@@ -158,14 +158,14 @@ async fn a_file_in_error_keeps_what_it_said_before_and_is_counted() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_written_in_place_is_followed() {
+async fn a_file_that_is_written_in_place_is_read() {
     let directory = Directory::new();
     let path = directory.0.join("a.yaml");
     std::fs::write(&path, namespace("a", "strict")).unwrap();
     let mut watch = Watch::start(&[&directory]);
     watch.applied().await;
     assert_eq!(watch.next().await, Event::Synced);
-    // Empty for a while, as an editor leaves it between two writes.
+    // Briefly empty, as editors leave it between two writes.
     std::fs::write(&path, "").unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     std::fs::write(&path, namespace("a", "permissive")).unwrap();
@@ -173,7 +173,7 @@ async fn a_file_that_is_written_in_place_is_followed() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_not_there_is_an_error_that_names_it() {
+async fn a_missing_directory_is_an_error_that_names_it() {
     let (sender, _events) = mpsc::channel(1);
     let error = manifests(vec![Path::new("/nowhere/at/all").into()], sender, |_| {})
         .await

@@ -1,5 +1,5 @@
-//! Kubernetes' own kinds, reduced at once to [objects](crate::source). In: typed objects as the API
-//! server would serve them. Out: the fields that we use, or which field is wrong.
+//! Kubernetes' own kinds, reduced to [objects](crate::source). In: typed objects as served by the
+//! API server. Out: the fields that we use, or the invalid field.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,12 +14,12 @@ use super::problem::Invalid;
 use crate::annotations::{is_strict, ports};
 use crate::source::objects::*;
 
-/// An object, and what of it is not understood while the rest is used.
+/// An object, and its invalid values, which are ignored.
 type Read<T> = Result<(T, Vec<Invalid>), Invalid>;
 
-/// Namespace of a namespaced object that names none.
+/// Default namespace of a namespaced object.
 const DEFAULT_NAMESPACE: &str = "default";
-/// Service account of a pod that names none.
+/// Default service account of a pod.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const POD_TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
@@ -68,7 +68,7 @@ pub fn service(object: core::Service) -> Read<Service> {
     }
     let balancer = object.status.and_then(|status| status.load_balancer);
     let ingress = balancer.and_then(|balancer| balancer.ingress);
-    // The other mode has connections go to the load balancer, which may do something to them.
+    // Only mode VIP: in mode Proxy, connections go to the load balancer, which may modify them.
     let ingress = (ingress.into_iter().flatten()).filter(|i| i.ip_mode.as_deref() != Some("Proxy"));
     external_ips.extend(ingress.filter_map(|ingress| ip("status", &ingress.ip?).ok()));
     let mut ports = Vec::new();
@@ -143,7 +143,7 @@ pub fn pod(object: core::Pod) -> Read<Pod> {
         .filter_map(|text| ip("status.hostIP", text).ok())
         .collect();
     let mut named_ports = Vec::new();
-    // A sidecar that starts first is among the init containers.
+    // A native sidecar is among the init containers.
     let containers = (spec.init_containers.into_iter().flatten()).chain(spec.containers);
     for port in containers.flat_map(|container| container.ports.unwrap_or_default()) {
         let number = u16::try_from(port.container_port).ok().filter(|n| *n > 0);
@@ -182,7 +182,7 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
     let ipv6 = match object.address_type.as_str() {
         "IPv4" => false,
         "IPv6" => true,
-        // Names are not addresses: such a slice has no endpoints for us.
+        // FQDN slices have no addresses, and therefore no endpoints for us.
         "FQDN" => {
             return Ok(EndpointSlice {
                 name,
@@ -213,7 +213,8 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
     let mut endpoints = Vec::new();
     for (i, given) in object.endpoints.into_iter().flatten().enumerate() {
         let field = format!("endpoints[{i}].addresses");
-        // Several addresses are the same endpoint: Kubernetes says that only the first is used.
+        // Additional addresses are the same endpoint: according to Kubernetes only the first is
+        // used.
         let Some(text) = given.addresses.first() else {
             return Err(Invalid::new(field, "an endpoint needs an address"));
         };
@@ -257,8 +258,8 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
     })
 }
 
-/// Whether a reference's group is Kubernetes' own. Its name is empty, and people also write `core`,
-/// as the examples of Argo Rollouts and Linkerd do.
+/// Whether a reference's group is the core group. Its name is empty, but some people write `core`,
+/// as in the examples of Argo Rollouts and Linkerd.
 pub fn is_core(group: &str) -> bool {
     matches!(group, "" | "core")
 }
@@ -285,7 +286,7 @@ pub fn created(metadata: &ObjectMeta) -> Created {
 
 fn required_name(metadata: &ObjectMeta) -> Result<String, Invalid> {
     match &metadata.name {
-        // A slash would make one resource's name that of another.
+        // A slash would make the resource's name ambiguous.
         Some(name) if !name.is_empty() && !name.contains('/') => Ok(name.clone()),
         Some(name) if !name.is_empty() => Err(Invalid::new(
             "metadata.name",
@@ -295,7 +296,7 @@ fn required_name(metadata: &ObjectMeta) -> Result<String, Invalid> {
     }
 }
 
-/// What the annotations of an object say, and what in them is not understood.
+/// Reads the annotations of an object, and collects invalid ones.
 struct Reader<'a> {
     metadata: &'a ObjectMeta,
     ignored: Vec<Invalid>,
@@ -310,7 +311,7 @@ impl<'a> Reader<'a> {
     }
 
     fn annotations(&mut self) -> Annotations {
-        // A slip must not let in what was to be kept out.
+        // A typo must not admit clients that the user wanted to reject.
         let unread = "clients without an identity of the mesh are refused until it is right";
         let mtls = self.read(MTLS_ANNOTATION, is_strict, unread);
         Annotations {
@@ -322,13 +323,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The ports that an annotation lists.
+    /// The ports in an annotation.
     fn ports(&mut self, key: &str) -> Option<Vec<u16>> {
         let unread = "this annotation is left out until it is right";
         self.read(key, ports, unread)?.ok()
     }
 
-    /// `unread`: what follows if it is not understood.
+    /// `unread`: the consequence of an invalid value.
     fn read<T>(
         &mut self,
         key: &str,
@@ -345,7 +346,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What owns the pod, as `deployment/web`.
+/// The pod's owner, as `deployment/web`.
 fn workload(metadata: &ObjectMeta) -> String {
     let owners = metadata.owner_references.as_deref().unwrap_or_default();
     let owner = (owners.iter())
@@ -369,7 +370,7 @@ fn workload(metadata: &ObjectMeta) -> String {
     format!("{}/{}", owner.kind.to_lowercase(), owner.name)
 }
 
-/// What an `appProtocol` means to us; `None`: not known, so the proxy looks at the first bytes.
+/// The protocol of an `appProtocol`; `None`: unknown, so the proxy detects it from the first bytes.
 fn declared_protocol(text: &str) -> Option<Protocol> {
     match text.to_ascii_lowercase().as_str() {
         "http" | "kubernetes.io/ws" => Some(Protocol::Http1),

@@ -1,12 +1,12 @@
-//! Durations as Gateway API writes them (GEP-2257): one to four of `<number><unit>`, where the
-//! number has one to five digits and the unit is `h`, `m`, `s` or `ms`.
+//! Durations of Gateway API (GEP-2257): one to four of `<number><unit>`, where the number has one
+//! to five digits and the unit is `h`, `m`, `s` or `ms`.
 
-/// Most digits of one number.
+/// Maximum digits of a number.
 const MAX_DIGITS: usize = 5;
-/// Most `<number><unit>` parts.
+/// Maximum number of `<number><unit>` parts.
 const MAX_PARTS: usize = 4;
 
-/// The duration in milliseconds; `None`: it is not one.
+/// The duration in milliseconds; `None`: invalid.
 pub fn milliseconds(text: &str) -> Option<u64> {
     let mut rest = text;
     let mut total = 0;
@@ -26,9 +26,9 @@ pub fn milliseconds(text: &str) -> Option<u64> {
     None
 }
 
-/// Milliseconds of the unit at the front, and what follows it.
+/// Milliseconds of the leading unit, and the rest.
 fn unit(text: &str) -> Option<(u64, &str)> {
-    // "ms" before "m": a minute is never followed by an "s".
+    // "ms" before "m": an "s" never follows a minute.
     [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)]
         .iter()
         .find_map(|(unit, factor)| Some((*factor, text.strip_prefix(unit)?)))
@@ -75,7 +75,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_a_duration_or_none(text in "\\PC{0,20}") {
+        fn any_text_is_a_duration_or_invalid(text in "\\PC{0,20}") {
             let _ = milliseconds(&text);
         }
 

@@ -1,5 +1,5 @@
-//! Gateway API's kinds as they are written. Where the specification may grow, what we do not know
-//! yet stays readable: a variant that is a text, not an error.
+//! Gateway API's kinds as written. Where the specification may grow, unknown values are kept as
+//! text instead of causing an error.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
@@ -16,7 +16,7 @@ pub struct HttpRoute {
 pub struct HttpRouteSpec {
     pub parent_refs: Vec<ParentRef>,
     pub hostnames: Vec<String>,
-    /// Absent: one rule that matches everything.
+    /// Absent: one rule that matches every request.
     pub rules: Option<Vec<HttpRule>>,
 }
 
@@ -73,7 +73,7 @@ pub struct TcpRoute {
     pub spec: OpaqueRouteSpec,
 }
 
-/// Of a TLSRoute or, without `hostnames`, of a TCPRoute.
+/// For TLSRoutes, and for TCPRoutes without `hostnames`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OpaqueRouteSpec {

@@ -1,4 +1,4 @@
-//! Which line of a YAML or JSON document a field is in. Slow, and only for messages.
+//! Finds the line of a field in a YAML or JSON document. Slow, and only for messages.
 
 use std::fmt;
 
@@ -6,21 +6,21 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-/// A step on the way to a field.
+/// A step of a field's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Key(String),
     Index(usize),
 }
 
-/// A document of which only shape and places are kept.
+/// A document reduced to its shape and positions.
 enum Node {
     Map(Vec<(String, Spanned<Node>)>),
     Sequence(Vec<Spanned<Node>>),
     Scalar,
 }
 
-/// The line, from 1, of a field such as `spec.rules[0].name`, or of what is there of the way to it.
+/// The line, from 1, of a field such as `spec.rules[0].name`, or of its deepest existing ancestor.
 pub fn line(document: &str, field: &str) -> Option<u64> {
     let root: Spanned<Node> = serde_saphyr::from_str(document).ok()?;
     let mut at = &root;
@@ -40,7 +40,7 @@ pub fn line(document: &str, field: &str) -> Option<u64> {
     Some(at.referenced.line()).filter(|line| *line > 0)
 }
 
-/// `a.b[0]["c.d"]` in steps.
+/// Splits `a.b[0]["c.d"]` into steps.
 fn steps(field: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut rest = field;
@@ -70,7 +70,7 @@ fn steps(field: &str) -> Vec<Step> {
     steps
 }
 
-/// One more step of a field in its text form.
+/// Appends a key to a field's path in its text form.
 pub fn with_key(field: &str, key: &str) -> String {
     if !key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
         format!("{field}[\"{key}\"]")
@@ -154,7 +154,7 @@ mod tests {
         "a:\n  b:\n    - c: 1\n      d: x\n    - {c: 2, \"e.f/g\": [3,\n 4]}\nz: ~\n";
 
     #[test]
-    fn a_field_is_in_its_line() {
+    fn a_field_is_located_in_its_line() {
         for (field, expected) in [
             ("a.b[0].d", 4),
             ("a.b[1].c", 5),
@@ -166,12 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_not_there_is_in_the_line_of_what_should_have_it() {
+    fn a_missing_field_is_located_at_its_parent() {
         assert_eq!(line(DOCUMENT, "a.b[0].missing"), Some(3));
     }
 
     #[test]
-    fn a_key_with_a_dot_survives_its_text_form() {
+    fn a_key_with_a_dot_round_trips_through_its_text_form() {
         let field = with_key(&with_key("", "a"), "e.f/g");
         assert_eq!(field, "a[\"e.f/g\"]");
         assert_eq!(

@@ -1,5 +1,5 @@
-//! Manifests become objects. In: YAML with any number of documents, or JSON, or one
-//! object of the API server. Out: every object of a kind that we use, or everything that is wrong.
+//! Parses manifests into objects. In: YAML with any number of documents, or JSON, or one object of
+//! the API server. Out: every object of the kinds that we use, or all problems.
 //!
 //! # Floors
 //!
@@ -33,10 +33,10 @@ use problem::{Invalid, Problem};
 
 pub use duration::milliseconds;
 
-/// Longest message of a parser that we pass on, in bytes.
+/// Length limit, in bytes, of a parser's message that is passed on.
 const MAX_MESSAGE_BYTES: usize = 300;
 
-/// Every object in the text. What is left out of an object is no problem here.
+/// Every object in the text. Ignored values are not a problem here.
 #[cfg(test)]
 pub fn objects(text: &str, json: bool) -> Result<Vec<Object>, Vec<Problem>> {
     let found = read(text, json);
@@ -46,13 +46,13 @@ pub fn objects(text: &str, json: bool) -> Result<Vec<Object>, Vec<Problem>> {
     }
 }
 
-/// What is in a text.
+/// The content of a text.
 #[derive(Default)]
 pub struct Found {
     pub objects: Vec<Object>,
-    /// Values that are not understood while the rest of their objects is used.
+    /// Invalid values that are ignored, while the rest of their objects is used.
     pub ignored: Vec<Problem>,
-    /// What keeps objects from being used.
+    /// Problems that make objects unusable.
     pub problems: Vec<Problem>,
 }
 
@@ -85,8 +85,8 @@ pub fn read(text: &str, json: bool) -> Found {
     found
 }
 
-/// The documents of a YAML text, each with the number of lines before it. Nothing but a boundary
-/// can begin a line with `---` (YAML 1.2, section 9.1.2).
+/// The documents of a YAML text, each with the number of lines before it. Only a document boundary
+/// may start a line with `---` (YAML 1.2, section 9.1.2).
 fn documents(text: &str) -> Vec<(u64, &str)> {
     let mut documents = Vec::new();
     let (mut start, mut start_line, mut offset) = (0, 0, 0);
@@ -122,7 +122,7 @@ fn json_value(document: &str) -> Result<Value, Problem> {
 
 fn parser_problem(line: u64, message: &str) -> Problem {
     let message = message.lines().next().unwrap_or_default();
-    // The parser counts from the start of the document.
+    // The parser counts lines from the start of the document.
     let message = (message.rsplit_once(" at line ")).map_or(message, |(message, _)| message);
     let mut end = message.len().min(MAX_MESSAGE_BYTES);
     while !message.is_char_boundary(end) {
@@ -136,11 +136,11 @@ fn parser_problem(line: u64, message: &str) -> Problem {
     }
 }
 
-/// Where in a file an object is.
+/// The location of an object in a file.
 struct Place<'a> {
     document: &'a str,
     lines_before: u64,
-    /// Way to the object; empty for all but those of a List.
+    /// Path of the object; empty except for items of a List.
     field: String,
 }
 
@@ -208,11 +208,11 @@ impl Place<'_> {
 /// One object.
 pub(super) struct Parsed {
     pub object: Object,
-    /// What of it is not understood while the rest is used.
+    /// Its invalid values, which are ignored while the rest is used.
     pub ignored: Vec<Invalid>,
 }
 
-/// One object. `None`: of a kind that we have no use for.
+/// Parses one object. `None`: the kind is not used.
 pub(super) fn object(version: &str, kind: &str, value: Value) -> Result<Option<Parsed>, Invalid> {
     let (group, version) = version.split_once('/').unwrap_or(("", version));
     let mut ignored = Vec::new();

@@ -1,4 +1,4 @@
-//! ReferenceGrant and XBackendTrafficPolicy: checked as their CRDs would, and reduced.
+//! ReferenceGrant and XBackendTrafficPolicy: validated like their CRDs, and reduced.
 
 use naru_contract::RetryBudget;
 

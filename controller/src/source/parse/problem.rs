@@ -1,13 +1,13 @@
-//! What is wrong with a manifest, in words that lead to the place and out of it.
+//! Problems of manifests, in messages that name the location and the fix.
 
 use std::fmt;
 
-/// Something wrong with one field of an object.
+/// A problem with one field of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
     /// As `spec.rules[0].retry.codes[1]`.
     pub field: String,
-    /// What is wrong, and what would be right.
+    /// The problem, and a valid alternative.
     pub message: String,
 }
 
@@ -20,14 +20,14 @@ impl Invalid {
     }
 }
 
-/// Something wrong with a file.
+/// A problem with a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Problem {
     /// From 1; 0: the file as a whole.
     pub line: u64,
-    /// As `Service shop/web`; empty: not known that far.
+    /// As `Service shop/web`; empty: unknown.
     pub object: String,
-    /// As `spec.ports[0].port`; empty: none in particular.
+    /// As `spec.ports[0].port`; empty: no particular field.
     pub field: String,
     pub message: String,
 }

@@ -1,4 +1,4 @@
-//! What manifests are understood, and what is said about those that are not.
+//! Manifests that are valid, and messages for invalid ones.
 
 use naru_contract::{MtlsMode, Protocol};
 
@@ -58,7 +58,7 @@ fn a_service_is_reduced_to_its_tcp_ports() {
 }
 
 #[test]
-fn documents_lists_comments_and_unknown_kinds_are_understood() {
+fn documents_lists_comments_and_unknown_kinds_are_parsed() {
     let text = format!(
         "# a comment\n\
          ---\n\
@@ -84,7 +84,7 @@ fn documents_lists_comments_and_unknown_kinds_are_understood() {
 }
 
 #[test]
-fn json_is_understood() {
+fn json_is_parsed() {
     let text = r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"a"}}"#;
     assert_eq!(objects(text, true).unwrap().len(), 1);
     let problems = objects("{\n\"apiVersion\": }", true).unwrap_err();
@@ -113,7 +113,7 @@ fn a_wrong_type_is_reported_with_line_and_field() {
 }
 
 #[test]
-fn a_wrong_value_is_reported_with_line_and_field_and_the_way_out() {
+fn a_wrong_value_is_reported_with_line_field_and_fix() {
     for (from, to, line, field) in [
         (
             "clusterIP: 10.0.0.1",
@@ -134,7 +134,7 @@ fn a_wrong_value_is_reported_with_line_and_field_and_the_way_out() {
 }
 
 #[test]
-fn an_annotation_that_is_not_understood_is_reported_and_the_object_is_used_without_it() {
+fn an_invalid_annotation_is_reported_and_the_object_is_used_without_it() {
     let found = read(&SERVICE.replace("81, 82", "81-82"), false);
     assert_eq!(found.problems, []);
     let [Object::Service(service)] = &found.objects[..] else {
@@ -167,7 +167,7 @@ fn mtls(value: &str) -> (Option<MtlsMode>, usize) {
 }
 
 #[test]
-fn mtls_is_read_in_any_case_and_what_cannot_be_read_counts_as_strict() {
+fn mtls_is_case_insensitive_and_an_invalid_value_counts_as_strict() {
     for (value, mode) in [
         ("strict", MtlsMode::Strict),
         ("STRICT", MtlsMode::Strict),
@@ -182,7 +182,7 @@ fn mtls_is_read_in_any_case_and_what_cannot_be_read_counts_as_strict() {
 }
 
 #[test]
-fn a_pod_with_wrong_annotations_stays_in_the_mesh() {
+fn a_pod_with_invalid_annotations_stays_in_the_mesh() {
     let text = r#"
 apiVersion: v1
 kind: Pod
@@ -217,7 +217,7 @@ fn every_problem_of_a_file_is_reported() {
 }
 
 #[test]
-fn a_route_is_checked_as_its_definition_would() {
+fn a_route_is_validated_like_its_definition() {
     for (rule, line, field) in [
         (
             "    - retry: { codes: [500, 200] }\n",
@@ -310,7 +310,7 @@ fn a_route_is_checked_as_its_definition_would() {
 }
 
 #[test]
-fn what_we_cannot_do_refuses_a_route_as_a_whole() {
+fn an_unsupported_feature_makes_the_whole_route_invalid() {
     for rule in [
         "    - filters: [{ type: ExtensionRef }]\n",
         "    - filters: [{ type: FromTheFuture }]\n",
@@ -342,7 +342,7 @@ fn a_route_without_rules_or_numbers_has_the_defaults_of_the_specification() {
 }
 
 #[test]
-fn a_pod_s_workload_is_what_its_owner_stands_for() {
+fn a_pod_s_workload_is_its_owner() {
     let pod = |owner: &str| {
         let text = format!(
             "apiVersion: v1\n\
@@ -397,7 +397,7 @@ fn a_retry_budget_has_the_defaults_of_the_specification() {
 }
 
 #[test]
-fn a_group_that_is_called_core_is_kubernetes_own() {
+fn the_group_core_is_the_core_group() {
     let text = route(
         "    - { filters: [{ type: RequestMirror, requestMirror: { backendRef: { group: core, \
          name: web, port: 80 } } }], backendRefs: [{ group: core, kind: Service, name: web, \
@@ -412,7 +412,7 @@ fn a_group_that_is_called_core_is_kubernetes_own() {
     assert_eq!(route.parents[0].group, "core");
     assert_eq!(route.referents().count(), 2);
     assert!(route.referents().all(Referent::is_service));
-    // A Service without a port is refused as it is with an empty group.
+    // A Service without a port is invalid, as with an empty group.
     assert!(objects(&text.replace(", port: 80 }]", " }]"), false).is_err());
 
     let grant = "apiVersion: gateway.networking.k8s.io/v1\n\

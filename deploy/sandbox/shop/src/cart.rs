@@ -1,5 +1,5 @@
-//! What is about to be bought: `shop.Cart` over gRPC, with `Add` and `Get` (unary) and `Watch` (one
-//! cart after another). The messages, the server and the client; there is no generated code.
+//! Shopping carts: `shop.Cart` over gRPC, with `Add` and `Get` (unary) and `Watch` (a stream of
+//! carts). The messages, the server and the client are hand-written.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,18 +18,18 @@ use tonic_prost::ProstCodec;
 use crate::serve::{self, Faults, Listen};
 use crate::store;
 
-/// Bytes that a cart takes in the database before it is emptied.
+/// Size limit of a cart in the database, in bytes, above which it is emptied.
 const MAX_CART_BYTES: usize = 64;
-/// Carts that one `Watch` sends at most.
+/// Maximum number of carts in one `Watch`.
 const MAX_WATCHED: u32 = 1_000;
-/// The most and the least milliseconds between two of them.
+/// Bounds on the interval of a `Watch`, in milliseconds.
 const WATCH_INTERVAL: std::ops::RangeInclusive<u32> = 1..=60_000;
-/// Carts that wait for a slow watcher.
+/// Capacity of the queue for a slow watcher.
 const WATCH_BACKLOG: usize = 4;
-/// How long the client waits for a unary answer.
+/// Timeout of the client for a unary call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A product for a cart.
+/// A product to add to a cart.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Item {
     #[prost(string, tag = "1")]
@@ -38,7 +38,7 @@ pub struct Item {
     pub product: u32,
 }
 
-/// Whose cart, and for `Watch` how often.
+/// The cart's owner, and for `Watch` the number of carts.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Query {
     #[prost(string, tag = "1")]
@@ -149,7 +149,7 @@ impl Carts {
         tokio::spawn(async move {
             for _ in 0..query.times.min(MAX_WATCHED) {
                 let cart = self.get(query.user.clone()).await;
-                // Nobody watches any more, or there is nothing to watch.
+                // The watcher is gone, or reading the cart has failed.
                 if cart.is_err() | sender.send(cart).await.is_err() {
                     return;
                 }
@@ -180,7 +180,7 @@ fn no_store(error: std::io::Error) -> Status {
 pub struct Client(tonic::client::Grpc<Channel>);
 
 impl Client {
-    /// Connects when it is first used, and again whenever it has to.
+    /// Connects on first use, and reconnects when needed.
     pub fn new(url: String) -> anyhow::Result<Self> {
         let channel = Endpoint::from_shared(url)?.connect_lazy();
         Ok(Self(tonic::client::Grpc::new(channel)))

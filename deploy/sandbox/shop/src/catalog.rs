@@ -1,4 +1,5 @@
-//! What there is to buy. Version `v2` also tells prices as text, so that the two can be told apart.
+//! The product catalog. Version `v2` also returns prices as text, so that the versions can be
+//! distinguished.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use tonic::body::Body;
 use crate::serve::{self, Faults, Listen};
 use crate::store;
 
-/// Products asked of the database for the whole list.
+/// Products in the list, which are read from the database.
 const LISTED: u32 = 6;
 
 #[derive(clap::Args, Debug)]

@@ -1,5 +1,5 @@
-//! Keeps the shop moving: requests at a fixed rate, whatever becomes of those before, and every
-//! second a line that says how many went well.
+//! Generates traffic for the shop: requests at a fixed rate, independent of earlier ones, and every
+//! second a line with the results.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::serve::stopped;
 
-/// Kinds of failures that are told apart; more are counted as "other".
+/// Kinds of failures that are counted separately; more are counted as "other".
 const MAX_KINDS: usize = 32;
 
 #[derive(clap::Args, Debug)]
@@ -59,13 +59,13 @@ pub struct Args {
 struct Totals {
     ok: u64,
     failed: u64,
-    /// Slowest answer since the last line.
+    /// Slowest response since the last line.
     slowest: Duration,
     failures: BTreeMap<String, u64>,
 }
 
-/// Runs until SIGTERM, or until as many requests are done as were wanted. Ends with the totals, and
-/// in failure if it was to make a number of requests and one of them failed.
+/// Runs until SIGTERM, or until the given number of requests is done. Ends with the totals, and
+/// with an error if one of a given number of requests failed.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let urls: Vec<Uri> = args
         .paths
@@ -77,7 +77,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let totals = Arc::new(Mutex::new(Totals::default()));
     let slots = Arc::new(Semaphore::new(args.concurrency));
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / args.rate);
-    // A late tick is made up for: the rate holds over time.
+    // Late ticks are made up for, so that the rate holds over time.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut lines = tokio::time::interval(Duration::from_secs(1));
     let mut stopped = std::pin::pin!(stopped()?);
@@ -131,7 +131,8 @@ async fn call(client: Client<HttpConnector, Empty<Bytes>>, url: Uri) -> Result<(
     })
 }
 
-/// An error, and what it came of: "client error (Connect)" alone does not tell a name that is unknown from a port that is closed.
+/// An error with its sources: "client error (Connect)" alone does not distinguish an unknown name
+/// from a closed port.
 fn with_sources(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(error.source(), |error| error.source());
     sources.fold(error.to_string(), |text, source| {

@@ -1,6 +1,5 @@
-//! A small shop to run a mesh with: `web` calls `catalog` over HTTP/1.1 and `cart` over gRPC, and
-//! these two keep what they know in `store`, a database that speaks Redis' protocol over TCP.
-//! `load` keeps it all moving.
+//! A small demo shop for a mesh: `web` calls `catalog` over HTTP/1.1 and `cart` over gRPC, and both
+//! store their data in `store`, a database with Redis' protocol over TCP. `load` generates traffic.
 #![forbid(unsafe_code)]
 
 mod cart;

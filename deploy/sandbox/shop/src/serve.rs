@@ -1,5 +1,5 @@
-//! Serving: HTTP/1.1 and HTTP/2 on one port until SIGTERM, then finishing what is in flight. Also
-//! what every service has: a health answer, faults on demand, and passing trace context on.
+//! The server: HTTP/1.1 and HTTP/2 on one port until SIGTERM, followed by a drain. Also the
+//! features of every service: a health endpoint, fault injection, and propagation of trace context.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -17,14 +17,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::body::Body;
 
-/// How long requests in flight may go on after SIGTERM.
+/// How long requests in flight may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(10);
-/// How long a client may take to send a request's head.
+/// Timeout for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long accepting waits after it failed, for instance because there are no file descriptors.
+/// Pause after an accept error, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Headers that carry a trace from one call to the next.
+/// Trace context headers, which are propagated to calls.
 pub const TRACE_HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
@@ -62,7 +62,7 @@ fn ratio(text: &str) -> Result<f64, String> {
 }
 
 impl Faults {
-    /// Waits as long as every answer shall; then whether this one shall fail.
+    /// Delays the response as configured, and returns whether it should fail.
     pub async fn strike(&self) -> bool {
         if self.delay > 0 {
             tokio::time::sleep(Duration::from_millis(self.delay)).await;
@@ -71,7 +71,7 @@ impl Faults {
     }
 }
 
-/// Serves `answer` until SIGTERM or SIGINT. `GET /healthz` is answered here, and never at fault.
+/// Serves `answer` until SIGTERM or SIGINT. `GET /healthz` is answered here, without faults.
 pub async fn serve<F, R>(
     name: &str,
     listen: Listen,
@@ -111,7 +111,7 @@ where
             .into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
-            // A client that goes away in the middle is the client's business.
+            // A client that disconnects early is not an error of the server.
             let _client_gone = connection.await;
         });
     })
@@ -125,7 +125,7 @@ where
     Ok(())
 }
 
-/// A listener, announced.
+/// Creates a listener, and logs its address.
 pub async fn bind(name: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = match TcpListener::bind(address).await {
         // A machine without IPv6.
@@ -139,7 +139,7 @@ pub async fn bind(name: &str, address: SocketAddr) -> anyhow::Result<TcpListener
     Ok(listener)
 }
 
-/// Gives every connection to `connection` until SIGTERM or SIGINT, then stops listening.
+/// Passes every connection to `connection` until SIGTERM or SIGINT, then stops listening.
 pub async fn accept(listener: TcpListener, connection: impl Fn(TcpStream)) -> anyhow::Result<()> {
     let mut stopped = std::pin::pin!(stopped()?);
     loop {
@@ -147,7 +147,8 @@ pub async fn accept(listener: TcpListener, connection: impl Fn(TcpStream)) -> an
             () = &mut stopped => return Ok(()),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    // Small answers are not to wait for each other; without it they are only slower.
+                    // Small responses must not wait for each other (Nagle); without the option they
+                    // are only slower.
                     let _slower = stream.set_nodelay(true);
                     connection(stream);
                 }
@@ -157,7 +158,7 @@ pub async fn accept(listener: TcpListener, connection: impl Fn(TcpStream)) -> an
     }
 }
 
-/// Ends at SIGTERM or SIGINT.
+/// Completes at SIGTERM or SIGINT.
 pub fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -169,7 +170,7 @@ pub fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-/// The part of `headers` that a call made on behalf of its request carries on.
+/// The trace context headers of a request, for its outgoing calls.
 pub fn trace_of(headers: &HeaderMap) -> HeaderMap {
     TRACE_HEADERS
         .iter()
@@ -194,7 +195,7 @@ fn respond(status: StatusCode, kind: &'static str, text: String) -> Response<Bod
     response
 }
 
-/// A failure in the words of the caller's protocol.
+/// An error in the protocol of the client.
 fn unavailable(headers: &HeaderMap) -> Response<Body> {
     let grpc = headers
         .get(header::CONTENT_TYPE)

@@ -1,5 +1,5 @@
-//! The database: keys and values in memory, in Redis' protocol (RESP2), so that redis-cli can talk
-//! to it; and the client that the other services use.
+//! The database: an in-memory key-value store with Redis' protocol (RESP2), compatible with
+//! redis-cli, and the client of the other services.
 
 use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result};
@@ -11,18 +11,18 @@ use tokio::net::TcpStream;
 
 use crate::serve::{Listen, accept, bind};
 
-/// Bytes of one key, value or line: larger ones end the connection.
+/// Size limit of one key, value or line, in bytes: larger ones close the connection.
 const MAX_BYTES: usize = 64 * 1024;
 /// Words of one command.
 const MAX_WORDS: usize = 64;
-/// Keys kept: with full values they fill 640 MiB, with those of the shop a few KiB.
+/// Maximum number of keys: with full values they take 640 MiB, with those of the shop a few KiB.
 const MAX_KEYS: usize = 10_000;
-/// How long a call of the client may take, connecting included.
+/// Timeout of a client's call, including the connect.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections that the client keeps.
 const MAX_IDLE: usize = 16;
 
-/// What the shop sells, as `product:1` and so on.
+/// The products, stored as `product:1` and so on.
 const PRODUCTS: [(&str, u32); 6] = [
     ("ferry ticket", 1250),
     ("oar", 8900),
@@ -38,7 +38,7 @@ pub struct Args {
     listen: Listen,
 }
 
-/// A connection, buffered both ways.
+/// A connection, buffered in both directions.
 type Wire = BufReader<BufWriter<TcpStream>>;
 
 fn wire(stream: TcpStream) -> Wire {
@@ -47,7 +47,7 @@ fn wire(stream: TcpStream) -> Wire {
 
 type Values = Arc<Mutex<HashMap<Vec<u8>, Vec<u8>>>>;
 
-/// Serves until SIGTERM; what is asked then is still answered by the connections that are open.
+/// Serves until SIGTERM; open connections still get responses to pending commands.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let values: Values = Arc::default();
     for (index, (name, cents)) in PRODUCTS.iter().enumerate() {
@@ -59,7 +59,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     accept(listener, |stream| {
         let values = values.clone();
         tokio::spawn(async move {
-            // A client that breaks off or breaks the protocol loses its connection, no more.
+            // A client that disconnects or violates the protocol only loses its connection.
             let _client_gone = converse(stream, values).await;
         });
     })
@@ -67,7 +67,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn lock(values: &Values) -> MutexGuard<'_, HashMap<Vec<u8>, Vec<u8>>> {
-    // No code panics between two halves of a change.
+    // A panic cannot leave the map half changed.
     values.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -81,7 +81,7 @@ async fn converse(stream: TcpStream, values: Values) -> Result<()> {
             let reply = execute(&command, &values);
             stream.write_all(&reply).await?;
         }
-        // Pipelined commands are answered together.
+        // Flush the responses to pipelined commands together.
         if quit || stream.buffer().is_empty() {
             stream.flush().await?;
         }
@@ -150,7 +150,7 @@ fn bulk(bytes: &[u8]) -> Vec<u8> {
     reply
 }
 
-/// The next command, as an array or as a line of words; `None` where the client is done.
+/// The next command, as an array or as an inline command; `None` at the end of the connection.
 async fn read_command(stream: &mut Wire) -> Result<Option<Vec<Vec<u8>>>> {
     let Some(line) = read_line(stream).await? else {
         return Ok(None);
@@ -204,7 +204,7 @@ fn length(digits: &[u8], limit: usize) -> Result<usize> {
         .ok_or_else(|| Error::new(ErrorKind::InvalidData, "a length out of bounds"))
 }
 
-/// A client that keeps its connections.
+/// A client with a connection pool.
 pub struct Client {
     address: String,
     idle: Mutex<Vec<Wire>>,
@@ -228,7 +228,7 @@ impl Client {
             .map(drop)
     }
 
-    /// Appends and gives the value's new length.
+    /// Appends, and returns the value's new length.
     pub async fn append(&self, key: &str, value: &str) -> Result<usize> {
         let length = self
             .call(&[b"APPEND", key.as_bytes(), value.as_bytes()])
@@ -248,8 +248,8 @@ impl Client {
             .pop();
         if let Some(stream) = kept {
             match self.ask(stream, &command).await {
-                // It was closed while it lay idle. The command is then asked again; those that the
-                // shop uses bear being done twice.
+                // The pooled connection was closed while idle. The command is retried; those of the
+                // shop are safe to repeat.
                 Err(gone) if gone.kind() != ErrorKind::Other => {}
                 answered => return answered,
             }
@@ -287,7 +287,7 @@ impl Client {
 mod tests {
     use super::*;
 
-    /// What the store answers to `asked`, all of it sent at once.
+    /// The response of the store to `asked`, which is sent at once.
     async fn answer(asked: &[u8]) -> Vec<u8> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -299,7 +299,7 @@ mod tests {
         stream.write_all(asked).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        // A refused client may see a reset; what counts is what it was told before.
+        // A rejected client may get a reset; the test checks the bytes before it.
         let _reset = stream.read_to_end(&mut answer).await;
         answer
     }

@@ -1,4 +1,4 @@
-//! The front of the shop: what a browser asks becomes calls of `catalog` and `cart`.
+//! The front end of the shop: translates requests of a browser into calls of `catalog` and `cart`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use tonic::body::Body;
 use crate::cart::{self, Cart, Item, Query};
 use crate::serve::{self, Faults, Listen};
 
-/// How long a call of the catalog may take.
+/// Timeout of a call of the catalog.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of an answer of the catalog.
+/// Size limit of a catalog's response, in bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
-/// How many milliseconds apart `/cart/watch` looks.
+/// Interval of `/cart/watch`, in milliseconds.
 const WATCH_INTERVAL: u32 = 100;
 
 #[derive(clap::Args, Debug)]
@@ -65,7 +65,7 @@ struct Web {
 impl Web {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
-        // Whoever wants the other version asks for it: the mesh's routes read this header.
+        // A client selects the other version with this header, which the mesh's routes match.
         let mut passed_on = serve::trace_of(request.headers());
         if let Some(version) = request.headers().get("x-version") {
             passed_on.insert("x-version", version.clone());

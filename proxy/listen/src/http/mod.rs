@@ -1,5 +1,5 @@
 //! Small HTTP/1.1 servers (metrics, probes, webhooks): every step of a connection is bounded in
-//! time, and only a connection that waits for its client is ever evicted for another one.
+//! time, and only a connection that waits for its client is ever evicted in favour of another.
 //!
 //! ```text
 //!           head ─▶ answering ─▶ writing ─▶ idle ─▶ head …
@@ -31,11 +31,11 @@ use tracing::debug;
 use crate::accept::accept;
 use crate::places::{Limit, Place, Places};
 
-/// How long a client may read nothing of its answer before its connection may be evicted for
-/// another one.
+/// How long a client may leave its response unread before its connection may be evicted in favour
+/// of another.
 const STALLED: Duration = Duration::from_secs(1);
 
-/// How long each step of a connection may take.
+/// Timeouts for the steps of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// From the start of a connection (a TLS handshake included), or from the first byte of a
@@ -43,23 +43,23 @@ pub struct Times {
     pub head: Duration,
     /// Between requests.
     pub idle: Duration,
-    /// From the head to the answer: what bounds nothing that the answer has a bound of its own for.
+    /// From the head to the response, if the handler has no bound of its own.
     pub answer: Duration,
-    /// From the answer to its last byte at the client.
+    /// From the start of the response until the client has received its last byte.
     pub write: Duration,
     /// Bytes in a request's head.
     pub max_head: usize,
 }
 
-/// Who asks, and at which address.
+/// The client of a request, and the local address that it called.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
     pub peer: SocketAddr,
     pub here: SocketAddr,
 }
 
-/// Serves until the process ends. `open` makes of a TCP connection what HTTP is spoken on; `answer`
-/// answers a request.
+/// Serves until the process ends. `open` turns a TCP connection into the stream for HTTP; `answer`
+/// handles a request.
 pub async fn serve<O, OF, IO, A, AF>(
     listener: TcpListener,
     places: Places,
@@ -74,7 +74,7 @@ pub async fn serve<O, OF, IO, A, AF>(
     AF: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let start = |stream: TcpStream, peer: SocketAddr, place: Place| {
-        // A connection that has no address any more is over.
+        // A connection without a local address is closed already.
         let here = stream.local_addr().unwrap_or(peer);
         let caller = Caller { peer, here };
         let watch = Arc::new(Watch::new(place, times));
@@ -98,7 +98,7 @@ pub async fn serve<O, OF, IO, A, AF>(
     accept(listener, places, start).await;
 }
 
-/// An `open` of servers without TLS.
+/// `open` for servers without TLS.
 pub async fn plain(stream: TcpStream, _: SocketAddr) -> Option<TcpStream> {
     Some(stream)
 }
@@ -151,18 +151,18 @@ fn too_many(limit: Limit) -> Response<Full<Bytes>> {
     response
 }
 
-/// What a connection is at.
+/// The step of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Head,
     Idle,
     Answering,
     Writing,
-    /// Writing, and the client reads nothing.
+    /// Writing, while the client reads nothing.
     Stalled,
 }
 
-/// Which step a connection is at, and since when.
+/// The step of a connection, and when it began.
 struct Watch {
     place: Place,
     times: Times,
@@ -173,7 +173,7 @@ struct Watch {
 struct Now {
     step: Step,
     since: Instant,
-    /// When the client last took something of the answer.
+    /// When the client last read part of the response.
     taken: Instant,
 }
 
@@ -211,19 +211,19 @@ impl Watch {
         self.step(Step::Writing);
     }
 
-    /// The client has sent something.
+    /// Data has arrived from the client.
     fn read(&self) {
         if self.now().step == Step::Idle {
             self.step(Step::Head);
         }
     }
 
-    /// The client, or the kernel for it, has taken something.
+    /// The client, or the kernel on its behalf, has accepted data.
     fn wrote(&self) {
         self.now().taken = Instant::now();
     }
 
-    /// There is nothing left to write.
+    /// All data has been written.
     fn flushed(&self) {
         let step = self.now().step;
         if matches!(step, Step::Writing | Step::Stalled) {
@@ -232,7 +232,7 @@ impl Watch {
         }
     }
 
-    /// When the step that it is at ends, or looks different.
+    /// When the current step times out or counts as stalled.
     fn due(&self) -> Instant {
         let now = *self.now();
         match now.step {
@@ -244,7 +244,7 @@ impl Watch {
         }
     }
 
-    /// What is due is due now. Whether the connection may go on.
+    /// Handles the end of the current step. Returns whether the connection continues.
     fn goes_on(&self) -> bool {
         let mut now = self.now();
         let stalled = now.step == Step::Writing && now.since.elapsed() < self.times.write;
@@ -256,7 +256,7 @@ impl Watch {
         stalled
     }
 
-    /// Whether `serving` has ended by itself, rather than by taking too long.
+    /// Whether `serving` has completed, rather than timed out.
     async fn in_time(&self, serving: impl Future<Output = ()>) -> bool {
         let mut serving = pin!(serving);
         let mut timer = pin!(sleep_until(self.due()));
@@ -281,7 +281,7 @@ impl Watch {
     }
 }
 
-/// A stream that tells how far it is.
+/// A stream that reports its progress.
 struct Watched<IO> {
     stream: IO,
     watch: Arc<Watch>,

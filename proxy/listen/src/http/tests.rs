@@ -1,5 +1,5 @@
-//! Servers over real sockets. One path answers at once, one with more than a socket holds, one only
-//! when it is told to.
+//! Servers over real sockets. One path responds at once, one with more than a socket buffers, one
+//! only when triggered.
 
 use super::*;
 use crate::accept::bind;
@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-/// Longer than any step takes that goes well.
+/// Longer than any successful step takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PER_SOURCE: usize = 8;
 const BOUNDS: Bounds = Bounds {
@@ -89,7 +89,7 @@ async fn read(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn silent_connections_keep_nobody_from_an_answer() {
+async fn silent_connections_do_not_block_other_clients() {
     let server = Server::start(TIMES).await;
     let mut silent = Vec::new();
     for number in 0..100 {
@@ -102,7 +102,7 @@ async fn silent_connections_keep_nobody_from_an_answer() {
 }
 
 #[tokio::test]
-async fn what_is_being_answered_outlasts_a_flood_of_connections() {
+async fn a_request_in_progress_survives_a_flood_of_connections() {
     let server = Server::start(TIMES).await;
     let asked = server.ask(1, "/slow").await;
     let mut flood = Vec::new();
@@ -115,20 +115,20 @@ async fn what_is_being_answered_outlasts_a_flood_of_connections() {
 }
 
 #[tokio::test]
-async fn answers_that_are_not_read_keep_nobody_from_others() {
+async fn unread_responses_do_not_block_other_clients() {
     let server = Server::start(TIMES).await;
     let mut unread = Vec::new();
     for _ in 0..PER_SOURCE {
         unread.push(server.ask(1, "/large").await);
     }
-    // The same source has its share under way, until those are seen to read nothing. Another one
-    // has its own.
+    // The source uses up its share until its connections count as stalled. Another source has its
+    // own.
     assert!(server.get(2).await.ends_with("fine"));
     while !server.get(1).await.ends_with("fine") {}
 }
 
 #[tokio::test]
-async fn each_step_ends_in_time() {
+async fn each_step_is_bounded_in_time() {
     let short = Duration::from_millis(50);
     for (times, sent) in [
         (
@@ -187,7 +187,7 @@ async fn each_step_ends_in_time() {
     })
     .await;
     let stream = server.ask(1, "/large").await;
-    // Whatever the kernel holds for it is less than the whole.
+    // The response exceeds any buffer of the kernel.
     tokio::time::sleep(4 * short).await;
     assert!(read(stream).await.len() < 16 << 20);
 }

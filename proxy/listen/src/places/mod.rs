@@ -1,4 +1,4 @@
-//! Places for the connections of a listener, shared out by where they come from.
+//! Places for the connections of a listener, shared fairly by source.
 //!
 //! ```text
 //! enter ─▶ waiting ──take──▶ taken ──prove──▶ proven
@@ -6,9 +6,9 @@
 //!            └─▶ evicted, when others need the room
 //! ```
 //!
-//! A connection that waits (for its first bytes, for its next request) costs a descriptor and
-//! little else, and may be evicted: the oldest of the source that has the most. One that is being
-//! served never is. A source is an IP address.
+//! A waiting connection (for its first bytes, for its next request) costs a descriptor and little
+//! else, and may be evicted: the oldest of the source with the most. One that is being served is
+//! never evicted. A source is an IP address.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -22,37 +22,37 @@ use tokio::task::AbortHandle;
 /// How long a machine counts as exhausted after a connection that could not be accepted.
 const EXHAUSTED: Duration = Duration::from_secs(5);
 
-/// How many connections of each kind a listener has.
+/// Bounds on the connections of a listener, by kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Connections that wait.
+    /// Waiting connections.
     pub waiting: usize,
-    /// Connections of one source that wait.
+    /// Waiting connections of one source.
     pub waiting_of_source: usize,
-    /// Connections that are served and have proved no identity.
+    /// Served connections without a proven identity.
     pub taken: usize,
-    /// Connections of one source that are served and have proved no identity.
+    /// Served connections of one source without a proven identity.
     pub taken_of_source: usize,
-    /// How many more than `taken` there may be where a source has no other.
+    /// Number of places in addition to `taken` for sources without any other place.
     pub spare: usize,
-    /// Connections that are served, those that have proved an identity included.
+    /// Served connections, including those with a proven identity.
     pub all: usize,
-    /// Connections of one source that are served.
+    /// Served connections of one source.
     pub of_source: usize,
 }
 
 /// Which bound a connection met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// It waited, and others needed the room.
+    /// It was evicted while it waited.
     Waiting,
-    /// Its source has enough.
+    /// Its source has reached its share.
     Source,
-    /// It has proved no identity, and the rest is kept for those that do.
+    /// It has no proven identity, and the rest is reserved for those that do.
     Unproven,
-    /// There is no room at all.
+    /// The listener is full.
     All,
-    /// It waited too long for its turn at work that the machine has no time for.
+    /// It waited too long for its turn at work that exceeds the machine's capacity.
     Turn,
 }
 
@@ -65,7 +65,7 @@ impl Limit {
         Self::Turn,
     ];
 
-    /// The word in metrics.
+    /// The label value in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -88,7 +88,7 @@ struct Inner {
     bounds: Bounds,
     table: Mutex<Table>,
     refused: [AtomicU64; Limit::ALL.len()],
-    /// When a connection could last not be accepted for want of descriptors or memory.
+    /// When a connection last could not be accepted for lack of descriptors or memory.
     exhausted: Mutex<Option<Instant>>,
 }
 
@@ -98,13 +98,13 @@ struct Table {
     waiting: usize,
     taken: usize,
     proven: usize,
-    /// Of the next connection that waits.
+    /// The number of the next waiting connection.
     number: u64,
 }
 
 #[derive(Debug, Default)]
 struct Source {
-    /// By when they began to wait.
+    /// In order of the beginning of their wait.
     waiting: BTreeMap<u64, Arc<Entry>>,
     taken: usize,
     proven: usize,
@@ -115,7 +115,7 @@ struct Entry {
     /// Changed under the table's lock only.
     standing: Mutex<Standing>,
     evicted: Notify,
-    /// What is aborted when the connection is evicted.
+    /// Aborted when the connection is evicted.
     task: Mutex<Option<AbortHandle>>,
 }
 
@@ -128,14 +128,14 @@ enum Standing {
     Evicted,
 }
 
-/// Ends a connection that is evicted by ending its task.
+/// Evicts a connection by aborting its task.
 #[derive(Debug)]
 pub struct Eviction(Arc<Entry>);
 
 impl Eviction {
-    /// `task` carries the connection.
+    /// `task` serves the connection.
     pub fn ends(self, task: AbortHandle) {
-        // Before the standing is looked at: an eviction from now on finds it.
+        // Stored before the standing is read: a later eviction finds it.
         *self.0.task() = Some(task.clone());
         if self.0.standing() == Standing::Evicted {
             task.abort();
@@ -143,7 +143,7 @@ impl Eviction {
     }
 }
 
-/// The place of one connection, free again when this is dropped.
+/// The place of one connection, released when this is dropped.
 #[derive(Debug)]
 pub struct Place {
     inner: Arc<Inner>,
@@ -163,8 +163,7 @@ impl Places {
         }
     }
 
-    /// Lets a new connection wait. Where there are too many, another one that waits is evicted for
-    /// it.
+    /// Adds a new connection as waiting. Beyond the bound, another waiting connection is evicted.
     pub fn enter(&self, source: IpAddr) -> Place {
         let source = source.to_canonical();
         let entry = Arc::new(Entry {
@@ -180,8 +179,8 @@ impl Places {
         }
     }
 
-    /// A connection could not be accepted: the machine has no room. One that waits is evicted, if
-    /// any does.
+    /// Records that a connection could not be accepted for lack of resources. Evicts a waiting one,
+    /// if any.
     pub fn exhausted(&self) {
         *self.inner.last_exhausted() = Some(Instant::now());
         let mut table = self.inner.table();
@@ -189,7 +188,7 @@ impl Places {
         self.inner.evict(&mut table, source);
     }
 
-    /// Whether there is no room for another connection to be served, wherever it comes from.
+    /// Whether no further connection can be served, from any source.
     pub fn is_full(&self) -> bool {
         let last = *self.inner.last_exhausted();
         if last.is_some_and(|at| at.elapsed() < EXHAUSTED) {
@@ -236,7 +235,7 @@ impl Inner {
         entry.set(Standing::Waiting(number));
     }
 
-    /// Evicts the connection of a source that has waited longest.
+    /// Evicts the longest-waiting connection of `source`, if there is one.
     fn evict(&self, table: &mut Table, source: Option<IpAddr>) {
         let Some(address) = source else { return };
         let Some(source) = table.sources.get_mut(&address) else {
@@ -254,7 +253,7 @@ impl Inner {
         table.forget_if_empty(address);
     }
 
-    /// Which bound keeps another connection of a source from being served.
+    /// The bound that prevents serving another connection of a source, if any.
     fn bound(&self, table: &Table, source: IpAddr, proven: bool) -> Option<Limit> {
         let bounds = &self.bounds;
         let source = table.sources.get(&source);
@@ -288,7 +287,7 @@ impl Table {
         }
     }
 
-    /// Takes a connection out of what it is counted under.
+    /// Removes a connection from the counts of its standing.
     fn remove(&mut self, address: IpAddr, standing: Standing) {
         let source = self.sources.entry(address).or_default();
         match standing {
@@ -324,12 +323,12 @@ impl Entry {
 }
 
 impl Place {
-    /// The connection is going to be served: it is not evicted from now on.
+    /// The connection is served from now on and cannot be evicted. Fails at a bound.
     pub fn take(&self) -> Result<(), Limit> {
         self.serve(Standing::Taken)
     }
 
-    /// The connection has proved an identity. What was taken before is given back.
+    /// The connection has proven an identity. Its place among those without one is released.
     pub fn prove(&self) -> Result<(), Limit> {
         self.serve(Standing::Proven)
     }
@@ -366,7 +365,7 @@ impl Place {
         Ok(())
     }
 
-    /// The connection waits again, for its next request: it may be evicted.
+    /// The connection waits for its next request and may be evicted.
     pub fn wait(&self) {
         let mut table = self.inner.table();
         let standing = self.entry.standing();
@@ -376,23 +375,23 @@ impl Place {
         }
     }
 
-    /// Returns when the connection has been evicted. For one caller.
+    /// Completes when the connection has been evicted. For one caller.
     pub fn evicted(&self) -> impl Future<Output = ()> + Send + 'static {
         let entry = self.entry.clone();
         async move { entry.evicted.notified().await }
     }
 
-    /// For a connection whose task may end at any point for as long as it waits.
+    /// For a connection whose task may be aborted at any point while it waits.
     pub fn eviction(&self) -> Eviction {
         Eviction(self.entry.clone())
     }
 
-    /// Counts that the connection is refused for another bound than the listener's.
+    /// Counts a refusal of the connection for a bound outside of the listener.
     pub fn refuse(&self, limit: Limit) {
         self.inner.count(limit);
     }
 
-    /// Where the connection comes from.
+    /// The source address of the connection.
     pub fn source(&self) -> IpAddr {
         self.source
     }

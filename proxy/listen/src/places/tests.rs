@@ -23,7 +23,7 @@ fn enter(places: &Places, of: u8, count: usize) -> Vec<Place> {
 }
 
 #[test]
-fn the_oldest_that_waits_of_the_source_with_most_makes_room() {
+fn the_oldest_waiting_connection_of_the_largest_source_is_evicted() {
     let places = Places::new(BOUNDS);
     let many = enter(&places, 1, 3);
     let few = enter(&places, 2, 1);
@@ -36,14 +36,14 @@ fn the_oldest_that_waits_of_the_source_with_most_makes_room() {
 }
 
 #[test]
-fn a_source_at_its_bound_makes_room_for_itself() {
+fn a_source_at_its_bound_evicts_its_own_connection() {
     let places = Places::new(BOUNDS);
     let many = enter(&places, 1, 4);
     assert!(is_evicted(&many[0]) && !is_evicted(&many[3]));
 }
 
 #[test]
-fn what_is_served_is_never_evicted_and_may_be_once_it_waits_again() {
+fn a_served_connection_is_evicted_only_once_it_waits_again() {
     let places = Places::new(BOUNDS);
     let served = places.enter(source(1));
     served.take().unwrap();
@@ -58,7 +58,7 @@ fn what_is_served_is_never_evicted_and_may_be_once_it_waits_again() {
 }
 
 #[test]
-fn a_source_has_a_share_of_what_is_served() {
+fn a_source_has_a_share_of_the_served_connections() {
     let places = Places::new(BOUNDS);
     let served = enter(&places, 1, 3);
     for place in &served {
@@ -66,7 +66,7 @@ fn a_source_has_a_share_of_what_is_served() {
     }
     assert_eq!(places.enter(source(1)).take(), Err(Limit::Source));
     assert_eq!(places.enter(source(1)).prove(), Err(Limit::Source));
-    // What is served already becomes proven in its own place.
+    // A served connection becomes proven in its own place.
     served[0].prove().unwrap();
     places.enter(source(2)).take().unwrap();
     assert_eq!(places.refused(Limit::Source), 2);
@@ -85,7 +85,7 @@ fn a_source_has_a_smaller_share_without_an_identity() {
 }
 
 #[test]
-fn the_last_places_are_for_those_that_prove_an_identity() {
+fn the_last_places_are_reserved_for_proven_identities() {
     let places = Places::new(BOUNDS);
     let strangers: Vec<_> = (1..=4).map(|of| places.enter(source(of))).collect();
     for place in &strangers {
@@ -102,7 +102,7 @@ fn the_last_places_are_for_those_that_prove_an_identity() {
 }
 
 #[test]
-fn the_first_of_a_source_has_a_spare_place() {
+fn the_first_connection_of_a_source_has_a_spare_place() {
     let bounds = Bounds {
         spare: 1,
         all: 4,
@@ -118,7 +118,7 @@ fn the_first_of_a_source_has_a_spare_place() {
 }
 
 #[test]
-fn places_are_free_again_and_sources_forgotten() {
+fn places_are_released_and_sources_removed() {
     let places = Places::new(BOUNDS);
     let mut open = enter(&places, 1, 5);
     open[4].take().unwrap();
@@ -132,7 +132,7 @@ fn places_are_free_again_and_sources_forgotten() {
 }
 
 #[tokio::test]
-async fn an_evicted_connection_is_told() {
+async fn an_evicted_connection_is_notified() {
     let places = Places::new(BOUNDS);
     let place = places.enter(source(1));
     places.exhausted();
@@ -140,7 +140,7 @@ async fn an_evicted_connection_is_told() {
 }
 
 #[tokio::test]
-async fn the_task_of_an_evicted_connection_ends_whenever_it_is_named() {
+async fn the_task_of_an_evicted_connection_is_aborted_whenever_it_is_set() {
     let places = Places::new(BOUNDS);
     for named_before in [true, false] {
         let place = places.enter(source(1));

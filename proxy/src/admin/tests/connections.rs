@@ -109,7 +109,7 @@ fn bytes() -> Value {
     json!({ "destination": "10.96.0.1:80", "connection": { "tls": false } })
 }
 
-/// Every match with its route and what is said of it.
+/// Every match with its route and its verdict.
 fn verdicts(said: &Value) -> Vec<(String, String, String)> {
     let matches = said["matches"].as_array().unwrap().iter();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -127,7 +127,7 @@ fn verdicts(said: &Value) -> Vec<(String, String, String)> {
 }
 
 #[tokio::test]
-async fn of_the_names_that_fit_the_one_that_wins_is_told_and_by_what_it_does() {
+async fn of_the_matching_server_names_the_winner_is_shown_with_its_outcome() {
     let fixture = tls_routes();
     let said = fixture.why(tls(json!("A.Shop.example."))).await;
     let expected = [
@@ -161,7 +161,7 @@ async fn of_the_names_that_fit_the_one_that_wins_is_told_and_by_what_it_does() {
     assert_eq!(said["outcome"]["reason"], "no-endpoint");
     assert_eq!(said["outcome"]["forwarded"], false);
 
-    // What the routes are, with no connection at all.
+    // Without a connection, the answer lists the routes.
     let said = fixture.why(json!({ "destination": "web.shop:80" })).await;
     assert_eq!(said["matches"].as_array().unwrap().len(), 5);
     assert!(said["outcome"].is_null() && said["matches"][0]["verdict"].is_null());
@@ -173,7 +173,7 @@ async fn of_the_names_that_fit_the_one_that_wins_is_told_and_by_what_it_does() {
 }
 
 #[tokio::test]
-async fn what_no_tls_route_takes_is_ended_for_the_reason_that_the_data_path_has() {
+async fn a_connection_that_no_tls_route_matches_ends_with_the_data_path_s_reason() {
     let fixture = tls_routes();
     let request = json!({
         "destination": "10.96.0.1:80", "request": { "method": "GET", "path": "/", "authority": "a.shop.example" },
@@ -187,7 +187,7 @@ async fn what_no_tls_route_takes_is_ended_for_the_reason_that_the_data_path_has(
             "server-name \"c.example\"",
         ),
         (bytes(), "no-client-hello", "client-hello null"),
-        // It begins with no ClientHello either, whatever host it is for.
+        // An HTTP request is not a ClientHello either, whatever its host.
         (request, "no-client-hello", "client-hello null"),
     ] {
         let said = fixture.why(question.clone()).await;
@@ -200,7 +200,7 @@ async fn what_no_tls_route_takes_is_ended_for_the_reason_that_the_data_path_has(
 }
 
 #[tokio::test]
-async fn a_tcp_route_takes_whatever_there_is() {
+async fn a_tcp_route_matches_every_connection() {
     let of = |backends| {
         let service = service(contract::Protocol::Http1, &[], &["tcp-route/shop/tcp"]);
         with(service, vec![tcp_route(backends)])
@@ -239,7 +239,7 @@ async fn a_tcp_route_takes_whatever_there_is() {
 }
 
 #[tokio::test]
-async fn without_routes_for_connections_bytes_go_to_the_service_s_own_pods_where_it_may_carry_them()
+async fn without_connection_routes_bytes_go_to_the_pods_of_the_service_if_the_port_may_carry_them()
 {
     use contract::Protocol::{Detect, Http1, Http2, Tcp};
     for (protocol, reason, status, forwarded) in [
@@ -273,7 +273,7 @@ async fn without_routes_for_connections_bytes_go_to_the_service_s_own_pods_where
 }
 
 #[tokio::test]
-async fn a_connection_that_cannot_be_is_no_question() {
+async fn a_question_about_an_impossible_connection_is_rejected() {
     let fixture = tls_routes();
     let mut both = request("/", json!([]));
     both["connection"] = json!({ "tls": false });

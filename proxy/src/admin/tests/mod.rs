@@ -1,4 +1,4 @@
-//! The admin port without a socket, and once with one.
+//! The admin port without a socket, and once with a socket.
 
 mod connections;
 
@@ -85,7 +85,7 @@ async fn missing(fixture: &Fixture) -> usize {
 }
 
 #[tokio::test]
-async fn ready_says_what_is_missing_until_nothing_is() {
+async fn ready_lists_what_is_missing_until_the_proxy_is_ready() {
     let fixture = Fixture::new();
     let reasons = || missing(&fixture);
     assert_eq!(reasons().await, 3);
@@ -126,7 +126,7 @@ async fn ready_says_what_is_missing_until_nothing_is() {
 }
 
 #[tokio::test]
-async fn the_log_is_changed_from_this_machine_only() {
+async fn the_log_filter_can_be_changed_from_this_machine_only() {
     let fixture = Fixture::new();
     let put = |body, local| fixture.ask(Method::PUT, "/log", body, local);
     assert_eq!(put("debug", false).await.0, 403);
@@ -145,7 +145,7 @@ async fn the_log_is_changed_from_this_machine_only() {
 }
 
 #[tokio::test]
-async fn an_unknown_path_shows_the_known_ones() {
+async fn an_unknown_path_lists_the_known_ones() {
     let fixture = Fixture::new();
     let (status, body) = fixture.get("/").await;
     assert_eq!(status, 404);
@@ -176,7 +176,7 @@ async fn metrics_are_scraped_over_a_socket() {
 }
 
 #[test]
-fn loopback_is_told_in_every_notation() {
+fn loopback_is_recognized_in_every_notation() {
     for (address, expected) in [
         ("127.0.0.1", true),
         ("127.8.8.8", true),
@@ -198,7 +198,8 @@ fn pushed(name: &str, body: contract::resource::Body) -> contract::Resource {
     }
 }
 
-/// What the controller says of a Service whose route splits what begins with `/a`, and of one of its two backends.
+/// The controller's resources for a Service whose route splits requests under `/a`, and for one of
+/// its two backends.
 fn a_service_with_a_route() -> Vec<contract::Resource> {
     use contract::resource::Body;
     let destination = contract::Destination {
@@ -299,7 +300,7 @@ fn request(path: &str, headers: serde_json::Value) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn why_tells_the_rule_that_takes_a_request_and_what_its_backends_would_do() {
+async fn why_shows_the_rule_that_matches_a_request_and_the_outcome_for_its_backends() {
     let fixture = Fixture::with_a_route();
     let said = fixture
         .why(request("/a/b", json!([["Version", "2"]])))
@@ -337,7 +338,7 @@ async fn why_tells_the_rule_that_takes_a_request_and_what_its_backends_would_do(
 }
 
 #[tokio::test]
-async fn why_tells_what_a_request_lacks() {
+async fn why_shows_which_condition_a_request_fails() {
     let fixture = Fixture::with_a_route();
     for (path, headers, part, has) in [
         ("/b", json!([]), "path", json!("/b")),
@@ -367,7 +368,7 @@ async fn why_tells_what_a_request_lacks() {
 }
 
 #[tokio::test]
-async fn of_a_great_many_matches_the_one_that_takes_the_request_is_always_told() {
+async fn of_a_great_many_matches_the_one_that_applies_is_always_shown() {
     let fixture = Fixture::with_a_route();
     let path = |kind: contract::PathMatchKind, value: &str| contract::HttpMatch {
         path: Some(contract::PathMatch {
@@ -403,7 +404,7 @@ async fn of_a_great_many_matches_the_one_that_takes_the_request_is_always_told()
 }
 
 #[tokio::test]
-async fn why_knows_what_is_not_of_the_mesh_and_what_nobody_has_said_yet() {
+async fn why_distinguishes_destinations_outside_the_mesh_from_unknown_ones() {
     let fixture = Fixture::with_a_route();
     let mut question = request("/", json!([]));
     question["destination"] = json!("10.96.0.2:80");
@@ -428,7 +429,7 @@ async fn why_knows_what_is_not_of_the_mesh_and_what_nobody_has_said_yet() {
 }
 
 #[tokio::test]
-async fn what_is_no_question_is_refused_and_strangers_ask_nothing() {
+async fn invalid_questions_and_remote_clients_are_rejected() {
     let fixture = Fixture::with_a_route();
     let asked = request("/", json!([])).to_string();
     assert_eq!(

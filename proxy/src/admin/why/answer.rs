@@ -1,4 +1,4 @@
-//! What is answered, as JSON.
+//! The answer, as JSON.
 
 use std::sync::Arc;
 
@@ -9,25 +9,25 @@ use crate::balance::Backend;
 use crate::observe::reason::Reason;
 use crate::route::Logical;
 
-/// Matches in an answer. The one that takes the request is always there.
+/// Bound on the matches in an answer. The match that applies is always included.
 const MAX_MATCHES: usize = 1_000;
 
 #[derive(Debug, Serialize)]
 pub struct Answer {
     pub(super) client_namespace: String,
-    /// `service`, `pod`, `passthrough` (none of the mesh's: the connection goes there as it is), or `unknown` until the controller has
-    /// said.
+    /// `service`, `pod`, `passthrough` (outside the mesh: the connection goes there unchanged), or
+    /// `unknown` until the controller has answered.
     pub(super) target: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) service: Option<Service>,
-    /// First the one that wins where matches are equal.
+    /// In order of precedence: the first wins between equal matches.
     pub(super) routes: Vec<Route>,
     pub(super) rejected: Vec<Rejected>,
-    /// As `matches` refers to them.
+    /// `matches` refers to these by index.
     pub(super) rules: Vec<RuleAnswer>,
     /// In order of precedence.
     pub(super) matches: Vec<MatchAnswer>,
-    /// How many more there are.
+    /// Number of matches omitted.
     pub(super) matches_left_out: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) outcome: Option<OutcomeAnswer>,
@@ -49,7 +49,8 @@ pub(super) struct Route {
     pub(super) name: String,
 }
 
-/// What the controller sent and is not in force. The version before it is, if there was one.
+/// A resource of the controller's that was rejected. The version before it stays in force, if there
+/// was one.
 #[derive(Debug, Serialize)]
 pub(super) struct Rejected {
     pub(super) name: String,
@@ -58,10 +59,11 @@ pub(super) struct Rejected {
 
 #[derive(Debug, Serialize)]
 pub(super) struct RuleAnswer {
-    /// Empty: the rule of a destination that no route is attached to.
+    /// Empty: the default rule of a destination without attached routes.
     pub(super) kind: &'static str,
     pub(super) route: String,
-    /// Its name, or its index. Empty where a route has one at most: of TLSRoutes and TCPRoutes.
+    /// The rule's name, or its index. Empty for kinds of route with at most one rule: TLSRoute and
+    /// TCPRoute.
     pub(super) rule: String,
     pub(super) filters: Vec<String>,
     pub(super) backends: Vec<BackendAnswer>,
@@ -69,21 +71,21 @@ pub(super) struct RuleAnswer {
     pub(super) request_timeout_ms: Option<u128>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) backend_request_timeout_ms: Option<u128>,
-    /// After the first attempt.
+    /// Attempts after the first.
     pub(super) retries: u32,
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct BackendAnswer {
-    /// `namespace/name:port`; empty where it can't be used.
+    /// `namespace/name:port`; empty if the backend is invalid.
     pub(super) service: String,
     pub(super) weight: u32,
-    /// Why it can't be used.
+    /// Why the backend is invalid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) invalid: Option<String>,
     pub(super) filters: Vec<String>,
     pub(super) endpoints: usize,
-    /// How many of the endpoints are given no work for a while.
+    /// How many of the endpoints are ejected.
     pub(super) ejected: usize,
 }
 
@@ -91,7 +93,7 @@ pub(super) struct BackendAnswer {
 pub(super) struct MatchAnswer {
     /// Index into `rules`.
     pub(super) rule: usize,
-    /// In words.
+    /// A description.
     pub(super) matches: String,
     #[serde(flatten)]
     pub(super) verdict: Option<VerdictAnswer>,
@@ -101,37 +103,39 @@ pub(super) struct MatchAnswer {
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub(super) enum VerdictAnswer {
     Takes,
-    /// It would take it, and the one that does comes first.
+    /// It matches, but a match of higher precedence applies.
     Outranked {
         by: &'static str,
     },
-    /// The first part that does not hold.
+    /// The first condition that does not hold.
     Unmet {
-        /// `path`, `method`, `header` or `query-parameter`; `server-name` or `client-hello` of a connection.
+        /// `path`, `method`, `header` or `query-parameter`; `server-name` or `client-hello` of a
+        /// connection.
         part: &'static str,
-        /// What it wants, in words.
+        /// The value that the match requires, described.
         wanted: String,
-        /// What the request or connection has. None: it has none.
+        /// The value of the request or connection. `None`: the value is absent.
         has: Option<String>,
     },
 }
 
 #[derive(Debug, Default, Serialize)]
 pub(super) struct OutcomeAnswer {
-    /// Whether a backend can get the request or connection.
+    /// Whether the request or connection can reach a backend.
     pub(super) forwarded: bool,
-    /// The word of what the proxy would answer itself with, to every request like this; or would end every such connection for.
+    /// The reason with which the proxy would answer every such request itself, or end every such
+    /// connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<&'static str>,
-    /// The status of that. None: the connection is ended.
+    /// The HTTP status of that answer. `None`: the connection is ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) status: Option<u16>,
-    /// The gRPC status beside it, where the request is one of gRPC's.
+    /// The gRPC status in addition, for a gRPC request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) grpc_status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) location: Option<String>,
-    /// For each of the rule's backends that has a weight.
+    /// One for each backend of the rule with a weight.
     pub(super) backends: Vec<Prospect>,
 }
 
@@ -139,16 +143,17 @@ pub(super) struct OutcomeAnswer {
 pub(super) struct Prospect {
     /// Index into the rule's backends.
     pub(super) backend: usize,
-    /// Its part of the requests or connections.
+    /// Its share of the requests or connections.
     pub(super) share: f64,
-    /// What its part is answered with by the proxy.
+    /// The reason with which the proxy would answer this share itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) grpc_status: Option<u16>,
-    /// As the backend would see it. None: it is bytes to the proxy.
+    /// The request as the backend would see it. `None`: the connection is opaque bytes to the
+    /// proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) request: Option<Seen>,
 }
@@ -187,7 +192,8 @@ impl Route {
 }
 
 impl Answer {
-    /// Adds the matches in their order, each with its rule; of a great many the first ones, and the one that takes it.
+    /// Adds the matches in their order, each with its rule. Beyond the bound, only the match that
+    /// applies is added.
     pub(super) fn add<'r, R: 'r>(
         &mut self,
         matches: impl Iterator<Item = (&'r R, String, Option<VerdictAnswer>)>,
@@ -200,7 +206,7 @@ impl Answer {
                 self.matches_left_out += 1;
                 continue;
             }
-            // Most often the same as the one before.
+            // Usually the rule of the previous match.
             let known = rules.iter().rposition(|rule| std::ptr::eq(*rule, of));
             let rule = known.unwrap_or_else(|| {
                 rules.push(of);
@@ -215,7 +221,7 @@ impl Answer {
         self.rules = rules.into_iter().map(|of| rule(self, of)).collect();
     }
 
-    /// The kind of the route `namespace/name`; empty where it is none.
+    /// The kind of the route `namespace/name`; empty if there is no such route.
     pub(super) fn kind(&self, route: &str) -> &'static str {
         let route = self.routes.iter().find(|other| other.name == route);
         route.map_or("", |route| route.kind)
@@ -251,10 +257,10 @@ impl BackendAnswer {
 }
 
 impl OutcomeAnswer {
-    /// Of what every backend would do.
+    /// The outcome across all backends.
     pub(super) fn of(prospects: Vec<Prospect>) -> Self {
         let forwarded = prospects.iter().any(|prospect| prospect.reason.is_none());
-        // The same for all of them: it is the request's.
+        // The same for all backends, as it depends on the request alone.
         let first = prospects.first();
         let all = first.filter(|first| prospects.iter().all(|other| other.reason == first.reason));
         Self {

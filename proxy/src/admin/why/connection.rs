@@ -1,4 +1,4 @@
-//! What is said of a connection: which route takes it, by what its client says first.
+//! Explains a connection: which route applies, by the first bytes of its client.
 
 use super::MAX_SHOWN;
 use super::answer::{Answer, BackendAnswer, OutcomeAnswer, Prospect, RuleAnswer, VerdictAnswer};
@@ -10,8 +10,8 @@ use crate::route::opaque::{Explained, StreamRoute, StreamRoutes, Verdict, explai
 use crate::route::{Logical, Protocol};
 
 impl Answer {
-    /// Every name of the routes; and what it makes of a connection that begins with `hello`, and what would become of that, if there
-    /// is one.
+    /// Every name of the routes. With a `hello`: also which name matches a connection that begins
+    /// with it, and the outcome.
     pub(super) fn explain_connection(&mut self, routes: &StreamRoutes, hello: Option<&Hello>) {
         let explained = explain(routes, hello);
         let matches = explained.iter().map(|one| {
@@ -25,7 +25,8 @@ impl Answer {
         self.outcome = hello.map(|hello| outcome_answer(routes, hello));
     }
 
-    /// A connection to a port without routes for connections: those that are not HTTP go to its own pods, if there can be any.
+    /// A connection to a port without routes for connections: other protocols than HTTP go to the
+    /// Service's own pods, if there can be any.
     pub(super) fn explain_bytes(&mut self, logical: &Logical) {
         self.outcome = Some(match logical.protocol {
             Protocol::Detect | Protocol::Tcp => {
@@ -48,7 +49,7 @@ impl Answer {
                 status: Some(Reason::BadRequest.status()),
                 ..OutcomeAnswer::ended(Reason::BadRequest)
             },
-            // It ends for want of HTTP/2's preface, which has no reason.
+            // It ends because HTTP/2's preface is missing, which has no reason of its own.
             Protocol::Http2 => OutcomeAnswer::default(),
         });
     }

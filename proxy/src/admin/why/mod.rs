@@ -1,8 +1,11 @@
-//! `/why`: which rule would take a request, or which route a connection, from the tables in force, and why the others would not.
+//! `/why`: which rule applies to a request, or which route to a connection, by the tables in force,
+//! and why the others do not.
 //!
-//! In: a destination, and the head of a request that nobody sends, or how a connection begins that nobody opens. Out: every match of
-//! the destination's routes in order of precedence, what speaks against it, and what would become of the request or connection. The
-//! data path's own functions decide. A destination that the app has not called yet is asked of the controller, as its first call would.
+//! In: a destination, and the head of a hypothetical request or the beginning of a hypothetical
+//! connection. Out: every match of the destination's routes in order of precedence, the condition
+//! that fails in each, and the outcome of the request or connection. The data path's own functions
+//! decide. A destination that the app has not called yet is requested from the controller, as by
+//! the app's first call.
 //!
 //! # Floors
 //!
@@ -26,7 +29,7 @@ use answer::{OutcomeAnswer, Rejected, Route, Service};
 pub use answer::Answer;
 pub use question::{Asks, Question, Said};
 
-/// Characters of a value that was sent: enough to see what is wrong with it.
+/// Bound on a shown value, in characters: enough to see what is wrong with it.
 const MAX_SHOWN: usize = 200;
 
 /// The answer, for a destination that has been looked up.
@@ -75,7 +78,7 @@ impl Answer {
             (Some(routes), Some(Said::Connection(hello))) => {
                 self.explain_connection(routes, Some(hello));
             }
-            // It is bytes like others, and no ClientHello.
+            // Opaque bytes to these routes, and not a ClientHello.
             (Some(routes), Some(Said::Request(_))) => {
                 self.explain_connection(routes, Some(&Hello::Other));
             }

@@ -1,4 +1,4 @@
-//! What is asked, as JSON.
+//! The question, as JSON.
 
 use std::net::SocketAddr;
 
@@ -11,17 +11,17 @@ use crate::route::opaque::client_hello::{Hello, normal};
 
 /// Fields in the head of a request.
 const MAX_HEADERS: usize = 100;
-/// Bytes in the name that a TLS client asks for: as many as DNS allows.
+/// Bytes in the server name of a TLS client: as many as DNS allows.
 const MAX_NAME: usize = 255;
 
-/// What is asked.
+/// A question to `/why`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
     /// `10.96.0.10:80`, or `NAME.NAMESPACE:PORT` of a Service that the app has called before.
     destination: String,
     request: Option<Asked>,
-    /// Neither: what the routes are is all that is asked.
+    /// With neither a request nor a connection, the answer lists the routes.
     connection: Option<Opened>,
 }
 
@@ -38,26 +38,26 @@ struct Asked {
     headers: Vec<(String, String)>,
 }
 
-/// A connection of which nothing but its beginning is known.
+/// The beginning of a connection.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Opened {
     /// Whether it begins with a ClientHello.
     tls: bool,
-    /// The name in that. None: it asks for none.
+    /// The server name (SNI) of the ClientHello. `None`: it has no server name.
     server_name: Option<String>,
 }
 
-/// What a client would say.
+/// What the client would send.
 #[derive(Debug)]
 pub enum Said {
     /// The head of a request.
     Request(Parts),
-    /// Something else.
+    /// The first bytes of another connection.
     Connection(Hello),
 }
 
-/// Where a question leads.
+/// The destination of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asks {
     Address(SocketAddr),
@@ -70,7 +70,7 @@ pub enum Asks {
 }
 
 impl Question {
-    /// From JSON.
+    /// Parses JSON.
     pub fn parse(body: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(body).map_err(|error| error.to_string())
     }
@@ -105,7 +105,7 @@ impl Question {
         })
     }
 
-    /// What the client would say, if that is asked. `Err`: it can't be said.
+    /// What the client would send, if the question has it. `Err`: it is invalid.
     pub fn said(&self) -> Result<Option<Said>, String> {
         Ok(match (&self.request, &self.connection) {
             (None, None) => None,

@@ -1,4 +1,4 @@
-//! What is said of a request: which rule takes it.
+//! Explains a request: which rule applies.
 
 use http::request::Parts;
 
@@ -15,7 +15,8 @@ use crate::route::{
 };
 
 impl Answer {
-    /// Every match of the destination's routes; and what it makes of `head`, and what would become of that, if there is one.
+    /// Every match of the destination's routes. With a `head`: also which of them apply, and the
+    /// outcome.
     pub(super) fn explain_request(&mut self, logical: &Logical, head: Option<&Parts>) {
         let explained = explain(logical, head);
         let matches = explained.iter().map(|one| {
@@ -30,7 +31,7 @@ impl Answer {
     }
 }
 
-/// What the rule of a destination that no route is attached to matches.
+/// The description of the default rule's match, for a destination without attached routes.
 pub(super) const EVERYTHING: &str = "everything";
 
 impl RuleAnswer {
@@ -95,7 +96,7 @@ fn unmet_answer(unmet: &Unmet<'_>, head: &Parts) -> VerdictAnswer {
     VerdictAnswer::Unmet { part, wanted, has }
 }
 
-/// What a request has under the name of a condition.
+/// The value in a request under the name of a condition.
 fn header(wanted: &NamedMatch, head: &Parts) -> Option<String> {
     if wanted.name.eq_ignore_ascii_case("host") {
         return head.authority().map(str::to_owned);
@@ -169,7 +170,7 @@ impl OutcomeAnswer {
     }
 }
 
-/// The statuses that go with a reason: HTTP's, and gRPC's.
+/// The HTTP status and gRPC status of a reason.
 fn statuses(reason: Reason, head: &Parts) -> (Option<u16>, Option<u16>) {
     match is_grpc(&head.headers) {
         true => (Some(200), Some(grpc_status(reason))),

@@ -1,9 +1,9 @@
-//! How evenly requests are spread over endpoints that are equally fast.
+//! How evenly requests are distributed over endpoints that are equally fast.
 
 use super::*;
 
-/// How latencies are drawn: some milliseconds, and one of twenty is an outlier of ten times that,
-/// as on a busy machine.
+/// Random latencies: some milliseconds, with one outlier in twenty of ten times that, as on a busy
+/// machine.
 fn latency(random: &mut SmallRng) -> u64 {
     let usual = random.random_range(500_000..4 * MS);
     match random.random_range(0..20) {
@@ -13,7 +13,7 @@ fn latency(random: &mut SmallRng) -> u64 {
 }
 
 /// Sends `requests`, `apart` nanoseconds from each other, with up to `at_once` in flight, and
-/// returns which endpoint got which.
+/// returns the endpoint of each.
 fn picks(endpoints: u64, requests: u64, apart: u64, at_once: usize, seed: u64) -> Vec<u64> {
     let set = set_of(endpoints);
     let mut random = SmallRng::seed_from_u64(seed);
@@ -35,8 +35,8 @@ fn picks(endpoints: u64, requests: u64, apart: u64, at_once: usize, seed: u64) -
     picks
 }
 
-/// The least and the most that an endpoint gets of any `window` requests in a row, in parts of its
-/// fair share.
+/// The least and the most requests that an endpoint gets in any `window` consecutive requests, as a
+/// fraction of its fair share.
 fn extremes(picks: &[u64], endpoints: u64, window: usize) -> (f64, f64) {
     let (mut least, mut most) = (f64::MAX, 0.0_f64);
     for window in picks.chunks_exact(window) {
@@ -49,7 +49,8 @@ fn extremes(picks: &[u64], endpoints: u64, window: usize) -> (f64, f64) {
     (least, most)
 }
 
-/// What proxy/README.md says of requests in a row, fifteen for each endpoint and thirty at least.
+/// The bound that proxy/README.md documents for consecutive requests, fifteen for each endpoint and
+/// thirty at least.
 const LEAST: f64 = 0.4;
 const MOST: f64 = 1.6;
 

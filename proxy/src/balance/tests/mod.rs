@@ -38,7 +38,7 @@ impl InFlight {
     }
 }
 
-/// Fails whatever is sent to the endpoint `id` until it is ejected, `now`.
+/// Fails all requests to the endpoint `id` at `now` until it is ejected.
 fn eject(set: &EndpointSet, id: u64, now: u64) {
     let endpoint = &set.endpoints[id as usize];
     for _ in 0..5 {
@@ -47,7 +47,7 @@ fn eject(set: &EndpointSet, id: u64, now: u64) {
     assert!(endpoint.load.is_unwell());
 }
 
-/// How many of `requests` each endpoint gets, one after the other, with a latency of its own.
+/// How many of `requests` each endpoint gets, sent one after the other, with a latency of its own.
 fn shares(set: &EndpointSet, requests: u64, latency: impl Fn(u64) -> u64) -> Vec<u64> {
     let mut random = random();
     let mut shares = vec![0; set.endpoints.len()];
@@ -104,7 +104,7 @@ fn an_endpoint_that_is_busy_gets_less() {
 }
 
 #[test]
-fn a_new_endpoint_gets_its_share_and_no_stampede() {
+fn a_new_endpoint_gets_its_share_without_a_stampede() {
     let mut set = set_of(4);
     shares(&set, 1_000, |_| 20 * MS);
     set.endpoints.push(endpoint(4));
@@ -117,7 +117,7 @@ fn a_new_endpoint_gets_its_share_and_no_stampede() {
 }
 
 #[test]
-fn one_outlier_does_not_banish_an_endpoint() {
+fn one_outlier_does_not_exclude_an_endpoint() {
     let set = set_of(2);
     shares(&set, 1_000, |_| 5 * MS);
     let end = |id: usize, latency, now| {
@@ -155,7 +155,7 @@ fn the_first_requests_to_an_endpoint_may_be_slow() {
 }
 
 #[test]
-fn those_tried_are_avoided_while_there_are_others() {
+fn tried_endpoints_are_avoided_while_there_are_others() {
     let set = set_of(3);
     let mut random = random();
     for _ in 0..100 {
@@ -168,7 +168,7 @@ fn those_tried_are_avoided_while_there_are_others() {
 }
 
 #[test]
-fn failures_in_a_row_eject_and_one_probe_brings_back() {
+fn consecutive_failures_eject_and_one_probe_restores() {
     let set = set_of(3);
     let mut random = random();
     eject(&set, 1, SECOND);
@@ -176,7 +176,7 @@ fn failures_in_a_row_eject_and_one_probe_brings_back() {
         let picked = pick_at(&set, &[], &mut random, Nanos(2 * SECOND)).expect("an endpoint");
         assert_ne!(picked.endpoint.id, 1);
     }
-    // Over: exactly one request goes there until it is answered.
+    // The ejection is over: exactly one request goes there until it is answered.
     let over = 12 * SECOND;
     let held: Vec<_> = (0..200)
         .map(|_| pick_at(&set, &[], &mut random, Nanos(over)).expect("an endpoint"))
@@ -218,7 +218,7 @@ fn a_failed_probe_ejects_for_twice_as_long_up_to_a_bound() {
 }
 
 #[test]
-fn a_probe_that_was_cancelled_may_be_made_again() {
+fn a_cancelled_probe_may_be_repeated() {
     let set = set_of(3);
     eject(&set, 1, SECOND);
     let over = Nanos(12 * SECOND);
@@ -228,7 +228,7 @@ fn a_probe_that_was_cancelled_may_be_made_again() {
 }
 
 #[test]
-fn long_good_standing_forgives() {
+fn long_good_standing_resets_the_ejection_time() {
     let set = set_of(3);
     let endpoint = &set.endpoints[1];
     let mut now = SECOND;
@@ -243,7 +243,7 @@ fn long_good_standing_forgives() {
 }
 
 #[test]
-fn a_success_in_between_starts_the_count_over() {
+fn a_success_in_between_resets_the_count_of_failures() {
     let set = set_of(2);
     let endpoint = &set.endpoints[0];
     for number in 0..100 {
@@ -268,7 +268,7 @@ fn with_more_than_half_ejected_ejection_is_ignored() {
     eject(&set, 0, SECOND);
     eject(&set, 1, SECOND);
     let now = Nanos(2 * SECOND);
-    // The one in good standing comes first, but a retry is not given up for want of an endpoint.
+    // The one in good standing comes first, but a retry may go to an ejected one.
     let picked = pick_at(&set, &[2], &mut random, now).expect("an endpoint");
     assert_ne!(picked.endpoint.id, 2);
     drop(picked);
@@ -279,7 +279,7 @@ fn with_more_than_half_ejected_ejection_is_ignored() {
         seen[picked.endpoint.id as usize] = true;
     }
     assert_eq!(seen, [true; 3]);
-    // One that answers is back.
+    // An endpoint that answers is restored.
     let picked = pick_at(&set, &[], &mut random, now).expect("an endpoint");
     let id = picked.endpoint.id;
     picked.end(ok(), MS, now.0);
@@ -287,14 +287,14 @@ fn with_more_than_half_ejected_ejection_is_ignored() {
 }
 
 #[test]
-fn an_only_endpoint_is_used_however_often_it_fails() {
+fn the_only_endpoint_is_used_however_often_it_fails() {
     let set = set_of(1);
     eject(&set, 0, SECOND);
     assert!(pick_at(&set, &[], &mut random(), Nanos(2 * SECOND)).is_some());
 }
 
 #[test]
-fn one_that_did_not_accept_a_connection_is_passed_over() {
+fn an_endpoint_that_did_not_accept_a_connection_is_avoided() {
     let set = set_of(2);
     let mut random = random();
     let now = Nanos(SECOND);
@@ -312,7 +312,7 @@ fn one_that_did_not_accept_a_connection_is_passed_over() {
 }
 
 #[test]
-fn a_stranger_at_the_address_is_refused_even_as_the_last_endpoint() {
+fn an_endpoint_with_another_identity_is_refused_even_as_the_last_one() {
     for number in [1, 2] {
         let set = set_of(number);
         let mut random = random();
@@ -342,7 +342,7 @@ fn a_stranger_at_the_address_is_refused_even_as_the_last_endpoint() {
 }
 
 #[test]
-fn a_time_that_was_not_waited_out_is_a_lower_bound() {
+fn the_latency_of_a_cancelled_request_is_a_lower_bound() {
     let set = set_of(2);
     let endpoint = &set.endpoints[0];
     let start = |now| InFlight::new(endpoint, Admission::Regular, Nanos(now));
@@ -366,7 +366,7 @@ fn near_and_far() -> EndpointSet {
     )
 }
 
-/// Which endpoints `requests` go to, all of them `now` and answered well.
+/// The endpoints that get `requests`, all at `now` and answered successfully.
 fn used(set: &EndpointSet, tried: &[u64], requests: u64, now: u64) -> Vec<u64> {
     let mut random = random();
     let ids = (0..requests).map(|_| {
@@ -382,7 +382,7 @@ fn used(set: &EndpointSet, tried: &[u64], requests: u64, now: u64) -> Vec<u64> {
 }
 
 #[test]
-fn preferred_endpoints_get_everything_and_share_it() {
+fn preferred_endpoints_share_all_requests() {
     let set = near_and_far();
     let shares = shares(&set, 1_000, |_| MS);
     assert_eq!(shares[2..], [0, 0]);
@@ -392,18 +392,18 @@ fn preferred_endpoints_get_everything_and_share_it() {
 }
 
 #[test]
-fn others_are_used_while_no_preferred_endpoint_is_well_and_no_longer() {
+fn others_are_used_only_while_no_preferred_endpoint_is_available() {
     let set = near_and_far();
     eject(&set, 0, SECOND);
     eject(&set, 1, SECOND);
     assert_eq!(used(&set, &[], 100, SECOND), [2, 3]);
-    // Their time is over: one request probes each, and they are well again.
+    // The ejection is over: one request probes each, and they recover.
     assert_eq!(used(&set, &[], 2, 60 * SECOND), [0, 1]);
     assert_eq!(used(&set, &[], 100, 60 * SECOND), [0, 1]);
 }
 
 #[test]
-fn an_only_preferred_endpoint_that_is_unwell_is_not_insisted_on() {
+fn the_only_preferred_endpoint_is_skipped_while_it_is_ejected() {
     let set = EndpointSet::preferring(vec![endpoint(0)], vec![endpoint(1), endpoint(2)]);
     assert_eq!(used(&set, &[], 100, SECOND), [0]);
     let refused = InFlight::new(&set.endpoints[0], Admission::Regular, Nanos(SECOND));
@@ -415,12 +415,12 @@ fn an_only_preferred_endpoint_that_is_unwell_is_not_insisted_on() {
     for id in 0..3 {
         eject(&set, id, 20 * SECOND);
     }
-    // Too many are out: ejection is ignored rather than requests failed.
+    // Too many are ejected: ejection is ignored rather than failing requests.
     assert_eq!(used(&set, &[], 1, 20 * SECOND).len(), 1);
 }
 
 #[test]
-fn a_request_that_has_tried_the_preferred_endpoints_goes_elsewhere() {
+fn a_request_that_has_tried_the_preferred_endpoints_uses_another() {
     let set = near_and_far();
     assert_eq!(used(&set, &[0], 100, SECOND), [1]);
     assert_eq!(used(&set, &[0, 1], 100, SECOND), [2, 3]);

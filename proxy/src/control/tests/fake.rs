@@ -1,4 +1,4 @@
-//! A controller that does what a test tells it: real TLS, real HTTP/2, gRPC's framing by hand.
+//! A scripted controller for tests: real TLS, real HTTP/2, gRPC's framing by hand.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ use crate::identity::testing::{Authority, Leaf, in_seconds};
 pub const CONTROLLER: &str = "spiffe://cluster.local/ns/naru-system/sa/naru-controller";
 pub const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
-/// A running controller. It is gone when this is dropped.
+/// A running controller. It stops when this is dropped.
 pub struct Fake {
     pub address: SocketAddr,
     pub authority: Arc<Authority>,
@@ -33,13 +33,13 @@ pub struct Fake {
     task: JoinHandle<()>,
 }
 
-/// How certificates are asked for and given.
+/// How requests for certificates are answered.
 pub struct Settings {
-    /// The name of the authority that the next certificate is said to be of.
+    /// The name of the authority that is announced with the next certificate.
     pub issuer: String,
-    /// What the next certificate says.
+    /// The claims of the next certificate.
     pub leaf: Leaf,
-    /// Beside the authority's own.
+    /// In addition to the authority's own.
     pub more_anchors: Vec<CertificateDer<'static>>,
     /// Answer with PERMISSION_DENIED instead.
     pub refuse: bool,
@@ -52,7 +52,7 @@ pub struct Stream {
     buffer: BytesMut,
     to_proxy: SendStream<Bytes>,
     sequence: u64,
-    /// How many certificates the proxy has shown.
+    /// How many certificates the proxy has presented.
     pub certificates: usize,
 }
 
@@ -66,7 +66,7 @@ impl Fake {
         .await
     }
 
-    /// Shows `leaf`, issued by `authority`.
+    /// Presents `leaf`, issued by `authority`.
     pub async fn start_as(authority: Arc<Authority>, leaf: Leaf, listen: &str) -> Self {
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -142,7 +142,7 @@ struct Server {
 
 impl Server {
     async fn connection(self, stream: TcpStream) {
-        // A proxy that does not like the certificate leaves.
+        // A proxy that rejects the certificate closes the connection.
         let Ok(stream) = self.tls.accept(stream).await else {
             return;
         };
@@ -255,7 +255,7 @@ impl Stream {
         }
     }
 
-    /// Pushes and takes the answer.
+    /// Sends a push and awaits the answer.
     pub async fn push(&mut self, updates: Vec<Resource>) -> Answer {
         self.sequence += 1;
         self.send(to_proxy::Message::Push(Push {
@@ -284,7 +284,7 @@ impl Stream {
     }
 }
 
-/// A message with gRPC's prefix: not compressed, and its length.
+/// A message with gRPC's prefix: the compression flag (off), and its length.
 fn frame(message: &impl Message) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u8(0);

@@ -1,4 +1,4 @@
-//! The control thread against a controller of the test's own.
+//! The control thread against a fake controller.
 
 mod fake;
 
@@ -26,10 +26,10 @@ use crate::table::{Destination, Store, Tables, tables};
 const CLUSTER_IP: &str = "10.96.0.1:80";
 const SERVICE: &str = "service/shop/shop/web/80";
 const ENDPOINTS: &str = "endpoints/shop/web/80";
-/// Longer than anything here takes, and shorter than anybody's patience.
+/// Longer than any step here takes, and short enough to wait for when a test fails.
 const LONG: Duration = Duration::from_secs(20);
 
-/// Everything that runs on a proxy's control thread, but for the admin port.
+/// Everything that runs on a proxy's control thread, except the admin port.
 struct Proxy {
     identity: Identity,
     metrics: Metrics,
@@ -193,7 +193,7 @@ fn web(version: u64, ip: [u8; 4]) -> Vec<Resource> {
     ]
 }
 
-/// A proxy that has been told what `web` is.
+/// A proxy that has received the destination `web`.
 async fn synced(fake: &mut Fake) -> (Proxy, Stream) {
     let proxy = Proxy::start(fake);
     let mut stream = soon(fake.stream()).await;
@@ -209,7 +209,7 @@ async fn synced(fake: &mut Fake) -> (Proxy, Stream) {
 }
 
 #[tokio::test]
-async fn first_comes_a_certificate_then_the_stream_with_it() {
+async fn the_certificate_comes_first_then_the_stream_that_uses_it() {
     let mut fake = Fake::start().await;
     let proxy = Proxy::start(&fake);
     let mut stream = soon(fake.stream()).await;
@@ -237,7 +237,7 @@ async fn first_comes_a_certificate_then_the_stream_with_it() {
 }
 
 #[tokio::test]
-async fn many_who_call_the_same_new_destination_make_one_subscription() {
+async fn many_calls_of_the_same_new_destination_make_one_subscription() {
     let mut fake = Fake::start().await;
     let proxy = Proxy::start(&fake);
     let mut stream = soon(fake.stream()).await;
@@ -259,14 +259,14 @@ async fn many_who_call_the_same_new_destination_make_one_subscription() {
 }
 
 #[tokio::test]
-async fn without_the_controller_tables_stay_and_afterwards_only_changes_are_asked_for() {
+async fn without_the_controller_tables_stay_and_later_only_changes_are_requested() {
     let mut fake = Fake::start().await;
     let (proxy, stream) = synced(&mut fake).await;
     let (authority, address) = (fake.authority.clone(), fake.address.to_string());
     drop((stream, fake));
     until(|| proxy.metric("naru_controller_connected ") == 0.0).await;
     assert_eq!(proxy.endpoints().await, ["10.0.0.1:8080"]);
-    // A destination that is called meanwhile is unknown, and asked about later.
+    // A destination that is called in the meantime is unknown, and requested later.
     let called = proxy
         .tables
         .destination("10.96.0.9:80".parse().unwrap())
@@ -298,7 +298,7 @@ async fn without_the_controller_tables_stay_and_afterwards_only_changes_are_aske
 }
 
 #[tokio::test]
-async fn what_is_rejected_is_said_with_the_reason_and_the_rest_applies() {
+async fn a_rejection_is_reported_with_its_reason_and_the_rest_applies() {
     let mut fake = Fake::start().await;
     let (proxy, mut stream) = synced(&mut fake).await;
     let mut wrong = web(2, [10, 0, 0, 2]);
@@ -319,7 +319,7 @@ async fn what_is_rejected_is_said_with_the_reason_and_the_rest_applies() {
 }
 
 #[tokio::test]
-async fn destinations_that_nobody_uses_are_taken_back() {
+async fn unused_destinations_are_unsubscribed() {
     let mut fake = Fake::start().await;
     let (proxy, mut stream) = synced(&mut fake).await;
     let later = Instant::now() + Duration::from_secs(700);
@@ -329,7 +329,7 @@ async fn destinations_that_nobody_uses_are_taken_back() {
         store.sweep(later + Duration::from_secs(1));
     }
     assert_eq!(soon(stream.unsubscribed()).await, [CLUSTER_IP]);
-    // And asked for again when they are called again.
+    // And they are requested again when they are called again.
     let (endpoints, subscribed) =
         soon(async { tokio::join!(proxy.endpoints(), stream.subscribed()) }).await;
     assert_eq!(subscribed, [CLUSTER_IP]);
@@ -345,7 +345,7 @@ fn trust_anchors(anchors: &[CertificateDer<'_>], issuer: &str) -> contract::Trus
 }
 
 #[tokio::test]
-async fn a_certificate_of_another_authority_is_renewed_at_once_and_then_left() {
+async fn a_certificate_of_another_authority_is_renewed_at_once_and_only_once() {
     let mut fake = Fake::start().await;
     fake.settings.lock().unwrap().issuer = "old".to_owned();
     let (proxy, mut stream) = synced(&mut fake).await;
@@ -358,13 +358,13 @@ async fn a_certificate_of_another_authority_is_renewed_at_once_and_then_left() {
         let body = Body::TrustAnchors(trust_anchors(&anchors, issuer));
         vec![resource("trust-anchors", version, body)]
     };
-    // Of this one it is already.
+    // The certificate is already from this authority.
     assert_eq!(soon(stream.push(push(1, "old"))).await.rejected, []);
     assert_eq!(proxy.metric(renewed), 1.0);
     assert_eq!(soon(stream.push(push(2, "new"))).await.rejected, []);
     until(|| proxy.metric(renewed) == 2.0).await;
     assert_eq!(proxy.metric(&of("new")), 1.0);
-    // What is no name of an authority is not taken for one.
+    // An invalid authority name is rejected.
     let rejected = soon(stream.push(push(3, "a\"b"))).await.rejected;
     assert_eq!(rejected.len(), 1);
 }
@@ -378,7 +378,7 @@ async fn anchors_that_come_with_a_certificate_do_not_displace_streamed_ones() {
     let lagging = Authority::new("lagging").anchor();
     fake.settings.lock().unwrap().more_anchors = vec![lagging.clone()];
     let streamed = [ours.clone(), next.clone()];
-    // The certificate comes from a controller that knows less and more than the stream's.
+    // The certificate comes from a controller that has other anchors than the stream's.
     fake.settings.lock().unwrap().issuer = "new".to_owned();
     let body = Body::TrustAnchors(trust_anchors(&streamed, "new"));
     soon(stream.push(vec![resource("trust-anchors", 7, body)])).await;
@@ -388,7 +388,7 @@ async fn anchors_that_come_with_a_certificate_do_not_displace_streamed_ones() {
             .trusts(&[ours.clone(), next.clone(), lagging.clone()])
     })
     .await;
-    // So the next stream is asked for all of them again.
+    // So the next stream requests all of them again.
     drop(stream);
     let mut stream = soon(fake.stream()).await;
     let held = soon(stream.hello()).await.held;
@@ -420,7 +420,7 @@ async fn anchors_are_streamed() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_renewed_with_the_token_of_the_day() {
+async fn each_renewal_uses_the_current_token() {
     let mut fake = Fake::start().await;
     fake.settings.lock().unwrap().leaf.not_after = 4;
     let proxy = Proxy::start(&fake);
@@ -445,7 +445,7 @@ async fn a_certificate_is_renewed_with_the_token_of_the_day() {
 }
 
 #[tokio::test]
-async fn a_controller_that_falls_silent_is_left() {
+async fn a_silent_controller_is_abandoned() {
     let mut fake = Fake::start().await;
     let _proxy = Proxy::start_with(&fake, |sync| sync.silence = Duration::from_millis(300));
     let mut stream = soon(fake.stream()).await;
@@ -460,12 +460,12 @@ async fn a_controller_that_falls_silent_is_left() {
     soon(fake.stream()).await.hello().await;
 }
 
-/// What asking a controller that shows `leaf` for a certificate comes to.
+/// The result of requesting a certificate from a controller that presents `leaf`.
 async fn certify(leaf: Leaf, issuer: &Arc<Authority>, known: &Authority) -> Result<(), String> {
     let fake = Fake::start_as(issuer.clone(), leaf, "127.0.0.1:0").await;
     let files = Files::new(known);
     let mut controller = Controller {
-        // Whatever else the name stands for is tried as well.
+        // All other addresses of the name are tried as well.
         config: config(&format!("localhost:{}", fake.address.port()), &files),
         identity: Identity::new(TRUST_DOMAIN, vec![known.anchor()]).unwrap(),
     };
@@ -482,7 +482,7 @@ async fn certify(leaf: Leaf, issuer: &Arc<Authority>, known: &Authority) -> Resu
 }
 
 #[tokio::test]
-async fn nobody_but_the_controller_is_shown_the_token() {
+async fn only_the_controller_receives_the_token() {
     let authority = Arc::new(Authority::new("a"));
     let expect = |result: Result<(), String>, text: &str| {
         let error = result.unwrap_err();
@@ -505,7 +505,7 @@ async fn nobody_but_the_controller_is_shown_the_token() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_missed_a_rotation_is_let_back_in_by_its_file() {
+async fn a_proxy_that_missed_a_rotation_is_readmitted_by_its_anchors_file() {
     let fake = Fake::start().await;
     let files = Files::new(&fake.authority);
     let old = Authority::new("old");
@@ -521,7 +521,7 @@ async fn a_proxy_that_missed_a_rotation_is_let_back_in_by_its_file() {
     let task = tokio::spawn(renewal.run());
     until(|| controller.identity.is_valid()).await;
     task.abort();
-    // What is missing is named.
+    // The missing file is named.
     std::fs::remove_file(files.token()).unwrap();
     let error = controller
         .certify(contract::CertifyRequest::default())
@@ -532,7 +532,7 @@ async fn a_proxy_that_missed_a_rotation_is_let_back_in_by_its_file() {
 }
 
 #[tokio::test]
-async fn a_controller_that_is_not_there_is_named() {
+async fn an_error_names_an_unreachable_controller() {
     let files = Files::new(&Authority::new("a"));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -552,14 +552,14 @@ async fn a_controller_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
-async fn a_proxy_whose_certificate_is_refused_gets_another_by_its_token() {
+async fn a_proxy_whose_certificate_is_refused_gets_another_with_its_token() {
     let mut fake = Fake::start().await;
     let (proxy, stream) = synced(&mut fake).await;
     let address = fake.address.to_string();
     drop((stream, fake));
     until(|| proxy.metric("naru_controller_connected ") == 0.0).await;
     // The old authority is lost: the new one's root comes with the file, and the certificate in
-    // force is good for ten hours.
+    // force is valid for ten hours.
     let new = Arc::new(Authority::new("b"));
     std::fs::write(proxy.files.anchors(), new.pem()).unwrap();
     let mut fake = Fake::start_as(new.clone(), Leaf::new(CONTROLLER), &address).await;
@@ -574,7 +574,7 @@ async fn a_proxy_whose_certificate_is_refused_gets_another_by_its_token() {
 }
 
 #[tokio::test]
-async fn a_controller_of_an_authority_that_the_file_does_not_name_is_shown_no_token() {
+async fn a_controller_under_an_unlisted_authority_does_not_receive_the_token() {
     let mut fake = Fake::start().await;
     let (proxy, stream) = synced(&mut fake).await;
     let address = fake.address.to_string();

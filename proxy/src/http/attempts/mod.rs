@@ -1,9 +1,9 @@
 //! The attempts of a request, whatever its protocol: one endpoint after the other until a response
-//! is passed on, or there is nothing left to try.
+//! is passed on, or all options are exhausted.
 //!
-//! In: the backend, the rule's time-outs and retries, and how each attempt ended. Out: which
-//! endpoint is tried next and after what wait, and how it all ended. [`Transport`] is what the two
-//! HTTPs do themselves: they send, wait and read.
+//! In: the backend, the rule's timeouts and retries, and how each attempt ended. Out: the endpoint
+//! to try next and the wait before it, and the final outcome. [`Transport`] is the part that HTTP/1
+//! and HTTP/2 implement themselves: they send, wait and read.
 
 use std::time::Duration;
 
@@ -21,15 +21,15 @@ use crate::upstream::streams::Refusal;
 #[cfg(test)]
 mod tests;
 
-/// Why an attempt came to nothing.
+/// Why an attempt failed.
 #[derive(Clone, Copy, Debug)]
 pub struct Failed {
     pub failure: Failure,
-    /// What the client is told, if this was the last attempt.
+    /// The reason for the client, if this was the last attempt.
     pub reason: Reason,
-    /// The code of the upstream's RST_STREAM, which the client is sent in place of a response.
+    /// The code of the upstream's RST_STREAM, which the client gets instead of a response.
     pub reset: Option<h2::Reason>,
-    /// What it says about the endpoint.
+    /// How it counts for the endpoint.
     pub outcome: AttemptOutcome,
 }
 
@@ -43,7 +43,7 @@ impl Failed {
         }
     }
 
-    /// There is no connection or stream.
+    /// No connection or stream is available.
     pub fn no_connection(refusal: Refusal) -> Self {
         Self::new((&refusal).into(), refusal.reason, refusal.outcome())
     }
@@ -53,13 +53,14 @@ impl Failed {
         Self::new(Failure::Reset, reason, AttemptOutcome::Reset)
     }
 
-    /// What was sent has not been acknowledged.
+    /// Sent data has not been acknowledged.
     pub fn out_of_reach() -> Self {
         let timed_out = AttemptOutcome::TimedOut;
         Self::new(Failure::Reset, Reason::UpstreamReset, timed_out)
     }
 
-    /// The budget of memory has no room for what waits. The endpoint may have begun with it.
+    /// The memory budget has no room for the waiting data. The endpoint may have started
+    /// processing.
     pub fn no_memory(outcome: AttemptOutcome) -> Self {
         Self::new(Failure::Reset, Reason::MemoryExhausted, outcome)
     }
@@ -76,28 +77,28 @@ impl Failed {
     }
 }
 
-/// Why an attempt has no response. `I`: what a protocol is interrupted by.
+/// Why an attempt has no response. `I`: the interruptions of a protocol.
 pub enum Unanswered<I> {
     /// Another attempt may follow.
     Failed(Failed),
-    /// None does.
+    /// No other attempt follows.
     Interrupted(I),
 }
 
-/// What of a response decides on another attempt.
+/// The parts of a response that decide on another attempt.
 pub struct Answer<'a> {
     pub status: u16,
-    /// The reason that it carries.
+    /// The reason code that it carries.
     pub reason: Option<&'a [u8]>,
-    /// Where it comes from.
+    /// The peer that sent it.
     pub peer: &'a Peer,
 }
 
-/// The sending and reading of one of the HTTPs.
+/// Sending and reading in HTTP/1 or HTTP/2.
 pub trait Transport {
-    /// The head of a response, and the connection that it came by.
+    /// The head of a response, and the connection that it came on.
     type Answered;
-    /// Why the request is given up.
+    /// Why the request is abandoned.
     type Interrupt;
 
     /// The endpoint that the client's connection is bound to.
@@ -111,9 +112,9 @@ pub trait Transport {
         in_flight: InFlight,
     ) -> Result<Self::Answered, Unanswered<Self::Interrupt>>;
     fn answer<'a>(&'a self, answered: &'a Self::Answered) -> Answer<'a>;
-    /// Drops a response that another attempt takes the place of.
+    /// Drops a response that is replaced by another attempt.
     fn discard(&mut self, answered: Self::Answered);
-    /// Makes ready for another attempt.
+    /// Prepares for another attempt.
     fn rewind(&mut self);
     /// Waits between two attempts.
     async fn wait(&mut self, time: Duration) -> Result<(), Self::Interrupt>;
@@ -123,7 +124,7 @@ pub trait Transport {
 pub enum Outcome<T: Transport> {
     /// This response is passed on.
     Answered(T::Answered),
-    /// Nothing is left to try: the last attempt's failure, or that there was no endpoint.
+    /// All options are exhausted: the last attempt's failure, or that there was no endpoint.
     Failed(Failed),
     Interrupted(T::Interrupt),
 }
@@ -152,7 +153,7 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// Tries endpoints until there is something to tell the client.
+    /// Tries endpoints until there is a response or a final failure.
     pub async fn run<T: Transport>(
         &mut self,
         exchange: &mut Exchange<'_>,
@@ -201,25 +202,25 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// The endpoint that is tried next: the one that the client's connection is bound to, or the
-    /// one that balancing picks.
+    /// The endpoint to try next: the one that the client's connection is bound to, or the one that
+    /// balancing picks.
     fn next(&self, bound: Option<u64>, random: &mut SmallRng) -> Result<InFlight, Failed> {
         let endpoints = self.backend.endpoints();
         let bound = bound.and_then(|id| balance::stay(&endpoints, id));
         bound
             .or_else(|| balance::pick(&endpoints, &self.tried, random))
-            // The last attempt's failure says more than that nothing is left.
+            // Report the last attempt's failure rather than no-endpoint.
             .ok_or_else(|| self.last.unwrap_or_else(no_endpoint))
     }
 
-    /// How long to wait for another attempt. `None`: there is none.
+    /// How long to wait before the next attempt. `None`: no other attempt follows.
     fn wait<T: Transport>(
         &mut self,
         failed: &Failed,
         exchange: &Exchange<'_>,
         transport: &T,
     ) -> Option<Duration> {
-        // Without a certificate of this pod's own, no other endpoint would do.
+        // Without a certificate for this pod, every endpoint would fail.
         if failed.reason == Reason::NoCertificate {
             return None;
         }

@@ -16,14 +16,14 @@ use crate::observe::reason::Reason;
 use crate::session::Session;
 use crate::testing::mesh::{Setup, run};
 
-/// What becomes of an attempt.
+/// The result of an attempt.
 enum Script {
     Status(u16),
     Failed(Failed),
     GivenUp,
 }
 
-/// Does what its script says, and then answers with 200.
+/// A transport that follows its script, and then answers with 200.
 struct Scripted {
     script: VecDeque<Script>,
     tried: Vec<SocketAddr>,
@@ -33,7 +33,7 @@ struct Scripted {
     deadlines: Deadlines,
 }
 
-/// The request was given up.
+/// The request was abandoned.
 #[derive(Debug, PartialEq, Eq)]
 struct GivenUp;
 
@@ -83,7 +83,7 @@ impl Transport for Scripted {
     }
 }
 
-/// How the attempts ended, and what was tried.
+/// How the attempts ended, and which endpoints were tried.
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
     Answered(u16),
@@ -145,7 +145,7 @@ fn never_sent(reason: Reason) -> Script {
 }
 
 #[test]
-fn other_endpoints_are_tried_first_and_the_last_failure_is_told() {
+fn other_endpoints_are_tried_first_and_the_last_failure_is_reported() {
     run(async {
         const TRIES: usize = 6;
         let refused = || never_sent(Reason::ConnectFailed);
@@ -168,7 +168,7 @@ fn a_response_is_passed_on_unless_its_status_is_retried() {
         for (replayable, script, ended, discarded) in [
             (true, vec![500], 500, vec![]),
             (true, vec![503], 200, vec![503]),
-            // The policy allows no more, or the body can't be sent again.
+            // The policy allows no more retries, or the body can't be sent again.
             (true, vec![503, 503], 503, vec![503]),
             (false, vec![503], 503, vec![]),
         ] {
@@ -182,7 +182,7 @@ fn a_response_is_passed_on_unless_its_status_is_retried() {
 }
 
 #[test]
-fn without_a_certificate_no_other_endpoint_is_asked() {
+fn without_a_certificate_no_other_endpoint_is_tried() {
     run(async {
         let script = vec![never_sent(Reason::NoCertificate)];
         let (ended, transport) = attempted(|setup| setup, |_, _| {}, script).await;
@@ -192,7 +192,7 @@ fn without_a_certificate_no_other_endpoint_is_asked() {
 }
 
 #[test]
-fn a_request_that_is_given_up_is_not_tried_again() {
+fn an_abandoned_request_is_not_retried() {
     run(async {
         let retry: fn(Setup) -> Setup = |setup| setup.retry(&[503], 5);
         let script = vec![Script::Status(503), Script::GivenUp];
@@ -202,7 +202,7 @@ fn a_request_that_is_given_up_is_not_tried_again() {
 }
 
 #[test]
-fn a_connection_that_is_bound_to_an_endpoint_stays_with_it() {
+fn a_connection_bound_to_an_endpoint_stays_with_it() {
     run(async {
         for wanted in 0..ENDPOINTS {
             let change =

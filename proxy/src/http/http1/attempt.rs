@@ -23,31 +23,32 @@ use crate::upstream::pool::{self, Upstream, Watched};
 use crate::upstream::streams::Refusal;
 use crate::wire::buffered::Buffered;
 
-/// A request that is on its way, with no final response yet.
+/// A request in progress, without a final response yet.
 pub struct Attempt {
     pub upstream: Upstream,
-    /// How much of what has been read was looked at for the end of the head.
+    /// How many of the bytes read have been searched for the end of the head.
     scanned: usize,
-    /// Something of a response has come.
+    /// Bytes of a response have come.
     answered: bool,
-    /// The upstream has ended the connection in order, before that.
+    /// The upstream has closed the connection in order, before any such byte.
     pub ended_in_order: bool,
     is_head: bool,
 }
 
-/// What an attempt has come to.
+/// The result of an attempt.
 pub enum Progress {
     Head(ResponseFraming),
     Failed(Failed),
-    /// A pooled connection had been closed by an app in the meantime: nothing is known about the endpoint.
+    /// A pooled connection had been closed by an app in the meantime: this does not count for the
+    /// endpoint.
     Stale,
-    /// The client has broken off its request.
+    /// The client has aborted its request.
     ClientGone,
-    /// The client's body breaks the chunked coding.
+    /// The client's body violates the chunked coding.
     BadRequest,
 }
 
-/// An idle connection to `endpoint`. Nothing of this exchange has been sent on it yet.
+/// An idle connection to `endpoint`, on which nothing of this exchange has been sent yet.
 pub fn pooled(
     worker: &Worker,
     endpoint: &Endpoint,
@@ -92,7 +93,7 @@ pub async fn open(
     })
 }
 
-/// Whether a pooled connection will do.
+/// Whether a pooled connection may be used.
 #[derive(Clone, Copy, Debug)]
 pub enum Reusable {
     /// `repeatable`: the request can be sent again if the connection turns out to be closed.
@@ -103,7 +104,7 @@ pub enum Reusable {
 }
 
 impl Attempt {
-    /// Sends the head, and what is known of the body, with the first turn of [`Self::poll`].
+    /// Sends the head, and the available part of the body, with the first turn of [`Self::poll`].
     pub fn new<S>(
         mut upstream: Upstream,
         request: &Request,
@@ -123,7 +124,7 @@ impl Attempt {
         }
     }
 
-    /// A copy for a mirror, whose body somebody else sends. The head is sent with it.
+    /// A copy for a mirror, whose task sends the body. The head is sent with it.
     pub fn of_copy(mut upstream: Upstream, head: &[u8], is_head: bool) -> Self {
         upstream.connection.unsent.extend_from_slice(head);
         Self {
@@ -148,7 +149,7 @@ impl Attempt {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        // The body first: what is sent in this turn goes out with the head.
+        // The body first: the part that is sent in this turn goes out with the head.
         match body.poll(cx, client, &mut self.upstream.connection) {
             Poll::Ready(Err(Broken::Sender(error))) => {
                 tracing::debug!(%error, "a client broke off its request");
@@ -158,11 +159,11 @@ impl Attempt {
                 tracing::debug!(%error, "a client's request body is refused");
                 return Poll::Ready(Progress::BadRequest);
             }
-            // Why is told by the response: a server may have answered without waiting for the body.
+            // The response has the reason: a server may have answered without waiting for the body.
             Poll::Ready(Err(Broken::Taker) | Ok(())) | Poll::Pending => {}
         }
         loop {
-            // One interim response at a time: they pile up nowhere.
+            // One interim response at a time, so that they do not accumulate.
             if let Poll::Ready(Err(_)) = client.poll_flush(cx) {
                 return Poll::Ready(Progress::ClientGone);
             }
@@ -187,7 +188,7 @@ impl Attempt {
         }
     }
 
-    /// Waits for the head of a response, interim ones too.
+    /// Waits for the head of a response, including interim ones.
     pub fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -236,7 +237,8 @@ impl Attempt {
         }
     }
 
-    /// The connection is over before the head of a response is complete. No `error`: it was ended in order.
+    /// The connection has ended before the head of a response is complete. No `error`: it was
+    /// closed in order.
     fn ended(&self, error: Option<&io::Error>) -> Progress {
         tracing::debug!(
             ?error,
@@ -245,7 +247,8 @@ impl Attempt {
             "an upstream ended a connection"
         );
         if !self.answered && self.upstream.is_mesh && error.is_none() {
-            // A sidecar ends a connection in order, and with no response, only where it has taken no request from it.
+            // A sidecar closes a connection in order and without a response only if it has accepted
+            // no request from it.
             let (reason, outcome) = (Reason::UpstreamReset, AttemptOutcome::Cancelled);
             return Progress::Failed(Failed::new(Failure::NeverSent, reason, outcome));
         }

@@ -1,5 +1,6 @@
-//! A body on its way from one connection to the other, in either direction: as fast as the side that takes it, checked against
-//! its framing, and kept from the start for another attempt where that is wanted and it is small.
+//! A body in transit from one connection to the other, in either direction: as fast as the receiver
+//! reads it, validated against its framing, and kept from the start for another attempt if that is
+//! wanted and the body is small.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -13,25 +14,25 @@ use crate::http::mirror::Copies;
 use crate::memory::Charge;
 use crate::wire::buffered::{Buffered, READ_SIZE};
 
-/// What is written together with a head or another piece, rather than for itself, in bytes.
+/// Up to this many bytes are written together with a head or another piece rather than separately.
 const MAX_COALESCED: usize = 2 * READ_SIZE;
 
-/// What may be left of a request's body when its response comes, for its connection to be kept: it
-/// is waited for, in bytes.
+/// How much of a request's body may be left when its response comes, for its connection to be kept:
+/// the rest is waited for, in bytes.
 const MAX_LEFT: u64 = 256 * 1024;
 
-/// Which side a body stopped at.
+/// At which side a body stopped.
 #[derive(Debug)]
 pub enum Broken {
-    /// The side that sends it went away, before the end of the body.
+    /// The sender has gone before the end of the body.
     Sender(io::Error),
-    /// The side that sends it breaks the chunked coding.
+    /// The sender violates the chunked coding.
     Coding(ChunkError),
-    /// The side that takes it went away. Why is of no interest: it is told nothing more.
+    /// The receiver has gone. The reason does not matter: nothing more is sent to it.
     Taker,
 }
 
-/// What is left of a body.
+/// The rest of a body.
 #[derive(Debug)]
 enum Rest {
     Length(u64),
@@ -40,7 +41,7 @@ enum Rest {
     Nothing,
 }
 
-/// One body, from where it starts in a connection's buffer.
+/// One body, starting at the first unread byte of a connection's buffer.
 #[derive(Debug)]
 pub struct Body {
     rest: Rest,
@@ -48,17 +49,18 @@ pub struct Body {
     checked: usize,
     /// Pass on the content of chunks without their coding.
     content_only: bool,
-    /// What has been taken so far, while that is `replayable`.
+    /// The bytes received so far, while the body is `replayable`.
     kept: Vec<u8>,
     max_kept: usize,
     replayable: bool,
-    /// What is kept is charged to the budget of memory.
+    /// The kept bytes are charged to the memory budget.
     charge: Option<Charge>,
-    /// Who gets the body as well. Boxed: few do.
+    /// The copies that get the body as well. Boxed: few requests have any.
     copies: Option<Box<Copies>>,
-    /// The taker wants no more: what comes is thrown away.
+    /// The receiver accepts no more: the rest is dropped.
     refused: bool,
-    /// How much has come, modulo 2^32, so that a body on its way is told from one that is not.
+    /// How many bytes have come, modulo 2^32, to distinguish a body that makes progress from a
+    /// stalled one.
     taken: u32,
     /// Everything has been written and flushed.
     done: bool,
@@ -87,8 +89,8 @@ impl Body {
         }
     }
 
-    /// The body of a response: servers of old write the chunked coding with blanks that a client's
-    /// body may not have.
+    /// The body of a response: old servers pad the chunked coding with spaces that a client's body
+    /// may not have.
     pub fn of_response(framing: Framing) -> Self {
         let mut body = Self::new(framing);
         if let Rest::Chunked(chunked) = &mut body.rest {
@@ -97,7 +99,7 @@ impl Body {
         body
     }
 
-    /// A body that can be sent again as long as it is no longer than `max_kept` bytes.
+    /// A body that can be sent again while it has at most `max_kept` bytes.
     pub fn replayable(framing: Framing, max_kept: usize) -> Self {
         Self {
             max_kept,
@@ -106,13 +108,13 @@ impl Body {
         }
     }
 
-    /// What is kept has been charged.
+    /// `charge`: the charge for the kept bytes.
     pub fn charged(mut self, charge: Option<Charge>) -> Self {
         self.charge = charge;
         self
     }
 
-    /// The body goes to mirrors too, with its coding, as it is taken off the sender's connection.
+    /// The body goes to mirrors too, with its coding, as it is read from the sender's connection.
     pub fn copied_to(mut self, mut copies: Copies) -> Self {
         if self.is_received() {
             copies.end(None);
@@ -122,7 +124,7 @@ impl Body {
         self
     }
 
-    /// The content of a chunked body, for a client that does not know the coding.
+    /// Only the content of a chunked body, for a client that does not support the coding.
     pub fn content_only(mut self) -> Self {
         self.content_only = true;
         self
@@ -132,7 +134,7 @@ impl Body {
         self.replayable
     }
 
-    /// Whether everything has been written, or thrown away.
+    /// Whether everything has been written, or dropped.
     pub fn is_done(&self) -> bool {
         self.done
     }
@@ -142,7 +144,7 @@ impl Body {
         self.done && !self.refused
     }
 
-    /// Whether what is left of it is worth waiting for.
+    /// Whether the rest is short enough to wait for.
     pub fn ends_soon(&self) -> bool {
         match self.rest {
             Rest::Nothing => true,
@@ -155,12 +157,12 @@ impl Body {
         self.refused
     }
 
-    /// A number that changes as more of it comes.
+    /// A number that changes as more bytes come.
     pub fn taken(&self) -> u32 {
         self.taken
     }
 
-    /// The taker wants no more of it. The rest is taken off the sender's connection all the same.
+    /// The receiver accepts no more of it. The rest is still read from the sender's connection.
     pub fn refuse(&mut self) {
         self.refused = true;
     }
@@ -170,7 +172,7 @@ impl Body {
         matches!(self.rest, Rest::Nothing)
     }
 
-    /// From the start again, on another connection. Returns what has to be written first.
+    /// Starts again, for another connection. Returns the bytes to write first.
     pub fn rewind<A>(&mut self, from: &mut Buffered<A>) -> &[u8] {
         // These bytes have been kept as well.
         from.read.advance(self.checked);
@@ -179,7 +181,8 @@ impl Body {
         &self.kept
     }
 
-    /// Takes what is there already off the sender's buffer. True: that was the whole body, and what comes next is another message.
+    /// Drops the part that is already in the sender's buffer. True: that was the whole body, and
+    /// the next bytes are another message.
     pub fn skip<A>(&mut self, from: &mut Buffered<A>) -> bool {
         loop {
             from.read.advance(self.checked);
@@ -197,7 +200,7 @@ impl Body {
         self.charge = None;
     }
 
-    /// Passes on until the end of the body has been written and flushed.
+    /// Passes the body on until its end has been written and flushed.
     pub fn poll<A, B>(
         &mut self,
         cx: &mut Context<'_>,
@@ -236,7 +239,7 @@ impl Body {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
                     Poll::Pending if self.refused => return Poll::Pending,
                     Poll::Pending => {
-                        // Whatever there is goes out before anything is waited for.
+                        // Flush everything before waiting for more.
                         ready!(to.poll_flush(cx)).map_err(|_| Broken::Taker)?;
                         return Poll::Pending;
                     }
@@ -246,7 +249,7 @@ impl Body {
         Poll::Ready(Ok(()))
     }
 
-    /// Bytes that the side that takes the body has no room for, beside its connection's `unsent`.
+    /// Bytes that the receiver has no room for, in addition to its connection's `unsent`.
     pub fn unwritten(&self) -> usize {
         self.checked
     }
@@ -275,7 +278,7 @@ impl Body {
         Poll::Ready(Ok(()))
     }
 
-    /// Finds out how much of what has been read belongs to the body.
+    /// Finds out how many of the bytes read belong to the body.
     fn check<A>(&mut self, from: &mut Buffered<A>) -> Result<(), ChunkError> {
         let available = from.read.len();
         let taken = match &mut self.rest {

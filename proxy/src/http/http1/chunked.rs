@@ -1,5 +1,5 @@
-//! The chunked transfer coding (RFC 9112 section 7.1), followed and not taken apart: the bytes are checked to the
-//! letter and passed on as they came, extensions and trailers included.
+//! The chunked transfer coding (RFC 9112 section 7.1), validated without decoding: the bytes are
+//! strictly checked and passed on unchanged, extensions and trailers included.
 
 use crate::http::strict;
 
@@ -7,18 +7,18 @@ use crate::http::strict;
 const MAX_SIZE_LINE: usize = 256;
 /// All trailer fields of a message, in bytes.
 const MAX_TRAILERS: usize = 16 * 1024;
-/// The largest size of a chunk, in bytes: more than anybody sends, and what readers with a signed
-/// number take too. Zeros before it count as part of the line.
+/// The largest size of a chunk, in bytes: more than is ever sent, and within the range of readers
+/// with a signed number. Leading zeros count as part of the line.
 const MAX_SIZE: u64 = i64::MAX as u64;
 
-/// Follows a chunked body through the reads that bring it.
+/// Tracks a chunked body across reads.
 #[derive(Clone, Debug)]
 pub struct Chunked {
     state: State,
-    /// Bytes of the current size line, or of the trailers so far.
+    /// Length of the current size line, or of the trailers so far, in bytes.
     length: usize,
     size: u64,
-    /// It is a response's: blanks may stand before the end of a size line, as servers of old pad
+    /// It belongs to a response: spaces may precede the end of a size line, since old servers pad
     /// it.
     of_response: bool,
     /// The current trailer line so far.
@@ -30,12 +30,12 @@ enum State {
     /// Before the first digit of a size.
     SizeStart,
     Size,
-    /// After a size or an extension, and blanks: only another extension may follow.
+    /// After a size or an extension, and spaces: only another extension may follow.
     Blanks,
     /// Before an extension's name.
     NameStart,
     Name,
-    /// After an extension's name, and blanks.
+    /// After an extension's name, and spaces.
     AfterName,
     /// Before an extension's value.
     ValueStart,
@@ -52,11 +52,11 @@ enum State {
     Trailer,
     TrailerLineFeed,
     Done,
-    /// Nothing that follows can be made sense of, not even where it looks like the end of the body.
+    /// The following bytes have no meaning, even if they look like the end of the body.
     Broken(ChunkError),
 }
 
-/// What the next bytes are.
+/// The kind of the next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Segment {
     /// This many bytes of coding.
@@ -107,8 +107,8 @@ impl Chunked {
         self.state == State::Done
     }
 
-    /// Takes in the next bytes of the body. Covers all of `bytes` or everything up to the body's end: `None` when there
-    /// is nothing left to take.
+    /// Consumes the next bytes of the body. Covers all of `bytes` or everything up to the body's
+    /// end: `None` when nothing is left to consume.
     pub fn next(&mut self, bytes: &[u8]) -> Result<Option<Segment>, ChunkError> {
         if bytes.is_empty() || self.is_done() {
             return Ok(None);
@@ -132,7 +132,7 @@ impl Chunked {
         Ok(Some(Segment::Coding(taken)))
     }
 
-    /// Takes in as much of `bytes` as belongs to the body, and says how much that is.
+    /// Consumes the part of `bytes` that belongs to the body, and returns its length.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
         let mut taken = 0;
         while let Some(segment) = self.next(&bytes[taken..])? {
@@ -143,9 +143,10 @@ impl Chunked {
         Ok(taken)
     }
 
-    /// What comes after `byte` of a size line: `size *( BWS ";" BWS name [ BWS "=" BWS value ] )
-    /// CRLF` (RFC 9112 section 7.1.1). An extension may be followed by blanks only where another
-    /// one comes, which a response is forgiven.
+    /// The state after `byte` of a size line:
+    /// `size *( BWS ";" BWS name [ BWS "=" BWS value ] ) CRLF` (RFC 9112 section 7.1.1). Spaces
+    /// after an extension are allowed only before another one; a response may also end the line
+    /// with them.
     fn size_line(&mut self, byte: u8) -> Result<State, ChunkError> {
         if let (State::SizeStart | State::Size, Some(digit)) =
             (self.state, (byte as char).to_digit(16))
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_parsers_could_read_differently_is_refused() {
+    fn ambiguous_coding_is_rejected() {
         for body in [
             &b"5\nhello\r\n0\r\n\r\n"[..],
             b"5\r\nhello\n0\r\n\r\n",
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn extensions_and_trailers_pass() {
+    fn extensions_and_trailers_are_accepted() {
         let body = b"5;name=\"v\"\r\nhello\r\n0\r\nGrpc-Status: 0\r\n\r\nNEXT";
         for cuts in 1..body.len() {
             let (content, taken) = content(body, cuts).unwrap();
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_line_may_have_what_the_grammar_has() {
+    fn a_size_line_follows_the_grammar() {
         for line in [
             "5",
             "0000000000000005",
@@ -382,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_may_pad_its_sizes_and_no_more() {
+    fn a_response_may_only_pad_its_sizes() {
         let padded = b"5   \r\nhello\r\n0 \r\nSet-Cookie: a\r\n\r\n";
         let mut chunked = Chunked::of_response();
         assert_eq!(chunked.advance(padded), Ok(padded.len()));
@@ -397,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_stays_broken() {
+    fn an_error_is_permanent() {
         let mut chunked = Chunked::default();
         assert_eq!(chunked.advance(b"7\r\n"), Ok(3));
         assert_eq!(chunked.advance(b"\r\n0\r\n\r\nX"), Err(ChunkError::LineEnd));
@@ -407,7 +408,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chunks_come_out_as_they_went_in(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..8), cuts in 1usize..50) {
+        fn chunks_are_passed_on_unchanged(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..8), cuts in 1usize..50) {
             let mut body = Vec::new();
             for chunk in &chunks {
                 body.extend_from_slice(format!("{:X}\r\n", chunk.len()).as_bytes());
@@ -423,7 +424,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_taken_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200), cuts in 1usize..20) {
+        fn any_bytes_are_accepted_or_rejected(body in proptest::collection::vec(any::<u8>(), 0..200), cuts in 1usize..20) {
             let _ = content(&body, cuts);
         }
     }

@@ -1,4 +1,4 @@
-//! The client's side of a request: its connection, and the answers of the proxy's own.
+//! The client's side of a request: its connection, and the responses that the proxy generates.
 
 use std::sync::Arc;
 
@@ -19,15 +19,15 @@ use crate::socket::Direction;
 use crate::upstream::pool::Upstream;
 use crate::wire::buffered::Buffered;
 
-/// What becomes of the client's connection.
+/// What happens to the client's connection.
 pub enum After {
     /// It may carry another request.
     Next,
-    /// It is ended, in order.
+    /// It is closed in order.
     Close,
-    /// It is cut: the client must not take what it got for a whole response.
+    /// It is reset, so that the client does not take the response for a complete one.
     Cut,
-    /// It belongs to the other protocol that both sides have switched to.
+    /// It is a tunnel for the protocol that both sides have switched to.
     Tunnel(Box<Upstream>),
 }
 
@@ -38,13 +38,13 @@ pub struct Client<'a, S> {
     pub version: Version,
     pub framing: RequestFraming,
     pub login: &'a mut Login,
-    /// What the connection is charged for beyond its base.
+    /// The charge of the connection beyond its base.
     pub memory: &'a mut Charge,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
-    /// The backend with an endpoint that the client has logged in at: a login is over where the
-    /// next request goes elsewhere.
+    /// The backend with the endpoint of the client's login: the login ends when the next request
+    /// goes to another backend.
     pub fn backend_of_login(&self, rule: &Rule) -> Option<usize> {
         let endpoint = self.login.endpoint()?;
         (0..rule.backends.len()).find(|index| {
@@ -55,13 +55,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         })
     }
 
-    /// Answers with an error of the proxy's own, before anything has been done about the request's body.
+    /// Answers with an error of the proxy, before any of the request's body has been read.
     pub fn answer(&mut self, reason: Reason) -> (End, After) {
         let mut body = Body::new(self.framing.body);
         self.answer_after(reason, &mut body)
     }
 
-    /// Answers with an error of the proxy's own. `body`: what is left of the request's.
+    /// Answers with an error of the proxy. `body`: the rest of the request's body.
     pub fn answer_after(&mut self, reason: Reason, body: &mut Body) -> (End, After) {
         self.reply(&reply::error(reason), reason, body)
     }
@@ -74,7 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         origin: Option<&str>,
     ) -> (End, After) {
         if !reply::is_field_value(location) {
-            // The path that the client sent can't stand in a header.
+            // The path that the client sent is not a valid field value.
             return self.answer(Reason::BadRequest);
         }
         let mut response = reply::redirect(status, location);
@@ -103,8 +103,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         (End::unanswered(Reason::ClientGone), After::Cut)
     }
 
-    /// Keeps an upstream connection whose exchange is complete: for this client, where a login
-    /// holds for it, else for all.
+    /// Keeps an upstream connection whose exchange is complete: for this client if it has a login,
+    /// otherwise for all.
     pub fn keep(&mut self, endpoint: &Arc<Endpoint>, upstream: Upstream) {
         match upstream.is_bound {
             true => self.login.keep(endpoint, upstream),
@@ -115,14 +115,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         }
     }
 
-    /// Whether the client's connection may carry another request, as far as client and proxy want.
+    /// Whether client and proxy both allow another request on the client's connection.
     pub fn keeps_alive(&self) -> bool {
         let leaving =
             self.session.direction == Direction::Inbound && self.session.worker.drain.is_draining();
         self.framing.keep_alive && !leaving
     }
 
-    /// Whether a client that waits for a word before it sends its body may still send it, or not.
+    /// Whether a client that expects 100 (Continue) may or may not still send its body.
     pub fn is_unsure_of(&self, body: &Body) -> bool {
         self.framing.expects_continue && !body.is_received()
     }

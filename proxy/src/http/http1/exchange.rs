@@ -54,13 +54,13 @@ where
     after
 }
 
-/// Counts something that was no request, and writes a refusal.
+/// Counts input that was not a request, and writes an error.
 pub fn refuse<S>(session: &Session, connection: &mut Buffered<S>, reason: Reason) {
     refused(session, HttpVersion::Http1, Some(reason.status()), reason);
     reply::refusal(reason, &mut connection.unsent);
 }
 
-/// Counts a request of a client that must have an identity by now. It gets no answer.
+/// Counts a request of a client that must have an identity by now. It gets no response.
 pub fn turn_away(session: &Session) {
     refused(session, HttpVersion::Http1, None, Reason::IdentityRequired);
 }

@@ -1,5 +1,5 @@
-//! A request on its way to a backend: attempts on one endpoint after the other until a response is passed on, or there is
-//! nothing left to try.
+//! A request in transit to a backend: attempts on one endpoint after the other until a response is
+//! passed on, or all options are exhausted.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -32,31 +32,31 @@ use crate::upstream::pool::{self, Upstream};
 
 const EXPECTATION_FAILED: u16 = 417;
 
-/// What holds for a request on its way to a backend.
+/// The decisions that apply to a request while it is forwarded.
 struct Forward {
     rule: Arc<Rule>,
     /// Index into the rule's backends.
     backend: usize,
-    /// Which origin may read the response, if a CORS filter says so.
+    /// The origin that may read the response, by a CORS filter.
     origin: Option<Box<str>>,
     deadlines: Deadlines,
 }
 
-/// Why something that was waited for is not waited for any longer.
+/// Why a wait ended early.
 enum Interrupt {
     ClientGone,
     Timeout(Reason),
     /// The client has not read its response for too long.
     ReaderStopped,
-    /// The budget of memory has no room for what waits.
+    /// The memory budget has no room for the waiting data.
     NoMemory,
-    /// The connection on which the client had logged in broke.
+    /// The connection of the client's login broke.
     LoginLost,
-    /// The client's body breaks the chunked coding.
+    /// The client's body violates the chunked coding.
     BadRequest,
 }
 
-/// A response, and what it came by.
+/// A response, and the connection that it came on.
 struct Answered {
     upstream: Upstream,
     in_flight: InFlight,
@@ -65,7 +65,7 @@ struct Answered {
 
 type Unanswered = attempts::Unanswered<Interrupt>;
 
-/// How the bodies ended, once the response had begun.
+/// How the bodies ended, once the response had started.
 enum Fate {
     Complete,
     Truncated(Reason),
@@ -132,7 +132,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let reason = match interrupt {
-        // Only a response that has begun can be left unread.
+        // These occur only after a response has started.
         Interrupt::ClientGone | Interrupt::ReaderStopped => return Client::<S>::gone(),
         Interrupt::LoginLost => {
             return (End::unanswered(Reason::UpstreamReset), After::Cut);
@@ -176,8 +176,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Http1<'_, '_, S> {
             .attempt(client, self.request, self.response, upload, in_flight)
             .await;
         attempted.map_err(|unanswered| match unanswered {
-            // An app that sees its client's half end may hang up, and then it is the client that is
-            // gone.
+            // An app that sees the end of its client's half may close the connection; then the
+            // client is the one that has gone.
             Unanswered::Failed(failed)
                 if failed.failure == Failure::Reset && self.client.connection.has_ended() =>
             {
@@ -231,7 +231,7 @@ impl Forward {
                 .framing
                 .body
                 .is_at_most(worker.config.limits.max_replay_bytes);
-        // Whoever speaks HTTP/1.0 closes after the response.
+        // An HTTP/1.0 server closes after the response.
         let mut reusable = match version {
             Version::Http11 => Reusable::Yes { repeatable },
             Version::Http10 => Reusable::No,
@@ -249,8 +249,8 @@ impl Forward {
             } else if let Some(upstream) = attempt::pooled(&worker, &endpoint, &caller, reusable) {
                 upstream
             } else {
-                // Boxed: every connection would have the room for it, and most requests find one
-                // that is idle.
+                // Boxed: every connection would reserve space for it, and most requests find an
+                // idle one.
                 let opening = Box::pin(attempt::open(&worker, &endpoint, caller));
                 match self.wait_for(client, opening).await {
                     Ok(Ok(upstream)) => upstream,
@@ -264,7 +264,7 @@ impl Forward {
                     }
                 }
             };
-            // What the connection took to open is nothing that the next request waits for.
+            // The time to open the connection does not count: the next request will not need it.
             let sent = Instant::now();
             let mut attempt = Attempt::new(upstream, request, upload, client.connection);
             let is_new = attempt.upstream.watched.is_some() && !attempt.upstream.reused;
@@ -322,7 +322,7 @@ impl Forward {
                     Err(Unanswered::Interrupted(Interrupt::LoginLost))
                 }
                 Ok(Progress::Stale) => {
-                    // Boxed: it is rare, and every connection would have the room for it.
+                    // Boxed: it is rare, and every connection would reserve space for it.
                     let took_nothing = async {
                         attempt.ended_in_order && Box::pin(attempt.upstream.took_nothing()).await
                     };
@@ -355,7 +355,7 @@ impl Forward {
         }
     }
 
-    /// Passes a response on to its end, and what is left of the request.
+    /// Passes on the whole response, and the rest of the request.
     async fn pass_on<S>(
         &mut self,
         client: &mut Client<'_, S>,
@@ -372,7 +372,7 @@ impl Forward {
             framing,
         } = answered;
         upload.keep_no_more();
-        // Only a proxy speaks of reasons, and only a sidecar is known to be one.
+        // Only a proxy sends reasons, and only a sidecar is known to be a proxy.
         if !upstream.is_mesh {
             response.fields.remove(REASON_HEADER);
         }
@@ -390,13 +390,13 @@ impl Forward {
             download = download.content_only();
             until_close = true;
         }
-        // An answer that comes before the end of the request: either what is left is little and
-        // taken, or the client is told not to send its next request here (RFC 9112 section 9.6).
+        // A response before the end of the request: either the rest is short and is read, or the
+        // client is told not to send its next request on this connection (RFC 9112 section 9.6).
         let request_ends = upload.is_received() || framing.keep_alive && upload.ends_soon();
         let unsure = client.is_unsure_of(&upload);
         let keep_alive = client.keeps_alive() && !until_close && request_ends && !unsure;
-        // curl asks again without `Expect` after a 417, but not where it says that the connection
-        // ends. It does all the same: whether what comes next is the body is not known.
+        // curl repeats a request without `Expect` after a 417, unless the response announces a
+        // close. The connection is closed in any case: the next bytes may or may not be the body.
         let unsaid = tunnel || unsure && status == EXPECTATION_FAILED;
         write_head(
             client.connection,
@@ -430,7 +430,7 @@ impl Forward {
         .await;
         match fate {
             Fate::Complete => {
-                // Boxed: few answers come before the end of their request.
+                // Boxed: few responses come before the end of their request.
                 let whole = upload.is_done()
                     || !unsure
                         && Box::pin(finish(client, &mut upload, &mut upstream, keep_alive)).await;
@@ -445,7 +445,7 @@ impl Forward {
                 (complete(None), after)
             }
             Fate::Truncated(reason) => {
-                // As much as there is of it: the client sees what the upstream did.
+                // Pass on as much as there is: the client sees the same as from the upstream.
                 let _ = poll_fn(|cx| Poll::Ready(client.connection.poll_flush(cx))).await;
                 (complete(Some(reason)), After::Cut)
             }
@@ -492,8 +492,8 @@ impl Forward {
         let sending = !upload.is_done()
             && match upload.poll(cx, client.connection, &mut upstream.connection) {
                 Poll::Ready(Err(Broken::Sender(_) | Broken::Coding(_))) => return gone(),
-                // The rest of the response may be on its way all the same. A client may take it
-                // only once its own body is out.
+                // The rest of the response may still come. A client may read it only after it has
+                // sent its own body.
                 Poll::Ready(Err(Broken::Taker)) => {
                     upload.refuse();
                     cx.waker().wake_by_ref();
@@ -510,8 +510,8 @@ impl Forward {
         Poll::Ready(Fate::Interrupted(Interrupt::timeout(reason)))
     }
 
-    /// Ready when there is no waiting for `upstream` any more. The client has sent all of its
-    /// request: if it ends its half, that is passed on, as an app without a proxy would see it.
+    /// Ready when `upstream` must no longer be waited for. The client has sent all of its request:
+    /// if it ends its half, that is passed on, as an app without a proxy would see it.
     fn poll_waiting<S>(
         &mut self,
         cx: &mut Context<'_>,
@@ -523,13 +523,13 @@ impl Forward {
     {
         let interrupted = self.poll_interrupt(cx, client);
         if interrupted.is_pending() && client.connection.has_ended() {
-            // A connection that can't be ended shows that when it is read.
+            // An error here shows again when the connection is read.
             let _ = upstream.connection.poll_end(cx);
         }
         interrupted
     }
 
-    /// Waits for `future`, unless the client goes or time runs out before.
+    /// Waits for `future`, unless the client disconnects or a deadline passes first.
     async fn wait_for<S, F: Future>(
         &mut self,
         client: &mut Client<'_, S>,
@@ -573,7 +573,7 @@ impl Interrupt {
         }
     }
 
-    /// What it says about the endpoint.
+    /// How it counts for the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {
             Self::ClientGone
@@ -586,10 +586,10 @@ impl Interrupt {
     }
 }
 
-/// There is no room for a body to be kept in.
+/// The memory budget has no room to keep a body.
 struct NoRoom;
 
-/// Charges what of a body is kept for another attempt, where that is more than a little.
+/// Charges the part of a body that is kept for another attempt, unless it is small.
 fn replay_charge(worker: &Worker, framing: Framing) -> Result<Option<Charge>, NoRoom> {
     let most = worker.config.limits.max_replay_bytes;
     let kept = match framing {
@@ -607,7 +607,7 @@ fn replay_charge(worker: &Worker, framing: Framing) -> Result<Option<Charge>, No
     }
 }
 
-/// Keeps the connection of a response that nobody will see, where all of it is there already.
+/// Keeps the connection of a discarded response if all of the response has already come.
 fn discard<S>(client: &mut Client<'_, S>, answered: Answered, upload: &Body)
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -1,5 +1,5 @@
-//! The head of a message as it came: bytes in one block, fields as spans into it. Case and order are
-//! kept because nothing is ever taken apart; changes append to the block and re-point a span.
+//! The head of a message as received: bytes in one block, fields as spans into it. Case and order
+//! are preserved because the block is never rebuilt; changes append to it and re-point a span.
 
 use std::fmt::Write as _;
 use std::mem::MaybeUninit;
@@ -10,9 +10,9 @@ use http::{HeaderName, HeaderValue};
 use crate::http::strict::MAX_FIELDS;
 use crate::route::{HeaderFields, RequestHead, is_spelling};
 
-/// What writing a head may add to what was read of it, in bytes: in most cases this is enough.
+/// Estimate of how much writing a head adds to the bytes read, in bytes: usually enough.
 const LINE: usize = 64;
-/// Room that a head keeps for the next one, in bytes.
+/// Capacity that a head keeps for the next one, in bytes.
 const KEPT_ROOM: usize = 4 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub struct Request {
     pub fields: Fields,
     method: Span,
     target: Span,
-    /// The authority of an absolute target (`GET http://host/path`), which then stands in `target`
-    /// too.
+    /// The authority of an absolute target (`GET http://host/path`), which is also part of
+    /// `target`.
     authority: Option<Span>,
     minor_version: u8,
 }
@@ -61,7 +61,7 @@ struct Span {
     length: u32,
 }
 
-/// Why a head is refused.
+/// Why a head is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
     #[error("some lines end in LF alone, and others do not")]
@@ -74,12 +74,12 @@ pub enum HeadError {
     Version,
 }
 
-/// Where the head ends in `buffer`, looking from `from` on (a hint: what was looked at before).
-/// `Ok(None)`: it does not end yet. Where `strict`, all lines end alike, in CRLF or in LF alone: to
-/// a reader that knows CRLF only, a first line with an LF in it is none, so that no other request
-/// than this one can be read from the bytes.
+/// Where the head ends in `buffer`, searching from `from` (a hint: the bytes searched before).
+/// `Ok(None)`: it is incomplete. If `strict`, all lines must end alike, in CRLF or in LF alone: a
+/// reader that knows only CRLF rejects a first line with an LF in it, so that these bytes cannot be
+/// read as any other request.
 pub fn find_end(buffer: &[u8], from: usize, strict: bool) -> Result<Option<usize>, HeadError> {
-    // Step back over an end that was cut in two.
+    // Step back over an end that was split between reads.
     let mut position = from.saturating_sub(3);
     let ends_in_crlf = |line_feed: usize| line_feed > 0 && buffer[line_feed - 1] == b'\r';
     let mut first_line = None;
@@ -109,7 +109,8 @@ pub fn find_end(buffer: &[u8], from: usize, strict: bool) -> Result<Option<usize
 }
 
 impl Request {
-    /// Takes over a whole head, its last empty line included. Allocates only where it is larger than any before.
+    /// Loads a complete head, including its final empty line. Allocates only if it is larger than
+    /// any before.
     pub fn parse(&mut self, head: &[u8]) -> Result<(), HeadError> {
         let mut headers = [MaybeUninit::uninit(); MAX_FIELDS];
         let mut parsed = httparse::Request::new(&mut []);
@@ -137,7 +138,7 @@ impl Request {
         Ok(())
     }
 
-    /// Gives back the room of a large head, which is no longer of use.
+    /// Frees the capacity of a large head that is no longer used.
     pub fn forget_large(&mut self) {
         self.fields.shrink();
         if self.fields.block.is_empty() {
@@ -149,7 +150,7 @@ impl Request {
         version(self.minor_version)
     }
 
-    /// The target as it stands in the request line.
+    /// The target as in the request line.
     pub fn target(&self) -> &str {
         self.fields.text(self.target)
     }
@@ -253,9 +254,9 @@ impl Response {
         }
     }
 
-    /// Takes over a whole head, its last empty line included. Servers of old fold lines and put
-    /// spaces before a colon: what they mean by that is read in one way (RFC 9112 sections 5.1 and
-    /// 5.2), and passed on as it is written today.
+    /// Loads a complete head, including its final empty line. Old servers fold lines and put spaces
+    /// before a colon: both have one defined meaning (RFC 9112 sections 5.1 and 5.2), and are
+    /// passed on in today's syntax.
     pub fn parse(&mut self, head: &[u8]) -> Result<(), HeadError> {
         let mut config = httparse::ParserConfig::default();
         match self.parse_as(&config, head) {
@@ -291,7 +292,8 @@ impl Response {
         }
         self.status = status;
         self.minor_version = minor;
-        // An empty or unprintable reason is a literal of the parser's, not a part of the head.
+        // For an empty or unprintable reason the parser returns a literal, which is not part of the
+        // head.
         self.reason = if reason.is_empty() {
             Span::default()
         } else {
@@ -305,8 +307,8 @@ impl Response {
         version(self.minor_version)
     }
 
-    /// Appends status line and fields, without the empty line that ends the head. The version is that of the proxy that
-    /// sends it (RFC 9110 section 6.2).
+    /// Appends status line and fields, without the empty line that ends the head. The version is
+    /// that of the proxy as the sender (RFC 9110 section 6.2).
     pub fn write(&self, version: Version, out: &mut BytesMut) {
         out.reserve(self.fields.room());
         out.extend_from_slice(match version {
@@ -332,7 +334,7 @@ impl Fields {
         }));
     }
 
-    /// Makes one line of every folded value.
+    /// Joins every folded value into one line.
     fn unfold(&mut self) {
         for field in &mut self.spans {
             let value = field.value;
@@ -351,7 +353,7 @@ impl Fields {
         }
     }
 
-    /// Gives back the room of a large head, which is no longer of use.
+    /// Frees the capacity of a large head that is no longer used.
     pub fn shrink(&mut self) {
         if self.block.capacity() > KEPT_ROOM {
             *self = Self::default();
@@ -372,7 +374,7 @@ impl Fields {
             .map(|(_, value)| value)
     }
 
-    /// Keeps the fields for which `keep` says so.
+    /// Keeps the fields for which `keep` returns true.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
         let block = &self.block;
         self.spans
@@ -428,12 +430,12 @@ impl Fields {
         span.slice(&self.block)
     }
 
-    /// For spans that were text when they were made.
+    /// For spans that were valid text when they were created.
     fn text(&self, span: Span) -> &str {
         std::str::from_utf8(self.bytes(span)).unwrap_or_default()
     }
 
-    /// About what the head takes when it is written, in bytes: room for all of it is made at once.
+    /// Estimated length of the written head, in bytes: its buffer is reserved at once.
     fn room(&self) -> usize {
         self.block.len() + LINE
     }
@@ -450,7 +452,7 @@ impl Fields {
         }
     }
 
-    /// Whether the value came right after its colon, or there was none and no blank either.
+    /// Whether the value follows its colon directly, or is empty and without a space.
     fn is_without_blank(&self, field: &Field) -> bool {
         let colon = field.name.start + field.name.length;
         field.value.start == colon + 1 && self.block.get(colon as usize + 1) != Some(&b' ')
@@ -522,8 +524,8 @@ fn version(minor: u8) -> Version {
 
 const VERSION: &[u8] = b"HTTP/1.1";
 
-/// `head` with a later minor version at `start` read as the latest one that is spoken here (RFC
-/// 9110 section 2.5).
+/// `head` with a later minor version at `start` read as HTTP/1.1, the latest one that the proxy
+/// supports (RFC 9110 section 2.5).
 fn as_1_1(head: &[u8], start: usize) -> Option<Vec<u8>> {
     let (start, end) = (start, start + VERSION.len());
     let [major @ .., b'2'..=b'9'] = head.get(start..end)? else {
@@ -580,13 +582,13 @@ mod tests {
     }
 
     #[test]
-    fn case_and_order_are_kept() {
+    fn case_and_order_are_preserved() {
         let text = "GET /a?b=c HTTP/1.1\r\nhOST: x\r\nSet-Cookie: 1\r\nX-B: 2\r\nset-cookie: 3\r\n";
         assert_eq!(written(&request(&format!("{text}\r\n"))), text);
     }
 
     #[test]
-    fn a_field_keeps_what_stands_after_its_colon() {
+    fn a_field_keeps_the_space_after_its_colon() {
         let text = "GET / HTTP/1.1\r\nHost: x\r\nA:b\r\nB:\r\nC: \r\nD:\tc\r\nE:  d \r\n";
         let mut request = request(&format!("{text}\r\n"));
         request.set_field("F", "f");
@@ -662,7 +664,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_head_is_found_wherever_the_reads_cut_it() {
+    fn the_end_of_a_head_is_found_wherever_reads_split_it() {
         let head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nbody";
         for cut in 0..head.len() {
             let first = find_end(&head[..cut], 0, true).unwrap();
@@ -675,7 +677,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_of_a_request_end_alike_and_those_of_a_response_as_they_like() {
+    fn line_ends_must_be_uniform_in_requests_only() {
         for head in [
             &b"GET / HTTP/1.1\nHost: x\r\n\r\n"[..],
             b"GET / HTTP/1.1\nHost: x\n\r\n",
@@ -699,7 +701,7 @@ mod tests {
     }
 
     #[test]
-    fn folded_lines_and_blanks_before_a_colon_of_a_response_are_written_as_today() {
+    fn folded_lines_and_spaces_before_a_colon_in_responses_are_normalized() {
         for (text, line) in [
             ("A: b;\r\n  c\r\n\td", "A: b;    c  \td"),
             ("A : b", "A: b"),

@@ -1,4 +1,4 @@
-//! Copies of a request for its mirrors, each on an upstream connection of its own.
+//! Copies of a request for its mirrors, each on a separate upstream connection.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -19,14 +19,14 @@ use crate::session::worker::Worker;
 use crate::upstream::{Caller, Stream};
 use crate::wire::buffered::Buffered;
 
-/// What is the same in every copy of a request.
+/// The part that all copies of a request share.
 struct Head {
     bytes: Bytes,
     is_head: bool,
     version: Version,
 }
 
-/// The body of a copy on its way.
+/// The body of a copy in transit.
 struct Sending {
     source: Source,
     piece: Bytes,
@@ -38,13 +38,13 @@ struct Sending {
 enum SendingState {
     Going,
     Whole,
-    /// The mirror takes no more.
+    /// The mirror accepts no more.
     Refused,
 }
 
-/// Starts the copies of a request for `backend`, which get `body` as it comes by. What becomes a tunnel has none: nobody would hold
-/// the other end. Neither has a login that holds for a connection: it is for the server that has
-/// asked for it.
+/// Starts the copies of a request for `backend`, which get `body` as it is read. A request that
+/// becomes a tunnel has no copies: the copy's tunnel would have no client. A login for a connection
+/// has none either: its credentials are for the server that has asked for them.
 pub fn start(
     worker: &Rc<Worker>,
     rule: &Rule,
@@ -77,7 +77,7 @@ async fn send(
     source: Source,
 ) -> MirrorOutcome {
     let endpoint = in_flight.endpoint.clone();
-    // A connection that turns out to be closed is no matter for another try.
+    // A copy is never retried, so only a connection that is likely to be open may be reused.
     let reusable = match head.version {
         Version::Http11 => Reusable::Yes { repeatable: false },
         Version::Http10 => Reusable::No,
@@ -140,7 +140,7 @@ async fn send(
     }
 }
 
-/// Sends the copy until the head of its final response is there.
+/// Sends the copy until the head of its final response has come.
 fn poll_head(
     cx: &mut Context<'_>,
     attempt: &mut Attempt,
@@ -158,7 +158,7 @@ fn poll_head(
 }
 
 impl Sending {
-    /// Sends what there is, without being waited for. An error: the copy is to be broken off.
+    /// Sends the available bytes without blocking the request. An error: the copy must be aborted.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -167,14 +167,14 @@ impl Sending {
         if self.state != SendingState::Going {
             return Ok(());
         }
-        // Noticed even where the mirror takes nothing.
+        // Checked even if the mirror reads nothing.
         if let Poll::Ready(outcome) = self.source.poll_broken(cx) {
             return Err(outcome);
         }
         match self.poll_pieces(cx, to)? {
             Poll::Pending => {}
             Poll::Ready(Ok(())) => self.state = SendingState::Whole,
-            // Why is told by the response, if there is one.
+            // The response, if there is one, has the reason.
             Poll::Ready(Err(_)) => self.state = SendingState::Refused,
         }
         Ok(())
@@ -202,7 +202,7 @@ impl Sending {
             } else {
                 match self.source.poll_piece(cx) {
                     Poll::Ready(Ok(Piece::Data(piece))) => self.piece = piece,
-                    // Trailers are in the coding.
+                    // Trailers are part of the coding.
                     Poll::Ready(Ok(Piece::End(_))) => self.ended = true,
                     Poll::Ready(Err(outcome)) => return Err(outcome),
                     Poll::Pending => {
@@ -217,7 +217,7 @@ impl Sending {
     }
 }
 
-/// A response that nobody will see, read so that the mirror can finish in order.
+/// A discarded response, read so that the mirror can finish in order.
 struct Discarding {
     body: Body,
     discarded: usize,

@@ -1,9 +1,10 @@
 //! HTTP/1.0 and HTTP/1.1 (RFC 9112).
 //!
-//! In: the bytes of a downstream connection whose protocol and destination are known. Out: its requests, each carried to an
-//! endpoint of its own over an upstream connection, or a stream of one ([`crate::upstream::mux`]), that no other request uses meanwhile. One task
-//! a connection; a body flows only as
-//! fast as the side that takes it, and goes through as it came. Copies for mirrors have tasks and connections of their own.
+//! In: the bytes of a downstream connection whose protocol and destination are known. Out: its
+//! requests, each carried to its own endpoint over an upstream connection, or a stream of one
+//! ([`crate::upstream::mux`]), for exclusive use. Each connection has one task; a body flows only
+//! as fast as its receiver reads it, and is passed on unchanged. Copies for mirrors have separate
+//! tasks and connections.
 //!
 //! ```text
 //!            serve           exchange          forward          pool
@@ -43,7 +44,7 @@ mod untimely;
 #[cfg(test)]
 mod tests;
 
-/// What the fuzz targets reach: the parsers alone.
+/// Entry points for the fuzz targets: only the parsers.
 #[cfg(fuzzing)]
 pub mod fuzzing {
     pub use super::chunked::{ChunkError, Chunked, Segment};

@@ -1,4 +1,4 @@
-//! What the proxy answers itself.
+//! Responses that the proxy generates.
 
 use std::fmt::Write as _;
 
@@ -10,19 +10,19 @@ use crate::route::{HeaderFields, Preflight};
 
 const NO_CONTENT: u16 = 204;
 
-/// An error without content, its reason in a header.
+/// An error without content, with its reason in a field.
 pub fn error(reason: Reason) -> Response {
     empty(reason.status(), reason)
 }
 
-/// A redirect. The location must be fit for a header.
+/// A redirect. The location must be a valid field value.
 pub fn redirect(status: u16, location: &str) -> Response {
     let mut response = empty(status, Reason::Redirect);
     response.set_field("location", location);
     response
 }
 
-/// The answer to a preflight request.
+/// The response to a preflight request.
 pub fn preflight(answer: &Preflight) -> Response {
     let mut response = empty(answer.status, Reason::CorsPreflight);
     for (name, value) in &answer.fields {
@@ -31,7 +31,7 @@ pub fn preflight(answer: &Preflight) -> Response {
     response
 }
 
-/// Whether `text` can stand in a header field.
+/// Whether `text` is a valid field value.
 pub fn is_field_value(text: &str) -> bool {
     text.bytes()
         .all(|byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..))
@@ -39,7 +39,7 @@ pub fn is_field_value(text: &str) -> bool {
 
 fn empty(status: u16, reason: Reason) -> Response {
     let mut response = Response::new(status, phrase(status));
-    // RFC 9110 section 8.6 has none with a 204.
+    // RFC 9110 section 8.6 forbids it with a 204.
     if status != NO_CONTENT {
         response.set_field("content-length", "0");
     }
@@ -47,7 +47,7 @@ fn empty(status: u16, reason: Reason) -> Response {
     response
 }
 
-/// Appends a head's last lines, and with them what holds for this connection alone.
+/// Appends the last lines of a head, including the connection-level fields.
 pub fn end_head(out: &mut BytesMut, client: Version, keep_alive: bool) {
     match (client, keep_alive) {
         (Version::Http11, true) => {}
@@ -57,7 +57,7 @@ pub fn end_head(out: &mut BytesMut, client: Version, keep_alive: bool) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// A refusal of something that was no request, written as a whole.
+/// A complete error response to input that was not a request.
 pub fn refusal(reason: Reason, out: &mut BytesMut) {
     let status = reason.status();
     // Writing to a buffer can't fail.
@@ -68,7 +68,7 @@ pub fn refusal(reason: Reason, out: &mut BytesMut) {
     );
 }
 
-/// For people who read along.
+/// The reason phrase, for human readers.
 fn phrase(status: u16) -> &'static str {
     http::StatusCode::from_u16(status)
         .ok()

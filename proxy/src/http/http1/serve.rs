@@ -1,5 +1,5 @@
-//! A downstream connection: one request after the other, until the client goes, the proxy shuts down, or nothing has happened
-//! for too long.
+//! A downstream connection: one request after the other, until the client disconnects, the proxy
+//! shuts down, or the connection has been idle for too long.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -23,27 +23,27 @@ use crate::session::{Session, UNAUTHENTICATED};
 use crate::socket::Direction;
 use crate::wire::buffered::Buffered;
 
-/// How long a client that knows nothing of the mesh may still send a request on a connection that would be ended. Whoever has
-/// other endpoints has been told of them by then.
+/// How long a client outside the mesh may still send a request on a connection that is about to be
+/// closed. By then, clients with other endpoints have learned of them.
 pub const LEAVING: Duration = Duration::from_secs(2);
-/// Responses of the proxy's own that a client has not taken yet, in bytes, beyond which it gets no others.
+/// Unread responses of the proxy, in bytes, beyond which a client gets no more of them.
 const MAX_UNSENT: usize = 16 * 1024;
-/// The part of a head, in bytes, that a connection is charged for from its start. A larger one is
-/// charged twice: as it is read, and as it is taken apart.
+/// The part of a head, in bytes, that a connection's base charge covers. A larger head is charged
+/// twice: while it is read, and while it is parsed.
 const SMALL_HEAD: usize = 4 * 1024;
 
-/// How long a client may take to read that it is not served.
+/// How long a client may take to read a refusal.
 const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Why there is no other request.
 enum NoRequest {
-    /// The connection is over, or idle and not wanted any more.
+    /// The connection has ended, or is idle and must be closed.
     Over,
-    /// The client is told so.
+    /// The client gets this error.
     Refused(Reason),
 }
 
-/// What a connection waits for beside bytes.
+/// What a connection waits for in addition to bytes.
 struct Patience<'a> {
     timer: Pin<&'a mut Sleep>,
     leaving: Pin<&'a mut (dyn Future<Output = ()> + 'a)>,
@@ -52,8 +52,8 @@ struct Patience<'a> {
     max_head: usize,
 }
 
-/// Serves the requests of one downstream connection until it ends. Returns the connection if it must be reset, so that the client
-/// does not take what it got for a whole response.
+/// Serves the requests of one downstream connection until it ends. Returns the connection if it
+/// must be reset, so that the client does not take a partial response for a complete one.
 pub async fn serve<S>(session: Session, downstream: S) -> Option<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -131,8 +131,8 @@ where
     None
 }
 
-/// Answers the first request of a client that is not served, and ends its connection: as far as the
-/// client reads that in time.
+/// Refuses the first request of a client and closes its connection, within the time that the client
+/// has to read the error.
 pub async fn refuse<S>(session: &Session, mut connection: Buffered<S>, reason: Reason)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -141,8 +141,8 @@ where
     let _in_time = timeout(REFUSAL, connection.close()).await;
 }
 
-/// Ready when an idle connection is to be ended because the proxy shuts down. The connections of the own app are left alone: it
-/// may need them to finish.
+/// Ready when an idle connection must be closed for a shutdown. The app's own connections are
+/// exempt: it may need them to finish.
 async fn leaving(session: &Session, drain: &Drain) {
     if session.direction == Direction::Outbound {
         return std::future::pending().await;
@@ -164,7 +164,8 @@ async fn next_request<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    // The responses of others are flushed to their end. Those of the proxy itself are not, and must not pile up.
+    // Responses of endpoints have been flushed to their end. Those of the proxy have not been, and
+    // must not accumulate.
     if connection.unsent.len() > MAX_UNSENT {
         let flushed = timeout(patience.head, connection.flush()).await;
         if !matches!(flushed, Ok(Ok(()))) {
@@ -190,7 +191,7 @@ where
             return Err(NoRequest::Refused(Reason::Overload));
         }
         let due = match (begun, due) {
-            // The head is given its time from its first byte on.
+            // The timeout of a head starts with its first byte.
             (true, Some((true, due))) => due,
             _ => {
                 let time = if begun { patience.head } else { patience.idle };
@@ -199,7 +200,7 @@ where
         };
         poll_fn(|cx| {
             let more = patience.poll_more(cx, connection, begun, due);
-            // As it would be without proxies: the server's end is the client's.
+            // As without proxies: when the server closes its connection, the client's is closed.
             match more.is_pending() && !begun && login.poll_lost(cx).is_ready() {
                 true => Poll::Ready(Err(NoRequest::Over)),
                 false => more,
@@ -210,7 +211,7 @@ where
             skip_empty_line(&mut connection.read);
         }
     };
-    // A head that came in one piece is charged as one that is waited for.
+    // A head that came in one piece is charged like one that arrived in several.
     if end > SMALL_HEAD && !memory.grow(Use::Head, 2 * end) {
         return Err(NoRequest::Refused(Reason::Overload));
     }
@@ -223,7 +224,7 @@ where
     })
 }
 
-/// Clients of old sent one too many (RFC 9112 section 2.2).
+/// Old clients sent one too many (RFC 9112 section 2.2).
 fn skip_empty_line(read: &mut BytesMut) {
     match read.as_ref() {
         [b'\r', b'\n', ..] => read.advance(2),
@@ -253,7 +254,7 @@ impl Patience<'_> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        // A response that is still in the buffer goes out before the next request is waited for.
+        // Flush a buffered response before waiting for the next request.
         if let Poll::Ready(Err(_)) = connection.poll_flush(cx) {
             return Poll::Ready(Err(NoRequest::Over));
         }
@@ -266,7 +267,8 @@ impl Patience<'_> {
         if !begun && self.leaving.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(NoRequest::Over));
         }
-        // The timer is left where it is as long as that is early enough: moving it costs more than looking at it once more.
+        // The timer stays unchanged if it is early enough: resetting it costs more than one more
+        // check.
         if self.timer.deadline() > due || self.timer.is_elapsed() {
             self.timer.as_mut().reset(due);
         }

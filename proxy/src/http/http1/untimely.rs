@@ -1,5 +1,5 @@
-//! What comes at the wrong time: the rest of a request after its response, and a response before
-//! its request.
+//! Messages at the wrong time: the rest of a request after its response, and a response before its
+//! request.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -14,13 +14,13 @@ use super::client::Client;
 use super::framing::ResponseFraming;
 use crate::upstream::pool::Upstream;
 
-/// After how long a 408 is an answer to the request that was sent, in any case.
+/// After this time a 408 always counts as the response to the request that was sent.
 const UNSOLICITED: Duration = Duration::from_secs(1);
 
-/// Passes on what is left of a request whose response is out: the app may read it all the same.
-/// Returns whether it has come as a whole, so that what comes next is another request.
-/// `keep_alive`: the client has been told that it may send one, so what the app does not take is
-/// waited for as well.
+/// Passes on the rest of a request whose response has been sent: the app may still read it. Returns
+/// whether all of it has come, so that the next bytes are another request. `keep_alive`: the
+/// response has allowed another request, so the rest is waited for even if the app does not read
+/// it.
 pub async fn finish<S>(
     client: &mut Client<'_, S>,
     upload: &mut Body,
@@ -40,7 +40,7 @@ where
                 Poll::Ready(Err(Broken::Taker)) if keep_alive => upload.refuse(),
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
                 Poll::Pending if upload.is_refused() => break,
-                // An app that ends its half after its answer is through with the request.
+                // An app that ends its half after its response has finished with the request.
                 Poll::Pending if upstream.connection.poll_fill(cx).is_pending() => break,
                 Poll::Pending if keep_alive => upload.refuse(),
                 Poll::Pending => return Poll::Ready(false),
@@ -55,9 +55,9 @@ where
     .await
 }
 
-/// Whether a response is what a server says on a connection that has been idle for too long, and no
-/// answer: a 408 that has crossed the request. By its own word it has not received one (RFC 9110
-/// section 15.5.9).
+/// Whether a response is a server's timeout message on an idle connection rather than a response to
+/// the request: a 408 that has crossed it. Such a 408 states that no complete request was received
+/// (RFC 9110 section 15.5.9).
 pub fn is_unsolicited(
     status: u16,
     framing: &ResponseFraming,

@@ -25,14 +25,14 @@ use crate::upstream::http2::Connection;
 use crate::upstream::share::Holder;
 use crate::upstream::streams::Lease;
 
-/// How long a new connection is given to say that its peer takes extended CONNECT (its first frame does), and how often that is
-/// looked at.
+/// How long a new connection may take until its peer's SETTINGS, its first frame, allow extended
+/// CONNECT, and how often that is checked.
 const SETTINGS_PATIENCE: Duration = Duration::from_millis(500);
 const SETTINGS_POLL: Duration = Duration::from_millis(5);
-/// How many connections that turn out to take no more streams are passed over in one attempt.
+/// How many connections that turn out to accept no more streams are skipped in one attempt.
 const MAX_STALE: usize = 4;
 
-/// A request that is on its way, with no final response yet.
+/// A request in progress, without a final response yet.
 pub(super) struct Attempt {
     response: ResponseFuture,
     pub send: SendStream<Bytes>,
@@ -44,8 +44,8 @@ fn stream_failed(error: &h2::Error) -> Failed {
     let reset = error
         .reason()
         .filter(|_| error.is_reset() && error.is_remote());
-    // The peer says that it has not looked at the request: a refused stream, or one after the last
-    // that it took.
+    // The peer has not processed the request: a refused stream, or one after the last stream ID of
+    // its GOAWAY.
     let unprocessed = if error.is_go_away() && error.is_remote() {
         Some(Failure::Stale)
     } else {
@@ -59,13 +59,13 @@ fn stream_failed(error: &h2::Error) -> Failed {
     Failed { reset, ..failed }
 }
 
-/// The endpoint does not keep to the bounds of responses.
+/// The endpoint's response exceeds the limits.
 pub(super) fn out_of_bounds() -> Failed {
     Failed::reset(Reason::UpstreamProtocolError)
 }
 
-/// Sends the head to `endpoint`. `holder`: whose share of the streams it counts against. `ends`:
-/// there is no body, and it is the end of the request.
+/// Sends the head to `endpoint`. `holder`: the connection whose share of the streams it counts
+/// against. `ends`: there is no body, and the head ends the request.
 pub(super) async fn start(
     worker: &Rc<Worker>,
     holder: Option<&Rc<Holder>>,
@@ -97,7 +97,7 @@ pub(super) async fn start(
                     _lease: lease,
                 });
             }
-            // The connection has been told to go, or has broken: nothing was sent on it.
+            // The connection received a GOAWAY, or has broken: nothing was sent on it.
             Err(error) => {
                 tracing::debug!(%error, "a pooled connection takes no more streams");
                 lease.retire();
@@ -111,7 +111,7 @@ pub(super) async fn start(
     ))
 }
 
-/// The head once more: h2 keeps the one that it is given.
+/// A copy of the head: h2 consumes the one that it gets.
 fn request(head: &request::Parts, protocol: Option<&Protocol>) -> Request<()> {
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
@@ -120,7 +120,8 @@ fn request(head: &request::Parts, protocol: Option<&Protocol>) -> Request<()> {
     if let Some(protocol) = protocol {
         request.extensions_mut().insert(protocol.clone());
     }
-    // A client may send `Host` in place of `:authority`. h2 passes that on only for what it takes to be HTTP/1.1.
+    // A client may send `Host` instead of `:authority`. h2 passes that on only for requests marked
+    // as HTTP/1.1.
     *request.version_mut() = match head.uri.authority() {
         Some(_) => Version::HTTP_2,
         None => Version::HTTP_11,
@@ -139,29 +140,30 @@ async fn knows_extended_connect(sender: &h2::client::SendRequest<Bytes>) -> bool
     true
 }
 
-/// What an attempt has come to.
+/// The result of an attempt.
 pub(super) enum Progress {
     /// An interim response (1xx), to be passed on.
     Interim(Response<()>),
     Head(Response<RecvStream>),
     Failed(Failed),
-    /// The client has broken off its request.
+    /// The client has aborted its request.
     ClientGone(Option<h2::Reason>),
-    /// The client's trailers may not be such.
+    /// The client's trailers contain fields that are not allowed there.
     BadRequest,
 }
 
 impl Attempt {
     /// Sends the body and waits for a response.
     pub fn poll(&mut self, cx: &mut Context<'_>, upload: &mut Upload) -> Poll<Progress> {
-        // The body first: what is sent in this turn goes out with the head.
+        // The body first: the part that is sent in this turn goes out with the head.
         if !upload.is_done() {
             match upload.poll(cx, &mut self.send) {
                 Poll::Ready(Err(Broken::Sender(error))) => {
                     return Poll::Ready(Progress::ClientGone(error.reason()));
                 }
                 Poll::Ready(Err(Broken::Trailers)) => return Poll::Ready(Progress::BadRequest),
-                // Why is told by the response: a server may have answered without waiting for the body.
+                // The response has the reason: a server may have answered without waiting for the
+                // body.
                 Poll::Ready(Err(Broken::Taker | Broken::Stopped)) => upload.stop(),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
@@ -169,7 +171,7 @@ impl Attempt {
         self.poll_response(cx)
     }
 
-    /// Waits for a response, while somebody else sends the body.
+    /// Waits for a response while the body is sent elsewhere.
     pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Progress> {
         if let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
             return Poll::Ready(Progress::Interim(interim));

@@ -1,5 +1,6 @@
-//! Bodies on their way: one direction of a stream at a time, from the side that sends to the side that takes. Flow-control
-//! window is given back to the sender only as the taker has room, so nothing piles up here but one frame.
+//! Bodies in transit: one direction of a stream at a time, from the sender to the receiver.
+//! Flow-control window is returned to the sender only as the receiver has room, so at most one
+//! frame accumulates here.
 
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,19 +16,20 @@ use crate::http::mirror::Copies;
 use crate::http::reader::Reader;
 use crate::upstream::http2::paced::Place;
 
-/// Pieces of a body that are kept for another attempt: a body in many tiny frames would cost more in bookkeeping than in bytes.
+/// Pieces of a body that are kept for another attempt: a body in many tiny frames would cost more
+/// in bookkeeping than in bytes.
 const MAX_REPLAY_PIECES: usize = 256;
 
-/// Which side a body stopped at.
+/// At which side a body stopped.
 #[derive(Debug)]
 pub(super) enum Broken {
-    /// The side that sends it.
+    /// The sender failed.
     Sender(h2::Error),
-    /// It sends trailers that may not be such.
+    /// Its trailers contain fields that are not allowed there.
     Trailers,
-    /// The side that takes it. Why is told where its response is awaited.
+    /// The receiver failed. The reason shows where its response is awaited.
     Taker,
-    /// The side that takes it has taken nothing for too long.
+    /// The receiver has read nothing for too long.
     Stopped,
 }
 
@@ -38,23 +40,23 @@ pub(super) struct Upload {
     kept_bytes: usize,
     /// In bytes. 0: nothing is kept any more.
     max_kept: usize,
-    /// All that has been taken out of `inflow` is in `kept`.
+    /// Everything read from `inflow` is in `kept`.
     replayable: bool,
-    /// How many of `kept` this attempt has begun to send.
+    /// How many pieces of `kept` this attempt has started to send.
     sent: usize,
-    /// What this attempt is sending.
+    /// The piece that this attempt is sending.
     piece: Bytes,
-    /// Bytes taken out of `inflow` whose window has not been given back.
+    /// Bytes read from `inflow` whose window has not been returned.
     unreleased: usize,
     /// Once `inflow` has been read to its end: its trailers.
     end: Option<Option<Box<HeaderMap>>>,
-    /// Who gets the body as well. Boxed: few do.
+    /// The copies that get the body as well. Boxed: few requests have any.
     copies: Option<Box<Copies>>,
     /// This attempt has sent everything.
     done: bool,
 }
 
-/// Pieces of a body in their order. Most bodies are one, and need no list.
+/// Pieces of a body in order. Most bodies are a single piece, without a list.
 #[derive(Default)]
 struct Kept {
     first: Option<Bytes>,
@@ -113,7 +115,7 @@ impl Upload {
         self
     }
 
-    /// There is no body at all: the head ends the stream.
+    /// There is no body: the head ends the stream.
     pub fn is_empty(&self) -> bool {
         self.end == Some(None) && self.kept.is_empty() && self.replayable
     }
@@ -135,12 +137,12 @@ impl Upload {
         received + self.kept_bytes
     }
 
-    /// The taker wants no more of it.
+    /// The receiver accepts no more of it.
     pub fn stop(&mut self) {
         self.done = true;
     }
 
-    /// From the start again.
+    /// Starts again from the first byte.
     pub fn rewind(&mut self) {
         self.release(self.unreleased);
         self.piece = Bytes::new();
@@ -151,7 +153,7 @@ impl Upload {
     /// There will be no other attempt.
     pub fn keep_no_more(&mut self) {
         self.max_kept = 0;
-        // What this attempt has not sent yet is still needed.
+        // Pieces that this attempt has not sent yet are still needed.
         if self.sent == self.kept.len() {
             self.forget();
         }
@@ -164,7 +166,7 @@ impl Upload {
         self.sent = 0;
     }
 
-    /// Sends until all is sent.
+    /// Sends until everything has been sent.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -208,14 +210,14 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes in what has come while nothing can be sent.
+    /// Buffers incoming data while nothing can be sent.
     pub fn hoard(&mut self, cx: &mut Context<'_>) {
         if self.end.is_none() {
             self.inflow.hoard(cx);
         }
     }
 
-    /// Whether nothing comes after what has been begun, not even trailers.
+    /// Whether nothing follows the current piece, not even trailers.
     fn is_last(&self) -> bool {
         self.sent == self.kept.len()
             && match &self.end {
@@ -224,7 +226,7 @@ impl Upload {
             }
     }
 
-    /// Gets the next piece to send. False: there is none.
+    /// Gets the next piece to send. False: the body has ended.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
         if let Some(kept) = self.kept.get(self.sent) {
             self.piece = kept.clone();
@@ -305,8 +307,8 @@ pub(super) struct Download {
 }
 
 impl Download {
-    /// `trusted`: what the sender says under the name of a reason is a proxy's word. `patience`:
-    /// how long the taker may take nothing.
+    /// `trusted`: a reason header from the sender comes from a proxy. `patience`: how long the
+    /// receiver may read nothing.
     pub fn new(body: RecvStream, trusted: bool, place: Place, patience: Duration) -> Self {
         Self {
             inflow: Inflow::new(body),
@@ -330,7 +332,7 @@ impl Download {
         }
     }
 
-    /// Sends until all is sent.
+    /// Sends until everything has been sent.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -394,7 +396,7 @@ pub(super) fn send_end(
     .map_err(|_| Broken::Taker)
 }
 
-/// How much of `wanted` bytes the taker has room for: at least one byte.
+/// How many of `wanted` bytes the receiver has room for: at least one byte.
 pub(super) fn poll_room(
     cx: &mut Context<'_>,
     to: &mut SendStream<Bytes>,

@@ -1,4 +1,4 @@
-//! The client's side of a stream, and the answers of the proxy's own.
+//! The client's side of a stream, and the responses that the proxy generates.
 
 use std::task::{Context, Poll};
 
@@ -25,14 +25,14 @@ pub(super) struct Client<'a> {
 }
 
 impl Client<'_> {
-    /// Why the head is not taken.
+    /// Why the head is rejected, if it is.
     pub fn check(&self, head: &request::Parts) -> Option<Reason> {
         let is_extended_connect = head.extensions.get::<Protocol>().is_some();
         let limits = &self.downstream.session.worker.config.limits;
         head::refusal(head, is_extended_connect, limits.max_header_bytes)
     }
 
-    /// Answers with an error of the proxy's own.
+    /// Answers with an error of the proxy.
     pub fn answer(&mut self, reason: Reason) -> End {
         match reply::error(&mut self.respond, self.grpc, reason) {
             Ok(status) => End::answered(status, reason),
@@ -40,8 +40,8 @@ impl Client<'_> {
         }
     }
 
-    /// Counts a request that turned out to be malformed on its way as given up: its stream to the
-    /// endpoint, on a connection that other clients share, has been reset for that.
+    /// Counts a request that turned out to be malformed in transit as an early reset: its stream to
+    /// the endpoint, on a connection shared with other clients, has been reset for it.
     pub fn count_malformed(&self) {
         self.downstream.meter.refused();
         self.downstream.given_up(self.started);
@@ -58,7 +58,7 @@ impl Client<'_> {
             return self.answer(Reason::Redirect);
         }
         let Some(mut response) = reply::redirect(status, location) else {
-            // The path that the client sent can't stand in a header.
+            // The path that the client sent is not a valid field value.
             return self.answer(Reason::BadRequest);
         };
         rule.filter_response(usize::MAX, origin, response.headers_mut());
@@ -85,7 +85,7 @@ impl Client<'_> {
         End::unanswered(Reason::ClientGone)
     }
 
-    /// Whether the client has given up the stream.
+    /// Whether the client has reset the stream.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Option<h2::Reason>> {
         self.respond.poll_reset(cx).map(Result::ok)
     }

@@ -1,5 +1,5 @@
-//! What the streams of one downstream connection share: whose they are, what they are counted
-//! against, and how fast the connection is read.
+//! The state that the streams of one downstream connection share: their owner, their limits, and
+//! how fast the connection is read.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,33 +18,35 @@ use crate::upstream::Caller;
 use crate::upstream::http2::paced::Turn;
 use crate::upstream::share::{self, Holder};
 
-/// Streams that a client may give up within [`RAPID`] and before their response, in each
-/// [`CALM_WINDOW`]. A client that opens streams to reset them makes us work for nothing
-/// (CVE-2023-44487): beyond this its connection is served more slowly. A sidecar's is not: it
-/// carries the requests of many, and that sidecar counts for each.
+/// Streams that a client may reset within [`RAPID`] and before their response, in each
+/// [`CALM_WINDOW`]. A client that opens streams only to reset them causes useless work
+/// (CVE-2023-44487): beyond this its connection is served more slowly. A sidecar's connection is
+/// exempt: it carries the requests of many clients, and that sidecar counts for each of them.
 const MAX_RAPID_RESETS: u32 = 2_000;
-/// Longer deadlines than this are missed in numbers when a server is slow.
+/// Resets of requests older than this do not count as abuse: they are missed deadlines, which are
+/// common when a server is slow.
 const RAPID: Duration = Duration::from_millis(10);
 const CALM_WINDOW: Duration = Duration::from_secs(10);
-/// What each such stream beyond the limit costs its connection: a hundred times what it costs us.
+/// Pause of a connection for each such stream beyond the limit: a hundred times its cost to the
+/// proxy.
 const PAUSE: Duration = Duration::from_millis(1);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// What the streams of one downstream connection share.
+/// The state that the streams of one downstream connection share.
 pub(super) struct Downstream {
     pub session: Session,
-    /// Whose share the streams to endpoints count against.
+    /// The share of the streams to endpoints that they count against.
     pub holder: Rc<Holder>,
-    /// Whether the client takes what it is sent.
+    /// Whether the client reads what it is sent.
     pub turn: Turn,
-    /// Stream tasks that run.
+    /// Running stream tasks.
     pub live: Cell<u32>,
     /// When a stream last ended.
     pub active: Cell<Instant>,
     rapid_resets: Cell<u32>,
-    /// Those beyond the limit that the connection has not been slowed down for.
+    /// Resets beyond the limit for which the connection has not been slowed down yet.
     excess: Cell<u32>,
     window_began: Cell<Instant>,
-    /// Its own, once its client has logged in on it: see [`Caller`].
+    /// Assigned when its client has logged in on it: see [`Caller`].
     login: Cell<u64>,
     pub meter: Rc<Meter>,
 }
@@ -66,7 +68,7 @@ impl Downstream {
         }
     }
 
-    /// For whom the upstream connections of this one are.
+    /// The caller of this connection's upstream connections.
     pub fn caller(&self) -> Caller {
         Caller {
             login: self.login.get(),
@@ -74,21 +76,21 @@ impl Downstream {
         }
     }
 
-    /// From now on it shares no upstream connection: its client logs in on its own.
+    /// Excludes it from shared upstream connections: its client logs in on its own.
     pub fn bind(&self) {
         if self.login.get() == 0 {
             self.login.set(share::next_id());
         }
     }
 
-    /// Charges a stream, or says why it is refused.
+    /// Charges a stream, or returns why it is refused.
     pub fn admit(&self, head: &HeaderMap) -> Result<Charge, Reason> {
         let memory = &self.session.worker.memory;
         let charge = memory.charge(Use::Stream, memory::of_stream(head));
         charge.ok_or(Reason::Overload)
     }
 
-    /// The client has given up a stream before its response.
+    /// The client has reset a stream before its response.
     pub fn given_up(&self, began: Instant) {
         let now = Instant::now();
         if now.duration_since(began) >= RAPID || self.session.is_shared() {
@@ -105,7 +107,7 @@ impl Downstream {
         }
     }
 
-    /// How long the connection is to wait before anything more is read from it.
+    /// How long to wait before the connection is read again.
     pub fn take_pause(&self) -> Option<Duration> {
         let excess = self.excess.take();
         if excess == 0 {
@@ -117,7 +119,7 @@ impl Downstream {
     }
 }
 
-/// Whether a request carries credentials that hold for its connection.
+/// Whether a request carries credentials that apply to its connection.
 pub(super) fn logs_in(headers: &HeaderMap) -> bool {
     [AUTHORIZATION, PROXY_AUTHORIZATION].iter().any(|name| {
         let mut values = headers.get_all(name).iter();

@@ -1,5 +1,5 @@
-//! A request on its way to a backend: attempts on one endpoint after the other until a response is passed on, or there is
-//! nothing left to try.
+//! A request in transit to a backend: attempts on one endpoint after the other until a response is
+//! passed on, or all options are exhausted.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -25,30 +25,30 @@ use crate::http::exchange::{self, End, Exchange};
 use crate::observe::reason::Reason;
 use crate::route::Rule;
 
-/// What holds for a request on its way to a backend.
+/// The decisions that apply to a request while it is forwarded.
 struct Forward {
     rule: Arc<Rule>,
     /// Index into the rule's backends.
     backend: usize,
-    /// Which origin may read the response, if a CORS filter says so.
+    /// The origin that may read the response, by a CORS filter.
     origin: Option<Box<str>>,
     deadlines: Deadlines,
 }
 
-/// Why something that was waited for is not waited for any longer.
+/// Why a wait ended early.
 enum Interrupt {
     /// With the code of the client's RST_STREAM, if there was one.
     ClientGone(Option<h2::Reason>),
-    /// The client's trailers are refused.
+    /// The client's trailers are rejected.
     BadRequest,
     /// The client has not read its response for too long.
     ReaderStopped,
     Timeout(Reason),
-    /// The budget of memory has no room for what waits.
+    /// The memory budget has no room for the waiting data.
     NoMemory,
 }
 
-/// A response, and what it came by.
+/// A response, and the connection that it came on.
 struct Answered {
     attempt: Attempt,
     in_flight: InFlight,
@@ -57,11 +57,11 @@ struct Answered {
 
 type Unanswered = attempts::Unanswered<Interrupt>;
 
-/// How the bodies ended, once the response had begun.
+/// How the bodies ended, once the response had started.
 enum Fate {
     Complete,
-    /// The upstream wants no more of the request, after a complete response. The client is told so (RST_STREAM with NO_ERROR)
-    /// by h2, once the whole response is out.
+    /// The upstream accepts no more of the request, after a complete response. h2 signals this to
+    /// the client (RST_STREAM with NO_ERROR) once the whole response is out.
     Stopped,
     Truncated(h2::Error),
     Interrupted(Interrupt),
@@ -204,7 +204,7 @@ impl Forward {
                 }
             }
         };
-        // What the connection took to open is nothing that the next request waits for.
+        // The time to open the connection does not count: the next request will not need it.
         let sent = Instant::now();
         let mut interims = Allowance::new(worker.config.limits.max_header_bytes, sent);
         loop {
@@ -226,7 +226,7 @@ impl Forward {
                     if !matches!(endpoint.peer, Peer::Mesh(_)) {
                         interim.headers_mut().remove(reply::REASON);
                     }
-                    // That a client is gone is noticed in the next turn.
+                    // The next turn detects a client that is gone.
                     let _ = client.respond.send_informational(interim);
                     continue;
                 }
@@ -251,14 +251,14 @@ impl Forward {
             let outcome = interrupt.outcome();
             in_flight.finish(outcome, sent);
             if matches!(interrupt, Interrupt::NoMemory) {
-                // `overload` would tell the client's sidecar that nothing has reached the app.
+                // `overload` would mean to the client's sidecar that nothing has reached the app.
                 return Err(Unanswered::Failed(Failed::no_memory(outcome)));
             }
             return Err(Unanswered::Interrupted(interrupt));
         }
     }
 
-    /// Passes a response on to its end, and what is left of the request.
+    /// Passes on the whole response, and the rest of the request.
     async fn pass_on(
         &mut self,
         client: &mut Client<'_>,
@@ -273,7 +273,7 @@ impl Forward {
         upload.keep_no_more();
         let (mut head, body) = response.into_parts();
         head::tidy(&mut head);
-        // Only a proxy speaks of reasons, and only a sidecar is known to be one.
+        // Only a proxy sends reasons, and only a sidecar is known to be a proxy.
         let trusted = matches!(in_flight.endpoint.peer, Peer::Mesh(_));
         if !trusted {
             head.headers.remove(reply::REASON);
@@ -332,7 +332,7 @@ impl Forward {
                         Some(Reason::BadRequest)
                     }
                     Interrupt::ReaderStopped => {
-                        // What it is sent goes out although it reads no body.
+                        // The reset goes out although the client reads no body.
                         send.send_reset(interrupt.code());
                         Some(Reason::ReaderStopped)
                     }
@@ -380,7 +380,7 @@ impl Forward {
                     client.send_reset(h2::Reason::PROTOCOL_ERROR);
                     return Poll::Ready(Fate::Interrupted(Interrupt::BadRequest));
                 }
-                // The rest of the response may be on its way all the same.
+                // The rest of the response may still come.
                 Broken::Taker | Broken::Stopped => upload.stop(),
             }
         }
@@ -399,8 +399,8 @@ impl Forward {
         Poll::Ready(Fate::Interrupted(Interrupt::Timeout(reason)))
     }
 
-    /// Waits for `future`, unless the client goes or time runs out before. What comes of the body
-    /// meanwhile is kept.
+    /// Waits for `future`, unless the client disconnects or a deadline passes first. Meanwhile
+    /// incoming parts of the body are kept.
     async fn wait_for<F: Future>(
         &mut self,
         client: &mut Client<'_>,
@@ -428,7 +428,7 @@ impl Forward {
             return Poll::Ready(Interrupt::ClientGone(code));
         }
         if !client.held.has_room(upload.held()) {
-            // What is kept for another attempt goes first.
+            // The pieces kept for another attempt are dropped first.
             upload.keep_no_more();
             if !client.held.has_room(upload.held()) {
                 return Poll::Ready(Interrupt::NoMemory);
@@ -439,7 +439,7 @@ impl Forward {
 }
 
 impl Interrupt {
-    /// What the upstream is told.
+    /// The code of the reset to the upstream.
     fn code(&self) -> h2::Reason {
         match self {
             Self::ClientGone(Some(code)) => *code,
@@ -451,7 +451,7 @@ impl Interrupt {
         }
     }
 
-    /// What it says about the endpoint.
+    /// How it counts for the endpoint.
     fn outcome(&self) -> AttemptOutcome {
         match self {
             Self::ClientGone(_) | Self::BadRequest | Self::ReaderStopped | Self::NoMemory => {
@@ -464,7 +464,7 @@ impl Interrupt {
 
 fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {
     match interrupt {
-        // Only a response that has begun can be left unread.
+        // These occur only after a response has started.
         Interrupt::ClientGone(_) | Interrupt::ReaderStopped => client.gone(),
         Interrupt::BadRequest => {
             client.count_malformed();
@@ -477,7 +477,7 @@ fn give_up(client: &mut Client<'_>, interrupt: Interrupt) -> End {
 
 fn fail(client: &mut Client<'_>, failed: Failed) -> End {
     match failed.reset {
-        // As it would be without a proxy.
+        // As without a proxy.
         Some(code) => {
             client.respond.send_reset(code);
             End::unanswered(failed.reason)
@@ -486,7 +486,8 @@ fn fail(client: &mut Client<'_>, failed: Failed) -> End {
     }
 }
 
-/// Ends a response that has begun and can't be completed: with the upstream's own code, or so that the client sees why.
+/// Ends a response that has started and cannot be completed: with the upstream's own code, or so
+/// that the client sees the reason.
 fn break_off(
     client: &Client<'_>,
     send: &mut SendStream<Bytes>,

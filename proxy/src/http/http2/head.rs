@@ -1,5 +1,5 @@
-//! What h2 lets pass in the head of a request or a response, and the next reader could take for
-//! something else.
+//! Checks of request and response heads that h2 does not make, against ambiguity for the next
+//! reader.
 
 use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName};
 use http::{Method, request, response};
@@ -7,14 +7,14 @@ use http::{Method, request, response};
 use crate::http::strict::{self, Authority, MAX_FIELDS};
 use crate::observe::reason::Reason;
 
-/// How much larger than the limit a head may be for h2 to hand it out, so that the answer has a
-/// reason and is counted. h2 answers larger ones itself, and ends the connection for those that are
-/// four times as large again.
+/// How many times the limit a head may have for h2 to deliver it, so that the response has a reason
+/// and is counted. h2 answers larger ones itself, and closes the connection for those that are four
+/// times as large again.
 pub(super) const HEAD_ROOM: usize = 4;
-/// What a field counts beside its name and value (RFC 9113 section 6.5.2).
+/// The size that each field counts in addition to its name and value (RFC 9113 section 6.5.2).
 const FIELD_OVERHEAD: usize = 32;
 
-/// Why a request is refused. `max_bytes`: the limit of its head.
+/// Why a request is rejected. `max_bytes`: the limit of its head.
 pub(super) fn refusal(
     head: &request::Parts,
     is_extended_connect: bool,
@@ -52,7 +52,7 @@ fn size(head: &request::Parts) -> usize {
     fields.sum::<usize>() + path + authority
 }
 
-/// Whether `:authority` and `Host` are fit to be such, and name the same host.
+/// Whether `:authority` and `Host` are valid, and name the same host.
 fn names_one_host(head: &request::Parts) -> bool {
     let authority = head.uri.authority().map(|authority| authority.as_str());
     if authority.is_some_and(|authority| !strict::is_authority_or_list(authority)) {
@@ -76,15 +76,14 @@ fn names_one_host(head: &request::Parts) -> bool {
     })
 }
 
-/// Whether the scheme is one of HTTP. It is not known where there is no authority.
+/// Whether the scheme is an HTTP one. It is unknown without an authority.
 fn is_web(head: &request::Parts) -> bool {
     head.uri
         .scheme_str()
         .is_none_or(|scheme| matches!(scheme, "http" | "https"))
 }
 
-/// Takes out of a response what its status has none of (RFC 9110 section 8.6), and what it says
-/// twice.
+/// Removes fields of a response that its status forbids (RFC 9110 section 8.6), and duplicates.
 pub(super) fn tidy(head: &mut response::Parts) {
     if head.status.is_informational() || head.status == http::StatusCode::NO_CONTENT {
         head.headers.remove(CONTENT_LENGTH);
@@ -96,8 +95,8 @@ pub(super) fn tidy(head: &mut response::Parts) {
     }
 }
 
-/// Whether all of these fields may be trailers. A proxy's reason may: who may not send one has it
-/// removed.
+/// Whether all of these fields may be trailers. A proxy's reason is allowed: if the sender may not
+/// send one, it is removed.
 pub(super) fn are_trailers(trailers: &HeaderMap, of_request: bool) -> bool {
     let names = trailers.keys().map(HeaderName::as_str);
     names
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_in_two_ways_is_refused() {
+    fn ambiguous_requests_are_rejected() {
         use Reason::*;
         let uri = "http://web:80/";
         for (method, uri, fields, reason) in [
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_says_its_length_once_and_only_where_it_has_one() {
+    fn a_response_has_at_most_one_length_and_only_with_content() {
         for (status, length) in [(200, Some("5")), (304, Some("5")), (204, None), (103, None)] {
             let response = http::Response::builder().status(status);
             let response = response

@@ -1,17 +1,18 @@
-//! What a stream makes the process hold, as the budget of memory knows it: its head from its start,
-//! and bodies whose reader has stopped, as long as it has.
+//! The memory that a stream is charged for: its head from the start, and bodies for as long as
+//! their reader has stopped.
 
 use crate::memory::{Charge, Use};
 use crate::upstream::http2::SMALL_WINDOW;
 
-/// Up to this is little. The small window fits in, so that what goes on while memory is short does.
+/// Up to this is small. The small window fits in, so that streams make progress while memory is
+/// short.
 const LITTLE: usize = 2 * SMALL_WINDOW as usize;
 
 /// The charge of one stream.
 #[derive(Debug)]
 pub(super) struct Held {
     charge: Charge,
-    /// What the stream is charged for without any body.
+    /// The charge of the stream without any body.
     head: usize,
 }
 
@@ -23,8 +24,8 @@ impl Held {
         }
     }
 
-    /// Charges `waiting` bytes. False: there is no room for them. What arrives for a reader that
-    /// has stopped wakes the stream's task ([`super::inflow`]), which charges it then.
+    /// Charges `waiting` bytes. False: the budget has no room for them. Data for a reader that has
+    /// stopped wakes the stream's task ([`super::inflow`]), which then charges it.
     pub fn has_room(&mut self, waiting: usize) -> bool {
         let what = match waiting <= LITTLE {
             true => Use::SmallBody,

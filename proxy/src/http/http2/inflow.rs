@@ -1,7 +1,6 @@
-//! A body as it comes in. While the side that takes it has no room, what comes is taken out of h2
-//! all the same, up to the stream's window: h2 keeps every DATA frame on its own, and ends a
-//! connection, with the streams of others, once too many small ones lie there. Here they become one
-//! piece.
+//! An incoming body. While its receiver has no room, incoming data is still read from h2, up to the
+//! stream's window: h2 keeps every DATA frame separately, and closes a connection, with the streams
+//! of other clients, once too many small ones accumulate. Here they are joined into one piece.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
@@ -10,13 +9,13 @@ use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use http::HeaderMap;
 
-/// Pieces shorter than this are joined, in bytes: copying them costs less than keeping them apart.
+/// Pieces shorter than this are joined, in bytes: copying them costs less than separate pieces.
 const SMALL: usize = 4 * 1024;
 
-/// The part of a body that has come and not been passed on.
+/// The part of a body that has come but has not been passed on.
 pub(super) struct Inflow {
     body: RecvStream,
-    /// Boxed: few bodies have one, and every stream's task would have the room for it.
+    /// Boxed: few bodies have one, and every stream's task would reserve space for it.
     backlog: Option<Box<Backlog>>,
     end: End,
 }
@@ -26,15 +25,15 @@ enum End {
     Open,
     /// In order, with no trailers.
     Plain,
-    /// With trailers, or broken off.
+    /// With trailers, or with a reset.
     With(Box<Result<HeaderMap, h2::Error>>),
 }
 
-/// Pieces of a body in their order.
+/// Pieces of a body in order.
 #[derive(Default)]
 struct Backlog {
     pieces: VecDeque<Bytes>,
-    /// What comes after them.
+    /// The small pieces after them.
     small: BytesMut,
 }
 
@@ -47,7 +46,7 @@ impl Inflow {
         }
     }
 
-    /// The next piece. `None`: there is none, and [`Self::take_trailers`] has what ends the body.
+    /// The next piece. `None`: the body has ended, and [`Self::take_trailers`] has its trailers.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
         if let Some(piece) = self.backlog.as_mut().and_then(|backlog| backlog.pop()) {
             return Poll::Ready(Some(Ok(piece)));
@@ -55,7 +54,7 @@ impl Inflow {
         if matches!(self.end, End::Open) {
             match ready!(self.body.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // There is nothing to be asked for after this.
+                    // The stream must not be polled after this.
                     if self.body.is_end_stream() {
                         self.end = End::Plain;
                     }
@@ -77,7 +76,7 @@ impl Inflow {
         })
     }
 
-    /// Takes in what has come, for a taker that has no room for it now.
+    /// Buffers incoming data for a receiver that has no room now.
     pub fn hoard(&mut self, cx: &mut Context<'_>) {
         while matches!(self.end, End::Open) {
             match self.body.poll_data(cx) {
@@ -94,7 +93,7 @@ impl Inflow {
         }
     }
 
-    /// Once there are no more pieces.
+    /// To be called once there are no more pieces.
     pub fn take_trailers(&mut self) -> Option<HeaderMap> {
         match std::mem::replace(&mut self.end, End::Plain) {
             End::With(end) => end.ok(),
@@ -102,7 +101,7 @@ impl Inflow {
         }
     }
 
-    /// Whether nothing comes after what was taken, not even trailers.
+    /// Whether nothing follows the pieces returned, not even trailers.
     pub fn is_at_end(&self) -> bool {
         self.backlog
             .as_ref()
@@ -114,15 +113,15 @@ impl Inflow {
             }
     }
 
-    /// Bytes that have come and not been released.
+    /// Bytes that have come and have not been released.
     pub fn held(&mut self) -> usize {
         self.body.flow_control().used_capacity()
     }
 
-    /// So much has been passed on: as much may come.
+    /// Bytes that have been passed on: the sender may send as many more.
     pub fn release(&mut self, bytes: usize) {
         if bytes > 0 {
-            // Fails only where more is given back than was taken.
+            // Fails only if more is released than was received.
             let _ = self.body.flow_control().release_capacity(bytes);
         }
     }
@@ -168,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backlog_gives_back_every_byte_in_order_and_joins_small_pieces() {
+    fn a_backlog_returns_every_byte_in_order_and_joins_small_pieces() {
         let mut backlog = Backlog::default();
         let lengths = [1, 0, 3, SMALL, 1, SMALL, SMALL - 1, 2];
         let mut expected = Vec::new();

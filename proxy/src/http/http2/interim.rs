@@ -1,18 +1,18 @@
-//! A bound on interim responses (1xx). Flow control does not apply to them and h2 does not tell
-//! when one has been written, so that a server that sends them faster than its client reads would
-//! fill the memory of every proxy on the way.
+//! Limits interim responses (1xx). Flow control does not apply to them and h2 does not report when
+//! one has been written, so a server that sends them faster than its client reads would fill the
+//! memory of every proxy on the way.
 
 use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::memory;
 
-/// Bytes a second that interim responses may take on and on: sixteen small ones.
+/// Sustained rate of interim responses, in bytes per second: sixteen small ones.
 const PER_SECOND: f64 = 4_096.0;
-/// What each takes beside its fields.
+/// The cost of each in addition to its fields, in bytes.
 const EACH: usize = 256;
 
-/// What one attempt may still send. In bytes.
+/// How much one attempt may still send, in bytes.
 #[derive(Debug)]
 pub(super) struct Allowance {
     left: f64,
@@ -21,7 +21,7 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    /// `most`: how much may come at once. `since`: when the attempt was sent.
+    /// `most`: the size of a burst. `since`: when the attempt was sent.
     pub fn new(most: usize, since: Instant) -> Self {
         Self {
             left: most as f64,

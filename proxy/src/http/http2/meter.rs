@@ -1,10 +1,11 @@
-//! A downstream connection whose frames are counted by what they cost, and that is read slowly once
-//! they cost too much.
+//! Meters the frames of a downstream connection by their cost, and slows down reading once they
+//! cost too much.
 //!
-//! In: the bytes of the connection, both ways. Out: the same bytes. PING, SETTINGS, PRIORITY, tiny
-//! WINDOW_UPDATEs and streams that are refused cost a client next to nothing, and us a turn of the
-//! worker that others wait for. Each takes tokens; what a client gets for its requests gives some
-//! back. Without tokens the connection is not read, which costs that client alone.
+//! In: the bytes of the connection, in both directions. Out: the same bytes. PING, SETTINGS,
+//! PRIORITY, tiny WINDOW_UPDATEs and refused streams cost a client almost nothing, and the proxy a
+//! turn of the worker that others wait for. Each takes tokens; a client's requests and their
+//! responses return some. Without tokens the connection is not read, which affects only that
+//! client.
 
 use std::cell::Cell;
 use std::io;
@@ -19,23 +20,23 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::observe::metrics::Metrics;
 use crate::wire::detect::HTTP2_PREFACE;
 
-/// Tokens that a connection may have spent at once.
+/// Size of the token bucket.
 const BURST: i64 = 10_000;
-/// Tokens that come back by themselves, each second.
+/// Tokens that are refilled each second.
 const RATE: i64 = 2_000;
 
 const FRAME_COST: i64 = 1;
-/// A WINDOW_UPDATE that is good for less than [`TINY`] bytes: each one makes us send a frame that
-/// is mostly head.
+/// A WINDOW_UPDATE of less than [`TINY`] bytes: each one makes the proxy send a frame that is
+/// mostly header.
 const TINY_WINDOW_COST: i64 = 4;
 const TINY: u32 = 128;
-/// They are acknowledged, and looked at for every stream.
+/// The proxy acknowledges them, and applies them to every stream.
 const SETTINGS_COST: i64 = 10;
-/// A stream that turns out to be no request, or one that is refused. As many as a client may have
-/// at once fit into [`BURST`].
+/// A stream without a valid request, or a refused one. [`BURST`] is enough for as many as a client
+/// may have at once.
 const STREAM_COST: i64 = 8;
-/// What each request gives back beside, and each frame of a response: clients answer frames with
-/// PINGs and WINDOW_UPDATEs.
+/// Returned in addition for each request, and for each frame of a response: clients answer frames
+/// with PINGs and WINDOW_UPDATEs.
 const REQUEST_CREDIT: i64 = 4;
 const RESPONSE_CREDIT: i64 = 2;
 
@@ -43,14 +44,14 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
-/// Length, kind, flags and stream.
+/// Length, type, flags and stream ID.
 const FRAME_HEAD: usize = 9;
 
-/// What a connection may still cost.
+/// The tokens that a connection has left.
 pub(super) struct Meter {
     tokens: Cell<i64>,
     refilled: Cell<Instant>,
-    /// 0 for a peer: whose head it was is not known by the connection.
+    /// 0 for a peer: the connection does not show which client a head came from.
     stream_cost: i64,
     metrics: Metrics,
 }
@@ -66,12 +67,12 @@ impl Meter {
         })
     }
 
-    /// A stream turns out to be a request.
+    /// Returns the cost of a stream that is a valid request.
     pub fn accepted(&self) {
         self.add(self.stream_cost + REQUEST_CREDIT);
     }
 
-    /// A request is refused for what its head is.
+    /// Charges a request that is refused for its head.
     pub fn refused(&self) {
         self.add(-(self.stream_cost + REQUEST_CREDIT + RESPONSE_CREDIT));
     }
@@ -80,8 +81,7 @@ impl Meter {
         self.tokens.set((self.tokens.get() + tokens).min(BURST));
     }
 
-    /// Until when the connection is not read. The clock is looked at only where the tokens are
-    /// spent.
+    /// Until when the connection is not read. The clock is read only if the tokens are used up.
     fn pause(&self) -> Option<Instant> {
         if self.tokens.get() >= 0 {
             return None;
@@ -106,7 +106,7 @@ pub(super) struct Metered<S> {
     io: S,
     meter: Rc<Meter>,
     received: Frames,
-    /// The highest stream that the client has opened.
+    /// The highest stream ID that the client has opened.
     opened: u32,
     sent: Frames,
     pause: Option<Pin<Box<Sleep>>>,
@@ -229,13 +229,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 }
 
-/// Follows frames through the pieces that they come in.
+/// Parses frames across the pieces that they arrive in.
 #[derive(Default)]
 struct Frames {
-    /// What has come of a frame's head, and of a WINDOW_UPDATE's payload.
+    /// The received bytes of a frame's header, and of a WINDOW_UPDATE's payload.
     head: [u8; FRAME_HEAD + 4],
     have: usize,
-    /// What is left of a payload, in bytes.
+    /// The rest of a payload, in bytes.
     left: usize,
 }
 
@@ -291,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_told_apart_however_they_are_cut() {
+    fn frames_are_recognized_however_they_are_split() {
         let mut bytes = vec![0, 0, 3, DATA, 0, 0, 0, 0, 1, 7, 7, 7];
         bytes.extend_from_slice(&[0, 0, 4, WINDOW_UPDATE, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
         bytes.extend_from_slice(&[0, 0, 0, SETTINGS, 1, 0, 0, 0, 0]);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn spent_tokens_come_back_with_time_and_with_requests() {
+    fn spent_tokens_are_refilled_by_time_and_by_requests() {
         let meter = Meter::new(&Metrics::default(), false);
         assert!(meter.pause().is_none());
         meter.add(-BURST - 10 * RATE);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_requests_cost_more_than_they_give_and_answered_ones_nothing() {
+    fn refused_requests_cost_tokens_and_answered_ones_do_not() {
         let request = |meter: &Meter| {
             meter.add(-STREAM_COST);
             meter.accepted();

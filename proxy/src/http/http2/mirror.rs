@@ -1,5 +1,5 @@
-//! Copies of a request for its mirrors, each on an upstream stream of its own. The connection may be shared with others, as every
-//! upstream connection is.
+//! Copies of a request for its mirrors, each on a separate upstream stream. The connection may be
+//! shared with other requests, as every upstream connection is.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -21,17 +21,17 @@ use crate::route::Rule;
 use crate::session::worker::Worker;
 use crate::upstream::Caller;
 
-/// The body of a copy on its way.
+/// The body of a copy in transit.
 struct Sending {
     source: Source,
     piece: Bytes,
-    /// All has been sent, or the mirror takes no more.
+    /// All has been sent, or the mirror accepts no more.
     done: bool,
 }
 
-/// Starts the copies of a request for `backend`, which get the body as `upload` reads it. What becomes a tunnel has none: nobody would
-/// hold the other end. Neither has a login that holds for a connection: it is for the server that
-/// has asked for it.
+/// Starts the copies of a request for `backend`, which get the body as `upload` reads it. A request
+/// that becomes a tunnel has no copies: the copy's tunnel would have no client. A login for a
+/// connection has none either: its credentials are for the server that has asked for them.
 pub(super) fn start(
     worker: &Rc<Worker>,
     rule: &Rule,
@@ -110,13 +110,14 @@ async fn send(
     }
 }
 
-/// Reads what nobody will see, so that the mirror can finish in order. Ready at its end, or when it is too much.
+/// Reads and drops a response, so that the mirror can finish in order. Ready at its end, or when it
+/// is too long.
 fn poll_discard(cx: &mut Context<'_>, body: &mut RecvStream, discarded: &mut usize) -> Poll<()> {
     while *discarded <= MAX_DISCARDED {
         match ready!(body.poll_data(cx)) {
             Some(Ok(data)) => {
                 *discarded += data.len();
-                // Fails only where more is given back than was taken.
+                // Fails only if more is released than was received.
                 let _ = body.flow_control().release_capacity(data.len());
             }
             Some(Err(_)) | None => break,
@@ -126,7 +127,7 @@ fn poll_discard(cx: &mut Context<'_>, body: &mut RecvStream, discarded: &mut usi
 }
 
 impl Sending {
-    /// Sends what there is, without being waited for. An error: the copy is to be broken off.
+    /// Sends the available bytes without blocking the request. An error: the copy must be aborted.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -135,7 +136,7 @@ impl Sending {
         if self.done {
             return Ok(());
         }
-        // Noticed even where the mirror takes nothing.
+        // Checked even if the mirror reads nothing.
         if let Poll::Ready(outcome) = self.source.poll_broken(cx) {
             return Err(outcome);
         }
@@ -145,7 +146,7 @@ impl Sending {
                     Poll::Ready(Ok(Piece::Data(piece))) => self.piece = piece,
                     Poll::Ready(Ok(Piece::End(trailers))) => {
                         self.done = true;
-                        // Why the mirror takes no more is told by the response, if there is one.
+                        // The response, if there is one, has the reason.
                         let _ = send_end(to, trailers, false);
                     }
                     Poll::Ready(Err(outcome)) => return Err(outcome),

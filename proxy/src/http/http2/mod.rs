@@ -1,8 +1,9 @@
-//! HTTP/2 with prior knowledge (RFC 9113), gRPC on top of it.
+//! HTTP/2 with prior knowledge (RFC 9113), including gRPC.
 //!
-//! In: the bytes of a downstream connection whose protocol and destination are known. Out: its streams, each carried to an
-//! endpoint of its own over the upstream connections of the worker. One local task a stream; a body flows only as fast as
-//! the side that takes it. Copies for mirrors have tasks and streams of their own.
+//! In: the bytes of a downstream connection whose protocol and destination are known. Out: its
+//! streams, each carried to its own endpoint over the upstream connections of the worker. Each
+//! stream has one local task; a body flows only as fast as its receiver reads it. Copies for
+//! mirrors have separate tasks and streams.
 //!
 //! ```text
 //!            serve          exchange          forward         pool ── connection (one task each: frames, pings, age)
@@ -10,8 +11,8 @@
 //!                                 └─▶ reply      ◀── body, both ways ──▶
 //! ```
 //!
-//! What h2 sees to itself: framing, `content-length` against the body, header fields that belong to a connection (refused), the
-//! limits below. What it does not is here.
+//! h2 handles framing, `content-length` against the body, connection-level fields (rejected) and
+//! the limits below. The rest is here.
 //!
 //! # Floors
 //!
@@ -48,12 +49,13 @@ pub(crate) mod tests;
 pub(crate) use reply::{grpc_status, is_grpc};
 pub use serve::serve;
 
-/// [`CONNECTION_WINDOW`](crate::upstream::http2::CONNECTION_WINDOW) for a client from outside that has proved no identity: sixteen streams at a standstill.
-/// What it makes us hold is to be little beside what others do.
+/// [`CONNECTION_WINDOW`](crate::upstream::http2::CONNECTION_WINDOW) for an inbound client that has
+/// proved no identity: sixteen stalled streams. The memory that it can make the proxy hold must be
+/// small compared with that of others.
 const STRANGER_WINDOW: u32 = 4 * 1024 * 1024;
-/// Streams that a client has reset before we took notice of them: what it may say in one breath.
-/// What it does on and on is slowed down once we do (CVE-2023-44487).
+/// Streams that a client has reset before the proxy processed them: as many as may come in one
+/// burst. A continuous flood is slowed down after that (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 4_096;
-/// Streams that a client made us reset by breaking the protocol, in the life of a connection that
-/// carries its requests alone. One that clients share is not ended for what one of them does.
+/// Streams that the proxy reset for a client's protocol errors, over the life of a connection that
+/// carries only its requests. A shared connection is not closed for one client's errors.
 const MAX_ERROR_RESETS: usize = 1_024;

@@ -1,5 +1,5 @@
-//! What the proxy answers itself: the reason code in a header, and for gRPC a status that its clients understand instead of a bare
-//! HTTP error.
+//! Responses that the proxy generates: the reason code in a field, and for gRPC a status that its
+//! clients understand instead of a bare HTTP error.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub(super) const REASON: HeaderName = HeaderName::from_static(REASON_HEADER);
 
-/// Whether the client speaks gRPC (gRPC-Web has its own framing, and its proxies expect HTTP errors).
+/// Whether the client uses gRPC (gRPC-Web has its own framing, and its proxies expect HTTP errors).
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)
@@ -46,7 +46,7 @@ pub(super) fn error(
     Ok(status.as_u16())
 }
 
-/// The head of a redirect's answer.
+/// The head of a redirect.
 pub(super) fn redirect(status: u16, location: &str) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(status).ok()?;
@@ -57,7 +57,7 @@ pub(super) fn redirect(status: u16, location: &str) -> Option<Response<()>> {
     Some(response)
 }
 
-/// The head of the answer to a preflight request.
+/// The head of the response to a preflight request.
 pub(super) fn preflight(answer: &Preflight) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(answer.status).ok()?;
@@ -72,7 +72,7 @@ pub(super) fn preflight(answer: &Preflight) -> Option<Response<()>> {
     Some(response)
 }
 
-/// Ends a gRPC response that has begun.
+/// Ends a gRPC response that has started.
 pub(super) fn grpc_trailers(reason: Reason) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     grpc_fields(&mut trailers, reason);
@@ -90,8 +90,8 @@ fn grpc_fields(headers: &mut HeaderMap, reason: Reason) {
     }
 }
 
-/// The gRPC status that says the same as a reason, as gRPC's own libraries would say it without a proxy: what another try may
-/// heal is UNAVAILABLE.
+/// The gRPC status for a reason, as gRPC's own libraries would report it without a proxy: errors
+/// that a retry may resolve are UNAVAILABLE.
 pub(crate) const fn grpc_status(reason: Reason) -> u16 {
     const INTERNAL: u16 = 13;
     const UNAVAILABLE: u16 = 14;
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grpc_is_told_by_its_content_type() {
+    fn grpc_is_recognized_by_its_content_type() {
         for (value, expected) in [
             ("application/grpc", true),
             ("application/grpc+proto", true),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_has_a_grpc_status_that_is_no_success() {
+    fn every_reason_has_a_grpc_error_status() {
         for reason in Reason::ALL {
             assert!((1..=16).contains(&grpc_status(*reason)), "{reason}");
         }

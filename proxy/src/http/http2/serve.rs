@@ -1,5 +1,5 @@
-//! A downstream connection: takes its streams and starts a task for each, until the client goes, the proxy shuts down, or
-//! nothing has happened for too long.
+//! A downstream connection: accepts its streams and starts a task for each, until the client
+//! disconnects, the proxy shuts down, or the connection has been idle for too long.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -26,7 +26,7 @@ use crate::upstream::http2::{
     SMALL_FRAMES, STREAM_WINDOW,
 };
 
-/// How long a client that was told to go (GOAWAY) and has no stream left may take to hang up.
+/// How long a client may take to disconnect after a GOAWAY and its last stream.
 const HANG_UP: Duration = Duration::from_secs(10);
 
 /// Serves the streams of one downstream connection until it ends.
@@ -87,7 +87,7 @@ fn settings(session: &Session) -> h2::server::Builder {
     builder
 }
 
-/// What the connection's task is woken for, other than streams.
+/// Events of the connection's task other than streams.
 enum Event {
     Failed(h2::Error),
     Closed,
@@ -104,7 +104,7 @@ async fn accept_streams<S>(
 {
     let worker = downstream.session.worker.clone();
     let keep_alive_idle = worker.config.limits.keep_alive_idle;
-    // The app's own connections are left alone: it may need them to finish.
+    // The app's own connections are exempt: it may need them to finish.
     let mut draining = pin!(async {
         match downstream.session.direction {
             Direction::Inbound => worker.drain.started().await,
@@ -112,8 +112,8 @@ async fn accept_streams<S>(
         }
     });
     let mut timer = pin!(sleep(keep_alive_idle));
-    // What has been polled once wakes this task, and is polled again only then: each turn would
-    // cost as much as a request's metrics.
+    // A timer that has been polled once wakes this task, and is polled again only then: polling it
+    // each turn would cost as much as a request's metrics.
     let mut armed = false;
     let mut leaving = false;
     let mut slowed = false;
@@ -153,7 +153,7 @@ async fn accept_streams<S>(
                 return Poll::Pending;
             }
             let fired = timer.as_mut().poll(cx);
-            // Without budget nothing was registered.
+            // Without coop budget no waker was registered.
             armed = has_budget_remaining();
             fired.map(|()| Event::Timer)
         })
@@ -190,7 +190,7 @@ async fn accept_streams<S>(
     }
 }
 
-/// Between two looks at the clock, so that one that does not advance never spins.
+/// Minimum between two checks of the clock, so that a stopped clock never causes a busy loop.
 const MIN_TIMER: Duration = Duration::from_millis(10);
 
 fn rearm(timer: std::pin::Pin<&mut Sleep>, after: Duration) {
@@ -218,7 +218,7 @@ fn begin(
     let admission = downstream.admit(request.headers());
     downstream.live.set(downstream.live.get() + 1);
     let downstream = downstream.clone();
-    // Boxed: tokio copies what it is given four times over the life of a task.
+    // Boxed: tokio copies a task's future four times over its life.
     tokio::task::spawn_local(Box::pin(async move {
         let ended = exchange::run(&downstream, request, respond, admission).await;
         downstream.live.set(downstream.live.get() - 1);

@@ -3,8 +3,8 @@
 //! ```text
 //! every second: node (program, configuration) ─▶ report ◀─ repair (pods that ask)
 //! admin port:   /ready /live /metrics  ◀── report
-//! SIGTERM:      is the DaemonSet gone? ─┬ yes: all is taken away
-//!                                       └ no, or nobody knows: all stays
+//! SIGTERM:      is the DaemonSet gone? ─┬ yes: everything is removed
+//!                                       └ no, or unknown: everything stays
 //! ```
 
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ use super::report::Report;
 use super::uninstalled::{ACCOUNT, ApiServer};
 use crate::observe::logging::{self, LogFormat};
 
-/// How long a change of somebody else's stays, at the most, and a pod without rules waits.
+/// Longest time until a foreign change is repaired, and until a pod without rules is noticed.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Bounds of a connection to the admin port.
 const TIMES: Times = Times {
@@ -82,7 +82,7 @@ pub struct InstallArgs {
     pub log_format: LogFormat,
 }
 
-/// Where a DaemonSet is.
+/// The name of a DaemonSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DaemonSet {
     pub namespace: String,
@@ -103,7 +103,7 @@ fn parse_daemonset(text: &str) -> Result<DaemonSet, String> {
     }
 }
 
-/// Keeps the plugin in place until a signal comes.
+/// Keeps the plugin installed until a signal arrives.
 pub fn run(args: InstallArgs) -> anyhow::Result<()> {
     let _log = logging::start(&args.log, args.log_format).context("starting the log")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn readiness_says_why_the_plugin_is_not_in_place() {
+    fn readiness_shows_why_the_plugin_is_not_in_place() {
         let report = Report::new().expect("metrics");
         let status = |path: &str| answer(&report, &Method::GET, path).status();
         assert_eq!(status("/ready"), StatusCode::SERVICE_UNAVAILABLE);

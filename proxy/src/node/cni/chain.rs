@@ -1,11 +1,11 @@
-//! A network's configuration, with the plugin at the end of its list or without it. Pure.
+//! Edits a network configuration: the plugin at the end of its list, or removed from it. Pure.
 
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::{ANNOTATIONS_CAPABILITY, PLUGIN};
 
-/// Why a plugin cannot be chained to this.
+/// Why a plugin cannot be chained to this configuration.
 #[derive(Debug, Error)]
 pub enum ChainError {
     #[error("is no JSON: {0}")]
@@ -34,7 +34,7 @@ fn written(list: &Value) -> Result<String, ChainError> {
     Ok(serde_json::to_string_pretty(list)? + "\n")
 }
 
-/// A list with the plugin in it. `None`: it is there as it should be.
+/// A list with the plugin in it. `None`: it is in place already.
 pub fn chained(list: &str) -> Result<Option<String>, ChainError> {
     let mut list: Value = serde_json::from_str(list)?;
     let plugins = plugins(&mut list)?;
@@ -47,7 +47,7 @@ pub fn chained(list: &str) -> Result<Option<String>, ChainError> {
     written(&list).map(Some)
 }
 
-/// A list without the plugin. `None`: it is not in there.
+/// A list without the plugin. `None`: it does not contain the plugin.
 pub fn unchained(list: &str) -> Result<Option<String>, ChainError> {
     let mut list: Value = serde_json::from_str(list)?;
     let plugins = plugins(&mut list)?;
@@ -59,7 +59,7 @@ pub fn unchained(list: &str) -> Result<Option<String>, ChainError> {
     }
 }
 
-/// The list that means the same as a configuration of one plugin, with ours in it.
+/// The list equivalent to a configuration of one plugin, with ours added.
 pub fn list_of(single: &str) -> Result<String, ChainError> {
     let mut single: Value = serde_json::from_str(single)?;
     if !single["type"].is_string() {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn without_it_the_list_means_what_it_meant_before() {
+    fn removal_restores_the_meaning_of_the_list() {
         let list = chained(LIST).expect("a list").expect("a change");
         let without = unchained(&list).expect("a list").expect("a change");
         assert_eq!(value(&without), value(LIST));
@@ -110,14 +110,14 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_doubled_or_not_as_it_should_be_is_put_right() {
+    fn a_duplicate_or_wrong_entry_is_repaired() {
         let wrong = r#"{"name": "pods", "plugins": [{"type": "naru-cni"}, {"type": "ptp"}, {"type": "naru-cni"}]}"#;
         let right = chained(wrong).expect("a list").expect("a change");
         assert_eq!(
             value(&right)["plugins"],
             json!([{ "type": "ptp" }, entry()])
         );
-        // Somebody chained another plugin behind it: that is fine.
+        // Another plugin may be chained behind it.
         let behind =
             json!({ "name": "pods", "plugins": [{ "type": "ptp" }, entry(), { "type": "other" }] });
         assert_eq!(chained(&behind.to_string()).expect("a list"), None);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_refused() {
+    fn an_invalid_network_is_rejected() {
         assert!(matches!(chained("{"), Err(ChainError::Json(_))));
         assert!(matches!(chained("{}"), Err(ChainError::NoPlugins)));
         assert!(matches!(list_of("{}"), Err(ChainError::NoType)));

@@ -1,4 +1,4 @@
-//! Redirection by a chained CNI plugin, so that no container of a pod needs a right.
+//! Redirection by a chained CNI plugin, so that no container of a pod needs privileges.
 //!
 //! ```text
 //! container runtime ──ADD, annotations──▶ plugin ──▶ rules in the new pod's network namespace
@@ -7,19 +7,22 @@
 //!                                    agent ◀──asks── naru-init of a pod whose rules are missing ──▶ rules
 //! ```
 //!
-//! * [`plugin`] is `naru-cni`, run by the container runtime for each pod. What it needs to know of a pod it is told by the runtime:
-//!   its annotations (the capability `io.kubernetes.cri.pod-annotations`: containerd 1.5, CRI-O 1.28). So it needs no API server, no
-//!   token on the node's disk, and no agent; pods start as fast, and as surely, as without it. Pods that are not injected for it
-//!   are passed on as they are.
-//! * [`agent`] is `naru-proxy cni-install`, one a node: [`node`] keeps the program and its [`chain`] entry where they belong,
-//!   whoever rewrites them, and takes them away when Naru is uninstalled ([`uninstalled`]). On a mere restart or upgrade it leaves
-//!   them: pods that start meanwhile are redirected as ever.
-//! * **A pod whose rules are missing** (it started before the plugin was there, or somebody took it away) is stopped by its
-//!   `naru-init`, which proves without any right that connections are redirected ([`crate::node::redirect::verify`]). It asks for its rules,
-//!   and the agent sets them ([`repair`]): no pod is deleted, and nobody needs a right at the API server. The agent adds
-//!   rules where there are none and changes none, so a pod that runs cannot ask its way out of the mesh.
+//! * [`plugin`] is `naru-cni`, run by the container runtime for each pod. The runtime passes it the
+//!   pod's annotations (the capability `io.kubernetes.cri.pod-annotations`: containerd 1.5, CRI-O
+//!   1.28). So it needs no API server, no token on the node's disk, and no agent; pods start as
+//!   fast and as reliably as without it. Pods that are not injected for it are passed on unchanged.
+//! * [`agent`] is `naru-proxy cni-install`, one a node: [`node`] keeps the program and its
+//!   [`chain`] entry in place when others rewrite them, and removes both when Naru is uninstalled
+//!   ([`uninstalled`]). On a mere restart or upgrade they stay: pods that start in the meantime are
+//!   still redirected.
+//! * **A pod whose rules are missing** (it started before the plugin was installed, or after its
+//!   removal) is stopped by its `naru-init`, which proves without privileges that connections are
+//!   redirected ([`crate::node::redirect::verify`]). It requests its rules, and the agent installs
+//!   them ([`repair`]): no pod is deleted, and no permission at the API server is needed. The agent
+//!   adds rules only where there are none, so a running pod cannot request its way out of the mesh.
 //!
-//! What the runtime's plugins and the agent do is in a pod's own network namespace ([`namespace`]), never in the host's.
+//! The plugin and the agent install rules in a pod's own network namespace ([`namespace`]), never
+//! in the host's.
 //!
 //! # Floors
 //!
@@ -42,7 +45,8 @@ mod uninstalled;
 
 pub use report::Report;
 
-/// The plugin's name: its program in the node's folder of plugins, and its type in a network's configuration.
+/// The plugin's name: its program in the node's folder of plugins, and its type in a network's
+/// configuration.
 pub const PLUGIN: &str = "naru-cni";
-/// By this the runtime is asked for a pod's annotations, and they come under the same name.
+/// The capability that requests a pod's annotations, and the key under which they arrive.
 const ANNOTATIONS_CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";

@@ -1,4 +1,4 @@
-//! Work in another network namespace, on a thread of its own, which ends with it.
+//! Work in another network namespace, on a thread of its own, which ends with the work.
 
 use std::fs::File;
 use std::io;
@@ -9,14 +9,14 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::node::redirect::{InitError, RedirectRules};
 
-/// Where the kernel shows the network namespace of the thread that looks.
+/// The network namespace of the reading thread, in the kernel's file system.
 const OWN: &str = "/proc/thread-self/ns/net";
 
 /// A network namespace, held open.
 #[derive(Debug)]
 pub struct Namespace {
     file: File,
-    /// Device and inode, which tell namespaces apart.
+    /// Device and inode, which identify the namespace.
     pub id: (u64, u64),
 }
 
@@ -30,17 +30,17 @@ impl Namespace {
         })
     }
 
-    /// That of the calling thread.
+    /// The namespace of the calling thread.
     pub fn own() -> io::Result<Self> {
         Self::open(Path::new(OWN))
     }
 
-    /// Moves the calling thread.
+    /// Moves the calling thread into the namespace.
     pub fn enter(&self) -> io::Result<()> {
         Ok(setns(&self.file, CloneFlags::CLONE_NEWNET)?)
     }
 
-    /// Does something on a thread that has entered. Blocks.
+    /// Runs `work` on a thread that has entered the namespace. Blocks.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -56,18 +56,18 @@ impl Namespace {
     }
 }
 
-/// What is to be done with the rules of a pod.
+/// An operation on the rules of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Put them in force, in place of those that are there.
+    /// Install the rules, replacing any present.
     Install,
-    /// See whether these very rules are in force.
+    /// Check whether exactly these rules are in force.
     Check,
-    /// Put them in force if there are none. Rules that are there stay as they are.
+    /// Install the rules if there are none. Present rules stay unchanged.
     Add,
 }
 
-/// Why that was not done.
+/// Why the operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
     #[error("entering the pod's network namespace: {0}")]
@@ -89,10 +89,10 @@ fn chain(error: &InitError) -> String {
     text
 }
 
-/// How long the kernel may take. It takes milliseconds; the container runtime waits for minutes.
+/// Timeout of the kernel. It takes milliseconds; the container runtime waits for minutes.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Does `work` with the rules of the pod whose network namespace that is. Blocks.
+/// Performs `work` on the rules of the pod with this network namespace. Blocks.
 pub fn redirect(namespace: &Namespace, work: Work, rules: &RedirectRules) -> Result<(), WorkError> {
     namespace.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,7 +1,8 @@
-//! `naru-cni`: the protocol of CNI plugins, versions 0.3 to 1.1. In: the runtime's word in the environment and on standard input.
-//! Out: on standard output, the result of the plugins before this one, unchanged, or an error.
+//! `naru-cni`: the protocol of CNI plugins, versions 0.3 to 1.1. In: the runtime's call, in the
+//! environment and on standard input. Out: on standard output, the result of the previous plugins,
+//! unchanged, or an error.
 //!
-//! `decide` is pure: what is to be done with which namespace. `run` does it.
+//! `decide` is pure: it chooses the operation and the namespace. `run` performs it.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -14,18 +15,19 @@ use super::namespace::{Namespace, Work, redirect};
 use super::{ANNOTATIONS_CAPABILITY, PLUGIN};
 use crate::node::redirect::{RedirectRules, Request};
 
-/// Those with a previous result, which a chained plugin needs.
+/// The versions with a previous result, which a chained plugin needs.
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-/// What is said where the runtime's version is not known.
+/// The version of a reply where the runtime's version is unknown.
 const VERSION: &str = "1.1.0";
-/// Bytes of configuration, result and annotations: Kubernetes allows 256 KiB of annotations.
+/// Bound on configuration, result and annotations, in bytes: Kubernetes allows 256 KiB of
+/// annotations.
 const MAX_INPUT: u64 = 4 << 20;
 /// Set by injection on the pods whose rules this plugin is to set.
 pub const REDIRECTION_ANNOTATION: &str = "naru.dev/redirection";
 /// The value of that annotation.
 pub const REDIRECTION_CNI: &str = "cni";
 
-/// Codes of the specification, and from 100 on ours.
+/// Error codes of the specification, and our own from 100 on.
 mod code {
     pub const INCOMPATIBLE_VERSION: u32 = 1;
     pub const INVALID_ENVIRONMENT: u32 = 4;
@@ -36,7 +38,7 @@ mod code {
     pub const REDIRECTION: u32 = 101;
 }
 
-/// What the runtime is told when it went wrong.
+/// An error in the format of the runtime.
 #[derive(Debug, PartialEq, Eq)]
 struct Error {
     code: u32,
@@ -50,13 +52,13 @@ fn error(code: u32, message: impl Into<String>) -> Error {
     }
 }
 
-/// What a call comes to.
+/// The outcome of a call.
 #[derive(Debug, PartialEq)]
 enum Step {
-    /// Nothing is to be done or said.
+    /// Do nothing and reply with nothing.
     Nothing,
     Say(Value),
-    /// Something is to be done with the rules of a pod, and then the result, if any, is said.
+    /// Perform an operation on the rules of a pod, then reply with the result, if any.
     Redirect {
         work: Work,
         namespace: PathBuf,
@@ -104,7 +106,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The version that the runtime speaks, for an error that comes before the configuration is understood.
+/// The runtime's version, for an error that occurs before the configuration is parsed.
 fn version_of(input: &[u8]) -> String {
     let configuration = serde_json::from_slice::<Value>(input).unwrap_or_default();
     let version = configuration["cniVersion"].as_str();
@@ -179,7 +181,7 @@ fn decide(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Ste
     let work = match &*command {
         "ADD" => Work::Install,
         "CHECK" => Work::Check,
-        // The rules go with the namespace, and nothing is kept elsewhere.
+        // The rules end with the namespace, and nothing is kept elsewhere.
         "DEL" | "GC" | "STATUS" => return Ok(Step::Nothing),
         other => {
             return Err(error(
@@ -218,8 +220,9 @@ fn decide(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Ste
     })
 }
 
-/// What the pod's annotations ask for. `None`: not redirection by this plugin. A runtime that gives no annotations gives all pods
-/// the appearance of these; an injected pod is then stopped by its own check.
+/// The request in the pod's annotations. `None`: redirection by other means. With a runtime that
+/// passes no annotations, every pod looks like that; an injected pod is then stopped by its own
+/// check.
 fn request(annotations: Option<&Value>) -> Option<Request> {
     let text = |name: &str| annotations?.get(name)?.as_str();
     let skipped = |what: &str| {
@@ -241,7 +244,7 @@ fn request(annotations: Option<&Value>) -> Option<Request> {
 mod tests {
     use super::*;
 
-    /// As containerd sends it for a pod with these annotations.
+    /// The configuration that containerd sends for a pod with these annotations.
     fn configuration(annotations: Value) -> Value {
         json!({
             "cniVersion": "1.0.0",
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn other_pods_are_passed_on_as_they_are() {
+    fn other_pods_are_passed_on_unchanged() {
         for annotations in [
             json!({}),
             json!({ "naru.dev/redirection": "init" }),
@@ -329,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_without_a_version_is_given_that_of_the_call() {
+    fn a_result_without_a_version_gets_that_of_the_call() {
         let mut input = configuration(json!({}));
         let previous = input["prevResult"].as_object_mut().expect("an object");
         previous.remove("cniVersion");
@@ -340,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn check_compares_and_says_nothing() {
+    fn check_compares_and_prints_nothing() {
         let step = called("CHECK", &configuration(injected()));
         assert!(
             matches!(
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_a_pod_needs_nothing_and_never_fails() {
+    fn calls_that_end_a_pod_need_nothing_and_never_fail() {
         for command in ["DEL", "GC", "STATUS"] {
             assert_eq!(
                 called(
@@ -378,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_has_the_code_of_the_specification() {
+    fn errors_have_the_codes_of_the_specification() {
         let code =
             |command: &str, input: Value| called(command, &input).map_err(|error| error.code);
         let with = |key: &str, value: Value| {

@@ -1,8 +1,10 @@
-//! Rules for pods that started without the plugin. In: the folder with the network namespaces of the node's pods. Out: rules in those
-//! whose pod asks for them (`crate::node::redirect::request`), counted.
+//! Rules for pods that started without the plugin. In: the directory with the network namespaces of
+//! the node's pods. Out: rules in the namespaces of pods that request them
+//! (`crate::node::redirect::request`), counted.
 //!
-//! A pod is hostile until proven otherwise: what it says is bounded in length and time, each has a thread of its own for that time and
-//! no more than one, and it gets rules only where there are none. The host's own network is never entered.
+//! A pod counts as hostile: its request is bounded in length and time, each pod occupies at most
+//! one thread for that time, and it gets rules only where there are none. The host's own network
+//! namespace is never used.
 
 use std::collections::HashSet;
 use std::fs;
@@ -19,19 +21,19 @@ use super::namespace::{Namespace, Work, redirect};
 use super::report::Report;
 use crate::node::redirect::{RedirectRules, Request, SOCKET_NAME};
 
-/// How long a pod may take to say what it wants. It has it ready.
+/// How long a pod may take to send its request, which it has prepared.
 const REQUEST: Duration = Duration::from_secs(2);
-/// Bytes of a request: lists of ports and networks.
+/// Bound on a request, in bytes: lists of ports and networks.
 const MAX_REQUEST: usize = 256 * 1024;
-/// Pods that are listened to at once. The others are next.
+/// Pods served at once. Further pods are served in a later pass.
 const MAX_AT_ONCE: usize = 64;
 
-/// Looks for pods that ask, one pass after the other.
+/// Searches for pods with requests, one pass after the other.
 pub struct Repairs {
     folder: PathBuf,
-    /// Where this runs: the host's network.
+    /// The agent's own network namespace: the host's.
     own: Namespace,
-    /// Namespaces whose pod is being listened to.
+    /// Namespaces whose pod is being served.
     busy: Arc<Mutex<HashSet<(u64, u64)>>>,
     report: Report,
 }
@@ -46,22 +48,22 @@ impl Repairs {
         })
     }
 
-    /// Looks into every namespace once. Blocks, and is to be called on a thread of its own.
+    /// Checks every namespace once. Blocks, so call it on a thread of its own.
     pub fn pass(&self) -> io::Result<()> {
         let looked = self.look();
-        // A namespace ends once nobody is in it.
+        // A namespace ends with its last thread.
         self.own.enter()?;
         looked
     }
 
     fn look(&self) -> io::Result<()> {
         let entries = match fs::read_dir(&self.folder) {
-            // There has been no pod yet.
+            // No pod has started yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
         };
         for path in entries.flatten().map(|entry| entry.path()) {
-            // A namespace that ends meanwhile, or a file that is none.
+            // The namespace may end meanwhile, or the file may not be one.
             if let Err(error) = self.look_into(&path) {
                 debug!(path = %path.display(), %error, "looking into a network namespace");
             }
@@ -100,7 +102,7 @@ impl Repairs {
     }
 }
 
-/// A connection to whoever asks in the thread's network namespace. Never waits.
+/// Connects to the requesting pod in the thread's network namespace. Never blocks.
 fn call() -> io::Result<Option<UnixStream>> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     match socket.connect(&SockAddr::unix(format!("\0{SOCKET_NAME}"))?) {
@@ -108,7 +110,7 @@ fn call() -> io::Result<Option<UnixStream>> {
             socket.set_nonblocking(false)?;
             Ok(Some(socket.into()))
         }
-        // Nobody listens, or more are calling already than can wait.
+        // There is no listener, or its backlog is full.
         Err(error)
             if matches!(
                 error.kind(),
@@ -148,7 +150,7 @@ fn serve(mut stream: UnixStream, namespace: &Namespace, path: &Path, report: &Re
     }
 }
 
-/// One line, within a time and a length.
+/// Reads one line, bounded in time and length.
 fn read_request(stream: &mut UnixStream) -> io::Result<Request> {
     let deadline = Instant::now() + REQUEST;
     let mut line = Vec::new();

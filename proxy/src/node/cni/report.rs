@@ -1,4 +1,4 @@
-//! What the agent says of itself: whether the plugin is in place, and what had to be put right.
+//! The agent's state: whether the plugin is in place, and the repairs made.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,7 +28,7 @@ struct Inner {
 }
 
 impl Report {
-    /// Nothing has been looked at yet.
+    /// The state before the first check.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let in_place = IntGauge::new(
@@ -74,7 +74,7 @@ impl Report {
         }
     }
 
-    /// A pod that asked has its rules, or not.
+    /// Counts a pod that requested rules: installed, or failed.
     pub fn pod(&self, redirected: bool) {
         match redirected {
             true => self.inner.pods_repaired.inc(),
@@ -82,13 +82,13 @@ impl Report {
         }
     }
 
-    /// Whether the plugin is in place; if not, why. Gives what was said before.
+    /// Sets whether the plugin is in place and, if not, why. Returns the previous problem.
     pub fn set(&self, problem: Option<String>) -> Option<String> {
         self.inner.in_place.set(problem.is_none().into());
         std::mem::replace(&mut *self.problem_lock(), problem)
     }
 
-    /// Why the plugin is not in place. `None`: it is.
+    /// Why the plugin is not in place. `None`: it is in place.
     pub fn problem(&self) -> Option<String> {
         self.problem_lock().clone()
     }
@@ -100,7 +100,7 @@ impl Report {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For the connections of the admin port.
+    /// Connection slots of the admin port.
     pub fn places(&self) -> Places {
         self.inner.places.clone()
     }

@@ -1,5 +1,5 @@
-//! Whether the agent ends for good: whether its DaemonSet is gone. The API server is asked by the pod's own service account, which
-//! may read this one object and nothing else.
+//! Whether the agent ends for good: whether its DaemonSet is gone. The request to the API server
+//! uses the pod's own service account, which may read this one object and nothing else.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// How long the API server may take. The kubelet grants the agent thirty seconds to end.
+/// Timeout of the API server. The kubelet grants the agent thirty seconds to end.
 const TIMEOUT: Duration = Duration::from_secs(8);
 /// Bytes of an answer.
 const MAX_ANSWER: usize = 1 << 20;
-/// Where the kubelet puts what a pod needs to call the API server.
+/// Directory in which the kubelet puts the files that a pod needs to call the API server.
 pub const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// How to reach the API server.
@@ -33,7 +33,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// From what the kubelet puts into every container's environment.
+    /// From the variables that the kubelet sets in every container.
     pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         Some(Self {
             host: variable("KUBERNETES_SERVICE_HOST")?,
@@ -41,7 +41,7 @@ impl ApiServer {
         })
     }
 
-    /// Whether `namespace`'s DaemonSet `name` is gone or going. An error: that cannot be known.
+    /// Whether `namespace`'s DaemonSet `name` is gone or being deleted. An error: unknown.
     pub async fn is_gone(
         &self,
         account: &Path,
@@ -93,7 +93,7 @@ impl ApiServer {
     }
 }
 
-/// An uninstall takes the account and its right away as well, perhaps before the question comes.
+/// An uninstall also removes the account and its permissions, perhaps before this request.
 fn means_gone(status: StatusCode, body: &[u8]) -> anyhow::Result<bool> {
     match status {
         StatusCode::OK => {
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemonset_that_is_there_means_a_restart() {
+    fn an_existing_daemonset_means_a_restart() {
         let gone = |status, body: &str| means_gone(status, body.as_bytes()).ok();
         assert_eq!(
             gone(StatusCode::OK, r#"{"metadata": {"name": "naru-cni"}}"#),
@@ -122,7 +122,7 @@ mod tests {
             let status = StatusCode::from_u16(status).expect("a status");
             assert_eq!(gone(status, ""), Some(true));
         }
-        // Nobody knows: it stays.
+        // Unknown: the plugin stays.
         assert_eq!(gone(StatusCode::INTERNAL_SERVER_ERROR, ""), None);
         assert_eq!(gone(StatusCode::OK, "no JSON"), None);
     }

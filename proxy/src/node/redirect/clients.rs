@@ -1,12 +1,12 @@
-//! Where the addresses of clients lie inside the pod, so that the app sees a connection of its
-//! proxy come from its client: see [`crate::upstream::client_address`]. Pure.
+//! The local ranges that stand for client addresses inside the pod, so that the app sees a
+//! connection of its proxy come from its client: see [`crate::upstream::client_address`]. Pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Cidr;
 
-/// What a client is seen as whose own address can't be shown. No pod, node or machine has these:
-/// one is link-local (RFC 3927), the other of a random private network (RFC 4193).
+/// The source addresses for clients whose own address can't be shown. No pod, node or machine has
+/// these: one is link-local (RFC 3927), the other of a random private network (RFC 4193).
 pub const STAND_INS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 6, 6)),
     IpAddr::V6(Ipv6Addr::new(0xfd6e, 0x6172, 0x7500, 0, 0, 0, 0, 6)),
@@ -19,9 +19,9 @@ pub struct Network {
     pub local: Cidr,
 }
 
-/// The networks that pods and nodes have their addresses from: those for private use (RFC 1918, RFC
-/// 6598, RFC 4193) and all of IPv6 that is in use (2000::/3). They are moved to where nothing is:
-/// class E (RFC 1112), and IPv6 that has never been assigned.
+/// The networks of pods and nodes: those for private use (RFC 1918, RFC 6598, RFC 4193) and all of
+/// IPv6 that is in use (2000::/3). They are mapped to unused ranges: class E (RFC 1112), and IPv6
+/// that has never been assigned.
 pub const NETWORKS: [Network; 6] = [
     v4([10, 0], [241, 0], 8),
     v4([100, 64], [242, 64], 10),
@@ -57,14 +57,14 @@ const fn v6(clients: u16, local: u16, prefix: u8) -> Network {
     }
 }
 
-/// Class E. Where pods have addresses of it themselves, none of it stands for others.
+/// Class E. Where pods themselves have addresses in it, it stands for no other network.
 pub const CLASS_E: Cidr = Cidr {
     address: IpAddr::V4(Ipv4Addr::new(240, 0, 0, 0)),
     prefix: 4,
 };
 
 impl Network {
-    /// Where an address of this network lies in the local range.
+    /// The address in the local range for an address of this network.
     pub fn moved(&self, client: IpAddr) -> IpAddr {
         let prefix = u32::from(self.local.prefix);
         match (self.local.address, client) {
@@ -80,8 +80,8 @@ impl Network {
         }
     }
 
-    /// Addresses to try. Nothing is sent to them: the connection stays in the pod. The app answers
-    /// only where there is a route; a pod without a default route has one to its neighbours.
+    /// Addresses for a test. No packet leaves the pod. The app answers only if there is a route; a
+    /// pod without a default route has one to its neighbours.
     pub fn examples(&self, own: IpAddr) -> impl Iterator<Item = IpAddr> {
         let first = match self.clients.address {
             IpAddr::V4(address) => IpAddr::V4((address.to_bits() | 1).into()),

@@ -1,4 +1,4 @@
-//! The table and the kernel: put in force, compared with what is in force, taken away.
+//! The table in the kernel: installed, compared with the rules in force, removed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,9 +12,9 @@ use thiserror::Error;
 use super::rules::{Extent, TABLE, chains, rules};
 use super::{CLASS_E, Cidr, RedirectRules, STAND_INS, own_address};
 
-/// `NLM_F_CREATE` without `NLM_F_EXCL`: create it, or take the one that is there.
+/// `NLM_F_CREATE` without `NLM_F_EXCL`: create it, or keep the existing one.
 const CREATE_OR_KEEP: u16 = 0x400;
-/// The kernel's table of routes to addresses of this machine.
+/// The kernel's routing table of local addresses.
 const LOCAL_TABLE: u32 = 255;
 
 /// Why the rules are not in force.
@@ -43,7 +43,8 @@ pub enum InitError {
 
 impl From<nlink::Error> for InitError {
     fn from(error: nlink::Error) -> Self {
-        // An unknown netlink subsystem is EINVAL, an unknown family or expression one of the rest.
+        // The error for an unknown netlink subsystem is EINVAL, for an unknown family or expression
+        // one of the others.
         const EPROTONOSUPPORT: i32 = 93;
         const EAFNOSUPPORT: i32 = 97;
         if error.is_permission_denied() {
@@ -60,9 +61,9 @@ impl From<nlink::Error> for InitError {
     }
 }
 
-/// Puts the rules in force, in place of those that an earlier run left. All or nothing: at no
-/// moment is a part of them missing. Where the kernel redirects and does not map addresses, apps do
-/// not see those of their clients: that is said and no error.
+/// Installs the rules, replacing those of an earlier run. Atomic: at no moment is a part of them
+/// missing. Where the kernel redirects but can't map addresses, apps don't see those of their
+/// clients, which is reported without failing.
 pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
     let wanted = &seen_here(wanted).await;
     match put_in_force(wanted, Extent::Whole).await {
@@ -76,7 +77,7 @@ pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
         done => done?,
     }
     let networks = local_networks(wanted).await;
-    // An earlier run may have been told otherwise.
+    // The flags of an earlier run may have been different.
     remove_local(&networks).await?;
     let mut refused = None;
     for network in networks {
@@ -93,7 +94,7 @@ pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
     Ok(())
 }
 
-/// The rules for this pod, which may have an address of class E itself.
+/// The rules for this pod, which may itself have a class E address.
 async fn seen_here(wanted: &RedirectRules) -> RedirectRules {
     let own = own_address(true).await;
     let in_class_e = own.is_some_and(|own| CLASS_E.contains(own.ip()));
@@ -103,15 +104,15 @@ async fn seen_here(wanted: &RedirectRules) -> RedirectRules {
     }
 }
 
-/// What is made local for the addresses of clients: of the families that the pod has, and nothing
-/// that it, or what it calls, has an address in.
+/// The networks to make local for client addresses: of the pod's families, without any that the pod
+/// has an address in or calls.
 async fn local_networks(wanted: &RedirectRules) -> Vec<Cidr> {
     let (v4, v6) = (own_address(true).await, own_address(false).await);
     let stand_ins = STAND_INS.map(|address| Cidr {
         address,
         prefix: if address.is_ipv4() { 32 } else { 128 },
     });
-    // Shorter prefixes mean everything rather than what lies there.
+    // Shorter prefixes stand for the whole family rather than for a network in it.
     let skipped = wanted.outbound_cidrs_skipped.iter();
     let called: Vec<_> = skipped.filter(|network| network.prefix >= 3).collect();
     wanted
@@ -158,7 +159,7 @@ fn local_v6(address: Ipv6Addr, prefix: u8) -> Ipv6Route {
 
 async fn put_in_force(wanted: &RedirectRules, extent: Extent) -> Result<(), InitError> {
     let connection = Connection::<Nftables>::new()?;
-    // Made if absent, so that deleting it cannot fail; then deleted with all that is in it.
+    // Created if absent, so that deleting it cannot fail; then deleted with its content.
     let mut transaction = connection
         .transaction()
         .raw(
@@ -182,7 +183,7 @@ async fn put_in_force(wanted: &RedirectRules, extent: Extent) -> Result<(), Init
     Ok(())
 }
 
-/// Takes the rules away; none there is fine. Connections that were redirected live on.
+/// Removes the rules, if there are any. Redirected connections continue.
 pub async fn remove() -> Result<(), InitError> {
     let connection = Connection::<Nftables>::new()?;
     connection.del_table_if_exists(TABLE, Family::Inet).await?;
@@ -209,7 +210,7 @@ async fn remove_local(kept: &[Cidr]) -> Result<(), InitError> {
     Ok(())
 }
 
-/// Whether exactly these rules are in force, with or without those for the addresses of clients.
+/// Whether exactly these rules are in force, with or without those for client addresses.
 pub async fn check(wanted: &RedirectRules) -> Result<(), InitError> {
     let wanted = &seen_here(wanted).await;
     let connection = Connection::<Nftables>::new()?;
@@ -256,7 +257,7 @@ fn rule_line(chain: &str, rule: Option<String>) -> String {
     format!("{chain}: {}", rule.as_deref().unwrap_or("a rule of others"))
 }
 
-/// The kernel lists chains in the order of their making and the rules of each in theirs.
+/// The kernel lists chains in the order of their creation, and the rules of each in theirs.
 fn first_difference(expected: Vec<String>, found: Vec<String>) -> Option<InitError> {
     let longest = expected.len().max(found.len());
     let padded = |lines: Vec<String>| {
@@ -271,7 +272,7 @@ fn first_difference(expected: Vec<String>, found: Vec<String>) -> Option<InitErr
         .map(|(expected, found)| InitError::Different { expected, found })
 }
 
-/// A netlink attribute that holds a text: length, type, the text with its final zero, padding.
+/// A netlink attribute with a text: length, type, the text with its terminating zero, padding.
 fn text_attribute(kind: u16, text: &str) -> Vec<u8> {
     const HEADER: usize = 4;
     let length = HEADER + text.len() + 1;

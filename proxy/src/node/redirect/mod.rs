@@ -1,9 +1,10 @@
-//! Redirect rules: which connections of a pod reach the proxy instead of where they were going.
+//! Redirect rules: which connections of a pod are sent to the proxy instead of their destination.
 //!
-//! In comes what the pod's owner said (ports and networks to leave alone) and how to tell the
-//! proxy's own sockets; out goes one nftables table, `inet naru`, in the network namespace of the
-//! caller, replaced in one transaction. Nothing is run: the kernel is spoken to by netlink.
-//! Where a CNI plugin sets the rules ([`crate::node::cni`]), `verify` proves from inside the pod, without any right, that they are there.
+//! In: the pod owner's exceptions (ports and networks to skip) and how to identify the proxy's own
+//! sockets. Out: one nftables table, `inet naru`, in the network namespace of the caller, replaced
+//! in one transaction. No command is executed: the kernel is configured by netlink. Where a CNI
+//! plugin installs the rules ([`crate::node::cni`]), `verify` proves from inside the pod, without
+//! privileges, that they are in force.
 //!
 //! ```text
 //! app ─ connect ─▶ output ─┬─ proxy's own? ─┬─ over lo, not loopback, not app-bound ─▶ inbound chain
@@ -15,25 +16,25 @@
 //!                                               └─ any other TCP ─▶ inbound port
 //! ```
 //!
-//! Beside the table there are routes by which a range of addresses is local to the pod for each
-//! network of clients, and the `postrouting` chain turns a source in one of them into the client's:
-//! see [`crate::upstream::client_address`].
+//! In addition to the table there are routes which make a range of addresses local to the pod for
+//! each network of clients, and the `postrouting` chain rewrites a source in one of them to the
+//! client's address: see [`crate::upstream::client_address`].
 //!
-//! ## What the proxy has to do
+//! ## Requirements on the proxy
 //!
 //! * The **outbound** listener belongs on loopback (`127.0.0.1` and `[::1]`): a redirect in the
-//!   output hook goes to the loopback address of its family, and nobody outside reaches it there.
+//!   output hook goes to the loopback address of its family, which is unreachable from outside.
 //! * The **inbound** listener belongs on the wildcard addresses: a redirect in the prerouting hook
-//!   goes to the address of the interface that the connection came in by.
-//! * A listener whose connection's original destination is the listener itself was called directly:
-//!   it must close the connection, or it would call itself for ever.
+//!   goes to the address of the interface on which the connection arrived.
+//! * A connection whose original destination is the listener itself was made to it directly: the
+//!   listener must close it, or the proxy would call itself endlessly.
 //! * A pod that calls itself: the outbound side connects to the pod's own address like to any
-//!   other, and the rules hand that connection to the inbound listener, with the original
-//!   destination kept. So that the inbound side's own connection to the app is *not* handed back,
-//!   it carries [`APP_SOCKET_PRIORITY`](crate::socket::APP_SOCKET_PRIORITY) (`SO_PRIORITY`, set before
-//!   `connect`; 0 to 6 need no capability). The priority is looked at in the output hook and leaves no trace on the wire; it
-//!   works for both families with any source address, so no address has to be added or bound. No
-//!   other socket of the proxy may set it.
+//!   other, and the rules redirect that connection to the inbound listener, with the original
+//!   destination kept. The inbound side's own connection to the app must *not* be redirected again,
+//!   so it carries [`APP_SOCKET_PRIORITY`](crate::socket::APP_SOCKET_PRIORITY) (`SO_PRIORITY`, set
+//!   before `connect`; 0 to 6 need no capability). The priority is matched in the output hook and
+//!   leaves no trace on the wire; it works for both families with any source address, so no address
+//!   has to be added or bound. No other socket of the proxy may set it.
 //!
 //! # Floors
 //!
@@ -68,10 +69,11 @@ pub use verify::{Unverified, own_address, verify};
 const DEFAULT_PROXY_UID: u32 = 1337;
 const DEFAULT_OUTBOUND_PORT: u16 = 15001;
 const DEFAULT_INBOUND_PORT: u16 = 15006;
-/// How long `--verify` waits for rules to appear. Then its container ends, and with that the reason is in the pod's status.
+/// How long `--verify` waits for the rules. Then its container ends, so that the reason appears in
+/// the pod's status.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How the proxy's own connections are told from the app's.
+/// How the rules distinguish the proxy's own connections from the app's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exempt {
     /// By the user that opened the socket.
@@ -80,24 +82,24 @@ pub enum Exempt {
     Mark(u32),
 }
 
-/// What is redirected where, and what is left alone.
+/// What is redirected and to which ports, and the exceptions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedirectRules {
     pub outbound_port: u16,
     pub inbound_port: u16,
     pub exempt: Exempt,
-    /// Ports of this pod that are reached without the proxy; the proxy's admin port is one.
+    /// Ports of this pod that bypass the proxy; the proxy's admin port is one.
     pub inbound_ports_skipped: Vec<u16>,
-    /// Ports elsewhere that are called without the proxy.
+    /// Destination ports that bypass the proxy.
     pub outbound_ports_skipped: Vec<u16>,
-    /// Networks that are called without the proxy.
+    /// Destination networks that bypass the proxy.
     pub outbound_cidrs_skipped: Vec<Cidr>,
-    /// Others have addresses of [`CLASS_E`]: none of it is made local for the addresses of clients.
+    /// [`CLASS_E`] is in use by others: none of it is made local for client addresses.
     pub class_e_in_use: bool,
 }
 
 impl RedirectRules {
-    /// Those of an injected pod, whose ports and user are the defaults.
+    /// The rules of an injected pod, whose ports and user are the defaults.
     pub fn of_pod(left_alone: LeftAlone) -> Self {
         let mut inbound_ports_skipped = left_alone.inbound_ports;
         inbound_ports_skipped.push(PROXY_ADMIN_PORT);
@@ -112,7 +114,7 @@ impl RedirectRules {
         }
     }
 
-    /// The networks whose clients have a place in a local range.
+    /// The networks whose clients have an address in a local range.
     fn networks(&self) -> impl Iterator<Item = &'static Network> {
         let v6_alone = self.class_e_in_use;
         NETWORKS
@@ -121,7 +123,7 @@ impl RedirectRules {
     }
 }
 
-/// A network: an address and how many of its leading bits count.
+/// A network: an address and its prefix length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cidr {
     pub address: IpAddr,
@@ -178,12 +180,12 @@ impl Cidr {
         }
     }
 
-    /// Whether an address is of this network.
+    /// Whether an address is in this network.
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4() && masked(address, self.prefix) == self.address
     }
 
-    /// Whether there are addresses of both networks.
+    /// Whether the networks have addresses in common.
     fn overlaps(&self, other: &Self) -> bool {
         self.contains(other.address) || other.contains(self.address)
     }
@@ -240,8 +242,8 @@ pub struct InitArgs {
     /// Change nothing: succeed if these very rules are in force.
     #[arg(long, conflicts_with = "verify")]
     check: bool,
-    /// Change nothing, and need no rights: succeed once connections are redirected. The node's agent (`naru-proxy cni-install`) is
-    /// asked to set rules that are missing.
+    /// Change nothing, and need no rights: succeed once connections are redirected. The node's
+    /// agent (`naru-proxy cni-install`) is asked to set rules that are missing.
     #[arg(long)]
     verify: bool,
 }
@@ -291,7 +293,8 @@ impl InitArgs {
     }
 }
 
-/// `naru-proxy init`: sets, checks, verifies or removes the rules of the network namespace it runs in.
+/// `naru-proxy init`: sets, checks, verifies or removes the rules of the network namespace it runs
+/// in.
 pub fn run(args: InitArgs) -> anyhow::Result<()> {
     let rules = args.rules();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -345,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_may_be_empty_and_name_the_item_that_is_wrong() {
+    fn lists_may_be_empty_and_an_error_names_the_wrong_item() {
         assert_eq!(parse_list::<u16>("").unwrap().0, Vec::<u16>::new());
         assert_eq!(parse_list::<u16>(" 1, 2,").unwrap().0, [1, 2]);
         let error = parse_list::<u16>("80,http").unwrap_err();
@@ -353,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_read_in_both_notations_and_is_never_zero() {
+    fn a_mark_is_parsed_in_both_notations_and_is_never_zero() {
         assert_eq!(parse_mark("0x6e61"), Ok(0x6e61));
         assert_eq!(parse_mark("7"), Ok(7));
         assert!(parse_mark("0").is_err());

@@ -1,8 +1,9 @@
-//! What a pod says of the connections that its proxy is not to have, and how it asks the node's agent for rules that are missing.
+//! The pod owner's exceptions from redirection, and the request to the node's agent for rules that
+//! are missing.
 //!
-//! The pod listens on an abstract Unix socket, which is seen in its own network namespace and nowhere else; the agent looks into
-//! each namespace for one. So a pod can ask for nothing but its own redirection. One line goes each way: the request as JSON, and
-//! `ok` or what went wrong.
+//! The pod listens on an abstract Unix socket, which is visible in its own network namespace only;
+//! the agent checks each namespace for one. So a pod can request nothing but its own redirection.
+//! One line goes each way: the request as JSON, and `ok` or an error.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -14,7 +15,7 @@ use super::{Cidr, parse_list};
 /// The name of that socket.
 pub const SOCKET_NAME: &str = "naru-redirect";
 
-/// What a pod's owner has the rules leave alone.
+/// The exceptions of the pod's owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftAlone {
     pub inbound_ports: Vec<u16>,
@@ -23,7 +24,7 @@ pub struct LeftAlone {
     pub class_e_in_use: bool,
 }
 
-/// The same as texts: lists separated by commas, as in annotations and flags.
+/// The same as texts: comma-separated lists, as in annotations and flags.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Request {
@@ -35,7 +36,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// The error names the text that is wrong.
+    /// The error names the invalid text.
     pub fn parse(&self) -> Result<LeftAlone, String> {
         fn list<T: FromStr<Err: Display>>(name: &str, text: &str) -> Result<Vec<T>, String> {
             parse_list(text)
@@ -75,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_says_again_what_the_flags_said() {
+    fn a_request_represents_the_flags() {
         let request = Request {
             skip_inbound_ports: "8081,9000".to_owned(),
             skip_outbound_ports: String::new(),
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_list_is_called_by_its_name() {
+    fn an_invalid_list_is_named() {
         let request = Request {
             skip_outbound_ports: "80,http".to_owned(),
             ..Request::default()

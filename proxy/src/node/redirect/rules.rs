@@ -1,5 +1,4 @@
-//! From what is to be redirected to the rules of the table `inet naru`, in order. Pure: the kernel
-//! is spoken to next door.
+//! Builds the rules of the table `inet naru`, in order. Pure: `kernel` installs them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,15 +11,15 @@ use nlink::netlink::nftables::{
 use super::{Exempt, Network, RedirectRules};
 use crate::socket::APP_SOCKET_PRIORITY;
 
-/// The one table that is ours.
+/// Naru's own table.
 pub const TABLE: &str = "naru";
 
 const OUTPUT: &str = "output";
 const PREROUTING: &str = "prerouting";
 const POSTROUTING: &str = "postrouting";
-/// What both hooks do with a connection that is coming in.
+/// The chain of both hooks for an incoming connection.
 const INBOUND: &str = "inbound";
-/// What the output hook does with a connection of the app.
+/// The chain of the output hook for a connection of the app.
 const OUTBOUND: &str = "outbound";
 
 const TCP: u8 = 6;
@@ -30,16 +29,16 @@ const LOOPBACK_V6: (Ipv6Addr, u8) = (Ipv6Addr::LOCALHOST, 128);
 /// A rule and the chain it is in.
 pub type Placed = (&'static str, Rule);
 
-/// The table, with more or less of it.
+/// How much of the table to build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Redirection, and the addresses of clients.
+    /// Redirection, and the mapping of client addresses.
     Whole,
-    /// Redirection alone, for kernels that map no prefixes.
+    /// Redirection alone, for kernels that cannot map prefixes.
     Redirection,
 }
 
-/// The chains and where they hook, those that are jumped to first.
+/// The chains and their hooks; targets of jumps come first.
 pub fn chains(extent: Extent) -> Vec<(&'static str, Option<BaseChain>)> {
     let base = |hook, priority| Some(BaseChain::nat(hook, priority).policy(Policy::Accept));
     let mut chains = vec![
@@ -54,7 +53,7 @@ pub fn chains(extent: Extent) -> Vec<(&'static str, Option<BaseChain>)> {
     chains
 }
 
-/// Every rule, chain by chain, in the order in which it is looked at.
+/// Every rule, chain by chain, in the order of evaluation.
 pub fn rules(wanted: &RedirectRules, extent: Extent) -> Result<Vec<Placed>> {
     let clients = match extent {
         Extent::Whole => postrouting(wanted),
@@ -69,8 +68,7 @@ pub fn rules(wanted: &RedirectRules, extent: Extent) -> Result<Vec<Placed>> {
         .collect())
 }
 
-/// A connection of the proxy to its app that comes from a client's place in a local range comes
-/// from the client.
+/// A connection of the proxy to its app with a source in a local range gets the client's address.
 fn postrouting(wanted: &RedirectRules) -> Vec<Rule> {
     let networks = wanted.networks().map(|Network { clients, local }| {
         let source = NatStatement::snat(clients.address).to(clients.last());
@@ -83,8 +81,8 @@ fn postrouting(wanted: &RedirectRules) -> Vec<Rule> {
 }
 
 fn output(wanted: &RedirectRules) -> Result<Vec<Rule>> {
-    // A pod that calls itself stays on lo and never meets the prerouting hook, so its own side of
-    // the call is sent to the inbound listener here.
+    // A pod's call to itself stays on lo and bypasses the prerouting hook, so the proxy's
+    // connection is sent to the inbound listener here.
     let self_call = || {
         let rule = exempt(in_chain(OUTPUT), wanted.exempt).match_oif("lo");
         meta(rule, MetaKey::Priority, CmpOp::Neq, APP_SOCKET_PRIORITY)
@@ -178,7 +176,7 @@ fn family_only(rule: Rule, family: u8) -> Rule {
     })
 }
 
-/// Compares a number that the kernel keeps in host order.
+/// Compares a number that the kernel stores in host order.
 fn meta(rule: Rule, key: MetaKey, op: CmpOp, value: u32) -> Rule {
     rule.expr(Expr::Meta {
         dreg: Register::R0,

@@ -1,14 +1,16 @@
-//! `naru-proxy init --verify`: whether connections of this pod are redirected. It takes no right: nothing is read of the rules, but
-//! connections are made and looked for where the rules would bring them.
+//! `naru-proxy init --verify`: whether connections of this pod are redirected. It needs no
+//! privileges: instead of reading the rules, it makes connections and accepts them where the rules
+//! would redirect them.
 //!
 //! ```text
-//! any user:          to an address that nobody has (192.0.2.1, 2001:db8::1) ─▶ must arrive at the outbound port
-//! the proxy's user:  to the pod's own address                               ─▶ must arrive at the inbound port
+//! any user:          to an unassigned address (192.0.2.1, 2001:db8::1) ─▶ must arrive at the outbound port
+//! the proxy's user:  to the pod's own address                         ─▶ must arrive at the inbound port
 //! ```
 //!
-//! All rules are put in force in one step, so that one of them stands for all. The second way is for pods that have all networks
-//! skipped. It runs before the proxy does, on whose ports it listens for a moment. While the rules are missing it lets the node's
-//! agent know (see `request`), and tries again until the time is over.
+//! All rules are installed in one step, so that one of them stands for all. The second check is for
+//! pods that skip all networks. It runs before the proxy, on whose ports it listens briefly. While
+//! the rules are missing it requests them from the node's agent (see `request`), and tries again
+//! until the time is over.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,14 +29,15 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Exempt, LeftAlone, RedirectRules, Request, SOCKET_NAME};
 
-/// How long one connection may take to arrive. Redirected, it does not leave this machine.
+/// How long one connection may take to arrive. A redirected one stays on this machine.
 const ARRIVAL: Duration = Duration::from_secs(1);
-/// How long to wait before another try.
+/// Wait before another attempt.
 const PAUSE: Duration = Duration::from_millis(250);
-/// How long the agent may take to read and to answer, and how much it may say.
+/// How long the agent may take to read and to answer, and the bound on its answer.
 const AGENT: Duration = Duration::from_secs(5);
 const MAX_ANSWER: u64 = 1024;
-/// Addresses for documentation (RFC 5737, RFC 3849, RFC 9637): nobody has them. More than one, as a pod may have a network skipped.
+/// Addresses for documentation (RFC 5737, RFC 3849, RFC 9637), which are never assigned. Several,
+/// as a pod may skip some of their networks.
 const NOBODY: [IpAddr; 5] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
@@ -42,10 +45,10 @@ const NOBODY: [IpAddr; 5] = [
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
     IpAddr::V6(Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1)),
 ];
-/// Where to look for a port that is not skipped: from "discard" up.
+/// First candidate for a port that is not skipped: "discard".
 const FIRST_PORT: u16 = 9;
 
-/// Why it is not known that connections are redirected.
+/// Why redirection could not be verified.
 #[derive(Debug, Error)]
 pub enum Unverified {
     #[error(
@@ -57,7 +60,7 @@ pub enum Unverified {
     Missing {
         to: SocketAddr,
         port: u16,
-        /// What the agent said, if it was there.
+        /// The agent's answer, if it was reached.
         said: String,
     },
     #[error(
@@ -75,7 +78,8 @@ pub enum Unverified {
     Socket(#[from] io::Error),
 }
 
-/// Returns once connections are redirected, or with what is missing when `within` is over.
+/// Returns once connections are redirected, or after `within` with an error that names what is
+/// missing.
 pub async fn verify(
     rules: &RedirectRules,
     left_alone: LeftAlone,
@@ -152,8 +156,8 @@ fn loopback(v4: bool) -> IpAddr {
     }
 }
 
-/// The address of this pod from which it would call others; without a default route, the first that
-/// it has. No packet is sent to find that.
+/// The pod's source address for calls to others; without a default route, its first address. No
+/// packet is sent.
 pub async fn own_address(v4: bool) -> Option<SocketAddr> {
     match address_towards_others(v4).await {
         Some(address) => Some(address),
@@ -161,7 +165,7 @@ pub async fn own_address(v4: bool) -> Option<SocketAddr> {
     }
 }
 
-/// The first address of an interface that is up, without those that are valid on one link alone.
+/// The first address of an interface that is up, except link-local ones.
 fn first_address(v4: bool) -> Option<IpAddr> {
     let interfaces = getifaddrs().ok()?;
     let interfaces = interfaces.filter(|interface| {
@@ -188,7 +192,7 @@ async fn address_towards_others(v4: bool) -> Option<SocketAddr> {
     socket.local_addr().ok()
 }
 
-/// An address that nobody has and that is not skipped. None: the whole family is.
+/// An unassigned address that is not skipped. `None`: the whole family is skipped.
 fn nobody(v4: bool, rules: &RedirectRules) -> Option<IpAddr> {
     let skipped = |address| {
         rules
@@ -205,19 +209,19 @@ fn port_beside(skipped: &[u16], rules: &RedirectRules) -> u16 {
     let taken = |port: &u16| {
         skipped.contains(port) || [rules.inbound_port, rules.outbound_port].contains(port)
     };
-    // A list of all ports does not fit into what a pod can say.
+    // A list of all ports exceeds the bound on a request.
     (FIRST_PORT..u16::MAX)
         .find(|port| !taken(port))
         .unwrap_or(FIRST_PORT)
 }
 
-/// Whether a connection to `to` arrives at `at`, where this listens meanwhile.
+/// Whether a connection to `to` arrives at `at`, where this function listens in the meantime.
 async fn arrives(to: SocketAddr, at: SocketAddr) -> Result<(), Unverified> {
     let listener = listen(at).map_err(|error| Unverified::Listen(at, error))?;
     let both = timeout(ARRIVAL, async {
         let ours = TcpStream::connect(to).await?.local_addr()?;
         loop {
-            // Others may call as well.
+            // Other clients may connect as well.
             let (_, caller) = listener.accept().await?;
             if caller == ours {
                 return Ok::<_, io::Error>(());
@@ -226,7 +230,7 @@ async fn arrives(to: SocketAddr, at: SocketAddr) -> Result<(), Unverified> {
     });
     match both.await {
         Ok(Ok(())) => Ok(()),
-        // Refused by whoever listens there, or on its way to nobody.
+        // Refused by another listener, or lost on its way to an unassigned address.
         Ok(Err(_)) | Err(_) => Err(Unverified::Missing {
             to,
             port: at.port(),
@@ -241,7 +245,7 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     if at.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // The connection of a try before lingers.
+    // The connection of a previous attempt lingers.
     socket.set_reuse_address(true)?;
     socket.bind(&at.into())?;
     socket.listen(BACKLOG)?;
@@ -255,7 +259,7 @@ fn bind_request() -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// Tells every caller what rules are wanted, and keeps what it says.
+/// Sends every caller the wanted rules, and keeps the answer.
 async fn ask(listener: UnixListener, request: Request, said: Arc<Mutex<String>>) {
     while let Ok((stream, _)) = listener.accept().await {
         let answer = match timeout(AGENT, tell(stream, &request)).await {
@@ -288,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_tried_is_never_what_the_pod_has_skipped() {
+    fn probes_never_use_what_the_pod_has_skipped() {
         let rules = rules(Request {
             skip_inbound_ports: "9,10".to_owned(),
             skip_outbound_ports: "11".to_owned(),

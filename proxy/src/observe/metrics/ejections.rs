@@ -10,7 +10,7 @@ pub enum EjectionReason {
 }
 
 impl EjectionReason {
-    /// The word in metrics.
+    /// The label value in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ConsecutiveFailures => "consecutive-failures",

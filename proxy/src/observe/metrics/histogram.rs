@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Upper bounds in seconds. From half a millisecond, which is what a call within a node takes, to a minute, after which
-/// nobody is waiting any more.
+/// Upper bounds in seconds. From half a millisecond, the time of a call within a node, to a minute,
+/// which is longer than most clients wait.
 pub const BUCKETS: [f64; 16] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
     60.0,
@@ -67,7 +67,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn buckets_count_what_is_not_above_their_bound(millis in prop::collection::vec(0_u64..100_000, 0..50)) {
+        fn a_bucket_counts_values_up_to_its_bound(millis in prop::collection::vec(0_u64..100_000, 0..50)) {
             let histogram = Histogram::default();
             for value in &millis {
                 histogram.observe(Duration::from_millis(*value));

@@ -6,21 +6,21 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::OVERFLOW;
 use super::series::Handle;
 
-/// What tells one series of mirrored requests from another. Empty where it does not apply.
+/// Labels of a series of mirrored requests. Empty where they do not apply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MirrorLabels {
-    /// Of the Service that was called.
+    /// Namespace of the Service that was called.
     pub namespace: Arc<str>,
     pub service: Arc<str>,
     pub port: u16,
     /// `namespace/name`
     pub route: Arc<str>,
     pub rule: Arc<str>,
-    /// Who gets the copies: `namespace/service:port`
+    /// The receiver of the copies: `namespace/service:port`
     pub mirror: Arc<str>,
 }
 
-/// What became of a copy of a request.
+/// The outcome of a mirrored copy of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MirrorOutcome {
     /// A response came.
@@ -33,7 +33,7 @@ pub enum MirrorOutcome {
     Skipped,
     /// It was broken off, since the mirror took the body more slowly than the backend.
     TooSlow,
-    /// It was broken off, since the request itself was.
+    /// It was broken off, since the original request was.
     BrokenOff,
 }
 
@@ -47,7 +47,7 @@ impl MirrorOutcome {
         Self::BrokenOff,
     ];
 
-    /// The word in metrics.
+    /// The label value in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Answered => "answered",
@@ -67,7 +67,7 @@ pub struct MirrorMetrics {
 }
 
 impl MirrorMetrics {
-    /// A copy has come to its end.
+    /// Counts a copy that has ended.
     pub fn ended(&self, outcome: MirrorOutcome) {
         self.outcomes[outcome as usize].fetch_add(1, Relaxed);
     }

@@ -1,9 +1,9 @@
-//! Metrics of the proxy. Handles are resolved once for each source, destination and route, and then incremented
-//! as owned atomics; only resolving them and reading them all takes a lock.
+//! Metrics of the proxy. Handles are resolved once for each source, destination and route, and then
+//! incremented as owned atomics; only resolving them and reading them all takes a lock.
 //!
 //! ```text
 //! labels ─▶ series (bounded table, compared whole) ─▶ RequestMetrics, TcpMetrics ◀─ data path counts
-//! totals (closed sets: connects, handshakes, pools, certificate, controller)    ◀─ everybody counts
+//! totals (closed sets: connects, handshakes, pools, certificate, controller)    ◀─ all threads count
 //!                     └──────── expose ──▶ text for Prometheus
 //! ```
 //!
@@ -54,9 +54,9 @@ const MAX_RETRY_SERIES: usize = 4_000;
 const MAX_MIRROR_SERIES: usize = 4_000;
 /// Services for which ejections are counted.
 const MAX_SERVICE_SERIES: usize = 10_000;
-/// Every label of the series that stands for all those beyond a bound.
+/// Value of every label in the overflow series.
 const OVERFLOW: &str = "overflow";
-/// How often series without traffic are looked for.
+/// Interval of the sweep for unused series.
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The registry. Cheap to clone.
@@ -74,13 +74,13 @@ struct Inner {
     mirrors: Series<MirrorLabels, MirrorMetrics>,
     tcp: Series<TcpLabels, TcpMetrics>,
     ejections: Series<ServiceKey, EjectionCounter>,
-    /// Read when scraped, as long as somebody uses them.
+    /// Read when scraped, as long as the owner keeps them.
     budgets: Mutex<HashMap<ServiceKey, Weak<dyn Allowance>>>,
     totals: Totals,
     /// By listener.
     places: Mutex<Vec<(&'static str, Places)>>,
     memory: OnceLock<Budget>,
-    /// What the app sees of its clients at worst, by family.
+    /// The least that the app sees of its clients' addresses, by family.
     client_addresses: OnceLock<Vec<(&'static str, Shown)>>,
 }
 
@@ -92,9 +92,9 @@ const EJECTION_REASONS: [EjectionReason; 2] = [
 /// Namespace, name and port of a Service.
 type ServiceKey = (Arc<str>, Arc<str>, u16);
 
-/// What allows a Service's retries.
+/// Allows a Service's retries.
 pub trait Allowance: Send + Sync {
-    /// How many there may be right now.
+    /// How many retries are allowed right now.
     fn available(&self) -> u64;
 }
 
@@ -106,7 +106,7 @@ pub struct ServiceLabels {
     pub port: u16,
 }
 
-/// What tells one series of requests from another. Empty where it does not apply.
+/// Labels of a series of requests. Empty where they do not apply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RequestLabels {
     pub direction: Direction,
@@ -122,7 +122,7 @@ pub struct RequestLabels {
     pub backend: Arc<str>,
 }
 
-/// What tells one series of connections that are not HTTP from another. Empty where it does not apply.
+/// Labels of a series of connections that are not HTTP. Empty where they do not apply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TcpLabels {
     pub direction: Direction,
@@ -141,7 +141,7 @@ struct RetryLabels {
     route: Arc<str>,
 }
 
-/// Which HTTP carried a request.
+/// The HTTP version of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HttpVersion {
     Http1,
@@ -151,7 +151,7 @@ pub enum HttpVersion {
 impl HttpVersion {
     pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
 
-    /// The word in metrics and the access log.
+    /// The value in metrics and the access log.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http1 => "http/1.1",
@@ -160,7 +160,7 @@ impl HttpVersion {
     }
 }
 
-/// What became of the wish to try a request again.
+/// The outcome of a possible retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RetryOutcome {
     Sent,
@@ -177,7 +177,7 @@ impl RetryOutcome {
         Self::BodyTooLarge,
     ];
 
-    /// The word in metrics.
+    /// The label value in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sent => "sent",
@@ -248,7 +248,7 @@ impl Metrics {
         )
     }
 
-    /// Where ejections of a Service's endpoints are counted.
+    /// The counter of ejections of a Service's endpoints.
     pub fn ejections(&self, service: &ServiceLabels) -> Arc<EjectionCounter> {
         let overflow: Arc<str> = OVERFLOW.into();
         self.inner.ejections.resolve(
@@ -258,13 +258,13 @@ impl Metrics {
         )
     }
 
-    /// Shows what is left of `budget`, as long as it is in use.
+    /// Exposes the rest of `budget`, as long as it is in use.
     pub fn watch_budget(&self, service: &ServiceLabels, budget: &Arc<impl Allowance + 'static>) {
         let budget = Arc::downgrade(budget);
         self.budgets().insert(service_key(service), budget);
     }
 
-    /// Shows which limits the connections of `listener` met.
+    /// Exposes the limits that connections of `listener` met.
     pub fn watch_places(&self, listener: &'static str, places: Places) {
         self.places().push((listener, places));
     }
@@ -280,7 +280,7 @@ impl Metrics {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets series that nobody owns and that had no traffic for a while. Call it each [`SWEEP_INTERVAL`].
+    /// Removes series without an owner and without recent traffic. Call it each [`SWEEP_INTERVAL`].
     pub fn sweep(&self, now: Instant) {
         self.inner.requests.sweep(now);
         self.inner.retries.sweep(now);
@@ -290,92 +290,93 @@ impl Metrics {
         self.budgets().retain(|_, budget| budget.strong_count() > 0);
     }
 
-    /// Shows the process' budget of memory. The first one counts.
+    /// Exposes the process' memory budget. The first call counts.
     pub fn watch_memory(&self, budget: Budget) {
         let _ = self.inner.memory.set(budget);
     }
 
-    /// An upstream connection was tried. `reason`: why none came about.
+    /// Counts an attempted upstream connection. `reason`: why it failed.
     pub fn upstream_connect(&self, reason: Option<Reason>) {
         self.inner.totals.upstream_connect(reason);
     }
 
-    /// What the app sees of its clients at worst, by family. The first one counts.
+    /// Records the least that the app sees of its clients' addresses, by family. The first call
+    /// counts.
     pub fn app_shown(&self, at_worst: Vec<(&'static str, Shown)>) {
         let _ = self.inner.client_addresses.set(at_worst);
     }
 
-    /// A connection to the app was tried, which sees this of the client's address.
+    /// Counts an attempted connection to the app, with the client address shown to it.
     pub fn app_connect(&self, shown: Shown) {
         self.inner.totals.app_connect(shown);
     }
 
-    /// A TLS handshake has ended. `reason`: why it failed.
+    /// Counts a finished TLS handshake. `reason`: why it failed.
     pub fn handshake(&self, direction: Direction, reason: Option<Reason>) {
         self.inner.totals.handshake(direction, reason);
     }
 
-    /// A peer's connection has outlived its certificate, and is ended.
+    /// Counts a peer's connection that is closed because its certificate has expired.
     pub fn connection_expired(&self) {
         self.inner.totals.connection_expired();
     }
 
-    /// A request was refused a stream to an endpoint.
+    /// Counts a request that was refused a stream to an endpoint.
     pub fn stream_refused(&self, protocol: PoolProtocol, limit: StreamLimit) {
         self.inner.totals.stream_refused(protocol, limit);
     }
 
-    /// Upstream connections of a pool have been added or, where negative, taken away.
+    /// Adds upstream connections to a pool's gauge or, where negative, removes them.
     pub fn pool_connections(&self, protocol: PoolProtocol, state: PoolState, change: i64) {
         self.inner.totals.pool_connections(protocol, state, change);
     }
 
-    /// So many sockets of others are let through as the proxy's own.
+    /// Sets the number of sockets of other processes that the rules treat as the proxy's.
     pub fn bypassing(&self, sockets: usize) {
         self.inner.totals.set_bypassing(sockets);
     }
 
-    /// Something became of an HTTP/1.1 connection to an endpoint without a sidecar.
+    /// Counts an event of an HTTP/1.1 connection to an endpoint without a sidecar.
     pub fn app_connection(&self, event: AppConnection) {
         self.inner.totals.app_connection(event);
     }
 
-    /// A client's HTTP/2 connection is read slowly from now on.
+    /// Counts a client's HTTP/2 connection that is slowed down from now on.
     pub fn http2_slowed(&self) {
         self.inner.totals.http2_slowed();
     }
 
-    /// A line of the access log did not fit.
+    /// Counts a dropped line of the access log.
     pub fn access_log_dropped(&self) {
         self.inner.totals.access_log_dropped();
     }
 
-    /// A certificate was asked for.
+    /// Counts a request for a certificate.
     pub fn certificate_renewal(&self, outcome: RenewalOutcome) {
         self.inner.totals.certificate_renewal(outcome);
     }
 
-    /// A certificate is in force: when it expires, in Unix seconds, and the name of the authority that it is of.
+    /// Sets the expiry of the certificate in force, in Unix seconds, and the name of its issuer.
     pub fn certificate(&self, expires: i64, issuer: &str) {
         self.inner.totals.certificate(expires, issuer);
     }
 
-    /// The stream from the controller has begun or ended.
+    /// Sets whether the stream from the controller is open.
     pub fn controller_connected(&self, connected: bool) {
         self.inner.totals.controller_connected(connected);
     }
 
-    /// The controller has said something, if only that nothing changed.
+    /// Records a message from the controller, including heartbeats.
     pub fn controller_heard(&self, now: Instant) {
         self.inner.totals.controller_heard(now);
     }
 
-    /// How long ago the controller said anything. `None`: it never did.
+    /// Time since the controller's last message. `None`: no message yet.
     pub fn controller_silence(&self, now: Instant) -> Option<Duration> {
         self.inner.totals.controller_silence(now)
     }
 
-    /// A push of `resources` has been dealt with; `held` are in force now.
+    /// Counts a processed push of `resources`; `held` are in force now.
     pub fn push(&self, outcome: PushOutcome, resources: usize, held: usize) {
         self.inner.totals.push(outcome, resources, held);
     }
@@ -396,7 +397,7 @@ impl series::Handle for EjectionCounter {
     }
 }
 
-/// For tests, and wherever no pod is named.
+/// For tests, and wherever there is no pod name.
 impl Default for Metrics {
     fn default() -> Self {
         Self::new("", "")

@@ -10,9 +10,11 @@ use super::series::Handle;
 use super::{HttpVersion, RetryOutcome};
 use crate::observe::reason::Reason;
 
-/// Outcomes (status and reason) counted without a lock. More than an application shows on one route.
+/// Outcomes (status and reason) counted without a lock. More than an application usually has on one
+/// route.
 const FAST_OUTCOMES: usize = 16;
-/// Outcomes of one label set in all: an upstream that makes up statuses gets no further series.
+/// Bound on the outcomes of one label set: an upstream that invents statuses gets no further
+/// series.
 const MAX_OUTCOMES: usize = 100;
 /// Stands for the statuses beyond [`MAX_OUTCOMES`].
 const OTHER_STATUS: u16 = u16::MAX;
@@ -36,18 +38,19 @@ impl RequestMetrics {
         }
     }
 
-    /// A request has begun.
+    /// Counts the start of a request.
     pub fn begin(&self, version: HttpVersion) {
         self.begun[version as usize].fetch_add(1, Relaxed);
     }
 
-    /// The request has ended. `status`: of the response, if there was one; `reason`: if the proxy made it or broke it off.
+    /// Counts the end of a request. `status`: of the response, if there was one; `reason`: if the
+    /// proxy answered or aborted it.
     pub fn end(&self, status: Option<u16>, reason: Option<Reason>, elapsed: Duration) {
         self.outcomes.count(status, reason);
         self.duration.observe(elapsed);
     }
 
-    /// An attempt has failed, and a retry was sent or was not.
+    /// Counts a failed attempt, with or without a retry.
     pub fn retry(&self, outcome: RetryOutcome) {
         self.retries.outcomes[outcome as usize].fetch_add(1, Relaxed);
     }
@@ -86,8 +89,8 @@ impl Handle for RetryMetrics {
     }
 }
 
-/// Counts by status and reason. Few of the possible ones ever occur, so slots are taken as outcomes appear: a slot's
-/// key is set once, and whoever finds its key there counts.
+/// Counts by status and reason. Few of the possible outcomes occur, so slots are allocated as they
+/// appear: a slot's key is set once, and matching outcomes count in it.
 #[derive(Debug, Default)]
 struct Outcomes {
     keys: [AtomicU32; FAST_OUTCOMES],
@@ -139,7 +142,7 @@ impl Outcomes {
     }
 }
 
-/// Status and reason in one number that is never 0. Status 0 stands for none.
+/// Status and reason in one number that is never 0. Status 0 means that there was no response.
 fn outcome_key(status: Option<u16>, reason: Option<Reason>) -> u32 {
     let reason = reason.map_or(1, |reason| reason as u32 + 2);
     u32::from(status.unwrap_or(0)) << 16 | reason
@@ -170,29 +173,29 @@ pub struct TcpMetrics {
     pub(super) open: AtomicI64,
     pub(super) sent: AtomicU64,
     pub(super) received: AtomicU64,
-    /// First those that ended in order, then by reason.
+    /// First the connections that ended in order, then those with each reason.
     closed: [AtomicU64; Reason::ALL.len() + 1],
 }
 
 impl TcpMetrics {
-    /// A connection has been accepted.
+    /// Counts an accepted connection.
     pub fn opened(&self) {
         self.connections.fetch_add(1, Relaxed);
         self.open.fetch_add(1, Relaxed);
     }
 
-    /// A connection is over. `reason`: none where both sides ended it in order.
+    /// Counts a closed connection. `reason`: `None` where both sides ended it in order.
     pub fn closed(&self, reason: Option<Reason>) {
         self.open.fetch_sub(1, Relaxed);
         self.closed[reason_index(reason)].fetch_add(1, Relaxed);
     }
 
-    /// Bytes from the downstream to the upstream.
+    /// Counts bytes from the downstream to the upstream.
     pub fn sent(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Relaxed);
     }
 
-    /// Bytes from the upstream to the downstream.
+    /// Counts bytes from the upstream to the downstream.
     pub fn received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Relaxed);
     }
@@ -211,14 +214,14 @@ impl Handle for TcpMetrics {
     }
 }
 
-/// Counters for each reason and for none.
+/// Counters for no reason and for each reason.
 pub(super) type ByReason = [AtomicU64; Reason::ALL.len() + 1];
 
 pub(super) fn reason_index(reason: Option<Reason>) -> usize {
     reason.map_or(0, |reason| reason as usize + 1)
 }
 
-/// What has been counted at all.
+/// The counters above zero.
 pub(super) fn by_reason(counters: &ByReason) -> impl Iterator<Item = (Option<Reason>, u64)> + '_ {
     std::iter::once(None)
         .chain(Reason::ALL.iter().copied().map(Some))
@@ -251,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_statuses_do_not_make_series_without_end() {
+    fn invented_statuses_make_a_bounded_number_of_series() {
         let outcomes = Outcomes::default();
         for _ in 0..2 {
             for status in 100..1_000 {
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_finds_its_way_back_from_its_number() {
+    fn every_reason_is_recovered_from_its_number() {
         for reason in Reason::ALL.iter().copied() {
             let key = outcome_key(None, Some(reason));
             assert_eq!(outcome_of(key), (None, Some(reason)));
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn many_threads_count_every_outcome_once() {
+    fn concurrent_outcomes_are_each_counted_once() {
         let outcomes = Outcomes::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {

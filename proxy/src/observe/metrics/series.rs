@@ -1,7 +1,9 @@
-//! A table of handles by label set. Label sets are compared whole, so two of them never share a handle.
+//! A table of handles by label set. Label sets are compared whole, so two of them never share a
+//! handle.
 //!
-//! In: a label set, when a source, destination or route is resolved. Out: the one handle for it, which is then used
-//! without the table. The table is bounded: label sets beyond the bound share an overflow handle.
+//! In: a label set, when a source, destination or route is resolved. Out: the one handle for it,
+//! which is then used without the table. The table is bounded: label sets beyond the bound share an
+//! overflow handle.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a series without an owner is kept after its last traffic: longer than two scrapes of anybody's interval.
+/// How long a series without an owner is kept after its last traffic: longer than two intervals of
+/// any usual scraper.
 const KEPT_UNUSED: Duration = Duration::from_secs(600);
 
 /// A set of counters under one label set.
@@ -67,7 +70,7 @@ impl<K: Eq + Hash + Clone, H: Handle> Series<K, H> {
         slot.handle.clone()
     }
 
-    /// Drops what has neither an owner nor had traffic for [`KEPT_UNUSED`].
+    /// Removes handles without an owner and without traffic for [`KEPT_UNUSED`].
     pub fn sweep(&self, now: Instant) {
         self.lock().retain(|_, slot| {
             let uses = slot.handle.uses();
@@ -79,7 +82,7 @@ impl<K: Eq + Hash + Clone, H: Handle> Series<K, H> {
         });
     }
 
-    /// Every label set that has been used.
+    /// Every label set with traffic.
     pub fn used(&self) -> Vec<(K, Arc<H>)> {
         self.lock()
             .iter()
@@ -88,13 +91,13 @@ impl<K: Eq + Hash + Clone, H: Handle> Series<K, H> {
             .collect()
     }
 
-    /// How many label sets were turned away to the overflow handle.
+    /// How many label sets were given the overflow handle.
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Slot<H>>> {
-        // Nothing that is done under the lock leaves the map half changed.
+        // No code panics while it holds this lock in the middle of a change.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn label_sets_that_read_alike_are_told_apart() {
+    fn similar_label_sets_are_distinguished() {
         let series = Series::new(10);
         let one = resolve(&series, "ab", "c");
         assert!(!Arc::ptr_eq(&one, &resolve(&series, "a", "bc")));
@@ -129,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_cap_there_is_one_overflow_handle() {
+    fn beyond_the_bound_label_sets_share_an_overflow_handle() {
         let series = Series::new(2);
         let first = resolve(&series, "a", "");
         resolve(&series, "b", "");
@@ -140,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_series_goes_when_it_has_no_owner_and_no_traffic() {
+    fn a_series_is_removed_without_an_owner_and_traffic() {
         let series = Series::new(10);
         let start = Instant::now();
         let owned = resolve(&series, "owned", "");

@@ -1,4 +1,4 @@
-//! Counters whose label values are known beforehand: they need no table.
+//! Counters with a fixed set of label values, which need no table.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use super::Direction;
 use super::request::{ByReason, by_reason, reason_index};
 use crate::observe::reason::Reason;
 
-/// What a pooled upstream connection carries.
+/// The protocol of a pooled upstream connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PoolProtocol {
     Http1,
@@ -20,7 +20,7 @@ pub enum PoolProtocol {
 impl PoolProtocol {
     pub const ALL: [Self; 3] = [Self::Http1, Self::Http2, Self::Tcp];
 
-    /// The word in metrics.
+    /// The label value in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http1 => "http/1.1",
@@ -30,7 +30,7 @@ impl PoolProtocol {
     }
 }
 
-/// Whether a pooled upstream connection has anything on it.
+/// Whether a pooled upstream connection is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PoolState {
     Idle,
@@ -48,23 +48,24 @@ impl PoolState {
     }
 }
 
-/// What became of a connection to an endpoint without a sidecar, the own app's included.
+/// An event of a connection to an endpoint without a sidecar, including the proxy's own app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AppConnection {
     /// The endpoint closed it while it was idle.
     Closed,
-    /// It was not kept, since a newer one waits for its first answer.
+    /// It was not kept, since a newer connection waits for its first answer.
     Starved,
     /// It was closed as a request arrived, which was sent again: none of it was acknowledged.
     Resent,
-    /// It broke the rules of HTTP/2: downstream connections share none to the endpoint for a while.
+    /// It violated HTTP/2: downstream connections stop sharing connections to the endpoint for a
+    /// while.
     Offended,
 }
 
 impl AppConnection {
     pub const ALL: [Self; 4] = [Self::Closed, Self::Starved, Self::Resent, Self::Offended];
 
-    /// The word in metrics.
+    /// The label value in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed-idle",
@@ -78,16 +79,16 @@ impl AppConnection {
 /// A limit of the streams to an endpoint, at which a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StreamLimit {
-    /// Too many wait for one already, or too many of the same client.
+    /// Too many requests are waiting for a stream, or too many of the same client.
     Queue,
-    /// None has become free in time.
+    /// No stream became free in time.
     Wait,
 }
 
 impl StreamLimit {
     pub const ALL: [Self; 2] = [Self::Queue, Self::Wait];
 
-    /// The word in metrics.
+    /// The label value in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Queue => "queue",
@@ -96,7 +97,7 @@ impl StreamLimit {
     }
 }
 
-/// What the app sees as a client's address.
+/// The client address that the app sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
     /// The client's own.
@@ -110,7 +111,7 @@ pub enum Shown {
 impl Shown {
     pub const ALL: [Self; 3] = [Self::Client, Self::Hidden, Self::Own];
 
-    /// The word in metrics.
+    /// The label value in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Client => "client",
@@ -120,7 +121,7 @@ impl Shown {
     }
 }
 
-/// What became of a push.
+/// The outcome of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PushOutcome {
     /// All of it is in force.
@@ -140,7 +141,7 @@ impl PushOutcome {
     }
 }
 
-/// What became of a request for a certificate.
+/// The outcome of a request for a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RenewalOutcome {
     Renewed,
@@ -281,7 +282,7 @@ impl Totals {
         issuer.clone_into(&mut name);
     }
 
-    /// Empty: there is no certificate yet, or nobody has said.
+    /// Empty: there is no certificate yet, or its issuer is not announced.
     pub fn certificate_issuer(&self) -> String {
         let name = self.certificate_issuer.lock();
         name.unwrap_or_else(PoisonError::into_inner).clone()

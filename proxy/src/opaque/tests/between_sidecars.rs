@@ -18,7 +18,7 @@ use crate::{inbound, socket};
 
 const POD: &str = "spiffe://cluster.local/ns/shop/sa/pod";
 
-/// The client's proxy, and that of the app.
+/// The client's proxy, and the app's proxy.
 struct Pods {
     client: Mesh,
     server: Mesh,
@@ -63,7 +63,7 @@ impl Pods {
         tokio::join!(client(&self.client), accept(&self.app))
     }
 
-    /// One from begin to end, which leaves the connection between the proxies to the next.
+    /// A complete connection, which leaves the connection between the proxies to the next one.
     async fn conversation(&self) {
         let (mut client, mut app) = self.connection().await;
         client.write_all(b"question").await.unwrap();
@@ -80,7 +80,7 @@ impl Pods {
         self.client.metric(&labels)
     }
 
-    /// TLS handshakes on both sides.
+    /// Counts of TLS handshakes on both sides.
     fn handshakes(&self) -> (f64, f64) {
         let handshakes = |mesh: &Mesh, direction| {
             mesh.metric(&["naru_tls_handshakes_total{", direction, "\"ok\""])
@@ -89,7 +89,7 @@ impl Pods {
         (outbound, handshakes(&self.server, "\"inbound\""))
     }
 
-    /// What is counted of the app's connections, on both sides.
+    /// A counter of the app's connections, on both sides.
     fn counted(&self, name: &str, label: &str) -> (f64, f64) {
         let inbound = self
             .server
@@ -123,7 +123,7 @@ fn connections_follow_each_other_on_one_between_the_sidecars() {
 }
 
 #[test]
-fn connections_at_the_same_time_have_one_each() {
+fn concurrent_connections_use_separate_ones_between_the_sidecars() {
     run(async {
         let pods = Pods::new(Protocol::Tcp).await;
         let (mut first, mut first_app) = pods.connection().await;
@@ -137,7 +137,7 @@ fn connections_at_the_same_time_have_one_each() {
 }
 
 #[test]
-fn each_half_ends_by_itself_on_new_and_on_pooled_connections() {
+fn each_direction_ends_separately_on_new_and_on_pooled_connections() {
     run(async {
         let pods = Pods::new(Protocol::Tcp).await;
         for _ in 0..2 {
@@ -162,7 +162,7 @@ fn each_half_ends_by_itself_on_new_and_on_pooled_connections() {
 }
 
 #[test]
-fn a_server_may_be_the_first_to_speak() {
+fn a_server_may_send_first() {
     run(async {
         for protocol in [Protocol::Tcp, Protocol::Detect] {
             let pods = Pods::new(protocol).await;
@@ -172,7 +172,7 @@ fn a_server_may_be_the_first_to_speak() {
                 let mut greeting = [0; 9];
                 client.read_exact(&mut greeting).await.unwrap();
                 assert_eq!(&greeting, b"220 ready");
-                // What looks like HTTP now is part of what the server has begun.
+                // Bytes that look like HTTP are now part of the server's protocol.
                 client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
                 drop(client);
                 assert_eq!(heard(&mut app).await, "GET / HTTP/1.1\r\n\r\n");
@@ -185,7 +185,7 @@ fn a_server_may_be_the_first_to_speak() {
 }
 
 #[test]
-fn a_break_is_passed_on_as_a_break_both_ways() {
+fn a_reset_is_passed_on_as_a_reset_in_both_directions() {
     run(async {
         let pods = Pods::new(Protocol::Tcp).await;
         pods.conversation().await;
@@ -212,14 +212,14 @@ fn a_break_is_passed_on_as_a_break_both_ways() {
 }
 
 #[test]
-fn a_break_leaves_the_connection_between_the_sidecars_to_the_next() {
+fn a_reset_leaves_the_connection_between_the_sidecars_reusable() {
     run(async {
         let pods = Pods::new(Protocol::Tcp).await;
         for round in 0..6 {
             let (mut client, mut app) = pods.connection().await;
             greet(&mut client, &mut app).await;
             let much = vec![b'x'; 100_000];
-            // Both may have more on the way, or have ended their half.
+            // Both sides may have more bytes in flight, or have ended their half.
             if round % 3 == 1 {
                 client.write_all(&much).await.unwrap();
                 app.write_all(&much).await.unwrap();
@@ -246,7 +246,7 @@ fn a_break_leaves_the_connection_between_the_sidecars_to_the_next() {
 }
 
 #[test]
-fn an_app_that_is_not_there_refuses_the_client() {
+fn a_missing_app_refuses_the_client() {
     run(async {
         let mut pods = Pods::new(Protocol::Tcp).await;
         pods.conversation().await;
@@ -261,7 +261,7 @@ fn an_app_that_is_not_there_refuses_the_client() {
 }
 
 #[test]
-fn much_goes_both_ways_and_arrives_as_it_was() {
+fn large_transfers_in_both_directions_arrive_unchanged() {
     const LENGTH: usize = 4 * 1024 * 1024;
     run(async {
         let pods = Pods::new(Protocol::Tcp).await;
@@ -300,7 +300,8 @@ fn a_shutdown_ends_idle_connections_and_waits_for_those_in_use() {
         let signal = pods.server.signal.take().unwrap();
         signal.start();
         until(|| pods.idle() == 0.0).await;
-        // What is begun after that comes on a connection of its own, and is served as long as any are let in.
+        // A later connection gets its own TLS connection, and is served as long as new connections
+        // are accepted.
         let (mut late, mut late_app) = pods.connection().await;
         greet(&mut late, &mut late_app).await;
         used.write_all(b"to the end").await.unwrap();
@@ -327,7 +328,7 @@ fn a_new_certificate_leaves_open_connections_as_they_are() {
 }
 
 #[test]
-fn a_client_that_turns_out_to_speak_http_leaves_no_opened_connection_behind() {
+fn a_client_detected_as_http_leaves_no_speculative_connection_behind() {
     run(async {
         let pods = Pods::new(Protocol::Detect).await;
         pods.conversation().await;
@@ -337,7 +338,7 @@ fn a_client_that_turns_out_to_speak_http_leaves_no_opened_connection_behind() {
             .await
             .unwrap();
         assert!(is_reset(&mut app).await);
-        // The request has gone another way, and the app's connection is not taken for a new one.
+        // The request takes another connection, and the speculative one is not reused.
         until(|| {
             pods.client
                 .metric(&["naru_pool_connections{", "\"tcp\"", "\"active\""])
@@ -349,7 +350,7 @@ fn a_client_that_turns_out_to_speak_http_leaves_no_opened_connection_behind() {
 }
 
 #[test]
-fn a_servers_settings_decide_nothing_between_sidecars_either() {
+fn after_a_servers_settings_the_client_decides_also_between_sidecars() {
     run(async {
         let pods = Pods::new(Protocol::Detect).await;
         let (client, mut app) = pods.connection().await;

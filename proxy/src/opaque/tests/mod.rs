@@ -1,4 +1,4 @@
-//! Bytes between a client and an app, over real sockets on both sides.
+//! Opaque connections between a client and an app, over real sockets on both sides.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ mod between_sidecars;
 mod patience;
 mod peer;
 
-/// Long enough for everything that is already under way.
+/// Long enough for everything in progress to happen.
 const MOMENT: Duration = Duration::from_millis(50);
 
-/// A Service that is opaque, with these endpoints.
+/// An opaque Service with these endpoints.
 fn opaque(endpoints: &[std::net::SocketAddr]) -> Setup {
     let mut setup = Setup::new(endpoints);
     setup.protocol = Protocol::Tcp;
@@ -43,7 +43,7 @@ fn closed(mesh: &Mesh, reason: &str) -> f64 {
 }
 
 #[test]
-fn each_half_ends_by_itself() {
+fn each_direction_ends_separately() {
     run(async {
         let listener = listener().await;
         let mesh = opaque(&[listener.local_addr().unwrap()]).start();
@@ -77,7 +77,7 @@ fn each_half_ends_by_itself() {
 }
 
 #[test]
-fn a_break_is_passed_on_as_a_break() {
+fn a_reset_is_passed_on_as_a_reset() {
     run(async {
         let listener = listener().await;
         let mesh = opaque(&[listener.local_addr().unwrap()]).start();
@@ -101,7 +101,7 @@ fn a_break_is_passed_on_as_a_break() {
 }
 
 #[test]
-fn an_endpoint_that_refuses_is_passed_over() {
+fn an_endpoint_that_refuses_is_skipped() {
     run(async {
         let listener = listener().await;
         let refusing = nobody().await;
@@ -129,7 +129,7 @@ fn without_an_endpoint_the_client_is_refused_and_the_reason_counted() {
 }
 
 #[test]
-fn much_goes_both_ways_at_once_and_arrives_as_it_was() {
+fn large_transfers_in_both_directions_at_once_arrive_unchanged() {
     const LENGTH: usize = 4 * 1024 * 1024;
     run(async {
         let listener = listener().await;
@@ -152,7 +152,7 @@ fn much_goes_both_ways_at_once_and_arrives_as_it_was() {
 }
 
 #[test]
-fn what_nobody_reads_is_not_read_ahead() {
+fn unread_data_bounds_what_is_read_ahead() {
     const WINDOW: usize = 1024;
     run(async {
         let (mut sender, upstream) = duplex(WINDOW);
@@ -177,7 +177,7 @@ fn what_nobody_reads_is_not_read_ahead() {
 }
 
 #[test]
-fn a_connection_whose_reader_has_stopped_is_ended_where_there_is_no_room_for_what_waits() {
+fn without_memory_for_unread_data_the_connection_is_closed() {
     run(async {
         let (mut sender, client) = duplex(1 << 20);
         let (upstream, _stopped) = duplex(64);

@@ -1,4 +1,4 @@
-//! Apps that listen and do not accept for a while: paused, or busy.
+//! Apps that listen but accept late: paused, or busy.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::socket;
 use crate::testing::mesh::{Setup, run, until};
 use crate::testing::sockets::heard;
 
-/// A listener whose queue is full.
+/// A listener whose backlog is full.
 fn paused() -> (TcpListener, SocketAddr, Vec<TcpStream>) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     let any: SocketAddr = ([127, 0, 0, 1], 0).into();
@@ -27,7 +27,7 @@ fn paused() -> (TcpListener, SocketAddr, Vec<TcpStream>) {
     let filling = (0..3).map(|_| {
         let filler = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         filler.set_nonblocking(true).expect("a socket");
-        // It is under way, or waits for room in the queue.
+        // It is connecting, or waits for room in the backlog.
         let _ = filler.connect(&address.into());
         TcpStream::from_std(filler.into()).expect("a socket")
     });
@@ -35,7 +35,7 @@ fn paused() -> (TcpListener, SocketAddr, Vec<TcpStream>) {
     (listener, address, filling)
 }
 
-/// Accepts from now on, and answers what is asked.
+/// Accepts from now on, and answers each request.
 fn resume(listener: TcpListener, answer: &'static [u8]) {
     spawn_local(async move {
         while let Ok((mut accepted, _)) = listener.accept().await {
@@ -75,7 +75,7 @@ fn the_only_endpoint_is_tried_until_it_accepts() {
 }
 
 #[test]
-fn a_client_that_leaves_is_not_waited_for() {
+fn a_client_that_leaves_ends_the_attempt() {
     run(async {
         let (_listener, address, _filling) = paused();
         let mut setup = opaque(&[address]);
@@ -91,7 +91,7 @@ fn a_client_that_leaves_is_not_waited_for() {
 }
 
 #[test]
-fn the_own_app_may_take_its_time_to_accept() {
+fn the_own_app_may_accept_late() {
     run(async {
         for protocol in [Protocol::Tcp, Protocol::Http] {
             let (listener, address, filling) = paused();

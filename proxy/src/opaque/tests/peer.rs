@@ -1,4 +1,4 @@
-//! What a peer may do, and what its connection is then: one whose frames are written by hand.
+//! How a peer's behaviour affects its connection: the tests write the peer's frames by hand.
 
 use std::future::poll_fn;
 
@@ -27,7 +27,7 @@ use crate::wire::buffered::Buffered;
 
 const APP: &str = "spiffe://cluster.local/ns/shop/sa/app";
 
-/// A pod with a sidecar that does as the test says.
+/// A pod whose sidecar is played by the test.
 struct Pod {
     mesh: Mesh,
     listener: TcpListener,
@@ -84,13 +84,13 @@ impl Pod {
 }
 
 #[test]
-fn what_a_client_says_at_once_goes_with_the_open_in_one_record() {
+fn a_clients_first_bytes_share_a_record_with_the_open() {
     run(async {
         let pod = Pod::new(Protocol::Detect).await;
         let mut client = client(&pod.mesh).await;
         client.write_all(b"*1\r\n").await.unwrap();
         let mut peer = pod.accept().await;
-        // A read gives no more than what one record has.
+        // One read returns at most one record.
         let mut record = [0; 100];
         let length = peer.read(&mut record).await.unwrap();
         let header = Kind::Data { length: 4 }.header();
@@ -100,14 +100,14 @@ fn what_a_client_says_at_once_goes_with_the_open_in_one_record() {
 }
 
 #[test]
-fn a_pooled_connection_that_was_over_gives_way_to_a_new_one() {
+fn a_closed_pooled_connection_is_replaced_by_a_new_one() {
     run(async {
         let pod = Pod::new(Protocol::Tcp).await;
         let mut over = pod.pooled().await;
         let mut client = client(&pod.mesh).await;
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
-        // Ended as the OPEN was on its way.
+        // Closed while the OPEN was in flight.
         assert_eq!(receive(&mut over).await.0, Kind::Open);
         assert_eq!(receive(&mut over).await, data(b"question"));
         over.shutdown().await.unwrap();
@@ -125,7 +125,7 @@ fn a_pooled_connection_that_was_over_gives_way_to_a_new_one() {
 }
 
 #[test]
-fn a_new_connection_that_is_over_is_a_break() {
+fn a_new_connection_that_closes_is_a_reset() {
     run(async {
         let pod = Pod::new(Protocol::Tcp).await;
         let mut over = pod.pooled().await;
@@ -171,7 +171,7 @@ fn nothing_is_sent_again_beyond_the_bound() {
 }
 
 #[test]
-fn nothing_is_sent_again_after_a_break_or_a_word() {
+fn nothing_is_sent_again_after_a_reset_or_the_peers_first_bytes() {
     run(async {
         let pod = Pod::new(Protocol::Tcp).await;
         let mut broken = pod.pooled().await;
@@ -195,7 +195,7 @@ fn nothing_is_sent_again_after_a_break_or_a_word() {
 }
 
 #[test]
-fn a_server_that_speaks_first_is_heard_although_the_pooled_connection_was_over() {
+fn a_server_may_send_first_although_the_pooled_connection_was_closed() {
     run(async {
         let pod = Pod::new(Protocol::Detect).await;
         let mut over = pod.pooled().await;
@@ -214,7 +214,7 @@ fn a_server_that_speaks_first_is_heard_although_the_pooled_connection_was_over()
 }
 
 #[test]
-fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_word() {
+fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_bytes() {
     run(async {
         let pod = Pod::new(Protocol::Tcp).await;
         let mut peer = pod.pooled().await;
@@ -259,7 +259,7 @@ fn frames_that_are_out_of_place_break_the_connection() {
             &Kind::Open.header(),
             &[77, 0, 0, 0],
             &[2, 255, 255, 255],
-            // The connection ends where the payload would follow.
+            // The connection ends where the payload should follow.
             &Kind::Data { length: 1 }.header(),
         ];
         for bytes in cases {
@@ -276,7 +276,7 @@ fn frames_that_are_out_of_place_break_the_connection() {
 }
 
 #[test]
-fn tls_that_stops_without_its_end_is_a_break() {
+fn tls_without_close_notify_is_a_reset() {
     run(async {
         let pod = Pod::new(Protocol::Tcp).await;
         let mut peer = pod.pooled().await;
@@ -290,7 +290,7 @@ fn tls_that_stops_without_its_end_is_a_break() {
 }
 
 #[test]
-fn a_word_after_the_end_leaves_nothing_to_be_pooled() {
+fn bytes_after_the_end_keep_the_connection_out_of_the_pool() {
     run(async {
         let pod = Pod::new(Protocol::Tcp).await;
         let mut client = client(&pod.mesh).await;
@@ -306,9 +306,9 @@ fn a_word_after_the_end_leaves_nothing_to_be_pooled() {
 }
 
 #[test]
-fn what_nobody_takes_is_not_read_ahead_of_in_frames_either() {
+fn unread_frames_bound_what_is_read_ahead() {
     const WINDOW: usize = 1024;
-    /// Writes until nobody takes it any more.
+    /// Writes until the other end stops reading.
     async fn fill(mut to: tokio::io::DuplexStream, bytes: &[u8]) -> usize {
         let mut sent = 0;
         loop {
@@ -330,7 +330,7 @@ fn what_nobody_takes_is_not_read_ahead_of_in_frames_either() {
                     let length = WINDOW - HEADER;
                     let mut frame = Kind::Data { length }.header().to_vec();
                     frame.resize(WINDOW, 0);
-                    // Whole frames: there is no telling them apart else.
+                    // Complete frames, so that the peer can parse them.
                     let sent = async move { fill(peer_end, &frame).await };
                     (
                         app_end,

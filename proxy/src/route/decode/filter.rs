@@ -1,4 +1,4 @@
-//! What a rule's filters say, one by one; and whether they go together.
+//! Decodes a rule's filters one by one, and checks their combination.
 
 use http::header::HeaderValue;
 use http::uri::Authority;
@@ -13,7 +13,7 @@ use super::super::{
 use super::{In as _, Problem, header_name, path_text, problem, unknown_kind};
 use crate::observe::reason::REASON_HEADER;
 
-/// Fields that frame a message or belong to one connection. The proxy answers for them itself.
+/// Fields that frame a message or belong to one connection. The proxy controls them itself.
 const UNTOUCHABLE: [&str; 11] = [
     "connection",
     "content-length",
@@ -28,7 +28,8 @@ const UNTOUCHABLE: [&str; 11] = [
     REASON_HEADER,
 ];
 
-/// A filter that changes or answers something. Mirrors do neither: who decodes a rule sees to them.
+/// Decodes a filter that changes or answers requests. Mirrors do neither: the decoder of the rule
+/// handles them.
 pub(super) fn decode_filter(message: &contract::HttpFilter) -> Result<Filter, Problem> {
     match &message.kind {
         None | Some(Kind::Mirror(_)) => {
@@ -111,7 +112,7 @@ fn decode_modifier(message: &contract::HeaderModifier) -> Result<HeaderModifier,
         } else {
             &mut modifier.add
         };
-        // Of several entries for one name the specification has only the first count.
+        // The specification uses only the first of several entries for one name.
         if !list
             .iter()
             .any(|(other, _)| other.eq_ignore_ascii_case(name))
@@ -162,7 +163,7 @@ fn decode_redirect(message: &contract::Redirect) -> Result<Redirect, Problem> {
         Err(_) => return Err(problem(format_args!("{} is no port", message.port))).within(".port"),
     };
     let status = match message.status {
-        // Only these are redirects that every client can follow.
+        // The redirects that every client can follow.
         301 | 302 | 303 | 307 | 308 => message.status as u16,
         other => {
             return Err(problem(format_args!("{other} is no redirect"))).within(".status");

@@ -1,5 +1,5 @@
-//! Contract messages in, [`Routes`] out. What a message says that this proxy does not understand, or that could not be obeyed,
-//! is an error that names the field: never a guess.
+//! Contract messages in, [`Routes`] out. A message with unknown or unsupported content is an error
+//! that names the field: nothing is guessed.
 
 mod filter;
 
@@ -24,12 +24,13 @@ use filter::{check_filters, decode_filter, is_rewrite};
 
 /// Length of a pattern, in bytes. Gateway API allows 4,096 characters for a header's value.
 const MAX_REGEX_LENGTH: usize = 4 * 1024;
-/// Memory of one compiled pattern, in bytes: enough for every pattern that people write, too little for `(\w{1000}){1000}`.
+/// Memory of one compiled pattern, in bytes: enough for every usual pattern, too little for
+/// `(\w{1000}){1000}`.
 const MAX_REGEX_SIZE: usize = 256 * 1024;
 /// Memory of the cache that matching fills, in bytes for each pattern and thread.
 const MAX_REGEX_CACHE: usize = 256 * 1024;
 
-/// Why a route is not taken over.
+/// Why a route is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{route}: {field}: {problem}")]
 pub struct DecodeError {
@@ -40,10 +41,10 @@ pub struct DecodeError {
     pub problem: String,
 }
 
-/// Before the first retry where the rule names no backoff.
+/// Wait before the first retry where the rule has no backoff.
 pub const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
-/// The rules of `routes` (first the one that wins where matches are equal). `resolve` turns the name of an
-/// `endpoints/…` resource into the backend that stands for it.
+/// The rules of `routes` (in order of precedence between equal matches). `resolve` maps the name of
+/// an `endpoints/…` resource to its backend.
 pub fn decode_routes(
     routes: &[&contract::HttpRoute],
     resolve: &mut dyn FnMut(&str) -> Option<Arc<Backend>>,
@@ -71,7 +72,7 @@ pub fn decode_routes(
     Ok(Routes::new(rules))
 }
 
-/// The rule of a Service without routes, or of a pod: every request to the one backend.
+/// The rule of a Service without routes, or of a pod: every request goes to the one backend.
 pub fn default_rule(backend: Arc<Backend>, metrics: &Metrics, service: &ServiceLabels) -> Rule {
     let empty: Arc<str> = "".into();
     let labels = labels(service, &empty, &empty);
@@ -188,7 +189,7 @@ impl RuleContext<'_> {
 }
 
 impl RuleContext<'_> {
-    /// Mirrors apart: they get what comes of all the others.
+    /// Except mirrors: they get the request that results from all other filters.
     fn filters(
         &mut self,
         messages: &[contract::HttpFilter],
@@ -314,7 +315,7 @@ fn decode_named(message: &contract::NamedMatch) -> Result<NamedMatch, Problem> {
     })
 }
 
-/// Of several conditions on one name the specification has only the first count.
+/// The specification uses only the first of several conditions on one name.
 fn first_of_each_name(all: Vec<NamedMatch>, same: fn(&str, &str) -> bool) -> Vec<NamedMatch> {
     let mut kept: Vec<NamedMatch> = Vec::with_capacity(all.len());
     for named in all {
@@ -352,7 +353,7 @@ fn absolute_path(value: &str) -> Result<&str, Problem> {
     path_text(value)
 }
 
-/// What can stand in a request's path.
+/// Validates the path of a request.
 fn path_text(value: &str) -> Result<&str, Problem> {
     let fit = value
         .bytes()
@@ -369,8 +370,8 @@ fn path_text(value: &str) -> Result<&str, Problem> {
     }
 }
 
-/// A pattern that has to match from the first byte to the last. Linear in the length of what is matched, as the `regex`
-/// crate guarantees.
+/// A pattern that must match the whole text. Linear in the length of the text, as the `regex` crate
+/// guarantees.
 fn whole_regex(pattern: &str) -> Result<Regex, Problem> {
     if pattern.len() > MAX_REGEX_LENGTH {
         return Err(problem(format_args!(
@@ -385,7 +386,7 @@ fn whole_regex(pattern: &str) -> Result<Regex, Problem> {
             .build()
             .map_err(|error| problem(format_args!("pattern {pattern:?}: {error}")))
     };
-    // On its own first: `a)|(b` would be one only inside of the parentheses below.
+    // Compiled on its own first: `a)|(b` would be valid only inside of the parentheses below.
     compile(pattern)?;
     compile(&format!(r"\A(?:{pattern})\z"))
 }

@@ -1,37 +1,40 @@
-//! The name that a TLS client asks for, out of the first bytes that it sends.
+//! Reads the server name out of the first bytes of a TLS client.
 //!
-//! In: what has come so far, which stays as it is. Out: the name in the ClientHello's `server_name` extension (RFC 6066 section 3), or
-//! that more is needed. Nothing else is read: what versions, ciphers or names are right is for the server to say, and a TLS library
-//! would turn away clients that the server takes.
+//! In: the bytes received so far, which stay unchanged. Out: the name in the ClientHello's
+//! `server_name` extension (RFC 6066 section 3), or that more bytes are needed. Versions, ciphers
+//! and the name itself are left to the server: a TLS library would reject clients that the server
+//! accepts.
 
 use std::borrow::Cow;
 
-/// Content type of a record that carries a handshake, and its header's length (RFC 8446 section 5.1).
+/// Content type of a handshake record, and the length of a record's header (RFC 8446 section 5.1).
 const HANDSHAKE: u8 = 22;
 const RECORD_HEADER: usize = 5;
-/// The most that one record carries, in bytes.
+/// The largest payload of a record, in bytes.
 const MAX_RECORD: usize = 16 * 1024;
 /// The message's type, and the length of its header (RFC 8446 section 4).
 const CLIENT_HELLO: u8 = 1;
 const MESSAGE_HEADER: usize = 4;
-/// The largest ClientHello, in bytes. With a post-quantum key share it has some 2 KiB, and a session ticket may have as many more.
+/// The largest ClientHello, in bytes. With a post-quantum key share it has some 2 KiB, and a
+/// session ticket may add as much.
 pub const MAX_CLIENT_HELLO: usize = 16 * 1024;
 /// The extension, and the only kind of name in it (RFC 6066 section 3).
 const SERVER_NAME: u16 = 0;
 const HOST_NAME: u8 = 0;
 
-/// What `bytes` begin with.
+/// The kind of the first bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hello {
-    /// So far it may be a ClientHello.
+    /// Possibly the beginning of a ClientHello.
     Incomplete,
-    /// It is none, or one that is broken or too large.
+    /// Not a ClientHello, or a malformed or oversized one.
     Other,
-    /// It asks for this name, in lower case and without a dot at the end; or for none.
+    /// A ClientHello with this server name, in lower case and without a trailing dot; or without
+    /// one.
     Asks(Option<String>),
 }
 
-/// Looks for the name.
+/// Parses the first bytes.
 pub fn read(bytes: &[u8]) -> Hello {
     let mut message: Cow<[u8]> = Cow::Borrowed(&[]);
     let mut rest = bytes;
@@ -49,7 +52,7 @@ pub fn read(bytes: &[u8]) -> Hello {
             return Hello::Other;
         }
         let fragment = &after[..length.min(after.len())];
-        // A message may be spread over records, and seldom is.
+        // A message may span several records, but seldom does.
         match message.is_empty() {
             true => message = Cow::Borrowed(fragment),
             false => message.to_mut().extend_from_slice(fragment),
@@ -64,7 +67,7 @@ pub fn read(bytes: &[u8]) -> Hello {
     }
 }
 
-/// `None`: it is not all there.
+/// `None`: incomplete.
 fn message_of(message: &[u8]) -> Option<Hello> {
     if *message.first()? != CLIENT_HELLO {
         return Some(Hello::Other);
@@ -78,7 +81,7 @@ fn message_of(message: &[u8]) -> Option<Hello> {
     Some(server_name(body).map_or(Hello::Other, Hello::Asks))
 }
 
-/// `None`: it is broken.
+/// `None`: malformed.
 fn server_name(body: &[u8]) -> Option<Option<String>> {
     const VERSION_AND_RANDOM: usize = 2 + 32;
     let mut rest = body.get(VERSION_AND_RANDOM..)?;
@@ -86,7 +89,7 @@ fn server_name(body: &[u8]) -> Option<Option<String>> {
     let _ciphers = vector::<2>(&mut rest)?;
     let _compressions = vector::<1>(&mut rest)?;
     if rest.is_empty() {
-        // From before there were extensions.
+        // A ClientHello without extensions, as in old versions.
         return Some(None);
     }
     let mut extensions = vector::<2>(&mut rest)?;
@@ -109,13 +112,13 @@ fn server_name(body: &[u8]) -> Option<Option<String>> {
     Some(None)
 }
 
-/// A name as it is compared with those of routes. `None`: no route could have it.
+/// A name in the form in which routes are compared. `None`: no route can have it.
 pub fn normal(name: &str) -> Option<String> {
     let name = name.strip_suffix('.').unwrap_or(name);
     (!name.is_empty() && name.is_ascii()).then(|| name.to_ascii_lowercase())
 }
 
-/// A number of `N` bytes.
+/// Reads an integer of `N` bytes.
 fn number<const N: usize>(rest: &mut &[u8]) -> Option<usize> {
     let (number, after) = rest.split_at_checked(N)?;
     *rest = after;
@@ -126,7 +129,7 @@ fn number<const N: usize>(rest: &mut &[u8]) -> Option<usize> {
     )
 }
 
-/// As many bytes as a number of `N` bytes before them says (RFC 8446 section 3.4).
+/// Reads a vector with a length prefix of `N` bytes (RFC 8446 section 3.4).
 fn vector<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = number::<N>(rest)?;
     let (vector, after) = rest.split_at_checked(length)?;
@@ -145,13 +148,14 @@ mod tests {
         Hello::Asks(Some(name.to_owned()))
     }
 
-    /// With the length of `content`, in `N` bytes, before it.
+    /// `content` with its length in `N` bytes as a prefix.
     fn counted<const N: usize>(content: &[u8]) -> Vec<u8> {
         let length = content.len().to_be_bytes();
         [&length[length.len() - N..], content].concat()
     }
 
-    /// A ClientHello as old clients send it: no extension but those given. `None`: not even a list of them.
+    /// A ClientHello in the form of old clients: with these extensions only. `None`: without the
+    /// list of extensions.
     fn old_hello(extensions: Option<&[u8]>) -> Vec<u8> {
         let mut body = [&[3, 1][..], &[7; 32], &[0], &[0, 2, 0, 10], &[1, 0]].concat();
         body.extend(extensions.map(counted::<2>).unwrap_or_default());
@@ -163,7 +167,7 @@ mod tests {
         [&[0, 0][..], &counted::<2>(&counted::<2>(&name))].concat()
     }
 
-    /// Records of that many bytes each.
+    /// Records of `size` bytes each.
     fn records(message: &[u8], size: usize) -> Vec<u8> {
         let records = message.chunks(size);
         records
@@ -172,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_is_found_once_everything_has_come_and_not_before() {
+    fn the_name_is_found_once_the_message_is_complete() {
         let hello = client_hello("Shop.Example");
         for length in 0..hello.len() {
             assert_eq!(read(&hello[..length]), Hello::Incomplete, "{length}");
@@ -184,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_may_be_spread_over_records() {
+    fn a_message_may_span_several_records() {
         let hello = client_hello("shop.example");
         let message = &hello[RECORD_HEADER..];
         for size in [1, 3, 100, message.len() - 1] {
@@ -197,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_of_any_age_are_understood() {
+    fn clients_of_any_age_are_supported() {
         let with = |extensions: Option<&[u8]>| read(&records(&old_hello(extensions), 500));
         assert_eq!(with(None), Hello::Asks(None));
         assert_eq!(with(Some(&[])), Hello::Asks(None));
@@ -211,9 +215,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_client_hello_is_told_as_early_as_it_can_be() {
+    fn bytes_that_cannot_be_a_client_hello_are_rejected_as_early_as_possible() {
         let mut longer = old_hello(Some(&server_name(b"a.example")));
-        // The length of the name, one more than there are bytes.
+        // A length of the name beyond its bytes.
         let at = longer.len() - b"a.example".len() - 1;
         longer[at] += 1;
         for bytes in [
@@ -232,12 +236,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_get_an_answer_that_stands(
+        fn more_bytes_never_change_an_answer(
             bytes in prop::collection::vec(any::<u8>(), 0..200),
             at in any::<prop::sample::Index>(),
             cut in any::<prop::sample::Index>(),
         ) {
-            // Both what is nothing at all and what is nearly right.
+            // Both arbitrary bytes and nearly valid ones.
             let mut nearly = records(&old_hello(Some(&server_name(b"a.example"))), 40);
             if let Some(byte) = bytes.first() {
                 let at = at.index(nearly.len());

@@ -1,7 +1,8 @@
-//! Why a connection goes where it goes, for people: every name of every route with what speaks against it, and what would become of the
-//! connection.
+//! Explains the routing of connections: every name of every route with the reason why it does not
+//! apply, and the outcome of the connection.
 //!
-//! In: a beginning that nobody has sent. Out: what [`StreamRoutes::decide`] makes of it, and the same for what it does not take.
+//! In: the first bytes of a hypothetical connection. Out: the result of [`StreamRoutes::decide`],
+//! and the reasons why other routes do not apply.
 
 use std::cmp::Reverse;
 
@@ -10,11 +11,11 @@ use super::{StreamRoute, StreamRoutes, parents};
 use crate::balance;
 use crate::observe::reason::Reason;
 
-/// A name that leads to a route, and what it makes of a connection.
+/// A name of a route, and its verdict on a connection.
 #[derive(Debug)]
 pub struct Explained<'r> {
     pub route: &'r StreamRoute,
-    /// `None`: it is a TCPRoute.
+    /// `None`: the route is a TCPRoute.
     pub hostname: Option<&'r str>,
     /// `None`: no connection was given.
     pub verdict: Option<Verdict>,
@@ -23,27 +24,28 @@ pub struct Explained<'r> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Takes,
-    /// It would take it. The one that does comes first by this.
+    /// It matches, but another name comes first by this criterion.
     Outranked(Criterion),
-    /// The client asks for another name, or for none.
+    /// The ClientHello has another server name, or none.
     OtherName,
-    /// The client does not begin with a ClientHello.
+    /// The connection does not begin with a ClientHello.
     NoHello,
 }
 
-/// By what one name comes before another.
+/// The criterion by which one name precedes another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Criterion {
     ExactName,
     LongerName,
-    /// Its route is older, or as old and first by name: the controller gives routes in this order.
+    /// Its route is older, or equally old and first by name: the controller sends routes in this
+    /// order.
     OlderRoute,
-    /// It is the same name once more.
+    /// It is a duplicate of the same name.
     EarlierMatch,
 }
 
 impl Criterion {
-    /// The word for programs.
+    /// The identifier in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ExactName => "exact-name",
@@ -66,7 +68,8 @@ impl Criterion {
     }
 }
 
-/// Every name in order of precedence, and what it makes of a connection that begins with `hello`, if there is one.
+/// Every name in order of precedence, with its verdict on a connection that begins with `hello`, if
+/// given.
 pub fn explain<'r>(routes: &'r StreamRoutes, hello: Option<&Hello>) -> Vec<Explained<'r>> {
     let routes_of = match routes {
         StreamRoutes::Tcp(route) => {
@@ -114,8 +117,8 @@ pub fn explain<'r>(routes: &'r StreamRoutes, hello: Option<&Hello>) -> Vec<Expla
         .collect()
 }
 
-/// What would become of a connection that begins with `hello`: for each backend of its route in their order, why it would get nothing,
-/// if so. `Err`: the same for all.
+/// The outcome of a connection that begins with `hello`: for each backend of its route in their
+/// order, the reason if it can't be used. `Err`: no backend is reached.
 pub fn outcome(routes: &StreamRoutes, hello: &Hello) -> Result<Vec<Result<(), Reason>>, Reason> {
     let route = routes.decide(hello)?;
     if route.backends.iter().all(|backend| backend.weight == 0) {

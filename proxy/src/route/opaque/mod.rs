@@ -1,11 +1,12 @@
-//! Where a connection goes that is bytes by decree: a TCPRoute or TLSRoutes are in force on its port.
+//! Connections that a TCPRoute or TLSRoutes in force on their port route as opaque bytes.
 //!
 //! ```text
 //! TCPRoute ──────────────────────────────────────┐
 //! TLSRoutes ─▶ ClientHello ─▶ the name in it ─▶ StreamRoute ─▶ backend, by weight ─▶ tcp
 //! ```
 //!
-//! The ClientHello is looked at and passed on as it came: the TLS in it is between the client and the app.
+//! The ClientHello is inspected and passed on unchanged: the TLS session is between the client and
+//! the app.
 //!
 //! # Floors
 //!
@@ -39,7 +40,7 @@ pub use explain::{Criterion, Explained, Verdict, explain, outcome};
 /// The routes in force on a port.
 #[derive(Debug)]
 pub enum StreamRoutes {
-    /// Takes every connection.
+    /// Applies to every connection.
     Tcp(Arc<StreamRoute>),
     Tls(TlsRoutes),
 }
@@ -49,7 +50,7 @@ pub enum StreamRoutes {
 pub struct StreamRoute {
     /// `namespace/name`
     pub name: Box<str>,
-    /// Of a TLSRoute: those that lead to it. Of a TCPRoute: none.
+    /// For a TLSRoute: its hostnames. For a TCPRoute: empty.
     pub hostnames: Vec<Box<str>>,
     pub backends: Vec<StreamBackend>,
 }
@@ -57,22 +58,23 @@ pub struct StreamRoute {
 #[derive(Debug)]
 pub struct StreamBackend {
     pub weight: u32,
-    /// `Err`: why it can't be used.
+    /// `Err`: why the backend is invalid.
     pub backend: Result<Arc<Backend>, Arc<str>>,
 }
 
-/// TLSRoutes by the names that clients ask for.
+/// TLSRoutes by server name.
 #[derive(Debug, Default)]
 pub struct TlsRoutes {
-    /// First the one that wins where names are equal.
+    /// In order of precedence between equal names.
     all: Vec<Arc<StreamRoute>>,
     exact: HashMap<Box<str>, Arc<StreamRoute>>,
-    /// By what follows `*.`.
+    /// Keyed by the suffix after `*.`.
     wildcard: HashMap<Box<str>, Arc<StreamRoute>>,
 }
 
 impl StreamRoutes {
-    /// The route that takes a new connection. Its client may have to say first what it asks for, within `patience`.
+    /// The route for a new connection. TLSRoutes wait for the client's ClientHello, at most
+    /// `patience`.
     pub async fn find<S>(
         &self,
         client: &mut Buffered<S>,
@@ -88,7 +90,7 @@ impl StreamRoutes {
         self.decide(&hello.unwrap_or(Ok(Hello::Incomplete))?)
     }
 
-    /// The route that takes a connection which begins so.
+    /// The route for a connection with these first bytes.
     pub fn decide(&self, hello: &Hello) -> Result<&StreamRoute, Reason> {
         match (self, hello) {
             (Self::Tcp(route), _) => Ok(route),
@@ -102,7 +104,7 @@ impl StreamRoutes {
 }
 
 impl StreamRoute {
-    /// One of the backends by weight.
+    /// Picks one of the backends by weight.
     pub fn pick(&self, random: &mut SmallRng) -> Result<&Arc<Backend>, Reason> {
         let weights = self.backends.iter().map(|backend| backend.weight);
         let picked = by_weight(weights, random).ok_or(Reason::NoBackend)?;
@@ -118,7 +120,7 @@ impl StreamBackend {
 }
 
 impl TlsRoutes {
-    /// `routes`, first the one that wins where names are equal.
+    /// `routes` are in order of precedence between equal names.
     pub fn new(routes: Vec<Arc<StreamRoute>>) -> Self {
         let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
         for route in &routes {
@@ -137,7 +139,8 @@ impl TlsRoutes {
         }
     }
 
-    /// The route for a name in lower case: one that has this very name, else the longest that stands for it (Gateway API).
+    /// The route for a name in lower case: an exact hostname, else the longest matching wildcard
+    /// (Gateway API).
     pub fn find(&self, name: &str) -> Option<&StreamRoute> {
         if let Some(route) = self.exact.get(name) {
             return Some(route);
@@ -147,13 +150,14 @@ impl TlsRoutes {
     }
 }
 
-/// What follows `*.` in the wildcards that stand for `name`, the longest first.
+/// The suffixes after `*.` of the wildcards that match `name`, the longest first.
 fn parents(name: &str) -> impl Iterator<Item = &str> {
     let dots = name.match_indices('.').map(|(dot, _)| dot);
     dots.filter(|dot| *dot > 0).map(|dot| &name[dot + 1..])
 }
 
-/// Reads until the client has said which name it asks for, if any, or something else. What was read stays to be passed on.
+/// Reads until the client has sent its ClientHello or something else. The bytes stay buffered to be
+/// passed on.
 async fn hello<S>(client: &mut Buffered<S>) -> Result<Hello, Reason>
 where
     S: AsyncRead + AsyncWrite + Unpin,

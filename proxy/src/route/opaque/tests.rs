@@ -1,4 +1,4 @@
-//! Routes for connections, from a client's first bytes to the app that gets them.
+//! Routes for connections, from a client's first bytes to the app.
 
 use std::net::SocketAddr;
 
@@ -37,7 +37,7 @@ fn tls(routes: &[(&str, &[&str])]) -> TlsRoutes {
 }
 
 #[test]
-fn the_more_specific_name_wins_and_then_the_first_route() {
+fn the_more_specific_name_precedes_and_then_the_first_route() {
     let routes = tls(&[
         ("wide", &["*.example", "same.example"]),
         ("shop", &["*.shop.example", "same.example"]),
@@ -60,9 +60,9 @@ fn the_more_specific_name_wins_and_then_the_first_route() {
 }
 
 proptest! {
-    /// What people are told first is what connections go by.
+    /// Explanations agree with decisions.
     #[test]
-    fn the_first_name_in_order_of_precedence_that_fits_takes_the_connection(
+    fn the_first_matching_name_in_order_of_precedence_applies(
         hostnames in prop::collection::vec(prop::collection::vec("(\\*\\.)?([ab]\\.){0,2}[ab]", 1..4), 1..5),
         name in "([ab]\\.){0,3}[ab]",
     ) {
@@ -121,7 +121,7 @@ fn route(backends: impl IntoIterator<Item = StreamBackend>) -> Arc<StreamRoute> 
     tls_route("shop/tcp", &[], backends)
 }
 
-/// A Service that was said to speak HTTP, with routes for connections.
+/// A Service declared as HTTP, with routes for connections.
 fn mesh(routes: StreamRoutes, patience: Duration) -> Mesh {
     let mut setup = Setup::new(&[]);
     setup.protocol = Protocol::Http;
@@ -130,7 +130,7 @@ fn mesh(routes: StreamRoutes, patience: Duration) -> Mesh {
     setup.start()
 }
 
-/// More than any client here takes.
+/// Longer than any client here takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn client(mesh: &Mesh) -> TcpStream {
@@ -147,7 +147,7 @@ async fn closed(mesh: &Mesh, reason: &str, times: f64) {
 }
 
 #[test]
-fn a_tcp_route_takes_connections_whatever_they_carry_and_whoever_speaks_first() {
+fn a_tcp_route_applies_to_any_protocol_whichever_side_sends_first() {
     run(async {
         let app = listener().await;
         let only = route([backend(1, app.local_addr().unwrap())]);
@@ -156,7 +156,7 @@ fn a_tcp_route_takes_connections_whatever_they_carry_and_whoever_speaks_first() 
         let mut accepted = accept(&app).await;
         accepted.write_all(b"welcome").await.unwrap();
         silent.read_exact(&mut [0; 7]).await.unwrap();
-        // Nobody has asked for anything: HTTP would have been waited for.
+        // The client has sent nothing: HTTP would have waited for it.
         let mut http = client(&mesh).await;
         let mut accepted = accept(&app).await;
         let request = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
@@ -167,7 +167,7 @@ fn a_tcp_route_takes_connections_whatever_they_carry_and_whoever_speaks_first() 
     });
 }
 
-/// Who of them got a connection.
+/// Which of the apps got a connection.
 async fn accepted(apps: &[&TcpListener; 2]) -> usize {
     tokio::select! {
         accepted = apps[0].accept() => accepted.map(|_| 0),
@@ -177,7 +177,7 @@ async fn accepted(apps: &[&TcpListener; 2]) -> usize {
 }
 
 #[test]
-fn connections_are_shared_by_weight_and_a_weight_of_0_gets_none() {
+fn connections_are_distributed_by_weight_and_a_weight_of_0_gets_none() {
     run(async {
         let (a, b, never) = (listener().await, listener().await, listener().await);
         let mesh = mesh(
@@ -200,7 +200,7 @@ fn connections_are_shared_by_weight_and_a_weight_of_0_gets_none() {
 }
 
 #[test]
-fn what_cannot_be_carried_is_reset_for_its_reason() {
+fn a_connection_that_cannot_be_forwarded_is_reset_with_a_reason() {
     run(async {
         let app = listener().await.local_addr().unwrap();
         for (backends, reason) in [
@@ -221,7 +221,7 @@ fn what_cannot_be_carried_is_reset_for_its_reason() {
 }
 
 #[test]
-fn the_name_that_a_tls_client_asks_for_says_where_it_goes_and_its_bytes_arrive_as_they_were() {
+fn the_server_name_selects_the_route_and_the_bytes_arrive_unchanged() {
     run(async {
         let (a, b) = (listener().await, listener().await);
         let to = |app: &TcpListener| [backend(1, app.local_addr().unwrap())];
@@ -255,14 +255,14 @@ fn the_name_that_a_tls_client_asks_for_says_where_it_goes_and_its_bytes_arrive_a
 }
 
 #[test]
-fn a_client_without_a_hello_is_refused() {
+fn a_client_without_a_client_hello_is_rejected() {
     run(async {
         let routes = || StreamRoutes::Tls(tls(&[("app", &["*.example"])]));
         let hasty = mesh(routes(), PATIENCE);
         let mut plain = client(&hasty).await;
         plain.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         assert!(is_reset(&mut plain).await);
-        // One record that never ends, as it says; and many that never make a message.
+        // One record with an incomplete message; and many small records that never complete one.
         let mut endless = client(&hasty).await;
         endless
             .write_all(b"\x16\x03\x01\x00\x04\x01\xff\xff\xff")
@@ -272,7 +272,7 @@ fn a_client_without_a_hello_is_refused() {
         let mut crumbs = client(&hasty).await;
         let start = b"\x16\x03\x01\x00\x04\x01\x00\x40\x00";
         let crumb = b"\x16\x03\x01\x00\x01\x00".repeat(MAX_CLIENT_HELLO / 6);
-        // It may be refused before all of it is out.
+        // It may be reset before all of it is sent.
         let _ = crumbs.write_all(&[&start[..], &crumb].concat()).await;
         assert!(is_reset(&mut crumbs).await);
         closed(&hasty, "no-client-hello", 3.0).await;

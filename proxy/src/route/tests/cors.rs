@@ -58,7 +58,7 @@ fn fields(expected: &[(&str, &str)]) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The fields of a response from an app that speaks of `fields` itself.
+/// The response fields after the filter, for an app that sends the fields `said`.
 fn response(logical: &Logical, origin: Option<&str>, said: &[(&str, &str)]) -> http::HeaderMap {
     let headers: Vec<_> = origin.iter().map(|origin| ("origin", *origin)).collect();
     let mut request = head("GET", "/", &headers);
@@ -89,7 +89,7 @@ const PUT: (&str, &str) = ("access-control-request-method", "PUT");
 const HEADERS: (&str, &str) = ("access-control-request-headers", "x-header-1, x-header-2");
 
 #[test]
-fn a_preflight_from_a_listed_origin_is_told_what_the_filter_lists() {
+fn a_preflight_from_a_listed_origin_gets_the_filter_s_lists() {
     for origin in [
         "https://www.foo.com",
         "https://www.bar.com",
@@ -115,7 +115,7 @@ fn a_preflight_from_a_listed_origin_is_told_what_the_filter_lists() {
 }
 
 #[test]
-fn any_other_origin_is_told_nothing() {
+fn any_other_origin_gets_no_fields() {
     for origin in [
         "https://foobar.com",
         "https://bar.com",
@@ -162,7 +162,7 @@ fn the_port_and_the_scheme_of_a_wildcard_host_count() {
 }
 
 #[test]
-fn wildcards_say_what_was_asked_for_and_never_a_star_to_credentials() {
+fn wildcards_echo_the_request_and_are_never_a_star_with_credentials() {
     let asked = [("origin", "https://other.foo.com:12345"), PUT, HEADERS];
     assert_eq!(
         preflight(&wildcards(true), &asked),
@@ -192,7 +192,7 @@ fn wildcards_say_what_was_asked_for_and_never_a_star_to_credentials() {
 }
 
 #[test]
-fn what_is_no_preflight_goes_to_the_app() {
+fn other_requests_than_preflights_go_to_the_app() {
     let origin = ("origin", "https://www.foo.com");
     for (method, headers) in [
         ("OPTIONS", &[origin][..]),
@@ -234,7 +234,7 @@ fn an_app_s_own_fields_are_replaced_and_its_vary_is_kept() {
 }
 
 #[test]
-fn what_is_the_same_for_everyone_does_not_vary() {
+fn an_answer_that_is_the_same_for_all_origins_does_not_vary() {
     let everyone = wildcards(false);
     for origin in [Some("https://a"), Some("null"), None] {
         let response = response(&everyone, origin, &[]);
@@ -250,7 +250,7 @@ fn what_is_the_same_for_everyone_does_not_vary() {
 }
 
 #[test]
-fn a_redirect_may_be_read_too() {
+fn a_redirect_has_the_fields_too() {
     let mut all = rule("cors", vec![]);
     all.filters = vec![
         filter(Kind::Cors(contract::Cors {

@@ -7,7 +7,7 @@ use naru_contract::{PathMatchKind, PathModifierKind};
 use super::*;
 
 #[test]
-fn what_can_not_be_obeyed_is_refused_by_name() {
+fn an_unsupported_field_is_rejected_by_name() {
     type Change = fn(&mut contract::HttpRule);
     let cases: [(&str, Change); 26] = [
         ("rules[0].matches[0].path", |r| {
@@ -145,7 +145,7 @@ fn what_can_not_be_obeyed_is_refused_by_name() {
 }
 
 #[test]
-fn series_are_told_apart_by_route_rule_and_backend() {
+fn series_are_distinguished_by_route_rule_and_backend() {
     let metrics = Metrics::default();
     let routes = route(
         "r",

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// For each match, in order of precedence, the name of its rule and what is said of it.
+/// For each match, in order of precedence, the name of its rule and its verdict.
 fn said(logical: &Logical, head: &http::request::Parts) -> Vec<(String, String)> {
     let explained = explain(logical, Some(head));
     let words = |one: &Explained<'_>| match one.verdict.expect("a request") {
@@ -27,7 +27,7 @@ fn all(routes: &[contract::HttpRoute]) -> Logical {
 }
 
 #[test]
-fn the_first_part_that_does_not_hold_is_named() {
+fn the_first_condition_that_does_not_hold_is_named() {
     let full = || contract::HttpMatch {
         method: "POST".to_owned(),
         headers: vec![named("version", "2", false), named("x", "a|b", true)],
@@ -55,7 +55,7 @@ fn the_first_part_that_does_not_hold_is_named() {
 }
 
 #[test]
-fn what_loses_is_told_by_what_it_does() {
+fn an_outranked_match_names_the_criterion() {
     let with = |m: contract::HttpMatch, method: &str, headers: usize, query: usize| {
         let several = |n| {
             (0..n)
@@ -108,7 +108,7 @@ fn what_loses_is_told_by_what_it_does() {
 }
 
 #[test]
-fn among_equals_the_route_then_the_rule_then_the_match_decides() {
+fn between_equals_the_route_then_the_rule_then_the_match_decides() {
     let same = || vec![prefix("/a")];
     let old = route(
         "old",
@@ -121,7 +121,7 @@ fn among_equals_the_route_then_the_rule_then_the_match_decides() {
     let request = head("GET", "/a", &[]);
     let said = said(&all(&[old, new]), &request);
     let pair = |name: &str, words: &str| (name.to_owned(), words.to_owned());
-    // A slash at the end is a character more, as it is written.
+    // A trailing slash counts as a character, as written.
     assert_eq!(
         said,
         [
@@ -148,7 +148,7 @@ fn among_equals_the_route_then_the_rule_then_the_match_decides() {
 }
 
 #[test]
-fn a_service_without_routes_takes_everything_by_its_own_rule() {
+fn a_service_without_routes_matches_everything_by_its_default_rule() {
     let mut logical = all(&[]);
     logical.routes = None;
     let request = head("GET", "/", &[]);
@@ -165,7 +165,7 @@ fn a_service_without_routes_takes_everything_by_its_own_rule() {
 }
 
 #[test]
-fn credentials_and_what_filters_add_are_not_told() {
+fn credentials_and_values_that_filters_add_are_hidden() {
     for name in ["Authorization", "cookie", "x-api-key", "X-Session-Token"] {
         let m = contract::HttpMatch {
             headers: vec![named(name, "hunter2", false)],
@@ -194,7 +194,7 @@ fn credentials_and_what_filters_add_are_not_told() {
 }
 
 #[test]
-fn mirrors_and_cors_are_told_in_words_and_a_preflight_s_answer_by_its_status() {
+fn mirrors_and_cors_are_described_and_a_preflight_has_the_status_of_its_answer() {
     let mut told = rule("web", Vec::new());
     let origins = ["https://shop.example", "http://*.example:8080"];
     told.filters = vec![
@@ -235,7 +235,7 @@ fn outcome_of(logical: &Logical, head: &http::request::Parts) -> Outcome {
 }
 
 #[test]
-fn what_becomes_of_a_request_is_told_for_every_backend() {
+fn the_outcome_is_shown_for_every_backend() {
     let mut split = rule("web", vec![prefix("/a")]);
     split.backends = ["endpoints/shop/one/80", "endpoints/shop/none/80", ""]
         .map(|name| contract::HttpBackend {
@@ -340,9 +340,9 @@ fn arbitrary_rule() -> impl Strategy<Value = contract::HttpRule> {
 }
 
 proptest! {
-    /// Whatever is explained is what is done.
+    /// Explanations agree with decisions.
     #[test]
-    fn what_is_told_is_what_happens(
+    fn explanations_agree_with_decisions(
         routes in prop::collection::vec(prop::collection::vec(arbitrary_rule(), 0..3), 0..3),
         target in "/[ab]?(/[ab])?",
         query in "([xy]=[12])?",
@@ -367,7 +367,7 @@ proptest! {
         let told = outcome(&logical, &explained, &request);
         let mut random = SmallRng::seed_from_u64(seed);
         let winner = winners.first().map(|one| Arc::as_ptr(one.rule));
-        // Nobody has an endpoint here, which a decision does not know yet.
+        // The backends have no endpoints here, which a decision does not consider.
         match (decide(&logical, &mut request.clone(), &mut random), told) {
             (Decision::Forward { rule, backend, .. }, Outcome::Forward(told)) => {
                 prop_assert_eq!(Some(Arc::as_ptr(&rule)), winner);

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// How many of 10,000 requests go to each backend, and how many to none.
+/// How many of 10,000 requests go to each backend, and how many to no backend.
 fn split(weights: &[u32], invalid: &[usize]) -> (Vec<u32>, u32) {
     let mut all = rule("split", vec![]);
     all.backends = weights
@@ -84,7 +84,7 @@ fn location(redirect: contract::Redirect, port: u16, authority: &str) -> String 
 }
 
 #[test]
-fn a_redirect_keeps_what_it_does_not_change() {
+fn a_redirect_keeps_the_parts_that_it_does_not_change() {
     let to = |scheme: &str, hostname: &str, port: u32| contract::Redirect {
         scheme: scheme.to_owned(),
         hostname: hostname.to_owned(),
@@ -149,7 +149,7 @@ fn a_redirect_keeps_what_it_does_not_change() {
 }
 
 #[test]
-fn a_redirect_for_a_client_that_names_no_host_is_relative() {
+fn a_redirect_for_a_client_without_a_host_is_relative() {
     let mut all = rule("redirect", vec![]);
     all.filters = vec![filter(Kind::Redirect(contract::Redirect {
         status: 301,
@@ -234,7 +234,7 @@ fn target_of(path: &str, query: &str) -> String {
 
 proptest! {
     #[test]
-    fn a_replaced_prefix_leaves_the_rest_and_the_query(
+    fn a_replaced_prefix_keeps_the_rest_and_the_query(
         covered in "(/[a-c]{1,2}){1,3}",
         rest in "(/[a-c%]{0,2}){0,3}",
         query in "[a-c=&?/]{0,6}",

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn a_prefix_takes_whole_segments() {
+fn a_prefix_matches_whole_segments() {
     for (value, target, expected) in [
         ("/abc", "/abc", "yes"),
         ("/abc", "/abc/", "yes"),
@@ -29,7 +29,7 @@ fn a_prefix_takes_whole_segments() {
 }
 
 #[test]
-fn an_exact_path_is_taken_to_the_letter() {
+fn an_exact_path_is_compared_literally() {
     for (target, expected) in [
         ("/abc", "yes"),
         ("/abc?q", "yes"),
@@ -46,7 +46,7 @@ fn an_exact_path_is_taken_to_the_letter() {
 }
 
 #[test]
-fn a_pattern_has_to_match_the_whole_path() {
+fn a_pattern_must_match_the_whole_path() {
     let logical = one(path(PathMatchKind::RegularExpression, "/a|/ab+"));
     for (target, expected) in [
         ("/a", "yes"),
@@ -63,7 +63,7 @@ fn a_pattern_has_to_match_the_whole_path() {
 }
 
 #[test]
-fn headers_are_compared_by_name_without_case_and_by_all_of_their_values() {
+fn headers_are_compared_by_case_insensitive_name_and_all_of_their_values() {
     let exact = |name: &str, value: &str| contract::HttpMatch {
         headers: vec![named(name, value, false)],
         ..Default::default()
@@ -102,7 +102,7 @@ fn headers_are_compared_by_name_without_case_and_by_all_of_their_values() {
 }
 
 #[test]
-fn of_a_repeated_name_the_first_condition_and_the_first_parameter_count() {
+fn only_the_first_condition_and_the_first_parameter_of_a_name_count() {
     let twice = one(contract::HttpMatch {
         headers: vec![named("a", "1", false), named("A", "2", false)],
         query: vec![named("q", "x", false), named("q", "y", false)],
@@ -114,7 +114,7 @@ fn of_a_repeated_name_the_first_condition_and_the_first_parameter_count() {
 }
 
 #[test]
-fn query_parameters_are_compared_as_they_are_sent() {
+fn query_parameters_are_compared_as_sent() {
     let logical = one(contract::HttpMatch {
         query: vec![named("q", "a%20b", false), named("empty", "", false)],
         ..Default::default()
@@ -136,7 +136,7 @@ fn query_parameters_are_compared_as_they_are_sent() {
 }
 
 #[test]
-fn the_more_specific_match_wins_whatever_the_order() {
+fn the_more_specific_match_precedes_regardless_of_order() {
     let with = |m: contract::HttpMatch, method: &str, headers: usize, query: usize| {
         let several = |n| {
             (0..n)
@@ -174,7 +174,8 @@ fn the_more_specific_match_wins_whatever_the_order() {
     ];
     let request = || head("GET", "/a/b?n0=v&n1=v", &[("n0", "v"), ("n1", "v")]);
     for first in 0..ranked.len() {
-        // All that are left, from last to first and from first to last, in rules of one route and in routes of their own.
+        // All remaining matches, from last to first and from first to last, in rules of one route
+        // and in routes of their own.
         let left = &ranked[first..];
         let rules: Vec<_> = left
             .iter()
@@ -199,7 +200,7 @@ fn the_more_specific_match_wins_whatever_the_order() {
 }
 
 #[test]
-fn equal_matches_go_to_the_first_route_and_its_first_rule() {
+fn equal_matches_resolve_to_the_first_route_and_its_first_rule() {
     let rules = |names: [&str; 2]| names.map(|n| rule(n, vec![prefix("/a")])).to_vec();
     let routes = [
         route("old", rules(["first", "second"])),
@@ -212,7 +213,7 @@ fn equal_matches_go_to_the_first_route_and_its_first_rule() {
 }
 
 #[test]
-fn a_rule_takes_whatever_one_of_its_matches_takes() {
+fn a_rule_applies_if_one_of_its_matches_does() {
     let either = vec![prefix("/a"), path(PathMatchKind::Exact, "/b")];
     let logical = logical(
         decode(&[route("r", vec![rule("yes", either)])]).expect("a route"),
@@ -224,7 +225,7 @@ fn a_rule_takes_whatever_one_of_its_matches_takes() {
 }
 
 #[test]
-fn the_authority_never_decides_who_gets_a_request() {
+fn the_authority_never_selects_the_rule() {
     let logical = one(prefix("/"));
     let mut request = head("GET", "/", &[("host", "other")]);
     request.set_authority("elsewhere:1");
@@ -232,7 +233,7 @@ fn the_authority_never_decides_who_gets_a_request() {
 }
 
 #[test]
-fn connect_and_options_of_the_whole_server_go_to_the_rule_for_everything() {
+fn connect_and_options_of_the_whole_server_match_the_rule_for_everything() {
     let all = one(contract::HttpMatch::default());
     let connect = http::Request::connect("db:5432")
         .body(())
@@ -247,7 +248,7 @@ fn segment() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// What the specification says of prefixes, said in another way.
+    /// The specification's definition of prefixes, formulated differently.
     #[test]
     fn a_prefix_matches_like_a_list_of_segments(value in segment(), path in segment()) {
         let value = format!("/{}", value.trim_start_matches('/'));
@@ -265,7 +266,7 @@ proptest! {
     }
 
     #[test]
-    fn values_of_repeated_fields_match_what_they_are_joined_to(
+    fn values_of_repeated_fields_match_as_if_joined(
         values in prop::collection::vec("[a,b ]{0,3}", 1..4),
         other in "[a,b ]{0,6}",
     ) {

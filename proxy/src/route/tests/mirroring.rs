@@ -20,7 +20,7 @@ fn copies(rule: contract::HttpRule) -> Vec<(String, u32)> {
 }
 
 #[test]
-fn every_mirror_gets_its_share_for_itself() {
+fn every_mirror_gets_its_own_share() {
     let mut all = rule("web", vec![]);
     all.filters = vec![
         mirror("endpoints/shop/all/80", 1, 1),
@@ -41,7 +41,7 @@ fn every_mirror_gets_its_share_for_itself() {
 }
 
 #[test]
-fn a_backend_s_mirrors_are_for_its_own_requests() {
+fn a_backend_s_mirrors_copy_only_its_own_requests() {
     let mut all = rule("web", vec![]);
     let mut other = all.backends[0].clone();
     other.filters = vec![mirror("endpoints/shop/shadow/80", 1, 1)];

@@ -1,4 +1,4 @@
-//! Routes from the contract's messages to decisions.
+//! Routes, from the contract's messages to decisions.
 
 mod cors;
 mod decoding;
@@ -121,7 +121,7 @@ fn random() -> SmallRng {
     SmallRng::seed_from_u64(3)
 }
 
-/// The name of the rule that takes a request; `-` for none.
+/// The name of the rule that applies to a request; `-` for no rule.
 fn taken(logical: &Logical, mut head: http::request::Parts) -> String {
     match decide(logical, &mut head, &mut random()) {
         Decision::Forward { rule, .. }

@@ -1,4 +1,4 @@
-//! Filters that refer to something, or that this proxy does not know.
+//! Filters that refer to other resources, or that are unknown.
 
 use naru_contract::http_filter::Kind;
 
@@ -38,7 +38,7 @@ fn shadow(name: &str, version: u64) -> Resource {
 }
 
 #[tokio::test]
-async fn a_mirror_s_endpoints_are_its_own_and_are_kept_as_long_as_it_is_there() {
+async fn a_mirror_s_endpoints_are_kept_as_long_as_the_mirror() {
     const DARK: &str = "endpoints/other/dark/80";
     let (mut fixture, cell) = Fixture::with_service();
     let both = filtered(1, mirror(SHADOW), mirror(DARK));
@@ -68,7 +68,7 @@ async fn a_mirror_s_endpoints_are_its_own_and_are_kept_as_long_as_it_is_there() 
 }
 
 #[tokio::test]
-async fn a_filter_of_the_future_is_not_left_out_but_rejects_its_route() {
+async fn an_unknown_filter_rejects_its_route() {
     let (mut fixture, cell) = Fixture::with_service();
     let good = filtered(1, mirror(SHADOW), mirror(SHADOW));
     assert_eq!(fixture.push([good, service(2, &[ROUTE])]), []);

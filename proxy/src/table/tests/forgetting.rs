@@ -1,9 +1,9 @@
-//! Destinations that are unknown, waited for, unused and let go.
+//! Destinations that are unknown, awaited, unused and removed.
 
 use super::*;
 
 #[tokio::test]
-async fn a_port_scan_takes_no_memory_for_ever() {
+async fn a_port_scan_takes_bounded_memory() {
     let fixture = Fixture::new();
     let kept = fixture.tables.app(address("10.0.0.9:80"));
     for port in 1_000..5_000 {
@@ -19,7 +19,7 @@ async fn a_port_scan_takes_no_memory_for_ever() {
 }
 
 #[tokio::test]
-async fn a_destination_that_nobody_uses_is_let_go_and_can_come_back() {
+async fn an_unused_destination_is_removed_and_can_return() {
     let (mut fixture, cell) = Fixture::with_service();
     fixture.store.outbox().subscribe.clear();
     let idle = Duration::from_secs(601);
@@ -34,12 +34,12 @@ async fn a_destination_that_nobody_uses_is_let_go_and_can_come_back() {
     );
     fixture.sweep_after(Duration::from_secs(1));
     assert_eq!(fixture.store.outbox().unsubscribe.len(), 1);
-    // Called again before the controller was told: as if nothing had been.
+    // Called again before the controller was told: nothing changes.
     let cell = fixture.store.subscribe(address(CLUSTER_IP)).unwrap();
     assert!(fixture.store.outbox().is_empty());
     assert_eq!(addresses(&cell), ["10.0.0.1", "10.0.0.2"]);
     drop(cell);
-    // Called again afterwards: what is held is good until the controller says otherwise.
+    // Called again afterwards: the held content applies until the controller replaces it.
     fixture.sweep_after(idle);
     fixture.sweep_after(idle);
     fixture.store.outbox().unsubscribe.clear();
@@ -57,11 +57,11 @@ async fn a_destination_that_nobody_uses_is_let_go_and_can_come_back() {
 }
 
 #[tokio::test]
-async fn somebody_who_found_a_destination_just_before_it_went_keeps_it() {
+async fn a_worker_that_found_a_destination_just_before_its_removal_keeps_it() {
     let (mut fixture, cell) = Fixture::with_service();
     drop(cell);
     let found = fixture.tables.shared.cell(address(CLUSTER_IP)).unwrap();
-    // Withdrawn between finding and holding: as if the sweep had not seen the reader yet.
+    // Withdrawn between lookup and use: as if the sweep had not seen the reader yet.
     let reader = Arc::downgrade(&found);
     drop(found);
     fixture.sweep_after(Duration::from_secs(601));
@@ -73,7 +73,7 @@ async fn somebody_who_found_a_destination_just_before_it_went_keeps_it() {
 }
 
 #[tokio::test]
-async fn too_many_destinations_push_out_the_ones_unused_for_longest() {
+async fn too_many_destinations_evict_those_unused_for_longest() {
     let mut fixture = Fixture::new();
     fixture.store.hello();
     let at = |index: usize| {
@@ -85,7 +85,7 @@ async fn too_many_destinations_push_out_the_ones_unused_for_longest() {
     while subscribed < MAX_SUBSCRIPTIONS * 2 {
         match fixture.store.subscribe(at(subscribed)) {
             Some(_) => subscribed += 1,
-            // No room until those on their way out are gone.
+            // There is no space until the retired ones are removed.
             None => {
                 fixture.sweep_after(Duration::from_secs(2));
             }
@@ -100,7 +100,7 @@ async fn too_many_destinations_push_out_the_ones_unused_for_longest() {
 }
 
 #[tokio::test]
-async fn an_unknown_destination_is_waited_for_once() {
+async fn an_unknown_destination_is_awaited_once() {
     let mut fixture = Fixture::new();
     let misses = &mut fixture.misses;
     let tables = fixture.tables.clone();
@@ -119,14 +119,14 @@ async fn an_unknown_destination_is_waited_for_once() {
     assert!(began.elapsed() >= PATIENCE);
     assert!(Arc::ptr_eq(&first, &second));
     assert!(!first.is_known());
-    // It was waited for; the next one need not.
+    // It was awaited once; the next call does not wait.
     let began = Instant::now();
     fixture.tables.destination(address(CLUSTER_IP)).await;
     assert!(began.elapsed() < PATIENCE);
 }
 
 #[tokio::test]
-async fn who_waits_is_woken_by_the_word() {
+async fn a_waiting_caller_is_woken_by_the_answer() {
     let mut fixture = Fixture::new();
     let cell = fixture.store.subscribe(address(CLUSTER_IP)).unwrap();
     let tables = fixture.tables.clone();

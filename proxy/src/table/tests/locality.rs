@@ -1,4 +1,4 @@
-//! Which endpoints are in force depends on where the proxy is.
+//! The endpoints in force depend on the place of the proxy.
 
 use super::*;
 use crate::balance::Endpoint;
@@ -46,7 +46,7 @@ fn inbound_at(version: u64, node: &str, zone: &str) -> Resource {
     resource("inbound", version, Body::Inbound(body))
 }
 
-/// Addresses of the endpoints that are preferred, and of those to fall back on.
+/// Addresses of the preferred endpoints, and of the fallbacks.
 fn split(cell: &DestinationCell) -> (Vec<String>, Vec<String>) {
     let logical = logical(cell);
     let backend = logical.default_rule.backends[0].backend.clone().unwrap();
@@ -70,7 +70,7 @@ fn ips<const N: usize>(ips: [&str; N]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn endpoints_of_the_own_zone_are_preferred_as_soon_as_it_is_known() {
+async fn endpoints_of_the_own_zone_are_preferred_once_it_is_known() {
     let (mut fixture, cell) = Fixture::with_service();
     assert_eq!(fixture.push([spread(2, false, &zones())]), []);
     let all = ips(["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
@@ -86,7 +86,7 @@ async fn endpoints_of_the_own_zone_are_preferred_as_soon_as_it_is_known() {
 }
 
 #[tokio::test]
-async fn place_and_endpoints_in_one_push_are_of_one_mind() {
+async fn place_and_endpoints_of_one_push_are_applied_together() {
     let (mut fixture, cell) = Fixture::with_service();
     let both = [spread(2, false, &zones()), inbound_at(1, "n1", "z2")];
     assert_eq!(fixture.push(both), []);
@@ -94,7 +94,7 @@ async fn place_and_endpoints_in_one_push_are_of_one_mind() {
 }
 
 #[tokio::test]
-async fn an_endpoint_stays_what_it_is_when_it_becomes_another_s_to_use() {
+async fn an_endpoint_keeps_its_state_when_its_preference_changes() {
     let (mut fixture, cell) = Fixture::with_service();
     let before = backend_endpoints(&cell);
     let two = [on("10.0.0.1", "", "z1"), on("10.0.0.2", "", "z2")];
@@ -107,7 +107,7 @@ async fn an_endpoint_stays_what_it_is_when_it_becomes_another_s_to_use() {
 async fn a_delta_carries_hints() {
     let (mut fixture, cell) = Fixture::with_service();
     fixture.push([spread(2, false, &zones()), inbound_at(1, "n1", "z2")]);
-    // One that has no hint: nobody's hints count any more.
+    // An endpoint without a hint: all hints are ignored from now on.
     assert_eq!(fixture.push([delta_of(2, on("10.0.0.4", "", ""))]), []);
     assert_eq!(split(&cell).0, ips([]));
     assert_eq!(fixture.push([delta_of(3, on("10.0.0.4", "", "z2"))]), []);
@@ -115,7 +115,7 @@ async fn a_delta_carries_hints() {
 }
 
 #[tokio::test]
-async fn a_node_local_service_has_the_endpoints_of_the_own_node_alone() {
+async fn a_node_local_service_uses_the_endpoints_of_the_own_node_only() {
     let (mut fixture, cell) = Fixture::with_service();
     let members = [on("10.0.0.1", "n1", ""), on("10.0.0.2", "n2", "")];
     fixture.push([spread(2, true, &members), inbound_at(1, "n1", "z1")]);
@@ -129,7 +129,7 @@ async fn a_node_local_service_has_the_endpoints_of_the_own_node_alone() {
 }
 
 #[tokio::test]
-async fn the_view_says_which_endpoints_are_used() {
+async fn the_view_shows_which_endpoints_are_used() {
     let (mut fixture, _cell) = Fixture::with_service();
     fixture.push([spread(2, false, &zones()), inbound_at(1, "n1", "z2")]);
     let used = |fixture: &Fixture| -> Vec<String> {
@@ -154,9 +154,10 @@ async fn the_view_says_which_endpoints_are_used() {
 }
 
 proptest! {
-    /// By whatever steps, wholes, deltas and moves of the proxy: what is preferred is what the endpoints and the place say together.
+    /// After any steps, wholes, deltas and moves of the proxy, the preference depends only on the
+    /// current endpoints and place.
     #[test]
-    fn what_is_in_force_follows_endpoints_and_place(
+    fn the_preference_follows_endpoints_and_place(
         steps in prop::collection::vec((0_u8..3, prop::collection::btree_map(0_u8..5, 0_u8..3, 1..4), 0_u8..3), 1..20)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -190,7 +191,7 @@ proptest! {
                 let (near, far): (Vec<_>, Vec<_>) = all.iter().partition(|(_, hint)| holds && **hint == own);
                 let text = |of: Vec<(&u8, &u8)>| of.into_iter().map(|(last, _)| format!("10.0.0.{last}")).collect::<Vec<_>>();
                 let (near, far) = (text(near), text(far));
-                // Where all are preferred, none is.
+                // Where all are preferred, there is no preference.
                 let expected = if far.is_empty() { (far, near) } else { (near, far) };
                 prop_assert_eq!(split(&cell), expected);
             }

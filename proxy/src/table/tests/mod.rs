@@ -38,7 +38,7 @@ struct Fixture {
     now: Instant,
 }
 
-/// How long a first word is waited for here.
+/// How long tests wait for a first answer.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 impl Fixture {
@@ -59,7 +59,7 @@ impl Fixture {
         }
     }
 
-    /// A Service with two endpoints that the app has called.
+    /// A Service with two endpoints, which the app has called.
     fn with_service() -> (Self, Arc<DestinationCell>) {
         let mut fixture = Self::new();
         fixture.store.hello();
@@ -75,7 +75,7 @@ impl Fixture {
         (fixture, cell)
     }
 
-    /// What of a push is rejected: name and reason.
+    /// The rejections of a push: name and reason.
     fn push(&mut self, updates: impl Into<Vec<Resource>>) -> Vec<(String, String)> {
         self.push_and_remove(updates, &[])
     }
@@ -106,7 +106,7 @@ impl Fixture {
         assert!(why.contains(reason), "{why:?} does not say {reason:?}");
     }
 
-    /// Lets time go by, and then the store look round.
+    /// Lets time pass, then sweeps the store.
     fn sweep_after(&mut self, time: Duration) {
         self.now += time;
         self.store.sweep(self.now);
@@ -265,7 +265,7 @@ async fn a_service_is_pushed_and_found_by_its_address() {
 }
 
 #[tokio::test]
-async fn endpoints_keep_what_they_have_learned_as_long_as_they_stay_the_same() {
+async fn endpoints_keep_their_state_as_long_as_they_are_unchanged() {
     let (mut fixture, cell) = Fixture::with_service();
     let before = backend_endpoints(&cell);
     let other = "spiffe://cluster.local/ns/shop/sa/other";
@@ -280,7 +280,7 @@ async fn endpoints_keep_what_they_have_learned_as_long_as_they_stay_the_same() {
 }
 
 #[tokio::test]
-async fn a_delta_changes_what_it_names_and_nothing_else() {
+async fn a_delta_changes_only_the_endpoints_that_it_names() {
     let (mut fixture, cell) = Fixture::with_service();
     let before = backend_endpoints(&cell);
     assert_eq!(
@@ -295,19 +295,19 @@ async fn a_delta_changes_what_it_names_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_changed_route_holds_for_the_connections_that_are_open() {
+async fn a_changed_route_applies_to_open_connections() {
     let (mut fixture, cell) = Fixture::with_service();
     let before = logical(&cell);
     assert_eq!(fixture.push([route(1, "/a"), service(2, &[ROUTE])]), []);
     let routed = logical(&cell);
     assert!(routed.routes.is_some());
     assert!(Arc::ptr_eq(&before.budget, &routed.budget));
-    // The route alone: the Service's message does not come again.
+    // The route alone: the Service's message is not sent again.
     assert_eq!(fixture.push([route(2, "/b")]), []);
     let changed = logical(&cell);
     assert!(!Arc::ptr_eq(&routed, &changed));
     assert!(Arc::ptr_eq(&routed.budget, &changed.budget));
-    // The endpoints alone: nothing is built anew.
+    // The endpoints alone: nothing is rebuilt.
     fixture.push([endpoints(2, &[("10.0.0.7", WEB)])]);
     assert!(Arc::ptr_eq(&changed, &logical(&cell)));
     assert_eq!(addresses(&cell), ["10.0.0.7"]);
@@ -356,7 +356,7 @@ async fn a_pod_is_a_destination_with_its_identity() {
 }
 
 #[tokio::test]
-async fn anchors_are_put_in_force_and_cannot_be_taken_away() {
+async fn anchors_are_put_in_force_and_cannot_be_removed() {
     let mut fixture = Fixture::new();
     let anchor = Authority::new("b").anchor();
     let body = contract::TrustAnchors {
@@ -374,7 +374,7 @@ async fn anchors_are_put_in_force_and_cannot_be_taken_away() {
 }
 
 #[tokio::test]
-async fn inbound_ports_hold_for_connections_to_come_and_those_that_are_open() {
+async fn inbound_ports_apply_to_new_and_open_connections() {
     let mut fixture = Fixture::new();
     assert!(
         fixture.tables.inbound().strict,
@@ -394,7 +394,7 @@ async fn inbound_ports_hold_for_connections_to_come_and_those_that_are_open() {
 }
 
 #[tokio::test]
-async fn a_hello_says_what_is_needed_and_nothing_else() {
+async fn a_hello_lists_exactly_the_needed_resources() {
     let (mut fixture, _cell) = Fixture::with_service();
     fixture.push([route(1, "/"), service(2, &[ROUTE]), inbound(3, false, &[])]);
     let mut unneeded = endpoints(9, &[]);
@@ -463,7 +463,7 @@ async fn pushes_are_counted() {
 }
 
 proptest! {
-    /// Whole and delta by turns: what is in force is what a plain map of the accepted changes says.
+    /// Wholes and deltas by turns give the same result as a plain map of the accepted changes.
     #[test]
     fn deltas_add_up(steps in prop::collection::vec((any::<bool>(), prop::collection::btree_set(0_u8..8, 0..4), prop::collection::btree_set(8_u8..16, 0..4), 0_u64..3), 1..20)) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

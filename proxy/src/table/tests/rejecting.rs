@@ -1,9 +1,9 @@
-//! What is wrong in a push, and what stays in force then.
+//! Invalid parts of a push, and what stays in force.
 
 use super::*;
 
 #[tokio::test]
-async fn what_is_wrong_is_rejected_alone_and_the_last_good_version_stays() {
+async fn an_invalid_resource_is_rejected_alone_and_its_last_valid_version_stays() {
     let (mut fixture, cell) = Fixture::with_service();
     let mut wrong = endpoints(2, &[("10.0.0.9", "not an identity")]);
     let rejected = fixture.push([wrong.clone(), inbound(1, true, &[])]);
@@ -16,14 +16,14 @@ async fn what_is_wrong_is_rejected_alone_and_the_last_good_version_stays() {
     assert_eq!(addresses(&cell), ["10.0.0.1", "10.0.0.2"]);
     assert!(fixture.tables.inbound().strict);
     assert_eq!(&*fixture.tables.inbound().workload, "deployment/web");
-    // Put right, it is taken.
+    // Once corrected, it is accepted.
     wrong = endpoints(3, &[("10.0.0.9", WEB)]);
     assert_eq!(fixture.push([wrong]), []);
     assert_eq!(addresses(&cell), ["10.0.0.9"]);
 }
 
 #[tokio::test]
-async fn every_wrong_field_is_named() {
+async fn every_invalid_field_is_named() {
     let (mut fixture, _) = Fixture::with_service();
     let resource = |name: &str, body| resource(name, 7, body);
     let endpoints_with = |change: &dyn Fn(&mut contract::Endpoint)| {
@@ -143,7 +143,7 @@ async fn every_wrong_field_is_named() {
 }
 
 #[tokio::test]
-async fn a_wrong_route_is_rejected_under_its_own_name() {
+async fn an_invalid_route_is_rejected_under_its_own_name() {
     let (mut fixture, cell) = Fixture::with_service();
     assert_eq!(fixture.push([route(1, "/a"), service(2, &[ROUTE])]), []);
     let before = logical(&cell);
@@ -153,7 +153,7 @@ async fn a_wrong_route_is_rejected_under_its_own_name() {
 }
 
 #[tokio::test]
-async fn a_service_whose_only_route_never_was_right_serves_without() {
+async fn a_service_whose_only_route_was_never_valid_serves_without_it() {
     let (mut fixture, cell) = Fixture::with_service();
     let rejected = fixture.push([route(1, "no slash"), service(2, &[ROUTE])]);
     assert_eq!(rejected.len(), 1);

@@ -1,4 +1,4 @@
-//! Routes for connections come, change and go.
+//! Routes for connections are added, changed and removed.
 
 use super::*;
 use crate::route::opaque::StreamRoutes;
@@ -57,7 +57,7 @@ fn tcp_backends(cell: &DestinationCell) -> Vec<(u32, String)> {
 }
 
 #[tokio::test]
-async fn a_changed_tcp_route_holds_for_the_next_connection() {
+async fn a_changed_tcp_route_applies_to_the_next_connection() {
     let (mut fixture, cell) = Fixture::with_service();
     assert!(logical(&cell).stream_routes.is_none());
     let gone = contract::StreamBackend {
@@ -82,7 +82,7 @@ async fn a_changed_tcp_route_holds_for_the_next_connection() {
 }
 
 #[tokio::test]
-async fn a_service_has_routes_of_one_kind_and_others_are_not_half_applied() {
+async fn routes_of_a_wrong_kind_or_in_a_mixture_are_rejected() {
     let (mut fixture, cell) = Fixture::with_service();
     for (http, streams, problem) in [
         (&[][..], &[ROUTE][..], "stream_routes[0]"),
@@ -142,7 +142,7 @@ async fn tls_routes_are_in_force_together_and_shown() {
 }
 
 #[tokio::test]
-async fn what_a_route_for_connections_needs_is_kept() {
+async fn resources_needed_by_a_connection_route_are_kept() {
     let (mut fixture, _cell) = Fixture::with_service();
     let canary = contract::Endpoints {
         namespace: "shop".to_owned(),

@@ -1,15 +1,15 @@
-//! Handshakes that go wrong, or are broken off.
+//! Handshakes that fail or are aborted.
 
 use super::*;
 
 #[tokio::test]
-async fn a_handshake_that_is_too_long_or_none_is_refused() {
+async fn invalid_and_overlong_handshakes_are_rejected() {
     let peers = Peers::new();
     for (opening, kind) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], io::ErrorKind::InvalidData),
         (&[22, 3, 1, 255, 255], io::ErrorKind::InvalidData),
         (&[22, 3, 1, 0, 4, 1, 0, 0, 0], io::ErrorKind::InvalidData),
-        // Refused by rustls before it is anything.
+        // Rejected by rustls at the record header.
         (&[22, 5, 0, 0, 1, 0], io::ErrorKind::InvalidData),
         (&[22, 3, 1, 0, 0], io::ErrorKind::InvalidData),
         (&[20, 3, 3, 0, 1, 1].repeat(100), io::ErrorKind::InvalidData),
@@ -35,7 +35,7 @@ async fn a_server_without_the_protocol_is_refused() {
     assert!(client.is_err());
 }
 
-/// A ClientHello with the words of a client that wants to send early data: what follows it is then tried with the wrong key, and
+/// A ClientHello that offers early data: records after it are then tried with the wrong key, and
 /// skipped (RFC 8446 section 4.2.10).
 async fn early_hello(peers: &Peers) -> Vec<u8> {
     let (near, mut far) = duplex(PIPE);
@@ -49,7 +49,8 @@ async fn early_hello(peers: &Peers) -> Vec<u8> {
         drop(far);
     };
     let (_, ()) = tokio::join!(connecting, reading);
-    // Length of the session's id, then of the cipher suites, then of the methods, then of the extensions.
+    // Length of the session ID, then of the cipher suites, then of the compression methods, then of
+    // the extensions.
     let mut at = 5 + 4 + 2 + 32;
     at += 1 + usize::from(hello[at]);
     at += 2 + usize::from(u16::from_be_bytes([hello[at], hello[at + 1]]));
@@ -64,7 +65,7 @@ async fn early_hello(peers: &Peers) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn records_that_nobody_can_open_are_bounded_in_a_handshake() {
+async fn undecryptable_records_are_bounded_in_a_handshake() {
     let peers = Peers::new();
     let hello = early_hello(&peers).await;
     for (record, count) in [
@@ -81,7 +82,7 @@ async fn records_that_nobody_can_open_are_bounded_in_a_handshake() {
 }
 
 #[tokio::test]
-async fn a_record_that_was_changed_in_the_handshake_is_answered_by_an_alert() {
+async fn a_tampered_record_in_the_handshake_is_answered_by_an_alert() {
     let peers = Peers::new();
     let (near, mut relay_near) = duplex(PIPE);
     let (mut relay_far, far) = duplex(PIPE);
@@ -90,7 +91,7 @@ async fn a_record_that_was_changed_in_the_handshake_is_answered_by_an_alert() {
         let length = relay_near.read(&mut bytes).await.unwrap();
         drop(relay_near);
         relay_far.write_all(&bytes[..length]).await.unwrap();
-        // A record of data in place of the client's last words.
+        // A record of application data instead of the client's last flight.
         relay_far
             .write_all(&[&[23, 3, 3, 0, 30][..], &[7; 30]].concat())
             .await
@@ -113,7 +114,7 @@ async fn a_record_that_was_changed_in_the_handshake_is_answered_by_an_alert() {
 }
 
 #[tokio::test]
-async fn what_an_app_says_is_in_no_log() {
+async fn application_data_is_never_logged() {
     let (mut client, mut server) = Peers::new().ours().await;
     client.write_all(b"a password").await.unwrap();
     client.flush().await.unwrap();

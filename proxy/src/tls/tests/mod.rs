@@ -1,4 +1,4 @@
-//! Both ends against each other, and each against rustls with records of its own.
+//! Both ends against each other, and each against rustls' own record layer.
 
 mod handshakes;
 
@@ -62,7 +62,7 @@ impl Peers {
         TlsAcceptor::from(config).accept(io).await.unwrap()
     }
 
-    /// A client and a server, both ours.
+    /// A client and a server, both Naru's.
     async fn ours(&self) -> (Stream<DuplexStream>, Stream<DuplexStream>) {
         let (near, far) = duplex(PIPE);
         let (client, server) = tokio::join!(self.connect(near), self.accept(far));
@@ -99,7 +99,8 @@ fn bytes(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8).collect()
 }
 
-/// Sends each piece by a write of its own both ways at once, reads with `room` at a time, and ends both ways in order.
+/// Sends each piece by a separate write in both directions at once, reads with `room` at a time,
+/// and closes both directions in order.
 async fn exchange<A, B>(near: A, far: B, pieces: &[Vec<u8>], room: usize)
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -133,7 +134,7 @@ where
     assert!(at_far == pieces.concat() && at_near == pieces.concat());
 }
 
-/// What reading fails with.
+/// The error that reading returns.
 async fn failure(stream: &mut (impl AsyncRead + Unpin)) -> io::Error {
     stream.read_u8().await.unwrap_err()
 }
@@ -143,20 +144,20 @@ fn why(error: &io::Error) -> String {
     source.map(StreamError::to_string).unwrap_or_default()
 }
 
-/// A record of our client's, as it is on the wire.
+/// A record of Naru's client, as it is on the wire.
 async fn sealed(client: &mut Stream<DuplexStream>, kind: ContentType, content: &[u8]) -> Vec<u8> {
     let mut record = vec![0; content.len() + OVERHEAD];
     client.sealing().seal(kind, content, &mut record).unwrap();
     record
 }
 
-/// What our server says of a record of our client's.
+/// The errors at both ends after Naru's server has received a record of Naru's client.
 async fn verdict(kind: ContentType, content: &[u8]) -> (io::Error, io::Error) {
     let (mut client, mut server) = Peers::new().ours().await;
     let record = sealed(&mut client, kind, content).await;
     client.io().write_all(&record).await.unwrap();
     let verdict = failure(&mut server).await;
-    // The end of the handshake may come first: nothing of that is data.
+    // The end of the handshake may come first: none of it is application data.
     let told = failure(&mut client).await;
     (verdict, told)
 }
@@ -164,7 +165,7 @@ async fn verdict(kind: ContentType, content: &[u8]) -> (io::Error, io::Error) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn what_is_sent_arrives_whichever_end_is_ours(
+    fn data_arrives_whichever_end_is_narus(
         lengths in prop::collection::vec(
             prop_oneof![1..300_usize, 16_000..17_000_usize, 60_000..70_000_usize],
             0..12,
@@ -215,11 +216,11 @@ async fn pieces_of_one_write_share_records() {
 }
 
 #[tokio::test]
-async fn what_came_with_the_end_of_the_handshake_is_read() {
+async fn data_with_the_last_flight_of_the_handshake_is_read() {
     let peers = Peers::new();
     let (near, far) = duplex(PIPE);
     let accept = async {
-        // Nothing is accepted before all is there.
+        // The server accepts only after the client's last flight is complete.
         tokio::task::yield_now().await;
         peers.accept(far).await.unwrap()
     };
@@ -236,12 +237,12 @@ async fn what_came_with_the_end_of_the_handshake_is_read() {
 }
 
 #[tokio::test]
-async fn connections_are_resumed_with_the_tickets_that_came_after_the_handshake() {
+async fn connections_resume_with_tickets_received_after_the_handshake() {
     let peers = Peers::new();
     for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
         let (mut client, mut server) = peers.ours_and_rustls_server().await;
         assert_eq!(server.get_ref().1.handshake_kind(), Some(expected));
-        // Brings the ticket.
+        // Carries the ticket.
         server.write_u8(1).await.unwrap();
         assert_eq!(client.read_u8().await.unwrap(), 1);
     }
@@ -256,7 +257,7 @@ async fn connections_are_resumed_with_the_tickets_that_came_after_the_handshake(
 }
 
 #[tokio::test]
-async fn worn_keys_are_changed_and_the_peer_follows() {
+async fn exhausted_keys_are_updated_and_the_peer_follows() {
     let (mut client, mut server) = Peers::new().ours().await;
     for round in 0..3_u8 {
         client.sealing().wear();
@@ -272,10 +273,10 @@ async fn worn_keys_are_changed_and_the_peer_follows() {
 }
 
 #[tokio::test]
-async fn a_peer_that_changes_its_key_and_asks_for_ours_gets_it() {
+async fn a_peers_key_update_with_a_request_is_answered() {
     let (mut client, mut server) = Peers::new().ours_and_rustls_server().await;
     for round in 0..3_u8 {
-        // Each asks for the other side's next key, too.
+        // Each requests a key update of the other side, too.
         for _ in 0..=round {
             server.get_mut().1.refresh_traffic_keys().unwrap();
         }
@@ -300,12 +301,12 @@ async fn a_peer_that_changes_its_key_and_asks_for_ours_gets_it() {
 }
 
 #[tokio::test]
-async fn a_record_that_was_changed_or_comes_twice_ends_the_connection() {
+async fn a_tampered_or_repeated_record_ends_the_connection() {
     for change in [0, 1, 3, 5, 20] {
         let (mut client, mut server) = Peers::new().ours().await;
         let mut record = sealed(&mut client, ContentType::ApplicationData, b"a secret").await;
         record[change] ^= 1;
-        // What is longer now is waited for.
+        // A record whose length is now greater must be completed first.
         record.resize(MAX_CONTENT, 0);
         client.io().write_all(&record).await.unwrap();
         let error = failure(&mut server).await;
@@ -331,7 +332,7 @@ async fn a_record_that_was_changed_or_comes_twice_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn what_does_not_belong_there_ends_the_connection_and_the_peer_is_told() {
+async fn unexpected_messages_end_the_connection_with_an_alert() {
     let ticket = [4, 0, 0, 1, 0];
     let hello = [1, 0, 0, 1, 0];
     let cases: [(ContentType, &[u8], AlertDescription); 9] = [
@@ -390,7 +391,7 @@ async fn what_does_not_belong_there_ends_the_connection_and_the_peer_is_told() {
 }
 
 #[tokio::test]
-async fn records_without_data_and_messages_without_end_are_bounded() {
+async fn empty_records_and_endless_messages_are_bounded() {
     let (mut client, mut server) = Peers::new().ours().await;
     let mut records = Vec::new();
     for _ in 0..40 {
@@ -398,7 +399,7 @@ async fn records_without_data_and_messages_without_end_are_bounded() {
     }
     client.io().write_all(&records).await.unwrap();
     assert!(why(&failure(&mut server).await).contains("without data"));
-    // A few are as good as none.
+    // A few are ignored.
     let (mut client, mut server) = Peers::new().ours().await;
     let mut records = Vec::new();
     for _ in 0..20 {
@@ -410,9 +411,10 @@ async fn records_without_data_and_messages_without_end_are_bounded() {
 }
 
 #[tokio::test]
-async fn padding_is_taken_off() {
+async fn padding_is_removed() {
     let (mut client, mut server) = Peers::new().ours().await;
-    // The type of the content is sealed behind it, and zeros may follow it: sealed here as content of type 0.
+    // The content type is sealed after the content, and zeros may follow it: sealed here as content
+    // of type 0.
     let padded = [b"data", &[23][..], &[0; 40]].concat();
     let record = sealed(&mut client, ContentType::Unknown(0), &padded).await;
     client.io().write_all(&record).await.unwrap();
@@ -422,7 +424,7 @@ async fn padding_is_taken_off() {
 }
 
 #[tokio::test]
-async fn messages_may_be_cut_anywhere_but_not_have_data_within() {
+async fn handshake_messages_may_be_fragmented_but_not_interleaved_with_data() {
     let (mut client, mut server) = Peers::new().ours().await;
     let mut records = Vec::new();
     for part in [&[24, 0][..], &[0, 1], &[0]] {
@@ -441,7 +443,7 @@ async fn messages_may_be_cut_anywhere_but_not_have_data_within() {
 }
 
 #[tokio::test]
-async fn an_end_that_nobody_said_is_an_error_and_one_that_was_said_is_none() {
+async fn an_end_without_close_notify_is_an_error() {
     let (client, mut server) = Peers::new().ours().await;
     drop(client);
     let error = failure(&mut server).await;
@@ -453,7 +455,7 @@ async fn an_end_that_nobody_said_is_an_error_and_one_that_was_said_is_none() {
     assert!(client.write_all(b"more").await.is_err());
     assert_eq!(server.read_u8().await.unwrap(), b'1');
     assert_eq!(server.read(&mut nothing).await.unwrap(), 0);
-    // The other half is open still.
+    // The other direction is still open.
     server.write_all(b"2").await.unwrap();
     server.shutdown().await.unwrap();
     assert_eq!(client.read_u8().await.unwrap(), b'2');
@@ -461,7 +463,7 @@ async fn an_end_that_nobody_said_is_an_error_and_one_that_was_said_is_none() {
 }
 
 #[tokio::test]
-async fn what_came_before_a_failure_is_read_first() {
+async fn data_before_a_failure_is_read_first() {
     let (mut client, mut server) = Peers::new().ours().await;
     let mut records = sealed(&mut client, ContentType::ApplicationData, b"1").await;
     records.extend(sealed(&mut client, ContentType::Alert, &[2, 80]).await);
@@ -472,7 +474,7 @@ async fn what_came_before_a_failure_is_read_first() {
 }
 
 #[tokio::test]
-async fn a_pipe_that_takes_little_at_a_time_gets_everything() {
+async fn a_transport_with_short_writes_gets_everything() {
     let peers = Peers::new();
     let (near, far) = duplex(1_000);
     let (client, server) = tokio::join!(peers.connect(near), peers.accept(far));
@@ -480,7 +482,7 @@ async fn a_pipe_that_takes_little_at_a_time_gets_everything() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_holds_no_room() {
+async fn an_idle_connection_holds_no_buffer() {
     let (mut client, mut server) = Peers::new().ours().await;
     for _ in 0..2 {
         client.write_all(&bytes(100_000)).await.unwrap();

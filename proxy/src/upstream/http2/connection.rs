@@ -1,4 +1,5 @@
-//! One upstream connection: opened, kept alive, aged and ended. One task drives its frames and looks at the clock.
+//! One upstream connection: opened, kept alive, aged and ended. One task drives its frames and its
+//! timers.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -27,46 +28,47 @@ use crate::upstream::count::{MAX_STREAMS, Streams};
 use crate::upstream::streams::{self, Upstreams};
 use crate::upstream::{Caller, Dialer, Stream};
 
-/// How often the clock is looked at, at most.
+/// The shortest interval between checks of the clock.
 const MIN_TICK: Duration = Duration::from_millis(50);
 
-/// What the streams of a connection see of it.
+/// The part of a connection that its streams see.
 pub struct Connection {
-    /// `None`: no new streams. The connection ends in order once nobody holds a handle and no stream is left.
+    /// `None`: no new streams. The connection ends in order once all handles are dropped and all
+    /// streams have ended.
     sender: RefCell<Option<SendRequest<Bytes>>>,
     streams: Streams,
 }
 
-/// The frames of a connection, and the times at which something is due.
+/// The frames of a connection, and its timers.
 pub struct Driver {
     frames: h2::client::Connection<Paced<Stream>, Bytes>,
     turn: Turn,
     memory: Budget,
     /// The peer is given small windows, since memory is short.
     is_short: bool,
-    /// To an endpoint without a sidecar.
+    /// The endpoint has no sidecar.
     is_apps: bool,
     ping: Option<PingPong>,
     asked: Option<Instant>,
     last_asked: Instant,
     opened: Instant,
-    /// How many streams the peer takes, as last seen.
+    /// How many streams the peer allows, as last seen.
     limit: usize,
-    /// When the clock is to be looked at again.
+    /// The next check of the clock.
     tick: Pin<Box<Sleep>>,
     tick_every: Duration,
     /// `tick` has been polled: it wakes the task.
     is_armed: bool,
-    /// How often a peer is asked whether it is still there.
+    /// The interval between pings.
     ping_every: Duration,
-    /// How long it may take to answer, however much it is sending.
+    /// How long the answer to a ping may take, however much the peer is sending.
     ping_patience: Duration,
     pool_idle: Duration,
     pool_age: Duration,
 }
 
-/// Connects to `endpoint`, and waits for its first word: it says how many streams it takes, and shows that it speaks HTTP/2
-/// before a request is entrusted to it.
+/// Connects to `endpoint`, and waits for its SETTINGS: they limit the number of streams, and
+/// confirm HTTP/2 before a request is sent.
 async fn open(
     dialer: &Dialer,
     endpoint: &Endpoint,
@@ -95,7 +97,7 @@ async fn open(
             tracing::debug!(%error, address = %endpoint.address, "HTTP/2 handshake failed");
             return Err(match error.is_io() {
                 true => Reason::ConnectFailed,
-                // Whoever listens there speaks something else.
+                // The server at this address speaks another protocol.
                 false => Reason::UpstreamProtocolError,
             });
         }
@@ -105,8 +107,8 @@ async fn open(
         .then(|| frames.ping_pong())
         .flatten();
     let now = Instant::now();
-    // Only sidecars are asked whether they are there: servers of others (gRPC's among them) end connections whose clients ask more
-    // often than every five minutes.
+    // Only sidecars get pings: other servers (gRPC's among them) close the connections of clients
+    // that ping more often than every five minutes.
     let ping_every = limits.peer_timeout / 2;
     let tick_every = ping_every
         .min(limits.pool_idle / 2)
@@ -164,11 +166,11 @@ fn settings(max_header_bytes: usize) -> h2::client::Builder {
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(MAX_SEND_BUFFER)
-        // Until the peer has said how many it takes.
+        // Until the peer's SETTINGS announce the limit.
         .initial_max_send_streams(0)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .reset_stream_duration(RESET_STREAM_MEMORY)
-        // Each costs one of the streams that we have begun, and nothing more.
+        // Each costs only one of the streams that the proxy has opened.
         .max_local_error_reset_streams(None)
         .data_frame_budget(SMALL_FRAMES)
         .enable_push(false);
@@ -260,38 +262,38 @@ impl Driver {
             let idle = idle_since.is_some_and(|at| now.duration_since(at) >= self.pool_idle);
             if idle || now.duration_since(self.opened) >= self.pool_age {
                 upstreams.retire(connection);
-                // The frames have to be looked at once more, for a goodbye.
+                // Poll the frames once more, so that h2 sends a GOAWAY.
                 cx.waker().wake_by_ref();
             }
         }
         Poll::Pending
     }
 
-    /// Whether the clock is to be looked at. A timer that has been polled once wakes the task, and
-    /// is polled again only then.
+    /// Whether the timers must be checked. A timer that has been polled once wakes the task, and is
+    /// polled again only then.
     fn is_due(&mut self, cx: &mut Context<'_>) -> bool {
         if self.is_armed && !self.tick.is_elapsed() {
             return false;
         }
         let due = self.tick.as_mut().poll(cx).is_ready();
-        // Without budget nothing was registered.
+        // Without coop budget no waker was registered.
         self.is_armed = !due && has_budget_remaining();
         due
     }
 
-    /// Has the peer send less ahead of its readers while memory is short.
+    /// Reduces how much the peer may send ahead of its readers while memory is short.
     fn adapt_windows(&mut self) {
         let (changes, window) = match self.is_short {
             false => (self.memory.is_tight(), SMALL_WINDOW),
             true => (self.memory.is_calm(), STREAM_WINDOW),
         };
-        // Fails while the peer has not acknowledged the last change: it is tried again.
+        // Fails while the peer has not acknowledged the last change: the next turn tries again.
         if changes && self.frames.set_initial_window_size(window).is_ok() {
             self.is_short = !self.is_short;
         }
     }
 
-    /// Whether the last question has gone unanswered for too long. Asks the next one when it is due.
+    /// Whether the answer to the last ping is overdue. Sends the next ping when it is due.
     fn is_mute(&mut self, now: Instant) -> bool {
         if let Some(asked) = self.asked {
             return now.duration_since(asked) >= self.ping_patience;

@@ -1,11 +1,11 @@
-//! A connection that is read a bounded number of bytes in each turn of its task, and whose streams
-//! know whether it takes what is written.
+//! Bounds the bytes that are read from a connection in each turn of its task, and reports to its
+//! streams whether the socket accepts writes.
 //!
-//! h2 decodes all that can be read before it hands out a stream, and a byte of HPACK can stand for
-//! a field of a hundred. Between two turns the streams are begun, counted and charged.
+//! h2 decodes all that can be read before it returns a stream, and a byte of HPACK can stand for a
+//! field of a hundred. Between two turns the streams are started, counted and charged.
 //!
-//! A peer may open its windows wide and then not read its socket. What streams have handed to h2 by
-//! then waits there uncharged, so that they hand over no more until some of it has been written.
+//! A peer may open its windows wide and then not read its socket. Data that streams have handed to
+//! h2 by then waits there uncharged, so they hand over more only after some of it has been written.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -16,29 +16,29 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes that are read in one turn: two frames of the largest size.
+/// Bytes that are read in one turn: two frames of the maximum size.
 const TURN: usize = 64 * 1024;
 
-/// Reads until its turn is over.
+/// Reads up to the turn's limit.
 #[derive(Debug)]
 pub(crate) struct Paced<S> {
     io: S,
     turn: Turn,
 }
 
-/// The state of a connection's turns. The task that polls the connection begins each one.
+/// The state of a connection's turns. The task that polls the connection starts each one.
 #[derive(Clone, Debug)]
 pub(crate) struct Turn(Rc<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Bytes that are left to be read in this turn.
+    /// Bytes that may still be read in this turn.
     left: Cell<usize>,
-    /// The socket took nothing when it was last written to.
+    /// The last write to the socket was pending.
     is_blocked: Cell<bool>,
-    /// Streams that wait for it, by number.
+    /// Streams that wait for the socket, by number.
     waiting: RefCell<HashMap<u64, Waker>>,
-    /// The number of the next one.
+    /// The next such number.
     next: Cell<u64>,
 }
 
@@ -81,7 +81,7 @@ impl Turn {
 }
 
 impl Place {
-    /// Ready unless the socket takes nothing.
+    /// Pending while the socket accepts no writes.
     pub fn poll_writable(&mut self, cx: &Context<'_>) -> Poll<()> {
         let state = &self.turn.0;
         if !state.is_blocked.get() {
@@ -174,7 +174,7 @@ mod tests {
     use std::future::poll_fn;
 
     #[tokio::test]
-    async fn streams_wait_while_nothing_is_written() {
+    async fn streams_wait_while_the_socket_accepts_no_writes() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (ours, mut theirs) = tokio::io::duplex(8);
         let turn = Turn::new();

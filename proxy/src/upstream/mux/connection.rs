@@ -1,4 +1,4 @@
-//! What the streams of a connection and its driver share.
+//! The state that the streams of a connection share with its driver.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use super::half::{Half, Violation};
 use super::{MAX_OPEN, MAX_UNHEARD, MAX_UNREAD, MAX_UNSENT};
 use crate::upstream::count::Streams;
 
-/// Who opens streams.
+/// Which side of the connection this is: only the client opens streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Client,
@@ -25,9 +25,9 @@ pub enum Side {
 pub struct Connection {
     pub(super) side: Side,
     pub(super) state: RefCell<State>,
-    /// The peer or we want no new streams.
+    /// The peer or this side accepts no new streams.
     leaving: Cell<bool>,
-    /// Exchanges that are under way.
+    /// Exchanges in progress.
     pub exchanges: Streams,
 }
 
@@ -35,17 +35,17 @@ pub struct Connection {
 pub(super) struct State {
     /// Frames that wait to be written.
     pub unsent: BytesMut,
-    /// Those of which not both directions have ended.
+    /// Streams that are still open in at least one direction.
     streams: HashMap<u32, Rc<RefCell<Half>>>,
     /// The stream that was opened last.
     last: u32,
-    /// Streams that wait for `unsent` to become shorter, each once.
+    /// Streams that wait for `unsent` to drain, each once.
     crowd: Vec<Rc<RefCell<Half>>>,
-    /// What has come for all streams and nobody has read, in bytes.
+    /// Data received for all streams and not read yet, in bytes.
     unread: usize,
-    /// Who is woken to write.
+    /// Waker of the driver, which writes.
     driver: Option<Waker>,
-    /// The connection is over.
+    /// How the connection ended.
     over: Option<Over>,
 }
 
@@ -93,7 +93,7 @@ impl Connection {
         self.leaving.get()
     }
 
-    /// Asks the peer whether it is there.
+    /// Sends a ping.
     pub fn ping(&self) {
         self.state.borrow_mut().send(Kind::Ping, 0, 0);
     }
@@ -113,7 +113,7 @@ impl Connection {
         self.state.borrow().streams.is_empty()
     }
 
-    /// Takes in a frame of the peer. Returns the number and half of a stream that it has opened.
+    /// Processes a frame of the peer. Returns the number and half of a stream that it has opened.
     pub(super) fn receive(
         &self,
         header: Header,
@@ -130,13 +130,13 @@ impl Connection {
                 state.send(Kind::Pong, 0, 0);
                 return Ok(None);
             }
-            // That something has come is all that it says.
+            // It only shows that the peer is alive.
             Kind::Pong => return Ok(None),
             Kind::Data | Kind::End | Kind::Reset | Kind::Window => {}
         }
         let known = state.streams.get(&id).cloned();
         let Some(half) = known else {
-            // Late frames of streams that are over mean nothing any more.
+            // Late frames of streams that have ended are ignored.
             if id <= state.last {
                 return Ok(None);
             }
@@ -145,7 +145,7 @@ impl Connection {
             }
             state.last = id;
             if state.streams.len() >= MAX_OPEN {
-                // An end without an answer: nothing was taken.
+                // An end without a response: the stream was refused.
                 state.send(Kind::End, id, 0);
                 return Ok(None);
             }
@@ -175,7 +175,7 @@ impl Connection {
         Ok(None)
     }
 
-    /// The connection has ended: so have its streams.
+    /// Ends the connection and all its streams.
     pub fn finish(&self, over: Over) {
         self.leaving.set(true);
         let mut state = self.state.borrow_mut();
@@ -218,8 +218,8 @@ impl State {
         self.wake_driver();
     }
 
-    /// Numbers a stream of ours. The peer sees the numbers rise, so this is done as the first frame is appended. `None`: there are
-    /// no numbers left.
+    /// Assigns a number to a new stream. The peer requires rising numbers, so this is done as the
+    /// first frame is appended. `None`: the numbers are used up.
     pub fn open(&mut self, half: &Rc<RefCell<Half>>) -> Option<u32> {
         self.last = self.last.checked_add(1)?;
         self.streams.insert(self.last, half.clone());
@@ -234,24 +234,24 @@ impl State {
         }
     }
 
-    /// So much of what has come was read, or will not be.
+    /// Subtracts bytes that were read, or dropped with their stream.
     pub fn read(&mut self, length: usize) {
         self.unread -= length;
     }
 
-    /// Whether there is room for another DATA frame.
+    /// Whether `unsent` is too long for another DATA frame.
     pub fn is_crowded(&self) -> bool {
         self.unsent.len() >= MAX_UNSENT
     }
 
-    /// The stream's writer is to be woken when there is room.
+    /// Registers the stream's writer to be woken when `unsent` has drained.
     pub fn wait_for_room(&mut self, half: &Rc<RefCell<Half>>) {
         if !self.crowd.iter().any(|other| Rc::ptr_eq(other, half)) {
             self.crowd.push(half.clone());
         }
     }
 
-    /// Nobody waits for room for this stream any more.
+    /// Removes the stream from those that wait for `unsent` to drain.
     pub fn wait_no_more(&mut self, half: &Rc<RefCell<Half>>) {
         self.crowd.retain(|other| !Rc::ptr_eq(other, half));
     }
@@ -265,7 +265,7 @@ impl State {
         !self.crowd.is_empty()
     }
 
-    /// What was unsent is on its way.
+    /// Wakes the writers that waited for `unsent` to drain.
     pub fn has_room(&mut self) {
         for half in self.crowd.drain(..) {
             half.borrow_mut().wake_writer();
@@ -276,7 +276,7 @@ impl State {
         self.over
     }
 
-    /// The stream is of no more use to this side.
+    /// Drops the state of a stream that this side no longer needs.
     pub fn forget(&mut self, stream: u32) {
         self.streams.remove(&stream);
         self.wake_driver();

@@ -1,4 +1,5 @@
-//! Carries the frames of a connection: everything that has come to the streams, and everything that they have said out in one piece.
+//! Carries the frames of a connection: all received bytes to the streams, and all bytes of the
+//! streams out in one write.
 
 use std::future::poll_fn;
 use std::io;
@@ -18,11 +19,11 @@ use super::half::Violation;
 use super::stream::Stream;
 use crate::wire::buffered::Buffered;
 
-/// How long the end of a connection may take.
+/// How long closing a connection may take.
 const LINGER: Duration = Duration::from_secs(2);
-/// How often a connection is read in one turn: then the streams have theirs.
+/// How often a connection is read in one turn, before the streams get theirs.
 const MAX_READS: usize = 8;
-/// Room that is kept for frames between two turns, in bytes.
+/// Buffer capacity that is kept for frames between two turns, in bytes.
 const KEPT_ROOM: usize = 16 * 1024;
 
 /// Drives one connection.
@@ -30,7 +31,7 @@ const KEPT_ROOM: usize = 16 * 1024;
 pub struct Driver<S> {
     pub connection: Rc<Connection>,
     io: Buffered<S>,
-    /// Something has come since this was last unset.
+    /// Bytes have arrived since this was last cleared.
     pub heard: bool,
 }
 
@@ -43,8 +44,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
-    /// Reads and writes what it can. `accept` is given the streams that the peer opens. Ready when the connection is over; its
-    /// streams have been told by then.
+    /// Reads and writes what it can. `accept` is given the streams that the peer opens. Ready when
+    /// the connection has ended; its streams have ended by then.
     pub fn poll(&mut self, cx: &mut Context<'_>, accept: &mut impl FnMut(Stream)) -> Poll<Over> {
         self.connection.state.borrow_mut().driven_by(cx);
         let over = match self.poll_read(cx, accept) {
@@ -104,7 +105,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         Ok(())
     }
 
-    /// Writes all that there is, through to the socket.
+    /// Writes all unsent frames, through to the socket.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let mut state = self.connection.state.borrow_mut();
@@ -129,7 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         self.io.poll_flush(cx)
     }
 
-    /// Ends a connection so that the peer sees that it was ended, and not broken.
+    /// Closes a connection in order, so that the peer can distinguish it from a reset.
     pub async fn end(mut self) {
         let ending = async {
             poll_fn(|cx| self.poll_shutdown(cx)).await?;
@@ -145,13 +146,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         });
     }
 
-    /// Ends the way out, in order: the peer will see that nothing was left out.
+    /// Shuts down the write half, in order: this proves to the peer that nothing was truncated.
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write(cx))?;
         self.io.poll_shutdown(cx)
     }
 
-    /// Waits until the peer has ended its way out as well.
+    /// Waits until the peer has shut down its half as well.
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.io.read.clear();
@@ -165,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 }
 
 impl Connection {
-    /// Whether it is to be ended: no new streams are wanted, and there is none.
+    /// Whether to close it: no new streams are accepted, and all streams have ended.
     pub fn is_finished(&self) -> bool {
         self.is_leaving() && self.is_unused()
     }

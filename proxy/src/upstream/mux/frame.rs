@@ -6,11 +6,11 @@
 //! │ kind │ amount          │ stream                  │ payload: `amount` bytes of DATA
 //! └──────┴─────────────────┴─────────────────────────┘
 //! ```
-//! Numbers are big endian. Kinds that are not known break the connection: both ends are Naru's.
+//! Numbers are big endian. Unknown kinds are a connection error: both ends are Naru's.
 
 use bytes::{BufMut, BytesMut};
 
-/// Length of a header, in bytes.
+/// Length of a frame's header, in bytes.
 pub const HEADER: usize = 8;
 /// The largest amount that fits into its three bytes.
 pub const MAX_AMOUNT: u32 = (1 << 24) - 1;
@@ -19,17 +19,17 @@ pub const MAX_AMOUNT: u32 = (1 << 24) - 1;
 pub enum Kind {
     /// Bytes of a stream. The first ones of a client open it.
     Data,
-    /// This direction of the stream is over.
+    /// This direction of the stream has ended.
     End,
-    /// The stream is broken off.
+    /// The stream is reset.
     Reset,
-    /// The reader has taken so many bytes: the sender may send as many more.
+    /// The reader has consumed so many bytes: the sender may send as many more.
     Window,
-    /// The sender takes no new streams (on stream 0).
+    /// The sender accepts no new streams (on stream 0).
     Leave,
-    /// The receiver is asked whether it is there, whatever its apps do (on stream 0).
+    /// Asks whether the receiver is alive, independently of its apps (on stream 0).
     Ping,
-    /// It is.
+    /// The answer to a ping.
     Pong,
 }
 
@@ -41,13 +41,13 @@ pub struct Header {
     pub stream: u32,
 }
 
-/// What came is no frame.
+/// The header is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a frame of the unknown kind {0}")]
 pub struct UnknownKind(u8);
 
 impl Header {
-    /// The header at the start of `bytes`. `None`: it is not all there.
+    /// The header at the start of `bytes`. `None`: it is incomplete.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, UnknownKind> {
         let Some(&[kind, a, b, c, d, e, f, g]) = bytes.first_chunk::<HEADER>() else {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! This side's half of a stream: what has come and was not read, and what may be sent.
+//! This side's half of a stream: received data that is unread, and what may be sent.
 
 use std::io;
 use std::task::Waker;
@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use super::STREAM_WINDOW;
 use super::frame::UnknownKind;
 
-/// The peer does not keep to the protocol.
+/// A violation of the protocol by the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     #[error(transparent)]
@@ -26,17 +26,17 @@ pub enum Violation {
 /// This side's half of a stream.
 #[derive(Debug)]
 pub struct Half {
-    /// What has come and nobody has read.
+    /// Received, but not read yet.
     pub received: BytesMut,
-    /// What the peer may send beyond that.
+    /// How much more the peer may send.
     pub granted: u32,
-    /// What has been read, and the peer has not been told.
+    /// Read, but not yet returned to the peer's window.
     pub taken: u32,
-    /// What we may send.
+    /// How much this side may send.
     pub credit: u32,
     /// The peer has ended its direction.
     pub ended: bool,
-    /// We have ended ours.
+    /// This side has ended its direction.
     pub shut: bool,
     pub broken: Option<io::ErrorKind>,
     pub reader: Option<Waker>,
@@ -71,13 +71,13 @@ impl Half {
         Ok(())
     }
 
-    /// The peer sends no more.
+    /// Ends the peer's direction.
     pub fn end(&mut self) {
         self.ended = true;
         wake(&mut self.reader);
     }
 
-    /// The peer's reader has taken so much. More than the window: the peer miscounts.
+    /// The peer's reader has consumed `amount` bytes. More than the window is a violation.
     pub fn widen(&mut self, amount: u32) -> Result<(), Violation> {
         let wider = self.credit.saturating_add(amount);
         if wider > STREAM_WINDOW {
@@ -88,7 +88,7 @@ impl Half {
         Ok(())
     }
 
-    /// The stream is broken.
+    /// Resets the stream.
     pub fn reset(&mut self, kind: io::ErrorKind) {
         self.broken = Some(kind);
         wake(&mut self.reader);

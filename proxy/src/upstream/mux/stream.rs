@@ -1,4 +1,4 @@
-//! One stream: a connection, as far as whoever carries bytes on it can tell.
+//! One stream, which acts as a separate connection.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,20 +14,20 @@ use super::frame::Kind;
 use super::half::Half;
 use super::{MAX_DATA, STREAM_WINDOW};
 
-/// Room that is kept for what comes next, in bytes.
+/// Buffer capacity that is kept for the next bytes, in bytes.
 const KEPT_ROOM: usize = 2 * 1024;
 
-/// One stream. Dropped before both directions have ended, it is broken off.
+/// One stream. It is reset if it is dropped before both directions have ended.
 #[derive(Debug)]
 pub struct Stream {
     connection: Rc<Connection>,
-    /// `None`: nothing has been sent, and the peer does not know of it.
+    /// `None`: nothing has been sent, so the stream is not open at the peer.
     id: Option<u32>,
     half: Rc<RefCell<Half>>,
 }
 
 impl Connection {
-    /// A new stream, which is opened by its first bytes. `None`: the connection takes no more.
+    /// A new stream, which is opened by its first bytes. `None`: the connection accepts no more.
     pub fn open_stream(self: &Rc<Self>) -> Option<Stream> {
         self.takes_streams()
             .then(|| Stream::new(self.clone(), None, Rc::default()))
@@ -35,7 +35,8 @@ impl Connection {
 }
 
 impl Stream {
-    /// Nothing is taken from a stream that the peer has opened: an end without an answer says so.
+    /// Refuses a stream that the peer has opened: an end without a response signals that nothing
+    /// was processed.
     pub fn refuse(self) {
         let mut half = self.half.borrow_mut();
         (half.ended, half.shut) = (true, true);
@@ -66,7 +67,7 @@ impl AsyncRead for Stream {
         let mut half = self.half.borrow_mut();
         if half.received.is_empty() {
             return match half.broken {
-                // What was complete before the break is complete.
+                // Data that was complete before the reset is complete.
                 _ if half.ended => Poll::Ready(Ok(())),
                 Some(kind) => Poll::Ready(Err(kind.into())),
                 // Nothing was sent on it, and nothing will be.
@@ -139,7 +140,7 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(length))
     }
 
-    /// The driver writes what there is before it waits for anything.
+    /// The driver writes all frames before it waits.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

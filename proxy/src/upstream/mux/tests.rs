@@ -20,10 +20,10 @@ use crate::inbound::streams;
 use crate::session::Session;
 use crate::testing::mesh::{ANYWHERE, CLIENT, Setup, run};
 
-/// What the operating system would hold between both ends, in bytes.
+/// Buffer that the operating system would have between both ends, in bytes.
 const PIPE: usize = 64 * 1024;
 
-/// One end that is being driven.
+/// One end with its driver running.
 pub(crate) struct End {
     pub connection: Rc<Connection>,
     accepted: Rc<RefCell<Vec<Stream>>>,
@@ -51,7 +51,7 @@ impl End {
         }
     }
 
-    /// The stream that the peer has opened first, of those that were not asked for yet.
+    /// The oldest stream opened by the peer that has not been returned yet.
     async fn next(&self) -> Stream {
         loop {
             if !self.accepted.borrow().is_empty() {
@@ -67,7 +67,7 @@ fn ends() -> (End, End) {
     (client(client_io), End::new(Side::Server, server_io))
 }
 
-/// A client's end, and the bare bytes of the other one.
+/// A client's end, and the raw bytes of the other one.
 fn server_and_bytes() -> (End, DuplexStream) {
     let (bytes, server_io) = duplex(PIPE);
     (End::new(Side::Server, server_io), bytes)
@@ -95,7 +95,7 @@ async fn read(stream: &mut (impl AsyncRead + Unpin), length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Until nothing moves any more.
+/// Returns when no more frames move.
 async fn settled() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -103,7 +103,7 @@ async fn settled() {
 }
 
 #[test]
-fn streams_are_carried_side_by_side_and_one_after_the_other() {
+fn streams_are_carried_concurrently_and_one_after_the_other() {
     run(async {
         let (client, server) = ends();
         let mut one = client.connection.open_stream().unwrap();
@@ -115,14 +115,14 @@ fn streams_are_carried_side_by_side_and_one_after_the_other() {
         assert_eq!(read(&mut served_one, 3).await, b"one");
         served_one.write_all(b"first").await.unwrap();
         assert_eq!(read(&mut one, 5).await, b"first");
-        // The same stream once more.
+        // The same stream for a second exchange.
         one.write_all(b"again").await.unwrap();
         assert_eq!(read(&mut served_one, 5).await, b"again");
     });
 }
 
 #[test]
-fn each_direction_ends_for_itself() {
+fn each_direction_ends_separately() {
     run(async {
         let (client, server) = ends();
         let mut asking = client.connection.open_stream().unwrap();
@@ -145,7 +145,7 @@ fn each_direction_ends_for_itself() {
 }
 
 #[test]
-fn a_stream_that_is_dropped_is_broken_off_and_the_others_go_on() {
+fn a_dropped_stream_is_reset_and_the_others_go_on() {
     run(async {
         let (client, server) = ends();
         let mut one = client.connection.open_stream().unwrap();
@@ -169,7 +169,7 @@ fn a_stream_that_is_dropped_is_broken_off_and_the_others_go_on() {
 }
 
 #[test]
-fn what_was_whole_before_a_break_is_whole() {
+fn data_complete_before_a_reset_is_complete() {
     run(async {
         let (client, server) = ends();
         let mut asking = client.connection.open_stream().unwrap();
@@ -185,7 +185,7 @@ fn what_was_whole_before_a_break_is_whole() {
 }
 
 #[test]
-fn a_reader_that_does_not_read_stops_its_writer_and_nobody_else() {
+fn an_unread_stream_stops_its_own_writer_only() {
     run(async {
         let (client, server) = ends();
         let mut stuck = client.connection.open_stream().unwrap();
@@ -207,7 +207,7 @@ fn a_reader_that_does_not_read_stops_its_writer_and_nobody_else() {
 }
 
 #[test]
-fn a_connection_that_takes_nothing_bounds_what_is_unsent() {
+fn a_blocked_connection_bounds_unsent_frames() {
     run(async {
         let (bytes, server_io) = duplex(1);
         let server = End::new(Side::Server, server_io);
@@ -239,7 +239,7 @@ fn a_connection_that_takes_nothing_bounds_what_is_unsent() {
 }
 
 #[test]
-fn a_peer_that_breaks_the_protocol_is_let_go() {
+fn a_peer_that_violates_the_protocol_is_disconnected() {
     let large = vec![0; MAX_DATA + 1];
     let full = vec![0; MAX_DATA];
     let mut beyond = BytesMut::new();
@@ -282,7 +282,7 @@ fn a_peer_that_breaks_the_protocol_is_let_go() {
 }
 
 #[test]
-fn late_frames_of_a_stream_that_is_over_mean_nothing() {
+fn late_frames_of_an_ended_stream_are_ignored() {
     run(async {
         let (server, mut bytes) = server_and_bytes();
         bytes.write_all(&data(5, b"a")).await.unwrap();
@@ -317,7 +317,7 @@ fn more_streams_than_may_be_open_are_refused() {
 }
 
 #[test]
-fn streams_that_gave_up_waiting_for_room_leave_nothing_behind() {
+fn dropped_writers_leave_no_waiting_entry_behind() {
     run(async {
         let (bytes, server_io) = duplex(1);
         let server = End::new(Side::Server, server_io);
@@ -340,7 +340,7 @@ fn streams_that_gave_up_waiting_for_room_leave_nothing_behind() {
 }
 
 #[test]
-fn streams_that_are_given_up_at_once_cost_the_others_nothing() {
+fn streams_that_are_reset_at_once_do_not_affect_the_others() {
     run(async {
         let (server, mut bytes) = server_and_bytes();
         bytes.write_all(&data(1, b"slow")).await.unwrap();
@@ -356,7 +356,7 @@ fn streams_that_are_given_up_at_once_cost_the_others_nothing() {
 }
 
 #[test]
-fn a_refused_stream_is_one_from_which_nothing_was_taken() {
+fn a_refused_stream_was_not_processed() {
     run(async {
         let (client, server) = ends();
         let mut stream = client.connection.open_stream().unwrap();
@@ -371,7 +371,7 @@ fn a_refused_stream_is_one_from_which_nothing_was_taken() {
 }
 
 #[test]
-fn a_side_that_leaves_gets_no_new_streams_and_keeps_those_that_it_has() {
+fn a_leaving_side_gets_no_new_streams_and_keeps_open_ones() {
     run(async {
         let (client, server) = ends();
         let mut stream = client.connection.open_stream().unwrap();
@@ -390,7 +390,7 @@ fn a_side_that_leaves_gets_no_new_streams_and_keeps_those_that_it_has() {
 }
 
 #[test]
-fn a_peer_that_is_asked_whether_it_is_there_answers() {
+fn a_ping_is_answered() {
     run(async {
         let (server, mut bytes) = server_and_bytes();
         bytes
@@ -404,9 +404,9 @@ fn a_peer_that_is_asked_whether_it_is_there_answers() {
 }
 
 #[test]
-fn what_is_under_way_when_a_certificate_is_overdue_does_not_end_in_order() {
+fn overdue_certificates_reset_the_exchanges_in_progress() {
     run(async {
-        // An app that takes requests and never answers.
+        // An app that reads requests and never answers.
         let app = crate::testing::sockets::listener().await;
         let mut setup = Setup::new(&[app.local_addr().expect("an address")]);
         setup.limits.drain_timeout = Duration::from_millis(100);
@@ -433,7 +433,7 @@ fn what_is_under_way_when_a_certificate_is_overdue_does_not_end_in_order() {
     });
 }
 
-/// Tells whether it was shut down: over TLS, that the end was in order.
+/// Records whether it was shut down: over TLS, that the end was in order.
 struct Watched(DuplexStream, Rc<Cell<bool>>);
 
 impl AsyncRead for Watched {
@@ -466,7 +466,7 @@ impl AsyncWrite for Watched {
 }
 
 #[test]
-fn an_end_in_order_is_told_from_a_break() {
+fn an_orderly_end_is_distinguished_from_a_reset() {
     run(async {
         let (mut bytes, client_io) = duplex(PIPE);
         let client = client(client_io);
@@ -509,7 +509,7 @@ proptest! {
         prop_assert_eq!(Header::parse(&out[..HEADER - 1]), Ok(None));
     }
 
-    /// However the network cuts it, and whatever the streams say at the same time.
+    /// Wherever the network cuts them, and whatever the streams send at the same time.
     #[test]
     fn bytes_arrive_whole_and_in_order(
         lengths in proptest::collection::vec(0usize..40_000, 1..5), pipe in 1usize..5_000,
@@ -522,7 +522,7 @@ proptest! {
                 let mut stream = client.connection.open_stream().unwrap();
                 let bytes: Vec<u8> = (0..*length).map(|at| (at * (number + 3)) as u8).collect();
                 writers.push(spawn_local(async move {
-                    // So that there is a first byte, and its stream is known by it.
+                    // The first byte opens the stream and identifies it.
                     stream.write_all(&[number as u8]).await.unwrap();
                     stream.write_all(&bytes).await.unwrap();
                     stream.shutdown().await.unwrap();

@@ -1,5 +1,6 @@
-//! The idle upstream connections of one worker, by endpoint, of a protocol in which a connection carries one thing at a time: HTTP/1,
-//! and opaque TCP between sidecars. The one that was used last is used first, so that those which are not needed grow old and end.
+//! The idle upstream connections of one worker, by endpoint, of protocols in which a connection
+//! carries one exchange at a time: HTTP/1, and opaque TCP between sidecars. The most recently used
+//! connection is used first, so that unneeded ones age and end.
 //!
 //! # Floors
 //!
@@ -33,28 +34,28 @@ use crate::wire::buffered::Buffered;
 use tcp_info::TcpInfo;
 pub use watch::Watched;
 
-/// How often idle connections are looked through for those that are over.
-/// Also how soon they give way to connections that wait.
+/// How often idle connections are checked for those that have ended. Also how soon they give way to
+/// connections that wait.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
-/// How long a connection to an app may be idle: below the 5 s that Node.js and others give a client (an app that closes as a
-/// request arrives costs that request).
+/// How long a connection to an app may be idle: below the 5 s that Node.js and others give a client
+/// (an app that closes as a request arrives costs that request).
 const APP_IDLE: Duration = Duration::from_secs(4);
-/// The most that it is for a request that can't be sent twice. How long apps keep connections is
-/// learned: see [`crate::balance::Habits`].
+/// The limit for a request that cannot be sent twice. How long apps keep connections is learned:
+/// see [`crate::balance::Habits`].
 const APP_IDLE_UNSAFE: Duration = Duration::from_secs(1);
-/// How long the first answer on a new connection may take before others are closed that are idle,
-/// in case the server has no thread left for it.
+/// How long the first response on a new connection may take before idle ones are closed, in case
+/// the server has no thread left for it.
 pub const STARVED_AFTER: Duration = Duration::from_millis(100);
-/// How long a connection that the app has ended may take to show what became of the bytes that it
-/// got after that: see [`Upstream::took_nothing`]. The kernel of this machine tells at once, unless
-/// it is busy.
+/// How long a connection that the app has closed is polled for the fate of the bytes sent after
+/// that: see [`Upstream::took_nothing`]. The kernel of this machine knows at once, unless it is
+/// busy.
 const TELLING: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_millis(1),
     Duration::from_millis(5),
     Duration::from_millis(20),
 ];
-/// How many connections that turn out to take no more streams are passed over in one attempt.
+/// How many connections that turn out to accept no more streams are skipped in one attempt.
 const MAX_STALE: usize = 4;
 
 /// Idle upstream connections of one worker.
@@ -66,7 +67,7 @@ pub struct Pool {
     sweeping: Cell<bool>,
 }
 
-/// An endpoint's id, and for whom the connections to it are.
+/// An endpoint's ID, and the caller of the connections to it.
 type Key = (u64, Caller);
 
 struct Idle {
@@ -74,26 +75,28 @@ struct Idle {
     since: Instant,
 }
 
-/// One upstream connection, while it carries an exchange or an app's connection. HTTP/1 to a sidecar has a stream of a shared one.
+/// One upstream connection, while it carries an exchange or an app's connection. For HTTP/1 to a
+/// sidecar it is a stream of a shared one.
 pub struct Upstream {
     pub connection: Buffered<Stream>,
     /// It has carried an exchange before.
     pub reused: bool,
-    /// The other end is a sidecar that has proved who it is.
+    /// The other end is a sidecar that has proved its identity.
     pub is_mesh: bool,
-    /// A login holds for it ([`crate::http::login`]): it is of one client, and no pool takes it.
+    /// A login applies to it ([`crate::http::login`]): it belongs to one client, and is never
+    /// pooled.
     pub is_bound: bool,
     opened: Instant,
-    /// To an endpoint without a sidecar, where it carries HTTP/1.1. Others are for every caller.
+    /// Set for HTTP/1.1 to an endpoint without a sidecar. Other connections serve every caller.
     pub watched: Option<Watched>,
-    /// What is sent has to be acknowledged in time.
+    /// Sent data must be acknowledged in time.
     bounded: bool,
     counted: Counted,
 }
 
-/// What counts an upstream connection, and bounds how many there are.
+/// The counter of an upstream connection, which also limits their number.
 enum Counted {
-    /// A connection of its own.
+    /// A separate connection.
     Own(Gauge),
     Leased(Lease<mux::Connection>),
     Kept(Kept<mux::Connection>),
@@ -118,7 +121,7 @@ impl Pool {
         })
     }
 
-    /// Opens a connection to `endpoint`, which can be put here.
+    /// Opens a connection to `endpoint` that can be put into this pool.
     pub async fn connect(
         &self,
         endpoint: &Endpoint,
@@ -136,8 +139,8 @@ impl Pool {
         Ok(Upstream::new(stream, is_mesh, counted))
     }
 
-    /// An idle connection to `endpoint` that is still open. `repeatable`: a request whose
-    /// connection turns out to be closed may be sent again.
+    /// An idle connection to `endpoint` that is still open. `repeatable`: the request may be sent
+    /// again if the connection turns out to be closed.
     pub fn take(&self, endpoint: &Endpoint, caller: &Caller, repeatable: bool) -> Option<Upstream> {
         let key = (endpoint.id, caller.clone());
         let mut idle = self.idle.borrow_mut();
@@ -152,7 +155,8 @@ impl Pool {
             if !repeatable && !last.upstream.is_mesh {
                 let oldest = connections.first().unwrap_or(&last);
                 if last.idle(now) > oldest.trusted_idle(endpoint, now) {
-                    // Good enough for others. Those below it have been idle for longer still.
+                    // Good enough for other requests. Those below it have been idle for longer
+                    // still.
                     self.count.set(self.count.get() + 1);
                     connections.push(last);
                     break;
@@ -213,7 +217,7 @@ impl Pool {
         }
     }
 
-    /// Ends what is idle to an endpoint that is out of reach.
+    /// Closes the idle connections to an endpoint that is out of reach.
     pub fn forget(&self, endpoint: u64) {
         self.idle.borrow_mut().retain(|key, connections| {
             let keep = key.0 != endpoint;
@@ -224,15 +228,15 @@ impl Pool {
         });
     }
 
-    /// Another connection to `endpoint` is being opened: the oldest that are idle make room, where
-    /// it would wait for a thread of theirs.
+    /// A new connection to `endpoint` is being opened: closes the oldest idle ones if they would
+    /// occupy the server's threads that it needs.
     pub fn give_way(&self, endpoint: &Endpoint) {
         for _ in 0..endpoint.load.habits.excess() {
             let mut idle = self.idle.borrow_mut();
             let of_endpoint = idle
                 .iter_mut()
                 .filter(|(key, connections)| key.0 == endpoint.id && !connections.is_empty());
-            // Of each caller the first has been idle for longest.
+            // The first of each caller has been idle the longest.
             let oldest = of_endpoint.min_by_key(|(_, idle)| idle.first().map(|idle| idle.since));
             let Some((_, connections)) = oldest else {
                 return;
@@ -246,8 +250,8 @@ impl Pool {
         }
     }
 
-    /// The first answer on `upstream`, a new connection to `endpoint`, takes its time: others make
-    /// room if they may be the cause.
+    /// The first response on `upstream`, a new connection to `endpoint`, is late: closes idle
+    /// connections if they may be the cause.
     pub fn make_room(&self, endpoint: &Endpoint, upstream: &Upstream) {
         if upstream.watched.as_ref().is_some_and(Watched::waits) {
             let idle = self.idle.borrow();
@@ -261,7 +265,7 @@ impl Pool {
         }
     }
 
-    /// Ends what is over. False: nothing is left.
+    /// Closes idle connections that are no longer usable. False: the pool is empty.
     fn sweep(&self) -> bool {
         let now = Instant::now();
         let mut left = 0;
@@ -282,7 +286,7 @@ impl Pool {
     }
 }
 
-/// Runs while there is anything to look through.
+/// Runs while the pool has idle connections.
 async fn sweep(pool: Weak<Pool>) {
     loop {
         sleep(SWEEP_EVERY).await;
@@ -300,7 +304,7 @@ impl Idle {
         now.duration_since(self.since)
     }
 
-    /// It is idle from now on. False: it has been closed already.
+    /// Marks it as idle. False: it has already been closed.
     fn settle(&mut self) -> bool {
         let Some(watched) = &self.upstream.watched else {
             return true;
@@ -316,14 +320,14 @@ impl Idle {
 
     fn is_quiet(&mut self) -> bool {
         match &self.upstream.watched {
-            // What comes on its socket wakes the watch: there is no need to look.
+            // Bytes on its socket wake the watch, so no read is needed.
             Some(watched) => !watched.is_over(),
             None => self.upstream.connection.is_quiet(),
         }
     }
 
-    /// How long a connection to `endpoint` may have been idle that carries a request which can't be
-    /// sent twice, as this one shows, which has been idle the longest.
+    /// How long a connection to `endpoint` may have been idle to carry a request that cannot be
+    /// sent twice. This connection, the longest idle one, is evidence for it.
     fn trusted_idle(&self, endpoint: &Endpoint, now: Instant) -> Duration {
         let habits = &endpoint.load.habits;
         let idle = self.idle(now);
@@ -358,7 +362,7 @@ impl Upstream {
         }
     }
 
-    /// To an endpoint without a sidecar, watched for what it shows of that.
+    /// Watches an endpoint without a sidecar, to learn its habits.
     pub fn watched(mut self, watched: Watched) -> Self {
         self.watched = Some(watched);
         self
@@ -369,22 +373,22 @@ impl Upstream {
         watched.is_some_and(Watched::is_starving_others)
     }
 
-    /// Makes it carry a request that can't be sent twice. False: the endpoint has closed it.
+    /// Prepares it for a request that cannot be sent twice. False: the endpoint has closed it.
     fn entrust(&mut self, endpoint: &Endpoint) -> bool {
         let Some(info) = self.tcp_info() else {
             return true;
         };
         if let Some(watched) = &self.watched {
-            // Across the network what arrived may not have been acknowledged yet.
+            // Across a network, data that arrived may not have been acknowledged yet.
             let is_own = endpoint.peer == Peer::App;
             watched.set_acknowledged(if is_own { info.acknowledged } else { 0 });
         }
         info.is_open()
     }
 
-    /// Whether the kernel shows that nothing of a request that can't be sent twice has reached the
-    /// own app: the app had ended the connection before, all that came after that was refused, and
-    /// none of it acknowledged.
+    /// Whether the kernel shows that nothing of a request that cannot be sent twice has reached the
+    /// own app: the app had closed the connection before, and all bytes after that were refused and
+    /// unacknowledged.
     pub async fn took_nothing(&self) -> bool {
         let before = self.watched.as_ref().map_or(0, Watched::acknowledged);
         if before == 0 {
@@ -407,8 +411,9 @@ impl Upstream {
         TcpInfo::of(self.connection.io.tcp()?)
     }
 
-    /// Whether what is sent from now on fits into any receiver's buffer: if a sidecar's kernel does not acknowledge that, the pod is
-    /// out of reach. More than that may wait for its reader.
+    /// `fits`: whether the data sent from now on fits into any receiver's buffer: if a sidecar's
+    /// kernel does not acknowledge that, the pod is out of reach. More data may wait for its
+    /// reader.
     pub fn expect_acknowledgement(&mut self, limits: &Limits, fits: bool) {
         let bounded = self.is_mesh && fits;
         if bounded != self.bounded {
@@ -419,7 +424,7 @@ impl Upstream {
     }
 }
 
-/// Opens a stream to a sidecar, for HTTP/1 exchanges, which can be put into the pool for these.
+/// Opens a stream to a sidecar for HTTP/1 exchanges. It can be put into the HTTP/1 pool.
 pub async fn open_stream(
     streams: &Rc<streams::Pool<mux::Connection>>,
     endpoint: &Arc<Endpoint>,
@@ -438,7 +443,7 @@ pub async fn open_stream(
 }
 
 impl Counted {
-    /// False: the connection is not to be used any more.
+    /// False: the connection must not be used any more.
     fn set_active(&mut self) -> bool {
         *self = match std::mem::replace(self, Self::Nowhere) {
             Self::Own(mut gauge) => {

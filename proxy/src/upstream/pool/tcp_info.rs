@@ -1,15 +1,16 @@
-//! What the kernel knows of a TCP connection.
+//! The kernel's state of a TCP connection.
 
 use std::os::fd::AsFd;
 
 use nix::sys::socket::getsockopt;
 use nix::{getsockopt_impl, libc, sockopt_impl};
 
-/// `struct tcp_info` up to `tcpi_bytes_acked`, in words of eight bytes: what Linux tells since 4.1.
+/// `struct tcp_info` up to `tcpi_bytes_acked`, in words of eight bytes: reported by Linux since
+/// 4.1.
 type Words = [u64; 16];
 
 sockopt_impl!(
-    /// The option.
+    /// The socket option.
     Info,
     GetOnly,
     libc::IPPROTO_TCP,
@@ -21,16 +22,16 @@ sockopt_impl!(
 const ESTABLISHED: u8 = 1;
 const CLOSE: u8 = 7;
 
-/// The state of a connection, and how much of what was sent has been acknowledged.
+/// The state of a connection, and how many of the sent bytes have been acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpInfo {
     state: u8,
-    /// In bytes, all in all. 0 where the kernel does not count.
+    /// Total in bytes. 0 if the kernel does not count.
     pub acknowledged: u64,
 }
 
 impl TcpInfo {
-    /// `None`: the kernel does not tell.
+    /// `None`: the kernel does not report it.
     pub fn of(socket: &impl AsFd) -> Option<Self> {
         let words = getsockopt(socket, Info).ok()?;
         Some(Self {

@@ -1,4 +1,4 @@
-//! What the kernel tells of requests that an app may or may not have taken.
+//! What the kernel reports about requests that an app may or may not have received.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -9,8 +9,7 @@ use crate::socket;
 use crate::testing::mesh::run;
 use crate::testing::sockets::{accept, listener};
 
-/// A connection on which one exchange has been made, and on which the next request is about to be
-/// sent.
+/// A connection that has carried one exchange, and on which the next request is about to be sent.
 async fn entrusted(peer: Peer) -> (Upstream, TcpStream, Arc<Endpoint>) {
     let listener = listener().await;
     let address = listener.local_addr().expect("an address");
@@ -47,12 +46,12 @@ async fn entrusted(peer: Peer) -> (Upstream, TcpStream, Arc<Endpoint>) {
 }
 
 async fn send(upstream: &mut Upstream) {
-    // Whatever becomes of it.
+    // The result does not matter.
     let _ = upstream.connection.io.write_all(b"second").await;
 }
 
 #[test]
-fn what_came_after_the_own_app_had_closed_was_not_taken() {
+fn bytes_after_the_own_app_closed_were_not_received() {
     run(async {
         let (mut upstream, app, _) = entrusted(Peer::App).await;
         drop(app);
@@ -62,15 +61,15 @@ fn what_came_after_the_own_app_had_closed_was_not_taken() {
 }
 
 #[test]
-fn what_the_app_has_read_or_may_read_was_taken() {
+fn bytes_that_the_app_has_read_or_may_read_count_as_received() {
     run(async {
-        // It reads, and ends without an answer.
+        // The app reads, and closes without a response.
         let (mut upstream, mut app, _) = entrusted(Peer::App).await;
         send(&mut upstream).await;
         app.read_exact(&mut [0; 6]).await.expect("open");
         drop(app);
         assert!(!upstream.took_nothing().await);
-        // It will say no more, and may still read.
+        // The app has ended its half, and may still read.
         let (mut upstream, mut app, _) = entrusted(Peer::App).await;
         app.shutdown().await.expect("open");
         send(&mut upstream).await;
@@ -79,7 +78,7 @@ fn what_the_app_has_read_or_may_read_was_taken() {
 }
 
 #[test]
-fn what_goes_over_a_network_may_have_been_taken_in_any_case() {
+fn bytes_over_a_network_may_always_have_been_received() {
     run(async {
         let (mut upstream, app, _) = entrusted(Peer::Plain).await;
         drop(app);
@@ -89,11 +88,11 @@ fn what_goes_over_a_network_may_have_been_taken_in_any_case() {
 }
 
 #[test]
-fn nothing_is_entrusted_to_a_connection_that_the_app_has_ended() {
+fn a_connection_that_the_app_has_closed_is_not_used() {
     run(async {
         let (mut upstream, app, endpoint) = entrusted(Peer::App).await;
         drop(app);
-        // The kernel is asked, whatever the runtime has been told.
+        // The check asks the kernel, since the runtime may not have been notified.
         assert!(!upstream.entrust(&endpoint));
     });
 }

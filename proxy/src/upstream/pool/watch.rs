@@ -1,7 +1,7 @@
-//! An HTTP/1.1 connection to an endpoint without a sidecar, watched for what it shows of the
-//! endpoint's [habits](crate::balance::Habits).
+//! Watches an HTTP/1.1 connection to an endpoint without a sidecar, to learn the endpoint's
+//! [habits](crate::balance::Habits).
 //!
-//! While it is idle its socket wakes the watch, so that the time of a close is known to the
+//! While it is idle its socket wakes the watch, so that the time of a close is recorded to the
 //! microsecond.
 
 use std::sync::Arc;
@@ -20,14 +20,14 @@ struct Watch {
     endpoint: Arc<Endpoint>,
     caller: Caller,
     metrics: Metrics,
-    /// In the order in which connections to the endpoint were opened.
+    /// Counts up as connections to the endpoint are opened.
     number: u64,
     opened: Instant,
-    /// [`IN_USE`], [`OVER`], or since when the connection has been idle: microseconds after it was
+    /// [`IN_USE`], [`OVER`], or the start of the connection's idle time: microseconds after it was
     /// opened.
     idle_since: AtomicU64,
-    /// What the kernel had acknowledged before a request that can't be sent twice; 0: it does not
-    /// count.
+    /// Bytes that the kernel had seen acknowledged before a request that cannot be sent twice; 0:
+    /// the kernel does not count.
     acknowledged: AtomicU64,
 }
 
@@ -35,7 +35,7 @@ const IN_USE: u64 = u64::MAX;
 const OVER: u64 = u64::MAX - 1;
 
 impl Watched {
-    /// Of a connection that is about to be opened.
+    /// For a connection that is about to be opened.
     pub fn new(endpoint: &Arc<Endpoint>, caller: Caller, metrics: &Metrics) -> Self {
         Self(Arc::new(Watch {
             number: endpoint.load.habits.opened(),
@@ -48,47 +48,47 @@ impl Watched {
         }))
     }
 
-    /// Whose requests it carries.
+    /// The caller whose requests it carries.
     pub fn caller(&self) -> &Caller {
         &self.0.caller
     }
 
-    /// The first answer has come on it.
+    /// Records the first response on it.
     pub fn answered(&self) {
         self.0.endpoint.load.habits.answered(self.0.number);
     }
 
-    /// The first answer has been waited for too long. True: idle connections may be the cause.
+    /// Records that the first response is late. True: idle connections may be the cause.
     pub fn waits(&self) -> bool {
         let habits = &self.0.endpoint.load.habits;
         habits.waits(self.0.number);
         habits.is_starving()
     }
 
-    /// Whether it is not worth keeping while others wait.
+    /// Whether it should be closed while other connections wait.
     pub fn is_starving_others(&self) -> bool {
         self.0.endpoint.load.habits.is_starving()
     }
 
-    /// Nothing is on it from now on, and [`Self::waker`] is to be woken if anything comes.
+    /// Marks it as idle. From now on [`Self::waker`] must be woken by bytes or the end.
     pub fn set_idle(&self, since: Instant) {
         let since = since.duration_since(self.0.opened).as_micros() as u64;
         self.0.idle_since.store(since, Relaxed);
     }
 
-    /// It was closed while it was idle, or something came on it.
+    /// It was closed while idle, or received bytes then.
     pub fn is_over(&self) -> bool {
         self.0.idle_since.load(Relaxed) == OVER
     }
 
-    /// It is used again. False: it was closed while it was idle.
+    /// Marks it as in use. False: it was closed while idle.
     pub fn set_in_use(&self) -> bool {
         let since = self.0.idle_since.load(Relaxed);
         let found = &self.0.idle_since;
         since != OVER && (found.compare_exchange(since, IN_USE, Relaxed, Relaxed)).is_ok()
     }
 
-    /// So many bytes had been acknowledged before the request that comes now.
+    /// Records how many bytes had been acknowledged before the next request.
     pub fn set_acknowledged(&self, bytes: u64) {
         self.0.acknowledged.store(bytes, Relaxed);
     }
@@ -107,7 +107,7 @@ impl Wake for Watch {
         self.wake_by_ref();
     }
 
-    /// Its end, or something unasked: an idle connection gets nothing else.
+    /// Woken by the end, or by unexpected bytes: an idle connection receives nothing else.
     fn wake_by_ref(self: &Arc<Self>) {
         let since = self.idle_since.load(Relaxed);
         if since == IN_USE || since == OVER {

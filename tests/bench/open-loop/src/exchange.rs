@@ -1,22 +1,22 @@
-//! One request and its response on a kept connection.
+//! One request and its response on a persistent connection.
 
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long a connection, or one piece of a response, is waited for.
+/// Timeout for a connect, or for one read of a response.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The whole head of a response, at most.
+/// The largest head of a response.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// A connection that is kept, and its buffer.
+/// A persistent connection with its buffer.
 pub struct Kept {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 impl Kept {
-    /// Opens one.
+    /// Opens a connection.
     pub fn open(target: SocketAddr) -> std::io::Result<Self> {
         let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
         stream.set_nodelay(true)?;
@@ -26,31 +26,31 @@ impl Kept {
         Ok(Self { stream, buffer })
     }
 
-    /// Gives the connection's buffer back, for one that is to be idle.
+    /// Releases the buffer of a connection that will be idle.
     pub fn idle(mut self) -> TcpStream {
         self.buffer = Vec::new();
         self.stream
     }
 
-    /// One that was idle.
+    /// Reuses an idle connection.
     pub fn again(stream: TcpStream) -> Self {
         let buffer = vec![0; MAX_HEAD];
         Self { stream, buffer }
     }
 
-    /// Sends a request and reads its response to the end; an error unless it is a whole 200.
+    /// Sends a request and reads its complete response; an error unless it is a complete 200.
     pub fn ask(&mut self, request: &[u8]) -> std::io::Result<()> {
         self.stream.write_all(request)?;
         read_ok(&mut self.stream, &mut self.buffer)
     }
 }
 
-/// The request that is sent, always the same.
+/// The request, which is the same every time.
 pub fn request(target: SocketAddr) -> Vec<u8> {
     format!("GET / HTTP/1.1\r\nhost: {}\r\n\r\n", target.ip()).into_bytes()
 }
 
-/// Reads a response with a `content-length` to its end. `buffer` is as long as a head may be.
+/// Reads a complete response with a `content-length`. `buffer` has the maximum length of a head.
 fn read_ok(from: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<()> {
     let broken = |what: &str| Error::new(ErrorKind::InvalidData, what.to_owned());
     let mut filled = 0;
@@ -59,7 +59,7 @@ fn read_ok(from: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<()> {
         if read == 0 {
             return Err(Error::from(ErrorKind::UnexpectedEof));
         }
-        // The end may be split over two reads.
+        // The end of the head may be split over two reads.
         let seen = filled.saturating_sub(3);
         filled += read;
         let found = buffer[seen..filled]
@@ -100,7 +100,7 @@ fn read_ok(from: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    /// A peer that sends so many bytes at a time.
+    /// A peer that sends this many bytes at a time.
     struct Pieces<'a>(&'a [u8], usize);
 
     impl Read for Pieces<'_> {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_read_to_its_end_however_it_comes() {
+    fn a_response_is_read_to_its_end_however_it_is_split() {
         let body = "x".repeat(200);
         let response = format!("HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n{body}");
         for piece in [1, 2, 3, 5, 64, 1000] {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_200_is_an_error() {
+    fn anything_but_a_complete_200_is_an_error() {
         for response in [
             "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort",

@@ -1,4 +1,5 @@
-//! Connections that are kept: each makes one request, so that it is one that a proxy has served, and is idle from then on.
+//! Persistent connections: each makes one request, so that a proxy has served it, and then stays
+//! idle.
 
 use std::io::Read;
 use std::net::TcpStream;
@@ -8,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::Wanted;
 use crate::exchange::{Kept, request};
 
-/// Requests under way at once while the connections are opened.
+/// Concurrent requests while the connections are opened.
 const AT_ONCE: usize = 64;
 
-/// Opens them, holds them until standard input ends, and asks on each once more: one that was not kept is an error.
+/// Opens the connections, holds them until standard input ends, and repeats the request on each: a
+/// closed connection is an error.
 pub fn run(wanted: &Wanted) -> Result<(), String> {
     let opened = together(wanted.connections, |_| {
         let mut kept = Kept::open(wanted.target)?;
@@ -38,7 +40,7 @@ pub fn run(wanted: &Wanted) -> Result<(), String> {
     Ok(())
 }
 
-/// Does something so many times, [`AT_ONCE`] of them at once; the first error ends it.
+/// Calls a function this many times, [`AT_ONCE`] of them concurrently; the first error ends it.
 fn together<T: Send>(
     times: usize,
     each: impl Fn(usize) -> std::io::Result<T> + Sync,
@@ -70,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_done_once_and_the_first_error_is_told() {
+    fn each_call_is_made_once_and_the_first_error_is_returned() {
         let mut all = together(1000, Ok).expect("no error");
         all.sort_unstable();
         assert_eq!(all, (0..1000).collect::<Vec<_>>());

@@ -1,6 +1,6 @@
-//! A client for the benchmark: HTTP/1.1 requests at a fixed rate, whatever becomes of those before, or many connections that
-//! are kept and idle. Plain threads, one for each connection that is busy: what is measured are the proxies, on the same
-//! cores, so this does as little as it can.
+//! A client for the benchmark: HTTP/1.1 requests at a fixed rate, independent of earlier ones, or
+//! many idle persistent connections. It uses plain threads, one for each busy connection: the
+//! benchmark measures the proxies on the same cores, so this client does as little as possible.
 //!
 //! ```text
 //! open-loop rate ADDRESS:PORT --rate N --seconds N --connections N     ends by itself, with one line of JSON
@@ -15,15 +15,15 @@ mod rate;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-/// Requests in one run, at most: each has its latency kept.
+/// Maximum requests in one run, because each one's latency is stored.
 const MAX_REQUESTS: u64 = 10_000_000;
 const MAX_CONNECTIONS: usize = 20_000;
 
-/// What is wanted; what does not apply to a mode is not asked for.
+/// The parsed options; options of the other mode are ignored.
 struct Wanted {
     target: SocketAddr,
     connections: usize,
-    /// Requests a second, all connections together.
+    /// Requests per second on all connections together.
     rate: u64,
     seconds: u64,
 }

@@ -1,5 +1,6 @@
-//! Requests at a fixed rate. The schedule is made before the first one is sent; a latency counts from when its request was
-//! due, so that what waits behind a slow one counts as slow as well (no coordinated omission).
+//! Requests at a fixed rate. The schedule is made before the first one is sent. A latency counts
+//! from the time a request was due, so that requests behind a slow one count as slow as well (no
+//! coordinated omission).
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,9 +9,9 @@ use std::time::{Duration, Instant};
 use crate::Wanted;
 use crate::exchange::{Kept, request};
 
-/// How late the kernel may wake a sleeper. The default of 50 µs would be a part of what is measured.
+/// The timer slack of a sleep. The default of 50 µs would distort the measurement.
 const TIMER_SLACK_NS: &str = "1000";
-/// Kinds of failures that are named at the end.
+/// Kinds of failures that the report names.
 const NAMED_FAILURES: usize = 3;
 
 #[derive(Default)]
@@ -21,12 +22,13 @@ struct Done {
     reconnects: u64,
 }
 
-/// Runs to the end, and writes what came of it as one line of JSON.
+/// Runs to the end, and writes the results as one line of JSON.
 pub fn run(wanted: &Wanted) -> Result<(), String> {
-    // Threads have it from who starts them. Where the kernel has no such file, latencies are a little longer for all.
+    // Threads inherit it from their creator. Without this file in the kernel, latencies are
+    // slightly longer for all variants.
     let _longer = fs::write("/proc/self/timerslack_ns", TIMER_SLACK_NS);
     let total = wanted.rate * wanted.seconds;
-    // All connections are there before the first request is due.
+    // All connections are open before the first request is due.
     let kept: Result<Vec<Kept>, _> = (0..wanted.connections)
         .map(|_| Kept::open(wanted.target))
         .collect();
@@ -67,7 +69,8 @@ pub fn run(wanted: &Wanted) -> Result<(), String> {
     Ok(())
 }
 
-/// One connection's life: takes the next request that nobody has, waits until it is due, asks.
+/// One connection's thread: takes the next request from the schedule, waits until it is due, sends
+/// it.
 fn carry(wanted: &Wanted, kept: Kept, next: &AtomicU64, total: u64, start: Instant) -> Done {
     let request = request(wanted.target);
     let mut done = Done::default();
@@ -108,7 +111,7 @@ fn carry(wanted: &Wanted, kept: Kept, next: &AtomicU64, total: u64, start: Insta
     }
 }
 
-/// The smallest latency that so many of a thousand do not exceed; 0 of none.
+/// The smallest latency that so many of a thousand do not exceed; 0 without latencies.
 fn quantile(sorted: &[u32], of_thousand: usize) -> u32 {
     let rank = (sorted.len() * of_thousand).div_ceil(1000);
     sorted
@@ -122,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_latencies_that_were_seen() {
+    fn quantiles_are_observed_latencies() {
         let sorted: Vec<u32> = (1..=1000).collect();
         assert_eq!(quantile(&sorted, 500), 500);
         assert_eq!(quantile(&sorted, 999), 999);

@@ -1,11 +1,11 @@
-//! Which of several routes is in force, and for whom.
+//! Precedence of routes, and the clients that they apply to.
 
 use serde_json::{Value, json};
 
 use super::echo::{Answer, Client, condition, route, start, to};
 use crate::kubernetes::{Namespace, kubectl};
 
-/// A rule that lets answers carry the name of their route.
+/// A rule that adds the name of its route to responses.
 fn marked(name: &str, matches: Value, backend: Value) -> Value {
     json!({
         "matches": matches,
@@ -17,7 +17,7 @@ fn marked(name: &str, matches: Value, backend: Value) -> Value {
     })
 }
 
-/// A route without matches whose answers carry its name.
+/// A route without matches that adds its name to responses.
 fn all(name: &str, parent: &str, backend: Value) -> Value {
     route(
         "HTTPRoute",
@@ -31,7 +31,7 @@ fn mark(answer: &Answer) -> &str {
     answer.response.get("x-route").map_or("", String::as_str)
 }
 
-/// GEP-1294: a consumer's routes replace the producer's for its own namespace, and nobody else.
+/// GEP-1294: consumer routes replace the producer's for clients in their own namespace only.
 #[test]
 fn a_consumers_routes_hold_for_its_own_namespace_alone() {
     let producer = Namespace::meshed("producer");
@@ -61,7 +61,7 @@ fn a_consumers_routes_hold_for_its_own_namespace_alone() {
             (mark(answer), &*answer.by) == ("producer", "v1")
         });
     }
-    // Backends in the Service's namespace need no grant, nor do those of its own.
+    // Backends in the Service's namespace or the route's own need no grant.
     let mut elsewhere = to("v2");
     elsewhere["namespace"] = producer.0.clone().into();
     let path = json!([{ "path": { "value": "/theirs" } }]);
@@ -75,7 +75,7 @@ fn a_consumers_routes_hold_for_its_own_namespace_alone() {
         (mark(answer), &*answer.by) == ("consumer", "v2")
     });
     assert_eq!(consumers.call(&of("/own"), &[]).by, "v3");
-    // They replace the producer's, and are not merged with them.
+    // They replace the producer's routes rather than merge with them.
     let answer = consumers.call(&of("/other"), &[]);
     assert_eq!(
         (answer.status, answer.reason()),
@@ -92,7 +92,7 @@ fn a_consumers_routes_hold_for_its_own_namespace_alone() {
             answer.text
         );
     }
-    // Each port for itself: its route has no port, and so it holds for all of them.
+    // The same on each port: the route has no port, so it applies to all of them.
     let answer = consumers.call(&format!("{url}:8080/other"), &[]);
     assert_eq!(answer.status, 404, "{}", answer.text);
     assert_eq!(mark(&thirds.call(&format!("{url}:8080/other"), &[])), "");
@@ -103,8 +103,8 @@ fn a_consumers_routes_hold_for_its_own_namespace_alone() {
     consumers.until(&of("/other"), &[], |answer| mark(answer) == "producer");
 }
 
-/// Gateway API's rules of precedence: the exact path, then the longest prefix, then the method, the most headers, the most query
-/// parameters, the oldest route, and the first by namespace and name.
+/// Gateway API's rules of precedence: the exact path, then the longest prefix, then the method, the
+/// most headers, the most query parameters, the oldest route, and the first by namespace and name.
 #[test]
 fn of_several_routes_the_one_that_the_specification_says_wins() {
     let namespace = Namespace::meshed("precedence");
@@ -124,7 +124,7 @@ fn of_several_routes_the_one_that_the_specification_says_wins() {
         wanted
     };
     let header = |name: &str| json!({ "name": name, "value": "1" });
-    // The weaker ones are older.
+    // The routes with lower precedence are older.
     for (name, wanted) in [
         ("prefix", path("PathPrefix", "/a")),
         ("query", with("queryParams", json!([header("q")]))),
@@ -142,7 +142,7 @@ fn of_several_routes_the_one_that_the_specification_says_wins() {
         ("exact", path("Exact", "/a/b/c")),
     ] {
         namespace.apply(&[one(name, wanted)]);
-        // A second is what `creationTimestamp` tells apart.
+        // `creationTimestamp` has a resolution of a second.
         std::thread::sleep(std::time::Duration::from_millis(1100));
     }
     let client = Client {
@@ -183,7 +183,7 @@ fn of_several_routes_the_one_that_the_specification_says_wins() {
         );
     }
 
-    // Where matches are equal: the oldest, whatever its name.
+    // For equal matches: the oldest, whatever its name.
     namespace.apply(&[all("old", "echo:8080", to("v1"))]);
     client.until("http://echo:8080", &[], |answer| mark(answer) == "old");
     std::thread::sleep(std::time::Duration::from_millis(1100));
@@ -194,7 +194,7 @@ fn of_several_routes_the_one_that_the_specification_says_wins() {
     namespace.kubectl(&["delete", "httproute", "old"]);
     client.until("http://echo:8080", &[], |answer| mark(answer) == "new");
     namespace.kubectl(&["delete", "httproute", "new"]);
-    // Of one age: by name. One list is made within one second, but for bad luck.
+    // With the same age: by name. One list is created within one second, except by bad luck.
     for attempt in 1..=5 {
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": [
             all("b-twin", "echo:8080", to("v1")), all("a-twin", "echo:8080", to("v1")),
@@ -212,7 +212,7 @@ fn of_several_routes_the_one_that_the_specification_says_wins() {
     client.until("http://echo:8080", &[], |answer| mark(answer) == "a-twin");
 }
 
-/// On one port of a Service routes of one kind are in force: GRPCRoute before HTTPRoute.
+/// On one port of a Service only one kind of route is in force: GRPCRoute before HTTPRoute.
 #[test]
 fn of_two_kinds_of_routes_on_a_port_the_more_specific_is_in_force() {
     let namespace = Namespace::meshed("kinds");
@@ -234,7 +234,7 @@ fn of_two_kinds_of_routes_on_a_port_the_more_specific_is_in_force() {
     let found = condition(&namespace, "HTTPRoute", "lost", "Accepted");
     assert!(found.is("False", "Conflicted"), "{found:?}");
     assert!(found.message.contains("GRPCRoute"), "{found:?}");
-    // It is in force on its other ports.
+    // It stays in force on the Service's other ports.
     let found = condition(&namespace, "HTTPRoute", "http", "Accepted");
     assert!(found.is("True", "Accepted"), "{found:?}");
     assert_eq!(mark(&client.call("http://echo", &[])), "http");

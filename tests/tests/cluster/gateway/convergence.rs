@@ -1,4 +1,4 @@
-//! How soon a change of a route is obeyed, by 20 pods.
+//! How soon a changed route applies in 20 pods.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use super::echo::start;
 use crate::kubernetes::{Namespace, control, full, name, run};
 
 const PODS: u32 = 20;
-/// Each creates, changes and deletes a route, one after the other on one Service.
+/// Each round creates, changes and deletes a route, one after the other on one Service.
 const ROUNDS: usize = 5;
 const ROUNDS_IN_FULL: usize = 50;
 
-/// The process ids of the sidecars of these pods, as this machine counts them.
+/// The host's process ids of these pods' sidecars.
 fn sidecars(pods: &[String]) -> Vec<String> {
     let processes = std::fs::read_dir("/proc").expect("/proc");
     let ids = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -35,7 +35,7 @@ fn a_changed_route_is_obeyed_soon_by_all_pods() {
     start(&namespace, &["v1", "clients"]);
     namespace.kubectl(&["scale", "deployment/clients", &format!("--replicas={PODS}")]);
     namespace.rolled_out("deployment/clients");
-    // The Service has the pods of `v1` alone: nobody is to answer himself.
+    // Only the pods of `v1` are endpoints, so that no client calls itself.
     let selector = json!({ "spec": { "selector": { "app": "v1" } } }).to_string();
     namespace.kubectl(&["patch", "service", "echo", "--type=merge", "-p", &selector]);
     let pods = namespace.pod_names("app=clients");

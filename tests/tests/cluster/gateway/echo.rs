@@ -1,4 +1,4 @@
-//! The apps of the Gateway API's own suite, and what they saw of a call.
+//! The apps of the Gateway API's own suite, and their reports of requests.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use crate::kubernetes::{Namespace, eventually, get, run, try_kubectl};
 use crate::objects::deployment;
 
-/// How soon a change has to be obeyed. The machine may be busy.
+/// How soon a change has to apply. The machine may be busy.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// The image, put on every node at the first use.
+/// The image, loaded into every node on first use.
 fn image() -> &'static str {
     static IMAGE: OnceLock<String> = OnceLock::new();
     IMAGE.get_or_init(|| {
@@ -27,7 +27,8 @@ fn image() -> &'static str {
     })
 }
 
-/// Deployments and Services `v1`, `v2` and so on, and the Service `echo`, which has the pods of all of them.
+/// Creates Deployments and Services `v1`, `v2` and so on, and the Service `echo` with the pods of
+/// all of them.
 pub fn start(namespace: &Namespace, versions: &[&str]) {
     let mut objects = Vec::new();
     for version in versions {
@@ -62,27 +63,28 @@ pub fn service(name: &str, selector: Value) -> Value {
     })
 }
 
-/// What became of a call, and what its backend saw of it.
+/// The result of a call, with its backend's view of it.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
-    /// 0: there was none.
+    /// 0: without a response.
     pub status: u16,
-    /// The Deployment of the pod that answered; empty: the proxy did, or nobody.
+    /// The Deployment of the responding pod; empty: the response is the proxy's, or there is none.
     pub by: String,
-    /// As the backend saw them.
+    /// As received by the backend.
     pub host: String,
     pub path: String,
     pub method: String,
-    /// As the backend saw them. Names are in lower case, values of several lines are joined by a comma.
+    /// As received by the backend. Names are in lower case, values of several lines are joined by a
+    /// comma.
     pub request: BTreeMap<String, String>,
-    /// As the client saw them.
+    /// As received by the client.
     pub response: BTreeMap<String, String>,
-    /// All that was printed.
+    /// The complete output.
     pub text: String,
 }
 
 impl Answer {
-    /// Of one call's part of what the client printed: lines such as `[3 body] Hostname=v1-5c…`.
+    /// Parses one call's part of the client's output: lines such as `[3 body] Hostname=v1-5c…`.
     fn parse(text: &str) -> Self {
         let mut answer = Self {
             text: text.to_owned(),
@@ -115,7 +117,7 @@ impl Answer {
         answer
     }
 
-    /// The reason that a proxy gave.
+    /// The reason from the proxy.
     pub fn reason(&self) -> &str {
         self.response.get("naru-reason").map_or("", String::as_str)
     }
@@ -125,14 +127,14 @@ impl Answer {
     }
 }
 
-/// Where calls come from: the Deployment's pod.
+/// The source of calls: the Deployment's pod.
 pub struct Client<'a> {
     pub namespace: &'a Namespace,
     pub deployment: &'a str,
 }
 
 impl Client<'_> {
-    /// The suite's client with these arguments: what it prints, whether or not it succeeds.
+    /// The output of the suite's client with these arguments, whether or not it succeeds.
     pub fn print(&self, arguments: &[&str]) -> String {
         let from = format!("deploy/{}", self.deployment);
         let exec = [
@@ -172,7 +174,7 @@ impl Client<'_> {
         parts.values().map(|part| Answer::parse(part)).collect()
     }
 
-    /// Calls until the answer is as it should be.
+    /// Repeats a call until the response is right.
     pub fn until(&self, url: &str, arguments: &[&str], right: impl Fn(&Answer) -> bool) -> Answer {
         eventually(url, SOON, || {
             let answer = self.call(url, arguments);
@@ -206,7 +208,8 @@ pub fn to(service: &str) -> Value {
     json!({ "name": service, "port": 80 })
 }
 
-/// Waits until a route has a condition, at its present generation: the status, reason and message of it.
+/// Waits until a route has a condition at its current generation. Returns the condition's status,
+/// reason and message.
 pub fn condition(namespace: &Namespace, kind: &str, name: &str, wanted: &str) -> Condition {
     eventually(&format!("{kind} {name} has {wanted}"), SOON, || {
         let route = get(&["-n", &namespace.0, kind, name]);
@@ -230,7 +233,7 @@ pub fn condition(namespace: &Namespace, kind: &str, name: &str, wanted: &str) ->
     })
 }
 
-/// Of a route's status.
+/// A condition of a route's status.
 #[derive(Clone, Debug)]
 pub struct Condition {
     pub status: String,

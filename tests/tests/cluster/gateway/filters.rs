@@ -1,4 +1,4 @@
-//! Requests that are sent to mirrors as well, and those of other origins.
+//! Mirrored requests, and cross-origin requests.
 
 use serde_json::{Value, json};
 
@@ -21,8 +21,8 @@ fn at(path: &str, filters: Value) -> Value {
     })
 }
 
-/// Twin of HTTPRouteRequestMirror, RequestMultipleMirrors and RequestPercentageMirror; and of mirrors that are of no use, which cost
-/// a request nothing.
+/// Twin of HTTPRouteRequestMirror, RequestMultipleMirrors and RequestPercentageMirror; in addition,
+/// broken mirrors do not affect requests.
 #[test]
 fn mirrors_get_what_the_backend_gets_and_nobody_waits_for_them() {
     let namespace = Namespace::meshed("mirrors");
@@ -62,7 +62,7 @@ fn mirrors_get_what_the_backend_gets_and_nobody_waits_for_them() {
         namespace: &namespace,
         deployment: "v1",
     };
-    // What a Deployment's sidecar has let in.
+    // Requests that a Deployment's sidecar has accepted.
     let got = |deployment: &str| {
         let pods = namespace.pod_names(&format!("app={deployment}"));
         let metrics = namespace.metrics(&pods[0], 15020);
@@ -98,7 +98,7 @@ fn mirrors_get_what_the_backend_gets_and_nobody_waits_for_them() {
         other => Err(other.to_string()),
     });
 
-    // Calls of gRPC, one by one.
+    // gRPC calls, one by one.
     let grpc = |service: &str| json!({ "name": service, "port": 7070 });
     let filter = json!({ "type": "RequestMirror", "requestMirror": { "backendRef": grpc("v3") } });
     let rule = json!({ "filters": [filter], "backendRefs": [grpc("v1")] });
@@ -117,10 +117,10 @@ fn mirrors_get_what_the_backend_gets_and_nobody_waits_for_them() {
         }
     });
 
-    // A mirror that takes its time: the answer of the backend is there, and the one of the mirror is nobody's.
+    // A slow mirror: the backend's response arrives, and the mirror's is discarded.
     let answer = client.call("http://echo/one?delay=1s", &[]);
     assert_eq!(answer.by, "v1", "{}", answer.text);
-    // One that is not there is told of, and the route is in force all the same.
+    // A missing mirror is reported, and the route stays in force.
     namespace.apply(&[route(
         "HTTPRoute",
         "mirrors",
@@ -201,7 +201,7 @@ fn requests_of_other_origins_are_answered_as_the_route_says() {
                 "{path} {origin} {preflight}: {}",
                 answer.text
             );
-            // The app sees the requests that are no questions about them.
+            // The app gets all requests except preflights.
             let by = if preflight { "" } else { "v1" };
             if allowed.is_some() {
                 assert_eq!(
@@ -238,7 +238,7 @@ fn requests_of_other_origins_are_answered_as_the_route_says() {
             }
         }
     }
-    // An app's own words about it are replaced.
+    // The app's own CORS headers are replaced.
     let answer = client.call(
         "http://echo/exact?headers=access-control-allow-origin:*",
         &["-H", "Origin:https://www.foo.com"],

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::echo::{Answer, Client, route, start};
 use crate::kubernetes::Namespace;
 
-/// The service and the method that the suite's client calls.
+/// The service and the method of the suite's client.
 const SERVICE: &str = "proto.EchoTestService";
 
 fn to(service: &str, weight: u32) -> Value {
@@ -21,8 +21,8 @@ fn case(value: &str) -> Value {
     json!({ "headers": [{ "name": "case", "value": value }] })
 }
 
-/// Twin of GRPCExactMethodMatching, GRPCRouteHeaderMatching, GRPCRouteWeight, GRPCRouteRequestHeaderModifier and
-/// GRPCRouteNamedRule; and of what they leave out.
+/// Twin of GRPCExactMethodMatching, GRPCRouteHeaderMatching, GRPCRouteWeight,
+/// GRPCRouteRequestHeaderModifier and GRPCRouteNamedRule; in addition, cases that they omit.
 #[test]
 fn calls_are_matched_changed_and_shared_one_by_one() {
     let namespace = Namespace::meshed("grpc");
@@ -83,7 +83,7 @@ fn calls_are_matched_changed_and_shared_one_by_one() {
     }
     assert_eq!(ask(&["-H", "version:2.7"]).by, "v2");
 
-    // What the proxy answers itself is a status of gRPC, with the reason beside it.
+    // The proxy's own responses have a gRPC status, with the reason.
     for (case, code, reason) in [
         ("other-method", "Unimplemented", "no-route"),
         ("other-service", "Unimplemented", "no-route"),

@@ -1,4 +1,4 @@
-//! HTTPRoutes: what clients and backends see of them.
+//! HTTPRoutes, as seen by clients and backends.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ fn at(path: &str, mut rule: Value) -> Value {
     rule
 }
 
-/// A rule that redirects one exact path, or what is below it.
+/// A rule that redirects one exact path or a prefix.
 fn redirect(kind: &str, path: &str, redirect: Value) -> Value {
     json!({
         "matches": [{ "path": { "type": kind, "value": path } }],
@@ -20,7 +20,8 @@ fn redirect(kind: &str, path: &str, redirect: Value) -> Value {
     })
 }
 
-/// Twin of HTTPRouteRedirectHostAndStatus, RedirectPath, RedirectPort, RedirectScheme and 303, 307, 308; the `Location` in full.
+/// Twin of HTTPRouteRedirectHostAndStatus, RedirectPath, RedirectPort, RedirectScheme and 303, 307,
+/// 308; checks the complete `Location`.
 #[test]
 fn a_redirect_says_where_in_full() {
     let namespace = Namespace::meshed("redirects");
@@ -57,7 +58,7 @@ fn a_redirect_says_where_in_full() {
             302,
             "http://example.org/host?a=b&c",
         ),
-        // Without a scheme the port stays what it was, here the Service's.
+        // Without a scheme the request's port is kept, here the Service's.
         ("http://echo:8080/host", 302, "http://example.org:8080/host"),
         ("http://echo/status", 301, "http://example.org/status"),
         ("http://echo/prefix/a/b?c=d", 302, "http://echo/new/a/b?c=d"),
@@ -93,8 +94,9 @@ fn a_redirect_says_where_in_full() {
     }
 }
 
-/// Twin of HTTPRouteRewriteHost, RewritePath, ResponseHeaderModifier, RequestHeaderModifierBackendWeights, MethodMatching and
-/// NamedRule; and of regular expressions, which the suite does not ask for.
+/// Twin of HTTPRouteRewriteHost, RewritePath, ResponseHeaderModifier,
+/// RequestHeaderModifierBackendWeights, MethodMatching and NamedRule; in addition, regular
+/// expressions, which the suite does not cover.
 #[test]
 fn filters_and_matches_do_to_a_request_what_they_say() {
     let namespace = Namespace::meshed("filters");
@@ -198,7 +200,7 @@ fn filters_and_matches_do_to_a_request_what_they_say() {
     ] {
         assert_eq!(seen(url, arguments).by, by, "{url}");
     }
-    // The whole of a value has to match, and nothing else takes it.
+    // A regular expression must match the whole value; no other rule matches.
     for (url, arguments) in [
         ("http://echo/method", &["--method=PUT"][..]),
         ("http://echo/users/17x", &[]),
@@ -213,7 +215,7 @@ fn filters_and_matches_do_to_a_request_what_they_say() {
             answer.text
         );
     }
-    // A rule's name shows in the metrics.
+    // A rule's name appears in the metrics.
     let pods = namespace.pod_names("app=v1");
     let metrics = namespace.metrics(&pods[0], 15020);
     assert!(
@@ -222,8 +224,9 @@ fn filters_and_matches_do_to_a_request_what_they_say() {
     );
 }
 
-/// Twin of HTTPRouteWeight, InvalidNonExistentBackendRef, InvalidCrossNamespaceBackendRef, InvalidBackendRefUnknownKind,
-/// PartiallyInvalidViaInvalidReferenceGrant, NoBackendRefs, ReferenceGrant.
+/// Twin of HTTPRouteWeight, InvalidNonExistentBackendRef, InvalidCrossNamespaceBackendRef,
+/// InvalidBackendRefUnknownKind, PartiallyInvalidViaInvalidReferenceGrant, NoBackendRefs,
+/// ReferenceGrant.
 #[test]
 fn backends_get_their_share_and_those_that_can_not_be_used_get_it_refused() {
     let namespace = Namespace::meshed("backends");
@@ -283,7 +286,7 @@ fn backends_get_their_share_and_those_that_can_not_be_used_get_it_refused() {
             answer.text
         );
     }
-    // A share each: that all of 200 go to the same side happens once in 10^60 times.
+    // A share each: all of 200 go to the same side with a probability of 10^-60.
     let answers = client.calls("http://echo/part", 200, &[]);
     let good = answers.iter().filter(|answer| answer.by == "v1").count();
     let refused = |answer: &&super::echo::Answer| {
@@ -342,7 +345,7 @@ fn time_limits_and_retries_hold() {
     }
     let answer = client.call("http://echo/unlimited?delay=1s", &[]);
     assert_eq!(answer.by, "v2", "{}", answer.text);
-    // How often the backend was asked is what its sidecar counts.
+    // The backend's sidecar counts its requests.
     let asked = || {
         let pods = namespace.pod_names("app=v2");
         let metrics = namespace.metrics(&pods[0], 15020);
@@ -360,7 +363,7 @@ fn time_limits_and_retries_hold() {
         assert_eq!(asked() - before, attempts, "{path}");
     }
 
-    // One of the Service's pods takes connections, and closes them without a word.
+    // One of the Service's pods accepts connections, and closes them without a response.
     let closing = shell("echo", "while :; do nc -l -p 8080 -e true; done");
     let mut object = deployment("closing", 1, pod_spec(closing));
     object["spec"]["template"]["metadata"]["labels"]["part-of"] = "echo".into();
@@ -415,7 +418,7 @@ fn a_backend_is_spoken_to_as_its_port_declares() {
         deployment: "v1",
     };
     client.until("http://echo/h2c", &[], |answer| answer.by == "v1");
-    // The client begins with HTTP/2 by prior knowledge, and its gRPC twin is all of the other tests.
+    // HTTP/2 with prior knowledge; the gRPC tests cover the same with gRPC.
     let answer = client.call("http://echo/h2c", &["--http2"]);
     assert!(answer.text.contains("Proto=HTTP/2.0"), "{}", answer.text);
     let answer = client.call("ws://echo/ws", &["--msg=hello"]);

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::echo::{Answer, Client, SOON, condition, route, start};
 use crate::kubernetes::{Namespace, eventually};
 
-/// A TLSRoute of `echo:443` for these names.
+/// A TLSRoute on `echo:443` for these names.
 fn tls(name: &str, hostnames: &[&str], backends: Value) -> Value {
     let mut route = route(
         "TLSRoute",
@@ -21,7 +21,8 @@ fn to(service: &str, port: u16, weight: u32) -> Value {
     json!({ "name": service, "port": port, "weight": weight })
 }
 
-/// Twin of TLSRouteSimpleSameNamespace, TLSRouteHostnameIntersection, TLSRouteInvalidBackendRefNonexistent.
+/// Twin of TLSRouteSimpleSameNamespace, TLSRouteHostnameIntersection,
+/// TLSRouteInvalidBackendRefNonexistent.
 #[test]
 fn passed_through_tls_is_routed_by_the_name_that_it_asks_for() {
     let namespace = Namespace::meshed("tls");
@@ -48,7 +49,7 @@ fn passed_through_tls_is_routed_by_the_name_that_it_asks_for() {
         ("ONE.example.org", "v1"),
         ("two.example.org", "v2"),
         ("deep.two.example.org", "v2"),
-        // Nobody's name.
+        // An unknown name.
         ("example.com", ""),
         ("gone.example.com", ""),
     ] {
@@ -60,19 +61,20 @@ fn passed_through_tls_is_routed_by_the_name_that_it_asks_for() {
             answer.text
         );
     }
-    // What is not TLS has no name either.
+    // A connection without TLS has no server name.
     let answer = client.call("tcp://echo:443", &["--timeout=20s"]);
     assert_eq!(answer.by, "", "{}", answer.text);
     let found = condition(&namespace, "TLSRoute", "exact", "Accepted");
     assert!(found.is("True", "Accepted"), "{found:?}");
     let found = condition(&namespace, "TLSRoute", "gone", "ResolvedRefs");
     assert!(found.is("False", "BackendNotFound"), "{found:?}");
-    // Other ports are as they were.
+    // Other ports are unaffected.
     assert_eq!(client.call("http://echo/", &[]).status, 200);
 }
 
-/// Twin of TCPRouteWeightedRouting, TCPRouteReferenceGrant's refusal and TCPRouteInvalidBackendRefNonexistent; and of kinds that share
-/// a port, which the suite does not ask for.
+/// Twin of TCPRouteWeightedRouting, TCPRouteReferenceGrant's refusal and
+/// TCPRouteInvalidBackendRefNonexistent; in addition, several kinds on one port, which the suite
+/// does not cover.
 #[test]
 fn connections_are_shared_by_weight_and_kinds_of_routes_have_an_order() {
     let namespace = Namespace::meshed("tcp");
@@ -91,7 +93,7 @@ fn connections_are_shared_by_weight_and_kinds_of_routes_have_an_order() {
     };
     let count =
         |answers: &[Answer], by: &str| answers.iter().filter(|answer| answer.by == by).count();
-    // One connection for each.
+    // One connection per call.
     let many = || client.calls("tcp://echo:9090", 60, &[]);
     namespace.apply(&[tcp(
         "shared",
@@ -128,7 +130,7 @@ fn connections_are_shared_by_weight_and_kinds_of_routes_have_an_order() {
     let found = condition(&namespace, "TCPRoute", "shared", "ResolvedRefs");
     assert!(found.is("False", "BackendNotFound"), "{found:?}");
 
-    // The order of kinds on one port, from the last to the first.
+    // The order of kinds on one port, in ascending precedence.
     let verdicts = |wanted: &[(&str, &str)]| {
         eventually(&format!("{wanted:?}"), SOON, || {
             let found: Vec<_> = (wanted.iter())

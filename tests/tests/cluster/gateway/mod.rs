@@ -1,5 +1,5 @@
-//! What the Gateway API's suite asks of gateways alone, asked of the mesh, with the suite's own apps: twins of its tests, and what it
-//! does not ask at all.
+//! The Gateway API suite's tests for gateways, applied to the mesh with the suite's own apps: twins
+//! of its tests, and cases that it does not cover.
 
 mod attachment;
 mod convergence;

@@ -1,4 +1,4 @@
-//! What routes are told in their status.
+//! The status of routes.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn parents(namespace: &Namespace, kind: &str, name: &str) -> Vec<Value> {
         .unwrap_or_default()
 }
 
-/// Our entries' conditions of a type: which parent, and status and reason.
+/// Our entries' conditions of a type: parent, status and reason.
 fn conditions(parents: &[Value], kind: &str) -> Vec<(String, String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let ours = parents
@@ -44,7 +44,7 @@ fn conditions(parents: &[Value], kind: &str) -> Vec<(String, String, String)> {
 fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     let namespace = Namespace::meshed("status");
     start(&namespace, &["v1"]);
-    // The standard CRD wants names of ports where one Service is named twice.
+    // The standard CRD requires section names if one Service is a parent twice.
     let reference = |name: &str, section: &str, port: u16| json!({ "group": "", "kind": "Service", "name": name, "sectionName": section, "port": port });
     let mut object = route(
         "HTTPRoute",
@@ -52,7 +52,7 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
         "echo:80",
         json!([{ "backendRefs": [to("v1")] }]),
     );
-    // With what the API server fills in.
+    // With the fields that the API server fills in.
     let gateway =
         json!({ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge" });
     object["spec"]["parentRefs"] = json!([
@@ -88,7 +88,7 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
         }
     }
 
-    // Somebody else's entry, for the Gateway, stays as it is through all that follows.
+    // Another controller's entry, for the Gateway, stays unchanged throughout.
     let foreign = json!({
         "parentRef": gateway, "controllerName": "example.com/gateway",
         "conditions": [{
@@ -118,7 +118,7 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     };
     assert_eq!(theirs().as_ref(), Some(&foreign));
 
-    // A parent that is not named any more has no entry, and the generation is that of the change.
+    // A removed parent has no entry, and the generation is that of the change.
     object["spec"]["parentRefs"] = json!([reference("echo", "http", 80), gateway]);
     namespace.apply(&[object.clone()]);
     let found = expect(&[("echo:80", "True", "Accepted")]);
@@ -132,7 +132,7 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     assert_eq!(ours["conditions"][0]["observedGeneration"], 2);
     assert_eq!(theirs().as_ref(), Some(&foreign));
 
-    // Nothing changes: nothing is written, whatever happens around it.
+    // Without a change nothing is written, whatever else changes.
     let version = || {
         get(&["-n", &namespace.0, "httproute", "several"])["metadata"]["resourceVersion"].clone()
     };
@@ -143,7 +143,7 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(version(), before);
 
-    // Our entry goes with the last reference to a Service.
+    // Our entry is removed with the last reference to a Service.
     object["spec"]["parentRefs"] = json!([gateway]);
     namespace.apply(&[object.clone()]);
     eventually("only the other's entry is left", SOON, || {
@@ -154,7 +154,7 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     });
 }
 
-/// Twin of HTTPRouteInvalidNonExistentBackendRef and its like: what is said of references.
+/// Twin of HTTPRouteInvalidNonExistentBackendRef and similar tests: the verdict on references.
 #[test]
 fn a_route_is_told_of_references_that_do_not_hold() {
     let namespace = Namespace::meshed("refs");
@@ -182,7 +182,7 @@ fn a_route_is_told_of_references_that_do_not_hold() {
         };
         let found = condition(&namespace, "HTTPRoute", name, "ResolvedRefs");
         assert!(found.is(status, reason), "{name}: {found:?}");
-        // It is in force all the same: what it can't do it refuses.
+        // The route stays in force: requests to the invalid backend are refused.
         let found = condition(&namespace, "HTTPRoute", name, "Accepted");
         assert!(found.is("True", "Accepted"), "{name}: {found:?}");
     }
@@ -213,7 +213,7 @@ fn a_route_that_asks_for_what_is_not_supported_is_not_half_applied() {
         let found = condition(&namespace, "HTTPRoute", "filtered", "Accepted");
         assert!(found.is("False", "UnsupportedValue"), "{found:?}");
         assert!(found.message.contains("ExtensionRef"), "{found:?}");
-        // Nothing of it is in force, and nothing of what it was before: the Service's own pods answer.
+        // Neither the route nor its previous version is in force: the Service's own pods respond.
         eventually("both of the Service's pods answer", SOON, || {
             let answers = client.calls("http://echo/x", 40, &[]);
             let by = |name: &str| answers.iter().any(|answer| answer.by == name);

@@ -1,4 +1,4 @@
-//! What is wrong with an installation.
+//! Problems of an installation.
 
 use serde_json::json;
 
@@ -6,13 +6,13 @@ use super::fixture::*;
 use crate::check::finding::Level;
 
 #[tokio::test]
-async fn a_controller_that_is_not_ready_says_why() {
+async fn a_controller_that_is_not_ready_is_reported_with_the_reason() {
     let ended = json!({
         "terminated": { "exitCode": 1, "message": "first\nnaru-controller: --ca-secret: no" },
     });
     let waits = json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
     let runs = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
-    // It waits to be started again, has just been started again, and has just ended again.
+    // Waiting for a restart, just restarted, and just terminated again.
     for state in [waits, runs, ended.clone()] {
         let api = installed();
         let mut deployment = deployment();
@@ -50,7 +50,7 @@ async fn another_version_of_the_controller_is_a_warning() {
 }
 
 #[tokio::test]
-async fn rights_that_the_controller_lacks_are_named() {
+async fn permissions_that_the_controller_lacks_are_named() {
     let api = installed();
     api.answer(RIGHTS_OF, 201, allowed(false));
     let wrong = wrong(&api).await;
@@ -58,7 +58,7 @@ async fn rights_that_the_controller_lacks_are_named() {
 }
 
 #[tokio::test]
-async fn who_may_not_read_something_is_told_so_and_the_rest_is_checked() {
+async fn an_unreadable_object_is_reported_and_the_rest_is_checked() {
     let api = installed();
     api.answer(
         RIGHTS_OF,
@@ -100,7 +100,7 @@ async fn a_new_pod_that_gets_no_sidecar_is_a_failure() {
 }
 
 #[tokio::test]
-async fn an_authority_that_is_gone_is_a_failure() {
+async fn a_missing_authority_is_a_failure() {
     let api = installed();
     api.delete(SECRETS, "naru-system", "naru-ca");
     assert_eq!(at(&wrong(&api).await), ("authority", Level::Failure));
@@ -115,7 +115,8 @@ async fn anchors_that_are_missing_or_old_are_failures() {
     api.delete(CONFIG_MAPS, "shop", "naru-trust-anchors");
     let wrong = wrong(&api).await;
     assert!(wrong.text.contains("missing"), "{}", wrong.text);
-    // A pod that is about to end needs none: with its namespace they are gone before it.
+    // A terminating pod does not need the anchors: in a namespace that is being deleted they are
+    // gone before it.
     let mut pod = api.get(PODS, "shop", "web-1").expect("a pod");
     pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     api.apply(PODS, pod);
@@ -123,7 +124,7 @@ async fn anchors_that_are_missing_or_old_are_failures() {
 }
 
 #[tokio::test]
-async fn routes_that_are_not_accepted_are_told_with_the_reason() {
+async fn routes_that_are_not_accepted_are_reported_with_the_reason() {
     let api = installed();
     api.apply(ROUTES, route("False"));
     let wrong = wrong(&api).await;
@@ -132,7 +133,7 @@ async fn routes_that_are_not_accepted_are_told_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_route_whose_change_has_no_status_yet_is_told() {
+async fn a_route_whose_change_has_no_status_yet_is_reported() {
     let api = installed();
     let mut route = route("True");
     route["metadata"]["generation"] = 3.into();

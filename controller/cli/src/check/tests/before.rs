@@ -1,4 +1,4 @@
-//! What keeps Naru from being installed.
+//! Problems that prevent an installation.
 
 use serde_json::json;
 
@@ -24,7 +24,7 @@ async fn nodes_without_native_sidecars_are_named() {
 }
 
 #[tokio::test]
-async fn route_kinds_that_are_missing_or_unknown_are_told() {
+async fn route_kinds_that_are_missing_or_unknown_are_reported() {
     let api = empty();
     api.apply(CRDS, definition("grpcroutes", "v2.0.0"));
     assert_eq!(at(&wrong(&api).await), ("gateway-api", Level::Warning));
@@ -34,7 +34,7 @@ async fn route_kinds_that_are_missing_or_unknown_are_told() {
 }
 
 #[tokio::test]
-async fn rights_that_are_missing_to_install_are_named() {
+async fn permissions_that_are_missing_to_install_are_named() {
     let api = empty();
     api.answer(MY_RIGHTS, 201, allowed(false));
     let wrong = wrong(&api).await;
@@ -43,7 +43,7 @@ async fn rights_that_are_missing_to_install_are_named() {
 }
 
 #[tokio::test]
-async fn what_is_left_of_an_installation_is_a_failure() {
+async fn leftovers_of_an_installation_are_a_failure() {
     let api = installed();
     api.delete(DEPLOYMENTS, "naru-system", "naru-controller");
     api.delete(PODS, "shop", "web-1");
@@ -65,7 +65,7 @@ async fn a_namespace_in_two_meshes_is_a_failure() {
 }
 
 #[tokio::test]
-async fn a_namespace_whose_pod_security_refuses_sidecars_is_told_before() {
+async fn a_namespace_whose_pod_security_refuses_sidecars_is_reported() {
     let api = empty();
     let labels =
         json!({ "naru.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": "restricted" });

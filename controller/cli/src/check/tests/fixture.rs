@@ -1,4 +1,4 @@
-//! A cluster in memory: without Naru, and with an installation in which all is well.
+//! A cluster in memory: without Naru, and with a healthy installation.
 
 use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ pub const MY_RIGHTS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessrevi
 pub const RIGHTS_OF: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
 pub const NEW_POD: &str = "/api/v1/namespaces/shop/pods";
 
-/// A cluster that is as it should be, with nothing of Naru.
+/// A healthy cluster without Naru.
 pub fn empty() -> FakeApi {
     let api = FakeApi::new(&[
         PODS,
@@ -90,7 +90,7 @@ pub fn allowed(allowed: bool) -> Value {
     json!({ "spec": {}, "status": { "allowed": allowed } })
 }
 
-/// The same with Naru, one labelled namespace, and a pod in it with its sidecar.
+/// The same cluster with Naru, one labelled namespace and an injected pod.
 pub fn installed() -> FakeApi {
     let api = empty();
     let mut params = CertificateParams::default();
@@ -239,13 +239,13 @@ pub async fn report(api: &FakeApi) -> Report {
     check(&api.client(), "https://api", "naru-system", false).await
 }
 
-/// What is above `level`, by check.
+/// The findings above `level`.
 pub fn above(report: &Report, level: Level) -> Vec<&Finding> {
     let findings = report.groups.iter().flat_map(|group| &group.findings);
     findings.filter(|finding| finding.level > level).collect()
 }
 
-/// The one thing that is wrong.
+/// The only problem of a report.
 pub async fn wrong(api: &FakeApi) -> Finding {
     let report = report(api).await;
     let wrong = above(&report, Level::Info);

@@ -1,4 +1,4 @@
-//! What a check finds of the sidecars that there are, and of what is written for them.
+//! Findings about running sidecars, and about routes, labels and annotations.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::fixture::*;
 use crate::check::finding::Level;
 
 #[tokio::test]
-async fn sidecars_without_a_controller_are_found_and_what_is_left_of_their_trust() {
+async fn sidecars_without_a_controller_are_found_and_so_are_leftovers_of_their_trust() {
     let api = installed();
     api.delete(DEPLOYMENTS, "naru-system", "naru-controller");
     api.delete(WEBHOOKS, "", "naru-injector");
@@ -21,7 +21,7 @@ async fn sidecars_without_a_controller_are_found_and_what_is_left_of_their_trust
 }
 
 #[tokio::test]
-async fn a_sidecar_without_a_stream_is_a_failure_though_all_else_is_well() {
+async fn a_sidecar_without_a_stream_is_a_failure_even_if_all_else_is_well() {
     let api = installed();
     sidecar_says(&api, 0, "a1");
     let wrong = wrong(&api).await;
@@ -30,7 +30,7 @@ async fn a_sidecar_without_a_stream_is_a_failure_though_all_else_is_well() {
 }
 
 #[tokio::test]
-async fn a_sidecar_with_a_certificate_of_another_authority_is_told_unless_one_is_rotated() {
+async fn a_certificate_of_another_authority_is_reported_except_during_a_rotation() {
     let api = installed();
     sidecar_says(&api, 1, "b2");
     assert_eq!(at(&wrong(&api).await), ("connected", Level::Warning));
@@ -41,7 +41,7 @@ async fn a_sidecar_with_a_certificate_of_another_authority_is_told_unless_one_is
 }
 
 #[tokio::test]
-async fn pods_whose_kernel_shows_no_addresses_of_clients_are_named() {
+async fn pods_whose_kernel_hides_client_addresses_are_named() {
     let api = installed();
     let says = |shown: &str| {
         let text = format!(
@@ -72,7 +72,7 @@ async fn pods_whose_kernel_shows_no_addresses_of_clients_are_named() {
 }
 
 #[tokio::test]
-async fn controllers_that_do_not_go_by_one_authority_are_a_failure() {
+async fn controllers_that_use_different_authorities_are_a_failure() {
     let api = installed();
     controller_says(&api, "naru-controller-2", "b2", "steady", 1);
     assert_eq!(at(&wrong(&api).await), ("connected", Level::Failure));
@@ -82,7 +82,7 @@ async fn controllers_that_do_not_go_by_one_authority_are_a_failure() {
 }
 
 #[tokio::test]
-async fn labels_and_annotations_that_are_not_understood_are_listed_with_their_objects() {
+async fn unknown_labels_and_annotations_are_listed_with_their_objects() {
     let api = installed();
     let labels = json!({ "naru.dev/inject": "enabled", "naru.dev/mtls": "strict" });
     api.apply(

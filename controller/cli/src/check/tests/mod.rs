@@ -1,5 +1,5 @@
-//! The whole of a check, against an API server in memory: what a good cluster gets, and what each
-//! thing that is wrong gets.
+//! A whole check against an API server in memory: the report for a healthy cluster, and for each
+//! problem.
 
 mod after;
 mod before;
@@ -33,7 +33,7 @@ async fn a_cluster_without_naru_is_checked_for_what_an_installation_needs() {
 }
 
 #[tokio::test]
-async fn a_good_installation_has_no_warning_and_is_not_written_to() {
+async fn a_healthy_installation_has_no_warning_and_is_not_written_to() {
     let api = installed();
     let report = report(&api).await;
     assert_eq!(report.stage, Stage::After);
@@ -62,7 +62,7 @@ async fn a_good_installation_has_no_warning_and_is_not_written_to() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_away_is_one_line() {
+async fn an_unreachable_api_server_is_one_line() {
     let api = installed();
     api.down(true);
     let wrong = wrong(&api).await;
@@ -71,7 +71,7 @@ async fn an_api_server_that_is_away_is_one_line() {
 }
 
 #[tokio::test]
-async fn a_user_without_rights_in_the_controllers_namespace_is_told_so() {
+async fn a_user_without_permissions_in_the_controllers_namespace_gets_a_failure() {
     let api = installed();
     let forbidden = crate::fake_api::status(403, "deployments.apps is forbidden: User eve");
     api.document(
@@ -86,7 +86,7 @@ async fn a_user_without_rights_in_the_controllers_namespace_is_told_so() {
         fix.contains("naru-system") && fix.contains("somebody who may"),
         "{fix}"
     );
-    // What has to do with other namespaces is checked.
+    // Checks of other namespaces still run.
     api.apply(ROUTES, route("False"));
     let report = report(&api).await;
     assert_eq!(report.stage, Stage::After);
@@ -112,7 +112,7 @@ fn the_controllers_rights_are_those_of_the_chart() {
         "/../../charts/naru/templates/rbac.yaml"
     );
     let template = std::fs::read_to_string(path).expect(path);
-    // Without what only Helm understands: conditions, labels, and values of which one is a name.
+    // Strip the template syntax of Helm: conditions, labels, and the values of which one is a name.
     let lines = template
         .lines()
         .filter(|line| !line.trim_start().starts_with("{{-"));
@@ -161,7 +161,7 @@ fn the_controllers_rights_are_those_of_the_chart() {
             }
         }
     }
-    // The authority's Secret is named by a value, and made only if the values say so.
+    // A value names the authority's Secret, and the role contains it only if a value asks for it.
     given.retain(|(_, _, resource, ..)| resource != "secrets");
     let known: BTreeSet<Verb> = RIGHTS
         .iter()

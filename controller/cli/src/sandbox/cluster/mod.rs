@@ -1,6 +1,6 @@
-//! The controller-manager: from the manifests and how the pods are to pods started and stopped,
-//! objects written, names and forwarding brought up to date. It runs on the node's own task; every
-//! change ends in [`Cluster::reconcile`].
+//! The controller-manager: compares the manifests with the pods, starts and stops pods, writes
+//! objects, and keeps names and forwarding up to date. It runs on the node's own task; every change
+//! ends in [`Cluster::reconcile`].
 
 mod store;
 
@@ -27,7 +27,7 @@ pub const MAX_PODS: usize = 250;
 /// A namespace's label, and a pod's annotation that overrides it.
 const INJECT: &str = "naru.dev/inject";
 
-/// The node's idea of the cluster.
+/// The desired and the actual state of the cluster.
 pub struct Cluster {
     kubelet: Kubelet,
     ipv6: bool,
@@ -39,15 +39,15 @@ pub struct Cluster {
     names: watch::Sender<Arc<Names>>,
     forwarding: watch::Sender<Arc<forward::Table>>,
     born: u64,
-    /// It was said that there are too many pods.
+    /// The pod limit was already reported.
     full: bool,
 }
 
-/// A pod and how it is.
+/// A pod and its status.
 pub struct Entry {
     pub pod: Arc<Pod>,
     pub status: Status,
-    /// It is told to stop by this holding true.
+    /// Set to true to stop the pod.
     stop: watch::Sender<bool>,
     ending: bool,
 }
@@ -76,7 +76,7 @@ impl Entry {
     }
 }
 
-/// How far the cluster is from what the manifests say.
+/// How far the cluster is from the state in the manifests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     pub ready: usize,
@@ -105,13 +105,13 @@ impl Cluster {
         }
     }
 
-    /// The manifests hold something new. What of it cannot be is returned as text.
+    /// Applies new manifests. Problems are returned as text.
     pub fn want(&mut self, objects: Objects) -> Vec<String> {
         self.wanted = objects;
         self.ips.assign(&self.wanted.services, self.ipv6)
     }
 
-    /// Something happened to a pod.
+    /// Applies an event of a pod.
     pub fn note(&mut self, event: Event) {
         if let Status::Gone = event.status {
             if let Some(entry) = self.pods.remove(&event.uid) {
@@ -122,11 +122,11 @@ impl Cluster {
         }
     }
 
-    /// Brings everything in line with the manifests and with how the pods are.
+    /// Brings the cluster in line with the manifests and the status of the pods.
     pub fn reconcile(&mut self) -> anyhow::Result<()> {
         let stopping = self.step();
         self.publish()?;
-        // Only when everybody has been told that they are leaving.
+        // Stop the pods only after the objects that withdraw them are written.
         for uid in stopping {
             if let Some(entry) = self.pods.get(&uid) {
                 entry.stop.send_replace(true);
@@ -192,7 +192,7 @@ impl Cluster {
         progress
     }
 
-    /// Starts pods and marks those that have to stop; their uids.
+    /// Starts pods, and returns the uids of those that have to stop.
     fn step(&mut self) -> Vec<String> {
         let mut stopping = Vec::new();
         for entry in self.pods.values_mut() {
@@ -277,8 +277,8 @@ impl Cluster {
         );
     }
 
-    /// The hash that the workload's pods ought to have, and whether they get a sidecar: pods with
-    /// and without one are different pods.
+    /// The hash that the workload's pods should have, and whether they get a sidecar: pods with and
+    /// without a sidecar differ.
     fn hash(&self, desired: &Desired) -> (String, bool) {
         let own = desired.template.annotations.get(INJECT);
         let inherited = self
@@ -316,7 +316,7 @@ impl Cluster {
         members
     }
 
-    /// Writes the objects, and brings names and forwarding in line with them.
+    /// Writes the objects, and updates names and forwarding.
     pub fn publish(&mut self) -> anyhow::Result<()> {
         let mut objects = Vec::new();
         let mut names = Names::default();
@@ -389,7 +389,7 @@ fn add_names(
     let families: BTreeSet<Family> = service.families(ipv6).into_iter().collect();
     for member in members.iter().filter(|member| service.serves(member)) {
         let pod = member.pod;
-        // A pod of a StatefulSet has its name, others that of their address.
+        // A StatefulSet's pod keeps its name as host name, other pods get one from their address.
         let host = match pod.kind {
             Kind::StatefulSet if pod.template.subdomain.as_ref() == Some(&service.name) => {
                 format!("{}.{name}", pod.name)

@@ -1,4 +1,4 @@
-//! The objects that an API server would have, for the controller to read: one file each, replaced
+//! The objects that an API server would serve, for the controller to read: one file each, replaced
 //! by rename.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// The files, so that only what changed is written.
+/// The content of the files, so that only changed ones are written.
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
@@ -33,7 +33,7 @@ impl Store {
             if self.written.get(name) == Some(text) {
                 continue;
             }
-            // Hidden, so that it is no manifest before it is whole.
+            // A hidden file is not read as a manifest until it is complete.
             let fresh = self.directory.join(format!(".{name}"));
             fs::write(&fresh, text)?;
             fs::rename(&fresh, self.directory.join(name))?;

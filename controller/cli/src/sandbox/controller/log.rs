@@ -1,15 +1,14 @@
-//! What of the controller's log is for the person who edits manifests: its warnings and errors,
-//! which are not looked for in a file. In: the log as it grows. Out: lines without what only
-//! machines read.
+//! The warnings and errors of the controller's log, for the person who edits manifests. In: the log
+//! as it grows. Out: its messages, without the fields that only machines read.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// How much is read at once, in bytes: more than a controller writes between two looks.
+/// How much is read at once, in bytes: more than a controller writes between two reads.
 const MOST: u64 = 64 * 1024;
 
-/// The log, and how far it has been read.
+/// The log, and the offset up to which it has been read.
 pub struct ControllerLog {
     path: PathBuf,
     at: u64,
@@ -23,11 +22,10 @@ impl ControllerLog {
         }
     }
 
-    /// What has been written since the last look. `known` are files of which it was said already
-    /// that something is wrong with them.
+    /// Messages since the last call. `known` are files whose problems were already reported.
     pub fn news<'a>(&mut self, known: impl Iterator<Item = &'a Path>) -> Vec<String> {
         let known: Vec<String> = known.map(|path| path.display().to_string()).collect();
-        // It will be there next time.
+        // The next call retries.
         let text = self.read().unwrap_or_default();
         text.lines()
             .filter_map(words)
@@ -36,11 +34,11 @@ impl ControllerLog {
             .collect()
     }
 
-    /// Whole lines that are new.
+    /// Complete lines that are new.
     fn read(&mut self) -> io::Result<String> {
         let mut file = File::open(&self.path)?;
         if file.metadata()?.len() < self.at {
-            // It was emptied.
+            // The log was truncated.
             self.at = 0;
         }
         file.seek(SeekFrom::Start(self.at))?;
@@ -53,8 +51,8 @@ impl ControllerLog {
     }
 }
 
-/// The message of a warning or an error: `TIME LEVEL MODULE: MESSAGE FIELDS`. The fields of a
-/// manifest's problem are in its message as well.
+/// The message of a warning or an error: `TIME LEVEL MODULE: MESSAGE FIELDS`. A message about a
+/// manifest repeats its fields.
 fn words(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once(' ')?;
     let rest = rest.trim_start();
@@ -68,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn warnings_and_errors_are_told_once_and_without_what_is_known() {
+    fn warnings_and_errors_are_reported_once_and_without_known_ones() {
         let path = std::env::temp_dir().join(format!("naru-log-{}", std::process::id()));
         let wrong = "T ERROR naru_controller::source::files: manifest /m/a.yaml, line 18: x: \
             invalid file=/m/a.yaml line=18\n";

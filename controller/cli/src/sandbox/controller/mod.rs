@@ -1,5 +1,5 @@
 //! The controller's process. In: the plan. Out: a controller that is kept running, and the trust
-//! anchors that it wrote.
+//! anchors that it has written.
 
 mod log;
 
@@ -28,14 +28,14 @@ pub const CONTROLLER_PORT: u16 = 15_010;
 const ADMIN_PORT: u16 = 15_014;
 pub const CONTROLLER_IDENTITY: &str = "spiffe://cluster.local/ns/naru-system/sa/naru-controller";
 
-/// How long the controller may take to be ready: a debug build on a busy machine needs seconds.
+/// How long the controller may take to become ready: a debug build on a busy machine needs seconds.
 const START: Duration = Duration::from_secs(60);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
-/// How often the trust anchors are looked at: they change once in months.
+/// How often the trust anchors are read: they change once in months.
 const ANCHORS_PERIOD: Duration = Duration::from_secs(5);
 
-/// Starts the controller, waits until it is ready, and keeps it running. Its trust anchors are in
-/// `sender` from then on.
+/// Starts the controller, waits until it is ready, and keeps it running. From then on `sender` has
+/// its trust anchors.
 pub async fn start(
     plan: Arc<Plan>,
     reaper: Reaper,
@@ -131,7 +131,7 @@ async fn spawn(plan: &Plan, reaper: &Reaper) -> io::Result<Process> {
         .stdin(std::process::Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    // Ctrl-C on the terminal is for the node, which ends everything in order.
+    // Ctrl-C on the terminal goes to the node only, which shuts everything down in order.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let reaper = reaper.clone();
     blocking(move || reaper.spawn(|| command.spawn())).await

@@ -1,4 +1,4 @@
-//! The node's addresses, and those that it gives to pods and Services.
+//! The addresses of the node, of pods and of Services.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,15 +8,15 @@ pub const NODE_NAME: &str = "naru-sandbox";
 /// The node's own address, which is its pods' gateway and name server.
 pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1);
-/// Addresses of pods are 10.244.x.y with 2 up to this number after the prefix.
+/// Pods have addresses 10.244.x.y, numbered from 2 to this after the prefix.
 const LAST_POD: u16 = u16::MAX - 1;
-/// Where Services get their addresses from.
+/// The networks of ClusterIPs.
 pub const SERVICES_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 96, 0, 0), 16);
 pub const SERVICES_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0), 112);
 /// Where the node's forwarder listens for connections to ClusterIPs.
 pub const FORWARDER_PORT: u16 = 15_090;
 
-/// A family of addresses.
+/// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     V4,
@@ -46,7 +46,7 @@ pub struct Addresses {
     pub v6: Option<Ipv6Addr>,
 }
 
-/// Gives pods their addresses. One that was given back comes last again.
+/// Assigns addresses to pods. A released address is reused last.
 #[derive(Debug)]
 pub struct Addressing {
     ipv6: bool,
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_was_given_back_is_not_given_to_the_next_pod() {
+    fn a_released_address_is_not_given_to_the_next_pod() {
         let mut addressing = Addressing::new(true);
         let (first, addresses) = addressing.take();
         assert_eq!(addresses.v4, Ipv4Addr::new(10, 244, 0, 2));
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_begin_again_after_the_last_and_pass_over_those_in_use() {
+    fn addresses_wrap_around_and_skip_those_in_use() {
         let mut addressing = Addressing::new(false);
         addressing.take();
         addressing.last = LAST_POD;

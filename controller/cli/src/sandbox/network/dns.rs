@@ -1,5 +1,5 @@
-//! The node's name server: Services and pods as in a cluster, and nothing else. It never asks
-//! another server.
+//! The node's name server: Services and pods as in a cluster, and nothing else. It does not forward
+//! queries.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,29 +22,29 @@ use super::address::NODE_V4;
 /// The cluster's domain.
 pub const ZONE: &str = "cluster.local";
 const PORT: u16 = 53;
-/// As CoreDNS has it: a change is seen by everybody soon.
+/// The TTL of CoreDNS: clients see a change soon.
 const TTL_SECONDS: u32 = 5;
-/// An answer by UDP to a client that says nothing of larger ones, and the largest by UDP at all, in
+/// The size limit of a UDP response to a client without EDNS, and the largest UDP response, in
 /// bytes.
 const UDP_LEAST: u16 = 512;
 const UDP_MOST: u16 = 1_232;
-/// Connections by TCP at once.
+/// Concurrent TCP connections.
 const MAX_CONNECTIONS: usize = 256;
-/// Aliases that are followed from one name, as resolvers do.
+/// CNAMEs that are followed from one name, as resolvers do.
 const MAX_ALIASES: usize = 8;
-/// How long a connection may be idle.
+/// Idle timeout of a connection.
 const IDLE: Duration = Duration::from_secs(10);
-/// How long to wait after a socket failed.
+/// Pause after a socket error.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// All names, in lower case and without the last dot. A name with nothing behind it exists all the
+/// All names, in lower case and without the trailing dot. A name without records exists all the
 /// same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     names: BTreeMap<String, Vec<Data>>,
 }
 
-/// What a name leads to.
+/// The data of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Data {
     Address(IpAddr),
@@ -53,12 +53,12 @@ pub enum Data {
         port: u16,
         target: String,
     },
-    /// The name of an address.
+    /// The host name of an address (PTR).
     Pointer(String),
 }
 
 impl Names {
-    /// Adds to a name, and makes those above it exist.
+    /// Adds a record, and creates the names above it.
     pub fn add(&mut self, name: &str, data: Data) {
         let held = self.names.entry(name.to_lowercase()).or_default();
         if !held.contains(&data) {
@@ -67,7 +67,7 @@ impl Names {
         self.exists(name);
     }
 
-    /// Makes a name exist, with those above it.
+    /// Creates a name and those above it.
     pub fn exists(&mut self, name: &str) {
         let name = name.to_lowercase();
         let mut rest = name.as_str();
@@ -80,7 +80,7 @@ impl Names {
         }
     }
 
-    /// Adds the name that an address has.
+    /// Adds a PTR record.
     pub fn reverse(&mut self, address: IpAddr, name: &str) {
         let reversed = match address {
             IpAddr::V4(v4) => {
@@ -100,7 +100,7 @@ impl Names {
         self.add(&reversed, Data::Pointer(name.to_owned()));
     }
 
-    /// The answer to a query, or `None` if it deserves none.
+    /// The response to a query. `None`: the query is dropped.
     fn answer(&self, query: &[u8]) -> Option<Message> {
         let query = Message::from_vec(query).ok()?;
         if query.metadata.message_type != MessageType::Query {
@@ -108,7 +108,7 @@ impl Names {
         }
         let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
         answer.metadata.recursion_desired = query.metadata.recursion_desired;
-        // Resolvers that find no recursion may look elsewhere, and there is nowhere else.
+        // Without RA, a resolver may turn to another server, and there is none.
         answer.metadata.recursion_available = true;
         if query.edns.is_some() {
             let mut edns = Edns::new();
@@ -143,7 +143,8 @@ impl Names {
                 })
                 .map(|data| Record::from_rdata(owner.clone(), TTL_SECONDS, data));
             answer.add_answers(records);
-            // A pod's resolver asks for no alias's target itself: the answer has to lead there.
+            // A stub resolver does not query a CNAME's target itself: the response has to include
+            // it.
             let target = held.iter().find_map(Data::target);
             let target = target.filter(|_| kind != RecordType::CNAME && kind != RecordType::ANY);
             let Some((name, records)) = target.and_then(|target| {
@@ -162,7 +163,7 @@ impl Names {
 }
 
 impl Data {
-    /// The name that an alias stands for, as [`Names`] has it.
+    /// The target of a CNAME, in the form of [`Names`].
     fn target(&self) -> Option<String> {
         match self {
             Self::Alias(target) => Some(target.trim_end_matches('.').to_lowercase()),
@@ -182,7 +183,7 @@ impl Data {
     }
 }
 
-/// Says how long an absence may be remembered.
+/// The SOA record, with the TTL of negative responses.
 fn authority() -> Record {
     let name = |text: &str| Name::from_str(text).unwrap_or_default();
     let zone = name("cluster.local.");
@@ -198,7 +199,7 @@ fn authority() -> Record {
     Record::from_rdata(zone, TTL_SECONDS, RData::SOA(soa))
 }
 
-/// Answers on the node's address, for as long as the node lives.
+/// Serves on the node's address for the node's lifetime.
 pub async fn start(names: watch::Receiver<Arc<Names>>) -> anyhow::Result<()> {
     let udp = UdpSocket::bind((NODE_V4, PORT))
         .await
@@ -220,25 +221,25 @@ async fn by_udp(socket: UdpSocket, names: watch::Receiver<Arc<Names>>) {
         };
         let names = names.borrow().clone();
         if let Some(answer) = names.answer(&query[..length]).and_then(|mut answer| {
-            // As many pods, as many orders; but aliases before what they lead to.
+            // Shuffle the addresses to spread load over pods, but keep CNAMEs before their targets.
             let is_alias = |record: &Record| record.record_type() == RecordType::CNAME;
             let aliases = answer.answers.iter().take_while(|r| is_alias(r)).count();
             answer.answers[aliases..].shuffle(&mut rand::rng());
             fit(answer, room(&query[..length]))
         }) {
-            // The client asks again.
+            // The client retries.
             let _lost = socket.send_to(&answer, client).await;
         }
     }
 }
 
-/// The largest answer that a client takes by UDP.
+/// The largest UDP response that the client accepts.
 fn room(query: &[u8]) -> usize {
     let says = Message::from_vec(query).map_or(UDP_LEAST, |query| query.max_payload());
     usize::from(says.clamp(UDP_LEAST, UDP_MOST))
 }
 
-/// The bytes of an answer, cut off if it does not fit: the client asks again by TCP.
+/// Encodes a response, truncated if it does not fit: the client retries over TCP.
 fn fit(answer: Message, room: usize) -> Option<Vec<u8>> {
     let bytes = answer.to_vec().ok()?;
     if bytes.len() <= room {
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn names_lead_to_addresses_of_the_family_that_was_asked_for() {
+    fn names_resolve_to_addresses_of_the_queried_family() {
         let (code, texts) = answers("Web.Shop.svc.cluster.local.", RecordType::A);
         assert_eq!(
             (code, texts),
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_names_do_not_exist_and_present_ones_may_have_nothing_of_a_kind() {
+    fn absent_names_are_nxdomain_and_existing_ones_may_lack_a_record_type() {
         let (code, texts) = answers("api.shop.svc.cluster.local.", RecordType::A);
         assert_eq!((code, texts.len()), (ResponseCode::NXDomain, 0));
         assert_eq!(
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alias_leads_to_the_addresses_of_what_it_stands_for() {
+    fn an_alias_resolves_to_the_addresses_of_its_target() {
         let mut names = names();
         let alias = |name: &str| Data::Alias(name.to_owned());
         names.add(
@@ -364,7 +365,7 @@ mod tests {
         assert_eq!(told("second", RecordType::A)[2..], both[1..]);
         assert_eq!(told("second", RecordType::A).len(), 3);
         assert_eq!(told("alias", RecordType::CNAME), both[..1]);
-        // What is elsewhere is not known here, and no circle is followed.
+        // External names are not resolved here, and CNAME loops are not followed.
         assert_eq!(told("out", RecordType::A), ["example.com."]);
         assert_eq!(told("loop", RecordType::A).len(), MAX_ALIASES + 1);
     }
@@ -382,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_does_not_fit_says_so() {
+    fn a_response_that_does_not_fit_is_marked_as_truncated() {
         let mut many = Names::default();
         for last in 1..100 {
             many.add(WEB, Data::Address([10, 244, 0, last].into()));
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_query_gets_no_answer() {
+    fn a_malformed_query_gets_no_response() {
         assert!(names().answer(b"").is_none());
         assert!(names().answer(&[0; 7]).is_none());
         let response = Message::response(1, OpCode::Query).to_vec().unwrap();

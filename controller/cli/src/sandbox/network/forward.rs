@@ -1,6 +1,6 @@
-//! The node's kube-proxy: TCP connections of pods without a sidecar to ClusterIPs, which a rule
-//! redirects here, are carried to ready endpoints in turn. It runs on a thread of its own, so that
-//! bulk data keeps nothing waiting.
+//! The node's kube-proxy. A rule redirects the ClusterIP connections of pods without a sidecar to
+//! this forwarder, which connects them to ready endpoints in turn. It runs on a thread of its own,
+//! so that bulk data does not delay anything else.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,16 +16,16 @@ use tokio::sync::{Semaphore, watch};
 
 use super::address::FORWARDER_PORT;
 
-/// Connections at once: more wait to be accepted.
+/// Concurrent connections: further ones wait in the accept queue.
 const MAX_CONNECTIONS: usize = 4_096;
-/// How long connecting to an endpoint may take before the next one is tried.
+/// Connect timeout of an endpoint, after which the next one is tried.
 const CONNECT: Duration = Duration::from_secs(2);
-/// Endpoints that are tried for one connection.
+/// Endpoints that are tried for each connection.
 const ATTEMPTS: usize = 3;
-/// How long to wait after a connection could not be accepted (no file descriptors left, mostly).
+/// Pause after an accept error (usually no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where each ClusterIP and port leads.
+/// The endpoints of each ClusterIP and port.
 pub type Table = BTreeMap<SocketAddr, Vec<SocketAddr>>;
 
 /// Starts the thread.
@@ -57,7 +57,7 @@ pub fn start(ipv6: bool, table: watch::Receiver<Arc<Table>>) -> anyhow::Result<(
                 let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
                 let turn = Arc::new(AtomicUsize::new(0));
                 for listener in listeners {
-                    // Of a socket that is not blocking, this cannot fail inside a runtime.
+                    // Inside a runtime this cannot fail for a non-blocking socket.
                     if let Ok(listener) = TcpListener::from_std(listener) {
                         tokio::spawn(serve(listener, table.clone(), places.clone(), turn.clone()));
                     }
@@ -83,7 +83,7 @@ async fn serve(
         let table = table.borrow().clone();
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            // Both sides see the connection end; there is nothing else to tell.
+            // Both peers see the connection close, which is all the error handling needed.
             let _ended = forward(stream, &table, turn).await;
             drop(place);
         });
@@ -107,7 +107,7 @@ async fn forward(mut client: TcpStream, table: &Table, turn: usize) -> io::Resul
             Ok(())
         }
         None => {
-            // The client sees a reset, as it would of a refused connection.
+            // The client gets a reset, as from a closed port.
             client.set_zero_linger()?;
             Err(none())
         }
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn endpoints_take_turns_and_a_dead_one_is_passed_over() {
+    async fn endpoints_take_turns_and_a_dead_one_is_skipped() {
         let alive = [
             TcpListener::bind("127.0.0.1:0").await.unwrap(),
             TcpListener::bind("127.0.0.1:0").await.unwrap(),

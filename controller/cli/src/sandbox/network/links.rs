@@ -1,5 +1,5 @@
-//! The node's links: a bridge that every pod has a cable to, routes, and the redirect of ClusterIPs
-//! to the node's forwarder.
+//! The node's links: a bridge with a veth pair for every pod, routes, and the rule that redirects
+//! ClusterIPs to the node's forwarder.
 //!
 //! ```text
 //! pod: eth0 10.244.0.n, fd00:10:244::n ── veth ── naru0 10.244.0.1, fd00:10:244::1 (the node)
@@ -26,14 +26,14 @@ const TABLE: &str = "naru-node";
 const CHAIN: &str = "services";
 const TCP: u8 = 6;
 
-/// Whether the kernel has IPv6 at all.
+/// Whether the kernel supports IPv6.
 pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6/conf/all/forwarding").exists()
 }
 
-/// Makes the node's network in the network namespace of the caller.
+/// Sets up the node's network in the network namespace of the caller.
 pub async fn set_up(ipv6: bool) -> anyhow::Result<()> {
-    // What leads nowhere is refused at once by a router, and dropped by anybody else.
+    // A router rejects unroutable packets at once, while a host drops them.
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("forwarding IPv4")?;
     if ipv6 {
         fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").context("forwarding IPv6")?;
@@ -89,7 +89,7 @@ async fn redirect_services(ipv6: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gives a pod its cable, addresses and routes.
+/// Sets up a pod's veth pair, addresses and routes.
 pub async fn connect_pod(
     namespaces: &Namespaces,
     number: u16,
@@ -127,7 +127,7 @@ pub async fn connect_pod(
     Ok(())
 }
 
-/// Takes a pod's cable away at once: its namespace may stay a moment longer.
+/// Deletes a pod's veth pair at once: its namespace may stay a moment longer.
 pub async fn disconnect_pod(number: u16) {
     if let Ok(node) = Connection::<Route>::new() {
         let _gone_with_the_pod = node

@@ -1,5 +1,5 @@
-//! The node's network. In: what the cluster's names and ClusterIPs lead to. Out: pods that reach
-//! each other by address, by name and by ClusterIP.
+//! The node's network. In: the cluster's DNS records and the endpoints of ClusterIPs. Out: pods
+//! that reach each other by address, by name and by ClusterIP.
 //!
 //! # Floors
 //!

@@ -1,6 +1,6 @@
-//! The directory of manifests and those below: read whole at start, again whenever something in it
-//! changes, and from time to time. A file that does not hold keeps its last good objects in force,
-//! and is reported with its line or field. Which files count is as the controller has it.
+//! The directory of manifests, with its subdirectories: read as a whole at start, again after a
+//! change, and periodically. The last good objects of an invalid file stay in force, and the
+//! problem is reported with its line or field. File names are filtered as in the controller.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,18 +19,18 @@ use super::services::Service;
 use super::template::Template;
 use super::workload::{Desired, Kind};
 
-/// The largest manifest file, in bytes: etcd takes objects of 1.5 MiB.
+/// The largest manifest file, in bytes: etcd accepts objects of 1.5 MiB.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
-/// The most files.
+/// Upper bound on the number of files.
 const MAX_FILES: usize = 2_000;
-/// How deep directories may lie in each other. A link that leads upwards ends here.
+/// Maximum depth of subdirectories. It also stops symbolic links that point upwards.
 const MAX_DEPTH: usize = 8;
-/// An editor writes a file in several steps; they are read as one.
+/// Editors write a file in several steps: wait for the last one.
 const SETTLE: Duration = Duration::from_millis(30);
-/// How long a file that has become empty is taken for one that is being written.
+/// How long an empty file counts as being written.
 const BEING_WRITTEN: Duration = Duration::from_millis(500);
 
-/// What the node needs of all manifests. Other kinds are for the controller alone.
+/// The objects that the node needs. Other kinds are for the controller alone.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     /// Their labels by name.
@@ -48,7 +48,7 @@ enum Object {
     Workload(Box<Desired>),
 }
 
-/// The files and what they held when they were last good.
+/// The files and their last good content.
 #[derive(Debug)]
 pub struct Manifests {
     directory: PathBuf,
@@ -60,25 +60,25 @@ pub struct Manifests {
 
 #[derive(Debug, Default)]
 struct File {
-    /// `None` before it was read for the first time.
+    /// `None` before the first read.
     content: Option<Vec<u8>>,
-    /// Of its last version that was right.
+    /// The objects of its last valid version.
     objects: Vec<Object>,
-    /// What is wrong with it now.
+    /// The problem of its current version.
     problem: Option<String>,
 }
 
-/// What a reading found.
+/// The result of a read.
 #[derive(Debug, Default)]
 pub struct Reading {
-    /// Something is different.
+    /// The objects have changed.
     pub changed: bool,
-    /// What is wrong that was not so before.
+    /// Problems that are new.
     pub problems: Vec<String>,
 }
 
 impl Manifests {
-    /// Nothing is read yet. `replicas` is by `namespace/name`.
+    /// Reads nothing yet. `replicas` is keyed by `namespace/name`.
     pub fn new(directory: PathBuf, replicas: BTreeMap<String, u32>) -> Self {
         Self {
             directory,
@@ -88,7 +88,7 @@ impl Manifests {
         }
     }
 
-    /// Reads what has changed. A directory that cannot be listed keeps what it had.
+    /// Reads files that have changed. A directory that cannot be listed keeps its objects.
     pub fn read(&mut self) -> Reading {
         let mut reading = Reading::default();
         let paths = match list(&self.directory) {
@@ -110,7 +110,7 @@ impl Manifests {
         reading.changed = self.files.len() < known;
         for path in paths {
             let parsed = match read(&path) {
-                // Gone since it was listed: a change that is still to come.
+                // Deleted since the listing: a notification follows.
                 Ok(None) => continue,
                 Ok(Some(content)) => {
                     let file = self.files.entry(path.clone()).or_default();
@@ -143,13 +143,13 @@ impl Manifests {
         reading
     }
 
-    /// Files that something is wrong with.
+    /// Files with a problem.
     pub fn wrong(&self) -> impl Iterator<Item = &Path> {
         let wrong = self.files.iter().filter(|(_, file)| file.problem.is_some());
         wrong.map(|(path, _)| path.as_path())
     }
 
-    /// Everything that is in force. An object that two files hold is the later file's.
+    /// All objects in force. If two files contain the same object, the later file wins.
     pub fn objects(&self) -> Objects {
         let mut all = Objects::default();
         for object in self.files.values().flat_map(|file| &file.objects) {
@@ -174,11 +174,11 @@ impl Manifests {
     }
 }
 
-/// Says something whenever something may have changed. The watcher must be kept.
+/// Sends a notification after every possible change. The watcher must be kept alive.
 pub fn watch(directory: &Path) -> anyhow::Result<(impl Watcher, mpsc::Receiver<()>)> {
     let (sender, receiver) = mpsc::channel(1);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading is no change. A full channel says already that there is one.
+        // Ignore reads. If the channel is full, a notification is already pending.
         if event.is_ok_and(|event| !event.kind.is_access()) {
             let _told = sender.try_send(());
         }
@@ -190,7 +190,7 @@ pub fn watch(directory: &Path) -> anyhow::Result<(impl Watcher, mpsc::Receiver<(
     Ok((watcher, receiver))
 }
 
-/// Waits for a change, and until it looks complete.
+/// Waits for a change, and until the files are quiet again.
 pub async fn changed(changes: &mut mpsc::Receiver<()>) {
     if changes.recv().await.is_none() {
         return std::future::pending().await;
@@ -220,7 +220,7 @@ fn walk(directory: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> std::io::Re
         let extension = path.extension().and_then(|extension| extension.to_str());
         if path.is_dir() && depth > 0 {
             match walk(&path, depth - 1, paths) {
-                // Gone since it was listed.
+                // Deleted since the listing.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 other => other?,
             }
@@ -257,8 +257,8 @@ fn parse(content: &[u8]) -> anyhow::Result<Vec<Object>> {
     Ok(objects)
 }
 
-/// The documents of a file. Each begins with as many empty lines as stand before it, so that an
-/// error names the line of the file.
+/// The documents of a file. Each one is padded with the empty lines above it, so that an error has
+/// the line number within the file.
 fn documents(text: &str) -> Vec<String> {
     let mut documents = Vec::new();
     let mut document = String::new();
@@ -282,14 +282,14 @@ fn documents(text: &str) -> Vec<String> {
 
 fn typed<T: DeserializeOwned>(document: &str) -> anyhow::Result<T> {
     serde_saphyr::from_str(document).map_err(|error| {
-        // The first line says where and what; the rest draws it.
+        // The first line has location and cause; the others draw it.
         let text = error.to_string();
         let first = text.lines().next().unwrap_or("it does not parse");
         anyhow!("{}", first.strip_prefix("error: ").unwrap_or(first))
     })
 }
 
-/// Adds what a document holds: an object, or a List of them.
+/// Adds the objects of a document: one object or a List.
 fn add(document: &str, objects: &mut Vec<Object>) -> anyhow::Result<()> {
     let value: serde_json::Value = typed(document)?;
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
@@ -434,14 +434,14 @@ spec:
     }
 
     #[test]
-    fn other_kinds_and_empty_documents_are_passed_over() {
+    fn other_kinds_and_empty_documents_are_skipped() {
         let text = "---\n# nothing\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: \
             HTTPRoute\nmetadata: { name: r }\n---\n";
         assert!(parse(text.as_bytes()).unwrap().is_empty());
     }
 
     #[test]
-    fn a_list_holds_objects() {
+    fn a_list_contains_objects() {
         let deployment: serde_json::Value = typed(DEPLOYMENT).unwrap();
         let namespace = serde_json::json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" },
@@ -459,7 +459,7 @@ spec:
     }
 
     #[test]
-    fn manifests_lie_in_directories_below_as_well() {
+    fn manifests_in_subdirectories_are_read() {
         let directory = std::env::temp_dir().join(format!("naru-below-{}", std::process::id()));
         fs::create_dir_all(directory.join("base/.git")).unwrap();
         for name in ["base/web.yaml", "base/.git/old.yaml", "README.md"] {

@@ -1,5 +1,5 @@
-//! What the manifests ask for, and what it comes to as Kubernetes' objects. In: files. Out:
-//! Services, workloads and pods, without a word of how they are run.
+//! The desired state from the manifests, as Kubernetes objects. In: files. Out: Services, workloads
+//! and pods, independent of how they are run.
 //!
 //! # Floors
 //!

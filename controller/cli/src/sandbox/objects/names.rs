@@ -1,18 +1,19 @@
-//! Names as Kubernetes makes them: `web-6d4cf56db6-x7vbk`.
+//! Generated names in the style of Kubernetes: `web-6d4cf56db6-x7vbk`.
 
 use rand::RngExt;
 use serde::Serialize;
 
-/// Kubernetes' letters for generated names: no vowels, so no words, and nothing that looks alike.
+/// The alphabet of Kubernetes' generated names: without vowels, so that no words appear, and
+/// without look-alikes.
 const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 const SUFFIX_LENGTH: usize = 5;
 const HASH_LENGTH: usize = 10;
-/// The longest name of a pod that fits into a host name.
+/// The longest pod name that is a valid host name.
 const MAX_HOST_NAME: usize = 63;
 
-/// A hash of whatever makes two pods of a workload different.
+/// A hash of everything that distinguishes the pods of a workload.
 pub fn template_hash(template: &impl Serialize) -> String {
-    // Maps are ordered, so equal templates are equal texts.
+    // Maps are ordered, so equal templates serialize equally.
     let text = serde_json::to_vec(template).unwrap_or_default();
     let mut hash = fnv1a(&text);
     (0..HASH_LENGTH)
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_templates_have_equal_hashes_and_others_have_others() {
+    fn equal_templates_have_equal_hashes_and_different_ones_differ() {
         let one = template_hash(&("image", 1));
         assert_eq!(one, template_hash(&("image", 1)));
         assert_ne!(one, template_hash(&("image", 2)));

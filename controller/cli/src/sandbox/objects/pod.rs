@@ -1,4 +1,4 @@
-//! A pod: everything about it that never changes, and how the API server shows it. Pure.
+//! The immutable part of a pod, and its representation in the API. Pure.
 
 use std::net::IpAddr;
 
@@ -8,10 +8,10 @@ use super::template::Template;
 use super::workload::Kind;
 use crate::sandbox::network::{Addresses, Family, NODE_NAME, NODE_V4};
 
-/// The label that says that a pod has a sidecar.
+/// The label that marks a pod as injected.
 const INJECTED: &str = "naru.dev/injected";
 
-/// Everything about a pod that never changes.
+/// The immutable part of a pod.
 #[derive(Clone, Debug)]
 pub struct Pod {
     pub namespace: String,
@@ -22,12 +22,12 @@ pub struct Pod {
     pub ordinal: Option<u32>,
     pub hash: String,
     pub template: Template,
-    /// The number that its addresses are made of.
+    /// The number that determines its addresses.
     pub number: u16,
     pub addresses: Addresses,
-    /// It gets a sidecar.
+    /// Whether it gets a sidecar.
     pub meshed: bool,
-    /// Older pods have smaller ones.
+    /// The age order: older pods have smaller numbers.
     pub age: u64,
 }
 
@@ -44,7 +44,7 @@ impl Pod {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// A pod as the API server shows it.
+    /// The pod's representation in the API.
     pub fn object(&self, running: bool, ready: bool, ending: bool) -> Value {
         let mut labels = self.template.labels.clone();
         if self.meshed {
@@ -98,7 +98,7 @@ impl Pod {
                 "containers": containers.collect::<Vec<_>>(),
             },
             "status": {
-                // The sidecar runs, and is called, before the containers do.
+                // The sidecar is running and reachable before the containers are.
                 "phase": if running { "Running" } else { "Pending" },
                 "podIP": self.addresses.v4.to_string(),
                 "podIPs": addresses,
@@ -147,7 +147,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_pod_with_a_sidecar_says_so_and_where_it_is() {
+    fn a_pod_with_a_sidecar_has_the_label_and_its_addresses() {
         let object = pod("web-1", 2, 8080).object(true, false, false);
         assert_eq!(object["metadata"]["labels"][INJECTED], "true");
         assert_eq!(object["status"]["podIPs"][1]["ip"], "fd00:10:244::2");

@@ -1,4 +1,4 @@
-//! Services: their addresses, and which pods are behind them as EndpointSlices. Pure.
+//! Services: their addresses, and the EndpointSlices of their pods. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::pod::Pod;
 use crate::sandbox::network::{Family, NODE_NAME, SERVICES_V4, SERVICES_V6};
 
-/// Addresses of Services count from this one on: the first ones are a cluster's own by custom.
+/// Addresses of Services start here: by convention the first ones are reserved for the cluster
+/// itself.
 const FIRST_NUMBER: u16 = 16;
 
 /// A Service of a manifest.
@@ -19,14 +20,14 @@ const FIRST_NUMBER: u16 = 16;
 pub struct Service {
     pub namespace: String,
     pub name: String,
-    /// `None`: its endpoints are written in manifests.
+    /// `None`: the manifests contain its EndpointSlices.
     pub selector: Option<BTreeMap<String, String>>,
     pub headless: bool,
-    /// The name that it stands for (`type: ExternalName`).
+    /// The target name (`type: ExternalName`).
     pub external_name: Option<String>,
-    /// Addresses that the manifest asks for.
+    /// Addresses that the manifest requests.
     given: Vec<IpAddr>,
-    /// Families that the manifest asks for, in its order.
+    /// Families that the manifest requests, in its order.
     families: Vec<Family>,
     single: bool,
     publish_not_ready: bool,
@@ -44,14 +45,14 @@ pub struct ServicePort {
     pub app_protocol: Option<String>,
 }
 
-/// The port of a pod that a Service's port leads to.
+/// The target port of a Service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     Number(u16),
     Name(String),
 }
 
-/// One pod behind a Service.
+/// A pod that the Service selects.
 pub struct Member<'a> {
     pub pod: &'a Pod,
     pub ready: bool,
@@ -101,7 +102,7 @@ impl Service {
         let single = match spec.ip_family_policy.as_deref() {
             Some("SingleStack") => true,
             Some("PreferDualStack" | "RequireDualStack") => false,
-            // One family alone is an answer, too; otherwise the sandbox has both.
+            // One family in `ipFamilies` means SingleStack; otherwise the sandbox is dual-stack.
             None => families.len() == 1,
             Some(other) => bail!("spec.ipFamilyPolicy: {other:?} is not known"),
         };
@@ -138,7 +139,7 @@ impl Service {
         })
     }
 
-    /// The families that it has, the first one first.
+    /// The Service's families, in order of preference.
     pub fn families(&self, ipv6: bool) -> Vec<Family> {
         let mut families = self.families.clone();
         families.extend(self.given.iter().map(|address| Family::of(*address)));
@@ -159,7 +160,7 @@ impl Service {
         })
     }
 
-    /// The manifest with what an API server fills in.
+    /// The manifest with the fields that an API server fills in.
     pub fn object(&self, addresses: &[IpAddr], ipv6: bool) -> Value {
         let mut object = self.manifest.clone();
         let families: Vec<_> = self.families(ipv6).into_iter().map(Family::name).collect();
@@ -186,8 +187,7 @@ impl Service {
         (member.ready || self.publish_not_ready) && !member.ending
     }
 
-    /// Its EndpointSlices: one for each family, and for each set of port numbers that its pods
-    /// have.
+    /// Its EndpointSlices: one for each family and set of port numbers.
     pub fn slices(&self, members: &[Member<'_>], ipv6: bool) -> Vec<(String, Value)> {
         let mut slices = Vec::new();
         for family in self.families(ipv6) {
@@ -198,7 +198,7 @@ impl Service {
                     .or_default()
                     .push(member);
             }
-            // A Service without pods has a slice all the same, as in a cluster.
+            // A Service without pods still has a slice, as in a cluster.
             if groups.is_empty() {
                 groups.insert(
                     self.ports.iter().map(ServicePort::number).collect(),
@@ -297,7 +297,7 @@ impl ServicePort {
         }
     }
 
-    /// The port of a pod that this leads to.
+    /// The number of this port in a pod.
     pub fn of(&self, pod: &Pod) -> Option<u16> {
         match &self.target {
             Target::Number(number) => Some(*number),
@@ -306,7 +306,7 @@ impl ServicePort {
     }
 }
 
-/// Which Service has which addresses. A Service keeps its own for as long as it is there.
+/// The addresses of each Service, kept while the Service exists.
 #[derive(Debug, Default)]
 pub struct ClusterIps {
     held: BTreeMap<(String, String), Vec<IpAddr>>,
@@ -314,7 +314,7 @@ pub struct ClusterIps {
 }
 
 impl ClusterIps {
-    /// Brings the addresses in line with the Services. What cannot be is returned as text.
+    /// Assigns addresses to the Services. Problems are returned as text.
     pub fn assign(
         &mut self,
         services: &BTreeMap<(String, String), Service>,
@@ -324,7 +324,7 @@ impl ClusterIps {
         let addressed = |service: &Service| !service.headless && service.external_name.is_none();
         self.held
             .retain(|key, _| services.get(key).is_some_and(addressed));
-        // Those that ask for an address come before those that take any.
+        // Services with requested addresses come before those without.
         let asking = services
             .iter()
             .filter(|(_, s)| addressed(s) && !s.given.is_empty());
@@ -377,7 +377,7 @@ impl ClusterIps {
             .map_or(&[], Vec::as_slice)
     }
 
-    /// A number that no address of either family has; that of `like` if it can be had.
+    /// A number that is free in both families; that of `like` if possible.
     fn number(&mut self, like: IpAddr) -> u16 {
         let used: BTreeSet<u16> = self
             .held
@@ -406,7 +406,7 @@ fn address_of(number: u16, family: Family) -> IpAddr {
     }
 }
 
-/// The number of a Service's address within its network; `None` if it is in neither.
+/// The number of a Service's address within its network. `None`: it is in neither network.
 fn number_of(address: IpAddr) -> Option<u16> {
     let number = match address {
         IpAddr::V4(v4) => v4.to_bits() ^ SERVICES_V4.0.to_bits(),
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn given_addresses_and_families_are_respected() {
+    fn requested_addresses_and_families_are_respected() {
         let mut ips = ClusterIps::default();
         let services = BTreeMap::from([
             named(
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_say_where_pods_are_and_how_they_are() {
+    fn slices_have_the_addresses_and_conditions_of_pods() {
         let service = service(json!({
             "selector": { "app": "web" },
             "ports": [{ "name": "http", "port": 80, "targetPort": "web", "appProtocol": "http" }],
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn the_object_has_what_an_api_server_fills_in_and_all_that_was_there() {
+    fn the_object_keeps_its_fields_and_gets_those_that_an_api_server_fills_in() {
         let service = service(json!({ "ports": [{ "port": 80, "appProtocol": "grpc" }] })).unwrap();
         let object = service.object(&["10.96.0.9".parse().unwrap()], false);
         assert_eq!(object["spec"]["clusterIPs"], json!(["10.96.0.9"]));

@@ -1,5 +1,5 @@
-//! From a pod template of a manifest to what the sandbox runs: programs with their environment,
-//! users, ports and probes. What it does not know it names instead of leaving it out.
+//! Parses a pod template into what the sandbox runs: programs with their environment, users, ports
+//! and probes. Unsupported fields are reported by name rather than ignored.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,22 +11,22 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::sandbox::network::Addresses;
 
-/// The user of the sidecars, whose connections the redirect rules let through: no container may be
-/// it.
+/// The sidecars' user, whose connections the redirect rules exempt: containers must not use it.
 pub const PROXY_UID: u32 = 1337;
-/// Kubernetes' default.
+/// Default of Kubernetes.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
-/// Seconds that anything may be told to wait: an hour and some, so that sums never overflow.
+/// Upper bound on configurable durations, in seconds: slightly over an hour, so that sums never
+/// overflow.
 const MAX_SECONDS: i64 = 4_000;
 
-/// What every pod of a workload is.
+/// The parsed template of a workload's pods.
 #[derive(Clone, Debug)]
 pub struct Template {
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub service_account: String,
     pub subdomain: Option<String>,
-    /// Run one after the other before the rest.
+    /// Run one after the other before the containers.
     pub init: Vec<Container>,
     pub containers: Vec<Container>,
     /// Between SIGTERM and SIGKILL.
@@ -47,7 +47,7 @@ pub struct Container {
     pub readiness: Option<Probe>,
     pub liveness: Option<Probe>,
     pub startup: Option<Probe>,
-    /// An init container that stays (`restartPolicy: Always`).
+    /// A native sidecar: an init container with `restartPolicy: Always`.
     pub stays: bool,
 }
 
@@ -58,14 +58,14 @@ pub struct Port {
     pub protocol: String,
 }
 
-/// Where a variable's value comes from.
+/// The source of a variable's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     Text(String),
     Field(Field),
 }
 
-/// Fields of the pod that a variable can hold.
+/// Fields of the pod that a variable can refer to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Field {
     Name,
@@ -80,7 +80,7 @@ pub enum Field {
     Annotation(String),
 }
 
-/// How a container is asked how it is.
+/// A probe of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
     pub action: Action,
@@ -102,7 +102,7 @@ pub enum Action {
     Exec(Vec<String>),
 }
 
-/// What a pod knows about itself.
+/// The pod's values for variables.
 pub struct Facts<'a> {
     pub namespace: &'a str,
     pub name: &'a str,
@@ -166,7 +166,7 @@ impl Template {
         })
     }
 
-    /// The number of a port that a Service names; a name may be another number in each pod.
+    /// The number of a named port; a name may stand for another number in each pod.
     pub fn port(&self, name: &str, protocol: &str) -> Option<u16> {
         self.containers
             .iter()
@@ -229,7 +229,7 @@ impl Container {
         })
     }
 
-    /// Its variables with their values, `$(NAME)` replaced by those before them.
+    /// Its variables with their values; `$(NAME)` expands to earlier variables.
     pub fn environment(&self, facts: &Facts<'_>) -> Vec<(String, String)> {
         let mut done: Vec<(String, String)> = Vec::with_capacity(self.env.len());
         for (name, value) in &self.env {
@@ -242,7 +242,7 @@ impl Container {
         done
     }
 
-    /// Its command with `$(NAME)` replaced.
+    /// Its command with `$(NAME)` expanded.
     pub fn command(&self, environment: &[(String, String)]) -> Vec<String> {
         self.argv
             .iter()
@@ -329,7 +329,7 @@ impl Probe {
         } else if let Some(tcp) = &probe.tcp_socket {
             Action::Tcp(port("tcpSocket.port", &tcp.port)?)
         } else if let Some(grpc) = &probe.grpc {
-            // Whether it listens is as much as the sandbox asks.
+            // The sandbox only checks that the port accepts connections.
             Action::Tcp(port_number("grpc.port", grpc.port)?)
         } else if let Some(exec) = &probe.exec {
             let command = exec.command.clone().unwrap_or_default();
@@ -402,7 +402,7 @@ fn seconds_of(field: &str, seconds: i64) -> anyhow::Result<Duration> {
     }
 }
 
-/// Replaces `$(NAME)` by a variable's value, where there is one; `$$` is a dollar sign.
+/// Expands `$(NAME)` if the variable exists; `$$` is a dollar sign.
 fn expand(text: &str, variables: &[(String, String)]) -> String {
     let mut done = String::with_capacity(text.len());
     let mut rest = text;
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn references_to_variables_are_replaced_as_kubernetes_does() {
+    fn references_to_variables_are_expanded_as_in_kubernetes() {
         let variables = [("HOST".to_owned(), "web".to_owned())];
         assert_eq!(expand("http://$(HOST):80", &variables), "http://web:80");
         assert_eq!(
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_take_fields_of_the_pod_and_earlier_variables() {
+    fn variables_refer_to_fields_of_the_pod_and_to_earlier_variables() {
         let template = template(json!({ "containers": [{
             "name": "a", "command": ["run"], "args": ["--at", "$(URL)"],
             "env": [
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_sandbox_cannot_do_is_named() {
+    fn unsupported_fields_are_named() {
         let wrong = |container: serde_json::Value| {
             let error = template(json!({ "containers": [container] })).unwrap_err();
             format!("{error:#}")

@@ -1,9 +1,9 @@
-//! From what a Deployment or StatefulSet asks for and the pods that there are to the pods to start
-//! and the pods to stop. Pure.
+//! From the spec of a Deployment or StatefulSet and its existing pods to the pods to start and
+//! stop. Pure.
 
 use super::template::Template;
 
-/// What a workload asks for.
+/// The desired state of a workload.
 #[derive(Clone, Debug)]
 pub struct Desired {
     pub kind: Kind,
@@ -11,7 +11,7 @@ pub struct Desired {
     pub name: String,
     pub replicas: u32,
     pub template: Template,
-    /// Pods of another hash are replaced.
+    /// Pods with another hash are replaced.
     pub hash: String,
 }
 
@@ -33,30 +33,29 @@ impl Kind {
     }
 }
 
-/// A pod of the workload, as far as this has to know it. Those that are ending count until they are
-/// gone.
+/// The state of an existing pod. Terminating pods count until they are gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Existing {
     pub uid: String,
     pub hash: String,
-    /// Of a StatefulSet's pod.
+    /// The ordinal of a StatefulSet's pod.
     pub ordinal: Option<u32>,
     pub ready: bool,
     pub ending: bool,
-    /// Older pods have smaller ones.
+    /// The age order: older pods have smaller numbers.
     pub age: u64,
 }
 
-/// What to do now; more may be to do when pods have become ready or are gone.
+/// The next steps; more may follow when pods become ready or are gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Steps {
-    /// Pods to start, with the ordinal of a StatefulSet's.
+    /// Pods to start, with the ordinal if they are a StatefulSet's.
     pub start: Vec<Option<u32>>,
     /// Uids of pods to stop.
     pub stop: Vec<String>,
 }
 
-/// The next steps towards what `desired` asks for.
+/// The next steps towards `desired`.
 pub fn next_steps(desired: &Desired, pods: &[Existing]) -> Steps {
     match desired.kind {
         Kind::Deployment { recreate } => deployment(desired, pods, recreate),
@@ -64,7 +63,7 @@ pub fn next_steps(desired: &Desired, pods: &[Existing]) -> Steps {
     }
 }
 
-/// A new pod is ready before an old one stops: one more than asked for, none less.
+/// A new pod becomes ready before an old one stops: maxSurge 1, maxUnavailable 0.
 fn deployment(desired: &Desired, pods: &[Existing], recreate: bool) -> Steps {
     const SURGE: usize = 1;
     let wanted = desired.replicas as usize;
@@ -72,7 +71,7 @@ fn deployment(desired: &Desired, pods: &[Existing], recreate: bool) -> Steps {
     let (mut new, mut old): (Vec<_>, Vec<_>) = live().partition(|pod| pod.hash == desired.hash);
     let mut steps = Steps::default();
 
-    // Too many new ones: those that are not ready first, then the youngest.
+    // Too many new ones: stop unready ones first, then the youngest.
     new.sort_by_key(|pod| (!pod.ready, pod.age));
     for pod in new.drain(wanted.min(new.len())..) {
         steps.stop.push(pod.uid.clone());
@@ -89,7 +88,7 @@ fn deployment(desired: &Desired, pods: &[Existing], recreate: bool) -> Steps {
     }
     let room = (wanted + SURGE).saturating_sub(new.len() + old.len());
     steps.start = vec![None; missing.min(room)];
-    // Those that serve nothing go at once; the others when enough are ready without them.
+    // Unready pods stop at once; others stop when enough pods are ready without them.
     old.sort_by_key(|pod| (pod.ready, std::cmp::Reverse(pod.age)));
     let ready = new.iter().chain(&old).filter(|pod| pod.ready).count();
     let mut spare = ready.saturating_sub(wanted);
@@ -105,8 +104,8 @@ fn deployment(desired: &Desired, pods: &[Existing], recreate: bool) -> Steps {
     steps
 }
 
-/// In order: a pod starts when those before it are ready, and an old one is replaced from the last
-/// on.
+/// In order: a pod starts when those before it are ready, and old ones are replaced in reverse
+/// order.
 fn stateful_set(desired: &Desired, pods: &[Existing]) -> Steps {
     let mut steps = Steps::default();
     let at = |ordinal: u32| pods.iter().find(|pod| pod.ordinal == Some(ordinal));
@@ -165,7 +164,7 @@ mod tests {
         desired(Kind::Deployment { recreate: false }, replicas)
     }
 
-    /// `"a new ready"`, in the order of their age; a number as the name is an ordinal.
+    /// `"a new ready"`, in the order of their age; a numeric name is an ordinal.
     fn pods(texts: &[&str]) -> Vec<Existing> {
         let pod = |(age, text): (usize, &&str)| {
             let words: Vec<_> = text.split(' ').collect();
@@ -194,13 +193,13 @@ mod tests {
     }
 
     #[test]
-    fn scaling_down_stops_what_is_not_ready_and_then_the_youngest() {
+    fn scaling_down_stops_unready_pods_and_then_the_youngest() {
         let pods = pods(&["a new ready", "b new waiting", "c new ready", "d new ready"]);
         assert_eq!(next_steps(&rolling(2), &pods), steps(0, &["d", "b"]));
     }
 
     #[test]
-    fn an_ending_pod_is_replaced_at_once() {
+    fn a_terminating_pod_is_replaced_at_once() {
         let pods = pods(&["a new ready", "b new ending"]);
         assert_eq!(next_steps(&rolling(2), &pods), steps(1, &[]));
     }
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_pod_that_serves_nobody_makes_room_at_once() {
+    fn an_old_pod_that_is_not_ready_stops_at_once() {
         let pods = pods(&["a old waiting"]);
         assert_eq!(next_steps(&rolling(1), &pods), steps(1, &["a"]));
     }
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stateful_set_starts_in_order_and_changes_from_the_last() {
+    fn a_stateful_set_starts_in_order_and_updates_in_reverse() {
         let set = desired(Kind::StatefulSet, 2);
         let start = |ordinal| Steps {
             start: vec![Some(ordinal)],

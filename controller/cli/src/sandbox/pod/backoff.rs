@@ -1,14 +1,14 @@
-//! How long to wait before something that failed is tried again.
+//! Backoff between attempts.
 
 use std::time::{Duration, Instant};
 
 const FIRST: Duration = Duration::from_secs(1);
-/// Kubernetes waits up to five minutes; a person watches a sandbox.
+/// Kubernetes waits up to five minutes, but a person is watching a sandbox.
 const LONGEST: Duration = Duration::from_secs(30);
-/// What ran this long before it failed counts as new.
+/// A run of this length resets the backoff.
 const GOOD: Duration = Duration::from_secs(60);
 
-/// Doubles from a second on.
+/// Doubles, starting at one second.
 #[derive(Debug)]
 pub struct Backoff {
     next: Duration,
@@ -28,7 +28,7 @@ impl Backoff {
         self.started = Instant::now();
     }
 
-    /// The attempt failed: how long to wait for the next one.
+    /// The attempt failed. Returns the delay before the next one.
     pub fn failed(&mut self) -> Duration {
         if self.started.elapsed() >= GOOD {
             self.next = FIRST;

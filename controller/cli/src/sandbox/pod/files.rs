@@ -1,5 +1,5 @@
-//! A pod's files on the node: those that it sees as its own (name resolution, token and trust
-//! anchors), and its logs.
+//! A pod's files on the node: name resolution, token and trust anchors, which are mounted into the
+//! pod, and its logs.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use crate::sandbox::network::NODE_V4;
 use crate::sandbox::network::dns::ZONE;
 use crate::sandbox::objects::{PROXY_UID, Pod};
 
-/// Where they are.
+/// The directory of a pod's files.
 pub fn directory(pod: &Pod) -> PathBuf {
     Path::new(files::PODS).join(&pod.uid)
 }
@@ -22,7 +22,7 @@ pub fn log(pod: &Pod, container: &str) -> PathBuf {
     files::log(&format!("{}_{}_{container}", pod.namespace, pod.name))
 }
 
-/// Writes what a pod will see.
+/// Writes the files that are mounted into a pod.
 pub fn write(directory: &Path, pod: &Pod) -> io::Result<()> {
     fs::create_dir_all(directory.join("secrets"))?;
     let namespace = &pod.namespace;
@@ -40,7 +40,7 @@ pub fn write(directory: &Path, pod: &Pod) -> io::Result<()> {
     }
     fs::write(directory.join("resolv.conf"), resolv)?;
     fs::write(directory.join("hosts"), hosts)?;
-    // The machine's own may ask services that know nothing of the pod's names.
+    // The machine's own file may list services that cannot resolve the pod's names.
     let switch = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
     let mut own = String::new();
     for line in switch
@@ -54,7 +54,7 @@ pub fn write(directory: &Path, pod: &Pod) -> io::Result<()> {
     fs::write(directory.join("nsswitch.conf"), own)
 }
 
-/// Writes the token and the trust anchors, each in one step.
+/// Writes the token and the trust anchors, each atomically.
 pub fn write_secrets(kubelet: &Kubelet, pod: &Pod) -> anyhow::Result<()> {
     if !pod.meshed {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What the pods need from the node, and what the node is told of them.
+//! The node's services for pods, and the events that pods report.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::sandbox::process::{Exec, Namespaces, Reaper, Terminal, User};
 use crate::sandbox::report::Report;
 use crate::sandbox::token::TokenIssuer;
 
-/// What pods need from the node. Cheap to clone.
+/// The node's services for pods. Cheap to clone.
 #[derive(Clone)]
 pub struct Kubelet {
     pub plan: Arc<Plan>,
@@ -25,17 +25,17 @@ pub struct Kubelet {
     pub report: Report,
 }
 
-/// Something happened to a pod.
+/// An event of a pod.
 #[derive(Debug)]
 pub struct Event {
     pub uid: String,
     pub status: Status,
 }
 
-/// How a pod is.
+/// The status of a pod.
 #[derive(Clone, Debug)]
 pub enum Status {
-    /// It is being set up; what is done right now.
+    /// Being set up, with the current step.
     Starting(&'static str),
     /// Its containers run.
     Running {
@@ -43,7 +43,7 @@ pub enum Status {
         restarts: u32,
         namespaces: Namespaces,
     },
-    /// Nothing is left of it.
+    /// All of it has been removed.
     Gone,
 }
 
@@ -53,11 +53,11 @@ impl Kubelet {
             uid: pod.uid.clone(),
             status,
         };
-        // The node reads them for as long as there is one.
+        // The node receives events until it ends.
         let _node_ends = self.events.send(event).await;
     }
 
-    /// The variables that every container has.
+    /// The variables of every container.
     pub fn base_environment(&self, pod: &Pod) -> Vec<(String, String)> {
         vec![
             ("PATH".to_owned(), format!("{PROGRAMS}:{}", self.plan.path)),
@@ -66,7 +66,7 @@ impl Kubelet {
         ]
     }
 
-    /// What one of a pod's containers runs as, and with which variables.
+    /// The user, environment and program of a container.
     pub fn exec(&self, pod: &Pod, container: &Container) -> Exec {
         let facts = Facts {
             namespace: &pod.namespace,
@@ -81,8 +81,8 @@ impl Kubelet {
         let argv = container.command(&own);
         let mut env = self.base_environment(pod);
         if container.user.is_some() {
-            // The caller's home is another user's. Container runtimes say this of one that they do
-            // not know.
+            // The caller's home belongs to another user. Container runtimes use `/` for unknown
+            // users.
             env.push(("HOME".to_owned(), "/".to_owned()));
         }
         env.extend(own);

@@ -1,5 +1,4 @@
-//! A pod: its namespaces and files, its sidecar, its containers, from the first to the last of
-//! them.
+//! The life cycle of a pod: its namespaces and files, its sidecar, its containers.
 //!
 //! ```text
 //! namespaces, network, files ─▶ redirect rules ─▶ sidecar ready ─▶ init containers ─▶ containers
@@ -29,13 +28,13 @@ use crate::sandbox::process::mounts::Mounts;
 use crate::sandbox::process::{self, Namespaces, Process, Stage, blocking, isolate};
 use crate::sandbox::token;
 
-/// Between the withdrawal of a pod from its Services and its SIGTERM: as long as every proxy needs
-/// to hear of it.
+/// Between the withdrawal of a pod from its Services and its SIGTERM: enough for every proxy to get
+/// the update.
 const WITHDRAWAL: Duration = Duration::from_secs(1);
-/// Health messages that wait to be read, at most.
+/// Capacity of the queue of health messages.
 const MESSAGES: usize = 64;
 
-/// Lives a pod's whole life. It ends some time after `stop` holds true.
+/// Runs a pod from start to end. It ends some time after `stop` becomes true.
 pub async fn live(kubelet: Kubelet, pod: Arc<Pod>, mut stop: watch::Receiver<bool>) {
     let mut backoff = Backoff::new();
     while !*stop.borrow() {
@@ -66,14 +65,14 @@ pub async fn live(kubelet: Kubelet, pod: Arc<Pod>, mut stop: watch::Receiver<boo
     kubelet.tell(&pod, Status::Gone).await;
 }
 
-/// A pod while it lives.
+/// A running pod.
 struct Life<'a> {
     kubelet: &'a Kubelet,
     pod: &'a Pod,
     /// The process that holds the namespaces.
     holder: Option<Process>,
     sidecar: Option<Supervised>,
-    /// Init containers that stay.
+    /// Native sidecars of the manifest.
     staying: Vec<Supervised>,
 }
 
@@ -83,10 +82,10 @@ impl Life<'_> {
         let starting = self.start(&sender, &mut told);
         let (namespaces, mut containers) = tokio::select! {
             started = starting => started?,
-            // What has been started by then is ended with the namespaces.
+            // Processes started so far end with the namespaces.
             () = asked(stop) => return Ok(()),
         };
-        // The first ones are the sidecar and those that stay.
+        // The sidecar comes first, then the native sidecars.
         let mut health = vec![Health::default(); containers.len() + self.staying.len() + 1];
         health[0].ready = true;
         let mut restarts = 0;
@@ -127,7 +126,7 @@ impl Life<'_> {
         self.holder = Some(holder);
         lived?;
         tokio::time::sleep(WITHDRAWAL).await;
-        // What they tell from here on is not read.
+        // Later health messages are dropped.
         drop(told);
         let mut ending = tokio::task::JoinSet::new();
         for container in containers.drain(..) {
@@ -137,7 +136,7 @@ impl Life<'_> {
         Ok(())
     }
 
-    /// Ends what is left, in order: those that stay, the sidecar, the namespaces.
+    /// Stops the rest, in order: the native sidecars, the sidecar, the namespaces.
     async fn end(mut self) {
         while let Some(container) = self.staying.pop() {
             container.stop().await;
@@ -226,7 +225,7 @@ impl Life<'_> {
         self.kubelet.tell(self.pod, Status::Starting(what)).await;
     }
 
-    /// Makes the namespaces with the process that holds them.
+    /// Creates the namespaces, with the process that holds them.
     async fn namespaces(&mut self) -> anyhow::Result<Namespaces> {
         let directory = files::directory(self.pod);
         files::write(&directory, self.pod).context("writing the pod's files")?;
@@ -253,7 +252,7 @@ impl Life<'_> {
             let Some((namespaces, Some(mut output))) = made else {
                 return Err(std::io::Error::other("the process has no output"));
             };
-            // It ends, or says that it is ready.
+            // The process either exits or reports readiness.
             let mut word = [0; 6];
             let ready = output.read_exact(&mut word).is_ok();
             Ok((process, namespaces, ready))
@@ -272,7 +271,7 @@ impl Life<'_> {
         Ok(namespaces)
     }
 
-    /// Those there are stay valid for a while if it fails.
+    /// If this fails, the existing secrets stay valid for a while.
     fn refresh_secrets(&self) {
         if let Err(error) = files::write_secrets(self.kubelet, self.pod) {
             self.kubelet.report.say(&format!(

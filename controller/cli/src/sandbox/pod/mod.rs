@@ -1,5 +1,5 @@
-//! A pod's life: its namespaces and files, its sidecar and its containers. In: a [`Pod`] and what
-//! it needs from the node ([`Kubelet`]). Out: [`Event`]s.
+//! The life cycle of a pod: its namespaces and files, its sidecar and its containers. In: a [`Pod`]
+//! and the node's services for it ([`Kubelet`]). Out: [`Event`]s.
 //!
 //! # Floors
 //!

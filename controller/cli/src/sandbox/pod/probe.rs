@@ -1,5 +1,5 @@
-//! Probes of a container, made from inside the pod, on its loopback addresses: redirect rules leave
-//! these alone, so that a probe meets the app and never a sidecar.
+//! Probes of a container, sent inside the pod to its loopback addresses: redirect rules exempt
+//! these, so that a probe reaches the app without the sidecar.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,26 +11,26 @@ use crate::quiet_http;
 use crate::sandbox::objects::{Action, Probe};
 use crate::sandbox::process::{self, Exec, Namespaces, Process, Reaper, Stage, blocking};
 
-/// How often a container that has not been ready yet is asked: a person waits for it.
+/// Probe interval until the container is first ready: a person is waiting for it.
 const EAGER: Duration = Duration::from_millis(100);
 
-/// What is needed to probe a container.
+/// The context of a container's probes.
 #[derive(Clone)]
 pub struct Prober {
     pub namespaces: Namespaces,
     pub reaper: Reaper,
     pub naru: std::path::PathBuf,
-    /// What an `exec` probe's command is run like.
+    /// How an `exec` probe's command is run.
     pub exec: Exec,
     pub ipv6: bool,
 }
 
-/// What a container's probes say.
+/// The result of a container's probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Ready,
     NotReady,
-    /// It must be restarted.
+    /// The container must be restarted.
     Dead,
 }
 
@@ -43,7 +43,7 @@ pub struct Probes {
 }
 
 impl Prober {
-    /// Probes a container that has just been started and tells each verdict; ends with
+    /// Probes a container that has just been started and reports each verdict; ends with
     /// [`Verdict::Dead`].
     pub async fn watch(&self, probes: &Probes, mut tell: impl FnMut(Verdict) + Send) {
         if let Some(startup) = &probes.startup
@@ -58,7 +58,7 @@ impl Prober {
             tell(Verdict::Dead);
             return;
         };
-        // In a block, so that what borrows `tell` is gone before the last verdict.
+        // In a block, so that the borrow of `tell` ends before the last verdict.
         {
             let ready = self.readiness(readiness, &mut tell);
             tokio::select! {
@@ -84,7 +84,7 @@ impl Prober {
     async fn readiness(&self, probe: &Probe, tell: &mut (impl FnMut(Verdict) + Send)) {
         tokio::time::sleep(probe.delay).await;
         let (mut ready, mut ever) = (false, false);
-        // Answers in a row that contradict the verdict in force.
+        // Consecutive results that contradict the current verdict.
         let mut against = 0;
         loop {
             if self.ask(probe).await == ready {
@@ -113,7 +113,7 @@ impl Prober {
         }
     }
 
-    /// Returns when it is dead.
+    /// Returns when the container is dead.
     async fn alive(&self, probe: Option<&Probe>) {
         let Some(probe) = probe else {
             return std::future::pending().await;
@@ -129,7 +129,7 @@ impl Prober {
         }
     }
 
-    /// One probe: whether the answer was good.
+    /// Runs one probe. Returns whether it succeeded.
     async fn ask(&self, probe: &Probe) -> bool {
         let answer = async {
             match &probe.action {
@@ -171,7 +171,7 @@ impl Prober {
         blocking(move || reaper.spawn(|| namespaces.spawn(command))).await
     }
 
-    /// Connects to a port of the pod, by IPv4 and otherwise by IPv6.
+    /// Connects to a port of the pod, over IPv4 and then IPv6.
     pub async fn connect(&self, port: u16) -> io::Result<TcpStream> {
         let v4 = self.connect_to(Ipv4Addr::LOCALHOST.into(), port).await;
         match v4 {

@@ -1,5 +1,5 @@
-//! What a meshed pod has besides its containers: the redirect rules and the sidecar. In: the pod
-//! and its annotations. Out: the command lines of `naru-proxy`.
+//! The mesh's part of a pod: the redirect rules and the sidecar. In: the pod and its annotations.
+//! Out: the command lines of `naru-proxy`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use crate::sandbox::objects::{Action, PROXY_UID, Pod, Probe};
 use crate::sandbox::process::mounts::{PROXY, SECRETS};
 use crate::sandbox::process::{Exec, Terminal, User};
 
-/// The port on which a sidecar says how it is.
+/// The sidecar's admin port.
 pub const PROXY_ADMIN_PORT: u16 = 15_020;
 
-/// Marks the sockets of a sidecar that has no user of its own.
+/// Marks the sockets of a sidecar that shares its user.
 const PROXY_MARK: u32 = 0x6e61;
-/// How long a sidecar may take to finish what is in flight after its pod's containers have ended.
+/// How long a sidecar may take to finish requests in flight after its pod's containers have ended.
 const PROXY_GRACE: Duration = Duration::from_secs(5);
 
 /// The sidecar of a pod.
@@ -32,7 +32,7 @@ pub struct Sidecar<'a> {
 }
 
 impl Sidecar<'_> {
-    /// The sidecar's program, as the node's own user, with arguments.
+    /// Runs the sidecar's program as the node's own user.
     pub fn exec(&self, name: &str, arguments: Vec<String>) -> Exec {
         let mut argv = vec![PROXY.to_owned()];
         argv.extend(arguments);
@@ -52,7 +52,7 @@ impl Sidecar<'_> {
         self.pod.template.annotations.get(name).map(String::as_str)
     }
 
-    /// Puts the redirect rules in place.
+    /// Sets the redirect rules.
     pub async fn redirect(&self, prober: &Prober) -> anyhow::Result<()> {
         let mut arguments = vec!["init".to_owned()];
         if self.kubelet.plan.root {
@@ -91,7 +91,7 @@ impl Sidecar<'_> {
         Ok(())
     }
 
-    /// The sidecar as it is kept running.
+    /// The sidecar as a supervised container.
     pub fn runnable(&self, prober: &Prober) -> Runnable {
         let plan = &self.kubelet.plan;
         let log = self
@@ -115,7 +115,7 @@ impl Sidecar<'_> {
         }
         for flag in ["client-address", "forwarded-headers", "proxy-protocol"] {
             if let Some(value) = self.annotation(&format!("naru.dev/{flag}")) {
-                // Case and spaces mean nothing in a cluster either.
+                // Annotation values ignore case and spaces, as in a cluster.
                 let value = value.to_ascii_lowercase().replace(' ', "");
                 arguments.push(format!("--{flag}={value}"));
             }

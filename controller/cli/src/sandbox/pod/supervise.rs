@@ -1,4 +1,4 @@
-//! One container: started, probed, restarted with growing pauses, and stopped in order.
+//! One container: started, probed, restarted with growing delays, and stopped in order.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::sandbox::files::{last_lines, open_log};
 use crate::sandbox::process::{self, Exec, Exit, Process, Stage, blocking};
 use crate::sandbox::report::Report;
 
-/// What a container is to be.
+/// How a container is run.
 #[derive(Clone)]
 pub struct Runnable {
     pub exec: Exec,
@@ -27,7 +27,7 @@ pub struct Runnable {
     pub report: Report,
 }
 
-/// How a container is.
+/// The health of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Health {
     pub ready: bool,
@@ -41,17 +41,17 @@ pub struct Supervised {
 }
 
 impl Supervised {
-    /// Keeps a container running. Every change of its health is told with `index`.
+    /// Keeps a container running. Every change of its health is sent with `index`.
     pub fn start(runnable: Runnable, index: usize, told: mpsc::Sender<(usize, Health)>) -> Self {
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(keep_running(runnable, index, told, stopped));
         Self { stop, task }
     }
 
-    /// Stops it, and waits for its end.
+    /// Stops it, and waits until it has ended.
     pub async fn stop(self) {
         self.stop.send_replace(true);
-        // It ended in any case.
+        // The task has ended either way.
         let _ended = self.task.await;
     }
 }
@@ -93,7 +93,7 @@ async fn keep_running(
     }
 }
 
-/// Runs until the container ends, and says how, or until it was asked to stop and has.
+/// Runs until the container ends, and returns how; or until it has stopped on request.
 async fn run(
     runnable: &Runnable,
     process: &mut Process,
@@ -132,7 +132,7 @@ async fn run(
             }
         }
     };
-    // What it started goes with it.
+    // Kill its children as well.
     process.signal_group(Signal::SIGKILL);
     Some(ended)
 }
@@ -150,7 +150,7 @@ impl Runnable {
         blocking(move || reaper.spawn(|| namespaces.spawn(command))).await
     }
 
-    /// Runs it to its end.
+    /// Runs it to completion.
     pub async fn run_once(&self) -> io::Result<Exit> {
         Ok(self.start().await?.wait().await)
     }
@@ -168,8 +168,8 @@ impl Runnable {
     }
 }
 
-/// Waits until `stop` holds true, or its sender is gone.
+/// Waits until `stop` is true, or its sender is dropped.
 pub async fn asked(stop: &mut watch::Receiver<bool>) {
-    // Either way it is time.
+    // Both cases mean stop.
     let _holder = stop.wait_for(|stop| *stop).await;
 }

@@ -1,5 +1,5 @@
-//! What a program in a pod does between `fork` and its real work: it enters what is left to enter,
-//! and becomes the program.
+//! The steps of a pod's program between `fork` and `exec`: it enters the remaining namespaces,
+//! switches the user, and executes the program.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -12,46 +12,46 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setpgid, setsid, setuid, tcsetpgrp};
 use serde::{Deserialize, Serialize};
 
-/// A shell's exit code for a program that is there and cannot be run.
+/// A shell's exit code for a program that exists and cannot be run.
 const CANNOT_RUN: u8 = 126;
-/// A shell's exit code for a program that is not there.
+/// A shell's exit code for a program that does not exist.
 const NOT_FOUND: u8 = 127;
 
-/// A program to become.
+/// A program to execute.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Exec {
     pub name: String,
     pub argv: Vec<String>,
     pub env: Vec<(String, String)>,
     pub directory: PathBuf,
-    /// The root directory will do if the user cannot enter this one.
+    /// Use the root directory if the user cannot enter this one.
     pub or_root: bool,
     pub user: User,
     pub no_new_privileges: bool,
     pub terminal: Terminal,
 }
 
-/// Whom a program runs as.
+/// The user of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum User {
-    /// As the node does.
+    /// The node's user.
     Same,
     /// Another user of the machine.
     Switch { uid: u32, gid: u32 },
-    /// The same user, which a user namespace of its own calls by these numbers.
+    /// The same user, mapped to these numbers in a user namespace of its own.
     Mapped { uid: u32, gid: u32 },
 }
 
-/// How a program stands to the terminal.
+/// The program's relation to the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Terminal {
-    /// It has none.
+    /// No controlling terminal.
     Detached,
-    /// It is the one that the terminal's signals go to.
+    /// In the foreground process group, which gets the terminal's signals.
     Foreground,
 }
 
-/// Runs the program in this process. Returns only where that fails.
+/// Executes the program in this process. Returns only on failure.
 pub fn become_program(exec: &Exec) -> ExitCode {
     let error = match prepare(exec) {
         Ok(mut command) => command.exec(),
@@ -110,11 +110,11 @@ fn prepare(exec: &Exec) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// Makes this process the one that Ctrl-C on the terminal of standard input is for.
+/// Moves this process to the foreground of the terminal of standard input, so that it gets Ctrl-C.
 fn foreground() -> anyhow::Result<()> {
     let this = nix::unistd::getpid();
     setpgid(this, this).context("setpgid")?;
-    // A process that is not in the foreground is stopped for what this one is about to do.
+    // The kernel stops a background process (SIGTTOU) for the next call.
     let mut stop = SigSet::empty();
     stop.add(Signal::SIGTTOU);
     stop.thread_block()?;

@@ -1,5 +1,5 @@
-//! The process that holds a pod's namespaces: PID 1 of the pod. It makes the pod's view of the
-//! machine, says so on standard output, and from then on only buries orphans.
+//! The process that holds a pod's namespaces: PID 1 of the pod. It mounts the pod's view of the
+//! machine, reports that on standard output, and from then on only reaps orphans.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::mounts::Mounts;
 
-/// Sets a pod's view of the machine up, says so, and then only buries orphans.
+/// Sets up a pod's view of the machine, reports readiness, and then only reaps orphans.
 pub fn run(mounts: &Mounts) -> anyhow::Result<()> {
     mounts.apply()?;
     let mut signals = SigSet::empty();
@@ -17,7 +17,7 @@ pub fn run(mounts: &Mounts) -> anyhow::Result<()> {
     signals.thread_block()?;
     std::io::stdout().write_all(b"ready\n")?;
     loop {
-        // An error says that there is no child: the next one's end is a signal.
+        // An error means that there is no child: wait for SIGCHLD.
         if waitpid(Pid::from_raw(-1), None).is_err() {
             signals.wait()?;
         }

@@ -1,5 +1,5 @@
-//! The process outside: it makes the PID namespace (and, for an ordinary user, the user namespace)
-//! that all the rest lives in, and stays to pass on signals and the exit code.
+//! The process outside: it creates the PID namespace (and, for an ordinary user, the user
+//! namespace) of all other processes, and stays to forward signals and the exit code.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -14,7 +14,8 @@ use nix::unistd::{Pid, getegid, geteuid};
 use super::stage::{self, Stage};
 use crate::sandbox::plan::Plan;
 
-/// What the shell adds to a signal's number for the exit code of a process that it ended.
+/// A shell adds this to a signal's number for the exit code of a process that the signal has
+/// terminated.
 const SIGNALLED: i32 = 128;
 
 const HELP: &str = "the sandbox needs root, or namespaces for ordinary users. Any one of these \
@@ -26,9 +27,9 @@ const HELP: &str = "the sandbox needs root, or namespaces for ordinary users. An
     - in a container: start it with --privileged (or --cap-add SYS_ADMIN --cap-add NET_ADMIN \
     --security-opt seccomp=unconfined --security-opt systempaths=unconfined)";
 
-/// Runs the node in namespaces of its own until it ends; its exit code.
+/// Runs the node in namespaces of its own. Returns its exit code.
 pub fn run(mut plan: Plan) -> anyhow::Result<u8> {
-    // Before there is a child: its end must not be missed.
+    // Block signals before the child starts: its SIGCHLD must not be missed.
     let mut signals = SigSet::empty();
     for signal in [
         Signal::SIGCHLD,
@@ -44,7 +45,7 @@ pub fn run(mut plan: Plan) -> anyhow::Result<u8> {
     if plan.root {
         match unshare(CloneFlags::CLONE_NEWPID) {
             Ok(()) => {}
-            // Root without CAP_SYS_ADMIN: a container's.
+            // Root without CAP_SYS_ADMIN, as in a container.
             Err(Errno::EPERM) => plan.root = false,
             Err(error) => return Err(error).context("making a PID namespace"),
         }
@@ -69,14 +70,14 @@ pub fn run(mut plan: Plan) -> anyhow::Result<u8> {
                 Err(error) => return Err(error).context("waiting for the node"),
             },
             signal => {
-                // It may have ended in this moment, which SIGCHLD tells.
+                // The node may have just exited, which SIGCHLD reports.
                 let _ended = kill(node, signal);
             }
         }
     }
 }
 
-/// Enters a new user namespace in which this user is root, and makes the PID namespace in it.
+/// Enters a new user namespace as root, and creates the PID namespace in it.
 fn user_namespace() -> anyhow::Result<()> {
     let (uid, gid) = (geteuid(), getegid());
     match unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID) {
@@ -91,13 +92,13 @@ fn user_namespace() -> anyhow::Result<()> {
             anyhow!("writing /proc/self/{file} in a new user namespace: {error}; {HELP}")
         })
     };
-    // The kernel wants it before a group is mapped without privilege.
+    // The kernel requires this before an unprivileged group mapping.
     map("setgroups", "deny".to_owned())?;
     map("uid_map", format!("0 {uid} 1\n"))?;
     map("gid_map", format!("0 {gid} 1\n"))
 }
 
-/// What to say where the kernel refuses what a namespace's own root may do.
+/// A hint for when the kernel refuses an operation that a namespace's own root may do.
 pub fn refused(root: bool) -> &'static str {
     if root {
         "the kernel refused: in a container, start it with --privileged"

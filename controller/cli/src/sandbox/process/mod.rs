@@ -1,5 +1,5 @@
-//! The sandbox's processes. In: a [`Stage`] for each. Out: this program again, in the namespaces
-//! and as the user that the stage asks for.
+//! The sandbox's processes. In: a [`Stage`] for each. Out: this program again, in the stage's
+//! namespaces and as its user.
 //!
 //! # Floors
 //!
@@ -26,7 +26,7 @@ pub use namespaces::Namespaces;
 pub use reaper::{Exit, Process, Reaper};
 pub use stage::{Stage, StageArgs, command};
 
-/// Does what blocks where it is no harm.
+/// Runs blocking work on a thread pool.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

@@ -1,4 +1,4 @@
-//! The files that a pod sees as its own: name resolution, its token, and a /run.
+//! The pod's own files: name resolution, its token, and a /run.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -12,25 +12,24 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::sethostname;
 use serde::{Deserialize, Serialize};
 
-/// How large a pod's /run may become: a few sockets, pid files and small caches.
+/// Size of a pod's /run: a few sockets, pid files and small caches.
 const RUN_SIZE: &str = "mode=0755,size=64m";
-/// The files that name resolution reads, and that are the pod's own.
+/// The files for name resolution that are the pod's own.
 const ETC: [&str; 3] = ["resolv.conf", "hosts", "nsswitch.conf"];
 
-/// Where a pod finds its token and the trust anchors.
+/// The directory of a pod's token and trust anchors.
 pub const SECRETS: &str = "/run/secrets/naru";
-/// Where a pod finds the programs that lie beside this one, and its sidecar: a pod's users can
-/// enter these directories, and not always those that the programs were built in (in /root,
-/// mostly).
+/// The directory of the programs next to this one, and of its sidecar, inside a pod. A pod's users
+/// can enter it, while the build directory may be inaccessible (usually in /root).
 pub const PROGRAMS: &str = "/run/naru/bin";
 pub const PROXY: &str = "/run/naru/naru-proxy";
 
-/// What the first process of a pod puts in place.
+/// The mounts that a pod's first process sets up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Mounts {
     pub name: String,
     pub hostname: String,
-    /// What the kubelet has filled: the files of [`ETC`], and `secrets`.
+    /// Filled by the kubelet: the files of [`ETC`], and `secrets`.
     pub directory: PathBuf,
     /// The directory of this program, and the sidecar's program.
     pub programs: PathBuf,
@@ -38,11 +37,11 @@ pub struct Mounts {
 }
 
 impl Mounts {
-    /// Puts them in place, in the mount namespace of the caller.
+    /// Applies the mounts in the mount namespace of the caller.
     pub fn apply(&self) -> anyhow::Result<()> {
         private()?;
         proc()?;
-        // Held open, because a new /run hides the directory that they are in.
+        // Held open, because a new /run hides their directory.
         let held = |path: &Path| {
             OpenOptions::new()
                 .read(true)
@@ -57,7 +56,7 @@ impl Mounts {
             let target = Path::new("/etc").join(name);
             match place(&target) {
                 Ok(target) => bind(&source?, &target)?,
-                // Without it, the C library does what this file says.
+                // Without this file the C library uses the same defaults.
                 Err(_) if name == "nsswitch.conf" => {}
                 Err(error) => {
                     return Err(error).with_context(|| {
@@ -76,19 +75,19 @@ impl Mounts {
         File::create(PROXY)?;
         bind(&held(&self.proxy)?, Path::new(PROXY))?;
         sethostname(&self.hostname).context("setting the host name")?;
-        // As container runtimes have it: programs without privilege may listen on port 80.
+        // As container runtimes do: unprivileged programs may listen on port 80.
         let _as_before = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
         Ok(())
     }
 }
 
-/// What is mounted from now on is seen in this mount namespace only.
+/// Makes later mounts visible in this mount namespace only.
 pub fn private() -> anyhow::Result<()> {
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("making mounts private")
 }
 
-/// A /proc of the processes of this PID namespace.
+/// A /proc of this PID namespace.
 pub fn proc() -> anyhow::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).context(
@@ -97,7 +96,7 @@ pub fn proc() -> anyhow::Result<()> {
     )
 }
 
-/// A fresh /run (and /var/run, which is the same nearly everywhere).
+/// A new /run (and /var/run, which is the same nearly everywhere).
 pub fn run(options: &str) -> anyhow::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), flags, Some(options)).context("mounting /run")?;
@@ -114,15 +113,14 @@ pub fn run(options: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where a file of /etc really is. One that should be in /run, where the machine's is hidden now,
-/// is made.
+/// The real path of a file of /etc. One in /run, where the machine's is hidden now, is created.
 fn place(target: &Path) -> anyhow::Result<PathBuf> {
     let mut place = target.to_owned();
     for _ in 0..MAX_LINKS {
         let Ok(link) = fs::read_link(&place) else {
             break;
         };
-        // `join` takes an absolute link as it is.
+        // `join` keeps an absolute link unchanged.
         place = place.parent().unwrap_or(Path::new("/")).join(link);
     }
     let mut flat = PathBuf::new();
@@ -145,7 +143,7 @@ fn place(target: &Path) -> anyhow::Result<PathBuf> {
     bail!("there is no such file")
 }
 
-/// As many links as the kernel follows.
+/// The kernel's limit on symbolic links.
 const MAX_LINKS: usize = 40;
 
 fn bind(source: &File, target: &Path) -> anyhow::Result<()> {

@@ -1,5 +1,5 @@
-//! A pod's namespaces: made by a thread that enters them, starts the pod's first process there, and
-//! ends; entered again in the same way for each process that follows.
+//! A pod's namespaces. A short-lived thread enters them and starts the pod's first process there;
+//! later processes are started the same way.
 
 use std::fs::File;
 use std::io;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// Handles that keep a pod's namespaces open, and lead into them. The PID namespace lives only as
-/// long as the pod's first process.
+/// Handles that keep a pod's namespaces open and let threads enter them. The PID namespace lives
+/// only as long as the pod's first process.
 #[derive(Clone, Debug)]
 pub struct Namespaces {
     open: Arc<Open>,
@@ -26,7 +26,7 @@ struct Open {
 }
 
 impl Namespaces {
-    /// Makes namespaces, and in them a process of `command`, PID 1 of its PID namespace. Blocks.
+    /// Creates namespaces, and starts `command` in them as PID 1 of its PID namespace. Blocks.
     pub fn create(mut command: Command) -> io::Result<(Self, Child)> {
         let mut child = on_a_thread(move || {
             unshare(
@@ -38,7 +38,7 @@ impl Namespaces {
             )?;
             command.spawn()
         })?;
-        // Not on that thread: the child mounts a /proc of its own there.
+        // Read the child's links from this thread: the child mounts a /proc of its own.
         let of_child = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", child.id()));
         let open = || {
             Ok(Open {
@@ -65,8 +65,8 @@ impl Namespaces {
     pub fn spawn(&self, mut command: Command) -> io::Result<Child> {
         let open = self.open.clone();
         on_a_thread(move || {
-            // A mount namespace can be entered only by a thread whose root and directory are its
-            // own.
+            // The kernel lets a thread enter a mount namespace only if it shares its root and
+            // directory with no other thread.
             unshare(CloneFlags::CLONE_FS)?;
             setns(&open.network, CloneFlags::CLONE_NEWNET)?;
             setns(&open.uts, CloneFlags::CLONE_NEWUTS)?;
@@ -77,7 +77,7 @@ impl Namespaces {
         })
     }
 
-    /// Does something in the network namespace, as opening a socket. Blocks.
+    /// Runs a function in the network namespace, for example to open a socket. Blocks.
     pub fn in_network<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -95,7 +95,7 @@ impl Namespaces {
     }
 }
 
-/// A thread's namespaces go with it.
+/// Runs a function on a thread of its own, whose namespaces end with it.
 fn on_a_thread<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

@@ -1,5 +1,5 @@
-//! The node's children: started here, so that their end is never missed, and buried here with
-//! whatever else ends up with PID 1.
+//! The node's children: started here, so that no exit is missed, and reaped here together with
+//! orphans that PID 1 inherits.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,7 +25,7 @@ impl Exit {
         self == Self::Code(0)
     }
 
-    /// As a shell says it: 128 and the signal's number for one that a signal ended.
+    /// The exit code of a shell: 128 and the signal's number after a signal.
     pub fn code(self) -> u8 {
         match self {
             Self::Code(code) => code as u8,
@@ -52,12 +52,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Waits for its end. May be dropped and called again.
+    /// Waits for its exit. Cancel-safe.
     pub async fn wait(&mut self) -> Exit {
         if let Some(exit) = self.ended {
             return exit;
         }
-        // The sender goes only with the whole node.
+        // The sender is dropped only with the whole node.
         let exit = (&mut self.exit)
             .await
             .unwrap_or(Exit::Signal(Signal::SIGKILL));
@@ -65,30 +65,30 @@ impl Process {
         exit
     }
 
-    /// Signals it, unless it has ended.
+    /// Sends a signal, unless the process has exited.
     pub fn signal(&mut self, signal: Signal) {
         if self.ended.is_none() && self.exit.is_empty() {
             let _ended = kill(self.pid, signal);
         }
     }
 
-    /// Signals its whole session: what it has started and not put elsewhere.
+    /// Signals its whole session: all descendants that have not left it.
     pub fn signal_group(&mut self, signal: Signal) {
         let _none_left = nix::sys::signal::killpg(self.pid, signal);
     }
 }
 
-/// Knows who waits for which child.
+/// Dispatches the exit of each child to its waiter.
 #[derive(Clone, Default)]
 pub struct Reaper {
     waiting: Arc<Mutex<HashMap<Pid, oneshot::Sender<Exit>>>>,
 }
 
 impl Reaper {
-    /// Starts a process by `spawn`, which may take a while and must be called where that is no
-    /// harm.
+    /// Starts a process with `spawn`, which may take a while and must be called on a thread that
+    /// may block.
     pub fn spawn(&self, spawn: impl FnOnce() -> io::Result<Child>) -> io::Result<Process> {
-        // Held while it starts: should it end at once, `reap` waits until it is known.
+        // Held during the start: if the child exits at once, `reap` waits until it is registered.
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let child = spawn()?;
         let pid = Pid::from_raw(child.id().cast_signed());
@@ -101,7 +101,7 @@ impl Reaper {
         })
     }
 
-    /// Buries the dead for as long as the node lives.
+    /// Reaps children for the node's lifetime.
     pub async fn run(self) -> io::Result<()> {
         let mut children = signal(SignalKind::child())?;
         loop {

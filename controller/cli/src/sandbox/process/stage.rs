@@ -1,5 +1,5 @@
-//! What a process of the sandbox is. This program runs itself again for each, with the stage in one
-//! argument.
+//! The role of a process of the sandbox. This program runs itself again for each role, with the
+//! stage in one argument.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -25,7 +25,7 @@ impl StageArgs {
     }
 }
 
-/// What a process of the sandbox is.
+/// The role of a process of the sandbox.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Stage {
     /// The node itself: PID 1.
@@ -50,7 +50,7 @@ pub fn command(naru: &Path, stage: &Stage) -> Command {
         .arg(serde_json::to_string(stage).unwrap_or_default())
         .env_clear()
         .stdin(Stdio::null());
-    // A person's own settings for this program reach the node, and nothing else does.
+    // A user's own settings for this program reach the node, and nothing else does.
     if let Stage::Node(_) = stage {
         let kept = ["TERM", "RUST_BACKTRACE"].into_iter();
         command.envs(kept.filter_map(|name| Some((name, std::env::var_os(name)?))));

@@ -1,21 +1,21 @@
-//! What of all that there is to see fits on a terminal. Pure.
+//! Fits the output to the terminal. Pure.
 
-/// Columns and rows where the terminal does not tell.
+/// Columns and rows if the terminal's size is unknown.
 pub const USUAL: (usize, usize) = (80, 24);
-/// The messages that come before hints, when there is room for few lines.
+/// Messages that take precedence over hints when there is room for few lines.
 const FEW_MESSAGES: usize = 3;
 
-/// Lines in blocks, in the order in which they are shown.
+/// Blocks of lines, in the order in which they are shown.
 #[derive(Clone, Debug, Default)]
 pub struct Frame {
     /// The summary and the table's head.
     pub head: Vec<String>,
     pub rows: Vec<String>,
-    /// Shown if all of it fits.
+    /// Shown only as a whole.
     pub pods: Vec<String>,
-    /// Shown if all of it fits.
+    /// Shown only as a whole.
     pub hints: Vec<String>,
-    /// The last ones matter most.
+    /// The last ones take precedence.
     pub messages: Vec<String>,
 }
 
@@ -29,7 +29,7 @@ impl Frame {
             self.rows.push(format!("… and {hidden} more"));
         }
         left = left.saturating_sub(self.rows.len());
-        // A block takes a line more, which is empty.
+        // Each block needs one extra line, which is empty.
         let mut take = |wanted: usize| {
             let fits = wanted > 0 && wanted < left;
             left -= if fits { wanted + 1 } else { 0 };
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_shown_where_there_is_room() {
+    fn everything_is_shown_if_there_is_room() {
         let all = "head1 head2 row1 row2 row3  pod1 pod2 pod3 pod4  hint1 hint2  message1 \
             message2 message3 message4 message5";
         assert_eq!(fit(19), all);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_go_first_then_hints_then_messages_then_rows() {
+    fn pods_are_cut_first_then_hints_then_messages_then_rows() {
         let table = "head1 head2 row1 row2 row3";
         let messages = "message3 message4 message5";
         assert_eq!(

@@ -1,11 +1,11 @@
-//! Golden signals out of what proxies expose: text is parsed, counters of successive scrapes are
-//! subtracted, and what is left is added up over all pods. Pure.
+//! Golden signals from the proxies' metrics: the text is parsed, counters of successive scrapes are
+//! subtracted, and the differences are summed over all pods. Pure.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-/// Series of one proxy that are read: more than a proxy has at its cap.
+/// Series that are read from one proxy: more than its cap.
 const MAX_SERIES: usize = 200_000;
-/// How many scrapes the figures are made of.
+/// Number of scrapes in the window.
 const WINDOW: usize = 5;
 
 /// One line of a scrape.
@@ -16,29 +16,29 @@ struct Sample<'a> {
     value: f64,
 }
 
-/// What requests were for.
+/// The labels that requests are counted by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     /// As `shop/catalog`.
     pub service: String,
-    /// The HTTPRoute and its rule, as `shop/catalog split`; empty where there is none.
+    /// The HTTPRoute and its rule, as `shop/catalog split`; empty without a route.
     pub route: String,
-    /// As `shop/catalog-v1:80`; empty in the sum over all.
+    /// As `shop/catalog-v1:80`; empty in the sum over all backends.
     pub backend: String,
 }
 
-/// What happened in some time.
+/// Counts within a period.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Signals {
     pub responses: f64,
     pub failures: f64,
     pub retries: f64,
     pub tcp_bytes: f64,
-    /// Upper bounds in seconds, with how many responses were not slower.
+    /// Cumulative counts of responses by upper bound in seconds.
     buckets: BTreeMap<Bound, f64>,
 }
 
-/// A bucket's upper bound, which is ordered unlike floating-point numbers in general.
+/// A bucket's upper bound, which has a total order unlike floating-point numbers in general.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Bound(f64);
 
@@ -67,13 +67,12 @@ impl Signals {
         }
     }
 
-    /// The share of responses that were no failures, in percent; `None` without responses.
+    /// The share of successful responses, in percent; `None` without responses.
     pub fn success(&self) -> Option<f64> {
         (self.responses > 0.0).then(|| 100.0 * (1.0 - self.failures / self.responses))
     }
 
-    /// The time in seconds within which a share of the responses was done, as Prometheus'
-    /// histogram_quantile has it.
+    /// The latency quantile in seconds, computed as Prometheus' histogram_quantile does.
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let total = *self.buckets.values().next_back()?;
         if total <= 0.0 {
@@ -96,17 +95,17 @@ impl Signals {
     }
 }
 
-/// Scrapes become figures.
+/// Turns scrapes into figures.
 #[derive(Default)]
 pub struct Meter {
-    /// The last counters of each pod, by its uid and by series.
+    /// The last counters by pod uid and series.
     last: HashMap<String, HashMap<String, f64>>,
-    /// Seconds, and what happened in them.
+    /// Seconds between two scrapes, and the counts in them.
     window: VecDeque<(f64, BTreeMap<Key, Signals>)>,
 }
 
 impl Meter {
-    /// Takes in one scrape of each pod, `seconds` after the last one.
+    /// Adds one scrape of each pod, `seconds` after the last one.
     pub fn scraped(&mut self, seconds: f64, scrapes: &[(String, String)]) {
         let mut changes: BTreeMap<Key, Signals> = BTreeMap::new();
         let mut now = HashMap::new();
@@ -118,8 +117,8 @@ impl Meter {
                     continue;
                 };
                 let series = line.rsplit_once(' ').map_or(line, |(series, _)| series);
-                // What a pod did before it was first seen was not now; one that has started again
-                // begins at 0.
+                // The counts of a new pod from before its first scrape do not count; the counters
+                // of a restarted one begin at 0.
                 let change = match before.map(|before| before.get(series)) {
                     Some(Some(before)) if *before <= sample.value => sample.value - before,
                     Some(_) => sample.value,
@@ -137,7 +136,7 @@ impl Meter {
         self.window.push_back((seconds, changes));
     }
 
-    /// Seconds that the figures are of, and the figures.
+    /// The period of the figures in seconds, and the figures.
     pub fn figures(&self) -> (f64, BTreeMap<Key, Signals>) {
         let mut sum: BTreeMap<Key, Signals> = BTreeMap::new();
         let mut seconds = 0.0;
@@ -160,7 +159,7 @@ fn count(sample: &Sample<'_>, change: f64, changes: &mut BTreeMap<Key, Signals>)
             .find(|(label, _)| *label == name)
             .map_or("", |(_, value)| value.as_str())
     };
-    // The client's side knows the service; a retry is on no other.
+    // Only the client's side has the `service` label; retries are only counted there.
     let known = match sample.name {
         "naru_retries_total" => label("outcome") == "sent",
         "naru_responses_total"
@@ -180,7 +179,7 @@ fn count(sample: &Sample<'_>, change: f64, changes: &mut BTreeMap<Key, Signals>)
         service: service.clone(),
         ..Key::default()
     }];
-    // Without a route there is nothing to tell apart, and retries are not told apart by backend.
+    // Without a route there is nothing to distinguish, and retries have no backend label.
     if !route.is_empty() && sample.name != "naru_retries_total" {
         keys.push(Key {
             service,
@@ -236,7 +235,7 @@ fn parse(line: &str) -> Option<Sample<'_>> {
     })
 }
 
-/// A label's value up to its closing quote, and what follows.
+/// A label's value up to its closing quote, and the rest.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut letters = text.char_indices();
@@ -289,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_of_what_happened_since_the_first_look() {
+    fn figures_cover_what_happened_since_the_first_scrape() {
         let mut meter = Meter::default();
         meter.scraped(2.0, &scrape(1_000, 100));
         meter.scraped(2.0, &scrape(1_090, 110));
@@ -310,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_started_anew_counts_from_zero() {
+    fn a_restarted_proxy_counts_from_zero() {
         let mut meter = Meter::default();
         meter.scraped(1.0, &scrape(1_000, 0));
         meter.scraped(1.0, &scrape(7, 0));

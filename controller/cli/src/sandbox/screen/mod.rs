@@ -1,5 +1,5 @@
-//! What a person sees while the mesh runs: what is up, and then figures, on a terminal as a table
-//! that is drawn again and again, elsewhere as a few lines now and then.
+//! The output while the mesh runs: progress, and then figures. A terminal shows a table that is
+//! redrawn; other outputs get a few lines periodically.
 //!
 //! # Floors
 //!
@@ -26,16 +26,16 @@ use crate::quiet_http;
 use frame::{Frame, USUAL};
 use metrics::{Key, Meter, Signals};
 
-/// How long a proxy may take to tell its metrics.
+/// Timeout for scraping a proxy.
 const SCRAPE: Duration = Duration::from_secs(1);
-/// How often figures are written where there is no terminal.
+/// How often figures are written without a terminal.
 const LINES: Duration = Duration::from_secs(5);
 /// To the top of the screen.
 const BEGIN: &str = "\x1b[H";
-/// The rest of the line, and of the screen, is empty.
+/// Clears the rest of the line, and of the screen.
 const END_LINE: &str = "\x1b[K\n";
 const END: &str = "\x1b[J";
-/// To the last row, wherever it is.
+/// Moves to the last row.
 const LAST_ROW: &str = "\x1b[9999B";
 
 /// The screen.
@@ -66,7 +66,7 @@ impl Screen {
         }
     }
 
-    /// Everything is ready: shows what there is, and from now on how it goes.
+    /// Everything is ready: shows an overview, and starts the figures.
     pub fn start(&mut self, cluster: &Cluster) {
         self.started = true;
         let lines = [
@@ -81,14 +81,14 @@ impl Screen {
         self.report.show(&(lines.concat().join("\n") + "\n"));
         if self.terminal {
             self.report.hold();
-            // What is there goes up and out of sight, and not away.
+            // Scroll the earlier output up instead of overwriting it.
             let (_, rows) = size();
             self.report
                 .show(&format!("{LAST_ROW}{}", "\n".repeat(rows)));
         }
     }
 
-    /// Takes in what the proxies told, and asks them again.
+    /// Processes the last scrapes, and starts the next ones.
     pub async fn refresh(&mut self, cluster: &Cluster) {
         if !self.started {
             return;
@@ -170,7 +170,7 @@ impl Screen {
     }
 }
 
-/// A path as short as the caller would type it.
+/// A path relative to the working directory, if that is shorter.
 fn near(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here)
@@ -209,7 +209,7 @@ fn table_row(key: &Key, signals: &Signals, seconds: f64) -> String {
         time(0.5),
         time(0.95),
         time(0.99),
-        // They are not counted by backend.
+        // Retries have no backend label.
         match key.route.is_empty() {
             true => rate(signals.retries),
             false => "-".to_owned(),
@@ -300,7 +300,7 @@ fn services(cluster: &Cluster) -> Vec<String> {
     cluster.services().map(line).collect()
 }
 
-/// The metrics of each pod that tells them, by its uid.
+/// The metrics of each pod that responds, by its uid.
 async fn scrape(targets: Vec<(String, IpAddr)>) -> Vec<(String, String)> {
     let mut asked = JoinSet::new();
     for (uid, address) in targets {

@@ -1,4 +1,4 @@
-//! What routes of all kinds and their filters are held to, as the CRDs hold them.
+//! Validation that routes of all kinds and their filters share, as in the CRDs.
 
 use crate::source::objects::{Name, Referent};
 use crate::source::parse::problem::Invalid;
@@ -10,11 +10,11 @@ pub const METHODS: [&str; 9] = [
 const MAX_HEADER_NAME: usize = 256;
 pub const MAX_HOSTNAME: usize = 253;
 
-/// Why an object is not used as it is.
+/// Why an object is not used as written.
 pub enum Failure {
-    /// The API server would not have it.
+    /// The API server would reject it.
     Invalid(Invalid),
-    /// It is right, but we can't do it: where, and what.
+    /// It is valid but unsupported: the field, and the feature.
     Unsupported(String),
 }
 
@@ -24,7 +24,7 @@ impl From<Invalid> for Failure {
     }
 }
 
-/// `namespace`: of the route.
+/// `namespace`: the route's.
 pub fn referent(
     field: &str,
     namespace: &str,
@@ -60,8 +60,7 @@ pub fn optional_port(field: &str, port: Option<i64>) -> Result<Option<u16>, Inva
     }
 }
 
-/// Whether it can be the name of a header (or of a query parameter, which the CRD holds to the
-/// same).
+/// Checks the name of a header (or of a query parameter, for which the CRD has the same pattern).
 pub fn header_name(field: &str, name: &str) -> Result<(), Invalid> {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() || name.len() > MAX_HEADER_NAME || !name.bytes().all(token) {
@@ -75,7 +74,7 @@ pub fn header_name(field: &str, name: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Whether a text of whatever length is a DNS subdomain (RFC 1123).
+/// Whether a text is a DNS subdomain (RFC 1123), regardless of its length.
 pub fn is_hostname(text: &str) -> bool {
     let label = |label: &str| {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -87,7 +86,7 @@ pub fn is_hostname(text: &str) -> bool {
     text.split('.').all(label)
 }
 
-/// There may be `most` of something.
+/// Checks that there are at most `most` items.
 pub fn at_most(field: &str, count: usize, most: usize) -> Result<(), Invalid> {
     if count > most {
         return Err(Invalid::new(

@@ -1,4 +1,4 @@
-//! The CORS filter of an HTTPRoute, checked as the CRD would, and reduced.
+//! The CORS filter of an HTTPRoute, validated like its CRD, and reduced.
 
 use std::sync::LazyLock;
 
@@ -13,12 +13,12 @@ const MAX_ORIGINS: usize = 64;
 const MAX_ORIGIN: usize = 253;
 const MAX_METHODS: usize = 9;
 const MAX_HEADERS: usize = 64;
-/// How long a browser may keep an answer where the filter does not say, in seconds.
+/// Default time that a browser may cache a response, in seconds.
 const DEFAULT_MAX_AGE: i64 = 5;
-/// Stands for everything.
+/// The wildcard.
 const ANY: &str = "*";
 
-/// As the CRD has it.
+/// The pattern of the CRD.
 static ORIGIN: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
         r"(^\*$)|(^(http(s)?):\/\/(((\*\.)?([a-zA-Z0-9\-]+\.)*[a-zA-Z0-9-]+|\*)(:([0-9]{1,5}))?)$)",
@@ -52,7 +52,7 @@ pub fn cors(field: &str, given: gateway::Cors) -> Result<Cors, Failure> {
             .into());
         }
     }
-    // Of the headers that are exposed the CRD lets a * stand beside others.
+    // In the list of exposed headers the CRD allows a * next to others.
     for (name, headers, alone) in [
         ("allowHeaders", &given.allow_headers, true),
         ("exposeHeaders", &given.expose_headers, false),
@@ -83,7 +83,7 @@ pub fn cors(field: &str, given: gateway::Cors) -> Result<Cors, Failure> {
     })
 }
 
-/// Each is there once. `alone`: if one of them is `*`, nothing else is.
+/// Items must be unique. `alone`: a `*` must be the only item.
 fn set(field: &str, all: &[String], most: usize, alone: bool) -> Result<(), Invalid> {
     at_most(field, all.len(), most)?;
     if let Some((i, again)) = (all.iter().enumerate()).find(|(i, one)| all[..*i].contains(one)) {
@@ -98,7 +98,7 @@ fn set(field: &str, all: &[String], most: usize, alone: bool) -> Result<(), Inva
     Ok(())
 }
 
-/// Whether the port, if there is one, is one.
+/// Whether the port, if any, is valid.
 fn has_port(origin: &str) -> bool {
     match origin.rsplit_once(':') {
         Some((_, port)) if port.bytes().all(|b| b.is_ascii_digit()) => {

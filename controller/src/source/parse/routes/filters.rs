@@ -1,4 +1,4 @@
-//! Filters of an HTTPRoute's rules and backends: checked as the CRD would, and reduced.
+//! Filters of an HTTPRoute's rules and backends: validated like the CRD, and reduced.
 
 use std::mem::discriminant;
 
@@ -20,10 +20,10 @@ const MAX_HEADER_VALUE: usize = 4096;
 const MAX_PATH: usize = 1024;
 const REDIRECT_STATUSES: [i64; 5] = [301, 302, 303, 307, 308];
 const DEFAULT_REDIRECT_STATUS: i64 = 302;
-/// Of a mirror's fraction.
+/// The default of a mirror's fraction.
 const DEFAULT_DENOMINATOR: i64 = 100;
 
-/// `namespace`: of the route.
+/// `namespace`: the route's.
 pub fn filters(
     field: &str,
     namespace: &str,
@@ -99,7 +99,7 @@ fn mirror(field: &str, namespace: &str, given: gateway::HttpFilter) -> Result<Mi
     })
 }
 
-/// Whether what replaces a rule's prefix has a prefix to replace.
+/// Checks that a prefix replacement is in a rule with a prefix match.
 pub fn prefix_match_is_possible(
     field: &str,
     filters: &[Filter],
@@ -226,7 +226,7 @@ fn headers(field: &str, given: gateway::HeaderModifier) -> Result<HeaderModifier
                 )
                 .into());
             }
-            // Of several with the same name only the first counts (Gateway API).
+            // Of several headers with the same name only the first counts (Gateway API).
             if !(reduced.iter()).any(|other| other.name.eq_ignore_ascii_case(&header.name)) {
                 reduced.push(Header {
                     name: header.name,
@@ -300,7 +300,7 @@ fn path(
 mod tests {
     use super::*;
 
-    /// The filters of a list in JSON; or the field of what is wrong with it.
+    /// The filters of a JSON list, or the invalid field.
     fn filtered(list: &str) -> Result<Vec<Filter>, String> {
         let given = serde_json::from_str(list).expect("JSON");
         filters("filters", "shop", given).map_err(|failure| match failure {
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_gets_everything_or_the_share_that_is_written() {
+    fn a_mirror_gets_every_request_or_the_given_share() {
         assert_eq!(mirror(""), Ok((1, 1)));
         assert_eq!(mirror(r#","percent":0"#), Ok((0, 100)));
         assert_eq!(mirror(r#","percent":35"#), Ok((35, 100)));
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn there_may_be_several_mirrors_and_one_of_everything_else() {
+    fn mirrors_may_be_repeated_and_other_filters_may_not() {
         let mirror =
             r#"{"type":"RequestMirror","requestMirror":{"backendRef":{"name":"a","port":80}}}"#;
         let cors = r#"{"type":"CORS","cors":{}}"#;
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cors_filter_is_checked_as_its_definition_would() {
+    fn a_cors_filter_is_validated_like_its_definition() {
         for origin in [
             "*",
             "http://*",

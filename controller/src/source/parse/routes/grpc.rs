@@ -1,5 +1,5 @@
-//! A GRPCRoute is an HTTPRoute over the paths of gRPC, `/service/method`: it is put into those
-//! words and goes the same way.
+//! A GRPCRoute is an HTTPRoute over the paths of gRPC, `/service/method`: it is converted to one
+//! and handled in the same way.
 
 use regex::Regex;
 
@@ -10,18 +10,17 @@ use crate::source::parse::gateway;
 use crate::source::parse::problem::Invalid;
 
 const MAX_MATCHES: usize = 64;
-/// Characters of a service's or a method's name: the path with both in it still is one that a route
-/// can match.
+/// Length limit of a service's or method's name: a path of both is still valid in an HTTPRoute.
 const MAX_NAME: usize = 500;
-/// What else the CRD lets a GRPCRoute do. The others that an HTTPRoute has would answer in words
-/// that gRPC's clients do not know.
+/// The filters that the CRD of GRPCRoute allows. The other filters of an HTTPRoute respond in ways
+/// that gRPC clients do not understand.
 const FILTERS: [&str; 4] = [
     "RequestHeaderModifier",
     "ResponseHeaderModifier",
     "RequestMirror",
     "ExtensionRef",
 ];
-/// A part of a path that is not said.
+/// Matches any service or method.
 const ANY: &str = "[^/]+";
 
 pub fn grpc_route(object: gateway::GrpcRoute) -> Result<Route, Invalid> {
@@ -104,7 +103,7 @@ fn path(field: &str, given: gateway::MethodMatch) -> Result<gateway::PathMatch, 
     })
 }
 
-/// The name of a service or a method, or the pattern of one.
+/// Validates the name of a service or method, or a pattern.
 fn check(field: &str, kind: &str, part: String) -> Result<String, Failure> {
     if part.len() > MAX_NAME {
         return Err(Failure::Unsupported(format!(
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_is_a_path() {
+    fn a_method_becomes_a_path() {
         for (method, kind, path) in [
             (
                 "service: a.B, method: Get",
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_route_has_besides_is_as_in_an_http_route() {
+    fn everything_else_is_as_in_an_http_route() {
         let route = parsed(
             "rules: [{ name: one, matches: [{ headers: [{ name: color, value: blue }] }], filters: \
              [{ type: RequestHeaderModifier, requestHeaderModifier: { remove: [x] } }], \
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_in_the_words_of_the_route() {
+    fn a_problem_names_the_field_of_the_grpc_route() {
         let with = |method: &str| {
             parsed(&format!(
                 "rules: [{{ matches: [{{ method: {{ {method} }} }}] }}]"
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_that_grpc_s_clients_would_not_understand_are_none_of_it() {
+    fn filters_that_grpc_clients_do_not_understand_are_rejected() {
         let filter = "filters: [{ type: RequestRedirect, requestRedirect: {} }]";
         for (rules, field) in [
             (

@@ -1,6 +1,6 @@
-//! An HTTPRoute as it is written, checked as its CRD would, and reduced to what routing tables are
-//! made from. What the CRD allows but we can't do refuses the route as a whole, with the reason: it
-//! is never half applied.
+//! An HTTPRoute as written, validated like its CRD, and reduced to the fields that routing tables
+//! need. An unsupported feature makes the whole route invalid, with the reason: a route is never
+//! applied in part.
 
 use std::sync::LazyLock;
 
@@ -25,10 +25,10 @@ const MAX_PATH: usize = 1024;
 const MAX_VALUE: usize = 4096;
 const MAX_WEIGHT: i64 = 1_000_000;
 const DEFAULT_WEIGHT: i64 = 1;
-/// Retries where a rule asks for them and does not say how many.
+/// The default number of retries in a rule with retries.
 const DEFAULT_RETRY_ATTEMPTS: i64 = 1;
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
-/// What a path that is no pattern may not contain, since no normal path does.
+/// Sequences that an exact or prefix path must not contain, because normalized paths do not.
 const NOT_IN_PATHS: [&str; 7] = ["//", "/./", "/../", "%2f", "%2F", "#", "?"];
 
 static PATH: LazyLock<Regex> = LazyLock::new(|| {
@@ -36,7 +36,7 @@ static PATH: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 pub fn http_route(object: gateway::HttpRoute) -> Result<Route, Invalid> {
-    // Hostnames mean nothing for a route that is attached to a Service (GEP-1294).
+    // Hostnames do not apply to a route that is attached to a Service (GEP-1294).
     let gateway::HttpRouteSpec {
         parent_refs, rules, ..
     } = object.spec;
@@ -48,7 +48,7 @@ pub fn http_route(object: gateway::HttpRoute) -> Result<Route, Invalid> {
     reduce(RouteKind::Http, &object.metadata, parent_refs, rules)
 }
 
-/// A route of any kind. `rules`: or why one of them is not used.
+/// Reduces a route of any kind. `rules`: its rules, or why one of them is not used.
 pub fn reduce(
     kind: RouteKind,
     metadata: &ObjectMeta,
@@ -63,7 +63,7 @@ pub fn reduce(
     for (i, parent) in parent_refs.into_iter().enumerate() {
         let field = format!("spec.parentRefs[{i}]");
         let port = optional_port(&format!("{field}.port"), parent.port)?;
-        // Gateways are not ours here.
+        // Gateways as parents are handled by other controllers.
         let group = parent.group.unwrap_or_else(|| GATEWAY_GROUP.to_owned());
         if builtin::is_core(&group) && parent.kind.as_deref() == Some("Service") {
             let names_namespace = parent.namespace.is_some();
@@ -92,7 +92,7 @@ pub fn reduce(
         let field = format!("spec.rules[{i}]");
         match given.and_then(|given| rule(&field, &name.namespace, given)) {
             Ok(rule) => reduced.push(rule),
-            // What follows is checked all the same, so that an error in it is still seen.
+            // The rest is validated all the same, so that its errors are reported too.
             Err(Failure::Unsupported(reason)) => refused = refused.or(Some(reason)),
             Err(Failure::Invalid(invalid)) => return Err(invalid),
         }
@@ -228,7 +228,7 @@ fn backend(
         weight: u32::try_from(weight).unwrap_or_default(),
         filters: filters::filters(&format!("{field}.filters"), namespace, given.filters)?,
     };
-    // The proxy answers before it picks a backend.
+    // The filter responds before a backend is picked.
     let answers = |filter: &Filter| match filter.kind() {
         Some(Kind::Redirect(_)) => Some("redirect"),
         Some(Kind::Cors(_)) => Some("CORS filter"),
@@ -344,7 +344,7 @@ fn named_matches(
         if regular_expression {
             pattern(&format!("{field}.value"), &given.value)?;
         }
-        // Of several with the same name only the first counts (Gateway API).
+        // Of several headers with the same name only the first counts (Gateway API).
         let again = reduced.iter().any(|other| match header {
             true => other.name.eq_ignore_ascii_case(&given.name),
             false => other.name == given.name,

@@ -1,5 +1,5 @@
-//! Routes of all kinds, in the words of an HTTPRoute. In: a route as it is written. Out: what
-//! routing tables are made from, or why the API server would not have it.
+//! Routes of all kinds, converted to the form of an HTTPRoute. In: a route as written. Out: the
+//! fields that routing tables need, or why the API server would reject it.
 //!
 //! # Floors
 //!

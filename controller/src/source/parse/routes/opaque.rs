@@ -1,5 +1,5 @@
-//! TLSRoutes and TCPRoutes as they are written, checked as their CRDs would. They are about
-//! connections, and have nothing but backends; a TLSRoute also has the names that clients ask for.
+//! TLSRoutes and TCPRoutes as written, validated like their CRDs. They route connections, and have
+//! only backends; a TLSRoute also has SNI names.
 
 use std::net::IpAddr;
 
@@ -49,7 +49,7 @@ fn reduce(
     let rule = gateway::HttpRule {
         name: given.name,
         backend_refs: (given.backend_refs.into_iter())
-            // The CRD knows none here, and the API server leaves them out.
+            // The CRD has no filters here, and the API server drops them.
             .map(|backend| gateway::BackendRef {
                 filters: Vec::new(),
                 ..backend
@@ -97,7 +97,7 @@ mod tests {
         port: 80, weight: 3 }] }]";
 
     #[test]
-    fn a_route_has_backends_and_a_tls_route_names_as_well() {
+    fn a_route_has_backends_and_a_tls_route_also_has_names() {
         let names = format!("hostnames: [a.example, \"*.b.example\", localhost], {RULES}");
         let route = parsed("TLSRoute", &names).unwrap();
         assert_eq!((route.kind, &route.refused), (RouteKind::Tls, &None));
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_crds_do_not_allow_is_named() {
+    fn fields_that_the_crds_do_not_allow_are_named() {
         let tls =
             |hostnames: &str| parsed("TLSRoute", &format!("hostnames: [{hostnames}], {RULES}"));
         for (problem, field) in [

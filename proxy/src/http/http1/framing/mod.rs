@@ -1,5 +1,5 @@
-//! Where a message's body ends and what its connection headers say (RFC 9112 sections 6, 7 and 9). A request that
-//! two parsers could read differently is refused.
+//! The end of a message's body and the meaning of its connection-level fields (RFC 9112 sections 6,
+//! 7 and 9). A request that two parsers could read differently is rejected.
 
 use super::head::{Request, Response, Version};
 use crate::http::login;
@@ -7,12 +7,12 @@ use crate::http::strict::{self, Authority};
 use crate::observe::reason::{REASON_HEADER, Reason};
 use crate::route::RequestHead as _;
 
-/// How the end of a body is told.
+/// How the end of a body is determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// No body.
     None,
-    /// Exactly this many bytes, more than none.
+    /// Exactly this many bytes, at least one.
     Length(u64),
     Chunked,
     /// Until the connection ends. Responses only.
@@ -30,7 +30,7 @@ impl Framing {
     }
 }
 
-/// Why a message is refused.
+/// Why a message is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
     #[error("both Content-Length and Transfer-Encoding")]
@@ -56,7 +56,7 @@ pub enum FramingError {
 }
 
 impl FramingError {
-    /// What a client is told whose request is refused.
+    /// The reason for a client whose request is rejected.
     pub fn reason(self) -> Reason {
         match self {
             Self::Connect => Reason::ConnectMethod,
@@ -65,7 +65,7 @@ impl FramingError {
     }
 }
 
-/// What the connection-level fields of a request say. They have been taken out of the head.
+/// The meaning of a request's connection-level fields, which have been removed from its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestFraming {
     pub body: Framing,
@@ -75,23 +75,25 @@ pub struct RequestFraming {
     pub upgrade: bool,
     /// The client waits for 100 before it sends the body.
     pub expects_continue: bool,
-    /// It carries credentials that hold for the connection: see [`crate::http::login`].
+    /// It carries credentials that apply to the connection: see [`crate::http::login`].
     pub logs_in: bool,
 }
 
-/// What the connection-level fields of a response say. They have been taken out of the head.
+/// The meaning of a response's connection-level fields, which have been removed from its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseFraming {
     pub body: Framing,
     /// The connection may carry another exchange after this one.
     pub keep_alive: bool,
-    /// It is part of a login that holds for the connection: see [`crate::http::login`].
+    /// It is part of a login for the connection: see [`crate::http::login`].
     pub logs_in: bool,
 }
 
-/// Fields that belong to one connection whether `Connection` names them or not (RFC 9110 section 7.6.1).
+/// Fields that belong to one connection whether or not `Connection` names them (RFC 9110 section
+/// 7.6.1).
 const HOP_BY_HOP: [&str; 3] = ["connection", "keep-alive", "proxy-connection"];
-/// Fields that a `Connection` field may not name: without them the message would mean something else.
+/// Fields that a `Connection` field may not name: without them the message would have another
+/// meaning.
 const NOT_TO_BE_NAMED: [&str; 6] = [
     "host",
     "content-length",
@@ -100,9 +102,9 @@ const NOT_TO_BE_NAMED: [&str; 6] = [
     "cookie",
     "content-type",
 ];
-/// Fields that belong to one connection where `Connection` names them. The name of any other field
-/// that is there is refused: one reader would drop the field, and another keep it, which may be one
-/// that a proxy in front has set.
+/// Fields that belong to one connection if `Connection` names them. A request that names any other
+/// existing field is rejected: one reader would drop that field, and another keep it, and it may be
+/// one that a proxy in front has set.
 const MAY_BE_NAMED: [&str; 6] = [
     "te",
     "trailer",
@@ -111,7 +113,7 @@ const MAY_BE_NAMED: [&str; 6] = [
     "proxy-authorization",
     "proxy-authenticate",
 ];
-/// Names that one `Connection` field may list beside the well-known words.
+/// Names that one `Connection` field may list in addition to the well-known options.
 const MAX_NAMED_FIELDS: usize = 16;
 
 #[derive(Default)]
@@ -119,12 +121,12 @@ struct Connection {
     close: bool,
     keep_alive: bool,
     upgrade: bool,
-    /// How many fields say all this.
+    /// How many fields are connection-level.
     fields: usize,
     named: Vec<Vec<u8>>,
 }
 
-/// Reads and takes out the connection-level fields of a request.
+/// Reads and removes the connection-level fields of a request.
 pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     let http10 = head.version() == Version::Http10;
     let mut length = None;
@@ -183,15 +185,15 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     if hosts > 1 || (hosts == 0 && !http10) {
         return Err(FramingError::Host);
     }
-    // What nearly every request asks for; the rest is looked at more closely.
+    // The common case; other requests are checked in detail.
     if !(is_plain_host && asks_for_path(head)) {
         check_target(head)?;
     }
     connection.check(head)?;
     let upgrade = connection.upgrade && upgrade_field && !to_http2 && !http10;
-    // As it is written, where it says nothing else: servers compare it, case included.
+    // Kept unchanged if it has no other option: servers compare it, case included.
     let keeps_field = upgrade && connection.says_upgrade_alone();
-    // Trailers are passed on, and an app that is not asked for them leaves out what they say.
+    // Trailers are passed on, and an app leaves them out unless `TE` asks for them.
     let asks_for_trailers = takes_trailers && connection.drops(b"te") && !upgrade && !http10;
     let keeps = |name: &[u8]| match (upgrade, asks_for_trailers) {
         (true, _) => is(name, "connection") || is(name, "upgrade"),
@@ -225,14 +227,14 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     })
 }
 
-/// Whether a `TE` says that trailers are taken, which asks for no coding.
+/// Whether a `TE` accepts trailers, which needs no transfer coding.
 fn offers_trailers(value: &[u8]) -> bool {
     let mut parts = value.split(|byte| *byte == b',');
     parts.any(|part| is(part.trim_ascii(), "trailers"))
 }
 
-/// Whether an `Upgrade` names HTTP/2, quoted or not. It has prior knowledge in a mesh; switched to
-/// on the way, it would hide requests (RFC 9113 section 3.1).
+/// Whether an `Upgrade` names HTTP/2, quoted or not. A mesh uses HTTP/2 with prior knowledge; an
+/// upgrade to it would hide requests from the proxy (RFC 9113 section 3.1).
 fn offers_http2(value: &[u8]) -> bool {
     value.split(|byte| *byte == b',').any(|protocol| {
         let protocol = protocol.trim_ascii();
@@ -244,7 +246,7 @@ fn offers_http2(value: &[u8]) -> bool {
     })
 }
 
-/// Whether the target is in origin-form, and the method one that may have it.
+/// Whether the target is in origin-form, and the method allows that form.
 fn asks_for_path(head: &Request) -> bool {
     match head.target_bytes() {
         [b'/', rest @ ..] => {
@@ -254,10 +256,11 @@ fn asks_for_path(head: &Request) -> bool {
     }
 }
 
-/// Checks what a request is addressed to (RFC 9112 section 3.2).
+/// Checks the target and host of a request (RFC 9112 section 3.2).
 fn check_target(head: &mut Request) -> Result<(), FramingError> {
     let host = match head.fields.get("host") {
-        // To the app as good as none (RFC 9112 section 3.3), but where the target names another.
+        // For the app the same as a missing field (RFC 9112 section 3.3), unless the target names a
+        // host.
         Some(b"") => match head.target_authority() {
             Some(_) => return Err(FramingError::TargetAndHost),
             None => None,
@@ -289,7 +292,7 @@ fn check_target(head: &mut Request) -> Result<(), FramingError> {
     }
     let path = head.path_and_query();
     if path.starts_with('?') {
-        // An empty path is `/` (RFC 9110 section 4.2.3), to routes as well as to the app.
+        // An empty path is `/` (RFC 9110 section 4.2.3), for routes as well as for the app.
         let path = format!("/{path}");
         head.set_path_and_query(&path);
     }
@@ -299,7 +302,7 @@ fn check_target(head: &mut Request) -> Result<(), FramingError> {
     }
 }
 
-/// Reads and takes out the connection-level fields of a response. `method_is_head`: of the request.
+/// Reads and removes the connection-level fields of a response. `method_is_head`: of the request.
 pub fn response(
     head: &mut Response,
     method_is_head: bool,
@@ -315,7 +318,8 @@ pub fn response(
         match name.len() {
             10 if is(name, "connection") => connection.read(value)?,
             14 if is(name, "content-length") => {
-                // Some servers repeat it, in one field or in several; the same number is the same message.
+                // Some servers repeat it, in one field or in several; equal values have one
+                // meaning.
                 for part in value.split(|byte| *byte == b',') {
                     let part = parse_length(part.trim_ascii())?;
                     match length {
@@ -325,7 +329,7 @@ pub fn response(
                     }
                 }
             }
-            // What IIS says of a login that holds for the connection.
+            // IIS marks a login for the connection with it.
             15 if is(name, "persistent-auth") => logs_in |= is(value, "true"),
             16 if is(name, "www-authenticate") => logs_in |= login::is_of_connection(value),
             17 if is(name, "transfer-encoding") && is(value, "identity") => {}
@@ -341,11 +345,12 @@ pub fn response(
             _ => {}
         }
     }
-    // RFC 9112 section 6.1 and RFC 9110 section 8.6 have neither with these.
+    // RFC 9112 section 6.1 and RFC 9110 section 8.6 forbid both fields with these statuses.
     let unframed = matches!(head.status, 100..=199 | 204);
-    // Both: the encoding is what counts (RFC 9112 section 6.3), and the connection is not to be
-    // trusted further. Nor is that of a server of HTTP/1.0, which has no codings (section 6.1), or
-    // of one that announces a body where there is none: it may send it.
+    // With both fields the encoding takes precedence (RFC 9112 section 6.3), and the connection
+    // cannot be trusted any further. The same applies to an HTTP/1.0 server, which has no transfer
+    // codings (section 6.1), and to a server that announces a body for a response without one: it
+    // may send it.
     let ambiguous = encoded && (http10 || length.is_some())
         || unframed && (encoded || length.is_some_and(|l| l > 0));
     let bodyless = method_is_head || unframed || head.status == 304;
@@ -363,7 +368,7 @@ pub fn response(
         }
     };
     let upgraded = head.status == 101;
-    // `identity` was once the name of no coding. Servers of old still send it.
+    // `identity` was once the name for no coding. Old servers still send it.
     let no_coding = |name: &[u8], value: &[u8]| {
         is(name, "transfer-encoding") && (unframed || is(value, "identity"))
     };
@@ -388,7 +393,7 @@ pub fn response(
     })
 }
 
-/// Whether a request with this method may be sent a second time without harm (RFC 9110 section 9.2.2).
+/// Whether a request with this method may safely be sent twice (RFC 9110 section 9.2.2).
 pub fn is_idempotent(request: &Request) -> bool {
     matches!(
         request.method(),
@@ -419,7 +424,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether it names a field that is there and that another reader would keep.
+    /// Rejects names of existing fields that another reader would keep.
     fn check(&self, head: &Request) -> Result<(), FramingError> {
         let strips = |name: &Vec<u8>| {
             !MAY_BE_NAMED.iter().any(|other| is(name, other))
@@ -452,7 +457,7 @@ fn is(name: &[u8], other: &str) -> bool {
     name.eq_ignore_ascii_case(other.as_bytes())
 }
 
-/// Digits and nothing else (RFC 9110 section 8.6).
+/// Only digits (RFC 9110 section 8.6).
 fn parse_length(value: &[u8]) -> Result<u64, FramingError> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return Err(FramingError::Length);

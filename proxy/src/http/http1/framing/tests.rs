@@ -1,4 +1,4 @@
-//! Which messages are refused, and what is left of those that are not.
+//! Which messages are rejected, and how the others are passed on.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn of_request(text: &str) -> Result<RequestFraming, FramingError> {
 }
 
 #[test]
-fn a_request_that_can_be_read_in_two_ways_is_refused() {
+fn an_ambiguous_request_is_rejected() {
     use FramingError::*;
     for (fields, error) in [
         (
@@ -57,7 +57,7 @@ fn a_request_that_can_be_read_in_two_ways_is_refused() {
 }
 
 #[test]
-fn a_target_that_a_route_and_an_app_could_read_differently_is_refused() {
+fn an_ambiguous_target_is_rejected() {
     use FramingError::*;
     for (line, error) in [
         ("GET /admin#", Target),
@@ -88,14 +88,14 @@ fn a_target_that_a_route_and_an_app_could_read_differently_is_refused() {
     for host in ["a b", "a,b", "a/b", "a:80:90", "u@a", "ä"] {
         let text = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
         assert_eq!(of_request(&text), Err(Host), "{host}");
-        // Nor in HTTP/1.0, where it need not be there.
+        // Also in HTTP/1.0, where `Host` is optional.
         let text = text.replace("HTTP/1.1", "HTTP/1.0");
         assert_eq!(of_request(&text), Err(Host), "{host}");
     }
 }
 
 #[test]
-fn a_host_may_be_empty_where_nothing_else_names_one() {
+fn a_host_may_be_empty_if_the_target_has_none() {
     for version in ["HTTP/1.0", "HTTP/1.1"] {
         for field in ["Host:", "Host: ", "host: \t"] {
             let mut head = Request::default();
@@ -119,7 +119,7 @@ fn a_host_may_be_empty_where_nothing_else_names_one() {
 }
 
 #[test]
-fn a_target_may_name_its_host_in_another_way_than_the_host_field() {
+fn target_and_host_field_may_spell_the_host_differently() {
     for line in [
         "GET http://WEB/a",
         "GET http://web:80/a",
@@ -149,7 +149,7 @@ fn a_target_may_name_its_host_in_another_way_than_the_host_field() {
 }
 
 #[test]
-fn an_upgrade_keeps_its_words() {
+fn an_upgrade_keeps_its_fields() {
     let fields_of = |text: &str| {
         let mut head = Request::default();
         let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{text}\r\n");
@@ -175,7 +175,7 @@ fn an_upgrade_keeps_its_words() {
 }
 
 #[test]
-fn that_a_client_takes_trailers_is_passed_on() {
+fn a_clients_te_trailers_is_passed_on() {
     for (fields, left) in [
         (
             "TE: trailers\r\nConnection: TE, close\r\n",
@@ -210,7 +210,7 @@ fn that_a_client_takes_trailers_is_passed_on() {
 }
 
 #[test]
-fn connection_fields_are_taken_out_and_others_stay() {
+fn connection_fields_are_removed_and_others_stay() {
     let mut head = Request::default();
     head.parse(
         b"GET / HTTP/1.1\r\nHost: x\r\nKeep-Alive: 3\r\nConnection: close, X-Hop, http2-settings\r\nHTTP2-Settings: 1\r\nUpgrade: y\r\nNaru-Reason: z\r\nTE: trailers\r\n\r\n",
@@ -244,7 +244,7 @@ fn of_response(text: &str, method: &str) -> Result<ResponseFraming, FramingError
 }
 
 #[test]
-fn a_response_without_content_says_nothing_about_its_length() {
+fn a_response_without_content_has_no_length() {
     for (status, field, keep_alive) in [
         ("204 No Content", "Content-Length: 0", true),
         ("204 No Content", "Content-Length: 5", false),

@@ -1,4 +1,4 @@
-//! Apps that close connections unannounced, and those that have one thread.
+//! Apps that close connections without announcement, and apps with a single thread.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::table::Destination;
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 2\r\n\r\nhi";
 
-/// A Service with the app in this pod behind it.
+/// A Service with the app in this pod as its endpoint.
 fn own_app(app: &App) -> Mesh {
     let mut setup = Setup::new(&[]);
     setup.endpoints = vec![(app.address, Peer::App)];
     setup.start()
 }
 
-/// All endpoints, those of mirrors too, were seen to keep idle connections for a while.
+/// Records of all endpoints, including mirrors, that they keep idle connections for a while.
 pub fn seen_open(mesh: &Mesh) {
     let destination = mesh.cell.load();
     let Destination::Logical(logical) = &**destination else {
@@ -40,7 +40,7 @@ fn events(mesh: &Mesh, event: &str) -> f64 {
     mesh.metric(&["naru_app_connection_events_total{", &event])
 }
 
-/// Sends `request`, which must be answered well.
+/// Sends `request`, which must succeed.
 async fn ask_well(client: &mut Downstream, request: &str) {
     client.talk.say(request).await;
     assert_eq!(client.talk.head().await.expect("a head"), OK);
@@ -61,20 +61,20 @@ fn an_app_that_closes_after_each_response_loses_no_request() {
                 ask_well(&mut client, POST).await;
             }
             assert_eq!(app.connections.get(), 50);
-            // The last one may still be on its way.
+            // The last event may not have been counted yet.
             until(|| events(&mesh, "closed-idle") >= 40.0).await;
         }
     });
 }
 
 #[test]
-fn a_request_that_can_not_be_sent_twice_is_entrusted_to_what_was_seen_to_stay_open() {
+fn a_non_repeatable_request_uses_only_connections_proven_to_stay_open() {
     run(async {
         let app = answering(OK).await;
         let mesh = own_app(&app);
         let mut client = client(&mesh);
         let post = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n";
-        // Nothing is known: each has a connection of its own.
+        // Nothing is known yet: each request gets a new connection.
         ask_well(&mut client, post).await;
         ask_well(&mut client, post).await;
         assert_eq!(app.connections.get(), 2);
@@ -88,7 +88,7 @@ fn a_request_that_can_not_be_sent_twice_is_entrusted_to_what_was_seen_to_stay_op
 }
 
 #[test]
-fn how_long_apps_keep_connections_is_found_out_by_looking_at_the_oldest() {
+fn the_oldest_idle_connection_shows_how_long_apps_keep_them() {
     run(async {
         let app = answering(OK).await;
         let mesh = own_app(&app);
@@ -104,7 +104,7 @@ fn how_long_apps_keep_connections_is_found_out_by_looking_at_the_oldest() {
 }
 
 #[test]
-fn a_body_that_is_too_large_to_be_sent_again_is_entrusted_to_no_idle_connection() {
+fn a_body_too_large_to_repeat_uses_no_idle_connection() {
     run(async {
         let app = app(|_, mut talk| async move {
             while talk.until("end.").await.is_some() {
@@ -129,7 +129,7 @@ fn a_body_that_is_too_large_to_be_sent_again_is_entrusted_to_no_idle_connection(
 }
 
 #[test]
-fn an_idle_connection_gives_way_to_one_that_waits_for_the_only_thread() {
+fn an_idle_connection_gives_way_to_one_waiting_for_the_only_thread() {
     run(async {
         let listener = crate::testing::sockets::listener().await;
         let mut setup = Setup::new(&[]);
@@ -162,7 +162,7 @@ fn an_idle_connection_gives_way_to_one_that_waits_for_the_only_thread() {
 }
 
 #[test]
-fn a_slow_answer_costs_a_server_of_many_threads_no_idle_connection() {
+fn a_slow_response_of_a_multithreaded_server_closes_no_idle_connection() {
     run(async {
         let app = app(|number, mut talk| async move {
             while talk.head().await.is_some() {

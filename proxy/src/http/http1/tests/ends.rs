@@ -1,5 +1,5 @@
-//! Which side ends what, and when: halves of connections, answers that come early, and servers that
-//! hang up.
+//! Which side closes what, and when: half-closed connections, early responses, and servers that
+//! close the connection.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::fixture::*;
 
-/// An app that waits for the end of its client's half before it answers, and ends.
+/// An app that waits for the end of its client's half before it answers, and closes.
 async fn patient() -> App {
     app(|_, mut talk| async move {
         let head = talk.head().await.expect("a request");
@@ -22,7 +22,7 @@ async fn patient() -> App {
 }
 
 #[test]
-fn a_client_that_ends_its_half_after_the_request_gets_its_answer() {
+fn a_client_that_half_closes_after_the_request_gets_its_response() {
     run(async {
         for request in [
             GET,
@@ -48,7 +48,7 @@ fn a_client_that_ends_its_half_after_the_request_gets_its_answer() {
 }
 
 #[test]
-fn requests_before_the_end_of_a_half_are_all_answered() {
+fn all_requests_before_a_half_close_are_answered() {
     run(async {
         let app = answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -62,7 +62,7 @@ fn requests_before_the_end_of_a_half_are_all_answered() {
 const POST: &str = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: ";
 
 #[test]
-fn an_answer_before_a_long_body_says_that_the_connection_ends() {
+fn a_response_before_a_long_body_announces_the_close() {
     run(async {
         for close in ["", "Connection: close\r\n"] {
             let app = app(move |_, mut talk| async move {
@@ -107,7 +107,7 @@ fn a_client_that_stops_reading_loses_its_connection_in_time() {
         client.talk.say(GET).await;
         client.talk.head().await.expect("an answer");
         client.talk.exactly(64 * 1024).await.expect("a part of it");
-        // It reads no more.
+        // The client stops reading.
         until(|| mesh.metric(&stopped) == 1.0).await;
         let active = ["naru_pool_connections{", "http/1.1", "active"];
         until(|| mesh.metric(&active) == 0.0).await;
@@ -115,9 +115,9 @@ fn a_client_that_stops_reading_loses_its_connection_in_time() {
 }
 
 #[test]
-fn what_little_is_left_after_an_early_answer_is_waited_for() {
+fn a_short_rest_of_the_body_after_an_early_response_is_awaited() {
     run(async {
-        // The first app reads what comes; the second hangs up although it has said nothing of that.
+        // The first app reads the body; the second closes without announcing it.
         for reads in [true, false] {
             let app = app(move |_, mut talk| async move {
                 while let Some(head) = talk.head().await {
@@ -138,7 +138,7 @@ fn what_little_is_left_after_an_early_answer_is_waited_for() {
                 let head = client.talk.head().await.expect("an answer");
                 assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
                 assert!(!head.contains("Connection: close"), "{head}");
-                // The body, and the next request right behind it.
+                // The body, directly followed by the next request.
                 client.talk.say(&"b".repeat(60_000)).await;
                 client.talk.say(&format!("{POST}60000\r\n\r\n")).await;
             }
@@ -176,7 +176,7 @@ fn an_app_that_answers_first_still_gets_the_whole_body() {
 }
 
 #[test]
-fn a_408_that_has_crossed_a_request_is_no_answer_to_it() {
+fn a_408_that_crosses_a_request_is_ignored() {
     run(async {
         let app = app(|number, mut talk| async move {
             talk.head().await.expect("a request");
@@ -203,7 +203,7 @@ fn a_408_that_has_crossed_a_request_is_no_answer_to_it() {
 }
 
 #[test]
-fn a_408_on_a_new_connection_is_an_answer() {
+fn a_408_on_a_new_connection_is_passed_on() {
     run(async {
         let (head, _) = ask(
             "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -215,7 +215,7 @@ fn a_408_on_a_new_connection_is_an_answer() {
 }
 
 #[test]
-fn a_client_whose_expectation_fails_may_ask_again() {
+fn a_client_whose_expectation_fails_may_retry() {
     run(async {
         for (status, says) in [
             ("417 Expectation Failed", false),

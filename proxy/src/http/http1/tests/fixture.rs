@@ -1,4 +1,4 @@
-//! Apps and clients that say exactly the bytes that a test gives them.
+//! Apps and clients that send exactly the bytes that a test gives them.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -14,14 +14,14 @@ use crate::session::Session;
 use crate::table::Inbound;
 pub use crate::testing::mesh::{ANYWHERE, Mesh, Setup, for_the_shop, nobody, run, until};
 
-/// An app that listens.
+/// A listening app.
 pub struct App {
     pub address: SocketAddr,
     pub connections: Rc<Cell<usize>>,
 }
 
-/// An app that is sent the body `hello` each time, and answers the first request with `first` and all others with `then`. Each of its
-/// connections counts as one request before.
+/// An app that receives the body `hello` each time, and answers the first request with `first` and
+/// all others with `then`. Each earlier connection counts as one request.
 pub async fn answering_hello(first: &'static str, then: &'static str) -> App {
     app(move |number, mut talk| async move {
         let mut answers = [first, then].into_iter().skip(number - 1);
@@ -33,7 +33,7 @@ pub async fn answering_hello(first: &'static str, then: &'static str) -> App {
     .await
 }
 
-/// Starts an app that does `handle` on each connection. The number tells the first from the second.
+/// Starts an app that runs `handle` on each connection. The number distinguishes the first one.
 pub async fn app<F>(handle: impl Fn(usize, Talk<TcpStream>) -> F + 'static) -> App
 where
     F: Future<Output = ()> + 'static,
@@ -82,12 +82,12 @@ impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Talk<S> {
     }
 
     pub async fn say_bytes(&mut self, bytes: &[u8]) {
-        // Whoever is gone is noticed when it is listened to.
+        // A closed connection shows when it is read.
         let _ = self.io.write_all(bytes).await;
         let _ = self.io.flush().await;
     }
 
-    /// Up to and including `end`. `None`: the other side ended before that.
+    /// Reads up to and including `end`. `None`: the peer closed before that.
     pub async fn until(&mut self, end: &str) -> Option<String> {
         let end = end.as_bytes();
         loop {
@@ -114,7 +114,7 @@ impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Talk<S> {
         Some(std::mem::replace(&mut self.heard, rest))
     }
 
-    /// Everything until the other side ends.
+    /// Everything until the peer closes.
     pub async fn rest(&mut self) -> String {
         while self.more().await.is_some() {}
         String::from_utf8(std::mem::take(&mut self.heard)).expect("text")
@@ -135,7 +135,7 @@ impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Talk<S> {
 /// A downstream connection. The task ends with what [`serve`] returns.
 pub struct Downstream {
     pub talk: Talk<DuplexStream>,
-    /// True: the connection is to be reset.
+    /// True: the connection must be reset.
     pub served: JoinHandle<bool>,
 }
 
@@ -168,15 +168,16 @@ fn downstream(session: Session) -> Downstream {
     }
 }
 
-/// A GET, as short as it can be.
+/// The shortest GET.
 pub const GET: &str = "GET / HTTP/1.1\r\nHost: web\r\n\r\n";
 
-/// Long enough for everything that is already under way.
+/// Long enough for everything in progress to happen.
 pub async fn a_moment() {
     tokio::time::sleep(Duration::from_millis(30)).await;
 }
 
-/// The head of the answer to one request, of a proxy before an app that says `response`; and whether the connection is to be reset.
+/// The head of the response to one request, from a proxy with an app that answers `response`; and
+/// whether the connection must be reset.
 pub async fn ask(response: &'static str, request: &str) -> (String, bool) {
     let app = answering(response).await;
     let mesh = Setup::new(&[app.address]).start();

@@ -1,4 +1,4 @@
-//! What breaks the protocol, or tries to get more out of the proxy than a response.
+//! Protocol violations, and attempts to get more than a response out of the proxy.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 use super::fixture::*;
 
 #[test]
-fn a_response_that_is_cut_is_cut_for_the_client() {
+fn a_truncated_response_is_truncated_for_the_client() {
     run(async {
         for response in [
             "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
@@ -30,7 +30,7 @@ fn a_response_that_is_cut_is_cut_for_the_client() {
 }
 
 #[test]
-fn what_is_no_request_is_refused_with_a_reason() {
+fn invalid_requests_are_refused_with_a_reason() {
     run(async {
         let long = format!(
             "GET / HTTP/1.1\r\nHost: web\r\nA: {}\r\n\r\n",
@@ -84,7 +84,7 @@ fn what_is_no_request_is_refused_with_a_reason() {
 }
 
 #[test]
-fn a_slow_head_is_waited_for_only_so_long() {
+fn a_slow_head_times_out() {
     run(async {
         let app = answering("HTTP/1.1 200 OK\r\n\r\n").await;
         let mut setup = Setup::new(&[app.address]);
@@ -98,7 +98,7 @@ fn a_slow_head_is_waited_for_only_so_long() {
 }
 
 #[test]
-fn what_an_app_says_under_the_name_of_a_reason_is_removed() {
+fn an_apps_own_reason_header_is_removed() {
     run(async {
         let (head, _) = ask(
             "HTTP/1.1 503 Busy\r\nnaru-reason: no-endpoint\r\nContent-Length: 0\r\n\r\n",
@@ -116,7 +116,7 @@ fn what_an_app_says_under_the_name_of_a_reason_is_removed() {
 }
 
 #[test]
-fn a_switch_that_nobody_asked_for_takes_nothing_from_the_next_request() {
+fn an_unrequested_protocol_switch_leaves_the_next_request_intact() {
     run(async {
         let app = app(|_, mut talk| async move {
             let head = talk.head().await.expect("a request");
@@ -144,7 +144,7 @@ fn a_switch_that_nobody_asked_for_takes_nothing_from_the_next_request() {
 }
 
 #[test]
-fn nothing_is_read_after_a_body_that_breaks_its_coding() {
+fn nothing_is_read_after_a_body_with_invalid_coding() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.until("7\r\n").await.expect("a chunk's size");
@@ -160,7 +160,8 @@ fn nothing_is_read_after_a_body_that_breaks_its_coding() {
         while app.connections.get() == 0 {
             a_moment().await;
         }
-        // Seven bytes of content, and no end of line after them. Taken for coding, they would be the end of the body.
+        // Seven bytes of content, without an end of line after them. Read as coding, they would be
+        // the end of the body.
         client.talk.say(&format!("\r\n0\r\n\r\nX{GET}")).await;
         let head = client.talk.head().await.expect("a head");
         assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
@@ -170,7 +171,7 @@ fn nothing_is_read_after_a_body_that_breaks_its_coding() {
 }
 
 #[test]
-fn replies_that_nobody_reads_do_not_pile_up() {
+fn unread_replies_do_not_accumulate() {
     run(async {
         let mesh = Setup::new(&[]).start();
         let mut client = client(&mesh);
@@ -180,13 +181,13 @@ fn replies_that_nobody_reads_do_not_pile_up() {
             let sending = client.talk.io.write_all(requests.as_bytes());
             match tokio::time::timeout(Duration::from_millis(500), sending).await {
                 Ok(written) => written.expect("open"),
-                // No more is taken.
+                // The proxy reads no more.
                 Err(_) => break,
             }
             sent += requests.len();
             assert!(sent < 1_000_000);
         }
-        // Whoever reads after all gets every answer.
+        // A client that reads late still gets every response.
         for _ in 0..1_000 {
             client.talk.head().await.expect("a head");
         }

@@ -1,8 +1,8 @@
-//! Logins that hold for a connection: NTLM and Negotiate.
+//! Logins for a connection: NTLM and Negotiate.
 
 use super::fixture::*;
 
-/// Answers as NTLM does: three messages make the connection a user's.
+/// Answers as NTLM does: three messages authenticate the connection as a user.
 async fn ntlm() -> App {
     app(|_, mut talk| async move {
         let mut user: Option<String> = None;
@@ -36,7 +36,7 @@ fn challenge(challenge: &str) -> String {
     )
 }
 
-/// Who the app takes the client for.
+/// The user as which the app authenticates the client.
 async fn who(client: &mut Downstream, path: &str, credentials: Option<&str>) -> String {
     let credentials = match credentials {
         Some(credentials) => format!("Authorization: NTLM {credentials}\r\n"),
@@ -55,7 +55,7 @@ async fn who(client: &mut Downstream, path: &str, credentials: Option<&str>) -> 
 }
 
 #[test]
-fn a_login_holds_for_its_clients_connection_and_for_no_other() {
+fn a_login_applies_only_to_its_clients_connection() {
     run(async {
         let apps = [ntlm().await, ntlm().await, ntlm().await];
         let mesh = Setup::new(&apps.each_ref().map(|app| app.address)).start();
@@ -75,7 +75,7 @@ fn a_login_holds_for_its_clients_connection_and_for_no_other() {
 }
 
 #[test]
-fn the_apps_side_binds_what_a_peers_sidecar_has_asked_for() {
+fn the_inbound_side_binds_the_login_of_a_peers_client() {
     run(async {
         let app = ntlm().await;
         let mesh = Setup::new(&[app.address]).start();
@@ -102,12 +102,12 @@ fn connections_without_a_login_are_shared_as_before() {
 }
 
 #[test]
-fn a_client_is_let_go_when_the_connection_of_its_login_ends() {
+fn a_client_is_disconnected_when_the_connection_of_its_login_ends() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.head().await.expect("a request");
             talk.say(&challenge("Negotiate")).await;
-            // The end comes while the client is idle.
+            // The app closes while the client is idle.
             a_moment().await;
         })
         .await;

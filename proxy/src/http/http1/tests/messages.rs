@@ -3,7 +3,7 @@ use tokio::io::AsyncWriteExt;
 use super::fixture::*;
 
 #[test]
-fn messages_go_through_as_they_came() {
+fn messages_are_passed_on_unchanged() {
     run(async {
         let app = app(|_, mut talk| async move {
             let head = talk.head().await.expect("a request");
@@ -44,7 +44,7 @@ fn messages_go_through_as_they_came() {
 }
 
 #[test]
-fn what_is_odd_and_has_one_meaning_goes_through() {
+fn unusual_but_unambiguous_messages_are_passed_on() {
     run(async {
         for (request, passed_on) in [
             (
@@ -112,7 +112,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn chunks_and_trailers_go_through() {
+fn chunks_and_trailers_are_passed_on() {
     run(async {
         const BODY: &str = "5;x=y\r\nhello\r\n0\r\nX-T: 1\r\n\r\n";
         let app = app(|_, mut talk| async move {
@@ -166,7 +166,7 @@ fn responses_without_a_body_keep_their_length() {
 }
 
 #[test]
-fn a_client_that_expects_a_word_gets_it_before_it_sends() {
+fn a_client_that_expects_100_gets_it_before_it_sends_the_body() {
     run(async {
         let app = app(|_, mut talk| async move {
             while talk.head().await.is_some() {
@@ -217,7 +217,7 @@ fn a_client_that_expects_a_word_gets_it_before_it_sends() {
 }
 
 #[test]
-fn a_client_that_is_refused_before_it_sends_is_told_to_go() {
+fn a_client_refused_before_its_body_gets_connection_close() {
     run(async {
         let response = "HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n";
         let request =
@@ -228,7 +228,7 @@ fn a_client_that_is_refused_before_it_sends_is_told_to_go() {
 }
 
 #[test]
-fn a_switch_of_protocols_carries_bytes_both_ways_and_their_ends() {
+fn a_protocol_switch_carries_bytes_and_ends_in_both_directions() {
     run(async {
         let app = app(|_, mut talk| async move {
             let head = talk.head().await.expect("a request");
@@ -274,7 +274,7 @@ fn connect_is_refused_before_it_reaches_an_app() {
 }
 
 #[test]
-fn http10_is_spoken_as_it_was_meant() {
+fn http10_is_supported() {
     run(async {
         let app = app(|_, mut talk| async move {
             assert!(talk.head().await.expect("a request").starts_with("GET / HTTP/1.0\r\n"));
@@ -319,7 +319,7 @@ fn a_body_that_ends_with_its_connection_ends_the_clients() {
 }
 
 #[test]
-fn large_bodies_flow_both_ways_at_once() {
+fn large_bodies_flow_in_both_directions_at_once() {
     run(async {
         const LENGTH: usize = 3_000_000;
         let app = app(|_, mut talk| async move {
@@ -328,7 +328,7 @@ fn large_bodies_flow_both_ways_at_once() {
                 "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"
             ))
             .await;
-            // An echo: it would stop if either way waited for the other.
+            // An echo: it would stall if either direction waited for the other.
             let mut left = LENGTH;
             while left > 0 {
                 let piece = talk.exactly(left.min(10_000)).await.expect("more");
@@ -349,7 +349,7 @@ fn large_bodies_flow_both_ways_at_once() {
             write
         });
         let mut got = Vec::new();
-        // Whether the app will read to the end is not known when it begins to answer.
+        // When the app starts its response, it is unknown whether it will read to the end.
         let head =
             format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\nConnection: close\r\n\r\n");
         while got.len() < head.len() + LENGTH {
@@ -362,11 +362,11 @@ fn large_bodies_flow_both_ways_at_once() {
 }
 
 #[test]
-fn a_client_that_goes_ends_what_was_done_for_it() {
+fn a_client_that_disconnects_ends_its_requests() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.head().await.expect("a request");
-            // Nothing comes but the end.
+            // Only the end follows.
             assert_eq!(talk.rest().await, "");
         })
         .await;
@@ -388,7 +388,7 @@ fn a_client_that_goes_ends_what_was_done_for_it() {
 }
 
 #[test]
-fn an_answer_before_the_end_of_the_request_arrives() {
+fn a_response_before_the_end_of_the_request_arrives() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.head().await.expect("a request");
@@ -413,7 +413,7 @@ fn an_answer_before_the_end_of_the_request_arrives() {
                 .expect("a response")
                 .starts_with("HTTP/1.1 413 ")
         );
-        // Still sending: nothing breaks.
+        // The client may still send.
         client.talk.say("more").await;
         assert_eq!(client.talk.rest().await, "");
         drop(client.talk);
@@ -422,7 +422,7 @@ fn an_answer_before_the_end_of_the_request_arrives() {
 }
 
 #[test]
-fn a_client_that_goes_after_its_body_and_before_the_response_is_noticed() {
+fn a_disconnect_between_body_and_response_is_detected() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.head().await.expect("a request");
@@ -491,7 +491,7 @@ fn a_browser_is_answered_by_the_rule_s_cors_filter() {
 }
 
 #[test]
-fn the_app_is_told_who_has_proved_to_call_and_never_what_a_client_says_of_itself() {
+fn the_app_gets_the_proved_identity_and_never_a_clients_own_claim() {
     run(async {
         let app = app(|_, mut talk| async move {
             while let Some(head) = talk.head().await {

@@ -11,13 +11,13 @@ use crate::session::mirroring::Mirroring;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n";
-/// What a mirror says is for nobody.
+/// A mirror's response, which must never reach the client.
 const UNSEEN: &str = "HTTP/1.1 500 Oh\r\nContent-Length: 6\r\n\r\nunseen";
 
-/// Everything that an app was sent, message after message.
+/// All messages that an app received.
 type Heard = Rc<RefCell<String>>;
 
-/// An app that keeps what it hears up to `end`, time and again, and answers with `response`.
+/// An app that records each message up to `end`, and answers with `response`.
 async fn hearing(end: &'static str, response: &'static str) -> (App, Heard) {
     let heard = Heard::default();
     let kept = heard.clone();
@@ -34,13 +34,13 @@ async fn hearing(end: &'static str, response: &'static str) -> (App, Heard) {
     (app, heard)
 }
 
-/// An app that takes connections and never says a word.
+/// An app that accepts connections and never answers.
 async fn silent() -> App {
     app(|_, mut talk| async move { while talk.until("never").await.is_some() {} }).await
 }
 
 #[test]
-fn every_mirror_gets_the_request_as_the_backend_does_and_is_not_heard() {
+fn every_mirror_gets_the_backends_request_and_its_response_is_dropped() {
     run(async {
         for request in [
             "POST /a HTTP/1.1\r\nHost: web\r\nX-Order: 1\r\nContent-Length: 4\r\n\r\nend.",
@@ -58,7 +58,7 @@ fn every_mirror_gets_the_request_as_the_backend_does_and_is_not_heard() {
             let setup = setup.mirror(&[one.address], 100);
             let mesh = setup.mirror(&[other.address], 100).start();
             let mut client = client(&mesh);
-            // In two parts, of which the second comes later.
+            // In two parts, the second of which comes later.
             let (start, rest) = request.split_at(request.len() - 10);
             client.talk.say(start).await;
             a_moment().await;
@@ -75,7 +75,7 @@ fn every_mirror_gets_the_request_as_the_backend_does_and_is_not_heard() {
 }
 
 #[test]
-fn a_large_body_is_copied_whole_to_a_mirror_that_reads() {
+fn a_large_body_is_copied_completely_to_a_mirror_that_reads() {
     const LENGTH: usize = 1024 * 1024;
     run(async {
         let taking = || {
@@ -93,7 +93,7 @@ fn a_large_body_is_copied_whole_to_a_mirror_that_reads() {
         let Downstream { mut talk, .. } = client(&mesh);
         let head = format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {LENGTH}\r\n\r\n");
         talk.say(&head).await;
-        // By now both are connected to.
+        // By now both have a connection.
         until(|| mirror.connections.get() == 1).await;
         talk.say_bytes(&vec![b'x'; LENGTH]).await;
         assert_eq!(talk.head().await.expect("a head"), OK);
@@ -102,7 +102,7 @@ fn a_large_body_is_copied_whole_to_a_mirror_that_reads() {
 }
 
 #[test]
-fn the_connection_of_a_copy_is_used_again() {
+fn the_connection_of_a_copy_is_reused() {
     run(async {
         let app = answering(OK).await;
         let mirror = answering(UNSEEN).await;
@@ -134,7 +134,7 @@ fn a_share_of_the_requests_is_copied() {
             assert_eq!(client.talk.head().await.expect("a head"), OK);
         }
         let answered = mesh.mirrored("answered");
-        // Three standard deviations around 100, of a seed that is always the same.
+        // Three standard deviations around 100, with a fixed seed.
         assert!((74.0..=127.0).contains(&answered), "{answered}");
     });
 }
@@ -159,7 +159,7 @@ fn a_dead_mirror_costs_nothing() {
 }
 
 #[test]
-fn a_mirror_that_never_answers_is_waited_for_by_nobody() {
+fn a_mirror_that_never_answers_delays_nothing() {
     run(async {
         let app = answering(OK).await;
         let mirror = silent().await;
@@ -180,7 +180,7 @@ fn a_mirror_that_never_answers_is_waited_for_by_nobody() {
 }
 
 #[test]
-fn a_copy_that_takes_too_long_is_broken_off() {
+fn a_copy_that_takes_too_long_is_aborted() {
     run(async {
         let app = answering(OK).await;
         let gone = Rc::new(Cell::new(false));
@@ -206,13 +206,13 @@ fn a_copy_that_takes_too_long_is_broken_off() {
 }
 
 #[test]
-fn a_mirror_that_does_not_read_is_given_up_and_the_body_flows() {
-    /// More than a queue and the kernel's buffers take.
+fn a_mirror_that_does_not_read_is_aborted_and_the_body_flows() {
+    /// More than a queue and the kernel's buffers hold.
     const LENGTH: usize = 32 * 1024 * 1024;
     run(async {
         let app = app(|_, mut talk| async move {
             talk.head().await;
-            // Not kept: it is a lot.
+            // Not stored: it is large.
             let (mut left, mut piece) = (LENGTH, vec![0; 64 * 1024]);
             while left > 0 {
                 left -= tokio::io::AsyncReadExt::read(&mut talk.io, &mut piece)
@@ -244,7 +244,7 @@ fn a_mirror_that_does_not_read_is_given_up_and_the_body_flows() {
         let head = client.await.expect("no panic");
         assert_eq!(head.expect("a head"), OK);
         assert_eq!(mesh.mirrored("too_slow"), 1.0);
-        // It breaks, and does not just end.
+        // It is reset rather than closed in order.
         let rest = tokio::io::AsyncReadExt::read_to_end(&mut unread, &mut Vec::new()).await;
         let kind = rest.expect_err("a reset").kind();
         assert_eq!(kind, std::io::ErrorKind::ConnectionReset);
@@ -253,7 +253,7 @@ fn a_mirror_that_does_not_read_is_given_up_and_the_body_flows() {
 }
 
 #[test]
-fn a_body_that_breaks_off_is_no_whole_one_for_the_mirror() {
+fn a_truncated_body_is_truncated_for_the_mirror() {
     run(async {
         let (_app, _) = hearing("never", OK).await;
         let broken = Rc::new(Cell::new(false));
@@ -301,7 +301,7 @@ fn a_request_that_is_retried_is_copied_once() {
 }
 
 #[test]
-fn what_becomes_a_tunnel_is_not_copied() {
+fn a_request_that_becomes_a_tunnel_is_not_copied() {
     run(async {
         let switching = "HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n";
         let app = answering(switching).await;

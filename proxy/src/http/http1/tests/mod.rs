@@ -1,4 +1,4 @@
-//! The whole of HTTP/1 serving, between clients and apps that are sockets and bytes.
+//! All of HTTP/1 serving, between clients and apps that are plain sockets.
 
 mod closing;
 mod ends;

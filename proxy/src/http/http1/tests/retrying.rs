@@ -6,7 +6,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy";
 
 #[test]
-fn a_bad_answer_is_tried_again_with_the_whole_body() {
+fn a_failed_response_is_retried_with_the_whole_body() {
     run(async {
         let app = answering_hello(BUSY, OK).await;
         let mesh = Setup::new(&[app.address]).retry(&[503], 2).start();
@@ -17,7 +17,7 @@ fn a_bad_answer_is_tried_again_with_the_whole_body() {
             .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello")
             .await;
         assert_eq!(client.talk.head().await.expect("a head"), OK);
-        // The answer that nobody saw has left its connection as good as new.
+        // The discarded response has left its connection reusable.
         assert_eq!(app.connections.get(), 1);
         assert_eq!(
             mesh.metric(&["naru_retries_total", "outcome=\"sent\""]),
@@ -67,7 +67,7 @@ fn a_request_that_was_not_sent_goes_elsewhere() {
 }
 
 #[test]
-fn without_endpoints_the_reason_is_told_and_the_connection_kept() {
+fn without_endpoints_the_reason_is_reported_and_the_connection_kept() {
     run(async {
         for (setup, reason) in [
             (Setup::new(&[]), "no-endpoint"),
@@ -99,7 +99,7 @@ fn a_pooled_connection_that_an_app_has_closed_costs_nothing() {
             talk.head().await;
             talk.say(OK).await;
             if number == 1 {
-                // Reads the next request, and ends without a word.
+                // Reads the next request, and closes without a response.
                 talk.head().await;
                 return;
             }
@@ -117,7 +117,7 @@ fn a_pooled_connection_that_an_app_has_closed_costs_nothing() {
 }
 
 #[test]
-fn what_may_have_been_done_is_not_done_twice() {
+fn a_request_that_may_have_been_processed_is_not_repeated() {
     run(async {
         let app = app(|number, mut talk| async move {
             if number > 1 {
@@ -144,7 +144,7 @@ fn what_may_have_been_done_is_not_done_twice() {
 }
 
 #[test]
-fn time_outs_are_told_apart() {
+fn timeouts_are_reported_separately() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.rest().await;
@@ -172,7 +172,7 @@ fn time_outs_are_told_apart() {
 }
 
 #[test]
-fn time_outs_run_to_the_end_of_the_response() {
+fn timeouts_run_to_the_end_of_the_response() {
     run(async {
         let app = answering("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").await;
         let mut setup = Setup::new(&[app.address]);

@@ -4,7 +4,7 @@ use crate::session::UNAUTHENTICATED;
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 #[test]
-fn inbound_clients_are_told_to_go_and_outbound_ones_are_not() {
+fn inbound_connections_get_connection_close_and_outbound_ones_do_not() {
     run(async {
         let app = answering(OK).await;
         let mesh = Setup::new(&[app.address]).start();

@@ -1,4 +1,4 @@
-//! Heads and trailers that h2 lets pass and the proxy does not, or not as they are.
+//! Heads and trailers that h2 accepts and the proxy rejects or changes.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ fn a_head_over_the_limit_is_answered_with_a_reason_and_counted() {
 }
 
 #[test]
-fn a_request_that_can_be_read_in_two_ways_reaches_no_app() {
+fn an_ambiguous_request_reaches_no_app() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -128,7 +128,7 @@ fn trailers_that_frame_or_route_a_message_are_refused() {
 }
 
 #[test]
-fn trailers_of_a_response_that_frame_it_break_it_off() {
+fn a_response_with_framing_trailers_is_reset() {
     run(async {
         let app = app(|mut call| async move {
             let mut send = call
@@ -148,7 +148,7 @@ fn trailers_of_a_response_that_frame_it_break_it_off() {
 }
 
 #[test]
-fn an_answer_before_a_long_body_costs_the_next_request_nothing() {
+fn a_response_before_a_long_body_leaves_the_next_request_intact() {
     run(async {
         let app = app(|mut call| async move {
             answer(&mut call.respond, 401, "no");

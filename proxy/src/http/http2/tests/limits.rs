@@ -10,7 +10,7 @@ use crate::session::Session;
 use crate::testing::mesh::*;
 
 #[test]
-fn a_head_up_to_the_limit_is_taken_and_a_larger_one_refused() {
+fn a_head_up_to_the_limit_is_accepted_and_a_larger_one_rejected() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -31,7 +31,7 @@ fn a_head_up_to_the_limit_is_taken_and_a_larger_one_refused() {
 }
 
 #[test]
-fn a_body_that_contradicts_its_length_is_refused() {
+fn a_body_that_contradicts_its_length_is_rejected() {
     run(async {
         let app = app(|mut call| async move {
             if call.request.method() == "POST" {
@@ -55,13 +55,13 @@ fn a_body_that_contradicts_its_length_is_refused() {
             .insert("content-length", HeaderValue::from_static("3"));
         let got = call(&client, longer, b"four").await;
         assert_eq!(code(got), Some(h2::Reason::PROTOCOL_ERROR));
-        // Nor does a response's.
+        // The same for a response.
         let got = call(&client, get("/"), b"").await;
         assert_eq!(code(got), Some(h2::Reason::INTERNAL_ERROR));
     });
 }
 
-/// Frames of a client that takes liberties.
+/// A client that writes raw frames.
 struct Raw(tokio::io::DuplexStream);
 
 impl Raw {
@@ -88,7 +88,7 @@ impl Raw {
         self.0.write_all(&frame).await.is_ok()
     }
 
-    /// Reads until there is an answer on `stream`.
+    /// Reads until there is a response on `stream`.
     async fn answer(&mut self, stream: u32) {
         let mut frame = [0; 9];
         loop {
@@ -145,13 +145,13 @@ fn a_client_that_only_opens_and_resets_streams_is_slowed_down_and_keeps_its_conn
             }
             tokio::task::yield_now().await;
         }
-        // Others are served meanwhile, and so is it.
+        // Other clients are served meanwhile, and so is this one.
         let other = mesh.client().await;
         let got = call(&other, get("/"), b"").await.expect("a response");
         assert_eq!(got.status, 200);
         assert!(raw.frame(1, END_HEADERS | END_STREAM, stream, &HEAD).await);
         raw.answer(stream).await;
-        // What it has begun is over.
+        // Its requests have ended.
         until(|| mesh.metric(&["naru_pool_connections{", "http/2", "active"]) == 0.0).await;
     });
 }
@@ -176,7 +176,7 @@ fn a_client_whose_requests_are_refused_is_slowed_down() {
 }
 
 #[test]
-fn an_endless_head_is_cut_off() {
+fn an_endless_head_closes_the_connection() {
     run(async {
         let mesh = Setup::new(&[]).start();
         let mut raw = Raw::new(&mesh).await;
@@ -194,7 +194,7 @@ fn an_endless_head_is_cut_off() {
 }
 
 #[test]
-fn a_flood_of_empty_frames_is_cut_off() {
+fn a_flood_of_empty_frames_closes_the_connection() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -211,7 +211,7 @@ fn a_flood_of_empty_frames_is_cut_off() {
     });
 }
 
-/// How often a connection was not read for a while.
+/// How often reading of a connection was paused.
 fn slowed(mesh: &Mesh) -> f64 {
     let text = mesh.worker.metrics.render().expect("metrics");
     let text = String::from_utf8(text).expect("text");
@@ -221,7 +221,7 @@ fn slowed(mesh: &Mesh) -> f64 {
 }
 
 #[test]
-fn a_flood_of_frames_that_ask_for_nothing_is_read_slowly_and_others_are_served() {
+fn a_flood_of_useless_frames_is_slowed_down_and_others_are_served() {
     run(async {
         let window = [0, 0, 0, 1];
         for (kind, stream, payload) in [
@@ -245,7 +245,7 @@ fn a_flood_of_frames_that_ask_for_nothing_is_read_slowly_and_others_are_served()
 }
 
 #[test]
-fn fields_of_a_connection_are_refused() {
+fn connection_level_fields_are_rejected() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -290,7 +290,7 @@ fn fields_of_a_connection_are_refused() {
 }
 
 #[test]
-fn a_connection_on_which_nothing_happens_is_ended() {
+fn an_idle_connection_is_closed() {
     run(async {
         let app = answering(200, "").await;
         let mut setup = Setup::new(&[app.address]);
@@ -342,7 +342,7 @@ fn a_response_head_over_the_limit_is_an_error_of_the_upstream() {
 }
 
 #[test]
-fn an_app_that_speaks_something_else_gets_no_request() {
+fn an_app_of_another_protocol_gets_no_request() {
     run(async {
         let (listener, app) = listening().await;
         spawn_local(async move {
@@ -378,11 +378,11 @@ fn a_connection_ends_soon_after_its_clients_certificate_has_expired() {
             Session::inbound(worker, cell, CLIENT.into(), ANYWHERE).expiring(left)
         };
         let builder = h2::client::Builder::new();
-        // With nothing on it, in order.
+        // An idle connection is closed in order.
         let (idle, ended) = connect(session(Duration::from_millis(50)), &builder).await;
         ended.await.expect("a task").expect("an end in order");
         drop(idle);
-        // What is under way has its time, and no more.
+        // Requests in progress get their grace period, and no more.
         let (client, _) = connect(session(Duration::from_secs(2)), &builder).await;
         assert!(call(&client, get("/"), b"").await.is_err());
         assert_eq!(app.calls.get(), 1);

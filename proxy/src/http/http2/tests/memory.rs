@@ -1,4 +1,4 @@
-//! The budget of memory, as streams meet it.
+//! The memory budget of streams.
 
 use std::future::{pending, poll_fn};
 
@@ -10,7 +10,7 @@ use crate::testing::mesh::*;
 
 const MIB: usize = 1024 * 1024;
 
-/// An app whose responses are of one MiB each.
+/// An app whose responses have one MiB each.
 async fn large() -> App {
     app(|mut call| async move {
         if let Ok(mut send) = call.respond.send_response(Response::new(()), false) {
@@ -21,7 +21,7 @@ async fn large() -> App {
 }
 
 #[test]
-fn as_many_fields_are_taken_over_http_2_as_over_http_1() {
+fn http_2_accepts_as_many_fields_as_http_1() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -70,7 +70,7 @@ fn a_response_of_too_many_fields_is_an_error_of_the_upstream() {
 }
 
 #[test]
-fn a_stream_beyond_the_budget_is_refused_and_the_next_one_taken_once_there_is_room() {
+fn a_stream_beyond_the_budget_is_refused_until_there_is_room() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -91,7 +91,7 @@ fn a_stream_beyond_the_budget_is_refused_and_the_next_one_taken_once_there_is_ro
 }
 
 #[test]
-fn what_readers_that_have_stopped_make_held_stays_within_the_budget() {
+fn unread_data_stays_within_the_budget() {
     run(async {
         let app = large().await;
         let mut setup = Setup::new(&[app.address]);
@@ -122,7 +122,7 @@ fn what_readers_that_have_stopped_make_held_stays_within_the_budget() {
         drop(client);
         connection.abort();
         until(|| memory.charged() == 0).await;
-        // Others go on.
+        // Other clients are served.
         let got = call(&mesh.client().await, get("/"), b"").await;
         assert_eq!(got.expect("a response").body.len(), MIB);
     });
@@ -138,7 +138,7 @@ fn less_is_sent_ahead_of_readers_while_memory_is_short() {
         let memory = &mesh.worker.memory;
         let others = memory.charge(Use::Connection, memory.size() / 4 + 1);
         let before = memory.charged();
-        // The connection learns of it with its first stream.
+        // The connection is updated with its first stream.
         let got = call(&mesh.client().await, get("/"), b"").await;
         assert_eq!(got.expect("a response").body.len(), MIB);
         let mut stopped = h2::client::Builder::new();
@@ -195,7 +195,7 @@ fn uploads_that_an_app_does_not_read_are_charged() {
 }
 
 #[test]
-fn interim_responses_without_an_end_are_cut_off_and_a_few_passed_on() {
+fn endless_interim_responses_are_reset_and_a_few_passed_on() {
     run(async {
         let app = app(|mut call| async move {
             let count = match call.request.uri().path() {

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::testing::mesh::*;
 
-/// An app that keeps what the last request was, and answers with `status` and `body`.
+/// An app that records the last request, and answers with `status` and `body`.
 async fn hearing(status: u16, body: &'static str) -> (App, Rc<RefCell<Vec<String>>>) {
     let heard = Rc::new(RefCell::new(Vec::new()));
     let kept = heard.clone();
@@ -30,7 +30,7 @@ async fn hearing(status: u16, body: &'static str) -> (App, Rc<RefCell<Vec<String
     (app, heard)
 }
 
-/// An app that never answers, nor reads.
+/// An app that neither reads nor answers.
 async fn silent() -> App {
     app(|call| async move {
         let _call = call;
@@ -40,7 +40,7 @@ async fn silent() -> App {
 }
 
 #[test]
-fn every_mirror_gets_the_request_as_the_backend_does_and_is_not_heard() {
+fn every_mirror_gets_the_backends_request_and_its_response_is_dropped() {
     run(async {
         let (app, backend) = hearing(200, "seen").await;
         let (one, first) = hearing(500, "unseen").await;
@@ -94,7 +94,7 @@ fn a_dead_mirror_costs_nothing() {
 }
 
 #[test]
-fn a_mirror_that_does_not_read_is_given_up_and_the_body_flows() {
+fn a_mirror_that_does_not_read_is_aborted_and_the_body_flows() {
     run(async {
         let app = answering(200, "ok").await;
         let reset = Rc::new(Cell::new(None));
@@ -120,7 +120,7 @@ fn a_mirror_that_does_not_read_is_given_up_and_the_body_flows() {
 }
 
 #[test]
-fn beyond_a_number_of_copies_under_way_there_are_no_others() {
+fn copies_in_progress_are_bounded() {
     run(async {
         let app = answering(200, "ok").await;
         let mirror = silent().await;
@@ -133,7 +133,7 @@ fn beyond_a_number_of_copies_under_way_there_are_no_others() {
             assert_eq!(got.body, b"ok");
         }
         assert_eq!(mesh.mirrored("skipped"), 300.0 - 256.0);
-        // Nor does a shutdown wait for them.
+        // A shutdown does not wait for them either.
         let signal = mesh.signal.take().expect("a signal");
         signal.start();
         signal.finished().await;
@@ -141,7 +141,7 @@ fn beyond_a_number_of_copies_under_way_there_are_no_others() {
 }
 
 #[test]
-fn a_body_that_breaks_off_is_no_whole_one_for_the_mirror() {
+fn a_truncated_body_is_truncated_for_the_mirror() {
     run(async {
         let app = app(|mut call| async move {
             read(call.request.body_mut()).await;

@@ -1,4 +1,4 @@
-//! The whole of HTTP/2 serving, between h2's own client and server, over real sockets upstream.
+//! All of HTTP/2 serving, between h2's own client and server, over real sockets upstream.
 
 mod heads;
 mod limits;

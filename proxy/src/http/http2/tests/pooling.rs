@@ -9,7 +9,7 @@ use tokio::task::spawn_local;
 
 use crate::testing::mesh::*;
 
-/// An app whose answers wait for a word, with at most `streams` at once on a connection.
+/// An app whose responses wait for a notification, with at most `streams` at once on a connection.
 async fn held(streams: u32) -> (App, Rc<Notify>) {
     let go = Rc::new(Notify::new());
     let mut builder = h2::server::Builder::new();
@@ -54,7 +54,7 @@ fn requests_of_all_clients_share_one_connection() {
 }
 
 #[test]
-fn a_client_that_logs_in_on_its_connection_shares_none_with_others() {
+fn a_client_with_a_login_on_its_connection_shares_none_with_others() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -70,19 +70,19 @@ fn a_client_that_logs_in_on_its_connection_shares_none_with_others() {
             call(&other, get("/"), b"").await.expect("a response");
         }
         assert_eq!(app.connections.get(), 2);
-        // The connection goes with its client.
+        // The connection ends with its client.
         drop(alice);
         until(|| mesh.metric(&["naru_pool_connections{", "http/2", "idle"]) == 1.0).await;
     });
 }
 
 #[test]
-fn more_streams_than_a_peer_takes_go_on_further_connections() {
+fn more_streams_than_a_peer_allows_use_further_connections() {
     run(async {
         let (app, go) = held(2).await;
         let mesh = Setup::new(&[app.address]).start();
         let client = mesh.client().await;
-        // So that the peer's limit is known.
+        // Makes the peer's limit known.
         go.notify_one();
         call(&client, get("/"), b"").await.expect("a response");
         let calls: Vec<_> = (0..6)
@@ -103,11 +103,11 @@ fn more_streams_than_a_peer_takes_go_on_further_connections() {
 }
 
 #[test]
-fn a_peer_that_is_leaving_gets_no_new_requests_and_none_fails() {
+fn a_leaving_peer_gets_no_new_requests_and_none_fails() {
     run(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
         let address = listener.local_addr().expect("an address");
-        // Says goodbye after each tenth request of a connection.
+        // Sends GOAWAY after each tenth request of a connection.
         spawn_local(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 spawn_local(async move {
@@ -141,19 +141,20 @@ fn a_peer_that_is_leaving_gets_no_new_requests_and_none_fails() {
 }
 
 #[test]
-fn what_a_goodbye_leaves_unprocessed_is_sent_again() {
+fn requests_after_a_goaways_last_stream_are_sent_again() {
     run(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
         let address = listener.local_addr().expect("an address");
         spawn_local(async move {
-            // The first connection takes a request and says that it has taken none: GOAWAY with last stream 0.
+            // The first connection receives a request and reports that it has processed none:
+            // GOAWAY with last stream 0.
             let (mut socket, _) = listener.accept().await.expect("a client");
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
             let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
             socket.write_all(&settings).await.expect("written");
             let mut seen = vec![0; 4096];
             let mut length = 0;
-            // Preface, settings, and something of a request.
+            // Preface, SETTINGS, and part of a request.
             while length < 24 + 9 + 40 {
                 length += socket.read(&mut seen).await.expect("a request");
             }
@@ -196,7 +197,7 @@ fn a_connection_that_breaks_before_the_response_is_retried_only_by_rule() {
                             return;
                         }
                         answer(&mut respond, 200, "ok");
-                        // Nothing is kept, so that the next request comes on a new connection.
+                        // No connection is pooled, so that the next request comes on a new one.
                         connection.graceful_shutdown();
                     }
                 });
@@ -225,7 +226,7 @@ fn a_connection_that_breaks_before_the_response_is_retried_only_by_rule() {
 }
 
 #[test]
-fn a_connection_that_is_not_used_ends_and_so_does_an_old_one() {
+fn unused_and_old_connections_are_closed() {
     run(async {
         let app = answering(200, "").await;
         let mut setup = Setup::new(&[app.address]);
@@ -251,7 +252,7 @@ fn a_connection_that_is_not_used_ends_and_so_does_an_old_one() {
 }
 
 #[test]
-fn requests_that_no_connection_has_room_for_wait_and_that_is_bounded() {
+fn requests_without_a_free_stream_wait_in_a_bounded_queue() {
     run(async {
         let (app, go) = held(1).await;
         let mut setup = Setup::new(&[app.address]);
@@ -288,7 +289,7 @@ fn requests_that_no_connection_has_room_for_wait_and_that_is_bounded() {
 }
 
 #[test]
-fn a_shutdown_lets_streams_finish_and_takes_no_new_ones() {
+fn a_shutdown_lets_streams_finish_and_accepts_no_new_ones() {
     run(async {
         let (app, go) = held(100).await;
         let mesh = Setup::new(&[app.address]).start();
@@ -315,7 +316,7 @@ fn a_shutdown_lets_streams_finish_and_takes_no_new_ones() {
 }
 
 #[test]
-fn a_connection_that_failed_counts_once_however_many_waited_for_it() {
+fn a_failed_connection_counts_once_however_many_requests_waited_for_it() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[nobody().await, app.address]).start();
@@ -344,7 +345,7 @@ fn the_requests_of_one_connection_are_shared_among_the_endpoints() {
                 assert_eq!(got.expect("a response").status, 200);
             }
         }
-        // Not evenly to the letter: a machine that stalls makes one of them slow for a while.
+        // Only roughly even: a machine that stalls makes one of them slow for a while.
         for app in &apps {
             assert!(
                 (100..=320).contains(&app.calls.get()),

@@ -11,7 +11,7 @@ use crate::table::Destination;
 use crate::testing::mesh::*;
 
 #[test]
-fn without_an_endpoint_the_proxy_says_so() {
+fn a_missing_endpoint_is_reported() {
     run(async {
         let mesh = Setup::new(&[]).start();
         let client = mesh.client().await;
@@ -38,7 +38,7 @@ fn without_an_endpoint_the_proxy_says_so() {
 }
 
 #[test]
-fn without_a_connection_the_proxy_says_so() {
+fn a_failed_connect_is_reported() {
     run(async {
         let mesh = Setup::new(&[nobody().await]).start();
         let client = mesh.client().await;
@@ -51,7 +51,7 @@ fn without_a_connection_the_proxy_says_so() {
 }
 
 #[test]
-fn a_destination_that_is_not_known_any_more_is_none() {
+fn requests_to_a_removed_destination_are_refused() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -73,7 +73,7 @@ fn a_destination_that_is_not_known_any_more_is_none() {
 }
 
 #[test]
-fn a_request_that_no_rule_takes_is_answered() {
+fn a_request_without_a_matching_rule_is_answered() {
     run(async {
         let app = answering(200, "taken").await;
         let mut setup = Setup::new(&[app.address]);
@@ -110,7 +110,7 @@ fn to_all(rule: crate::route::Rule) -> Routes {
 }
 
 #[test]
-fn a_redirect_is_answered_in_full() {
+fn a_redirect_is_a_complete_response() {
     run(async {
         let mut setup = Setup::new(&[]);
         setup.routes = Some(|mut rule| {
@@ -186,7 +186,7 @@ fn filters_change_the_request_and_the_response() {
 }
 
 #[test]
-fn a_host_that_contradicts_the_authority_is_refused() {
+fn a_host_that_contradicts_the_authority_is_rejected() {
     run(async {
         let app = answering(200, "").await;
         let mesh = Setup::new(&[app.address]).start();
@@ -209,7 +209,7 @@ fn a_host_that_contradicts_the_authority_is_refused() {
     });
 }
 
-/// What is written, for a test to read.
+/// The output of the log writer.
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
 

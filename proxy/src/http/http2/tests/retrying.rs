@@ -12,7 +12,7 @@ use crate::identity::testing::Authority;
 use crate::testing::mesh::*;
 
 #[test]
-fn an_endpoint_that_nobody_listens_on_costs_no_request() {
+fn an_endpoint_without_a_listener_fails_no_request() {
     run(async {
         let app = answering(200, "ok").await;
         let mesh = Setup::new(&[nobody().await, app.address, nobody().await]).start();
@@ -89,7 +89,7 @@ fn a_body_that_is_still_coming_is_sent_again_from_its_start_with_its_trailers() 
 }
 
 #[test]
-fn what_was_refused_everywhere_is_refused() {
+fn a_request_refused_by_all_endpoints_is_refused() {
     run(async {
         let refusing = app(|mut call| async move {
             call.respond.send_reset(h2::Reason::REFUSED_STREAM);
@@ -190,7 +190,7 @@ fn the_budget_stops_retries_and_the_last_response_is_passed_on() {
     });
 }
 
-/// Answers only what does not wait.
+/// Answers only requests that must not wait.
 async fn slow() -> App {
     app(|mut call| async move {
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -200,7 +200,7 @@ async fn slow() -> App {
 }
 
 #[test]
-fn the_time_of_a_request_runs_out() {
+fn a_request_times_out() {
     run(async {
         let app = slow().await;
         let mut setup = Setup::new(&[app.address]);
@@ -244,7 +244,7 @@ fn an_attempt_that_takes_too_long_is_made_elsewhere_if_the_rule_retries() {
 }
 
 #[test]
-fn a_response_that_takes_too_long_is_broken_off() {
+fn a_response_that_takes_too_long_is_reset() {
     run(async {
         let app = app(|mut call| async move {
             let mut send = call
@@ -270,7 +270,8 @@ fn a_response_that_takes_too_long_is_broken_off() {
     });
 }
 
-/// A sidecar's inbound side, which answers every request itself with `reason`, or else lets the app answer.
+/// A sidecar's inbound side, which answers every request itself with `reason`, or else lets the app
+/// answer.
 async fn sidecar(authority: &Authority, id: &str, reason: Option<&'static str>) -> App {
     let (listener, app) = listening().await;
     let config = authority
@@ -318,7 +319,7 @@ fn mesh_of(authority: &Authority, apps: &[&App]) -> Mesh {
 }
 
 #[test]
-fn what_a_sidecar_could_not_give_to_its_app_is_sent_elsewhere() {
+fn a_request_that_a_sidecar_could_not_deliver_is_sent_elsewhere() {
     run(async {
         let authority = Authority::new("mesh");
         let gone = sidecar(&authority, WEB, Some("connect-failed")).await;
@@ -352,7 +353,7 @@ fn the_reason_of_a_sidecar_is_passed_on() {
 }
 
 #[test]
-fn a_stranger_at_an_endpoints_address_gets_no_request() {
+fn another_identity_at_an_endpoints_address_gets_no_request() {
     run(async {
         let authority = Authority::new("mesh");
         let stranger = sidecar(&authority, "spiffe://cluster.local/ns/evil/sa/web", None).await;
@@ -366,7 +367,7 @@ fn a_stranger_at_an_endpoints_address_gets_no_request() {
         assert_eq!(stranger.calls.get(), 0);
         let ejected = ["naru_endpoint_ejections_total{", "identity-mismatch"];
         assert_eq!(mesh.metric(&ejected), 1.0);
-        // Also when there is nobody else.
+        // Also as the only endpoint.
         let mesh = mesh_of(&authority, &[&stranger]);
         let client = mesh.client().await;
         for expected in ["identity-mismatch", "no-endpoint"] {
@@ -378,7 +379,7 @@ fn a_stranger_at_an_endpoints_address_gets_no_request() {
 }
 
 #[test]
-fn a_sidecar_that_falls_silent_is_noticed() {
+fn a_sidecar_that_falls_silent_is_detected() {
     run(async {
         let authority = Authority::new("mesh");
         let (listener, silent) = listening().await;
@@ -389,7 +390,7 @@ fn a_sidecar_that_falls_silent_is_noticed() {
             let socket = acceptor.accept(socket).await.expect("TLS");
             let mut connection = h2::server::handshake(socket).await.expect("HTTP/2");
             let _request = connection.accept().await;
-            // Neither reads nor writes any more, and does not hang up.
+            // Stops reading and writing, but keeps the connection open.
             std::future::pending::<()>().await;
         });
         let mesh = mesh_of(&authority, &[&silent]);
@@ -403,7 +404,7 @@ fn a_sidecar_that_falls_silent_is_noticed() {
 }
 
 #[test]
-fn a_sidecar_that_is_slow_but_there_is_waited_for() {
+fn a_slow_but_live_sidecar_is_waited_for() {
     run(async {
         let authority = Authority::new("mesh");
         let (listener, slow) = listening().await;

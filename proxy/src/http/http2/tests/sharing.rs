@@ -1,4 +1,4 @@
-//! What a client that takes more than it reads costs the others.
+//! How a client that requests more than it reads affects others.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ use crate::testing::mesh::*;
 const STREAMS: u32 = 4;
 const ALL: usize = 32 * STREAMS as usize;
 
-/// An app whose answers are larger than what a client takes that reads nothing.
+/// An app whose responses exceed the window of a client that reads nothing.
 async fn talkative() -> App {
     let mut builder = h2::server::Builder::new();
     builder.max_concurrent_streams(STREAMS);
@@ -65,7 +65,7 @@ fn clients_that_read_nothing_leave_streams_for_others() {
     run(async {
         let app = talkative().await;
         let mesh = Setup::new(&[app.address]).start();
-        // So that the app's limit is known.
+        // Makes the app's limit known.
         call(&mesh.client().await, get("/"), b"")
             .await
             .expect("a response");
@@ -87,7 +87,7 @@ fn clients_that_read_nothing_leave_streams_for_others() {
 }
 
 #[test]
-fn clients_without_an_identity_take_no_streams_from_those_with_one_or_from_each_other() {
+fn clients_without_an_identity_take_no_streams_from_any_others() {
     run(async {
         let app = talkative().await;
         let mesh = Setup::new(&[app.address]).start();
@@ -150,7 +150,8 @@ fn a_request_that_waits_too_long_for_a_stream_is_refused() {
                 spawn_local(async move { call(&client, get("/"), b"").await })
             })
             .collect();
-        // Its share of the 32 there are, and the others in vain: they are not sent anywhere else.
+        // Its share of the 32 streams; the other requests fail and are not sent to another
+        // endpoint.
         let begun = app.calls.get();
         let wait = || refused(&mesh, "wait");
         until(|| wait() == 20.0).await;
@@ -174,7 +175,7 @@ fn a_request_that_waits_too_long_for_a_stream_is_refused() {
 }
 
 #[test]
-fn a_client_that_stops_reading_loses_its_stream_in_time_and_nothing_else() {
+fn a_client_that_stops_reading_loses_only_its_stream() {
     run(async {
         let app = talkative().await;
         let mut setup = Setup::new(&[app.address]);
@@ -188,12 +189,12 @@ fn a_client_that_stops_reading_loses_its_stream_in_time_and_nothing_else() {
         let mut body = response.into_body();
         let first = body.data().await.expect("data").expect("data");
         assert_eq!(first.len(), 1_000);
-        // Reads no more for now.
+        // The client stops reading for now.
         let stopped = ["naru_responses_total{", "reader-stopped", "\"200\""];
         until(|| mesh.metric(&stopped) == 1.0).await;
         let error = body.data().await.expect("an end").expect_err("no more");
         assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
-        // The connection is as good as before.
+        // The connection still works.
         let (response, _) = client.send_request(get("/"), true).expect("a stream");
         let mut body = response.await.expect("a response").into_body();
         let mut length = 0;
@@ -209,7 +210,7 @@ fn a_client_that_stops_reading_loses_its_stream_in_time_and_nothing_else() {
     });
 }
 
-/// A body in many more frames than bytes are worth.
+/// A body in many tiny frames.
 async fn dribble(send: &mut h2::SendStream<Bytes>) -> bool {
     for number in 0..100_000 {
         if write(send, Bytes::from_static(b"x"), false).await.is_err() {
@@ -223,7 +224,7 @@ async fn dribble(send: &mut h2::SendStream<Bytes>) -> bool {
 }
 
 #[test]
-fn small_messages_that_one_client_does_not_read_end_no_connection_of_the_apps() {
+fn unread_small_messages_of_one_client_close_no_connection_to_the_app() {
     run(async {
         let dribbled: Rc<Cell<Option<bool>>> = Rc::default();
         let app = {
@@ -256,8 +257,8 @@ fn small_messages_that_one_client_does_not_read_end_no_connection_of_the_apps() 
     });
 }
 
-/// An app whose connections answer a request that has no body in part, and one that announces a
-/// body with a field that is none. Returns how many connections it has had.
+/// An app whose connections send a partial response to a request without a body, and a malformed
+/// field to one that announces a body. Returns how many connections it has had.
 async fn malformed_app() -> (std::net::SocketAddr, Rc<Cell<usize>>) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = crate::testing::sockets::listener().await;
@@ -283,7 +284,7 @@ async fn malformed_app() -> (std::net::SocketAddr, Rc<Cell<usize>>) {
                     let stream = u32::from_be_bytes(stream);
                     let answer = match (kind, flags & 1) {
                         (4, 0) => frame(4, 1, 0, &[]),
-                        // `:status: 200`, and no end yet.
+                        // `:status: 200`, without END_STREAM.
                         (1, 1) => frame(1, 4, stream, &[0x88]),
                         // A field whose value has a line break.
                         (1, _) => frame(1, 5, stream, b"\x88\x00\x01a\x03x\ny"),
@@ -300,7 +301,7 @@ async fn malformed_app() -> (std::net::SocketAddr, Rc<Cell<usize>>) {
 }
 
 #[test]
-fn a_malformed_response_costs_others_their_responses_once_at_most() {
+fn a_malformed_response_fails_other_responses_at_most_once() {
     run(async {
         let (app, connections) = malformed_app().await;
         let mesh = Setup::new(&[app]).start();
@@ -315,7 +316,7 @@ fn a_malformed_response_costs_others_their_responses_once_at_most() {
             let answer = call(&bad, get("/"), b"x").await.expect("an answer");
             assert_eq!(answer.status, 502, "{round}");
             if round == 0 {
-                // h2 takes a field that is none for a fault of the whole connection.
+                // h2 treats a malformed field as an error of the whole connection.
                 kept.data().await.expect("an end").expect_err("broken");
                 continue;
             }

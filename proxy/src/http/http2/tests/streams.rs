@@ -9,7 +9,7 @@ use tokio::task::spawn_local;
 
 use crate::testing::mesh::*;
 
-/// An app that sends every piece of a request back as it comes, with its trailers.
+/// An app that echoes every piece of a request as it comes, with its trailers.
 async fn echo() -> App {
     app(|mut call| async move {
         let mut send = call
@@ -34,7 +34,7 @@ async fn echo() -> App {
 }
 
 #[test]
-fn a_request_and_its_response_arrive_as_they_were_sent() {
+fn a_request_and_its_response_arrive_unchanged() {
     run(async {
         let app = app(|mut call| async move {
             let request = &call.request;
@@ -84,7 +84,7 @@ fn a_request_and_its_response_arrive_as_they_were_sent() {
 }
 
 #[test]
-fn messages_go_both_ways_on_one_stream_as_they_come() {
+fn messages_flow_in_both_directions_on_one_stream_as_they_come() {
     run(async {
         let app = echo().await;
         let mesh = Setup::new(&[app.address]).start();
@@ -108,7 +108,7 @@ fn messages_go_both_ways_on_one_stream_as_they_come() {
 }
 
 #[test]
-fn large_bodies_go_through_whole_in_both_directions() {
+fn large_bodies_arrive_complete_in_both_directions() {
     run(async {
         const LENGTH: usize = 16 * 1024 * 1024;
         let app = echo().await;
@@ -133,7 +133,7 @@ fn large_bodies_go_through_whole_in_both_directions() {
 }
 
 #[test]
-fn streams_that_nobody_reads_do_not_stop_the_others() {
+fn unread_streams_do_not_stop_the_others() {
     run(async {
         let app = app(|mut call| async move {
             let mut send = call
@@ -168,7 +168,7 @@ fn streams_that_nobody_reads_do_not_stop_the_others() {
             stuck.push(response.await.expect("a response"));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
-        // The same upstream connection, and those of others.
+        // The same upstream connection, and those of other clients.
         for client in [client, mesh.client().await] {
             let got = call(&client, get("/"), b"").await.expect("a response");
             assert_eq!(got.body.len(), 512 * 1024);
@@ -195,7 +195,7 @@ fn a_reset_reaches_the_other_side_with_its_code() {
                                 .expect("a response");
                             send.send_data(Bytes::from_static(b"half"), false)
                                 .expect("data");
-                            // h2 does not send what is queued before a reset.
+                            // h2 does not send data that is queued before a reset.
                             tokio::time::sleep(Duration::from_millis(20)).await;
                             send.send_reset(h2::Reason::INTERNAL_ERROR);
                         }
@@ -228,7 +228,7 @@ fn a_reset_reaches_the_other_side_with_its_code() {
 }
 
 #[test]
-fn a_client_that_disappears_cancels_what_it_asked_for() {
+fn a_client_that_disappears_cancels_its_requests() {
     run(async {
         let seen: Rc<RefCell<Vec<Option<h2::Reason>>>> = Rc::default();
         let app = {
@@ -250,7 +250,7 @@ fn a_client_that_disappears_cancels_what_it_asked_for() {
         drop((response, send, client));
         until(|| !seen.borrow().is_empty()).await;
         assert_eq!(seen.borrow()[0], Some(h2::Reason::CANCEL));
-        // The upstream connection is not broken by it.
+        // The upstream connection stays usable.
         assert_eq!(
             mesh.metric(&["naru_pool_connections{", "http/2", "idle"]),
             1.0
@@ -259,7 +259,7 @@ fn a_client_that_disappears_cancels_what_it_asked_for() {
 }
 
 #[test]
-fn an_answer_without_waiting_for_the_body_is_passed_on() {
+fn a_response_before_the_body_is_passed_on() {
     run(async {
         let app = app(|mut call| async move {
             answer(&mut call.respond, 413, "enough");
@@ -276,7 +276,7 @@ fn an_answer_without_waiting_for_the_body_is_passed_on() {
             .await
             .expect("a body");
         assert_eq!((got.status, got.body.as_slice()), (413, &b"enough"[..]));
-        // As h2's server ends it: told to stop, and no error.
+        // As h2's server ends it: RST_STREAM with NO_ERROR.
         let stopped = poll_fn(|cx| send.poll_reset(cx)).await.expect("a code");
         assert_eq!(stopped, h2::Reason::NO_ERROR);
         until(|| mesh.metric(&["naru_responses_total{", "\"413\""]) == 1.0).await;
@@ -344,7 +344,7 @@ fn head_and_empty_responses_keep_their_length_fields() {
 }
 
 #[test]
-fn tunnels_carry_bytes_both_ways() {
+fn tunnels_carry_bytes_in_both_directions() {
     run(async {
         let mut builder = h2::server::Builder::new();
         builder.enable_connect_protocol();
@@ -385,7 +385,7 @@ fn tunnels_carry_bytes_both_ways() {
 }
 
 #[test]
-fn a_host_field_in_place_of_the_authority_is_passed_on() {
+fn a_host_field_instead_of_the_authority_is_passed_on() {
     run(async {
         let app = app(|mut call| async move {
             assert_eq!(call.request.headers()["host"], "web");

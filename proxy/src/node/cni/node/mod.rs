@@ -1,9 +1,10 @@
-//! What Naru has on a node: the plugin's program, and its entry in the configuration of the pods' network. In: the folders. Out: what
-//! had to be put right, or what is in the way.
+//! Naru's files on a node: the plugin's program, and its entry in the configuration of the pods'
+//! network. In: the directories. Out: the repairs made, or the obstacle.
 //!
-//! The runtime takes the first configuration by name, so that one is chained to. A configuration of one plugin (`NAME.conf`) becomes a
-//! list (`NAME.conflist`), and is kept aside (`NAME.conf.naru-cni`) until Naru goes. Every file is put in its place whole. The program
-//! comes before the entry that needs it, and goes after it.
+//! The runtime loads the first configuration by name, so the plugin is chained to that one. A
+//! configuration of one plugin (`NAME.conf`) becomes a list (`NAME.conflist`), and is kept aside
+//! (`NAME.conf.naru-cni`) until Naru is removed. Every file is replaced atomically. The program is
+//! installed before the entry that needs it, and removed after it.
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Write};
@@ -16,16 +17,17 @@ use thiserror::Error;
 use super::PLUGIN;
 use super::chain::{self, ChainError};
 
-/// Behind the name of a configuration that is kept aside. The runtime reads no such file.
+/// Suffix of a configuration that is kept aside. The runtime ignores such files.
 const ASIDE: &str = "naru-cni";
-/// Behind the name of a file that is not complete yet.
+/// Suffix of an incomplete file.
 const UNFINISHED: &str = "naru-tmp";
 /// Configurations are a few kilobytes.
 const MAX_CONFIGURATION: u64 = 1 << 20;
-/// How long the runtime may take to notice a changed configuration, until it runs a program no more.
+/// How long the runtime may take to notice a changed configuration, and to stop running the removed
+/// program.
 const NOTICED: Duration = Duration::from_secs(2);
 
-/// What was put right.
+/// A repair that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repaired {
     Program,
@@ -33,7 +35,7 @@ pub enum Repaired {
     Configuration(PathBuf),
 }
 
-/// What is in the way.
+/// Why the plugin cannot be installed.
 #[derive(Debug, Error)]
 pub enum NodeError {
     #[error(
@@ -54,18 +56,18 @@ fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, NodeError> {
     result.map_err(|error| NodeError::File(path.to_owned(), error))
 }
 
-/// A node's folders.
+/// The directories of a node.
 #[derive(Debug)]
 pub struct Node {
-    /// The program that is to be the plugin: this very one.
+    /// The program to install as the plugin: the running one.
     pub source: PathBuf,
     pub bin_dir: PathBuf,
     pub conf_dir: PathBuf,
-    /// The program as it was put there, by which a change is noticed without reading it again.
+    /// Metadata of the installed program, by which a change is noticed without reading the file.
     pub placed: Option<Stamp>,
 }
 
-/// What changes when a file is written or replaced.
+/// Metadata that change when a file is written or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     inode: u64,
@@ -84,7 +86,7 @@ impl From<&Metadata> for Stamp {
 }
 
 impl Node {
-    /// Puts right what is not as it should be. Nothing, mostly.
+    /// Repairs the node's files. Usually there is nothing to repair.
     pub fn repair(&mut self) -> Result<Vec<Repaired>, NodeError> {
         let mut repaired = Vec::new();
         if self.place_program()? {
@@ -111,7 +113,7 @@ impl Node {
             return Ok(false);
         }
         let wanted = at(&self.source, fs::read(&self.source))?;
-        // An agent before this one has put it there.
+        // A previous agent has installed it.
         let is_there = fs::symlink_metadata(&program)
             .is_ok_and(|found| found.is_file() && found.mode() & 0o777 == 0o755)
             && fs::read(&program).is_ok_and(|found| found == wanted);
@@ -122,7 +124,7 @@ impl Node {
         Ok(!is_there)
     }
 
-    /// The file that was changed.
+    /// Chains the plugin, and returns the file that was changed.
     fn chain(&self) -> Result<Option<PathBuf>, NodeError> {
         let path = self.configurations()?.into_iter().next();
         let path = path.ok_or_else(|| NodeError::NoConfiguration(self.conf_dir.clone()))?;
@@ -137,7 +139,7 @@ impl Node {
         }
         let list = chain::list_of(&text).map_err(wrong)?;
         let list_path = path.with_extension("conflist");
-        // One that an agent made of the file as it was before may go.
+        // A list made by an agent from the earlier content of the file may be replaced.
         if list_path.exists() && !aside(&path).exists() {
             return Err(NodeError::Taken(path, list_path));
         }
@@ -146,7 +148,7 @@ impl Node {
         Ok(Some(list_path))
     }
 
-    /// What the runtime would read, in its order.
+    /// The configurations that the runtime would read, in its order.
     fn configurations(&self) -> Result<Vec<PathBuf>, NodeError> {
         let entries = at(&self.conf_dir, fs::read_dir(&self.conf_dir))?;
         let mut paths = Vec::new();
@@ -161,7 +163,7 @@ impl Node {
         Ok(paths)
     }
 
-    /// Takes away all that Naru has on the node. Goes on after an error, and gives the first.
+    /// Removes all of Naru's files from the node. Continues after an error, and returns the first.
     pub fn remove(&self) -> Result<(), NodeError> {
         let unchained = self.unchain();
         let program = self.program();
@@ -184,7 +186,7 @@ impl Node {
             let done = unchain_file(path);
             first = first.and(done);
         }
-        // What was set aside and whose list somebody else removed.
+        // Restores files that were kept aside and whose list was removed by another program.
         for entry in at(&self.conf_dir, fs::read_dir(&self.conf_dir))?.flatten() {
             if entry
                 .path()
@@ -241,7 +243,7 @@ fn read(path: &Path) -> Result<(String, u32), NodeError> {
     Ok((text, metadata.mode() & 0o777))
 }
 
-/// Writes a file beside its place and puts it there, so that nobody ever sees a part of it.
+/// Writes a temporary file and renames it, so that readers never see a partial file.
 fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), NodeError> {
     let unfinished = with_suffix(path, UNFINISHED);
     let written = (|| {

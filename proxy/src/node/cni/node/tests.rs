@@ -2,7 +2,7 @@ use super::*;
 
 use serde_json::{Value, json};
 
-/// A node's folders, gone with it.
+/// Temporary directories of a node, removed on drop.
 struct Folders {
     root: PathBuf,
     node: Node,
@@ -65,7 +65,7 @@ fn is_chained(list: &Value) -> bool {
 }
 
 #[test]
-fn what_is_missing_is_put_in_place_once() {
+fn missing_files_are_installed_once() {
     let mut folders = Folders::new("place");
     folders.write("net.d/10-pods.conflist", list());
     folders.write("net.d/20-other.conflist", list());
@@ -85,13 +85,13 @@ fn what_is_missing_is_put_in_place_once() {
         0o755
     );
     assert_eq!(folders.node.repair().expect("repaired"), []);
-    // The agent was started again.
+    // The agent was restarted.
     folders.node.placed = None;
     assert_eq!(folders.node.repair().expect("repaired"), []);
 }
 
 #[test]
-fn what_somebody_else_rewrites_or_removes_is_put_right() {
+fn files_that_others_rewrite_or_remove_are_repaired() {
     let mut folders = Folders::new("repair");
     folders.write("net.d/10-pods.conflist", list());
     folders.node.repair().expect("repaired");
@@ -115,7 +115,7 @@ fn what_somebody_else_rewrites_or_removes_is_put_right() {
         fs::read(folders.root.join("bin/naru-cni")).expect("a file"),
         b"the program"
     );
-    // Another network is the first one now.
+    // Another network comes first by name now.
     folders.write("net.d/05-new.conflist", list());
     let path = folders.root.join("net.d/05-new.conflist");
     assert_eq!(
@@ -125,7 +125,7 @@ fn what_somebody_else_rewrites_or_removes_is_put_right() {
 }
 
 #[test]
-fn removal_leaves_the_folders_as_they_were() {
+fn removal_restores_the_directories() {
     let mut folders = Folders::new("remove");
     folders.write("net.d/10-pods.conflist", list());
     folders.node.repair().expect("repaired");
@@ -142,14 +142,14 @@ fn removal_leaves_the_folders_as_they_were() {
 }
 
 #[test]
-fn a_configuration_of_one_plugin_becomes_a_list_and_comes_back() {
+fn a_configuration_of_one_plugin_becomes_a_list_and_is_restored() {
     let mut folders = Folders::new("single");
     let single = json!({ "cniVersion": "0.4.0", "name": "pods", "type": "bridge" });
     folders.write("net.d/10-pods.conf", &single);
     folders.node.repair().expect("repaired");
     assert!(is_chained(&folders.read("net.d/10-pods.conflist")));
     assert!(!folders.root.join("net.d/10-pods.conf").exists());
-    // Its owner writes it again.
+    // Its owner rewrites it.
     let renewed = json!({ "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "mtu": 1400 });
     folders.write("net.d/10-pods.conf", &renewed);
     folders.node.repair().expect("repaired");
@@ -164,7 +164,7 @@ fn a_configuration_of_one_plugin_becomes_a_list_and_comes_back() {
 }
 
 #[test]
-fn what_cannot_be_chained_to_is_left_alone_and_named() {
+fn a_configuration_that_cannot_be_chained_to_is_named_and_left_unchanged() {
     let mut folders = Folders::new("refuse");
     let said = |folders: &mut Folders| {
         folders

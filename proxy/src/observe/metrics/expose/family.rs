@@ -1,4 +1,4 @@
-//! Metric families in the making.
+//! Building of metric families.
 
 use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
@@ -13,7 +13,7 @@ pub(super) fn label(name: &str, value: &str) -> LabelPair {
     pair
 }
 
-/// A metric family in the making.
+/// A metric family under construction.
 pub(super) struct Family {
     family: MetricFamily,
     kind: MetricType,

@@ -1,4 +1,4 @@
-//! What Prometheus reads: every counter as a metric family, under the names that proxy/README.md documents.
+//! Every counter as a metric family for Prometheus, under the names that proxy/README.md documents.
 
 mod family;
 #[cfg(test)]
@@ -24,12 +24,12 @@ use crate::memory::Use;
 use crate::observe::reason::Reason;
 use family::{Family, label};
 
-/// Outcome of what went well, where the others are reasons.
+/// The outcome of a success; others are reasons.
 const OK: &str = "ok";
 
 impl Metrics {
-    /// All metrics in Prometheus' text format, those of the process included. Takes time in proportion to the number of
-    /// series: not for a thread that serves traffic.
+    /// All metrics in Prometheus' text format, including those of the process. Takes time in
+    /// proportion to the number of series: call it off the threads that serve traffic.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let registry = Registry::new();
         registry.register(Box::new(Exposed::new(self.clone())?))?;
@@ -48,7 +48,8 @@ struct Exposed {
 
 impl Exposed {
     fn new(metrics: Metrics) -> Result<Self, prometheus::Error> {
-        // The registry wants one description, to tell collectors apart. The families say the rest themselves.
+        // The registry distinguishes collectors by a description and needs one. The families are
+        // self-describing.
         let desc = Desc::new(
             "naru_proxy_info".to_owned(),
             "Which proxy this is.".to_owned(),
@@ -427,7 +428,8 @@ impl Exposed {
             certificate.add(&[label("issuer", &issuer)], &[], 1.0);
             families.push(certificate.finish());
         }
-        // What has not happened yet has no value, rather than one that is wrong by decades.
+        // An event that has not happened yet has no value, rather than one that is wrong by
+        // decades.
         let since = [
             (
                 "naru_certificate_expiry_timestamp_seconds",
