@@ -95,7 +95,7 @@ fn a_request_is_explained_by_the_sidecar_of_whoever_would_send_it() {
         &[
             "rule api takes it",
             "why/web:80, 2 endpoints",
-            "there is none",
+            "the request has none",
         ],
     );
     eventually_said(
@@ -136,11 +136,7 @@ fn a_request_is_explained_by_the_sidecar_of_whoever_would_send_it() {
     eventually_said(&why(&["http://web/"]), 1, &["no-route"]);
 
     // A connection with TLS, to a port that the Service does not have.
-    eventually_said(
-        &why(&["https://web/"]),
-        1,
-        &["none of the mesh's", "only 80"],
-    );
+    eventually_said(&why(&["https://web/"]), 1, &["not in the mesh", "only 80"]);
 
     // What can't be said.
     for (arguments, told) in [
