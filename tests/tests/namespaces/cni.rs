@@ -205,7 +205,7 @@ fn the_plugin_redirects_an_injected_pod_and_a_check_without_rights_sees_it() {
     assert!(
         said["msg"]
             .as_str()
-            .is_some_and(|text| text.contains("the redirect rules in force are others")),
+            .is_some_and(|text| text.contains("the redirect rules in force differ")),
         "{said}"
     );
     assert_eq!(
@@ -340,7 +340,7 @@ fn the_agent_sets_the_rules_of_a_pod_that_has_none_and_changes_none() {
     });
     let answer = answer.join().expect("an answer");
     assert!(
-        answer.starts_with("the redirect rules in force are others"),
+        answer.starts_with("the redirect rules in force differ"),
         "{answer}"
     );
     assert_eq!(pod.rules(), rules);
