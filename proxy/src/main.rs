@@ -233,10 +233,10 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     tokio::select! {
         () = drain_signal.finished() => info!("everything in flight is done"),
         () = tokio::time::sleep(config.limits.drain_timeout) => {
-            warn!(after = ?config.limits.drain_timeout, "not everything in flight is done; breaking it off");
+            warn!(after = ?config.limits.drain_timeout, "the drain time is over; closing connections with requests in flight");
         }
         name = signals.next() => {
-            warn!(signal = name, "a second signal: breaking off what is in flight");
+            warn!(signal = name, "second signal: closing connections with requests in flight");
         }
     }
     if let Some(writer) = access_log_writer {

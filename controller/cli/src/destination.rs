@@ -105,7 +105,7 @@ pub async fn resolve(client: &Client, name: &ServiceName) -> anyhow::Result<(Ser
         match absolute.filter(|_| elsewhere.split('.').nth(2) == Some("svc")) {
             Some(other) => name = other,
             None => bail!(
-                "Service {name} is another name for {elsewhere}, which is none of the mesh's: \
+                "Service {name} is another name for {elsewhere}, which is not in the mesh: \
                  connections go there as they are"
             ),
         }

@@ -74,7 +74,7 @@ async fn exchange(
 }
 
 fn parse(answer: &[u8]) -> io::Result<Answer> {
-    let wrong = || io::Error::new(io::ErrorKind::InvalidData, "the answer is no HTTP");
+    let wrong = || io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP");
     let text = String::from_utf8_lossy(answer);
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(wrong)?;
     let mut words = head.split(' ');

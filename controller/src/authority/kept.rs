@@ -43,10 +43,10 @@ pub enum StoreError {
     Api(#[from] kube::Error),
     #[error("{path}: {source}")]
     File { path: PathBuf, source: io::Error },
-    #[error("there is no {0} in it")]
+    #[error("it has no {0}")]
     Incomplete(&'static str),
     /// Another writer was first.
-    #[error("it has been written by another at the same time")]
+    #[error("another controller wrote it at the same time")]
     Conflict,
 }
 

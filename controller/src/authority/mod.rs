@@ -71,7 +71,7 @@ pub enum AuthorityError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Ca(#[from] CaError),
-    #[error("what is remembered of a rotation does not parse: {0}")]
+    #[error("the record of the rotation cannot be parsed: {0}")]
     Record(#[from] serde_json::Error),
     #[error(transparent)]
     Make(#[from] MakeError),
@@ -240,7 +240,7 @@ impl Keeper {
     /// Handles a missing authority.
     async fn restore(&mut self) -> Result<bool, AuthorityError> {
         let since = *self.missing_since.get_or_insert_with(|| {
-            warn!("the authority is gone from where it is kept; the last one stays in force");
+            warn!("the stored certificate authority is gone; keeping the one in force");
             Instant::now()
         });
         if since.elapsed() < RESTORE_AFTER {
@@ -270,7 +270,7 @@ impl Keeper {
         if self.told.as_ref() != Some(&problem) {
             warn!(
                 problem,
-                "the authority cannot be brought up to date; the last good one stays in force"
+                "cannot update the certificate authority; keeping the last good one"
             );
             self.told = Some(problem);
         }

@@ -213,7 +213,7 @@ fn log_refusal(before: Option<&Object>, after: &Object) {
     {
         tracing::warn!(
             object = %after.key(), reason,
-            "route is not accepted and none of it is in force: traffic goes as if it were not there"
+            "route is not accepted: traffic is routed as if it did not exist"
         );
     }
 }

@@ -98,7 +98,7 @@ impl Certificate {
                         seen = version;
                     }
                     // The old certificate stays in use.
-                    Err(error) => error!(%error, "the webhook's certificate cannot be renewed"),
+                    Err(error) => error!(%error, "cannot renew the webhook's certificate"),
                 }
             }
         };

@@ -152,7 +152,7 @@ pub enum Refusal {
          pod without the containers {INIT_CONTAINER} and {SIDECAR}: it gets its own"
     )]
     Probes(String),
-    #[error("naru: the object in the review is no pod: {0}")]
+    #[error("naru: the object in the review is not a pod: {0}")]
     NoPod(String),
 }
 

@@ -76,7 +76,7 @@ pub fn answer(review: &[u8], by_namespace: bool, options: &Options) -> Result<An
     // Untrusted input from any client of the webhook, which is used in requests to the API server.
     let namespace = request.namespace.unwrap_or_default();
     if !is_label(&namespace) {
-        return Err("request.namespace is no name of a namespace".to_owned());
+        return Err("request.namespace: not a valid namespace name".to_owned());
     }
     let pod = serde_json::from_value::<Pod>(request.object.unwrap_or_default())
         .map_err(|error| Refusal::NoPod(error.to_string()));

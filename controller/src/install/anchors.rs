@@ -63,7 +63,7 @@ impl Anchors {
             Err(error) => {
                 warn!(
                     namespace, %error,
-                    "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written: new pods of this \
+                    "cannot write the ConfigMap {ANCHORS_CONFIG_MAP}: new pods of this \
                      namespace wait for it"
                 );
                 // If the set is full, the namespace's next pod adds it again.
@@ -84,7 +84,7 @@ impl Anchors {
         let found = match api.list(&named).await {
             Ok(found) => found,
             Err(error) => {
-                return warn!(%error, "the ConfigMaps {ANCHORS_CONFIG_MAP} cannot be listed");
+                return warn!(%error, "cannot list the ConfigMaps {ANCHORS_CONFIG_MAP}");
             }
         };
         for found in found {
@@ -102,7 +102,7 @@ impl Anchors {
                 continue;
             }
             if let Err(error) = self.write(&namespace).await {
-                warn!(namespace, %error, "the ConfigMap {ANCHORS_CONFIG_MAP} cannot be written");
+                warn!(namespace, %error, "cannot write the ConfigMap {ANCHORS_CONFIG_MAP}");
             }
         }
         for namespace in meshed {

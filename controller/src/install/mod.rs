@@ -95,7 +95,7 @@ impl Install {
             if let Err(error) = webhook::look(&self, anchors.pem()).await {
                 warn!(
                     name = self.webhook_configuration, %error,
-                    "the webhook's configuration cannot be brought up to date"
+                    "cannot update the webhook's configuration"
                 );
             }
             anchors.look((self.meshed)()).await;

@@ -44,7 +44,7 @@ pub enum CaError {
     Certificate,
     #[error("there are more than {MAX_CERTIFICATES} certificates in one place")]
     TooMany,
-    #[error("the authority's certificate was made for another key than the one beside it")]
+    #[error("the authority's certificate and private key do not match")]
     Mismatch,
     #[error(
         "the authority's certificate is for {found}, and the trust domain is {expected}: it needs \
@@ -55,7 +55,7 @@ pub enum CaError {
     NotAnIssuer,
     #[error("the authority's certificate has expired (or the clock is off)")]
     Expired,
-    #[error("nobody would take what the authority issues: {0}")]
+    #[error("a proxy would reject certificates of this authority: {0}")]
     NotTaken(rustls::Error),
     #[error("making a certificate: {0}")]
     Make(#[from] rcgen::Error),

@@ -103,11 +103,11 @@ pub type ServerCertificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'stati
 pub enum Refusal {
     #[error(transparent)]
     Token(#[from] TokenError),
-    #[error("the namespace or the service account in the token's subject is no name of one")]
+    #[error("the token's subject has an invalid namespace or service account")]
     Name,
     #[error("the service account of the controller gets no certificate by a token")]
     Reserved,
-    #[error("the signing request does not parse, or is not signed with its own key")]
+    #[error("the signing request cannot be parsed, or is not signed with its own key")]
     Request,
     #[error("the key of the signing request is not an ECDSA key on P-256")]
     Key,

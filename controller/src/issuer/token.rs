@@ -20,15 +20,15 @@ pub struct Bearer {
 pub enum TokenError {
     #[error("the token is longer than {MAX_TOKEN} bytes")]
     TooLong,
-    #[error("the token is no JWT signed with ES256")]
+    #[error("the token is not a JWT signed with ES256")]
     Malformed,
     #[error("the token's signature is not of the token issuer's key")]
     Signature,
     #[error("the token has expired (or a clock is off)")]
     Expired,
-    #[error("the token does not hold yet (or a clock is off)")]
+    #[error("the token is not valid yet (or a clock is off)")]
     NotYet,
-    #[error("the token is of another issuer (iss)")]
+    #[error("the token has another issuer (iss)")]
     Issuer,
     #[error("the token is not for the audience {TOKEN_AUDIENCE} (aud)")]
     Audience,
@@ -38,7 +38,7 @@ pub enum TokenError {
     Subject,
     #[error("the token's claim kubernetes.io.{0} contradicts its subject")]
     Contradiction(&'static str),
-    #[error("the API server does not accept the token: {0}")]
+    #[error("the API server rejected the token: {0}")]
     NotAccepted(String),
     #[error("the token is not bound to a pod: it has to be a projected one")]
     Unbound,

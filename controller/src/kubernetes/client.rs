@@ -24,7 +24,7 @@ pub async fn client() -> Result<Client, Error> {
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("there is neither a service account of a pod nor a kubeconfig: {0}")]
+    #[error("found neither a pod's service account nor a kubeconfig: {0}")]
     Config(#[from] Box<kube::config::InferConfigError>),
     #[error("the connection to the API server can't be set up: {0}")]
     Client(#[from] kube::Error),

@@ -133,7 +133,7 @@ impl Serve {
             done = server => if let Err(error) = done {
                 warn!(%error, "serving proxies");
             },
-            () = drained => warn!("connections were cut off"),
+            () = drained => warn!("closed connections that were still open"),
         }
         renewal.abort();
         telling.abort();

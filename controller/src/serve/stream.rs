@@ -168,7 +168,7 @@ async fn stream(
 ) -> Result<(), Status> {
     let first = timeout(HELLO_TIMEOUT, messages.message())
         .await
-        .map_err(|_| Status::deadline_exceeded("no hello in time"))??;
+        .map_err(|_| Status::deadline_exceeded("timed out waiting for the hello"))??;
     let Some(first) = first else {
         return Ok(());
     };
@@ -365,7 +365,7 @@ impl Session {
             return Ok(false);
         };
         for (name, bytes) in built.too_large {
-            error!(proxy = self.proxy, %name, bytes, "too large to be sent to a proxy");
+            error!(proxy = self.proxy, %name, bytes, "too large to send to a proxy");
         }
         if !self.table.is_waiting() {
             return Ok(false);
@@ -403,7 +403,7 @@ impl Session {
                 proxy = self.proxy,
                 name = clipped(&rejection.name),
                 reason = clipped(&rejection.reason),
-                "a proxy rejects a resource; the last good version stays in force there"
+                "a proxy rejected a resource and keeps the last good version"
             );
         }
         Ok(())
@@ -440,7 +440,7 @@ fn too_many() -> Status {
 fn addresses(texts: &[String]) -> Result<Vec<SocketAddr>, Status> {
     let address = |text: &String| {
         text.parse()
-            .map_err(|_| Status::invalid_argument(format!("{:?}: no address", clipped(text))))
+            .map_err(|_| Status::invalid_argument(format!("{:?}: not an address", clipped(text))))
     };
     texts.iter().map(address).collect()
 }

@@ -75,7 +75,7 @@ pub async fn renew(issuer: Arc<Issuer>, config: Arc<ArcSwap<ServerConfig>>) {
                 life()
             }
             Err(error) => {
-                error!(%error, "the controller's own certificate cannot be renewed");
+                error!(%error, "cannot renew the controller's own certificate");
                 RENEW_RETRY
             }
         };

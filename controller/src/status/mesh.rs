@@ -78,8 +78,8 @@ pub async fn run(client: Client, mut held: watch::Receiver<bool>, every: Duratio
             Ok(Ok(())) => {}
             // The optional CRD is not installed.
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the status of an XMesh could not be written"),
-            Err(_) => tracing::warn!("the status of an XMesh could not be written in time"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot write the status of an XMesh"),
+            Err(_) => tracing::warn!("timeout while writing the status of an XMesh"),
         }
         sleep(every).await;
     }

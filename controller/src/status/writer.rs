@@ -176,7 +176,7 @@ impl Writer<'_> {
                 true
             }
             Err(error) => {
-                tracing::warn!(%route, error, "the status of a route could not be written");
+                tracing::warn!(%route, error, "cannot write the status of a route");
                 self.metrics.status_written(StatusOutcome::Failed);
                 self.queue.failed(route);
                 false

@@ -21,7 +21,7 @@ impl Descriptors {
         let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
             Ok(limits) => limits,
             Err(error) => {
-                warn!(%error, "the limit of open files can't be read; it is taken as {MOST}");
+                warn!(%error, "cannot read the limit of open files; assuming {MOST}");
                 return Self { limit: MOST };
             }
         };
@@ -32,7 +32,7 @@ impl Descriptors {
         match setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) {
             Ok(()) => Self { limit: wanted },
             Err(error) => {
-                warn!(%error, limit = soft, "the limit of open files can't be raised");
+                warn!(%error, limit = soft, "cannot raise the limit of open files");
                 Self { limit: soft }
             }
         }

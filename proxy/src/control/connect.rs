@@ -128,7 +128,7 @@ impl Controller {
         // Read again each time: a rotated file readmits a proxy that missed the rotation.
         let bootstrap = read_anchors(&self.config.trust_anchors).unwrap_or_else(|error| {
             let file = self.config.trust_anchors.display();
-            tracing::warn!(%error, %file, "cannot read the trust anchors' file; going by those in force");
+            tracing::warn!(%error, %file, "cannot read the file of trust anchors; keeping those in force");
             Vec::new()
         });
         let tls = self.identity.controller_config(
@@ -183,15 +183,15 @@ pub enum SyncError {
     Connect(#[from] ConnectError),
     #[error("the controller did not answer in time")]
     NoAnswer,
-    #[error("the controller does not accept this proxy's certificate: another one is asked for")]
+    #[error("the controller rejected this proxy's certificate; requesting another one")]
     CertificateRefused,
     #[error("{}", describe(.0))]
     Refused(tonic::Status),
     #[error("the controller ended the stream")]
     Ended,
-    #[error("nothing was heard from the controller for {} s", .0.as_secs())]
+    #[error("received nothing from the controller for {} s", .0.as_secs())]
     Silent(Duration),
-    #[error("the controller sent a message that this proxy does not know")]
+    #[error("the controller sent a message of an unknown type")]
     UnknownMessage,
     #[error("the certificate has been renewed")]
     Renewed,

@@ -61,7 +61,7 @@ pub trait Certify {
 pub enum RenewError {
     #[error("making a key: {0}")]
     Key(#[from] rcgen::Error),
-    #[error("reading the token {path}: {source}")]
+    #[error("cannot read the token {path}: {source}")]
     Token {
         path: String,
         source: std::io::Error,
@@ -70,9 +70,9 @@ pub enum RenewError {
     Connect(#[from] ConnectError),
     #[error("the controller refused: {0}")]
     Refused(String),
-    #[error("the trust anchors that came with the certificate: {0}")]
+    #[error("the controller sent invalid trust anchors with the certificate: {0}")]
     Trust(#[from] TrustError),
-    #[error("the certificate that came: {0}")]
+    #[error("the controller sent an invalid certificate: {0}")]
     Certificate(#[from] CertificateError),
 }
 
@@ -148,7 +148,7 @@ impl<C: Certify> Renewal<C> {
                         Some(_) => "the certificate in force has expired",
                         None => "there is no certificate yet",
                     };
-                    warn!(%error, retry_in = ?wait, "no new certificate; {held}");
+                    warn!(%error, retry_in = ?wait, "cannot renew the certificate; {held}");
                     tokio::time::sleep(wait).await;
                 }
             }

@@ -98,9 +98,9 @@ impl Sync {
                 identity.certificate_refused();
             }
             if let SyncError::Renewed = error {
-                debug!("opening the stream anew, with the new certificate");
+                debug!("reopening the stream with the new certificate");
             } else {
-                warn!(%error, retry_in = ?wait, "no stream from the controller; the tables stay in force");
+                warn!(%error, retry_in = ?wait, "lost the stream from the controller; keeping the tables in force");
             }
             self.meanwhile(async move {
                 tokio::select! {

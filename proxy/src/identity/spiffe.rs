@@ -21,7 +21,7 @@ pub struct SpiffeId {
 
 /// A text that is not a SPIFFE ID.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no SPIFFE ID: expected spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT")]
+#[error("{0:?} is not a SPIFFE ID: expected spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT")]
 pub struct SpiffeIdError(String);
 
 impl SpiffeId {
@@ -84,10 +84,10 @@ pub(super) struct Claims {
 /// Why a certificate has no identity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimsError {
-    #[error("the certificate does not parse")]
+    #[error("the certificate cannot be parsed")]
     Malformed,
     /// An X.509-SVID has exactly one URI name.
-    #[error("the certificate has {0} URI names, where a mesh identity has exactly one")]
+    #[error("the certificate has {0} URI names; a mesh identity has exactly one")]
     UriNames(usize),
     #[error(transparent)]
     Id(#[from] SpiffeIdError),

@@ -16,9 +16,9 @@ const MAX_ANCHORS: usize = 64;
 /// Why a set of anchors is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    #[error("there is no certificate in it: nobody could be trusted")]
+    #[error("it contains no certificate")]
     Empty,
-    #[error("there are {0} certificates in it, and at most {MAX_ANCHORS} are taken")]
+    #[error("it contains {0} certificates; the limit is {MAX_ANCHORS}")]
     TooMany(usize),
     #[error("certificate {index}: {source}")]
     Certificate { index: usize, source: rustls::Error },

@@ -21,7 +21,7 @@ use super::spiffe::{ClaimsError, SpiffeId, claims};
 /// Why a peer with a certificate of the mesh is not the expected one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    #[error("expected {expected}, and the peer is {found}")]
+    #[error("expected {expected}, but the peer is {found}")]
     Mismatch { expected: SpiffeId, found: SpiffeId },
     #[error("{0} is not in the trust domain {1}")]
     ForeignTrustDomain(SpiffeId, String),

@@ -79,13 +79,13 @@ pub enum Failure {
     Tls(#[source] io::Error),
     #[error("talking with the app: {0}")]
     Talk(#[source] io::Error),
-    #[error("the app's answer is no HTTP/1: {0}")]
+    #[error("the app's answer is not HTTP/1: {0}")]
     Answer(#[from] httparse::Error),
     #[error("the probe's {0} cannot be sent")]
     Request(&'static str),
     #[error("talking HTTP/2 with the app: {0}")]
     Http2(#[from] h2::Error),
-    #[error("the app says that it does not serve: {0}")]
+    #[error("the app reports that it is not serving: {0}")]
     NotServing(String),
     #[error("the app took longer than {0} s")]
     Slow(u32),

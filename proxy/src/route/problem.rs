@@ -34,7 +34,7 @@ impl<T> In<T> for Result<T, Problem> {
 pub(super) fn method(name: &str) -> Result<&str, Problem> {
     http::Method::from_bytes(name.as_bytes())
         .map(|_| name)
-        .map_err(|_| problem(format_args!("{name:?} is no method")))
+        .map_err(|_| problem(format_args!("{name:?} is not a method")))
 }
 
 pub(super) fn header_name(name: &str) -> Result<&str, Problem> {

@@ -75,10 +75,7 @@ impl Store {
         };
         self.metrics.push(outcome, received, self.held.len());
         for (name, reason) in &rejected {
-            warn!(
-                name,
-                reason, "rejected; the last good version stays in force"
-            );
+            warn!(name, reason, "rejected; keeping the last good version");
         }
         let answer = contract::Answer {
             sequence: push.sequence,

@@ -365,7 +365,9 @@ fn decode_hostnames(hostnames: &[String]) -> Result<Vec<Box<str>>, Problem> {
         let name = hostname.strip_prefix("*.").unwrap_or(hostname);
         let known = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
         if name.is_empty() || !name.bytes().all(known) {
-            return Err(format!("{field}: {hostname:?} is no name in lower case"));
+            return Err(format!(
+                "{field}: {hostname:?} is not a lower-case host name"
+            ));
         }
         text(&field, hostname)?;
         decoded.push(hostname.as_str().into());

@@ -232,7 +232,7 @@ impl Store {
         warn!(
             subscribed = self.cells.len(),
             evicted = idle.len(),
-            "the app calls more destinations than fit: those unused for the longest time are let go"
+            "too many destinations; evicting the least recently used"
         );
         for (_, address) in idle {
             if let Some(entry) = self.cells.get_mut(&address) {

@@ -32,11 +32,11 @@ pub enum RecordError {
     Type(ContentType),
     #[error("a record of {0} bytes")]
     Length(usize),
-    #[error("a record that can't be opened: it was changed on its way, or is out of order")]
+    #[error("a record that cannot be decrypted: modified or out of order")]
     Sealed,
-    #[error("a record that says nothing of what is in it")]
+    #[error("a record without a content type")]
     Empty,
-    #[error("a record with more than it may carry")]
+    #[error("a record with too much content")]
     Content,
 }
 
@@ -79,7 +79,7 @@ pub struct Keys {
 
 /// TLS 1.3 has no cipher with such a key.
 #[derive(Debug, thiserror::Error)]
-#[error("the handshake agreed to a cipher that is not known here")]
+#[error("the handshake negotiated an unsupported cipher suite")]
 pub struct UnknownCipher;
 
 impl Keys {

@@ -74,15 +74,15 @@ pub enum Kernel {
 pub enum StreamError {
     #[error(transparent)]
     Record(#[from] RecordError),
-    #[error("the peer broke the connection off: {0:?}")]
+    #[error("the peer sent the alert {0:?}")]
     Alert(AlertDescription),
-    #[error("a message that does not belong here: {0}")]
+    #[error("an unexpected message: {0}")]
     Unexpected(&'static str),
     #[error("a message of {0} bytes")]
     TooLong(usize),
-    #[error("a message that is not whole")]
+    #[error("an incomplete message")]
     Malformed,
-    #[error("a key update that asks for {0}, which is nothing")]
+    #[error("a KeyUpdate with the invalid request {0}")]
     KeyUpdate(u8),
     #[error(transparent)]
     Tls(#[from] rustls::Error),

@@ -172,7 +172,7 @@ async fn take_over(worker: Rc<Worker>, mut arrivals: mpsc::Receiver<Arrival>) ->
     while let Some(Arrival { stream, connection }) = arrivals.recv().await {
         match TcpStream::from_std(stream) {
             Ok(stream) => connection.start(&worker, stream),
-            Err(error) => tracing::warn!(%error, "a connection could not be taken over"),
+            Err(error) => tracing::warn!(%error, "cannot register a connection with the worker"),
         }
     }
     // The first worker has ended.
@@ -251,7 +251,7 @@ async fn accept(worker: Rc<Worker>, listener: Listener, rooms: Rooms, targets: R
                 Err(error) => {
                     if logged.is_none_or(|at| at.elapsed() >= ACCEPT_ERROR_EVERY) {
                         logged = Some(Instant::now());
-                        tracing::warn!(%error, "connections can't be accepted; raise the limit of open files?");
+                        tracing::warn!(%error, "cannot accept connections: raise the limit of open files (ulimit -n)");
                     }
                     rooms.exhausted();
                     sleep(ACCEPT_BACKOFF).await;

@@ -95,7 +95,7 @@ fn a_request_is_explained_by_the_sidecar_of_its_client() {
         &[
             "rule api takes it",
             "why/web:80, 2 endpoints",
-            "there is none",
+            "the request has none",
         ],
     );
     eventually_said(
@@ -136,11 +136,7 @@ fn a_request_is_explained_by_the_sidecar_of_its_client() {
     eventually_said(&why(&["http://web/"]), 1, &["no-route"]);
 
     // A TLS connection to a port that the Service does not have.
-    eventually_said(
-        &why(&["https://web/"]),
-        1,
-        &["none of the mesh's", "only 80"],
-    );
+    eventually_said(&why(&["https://web/"]), 1, &["not in the mesh", "only 80"]);
 
     // Questions without an answer.
     for (arguments, told) in [

@@ -205,7 +205,7 @@ fn the_plugin_redirects_an_injected_pod_and_an_unprivileged_check_verifies_it() 
     assert!(
         said["msg"]
             .as_str()
-            .is_some_and(|text| text.contains("the redirect rules in force are others")),
+            .is_some_and(|text| text.contains("the redirect rules in force differ")),
         "{said}"
     );
     assert_eq!(
@@ -340,7 +340,7 @@ fn the_agent_sets_missing_rules_of_a_pod_and_changes_no_others() {
     });
     let answer = answer.join().expect("an answer");
     assert!(
-        answer.starts_with("the redirect rules in force are others"),
+        answer.starts_with("the redirect rules in force differ"),
         "{answer}"
     );
     assert_eq!(pod.rules(), rules);

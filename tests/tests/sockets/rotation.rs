@@ -197,7 +197,7 @@ async fn a_given_authority_is_applied_even_across_a_restart() {
     // Briefly the key does not match the certificate: nothing happens.
     std::fs::write(mesh.state("ca.key"), key).expect("write");
     eventually("the mismatch is told", async || {
-        mesh.controller.log().contains("another key")
+        mesh.controller.log().contains("do not match")
     })
     .await;
     assert_eq!(authority(&mesh).await, old);

@@ -119,7 +119,7 @@ async fn why_matches_the_behaviour() {
         "75 %     shop/web:80, 1 endpoint",
         "25 %     can't be used: BackendNotFound",
         "the sidecar answers 500, backend-invalid",
-        "header Version = \"2\": there is none",
+        "header Version = \"2\": the request has none",
     ] {
         assert!(said.contains(part), "{said}");
     }
@@ -187,7 +187,7 @@ async fn why_follows_the_tables_and_reports_what_it_does_not_know() {
     // A destination outside the mesh, a Service that the app has not called, and invalid arguments.
     let (code, said) = why(&client, &["http://10.1.2.3/"]).await;
     assert!(
-        code == 1 && said.contains("10.1.2.3:80 is none of the mesh's"),
+        code == 1 && said.contains("10.1.2.3:80 is not in the mesh"),
         "{code} {said}"
     );
     for (arguments, told) in [
@@ -406,7 +406,7 @@ async fn why_reports_that_a_tcp_route_matches_everything() {
     })
     .await;
     let parts = [
-        "it is no HTTP, which the port is declared to carry",
+        "it is not HTTP, which the port is declared to carry",
         "answers 400, bad-request",
     ];
     told(&client, &["tls://front:80"], 1, &parts).await;

@@ -199,7 +199,7 @@ async fn ask(client: &Client, controllers: &[Metrics], pods: Vec<PodName>) -> Ve
                 pods.len(),
                 some(&full_names(&pods))
             ),
-            "run naru check as somebody who may get pods/proxy; see whether the pods are well",
+            "run naru check as a user who may get pods/proxy; see whether the pods are well",
         ));
     }
     found

@@ -156,7 +156,7 @@ fn not_checked(error: &Error) -> Found {
     match error {
         Error::Api(status) if status.code == 403 => unchecked(
             text,
-            "run naru check as somebody who may, or have it permitted to you",
+            "run naru check as a user who may, or have it permitted to you",
         ),
         _ => failure(
             text,

@@ -163,7 +163,7 @@ async fn without_rights(
     let found = unknown(
         format!("whether there is a controller can't be checked: {refused}"),
         format!(
-            "run naru check as somebody who may get deployments, pods and endpointslices in \
+            "run naru check as a user who may get deployments, pods and endpointslices in \
              {namespace}, or have it permitted to you; --namespace names another, and --pre checks \
              what an installation needs"
         ),

@@ -197,7 +197,7 @@ fn refused(namespace: &str, message: &str) -> Found {
             format!(
                 "whether a new pod in {namespace} would get a sidecar can't be checked: {message}"
             ),
-            "run naru check as somebody who may create pods there (nothing is created)",
+            "run naru check as a user who may create pods there (nothing is created)",
         );
     }
     warning(

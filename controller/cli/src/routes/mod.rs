@@ -49,7 +49,9 @@ impl FromStr for Asked {
     fn from_str(text: &str) -> Result<Self, String> {
         let (host, port) = match text.split_once(':') {
             Some((host, port)) => {
-                let port = port.parse().map_err(|_| format!("{port:?} is no port"))?;
+                let port = port
+                    .parse()
+                    .map_err(|_| format!("{port:?} is not a port"))?;
                 (host, Some(port))
             }
             None => (text, None),
@@ -231,7 +233,7 @@ fn text(report: &Report, to: &mut impl Write) -> io::Result<()> {
             ("service", protocol) => {
                 writeln!(to, "\nport {port} ({})", protocol.unwrap_or_default())?
             }
-            ("passthrough", _) => writeln!(to, "\nport {port}: none of the mesh's")?,
+            ("passthrough", _) => writeln!(to, "\nport {port}: not in the mesh")?,
             _ => writeln!(
                 to,
                 "\nport {port}: the controller has said nothing about it yet"

@@ -142,7 +142,7 @@ pub struct Seen {
 impl Answer {
     pub fn parse(body: &str) -> anyhow::Result<Self> {
         serde_json::from_str(body)
-            .context("the sidecar's answer is none that this command understands")
+            .context("the sidecar sent an answer that this command cannot parse")
     }
 
     /// The rule of a match.

@@ -101,7 +101,7 @@ async fn open(client: &Client, pod: &Pod) -> anyhow::Result<Upgraded> {
             "{said}\n\
              A sidecar is asked over a forwarded port: have get and create of pods/portforward in \
              {namespace} permitted to you, \
-             or forward the port as somebody who may (kubectl -n {namespace} port-forward {name} \
+             or forward the port as a user who may (kubectl -n {namespace} port-forward {name} \
              {admin_port}) and ask --from http://127.0.0.1:{admin_port}"
         ),
         status => bail!("the API server answers {status}: {said}"),

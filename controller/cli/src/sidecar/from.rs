@@ -43,7 +43,7 @@ impl FromStr for From {
         }
         let parts: Vec<&str> = text.split('/').collect();
         if parts.iter().any(|part| part.is_empty()) {
-            return Err(format!("{text:?} names nobody"));
+            return Err(format!("{text:?} names no pod"));
         }
         let workload = |namespace: Option<&str>, kind: &str, name: &str| Self::Workload {
             namespace: namespace.map(str::to_owned),
@@ -55,7 +55,7 @@ impl FromStr for From {
             [kind, name] => Ok(workload(None, kind, name)),
             [namespace, kind, name] => Ok(workload(Some(namespace), kind, name)),
             _ => Err(format!(
-                "{text:?} is none of POD, KIND/NAME, NAMESPACE, NAMESPACE/KIND/NAME, http://IP:PORT"
+                "{text:?} is not one of POD, KIND/NAME, NAMESPACE, NAMESPACE/KIND/NAME, http://IP:PORT"
             )),
         }
     }
@@ -87,7 +87,7 @@ impl Sidecar {
         let client = match (client, &flags.from) {
             (_, Some(From::Address(address))) => return Ok(Self::Address(*address)),
             (Some(client), _) => client.clone(),
-            (None, _) => bail!("there is no way to the API server"),
+            (None, _) => bail!("cannot reach the API server"),
         };
         let pod = match &flags.from {
             Some(from) => find(&client, from, namespace).await?,
@@ -103,7 +103,7 @@ impl Sidecar {
 
 async fn find(client: &Client, from: &From, namespace: &str) -> anyhow::Result<Pod> {
     match from {
-        From::Address(address) => bail!("{address} is no pod's name"),
+        From::Address(address) => bail!("{address} is not the name of a pod"),
         From::Name(name) => match one_pod(client, namespace, name).await? {
             Some(pod) => Ok(pod),
             None => some_pod(client, name, None).await.with_context(|| {

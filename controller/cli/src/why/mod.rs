@@ -156,7 +156,7 @@ async fn destination(
     let Some(service) = ServiceName::of(&url.host, own) else {
         bail!(
             "{} is not the name of a Service: if it is one of the world outside, its connections \
-             are none of the mesh's and go there as they are",
+             are not in the mesh and pass through unchanged",
             url.host
         );
     };

@@ -88,7 +88,7 @@ impl FromStr for Url {
             .map_err(|error| format!("{text:?} is no URL: {error}"))?;
         let scheme = uri.scheme_str().unwrap_or_default();
         let scheme = Scheme::of(scheme)
-            .ok_or_else(|| format!("{scheme} is none of the schemes http, https, tls, tcp"))?;
+            .ok_or_else(|| format!("{scheme} is not one of the schemes http, https, tls, tcp"))?;
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -97,9 +97,9 @@ impl FromStr for Url {
         }
         // The colons of an IPv6 address are inside brackets.
         let port = match authority.rsplit_once(':') {
-            Some((_, port)) if !port.ends_with(']') => {
-                port.parse().map_err(|_| format!("{port:?} is no port"))?
-            }
+            Some((_, port)) if !port.ends_with(']') => port
+                .parse()
+                .map_err(|_| format!("{port:?} is not a port"))?,
             _ => (scheme.default_port())
                 .ok_or_else(|| format!("{text:?} names no port, as {text}:443"))?,
         };

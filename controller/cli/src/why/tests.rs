@@ -297,12 +297,12 @@ fn a_port_without_opaque_routes_is_reported_with_its_protocol() {
     let refused = json!({ "forwarded": false, "reason": "bad-request", "status": 400 });
     let text = with("http", json!([]), refused);
     assert!(
-        text.contains("it is no HTTP") && text.contains("answers 400, bad-request"),
+        text.contains("it is not HTTP") && text.contains("answers 400, bad-request"),
         "{text}"
     );
     let text = with("http2", json!([]), json!({ "forwarded": false }));
     assert!(
-        text.contains("it is no HTTP") && text.contains("the sidecar ends the connection"),
+        text.contains("it is not HTTP") && text.contains("the sidecar ends the connection"),
         "{text}"
     );
 }

@@ -91,7 +91,7 @@ fn target(destination: &str, answer: &Answer) -> String {
             service.namespace,
             protocol(&service.protocol)
         ),
-        ("passthrough", _) => format!("{destination} is none of the mesh's"),
+        ("passthrough", _) => format!("{destination} is not in the mesh"),
         _ => format!(
             "{destination} is not known to the sidecar yet: the controller has said nothing about \
              it"
@@ -124,7 +124,7 @@ fn untaken(report: &Report, outcome: &Outcome) -> String {
                 None => "the sidecar ends the connection".to_owned(),
             };
             format!(
-                "it is no HTTP, which the port is declared to carry: {ended} (ask with http:// \
+                "it is not HTTP, which the port is declared to carry: {ended} (ask with http:// \
                  what becomes of requests)"
             )
         }
@@ -246,7 +246,7 @@ fn row(answer: &Answer, one: &Match) -> Option<[String; 3]> {
                 ("server name", None) => "the client asks for no name".to_owned(),
                 ("method", Some(has)) => format!("the method is {has}, not {wanted}"),
                 (_, Some(has)) => format!("{part} {wanted}: it is {has:?}"),
-                (_, None) => format!("{part} {wanted}: there is none"),
+                (_, None) => format!("{part} {wanted}: the request has none"),
             }
         }
     };

@@ -56,8 +56,8 @@ pub fn start(client: Client) -> (Report, impl Future<Output = ()>) {
                 Ok(Ok(_)) => {}
                 // Another controller has written it, or this one before a restart.
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
-                Ok(Err(error)) => tracing::debug!(%error, "an Event could not be written"),
-                Err(_) => tracing::debug!("an Event could not be written in time"),
+                Ok(Err(error)) => tracing::debug!(%error, "cannot write an Event"),
+                Err(_) => tracing::debug!("cannot write an Event in time"),
             }
         }
     };

@@ -195,7 +195,7 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
         other => {
             return Err(Invalid::new(
                 "addressType",
-                format!("{other:?} is none of IPv4, IPv6, FQDN"),
+                format!("{other:?} is not one of IPv4, IPv6, FQDN"),
             ));
         }
     };

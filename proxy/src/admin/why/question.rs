@@ -121,10 +121,10 @@ impl Asked {
         let method = Method::from_bytes(self.method.as_bytes())
             .ok()
             .filter(|method| *method != Method::CONNECT)
-            .ok_or_else(|| format!("method: {:?} is none for a request", self.method))?;
+            .ok_or_else(|| format!("method: {:?} is not an HTTP method", self.method))?;
         let fit = self.path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
         if !self.path.starts_with('/') || !fit {
-            return Err(format!("path: {:?} is none", self.path));
+            return Err(format!("path: {:?} is not a path", self.path));
         }
         if self.headers.len() > MAX_HEADERS {
             return Err(format!("headers: more than {MAX_HEADERS}"));
@@ -152,7 +152,7 @@ impl Opened {
             Some(name) => {
                 let fit = name.len() <= MAX_NAME && name.bytes().all(|b| b.is_ascii_graphic());
                 let normal = normal(name).filter(|_| fit);
-                Some(normal.ok_or_else(|| format!("server_name: {name:?} is none"))?)
+                Some(normal.ok_or_else(|| format!("server_name: {name:?} is not a host name"))?)
             }
             None => None,
         };

@@ -68,7 +68,7 @@ pub enum Segment {
 /// Why a chunked body is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkError {
-    #[error("a chunk's size is not a hexadecimal number, or too large")]
+    #[error("a chunk size that is not a hexadecimal number, or too large")]
     Size,
     #[error("a chunk's extensions break the syntax")]
     Extension,
@@ -78,7 +78,7 @@ pub enum ChunkError {
     LineEnd,
     #[error("the trailers are longer than {MAX_TRAILERS} bytes")]
     TrailersTooLong,
-    #[error("a trailer breaks the syntax or may not be one")]
+    #[error("a trailer with invalid syntax, or a field that must not be a trailer")]
     Trailer,
 }
 

@@ -150,7 +150,7 @@ async fn agent(args: InstallArgs) -> anyhow::Result<()> {
     }
     match uninstalled(args.daemonset.as_ref()).await {
         true => {
-            node.remove().context("taking the plugin away")?;
+            node.remove().context("removing the plugin")?;
             info!("the plugin is taken away");
         }
         false => info!(
@@ -182,7 +182,7 @@ async fn uninstalled(daemonset: Option<&DaemonSet>) -> bool {
         return false;
     };
     let Some(api) = ApiServer::from_environment(|name| std::env::var(name).ok()) else {
-        error!("there is no API server in the environment to ask about the DaemonSet");
+        error!("the environment names no API server to ask about the DaemonSet");
         return false;
     };
     match api.is_gone(Path::new(ACCOUNT), namespace, name).await {

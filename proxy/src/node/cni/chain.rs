@@ -8,7 +8,7 @@ use super::{ANNOTATIONS_CAPABILITY, PLUGIN};
 /// Why a plugin cannot be chained to this configuration.
 #[derive(Debug, Error)]
 pub enum ChainError {
-    #[error("is no JSON: {0}")]
+    #[error("is not valid JSON: {0}")]
     Json(#[from] serde_json::Error),
     #[error("has no list of plugins")]
     NoPlugins,

@@ -74,7 +74,7 @@ pub enum WorkError {
     Enter(#[from] io::Error),
     #[error("{}", chain(.0))]
     Rules(#[from] InitError),
-    #[error("the kernel has not answered within {} s", TIMEOUT.as_secs())]
+    #[error("the kernel did not answer within {} s", TIMEOUT.as_secs())]
     Timeout,
 }
 

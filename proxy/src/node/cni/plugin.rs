@@ -172,7 +172,7 @@ fn decide(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Ste
         return Err(error(
             code::INCOMPATIBLE_VERSION,
             format!(
-                "version {} of CNI is none of {}",
+                "CNI version {} is not one of {}",
                 configuration.cni_version,
                 VERSIONS.join(", ")
             ),

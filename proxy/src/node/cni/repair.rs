@@ -137,7 +137,7 @@ fn serve(mut stream: UnixStream, namespace: &Namespace, path: &Path, report: &Re
             "ok"
         }
         Err(error) => {
-            warn!(namespace = %path.display(), error, "setting the redirect rules that a pod asks for");
+            warn!(namespace = %path.display(), error, "cannot set the redirect rules that a pod requested");
             error
         }
     };

@@ -51,7 +51,7 @@ impl ApiServer {
         let path = format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}");
         let (status, body) = tokio::time::timeout(TIMEOUT, self.get(account, &path))
             .await
-            .with_context(|| format!("the API server has not answered within {TIMEOUT:?}"))??;
+            .with_context(|| format!("the API server did not answer within {TIMEOUT:?}"))??;
         means_gone(status, &body)
     }
 

@@ -37,7 +37,7 @@ pub enum InitError {
     Refused(#[source] nlink::Error),
     #[error("there are no redirect rules: {TABLE} is not among the inet tables")]
     Absent,
-    #[error("the redirect rules in force are others: expected `{expected}`, found `{found}`")]
+    #[error("the redirect rules in force differ: expected `{expected}`, found `{found}`")]
     Different { expected: String, found: String },
 }
 

@@ -64,7 +64,7 @@ pub enum Unverified {
         said: String,
     },
     #[error(
-        "no connection can be tried: the pod has neither an IPv4 nor an IPv6 route to the outside"
+        "cannot verify the redirect rules: the pod has neither an IPv4 nor an IPv6 route to other hosts"
     )]
     NoNetwork,
     #[error(

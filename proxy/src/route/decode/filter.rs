@@ -160,7 +160,9 @@ fn decode_redirect(message: &contract::Redirect) -> Result<Redirect, Problem> {
     let port = match u16::try_from(message.port) {
         Ok(0) => None,
         Ok(port) => Some(port),
-        Err(_) => return Err(problem(format_args!("{} is no port", message.port))).within(".port"),
+        Err(_) => {
+            return Err(problem(format_args!("{} is not a port", message.port))).within(".port");
+        }
     };
     let status = match message.status {
         // The redirects that every client can follow.
@@ -215,7 +217,7 @@ fn header_value(header: &contract::Header) -> Result<&str, Problem> {
     let value = header.value.trim_matches([' ', '\t']);
     HeaderValue::from_str(value).map(|_| value).map_err(|_| {
         problem(format_args!(
-            "the value of {} is none for a header",
+            "the value of {} is not a valid header value",
             header.name
         ))
     })

@@ -13,11 +13,11 @@ use super::frame::UnknownKind;
 pub enum Violation {
     #[error(transparent)]
     Kind(#[from] UnknownKind),
-    #[error("a stream that nobody opened")]
+    #[error("a frame of a stream that was not opened")]
     Stream,
     #[error("more than a stream's window")]
     Window,
-    #[error("more for streams that are not read than there can be")]
+    #[error("more unread bytes than the windows allow")]
     Unread,
     #[error("a frame is too large")]
     Large,

@@ -83,7 +83,7 @@ async fn a_user_without_permissions_in_the_controllers_namespace_gets_a_failure(
     assert!(found.text.contains("User eve"), "{}", found.text);
     let fix = found.fix.unwrap_or_default();
     assert!(
-        fix.contains("naru-system") && fix.contains("somebody who may"),
+        fix.contains("naru-system") && fix.contains("a user who may"),
         "{fix}"
     );
     // Checks of other namespaces still run.

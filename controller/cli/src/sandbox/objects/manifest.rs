@@ -249,7 +249,7 @@ fn is_young(path: &Path) -> bool {
 }
 
 fn parse(content: &[u8]) -> anyhow::Result<Vec<Object>> {
-    let text = std::str::from_utf8(content).context("it is no UTF-8")?;
+    let text = std::str::from_utf8(content).context("it is not UTF-8")?;
     let mut objects = Vec::new();
     for document in documents(text) {
         add(&document, &mut objects)?;
@@ -306,7 +306,7 @@ fn add(document: &str, objects: &mut Vec<Object>) -> anyhow::Result<()> {
     let name = value["metadata"]["name"].as_str().unwrap_or_default();
     let namespace = value["metadata"]["namespace"].as_str().unwrap_or("default");
     if name.is_empty() {
-        bail!("{kind}: metadata.name: there is none");
+        bail!("{kind}: metadata.name is missing");
     }
     let key = match kind.as_str() {
         "Namespace" => format!("{kind} {name}"),
@@ -381,7 +381,7 @@ fn desired(
         .iter()
         .find(|(label, value)| parsed.labels.get(*label) != Some(*value))
     {
-        bail!("spec.selector.matchLabels: {label}={value} is no label of spec.template");
+        bail!("spec.selector.matchLabels: {label}={value} is not a label of spec.template");
     }
     let replicas = replicas.unwrap_or(1);
     Ok(Desired {

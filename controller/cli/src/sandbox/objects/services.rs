@@ -78,7 +78,7 @@ impl Service {
             let address: IpAddr = text
                 .parse()
                 .ok()
-                .with_context(|| format!("spec.clusterIP: {text:?} is no address"))?;
+                .with_context(|| format!("spec.clusterIP: {text:?} is not an address"))?;
             ensure!(
                 number_of(address).is_some(),
                 "spec.clusterIP: {address} is not within {}/{} or {}/{}",
@@ -116,7 +116,7 @@ impl Service {
         );
         ensure!(
             headless || external || !ports.is_empty(),
-            "spec.ports: there are none"
+            "spec.ports: the list is empty"
         );
         let metadata = &service.metadata;
         Ok(Self {
@@ -274,7 +274,7 @@ impl ServicePort {
             u16::try_from(number)
                 .ok()
                 .filter(|number| *number > 0)
-                .with_context(|| format!("{field}: {number} is no port"))
+                .with_context(|| format!("{field}: {number} is not a port"))
         };
         let own = number("port", port.port)?;
         Ok(Self {

@@ -120,7 +120,7 @@ impl Template {
         let spec = template.spec.as_ref().unwrap_or(&empty);
         ensure!(
             !spec.containers.is_empty(),
-            "spec.containers: there are none"
+            "spec.containers: the list is empty"
         );
         let parsed = |field: &str, containers: &[k8s::Container]| {
             containers
@@ -392,7 +392,7 @@ fn port_number(field: &str, number: i32) -> anyhow::Result<u16> {
     u16::try_from(number)
         .ok()
         .filter(|number| *number > 0)
-        .with_context(|| format!("{field}: {number} is no port"))
+        .with_context(|| format!("{field}: {number} is not a port"))
 }
 
 fn seconds_of(field: &str, seconds: i64) -> anyhow::Result<Duration> {

@@ -47,7 +47,7 @@ pub fn cors(field: &str, given: gateway::Cors) -> Result<Cors, Failure> {
         if method != ANY && !METHODS.contains(&method.as_str()) {
             return Err(Invalid::new(
                 format!("{methods}[{i}]"),
-                format!("{method:?} is none of {}, {ANY}", METHODS.join(", ")),
+                format!("{method:?} is not one of {}, {ANY}", METHODS.join(", ")),
             )
             .into());
         }

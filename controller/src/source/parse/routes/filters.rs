@@ -195,7 +195,7 @@ fn redirect(field: &str, given: gateway::Redirect) -> Result<Kind, Failure> {
     if !REDIRECT_STATUSES.contains(&status) {
         return Err(Invalid::new(
             format!("{field}.statusCode"),
-            format!("{status} is none of 301, 302, 303, 307, 308"),
+            format!("{status} is not one of 301, 302, 303, 307, 308"),
         )
         .into());
     }

@@ -67,7 +67,7 @@ fn check_filters(field: &str, given: &[gateway::HttpFilter]) -> Result<(), Inval
         None => Ok(()),
         Some(i) => Err(Invalid::new(
             format!("{field}[{i}].type"),
-            format!("{:?} is none of {}", given[i].kind, FILTERS.join(", ")),
+            format!("{:?} is not one of {}", given[i].kind, FILTERS.join(", ")),
         )),
     }
 }

@@ -259,7 +259,7 @@ fn matches(
             if !method.is_empty() && !METHODS.contains(&method.as_str()) {
                 return Err(Invalid::new(
                     format!("{field}.method"),
-                    format!("{method:?} is none of {}", METHODS.join(", ")),
+                    format!("{method:?} is not one of {}", METHODS.join(", ")),
                 )
                 .into());
             }

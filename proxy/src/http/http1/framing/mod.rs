@@ -47,11 +47,11 @@ pub enum FramingError {
     Target,
     #[error("the method is CONNECT")]
     Connect,
-    #[error("an HTTP/1.1 request needs exactly one Host, and that a host")]
+    #[error("an HTTP/1.1 request needs exactly one Host field with a valid host")]
     Host,
     #[error("the target's authority and Host differ")]
     TargetAndHost,
-    #[error("Connection names a field that may not be dropped on the way")]
+    #[error("Connection names a field that a proxy must not remove")]
     ConnectionField,
 }
 

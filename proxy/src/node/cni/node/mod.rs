@@ -45,7 +45,7 @@ pub enum NodeError {
     #[error("the network configuration {0} {1}")]
     Configuration(PathBuf, ChainError),
     #[error(
-        "the network configuration {0} cannot be turned into a list, as {1} is there and is another network's"
+        "cannot turn the network configuration {0} into a list: {1} exists and belongs to another network"
     )]
     Taken(PathBuf, PathBuf),
     #[error("{0}: {1}")]

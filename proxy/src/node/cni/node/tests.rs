@@ -175,7 +175,7 @@ fn a_configuration_that_cannot_be_chained_to_is_named_and_left_unchanged() {
     };
     assert!(said(&mut folders).starts_with("there is no network configuration in "));
     folders.write("net.d/10-pods.conflist", "{");
-    assert!(said(&mut folders).contains("10-pods.conflist is no JSON"));
+    assert!(said(&mut folders).contains("10-pods.conflist is not valid JSON"));
     folders.write(
         "net.d/05-pods.conf",
         json!({ "name": "pods", "type": "bridge" }),
