@@ -312,7 +312,7 @@ async fn a_tampered_or_repeated_record_ends_the_connection() {
         let error = failure(&mut server).await;
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{change}");
         let told = failure(&mut client).await;
-        assert!(why(&told).contains("broke the connection off"), "{told}");
+        assert!(why(&told).contains("sent the alert"), "{told}");
         assert!(server.write_all(b"more").await.is_err());
         assert!(server.read_u8().await.is_err());
     }

@@ -181,6 +181,10 @@ fn a_configuration_that_cannot_be_chained_to_is_named_and_left_unchanged() {
         json!({ "name": "pods", "type": "bridge" }),
     );
     folders.write("net.d/05-pods.conflist", list());
-    assert!(said(&mut folders).contains("cannot be turned into a list"));
+    let problem = said(&mut folders);
+    assert!(
+        problem.contains("cannot turn the network configuration"),
+        "{problem}"
+    );
     assert_eq!(folders.read("net.d/05-pods.conflist"), list());
 }
