@@ -77,8 +77,11 @@ pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
         done => done?,
     }
     let networks = local_networks(wanted).await;
-    // The flags of an earlier run may have been different.
-    remove_local(&networks).await?;
+    // The flags of an earlier run may have been different. A kernel that refuses routes altogether
+    // has none to remove, and redirects all the same.
+    if let Err(error) = remove_local(&networks).await {
+        eprintln!("naru-proxy: cannot remove the local routes of an earlier run: {error}");
+    }
     let mut refused = None;
     for network in networks {
         if let Err(error) = add_local(network).await {
