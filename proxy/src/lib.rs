@@ -99,7 +99,7 @@
 //!   wire/detect.rs           detect
 //! http/http1/serve.rs        serve              one request after the other: head, body
 //!   http/http1/head.rs, framing/mod.rs          parsing, hop-by-hop fields
-//! http/http1/exchange.rs     run                one request, and the answer to it
+//! http/http1/request.rs      run                one request, and the answer to it
 //!   http/exchange.rs         decide             admission, metrics, the access log
 //!   route/mod.rs             decide             rule, filters, backend
 //! http/http1/forward.rs      run                the response, passed on

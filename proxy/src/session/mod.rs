@@ -3,9 +3,9 @@
 //! # Floors
 //!
 //! ```text
-//! worker                      what the connections of one worker have in common
-//! mirroring                   how many copies of requests it has under way
-//! forwarded validity          what the app is told of the client; its certificate's end
+//! worker                      what the connections of one worker share
+//! mirroring                   how many copies for mirrors are in progress
+//! forwarded validity          the client as headers name it; its certificate's expiry
 //! ```
 
 pub mod forwarded;
@@ -28,7 +28,7 @@ use crate::session::worker::Worker;
 use crate::socket::Direction;
 use crate::table::DestinationCell;
 use crate::upstream::Caller;
-use crate::upstream::client_address::Source;
+use crate::upstream::client_address::SourceAddress;
 use crate::upstream::share::ClientKey;
 
 /// A `client` that has proved no identity.
@@ -55,9 +55,9 @@ pub struct Session {
 struct Origin {
     address: IpAddr,
     /// The source that the app sees for opaque connections.
-    bytes: Source,
+    bytes: SourceAddress,
     /// The source that the app sees for connections with requests.
-    requests: Option<Arc<Source>>,
+    requests: Option<Arc<SourceAddress>>,
     forwarded: Forwarded,
 }
 
@@ -155,9 +155,9 @@ impl Session {
     }
 
     /// The source that the app sees for its opaque connections.
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> SourceAddress {
         let origin = self.origin.as_ref();
-        origin.map_or(Source::default(), |origin| origin.bytes)
+        origin.map_or(SourceAddress::default(), |origin| origin.bytes)
     }
 
     /// The caller whose upstream connections carry its requests.
@@ -231,20 +231,20 @@ impl Origin {
     /// `port`: the app's.
     fn new(worker: &Worker, client: &str, address: SocketAddr, port: u16) -> Self {
         let (config, addresses) = (&worker.config, &worker.client_addresses);
-        let told = config.proxy_protocol.contains(&port).then_some(address);
+        let proxy_header = config.proxy_protocol.contains(&port).then_some(address);
         let mut bytes = addresses.of(address.ip());
         let mut requests = match config.client_address {
             ClientAddress::Preserve => bytes,
             ClientAddress::Hide => addresses.stand_in(address.ip()),
         };
-        (bytes.told, requests.told) = (told, told);
+        (bytes.proxy_header, requests.proxy_header) = (proxy_header, proxy_header);
         let own = worker.identity.id().map(|own| own.to_string());
         let client = (client != UNAUTHENTICATED).then_some(client);
         let (ip, fields) = (Some(address.ip()), &config.forwarded);
         Self {
             address: address.ip().to_canonical(),
             bytes,
-            requests: (requests != Source::default()).then(|| Arc::new(requests)),
+            requests: (requests != SourceAddress::default()).then(|| Arc::new(requests)),
             forwarded: Forwarded::new(own.as_deref(), client, ip, fields),
         }
     }
