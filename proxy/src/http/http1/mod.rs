@@ -20,7 +20,8 @@
 //! serve                       one request after the other
 //! exchange                    one request
 //! forward                     sent to an endpoint
-//! mirror untimely             copies of it; answers that come too early
+//! mirror pass_on              copies of it; its response
+//! untimely interrupt          answers that come too early; what ends a wait
 //! client                      its connection, and what it is answered
 //! attempt                     one try
 //! body reply                  bodies; answers of the proxy's own
@@ -36,7 +37,9 @@ mod exchange;
 mod forward;
 mod framing;
 mod head;
+mod interrupt;
 mod mirror;
+mod pass_on;
 mod reply;
 mod serve;
 mod untimely;
