@@ -12,6 +12,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::time::{Instant, timeout};
 
 use super::count::{MAX_STREAMS, Streams};
@@ -62,7 +63,7 @@ pub trait SharedConnection: Sized + 'static {
 /// Upstream connections of one worker.
 pub struct Pool<C: SharedConnection> {
     dialer: Rc<Dialer>,
-    endpoints: RefCell<HashMap<Key, Rc<EndpointConnections<C>>>>,
+    endpoints: RefCell<HashMap<Key, Rc<EndpointConnections<C>>, RandomState>>,
     /// Endpoints that have broken a connection shared by clients, and until when their clients get
     /// separate connections.
     apart: RefCell<HashMap<u64, Instant>>,

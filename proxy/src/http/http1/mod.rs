@@ -20,7 +20,8 @@
 //! serve                       a connection: one request after another
 //! request                     one request, from its head to the end of its response
 //! forward                     sends the request to an endpoint
-//! mirror untimely             copies for mirrors; responses that come too early
+//! mirror pass_on              copies for mirrors; passes the response on
+//! untimely interrupt          responses that come too early; what ends a wait early
 //! client                      the downstream connection, and responses to it
 //! attempt                     one attempt at an endpoint
 //! body reply                  bodies; responses that the proxy generates
@@ -35,7 +36,9 @@ mod client;
 mod forward;
 mod framing;
 mod head;
+mod interrupt;
 mod mirror;
+mod pass_on;
 mod reply;
 mod request;
 mod serve;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use bytes::BytesMut;
+use foldhash::fast::RandomState;
 
 use super::frame::{Header, Kind};
 use super::half::{Half, Violation};
@@ -35,8 +36,9 @@ pub struct MuxConnection {
 pub(super) struct State {
     /// Frames that wait to be written.
     pub unsent: BytesMut,
-    /// Streams that are still open in at least one direction.
-    streams: HashMap<u32, Rc<RefCell<Half>>>,
+    /// Streams that are still open in at least one direction, by ID. IDs ascend: a cheap hash
+    /// suffices.
+    streams: HashMap<u32, Rc<RefCell<Half>>, RandomState>,
     /// The stream that was opened last.
     last: u32,
     /// Streams that wait for `unsent` to drain, each once.
@@ -65,7 +67,7 @@ impl MuxConnection {
             side,
             state: RefCell::new(State {
                 unsent: BytesMut::new(),
-                streams: HashMap::new(),
+                streams: HashMap::default(),
                 last: 0,
                 waiting_writers: Vec::new(),
                 unread: 0,

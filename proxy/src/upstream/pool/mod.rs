@@ -20,6 +20,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::time::{Instant, sleep};
 
 use crate::balance::{Endpoint, Peer};
@@ -62,7 +63,8 @@ const MAX_STALE: usize = 4;
 pub struct Pool {
     protocol: PoolProtocol,
     dialer: Rc<Dialer>,
-    idle: RefCell<HashMap<Key, Vec<Idle>>>,
+    /// Keys are the proxy's own: a cheap hash suffices.
+    idle: RefCell<HashMap<Key, Vec<Idle>, RandomState>>,
     count: Cell<usize>,
     sweeping: Cell<bool>,
 }
