@@ -22,9 +22,9 @@
 //! copy frame
 //! ```
 
-mod copy;
+pub mod copy;
 pub mod frame;
-mod framed;
+pub mod framed;
 mod peer;
 
 use std::future::poll_fn;
