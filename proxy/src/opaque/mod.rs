@@ -51,6 +51,7 @@ use crate::socket::{self, Direction};
 use crate::upstream::client_address::Source;
 use crate::upstream::{Caller, ConnectError, Stream, pool};
 use crate::wire::buffered::Buffered;
+use crate::wire::closing::Closing;
 use crate::wire::detect::{self, Greeting};
 pub use copy::{Broken, copy};
 use framed::Framed;
@@ -294,14 +295,13 @@ fn forget_if_out_of_reach(worker: &Worker, in_flight: &InFlight, error: &io::Err
     }
 }
 
-/// Carries a connection to an endpoint of the backend that `routes` select. Returns the client's
-/// connection if it must be reset.
+/// Carries a connection to an endpoint of the backend that `routes` select.
 pub async fn serve_routed<S>(
     session: &Session,
     logical: &Logical,
     routes: &StreamRoutes,
     mut client: Buffered<S>,
-) -> Option<S>
+) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -320,13 +320,12 @@ where
 }
 
 /// Carries a connection to an endpoint of `logical`, or on `upstream` if that is already connected.
-/// Returns the client's connection if it must be reset.
 pub async fn serve<S>(
     session: &Session,
     logical: &Logical,
     mut client: Buffered<S>,
     upstream: Option<Result<Upstream, Reason>>,
-) -> Option<S>
+) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -350,15 +349,15 @@ where
             Ok(upstream) => upstream,
             Err(reason) => {
                 metrics.closed(Some(reason));
-                return Some(client.io);
+                return Closing::Reset(client.io);
             }
         };
         let (mut connection, mut framed) = match link {
             Link::Framed(connection, framed) => (connection, framed),
             Link::Plain(mut connection) => {
-                let broken =
+                let copied =
                     copy(&mut client, &mut connection, Some(&metrics), &worker.memory).await;
-                return finish(client, &connection.io, &metrics, broken);
+                return finish(client, &connection.io, &metrics, copied);
             }
         };
         let carried = carry(worker, &mut client, &mut connection, &mut framed, &metrics).await;
@@ -366,7 +365,7 @@ where
             Ok(()) => {
                 worker.tcp_pool.put(&in_flight.endpoint, connection);
                 metrics.closed(None);
-                return None;
+                return Closing::Done;
             }
             Err(framed::Broken::Stale) => {
                 client.read = framed.into_unproven(&client.read);
@@ -384,7 +383,7 @@ where
                 {
                     worker.tcp_pool.put(&in_flight.endpoint, connection);
                     metrics.closed(Some(broken.reason()));
-                    return Some(client.io);
+                    return Closing::Reset(client.io);
                 }
                 broken
             }
@@ -394,7 +393,7 @@ where
                 Broken::Upstream
             }
         };
-        return finish(client, &connection.connection.io, &metrics, Some(broken));
+        return finish(client, &connection.connection.io, &metrics, Err(broken));
     }
 }
 
@@ -426,13 +425,12 @@ where
     .await
 }
 
-/// Carries a connection to an address outside the mesh. Returns the client's connection if it must
-/// be reset.
+/// Carries a connection to an address outside the mesh.
 pub async fn pass_through(
     worker: &Worker,
     address: SocketAddr,
     mut client: Buffered<TcpStream>,
-) -> Option<TcpStream> {
+) -> Closing<TcpStream> {
     let _busy = worker.drain.busy();
     let empty: Arc<str> = "".into();
     let count = |port| {
@@ -453,10 +451,10 @@ pub async fn pass_through(
     let reason = match dialled.await {
         Ok(Ok(stream)) => {
             worker.metrics.upstream_connect(None);
-            let metrics = count(address.port());
+            let metrics = count(Some(address.port()));
             let mut upstream = Buffered::new(Stream::Plain(stream));
-            let broken = copy(&mut client, &mut upstream, Some(&metrics), &worker.memory).await;
-            return finish(client, &upstream.io, &metrics, broken);
+            let copied = copy(&mut client, &mut upstream, Some(&metrics), &worker.memory).await;
+            return finish(client, &upstream.io, &metrics, copied);
         }
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "connecting failed");
@@ -466,12 +464,10 @@ pub async fn pass_through(
     };
     worker.metrics.upstream_connect(Some(reason));
     // A port on which nothing listens gets no series of its own.
-    count(NO_PORT).closed(Some(reason));
-    Some(client.io)
+    count(None).closed(Some(reason));
+    Closing::Reset(client.io)
 }
 
-/// The `port` label of failed connects.
-const NO_PORT: u16 = 0;
 /// How long an address outside the mesh may take to accept: as many retries as Linux makes in a
 /// minute. The client may have a shorter timeout.
 const PASS_THROUGH_PATIENCE: Duration = Duration::from_secs(60);
@@ -480,10 +476,14 @@ fn finish<S>(
     client: Buffered<S>,
     upstream: &Stream,
     metrics: &TcpMetrics,
-    broken: Option<Broken>,
-) -> Option<S> {
-    metrics.closed(broken.map(Broken::reason));
-    broken?;
-    upstream.reset();
-    Some(client.io)
+    copied: Result<(), Broken>,
+) -> Closing<S> {
+    metrics.closed(copied.err().map(Broken::reason));
+    match copied {
+        Ok(()) => Closing::Done,
+        Err(_) => {
+            upstream.reset();
+            Closing::Reset(client.io)
+        }
+    }
 }

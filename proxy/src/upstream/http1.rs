@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep};
 
 use super::count::{MAX_STREAMS, Streams};
-use super::mux::{Connection, Driver, Side, Stream};
+use super::mux::{Connection, Driver, Side, Stopped, Stream};
 use super::streams::{self, Upstreams};
 use super::{Caller, Dialer};
 use crate::balance::Endpoint;
@@ -69,9 +69,9 @@ impl streams::Connection for Connection {
     }
 
     async fn drive(self: &Rc<Self>, mut upstream: Upstream, upstreams: &Rc<Upstreams<Self>>) {
-        let over = poll_fn(|cx| upstream.poll(cx, self, upstreams)).await;
-        if !over {
-            upstream.driver.end().await;
+        match poll_fn(|cx| upstream.poll(cx, self, upstreams)).await {
+            Stopped::Ended => {}
+            Stopped::Unused => upstream.driver.end().await,
         }
     }
 
@@ -89,16 +89,16 @@ impl streams::Connection for Connection {
 }
 
 impl Upstream {
-    /// Ready when the connection has ended (true), or must be ended.
+    /// Ready when the connection has ended, or must be ended.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         connection: &Rc<Connection>,
         upstreams: &Rc<Upstreams<Connection>>,
-    ) -> Poll<bool> {
+    ) -> Poll<Stopped> {
         let mut refuse = |stream: Stream| drop(stream);
         if self.driver.poll(cx, &mut refuse).is_ready() {
-            return Poll::Ready(true);
+            return Poll::Ready(Stopped::Ended);
         }
         while self.tick.poll_tick(cx).is_ready() {
             let now = Instant::now();
@@ -117,7 +117,7 @@ impl Upstream {
             upstreams.retire(connection);
         }
         match connection.is_finished() {
-            true => Poll::Ready(false),
+            true => Poll::Ready(Stopped::Unused),
             false => Poll::Pending,
         }
     }

@@ -16,7 +16,7 @@ use super::client::{After, Client};
 use super::framing::{Framing, ResponseFraming, is_idempotent};
 use super::head::{Request, Response, Version};
 use super::mirror;
-use super::untimely::{finish, is_unsolicited};
+use super::untimely::{Rest, finish, is_unsolicited};
 use crate::balance::{AttemptOutcome, InFlight};
 use crate::http::attempts::{self, Answer, Attempts, Failed, Outcome, Transport};
 use crate::http::deadlines::Deadlines;
@@ -110,7 +110,7 @@ where
         backend: index,
         origin,
     };
-    let direction = client.session.direction;
+    let direction = client.session.direction();
     let mut attempts = Attempts::new(direction, &backend, rule.retry.as_ref(), &logical.budget);
     let mut transport = Http1 {
         forward: &mut forward,
@@ -377,7 +377,7 @@ impl Forward {
             response.fields.remove(REASON_HEADER);
         }
         self.rule
-            .filter_response(self.backend, self.origin.as_deref(), response);
+            .filter_response(Some(self.backend), self.origin.as_deref(), response);
         let status = response.status;
         if status == 101 && !client.framing.upgrade {
             return client.answer_after(Reason::UpstreamProtocolError, &mut upload);
@@ -433,7 +433,8 @@ impl Forward {
                 // Boxed: few responses come before the end of their request.
                 let whole = upload.is_done()
                     || !unsure
-                        && Box::pin(finish(client, &mut upload, &mut upstream, keep_alive)).await;
+                        && Box::pin(finish(client, &mut upload, &mut upstream, keep_alive)).await
+                            == Rest::Whole;
                 let reusable = upload.is_sent() && !client.connection.has_ended();
                 if reusable && framing.keep_alive && client.version == Version::Http11 {
                     client.keep(&in_flight.endpoint, upstream);
