@@ -98,8 +98,8 @@
 //! connection/mod.rs          serve              HTTP/1, HTTP/2, or bytes
 //!   wire/detect.rs           detect
 //! http/http1/serve.rs        serve              one request after the other: head, body
-//!   http/http1/head.rs, framing/mod.rs          parsing, hop-by-hop fields
-//! http/http1/exchange.rs     run                one request, and the answer to it
+//!   http/http1/head/mod.rs, framing/mod.rs      parsing, hop-by-hop fields
+//! http/http1/request.rs      run                one request, and the answer to it
 //!   http/exchange.rs         decide             admission, metrics, the access log
 //!   route/mod.rs             decide             rule, filters, backend
 //! http/http1/forward.rs      run                the response, passed on
@@ -109,7 +109,7 @@
 //!   upstream/pool/mod.rs     take, open_stream
 //!   upstream/streams.rs      acquire
 //!   upstream/dialer.rs       connect            TCP, TLS, the endpoint's identity
-//! http/http1/body.rs                            the body each way, as fast as its receiver reads
+//! http/http1/pass_on.rs, body.rs                the body each way, as fast as its receiver reads
 //! http/exchange.rs           end                metrics, and the entry in the access log
 //! ```
 //!

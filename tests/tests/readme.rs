@@ -173,7 +173,7 @@ fn every_metric_of_the_proxy_is_documented_with_its_labels() {
     metrics.pool_connections(PoolProtocol::Http2, PoolState::Idle, 1);
     metrics.certificate_renewal(RenewalOutcome::Renewed);
     metrics.certificate(1, Some("0123456789abcdef"));
-    metrics.controller_heard(Instant::now());
+    metrics.controller_message(Instant::now());
     metrics.push(PushOutcome::Accepted, 1, 1);
     metrics.watch_places("admin", naru_proxy::admin::places());
     let known = families_of(&metrics.render().expect("a rendering"));

@@ -152,7 +152,7 @@ pub struct Service {
     pub protocol: i32,
     /// Names of `http-route/…` or `grpc-route/…` resources, in order of precedence between equal
     /// matches (Gateway API: the oldest, then by namespace and name). Empty: every request goes to
-    /// `endpoints`, unless there are `stream_routes`.
+    /// `endpoints`, unless there are `opaque_routes`.
     #[prost(string, repeated, tag = "5")]
     pub http_routes: Vec<String>,
     /// Name of the `endpoints/…` resource of the Service's own pods.
@@ -165,7 +165,7 @@ pub struct Service {
     /// Connections to the port are then opaque, whatever `protocol` is, and these routes apply.
     /// Empty if there are `http_routes`.
     #[prost(string, repeated, tag = "8")]
-    pub stream_routes: Vec<String>,
+    pub opaque_routes: Vec<String>,
 }
 
 /// The budget for retries on top of the requests themselves (GEP-3388).
@@ -424,7 +424,7 @@ pub struct TlsRoute {
     #[prost(string, repeated, tag = "3")]
     pub hostnames: Vec<String>,
     #[prost(message, repeated, tag = "4")]
-    pub backends: Vec<StreamBackend>,
+    pub backends: Vec<OpaqueBackend>,
 }
 
 /// `tcp-route/<namespace>/<name>`: a TCPRoute (Gateway API v1.7). It applies to every connection.
@@ -435,11 +435,11 @@ pub struct TcpRoute {
     #[prost(string, tag = "2")]
     pub name: String,
     #[prost(message, repeated, tag = "3")]
-    pub backends: Vec<StreamBackend>,
+    pub backends: Vec<OpaqueBackend>,
 }
 
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct StreamBackend {
+pub struct OpaqueBackend {
     /// Share of the route's connections, relative to the other backends' weights.
     #[prost(uint32, tag = "1")]
     pub weight: u32,

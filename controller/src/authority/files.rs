@@ -12,7 +12,7 @@ use super::plan::Change;
 const KEY: &str = "ca.key";
 const CERTIFICATES: &str = "ca.crt";
 const RECORD: &str = "rotation.json";
-const WISH: &str = "rotate";
+const ROTATE: &str = "rotate";
 /// The public trust anchors, in PEM.
 const ANCHORS: &str = "trust-anchors.pem";
 const SECRET: u32 = 0o600;
@@ -27,13 +27,14 @@ pub fn read(directory: &Path) -> Result<Option<Kept>, StoreError> {
         return Ok(None);
     };
     let key = read(KEY)?.ok_or(StoreError::Incomplete(KEY))?;
-    let wish = read(WISH)?.map(|wish| String::from_utf8_lossy(&wish).trim().to_owned());
+    let rotation_request =
+        read(ROTATE)?.map(|text| String::from_utf8_lossy(&text).trim().to_owned());
     Ok(Some(Kept {
         certificates,
         key,
         further: None,
         record: read(RECORD)?,
-        wish,
+        rotation_request,
         version: None,
         owners: None,
     }))

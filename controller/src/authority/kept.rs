@@ -14,7 +14,7 @@ pub struct Kept {
     pub key: Vec<u8>,
     pub further: Option<Vec<u8>>,
     pub record: Option<Vec<u8>>,
-    pub wish: Option<String>,
+    pub rotation_request: Option<String>,
     /// The Secret's resourceVersion.
     pub(super) version: Option<String>,
     /// The Secret has the webhook's configuration as an owner, and would be garbage-collected with
@@ -29,7 +29,7 @@ impl Kept {
             key: pair.key.clone().into_bytes(),
             further: None,
             record: Some(record),
-            wish: None,
+            rotation_request: None,
             version: None,
             owners: None,
         }

@@ -89,7 +89,7 @@ pub struct Keeper {
     phase: Phase,
     missing_since: Option<Instant>,
     /// The last problem that was logged.
-    told: Option<String>,
+    logged: Option<String>,
     /// The API server refuses to remove the Secret's owner.
     owned: bool,
 }
@@ -126,7 +126,7 @@ impl Keeper {
             record: record.unwrap_or_default(),
             phase: Phase::Steady,
             missing_since: None,
-            told: None,
+            logged: None,
             owned: false,
         };
         keeper.look(now, false).await;
@@ -167,13 +167,13 @@ impl Keeper {
             match self.step(now, behind).await {
                 Ok(true) | Err(AuthorityError::Store(StoreError::Conflict)) => {}
                 Ok(false) => {
-                    if let Some(problem) = self.told.take() {
+                    if let Some(problem) = self.logged.take() {
                         info!(problem, "the authority's problem is gone");
                     }
                     break;
                 }
                 Err(error) => {
-                    self.tell(error.to_string());
+                    self.log_once(error.to_string());
                     // An unreachable API server does not make the authority invalid.
                     if !matches!(error, AuthorityError::Store(StoreError::Api(_))) {
                         return AuthorityState::Invalid;
@@ -257,7 +257,7 @@ impl Keeper {
         View {
             read: &self.read,
             record: self.record.as_ref(),
-            wish: self.kept.wish.as_deref(),
+            rotation_request: self.kept.rotation_request.as_deref(),
             terms: &self.terms,
             trust_domain: &self.trust_domain,
             now,
@@ -266,13 +266,13 @@ impl Keeper {
     }
 
     /// Logs each problem once, rather than at each check.
-    fn tell(&mut self, problem: String) {
-        if self.told.as_ref() != Some(&problem) {
+    fn log_once(&mut self, problem: String) {
+        if self.logged.as_ref() != Some(&problem) {
             warn!(
                 problem,
                 "cannot update the certificate authority; keeping the last good one"
             );
-            self.told = Some(problem);
+            self.logged = Some(problem);
         }
     }
 }

@@ -42,7 +42,7 @@ pub struct View<'a> {
     /// The stored record. `None`: there is no record.
     pub record: Option<&'a Record>,
     /// The rotation request, if there is one.
-    pub wish: Option<&'a str>,
+    pub rotation_request: Option<&'a str>,
     pub terms: &'a Terms,
     pub trust_domain: &'a str,
     pub now: SystemTime,
@@ -141,7 +141,7 @@ impl View<'_> {
         let now = unix(self.now);
         let Some(before) = self.record else {
             let mut record = Record::new(given.pems());
-            record.wish = self.wish.map(str::to_owned);
+            record.rotation_request = self.rotation_request.map(str::to_owned);
             let why = "with what certificates are issued is remembered from now on";
             return Ok(Some(Change::of(record, why)));
         };
@@ -195,18 +195,19 @@ impl View<'_> {
     fn renewal(&self, record: &Record) -> Result<Option<Change>, CaError> {
         let given = &self.read.given;
         let mut record = record.clone();
-        let wished = self.wish.is_some() && self.wish != record.wish.as_deref();
-        if wished {
-            record.wish = self.wish.map(str::to_owned);
+        let request = self.rotation_request;
+        let is_requested = request.is_some() && request != record.rotation_request.as_deref();
+        if is_requested {
+            record.rotation_request = request.map(str::to_owned);
         }
         if record.made.as_deref() != Some(given.id()) {
-            let why = "a wish to rotate is not for the controller: the authority is renewed where \
-                it comes from";
-            return Ok(wished.then(|| Change::of(record, why)));
+            let why = "a wish to rotate is not for the controller: the authority is renewed where it \
+                comes from";
+            return Ok(is_requested.then(|| Change::of(record, why)));
         }
         let life = given.expires().duration_since(given.begins());
         let life = life.unwrap_or(Duration::ZERO);
-        if !wished && self.now < given.begins() + life.mul_f64(RENEW_AFTER) {
+        if !is_requested && self.now < given.begins() + life.mul_f64(RENEW_AFTER) {
             return Ok(None);
         }
         let made = Ca::make(self.trust_domain, self.now)?;

@@ -25,8 +25,8 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<String>,
     /// The last rotation request that was handled.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub wish: Option<String>,
+    #[serde(default, rename = "wish", skip_serializing_if = "Option::is_none")]
+    pub rotation_request: Option<String>,
 }
 
 /// Certificates (issuing one first, root last) and key, in PEM.
@@ -64,7 +64,7 @@ impl Record {
             next: None,
             retired: Vec::new(),
             made: None,
-            wish: None,
+            rotation_request: None,
         }
     }
 

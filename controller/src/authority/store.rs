@@ -32,7 +32,7 @@ const KEY: &str = "tls.key";
 /// cert-manager's key for the root above an authority.
 const FURTHER: &str = "ca.crt";
 const RECORD: &str = "naru-rotation.json";
-const WISH: &str = "naru.dev/rotate";
+const ROTATE: &str = "naru.dev/rotate";
 const TYPE: &str = "kubernetes.io/tls";
 /// Earlier controllers made the webhook's configuration the Secret's owner.
 const FORMER_OWNER: &str = "MutatingWebhookConfiguration";
@@ -145,7 +145,7 @@ impl SecretStore {
             // cert-manager leaves it empty if it does not know the root.
             further: take(FURTHER).filter(|pem| !pem.is_empty()),
             record: take(RECORD),
-            wish: annotations.get(WISH).cloned(),
+            rotation_request: annotations.get(ROTATE).cloned(),
             version: secret.metadata.resource_version,
             owners: (!ours.is_empty()).then_some(others),
         }))
@@ -187,12 +187,15 @@ impl SecretStore {
             .into_iter()
             .filter_map(|(key, value)| Some((key.to_owned(), ByteString(value?.clone()))))
             .collect();
-        let annotations = kept.wish.clone().map(|wish| (WISH.to_owned(), wish));
+        let annotations = kept
+            .rotation_request
+            .clone()
+            .map(|request| (ROTATE.to_owned(), request));
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
                 namespace: Some(self.namespace.clone()),
-                annotations: annotations.map(|wish| BTreeMap::from([wish])),
+                annotations: annotations.map(|request| BTreeMap::from([request])),
                 // Without an owner: garbage collection would delete the key's only copy.
                 ..ObjectMeta::default()
             },

@@ -71,7 +71,7 @@ fn pair() -> Pair {
     Ca::make(TRUST_DOMAIN, SystemTime::now()).expect("an authority")
 }
 
-fn wish(api: &FakeApi, text: &str) {
+fn request_rotation(api: &FakeApi, text: &str) {
     let mut object = secret(api);
     object["metadata"]["annotations"]["naru.dev/rotate"] = json!(text);
     api.apply(SECRETS, object);
@@ -188,14 +188,14 @@ async fn an_invalid_authority_leaves_the_last_good_one_in_force() {
         let later = now + HOUR;
         assert_eq!(keeper.look(later, false).await, AuthorityState::Invalid);
         assert_eq!(shown(&keeper, later), (id(&good), 1));
-        assert!(keeper.told.is_some());
+        assert!(keeper.logged.is_some());
         // A replica that starts meanwhile issues with the last good one as well.
         let other = opened(&api).await.expect("an authority");
         assert_eq!(shown(&other, later), (id(&good), 1));
     }
     give(&api, &[("ca.crt", "")]);
     assert_eq!(keeper.look(now, false).await, AuthorityState::Steady);
-    assert_eq!(keeper.told, None);
+    assert_eq!(keeper.logged, None);
 }
 
 #[tokio::test]
@@ -265,7 +265,7 @@ async fn an_api_server_that_is_unreachable_or_refuses_changes_nothing() {
     api.answer(path, 403, fake_api::status(403, "Forbidden"));
     assert_eq!(keeper.look(due, false).await, AuthorityState::Trusting);
     assert_eq!(shown(&keeper, due).0, id(&old));
-    assert!(keeper.told.is_some());
+    assert!(keeper.logged.is_some());
     api.answer_no_more(path);
     assert_eq!(keeper.look(due, false).await, AuthorityState::Retiring);
     assert_eq!(shown(&keeper, due).0, id(&new));
@@ -310,7 +310,7 @@ async fn an_authority_of_our_own_is_renewed_in_time_and_on_request() {
     let (second, _) = shown(&keeper, later);
     assert_ne!(first, second);
     // Each request is handled once.
-    wish(&api, "now");
+    request_rotation(&api, "now");
     assert_eq!(keeper.look(later, false).await, AuthorityState::Trusting);
     let later = later + 11 * MINUTE;
     keeper.look(later, false).await;
@@ -320,7 +320,7 @@ async fn an_authority_of_our_own_is_renewed_in_time_and_on_request() {
     let later = later + 11 * MINUTE;
     assert_eq!(keeper.look(later, false).await, AuthorityState::Retiring);
     assert_eq!(shown(&keeper, later).0, third);
-    wish(&api, "again");
+    request_rotation(&api, "again");
     assert_eq!(keeper.look(later, false).await, AuthorityState::Trusting);
 }
 
@@ -331,7 +331,7 @@ async fn a_given_authority_is_never_replaced_by_ours() {
     let given = pair();
     give_pair(&api, &given);
     let mut keeper = keeper(&api).await;
-    wish(&api, "now");
+    request_rotation(&api, "now");
     for after in [Duration::ZERO, 365 * 7 * DAY] {
         let state = keeper.look(start + after, false).await;
         assert_eq!(state, AuthorityState::Steady);

@@ -16,7 +16,7 @@ impl Catalog {
         let mut backends = Vec::new();
         for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
             let backend = self.backend(route, backend, &mut needs);
-            backends.push(contract::StreamBackend {
+            backends.push(contract::OpaqueBackend {
                 weight: backend.weight,
                 endpoints: backend.endpoints,
                 invalid: backend.invalid,

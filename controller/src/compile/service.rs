@@ -22,12 +22,12 @@ impl Catalog {
             port: port.port,
         };
         let mut needs = vec![endpoints.clone()];
-        let (mut http_routes, mut stream_routes) = (Vec::new(), Vec::new());
+        let (mut http_routes, mut opaque_routes) = (Vec::new(), Vec::new());
         for route in self.attached(client_namespace, service, port) {
             let resource = http_route::resource(&route.id());
             match route.kind.is_http() {
                 true => http_routes.push(resource.to_string()),
-                false => stream_routes.push(resource.to_string()),
+                false => opaque_routes.push(resource.to_string()),
             }
             needs.push(resource);
         }
@@ -39,7 +39,7 @@ impl Catalog {
             http_routes,
             endpoints: endpoints.to_string(),
             retry_budget: self.retry_budget(name),
-            stream_routes,
+            opaque_routes,
         });
         Some(Compiled::new(body, needs))
     }

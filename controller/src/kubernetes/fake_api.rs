@@ -213,7 +213,7 @@ impl State {
         } else {
             "ADDED"
         };
-        collection.tell(version, what, &object);
+        collection.notify_watchers(version, what, &object);
     }
 
     fn remove(&mut self, path: &str, key: &str) {
@@ -221,7 +221,7 @@ impl State {
         let collection = self.collections.get_mut(path).expect("an installed kind");
         let mut object = collection.objects.remove(key).expect("an object");
         object["metadata"]["resourceVersion"] = json!(version.to_string());
-        collection.tell(version, "DELETED", &object);
+        collection.notify_watchers(version, "DELETED", &object);
     }
 
     fn request(&mut self, method: Method, target: &str, body: Value) -> Answer {
@@ -384,7 +384,7 @@ impl Collection {
         Answer::Stream(receiver)
     }
 
-    fn tell(&mut self, version: u64, what: &str, object: &Value) {
+    fn notify_watchers(&mut self, version: u64, what: &str, object: &Value) {
         self.log
             .push((version, json!({"type": what, "object": object})));
         (self.watchers).retain(|watcher| watcher.send(line(what, object)).is_ok());

@@ -71,7 +71,7 @@ pub struct Client {
 }
 
 /// A connection after its handshake.
-pub struct Connection {
+pub struct AcceptedConnection {
     stream: TlsStream<TcpStream>,
     client: Client,
     /// The early end of a connection whose client is unproven.
@@ -89,7 +89,7 @@ pub fn start(
     config: Arc<ArcSwap<ServerConfig>>,
     trust_domain: &str,
     metrics: &Metrics,
-) -> mpsc::Receiver<io::Result<Connection>> {
+) -> mpsc::Receiver<io::Result<AcceptedConnection>> {
     let (sender, receiver) = mpsc::channel(MAX_READY);
     let places = Places::new(bounds(Descriptors::raise()));
     metrics.watch_places("proxies", places.clone());
@@ -136,7 +136,7 @@ fn bounds(descriptors: Descriptors) -> Bounds {
 struct Acceptor {
     config: Arc<ArcSwap<ServerConfig>>,
     trust_domain: Arc<str>,
-    sender: mpsc::Sender<io::Result<Connection>>,
+    sender: mpsc::Sender<io::Result<AcceptedConnection>>,
     /// Turns for handshakes, by source address.
     turns: Turns<IpAddr>,
 }
@@ -202,7 +202,7 @@ impl Acceptor {
                 })
             }
         };
-        let connection = Connection {
+        let connection = AcceptedConnection {
             stream,
             client: Client {
                 address,
@@ -217,7 +217,7 @@ impl Acceptor {
     }
 }
 
-impl Connected for Connection {
+impl Connected for AcceptedConnection {
     type ConnectInfo = Client;
 
     fn connect_info(&self) -> Client {
@@ -225,7 +225,7 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for AcceptedConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -242,7 +242,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for AcceptedConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

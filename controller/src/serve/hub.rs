@@ -114,7 +114,7 @@ impl Hub {
         let changed = catalog.apply(event);
         if !changed.is_empty() {
             lock(&self.shared).forget(&changed);
-            lock(&self.interest).tell(&changed, seen);
+            lock(&self.interest).notify(&changed, seen);
         }
         let is_synced = catalog.is_synced();
         drop(catalog);
@@ -134,7 +134,7 @@ impl Hub {
         }
         *anchors = new;
         drop(anchors);
-        lock(&self.interest).tell(&[Changed::Resource(ResourceName::TrustAnchors)], seen);
+        lock(&self.interest).notify(&[Changed::Resource(ResourceName::TrustAnchors)], seen);
     }
 
     /// The number of proxies that have had time to apply the trust anchors in force, but have not.
@@ -246,7 +246,7 @@ impl Shared {
 }
 
 impl Interest {
-    fn tell(&mut self, changed: &[Changed], seen: Instant) {
+    fn notify(&mut self, changed: &[Changed], seen: Instant) {
         for changed in changed {
             let Some(watchers) = self.watchers.get(changed) else {
                 continue;
@@ -276,7 +276,7 @@ impl Interest {
         }
     }
 
-    fn forget(&mut self, key: &Changed, id: u64) {
+    fn remove_watcher(&mut self, key: &Changed, id: u64) {
         if let Some(watchers) = self.watchers.get_mut(key) {
             watchers.remove(&id);
             if watchers.is_empty() {
@@ -371,7 +371,7 @@ impl Member {
         let mut interest = lock(&self.hub.interest);
         for key in change.left.iter().flat_map(|name| self.keys(name)) {
             if interest.drop_key(&key, self.id) {
-                interest.forget(&key, self.id);
+                interest.remove_watcher(&key, self.id);
             }
         }
         for key in change.entered.iter().flat_map(|name| self.keys(name)) {
@@ -416,7 +416,7 @@ impl Drop for Member {
         let mut interest = lock(&self.hub.interest);
         let member = interest.members.remove(&self.id);
         for key in member.iter().flat_map(|member| member.keys.keys()) {
-            interest.forget(key, self.id);
+            interest.remove_watcher(key, self.id);
         }
     }
 }

@@ -97,7 +97,7 @@ impl Serve {
     ) -> Result<(), TlsError> {
         let config = tls::config(&self.issuer)?;
         let renewal = tokio::spawn(tls::renew(self.issuer.clone(), config.clone()));
-        let telling = tokio::spawn(tell(
+        let publishing = tokio::spawn(publish_trust_anchors(
             self.issuer.clone(),
             self.hub.clone(),
             self.renew_within,
@@ -136,13 +136,13 @@ impl Serve {
             () = drained => warn!("closed connections that were still open"),
         }
         renewal.abort();
-        telling.abort();
+        publishing.abort();
         Ok(())
     }
 }
 
 /// Sends the trust anchors to all proxies, whenever they change.
-async fn tell(issuer: Arc<Issuer>, hub: Arc<Hub>, renew_within: Duration) {
+async fn publish_trust_anchors(issuer: Arc<Issuer>, hub: Arc<Hub>, renew_within: Duration) {
     let mut changes = issuer.changes();
     loop {
         let in_force = changes.borrow_and_update().clone();

@@ -51,7 +51,7 @@ impl Fixture {
     }
 
     fn service(&self, name: &str, port: u16) {
-        self.tell(&json!({
+        self.apply(&json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {"namespace": "shop", "name": name},
             "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": port}]},
@@ -72,11 +72,11 @@ impl Fixture {
             },
             "status": status,
         });
-        self.tell(&route);
+        self.apply(&route);
         self.api.apply(ROUTES, route);
     }
 
-    fn tell(&self, object: &Value) {
+    fn apply(&self, object: &Value) {
         for object in parse::objects(&object.to_string(), true).unwrap() {
             self.hub.apply(Event::Apply(object));
         }
@@ -228,7 +228,7 @@ async fn a_parent_ref_is_written_with_exactly_the_fields_of_the_route() {
                             "port": 80}]}],
         },
     });
-    fixture.tell(&route);
+    fixture.apply(&route);
     fixture.api.apply(ROUTES, route);
     fixture.hub.apply(Event::Synced);
     fixture.held.send_replace(true);
@@ -271,7 +271,7 @@ async fn our_entry_is_removed_once_the_route_has_no_service_as_a_parent() {
     route["spec"]["parentRefs"] = json!([{"name": "edge"}]);
     route["metadata"]["generation"] = json!(2);
     route["apiVersion"] = json!("gateway.networking.k8s.io/v1");
-    fixture.tell(&route);
+    fixture.apply(&route);
     let gone = async {
         while fixture.parents() != foreign()["parents"] {
             sleep(Duration::from_millis(10)).await;
@@ -296,7 +296,7 @@ async fn tls_and_tcp_routes_have_a_status_of_their_own_kind() {
                 "rules": [{"backendRefs": [{"name": "web", "port": 80}]}],
             },
         });
-        fixture.tell(&route);
+        fixture.apply(&route);
         fixture.api.apply(&at, route);
     }
     fixture.hub.apply(Event::Synced);

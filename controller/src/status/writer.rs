@@ -93,7 +93,7 @@ struct Writer<'a> {
 /// Pending and written statuses.
 #[derive(Default)]
 struct Queue {
-    wanted: HashMap<RouteName, RouteStatus>,
+    desired: HashMap<RouteName, RouteStatus>,
     waiting: BTreeSet<(Turn, RouteName)>,
     /// Routes that are being written.
     busy: HashSet<RouteName>,
@@ -147,7 +147,7 @@ impl Writer<'_> {
                     let taken;
                     (statuses, taken) = look(feed, statuses).await?;
                     for (route, status) in taken {
-                        self.queue.want(route, status);
+                        self.queue.set_desired(route, status);
                     }
                 }
                 () = at(again_at) => {
@@ -187,11 +187,11 @@ impl Writer<'_> {
 
 impl Queue {
     /// Sets the desired status of a route. `None`: the route is gone.
-    fn want(&mut self, route: RouteName, status: Option<RouteStatus>) {
+    fn set_desired(&mut self, route: RouteName, status: Option<RouteStatus>) {
         for turn in [Turn::First, Turn::Then] {
             self.waiting.remove(&(turn, route.clone()));
         }
-        self.wanted.remove(&route);
+        self.desired.remove(&route);
         let Some(status) = status else {
             self.written.remove(&route);
             if self.busy.contains(&route) {
@@ -208,7 +208,7 @@ impl Queue {
             _ => Turn::First,
         };
         self.waiting.insert((turn, route.clone()));
-        self.wanted.insert(route, status);
+        self.desired.insert(route, status);
     }
 
     /// The next status to write. Concurrent writes of one route would conflict, so there is one at
@@ -219,7 +219,7 @@ impl Queue {
             let next = self.waiting.iter().find(free)?.clone();
             self.waiting.remove(&next);
             let (_, route) = next;
-            if let Some(status) = self.wanted.get(&route) {
+            if let Some(status) = self.desired.get(&route) {
                 self.busy.insert(route);
                 return Some(status.clone());
             }
@@ -231,8 +231,8 @@ impl Queue {
         if self.gone.remove(&status.route) {
             return;
         }
-        if self.wanted.get(&status.route) == Some(&status) {
-            self.wanted.remove(&status.route);
+        if self.desired.get(&status.route) == Some(&status) {
+            self.desired.remove(&status.route);
         }
         self.written.insert(status.route.clone(), status);
     }
@@ -246,7 +246,7 @@ impl Queue {
 
     /// Queues all desired statuses again.
     fn again(&mut self) {
-        let turns = self.wanted.keys().map(|route| (Turn::Then, route.clone()));
+        let turns = self.desired.keys().map(|route| (Turn::Then, route.clone()));
         self.waiting.extend(turns);
     }
 }
@@ -348,20 +348,20 @@ mod tests {
         for made_again_before_the_end in [true, false] {
             let mut queue = Queue::default();
             let route = || status().route;
-            queue.want(route(), Some(status()));
+            queue.set_desired(route(), Some(status()));
             let under_way = queue.next().expect("a write");
-            queue.want(route(), None);
+            queue.set_desired(route(), None);
             if made_again_before_the_end {
-                queue.want(route(), Some(status()));
+                queue.set_desired(route(), Some(status()));
                 assert_eq!(queue.next(), None);
             }
             queue.done(under_way);
             if !made_again_before_the_end {
-                queue.want(route(), Some(status()));
+                queue.set_desired(route(), Some(status()));
             }
             let again = queue.next().expect("another write");
             queue.done(again);
-            queue.want(route(), Some(status()));
+            queue.set_desired(route(), Some(status()));
             assert_eq!(queue.next(), None);
         }
     }

@@ -219,7 +219,7 @@ fn logical(routes: &contract::HttpRoute, metrics: &Metrics) -> Option<Logical> {
         port: 80,
         protocol: Protocol::Http,
         routes: Some(routes.ok()?),
-        stream_routes: None,
+        opaque_routes: None,
         default_rule: Arc::new(default_rule(backend, metrics, &service)),
         budget: Arc::new(RetryBudget::default()),
         tcp: metrics.tcp(TcpLabels {

@@ -225,7 +225,7 @@ impl Content {
                     interval_ms: u64::from(*number),
                     min_retries_per_1000_s: u64::from(*number),
                 }),
-                stream_routes: match number % 4 {
+                opaque_routes: match number % 4 {
                     0 => vec![Name::TcpRoute(*name).text()],
                     1 => [false, true].map(|i| Name::TlsRoute(i).text()).to_vec(),
                     _ => Vec::new(),
@@ -237,12 +237,12 @@ impl Content {
                 hostnames: (members.iter())
                     .map(|member| format!("{}.example", member.text))
                     .collect(),
-                backends: weights.iter().map(stream_backend).collect(),
+                backends: weights.iter().map(opaque_backend).collect(),
             }),
             Name::TcpRoute(own) => Body::TcpRoute(contract::TcpRoute {
                 namespace: "shop".to_owned(),
                 name: pick(NAMES, *own).to_owned(),
-                backends: weights.iter().map(stream_backend).collect(),
+                backends: weights.iter().map(opaque_backend).collect(),
             }),
             Name::HttpRoute(own) => Body::HttpRoute(contract::HttpRoute {
                 namespace: "shop".to_owned(),
@@ -273,8 +273,8 @@ impl Content {
     }
 }
 
-fn stream_backend(weight: &u32) -> contract::StreamBackend {
-    contract::StreamBackend {
+fn opaque_backend(weight: &u32) -> contract::OpaqueBackend {
+    contract::OpaqueBackend {
         weight: *weight,
         endpoints: endpoints(weight % 2 == 1),
         ..Default::default()

@@ -37,11 +37,11 @@ use tracing::{debug, info};
 use crate::config::ClientAddress;
 use crate::identity::Identity;
 use crate::observe::logging::LogFilter;
-use crate::probe::{Asked, Failure, Probes};
+use crate::probe::{Failure, ProbeContext, Probes};
 use crate::table::{Store, Tables, View};
 use crate::upstream::client_address::{self, ClientAddresses};
 
-use why::{Asks, Question};
+use why::{Question, Target};
 
 const TIMES: Times = Times {
     // Longer than any useful probe timeout of a kubelet.
@@ -214,7 +214,7 @@ impl Admin {
     /// Probes the app. Only the status is passed on; the app's response is kept private.
     async fn probe<B>(&self, name: &str, request: &Request<B>, caller: Caller) -> Answer {
         let user_agent = request.headers().get(USER_AGENT);
-        let asked = Asked {
+        let context = ProbeContext {
             here: caller.here,
             user_agent: user_agent
                 .and_then(|agent| agent.to_str().ok())
@@ -222,7 +222,7 @@ impl Admin {
             source: self.client_addresses.of(caller.peer).address,
             socket_mark: self.socket_mark,
         };
-        match self.probes.run(name, asked).await {
+        match self.probes.run(name, context).await {
             None => text(StatusCode::NOT_FOUND, "there is no such probe\n"),
             Some(Ok(status)) => text(
                 StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
@@ -312,18 +312,18 @@ impl Admin {
         let asked = whole(body, MAX_QUESTION).await;
         let asked = asked.and_then(|body| {
             let question = Question::parse(&body)?;
-            Ok((question.asks()?, question.said()?))
+            Ok((question.target()?, question.sample()?))
         });
-        let (asks, said) = match asked {
+        let (target, sample) = match asked {
             Ok(asked) => asked,
             Err(error) => return wrong(error),
         };
-        let attached = match asks {
-            Asks::Address(address) => {
+        let attached = match target {
+            Target::Address(address) => {
                 self.tables.destination(address).await;
                 Some(self.store().attached(address))
             }
-            Asks::Service {
+            Target::Service {
                 name,
                 namespace,
                 port,
@@ -337,7 +337,7 @@ impl Admin {
         };
         // There are as many patterns as matches, so this runs off the control thread: misses of the
         // data path must not wait for it.
-        let answer = tokio::task::spawn_blocking(move || why::answer(attached, said.as_ref()));
+        let answer = tokio::task::spawn_blocking(move || why::answer(attached, sample.as_ref()));
         match answer.await {
             Ok(answer) => json(StatusCode::OK, &answer),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

@@ -8,7 +8,7 @@ use anyhow::bail;
 use clap::Args;
 
 use crate::config::Span;
-use crate::probe::Asked;
+use crate::probe::ProbeContext;
 use crate::probe::http::Get;
 
 /// Interval between requests to the sidecar.
@@ -47,14 +47,14 @@ pub fn run(args: WaitArgs) -> anyhow::Result<()> {
 
 async fn ready(admin: SocketAddr) {
     let get = Get::new(admin.port(), "/ready");
-    let asked = Asked {
+    let context = ProbeContext {
         here: admin.ip(),
         user_agent: "naru-proxy",
         source: None,
         socket_mark: None,
     };
     loop {
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, get.status(asked)).await;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, get.status(context)).await;
         if let Ok(Ok(200)) = answer {
             return;
         }

@@ -5,7 +5,7 @@
 //!                    declared or detected
 //! outbound ─┐                 ┌─▶ http1
 //!           ├─▶ connection ───┼─▶ http2
-//! inbound ──┘                 └─▶ tcp
+//! inbound ──┘                 └─▶ opaque
 //! ```
 //!
 //! The proxy never waits for bytes that may never come: in server-first protocols the client is
@@ -28,7 +28,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::http::{http1, http2};
 use crate::observe::reason::Reason;
-use crate::opaque::{self, Upstream};
+use crate::opaque::{self, OpaqueUpstream};
 use crate::route::{Logical, Protocol};
 use crate::session::Session;
 use crate::socket;
@@ -75,7 +75,7 @@ async fn serve_logical(
     logical: &Arc<Logical>,
     mut client: Buffered<TcpStream>,
 ) -> Closing<TcpStream> {
-    if let Some(routes) = &logical.stream_routes {
+    if let Some(routes) = &logical.opaque_routes {
         return Box::pin(opaque::serve_routed(&session, logical, routes, client)).await;
     }
     match logical.protocol {
@@ -88,20 +88,20 @@ async fn serve_logical(
         },
         Protocol::Detect => {
             let mut opening = Opening::new(&session, logical);
-            match opening.first_word(&mut client, Some(SILENCE)).await {
-                FirstWord::Client(Detected::Http1) => {
+            match opening.first_speaker(&mut client, Some(SILENCE)).await {
+                FirstSpeaker::Client(Detected::Http1) => {
                     opening.abandon();
                     serve_http1(session, client).await
                 }
-                FirstWord::Client(Detected::Http2) => {
+                FirstSpeaker::Client(Detected::Http2) => {
                     opening.abandon();
                     serve_http2(session, client).await
                 }
-                FirstWord::Client(Detected::Tls | Detected::Other) | FirstWord::Server => {
+                FirstSpeaker::Client(Detected::Tls | Detected::Other) | FirstSpeaker::Server => {
                     let upstream = opening.into_upstream().await;
                     Box::pin(opaque::serve(&session, logical, client, upstream)).await
                 }
-                FirstWord::Gone => Closing::Done,
+                FirstSpeaker::Gone => Closing::Done,
             }
         }
     }
@@ -206,7 +206,7 @@ pub async fn speaks_http2(client: &mut Buffered<TcpStream>) -> std::io::Result<b
 }
 
 /// Which side sent first, and what it sent.
-pub enum FirstWord {
+pub enum FirstSpeaker {
     Client(Detected),
     /// The server; or the client has ended its half without sending a byte; or there is no server
     /// to wait for.
@@ -226,12 +226,12 @@ pub struct Opening<'a> {
 /// A speculative connection to an endpoint, which may turn out not to be needed.
 enum Speculation {
     None,
-    Connecting(Pin<Box<dyn Future<Output = Result<Upstream, Reason>>>>),
-    Done(Result<Box<Upstream>, Reason>),
+    Connecting(Pin<Box<dyn Future<Output = Result<OpaqueUpstream, Reason>>>>),
+    Done(Result<Box<OpaqueUpstream>, Reason>),
     /// The server has sent HTTP/2's SETTINGS, with `parameters` or without, and the client nothing
     /// yet.
     Settings {
-        upstream: Box<Upstream>,
+        upstream: Box<OpaqueUpstream>,
         parameters: bool,
     },
     /// It could not be opened, and the client has waited for the server long enough.
@@ -250,35 +250,35 @@ impl<'a> Opening<'a> {
 
     /// Waits for the first bytes of either side. `silence`: the delay before the speculative
     /// connection; `None` if the client is known to send first.
-    pub async fn first_word(
+    pub async fn first_speaker(
         &mut self,
         client: &mut Buffered<TcpStream>,
         silence: Option<Duration>,
-    ) -> FirstWord {
+    ) -> FirstSpeaker {
         let mut timer = pin!(sleep(silence.unwrap_or(AMBIGUITY)));
         let speculates = silence.is_some();
-        poll_fn(|cx| self.poll_first_word(cx, client, timer.as_mut(), speculates)).await
+        poll_fn(|cx| self.poll_first_speaker(cx, client, timer.as_mut(), speculates)).await
     }
 
-    fn poll_first_word(
+    fn poll_first_speaker(
         &mut self,
         cx: &mut Context<'_>,
         client: &mut Buffered<TcpStream>,
         mut timer: Pin<&mut Sleep>,
         speculates: bool,
-    ) -> Poll<FirstWord> {
+    ) -> Poll<FirstSpeaker> {
         let detect = match self.logical.protocol {
             Protocol::Tcp => detect_tls,
             _ => detect,
         };
         loop {
             if let Some(detected) = detect(&client.read) {
-                return Poll::Ready(FirstWord::Client(detected));
+                return Poll::Ready(FirstSpeaker::Client(detected));
             }
             match client.poll_fill(cx) {
                 Poll::Pending => break,
-                Poll::Ready(Ok(0)) if speculates => return Poll::Ready(FirstWord::Server),
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(FirstWord::Gone),
+                Poll::Ready(Ok(0)) if speculates => return Poll::Ready(FirstSpeaker::Server),
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(FirstSpeaker::Gone),
                 Poll::Ready(Ok(_)) => {}
             }
         }
@@ -286,7 +286,9 @@ impl<'a> Opening<'a> {
             if !std::mem::replace(&mut self.begun, true) {
                 timer.as_mut().reset(Instant::now() + AMBIGUITY);
             }
-            return timer.poll(cx).map(|()| FirstWord::Client(Detected::Other));
+            return timer
+                .poll(cx)
+                .map(|()| FirstSpeaker::Client(Detected::Other));
         }
         if !speculates {
             return Poll::Pending;
@@ -295,7 +297,11 @@ impl<'a> Opening<'a> {
     }
 
     /// Waits for the first bytes of a server that may send first.
-    fn poll_server(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<FirstWord> {
+    fn poll_server(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut timer: Pin<&mut Sleep>,
+    ) -> Poll<FirstSpeaker> {
         let worker = &self.session.worker;
         let is_opaque = self.logical.protocol == Protocol::Tcp;
         loop {
@@ -314,32 +320,34 @@ impl<'a> Opening<'a> {
                     self.upstream = Speculation::Done(connected.map(Box::new));
                 }
                 // Wait for its first bytes or its end.
-                Speculation::Done(Ok(upstream)) => match upstream.poll_first_word(cx, worker) {
+                Speculation::Done(Ok(upstream)) => match upstream.poll_server_first(cx, worker) {
                     // Part of a greeting may be ambiguous.
                     Poll::Pending if upstream.has_begun() => {
-                        return timer.poll(cx).map(|()| FirstWord::Server);
+                        return timer.poll(cx).map(|()| FirstSpeaker::Server);
                     }
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(opaque::FirstWord::Said) => return Poll::Ready(FirstWord::Server),
-                    Poll::Ready(opaque::FirstWord::Settings { .. }) if is_opaque => {
-                        return Poll::Ready(FirstWord::Server);
+                    Poll::Ready(opaque::ServerFirst::Bytes) => {
+                        return Poll::Ready(FirstSpeaker::Server);
                     }
-                    Poll::Ready(opaque::FirstWord::Settings { parameters }) => {
+                    Poll::Ready(opaque::ServerFirst::Settings { .. }) if is_opaque => {
+                        return Poll::Ready(FirstSpeaker::Server);
+                    }
+                    Poll::Ready(opaque::ServerFirst::Settings { parameters }) => {
                         timer.as_mut().reset(Instant::now() + AMBIGUITY);
                         let Speculation::Done(Ok(upstream)) =
                             std::mem::replace(&mut self.upstream, Speculation::None)
                         else {
-                            return Poll::Ready(FirstWord::Server);
+                            return Poll::Ready(FirstSpeaker::Server);
                         };
                         self.upstream = Speculation::Settings {
                             upstream,
                             parameters,
                         };
                     }
-                    Poll::Ready(opaque::FirstWord::Stale(backend)) => {
+                    Poll::Ready(opaque::ServerFirst::Stale(backend)) => {
                         let worker = worker.clone();
                         let connecting =
-                            async move { opaque::connect_anew(&worker, &backend).await };
+                            async move { opaque::connect_new(&worker, &backend).await };
                         self.upstream = Speculation::Connecting(Box::pin(connecting));
                     }
                 },
@@ -347,8 +355,8 @@ impl<'a> Opening<'a> {
                 // nine bytes of an empty frame are not enough evidence.
                 Speculation::Settings { parameters, .. } => {
                     let word = match parameters {
-                        true => FirstWord::Client(Detected::Http2),
-                        false => FirstWord::Server,
+                        true => FirstSpeaker::Client(Detected::Http2),
+                        false => FirstSpeaker::Server,
                     };
                     return timer.poll(cx).map(|()| word);
                 }
@@ -357,7 +365,7 @@ impl<'a> Opening<'a> {
                     ready!(timer.as_mut().poll(cx));
                     self.upstream = Speculation::Hopeless(reason);
                 }
-                Speculation::Hopeless(_) => return Poll::Ready(FirstWord::Server),
+                Speculation::Hopeless(_) => return Poll::Ready(FirstSpeaker::Server),
             }
         }
     }
@@ -367,7 +375,7 @@ impl<'a> Opening<'a> {
     pub fn abandon(self) {}
 
     /// The speculative connection, if one was started.
-    pub async fn into_upstream(self) -> Option<Result<Upstream, Reason>> {
+    pub async fn into_upstream(self) -> Option<Result<OpaqueUpstream, Reason>> {
         match self.upstream {
             Speculation::Connecting(connecting) => Some(connecting.await),
             Speculation::Done(Ok(upstream)) | Speculation::Settings { upstream, .. } => {

@@ -131,7 +131,7 @@ impl Sync {
         };
         info!("the stream from the controller is open");
         self.metrics.controller_connected(true);
-        self.heard();
+        self.note_message();
         let mut answers: Option<Answer> = None;
         let mut silent = Box::pin(tokio::time::sleep(self.silence));
         let mut reopen = Box::pin(tokio::time::sleep(Duration::MAX));
@@ -186,7 +186,7 @@ impl Sync {
     }
 
     fn receive(&mut self, message: ToProxy) -> Result<Option<Answer>, SyncError> {
-        self.heard();
+        self.note_message();
         match message.message {
             Some(to_proxy::Message::Push(push)) => Ok(Some(self.apply(push))),
             Some(to_proxy::Message::Heartbeat(_)) => Ok(None),
@@ -236,8 +236,8 @@ impl Sync {
         }
     }
 
-    fn heard(&self) {
-        self.metrics.controller_heard(Instant::now());
+    fn note_message(&self) {
+        self.metrics.controller_message(Instant::now());
     }
 
     /// Waits for `future` and handles misses in the meantime.

@@ -57,9 +57,9 @@ pub struct Copies {
 
 /// The body of one copy, as its task reads it.
 #[derive(Debug)]
-pub struct Source(Rc<Queue>);
+pub struct CopyBody(Rc<Queue>);
 
-/// The next item of a [`Source`].
+/// The next item of a [`CopyBody`].
 #[derive(Debug)]
 pub enum Piece {
     Data(Bytes),
@@ -92,7 +92,7 @@ pub fn start<F>(
     worker: &Rc<Worker>,
     rule: &Rule,
     backend: usize,
-    send: impl Fn(InFlight, Source) -> F,
+    send: impl Fn(InFlight, CopyBody) -> F,
 ) -> Copies
 where
     F: Future<Output = MirrorOutcome> + 'static,
@@ -115,7 +115,7 @@ where
             state: RefCell::default(),
         });
         copies.queues.push(queue.clone());
-        let sending = send(in_flight, Source(queue));
+        let sending = send(in_flight, CopyBody(queue));
         let metrics = mirror.metrics.clone();
         tokio::task::spawn_local(async move {
             let outcome = timeout(max_time, sending).await;
@@ -168,7 +168,7 @@ impl Drop for Copies {
     }
 }
 
-impl Source {
+impl CopyBody {
     /// Ready with the outcome once the copy must be aborted. Wakes the task that polled last.
     pub fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<MirrorOutcome> {
         let mut state = self.0.state.borrow_mut();

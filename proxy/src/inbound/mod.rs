@@ -15,7 +15,7 @@ use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::connection::{self, FirstWord, Opening};
+use crate::connection::{self, FirstSpeaker, Opening};
 use crate::http::{http1, http2};
 use crate::identity::{Alpn, SpiffeId};
 use crate::observe::reason::Reason;
@@ -67,27 +67,27 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
         Protocol::Detect | Protocol::Tcp => Some(SILENCE),
         Protocol::Http | Protocol::Http2 => None,
     };
-    let first_word = opening.first_word(&mut client, silence);
-    let first_word = match silence {
-        Some(_) => first_word.await,
+    let first_speaker = opening.first_speaker(&mut client, silence);
+    let first_speaker = match silence {
+        Some(_) => first_speaker.await,
         None => {
-            let said = in_time(&stranger.worker, first_word).await;
-            said.unwrap_or(FirstWord::Gone)
+            let said = in_time(&stranger.worker, first_speaker).await;
+            said.unwrap_or(FirstSpeaker::Gone)
         }
     };
-    let closing = match first_word {
-        FirstWord::Client(Detected::Tls)
+    let closing = match first_speaker {
+        FirstSpeaker::Client(Detected::Tls)
             if is_peer_in_time(&stranger.worker, &mut client).await =>
         {
             opening.abandon();
             return Box::pin(serve_peer(stranger, address, client, place)).await;
         }
-        FirstWord::Gone => Closing::Done,
-        said @ (FirstWord::Client(_) | FirstWord::Server) if place.take().is_err() => {
+        FirstSpeaker::Gone => Closing::Done,
+        said @ (FirstSpeaker::Client(_) | FirstSpeaker::Server) if place.take().is_err() => {
             opening.abandon();
             Box::pin(overload(&stranger, client, said)).await
         }
-        FirstWord::Client(detected) => {
+        FirstSpeaker::Client(detected) => {
             let http = match (logical.protocol, detected) {
                 // The app's own TLS, whatever protocol its port declares.
                 (_, Detected::Tls) => None,
@@ -115,7 +115,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
                 }
             }
         }
-        FirstWord::Server => {
+        FirstSpeaker::Server => {
             let upstream = opening.into_upstream().await;
             Box::pin(opaque::serve(&stranger, &logical, client, upstream)).await
         }
@@ -142,11 +142,11 @@ fn refuse(stranger: &Session, logical: &Logical, client: &Buffered<TcpStream>) {
 async fn overload(
     stranger: &Session,
     client: Buffered<TcpStream>,
-    said: FirstWord,
+    said: FirstSpeaker,
 ) -> Closing<TcpStream> {
     tracing::debug!("a client without an identity is refused: there is no place for it");
     match said {
-        FirstWord::Client(Detected::Http1) => {
+        FirstSpeaker::Client(Detected::Http1) => {
             http1::refuse(stranger, client, Reason::Overload).await;
             Closing::Done
         }
@@ -155,14 +155,14 @@ async fn overload(
 }
 
 /// Waits for the first bytes of a client that sends first. `None`: they are not there in time.
-async fn in_time<T>(worker: &Worker, first_word: impl Future<Output = T>) -> Option<T> {
+async fn in_time<T>(worker: &Worker, first_speaker: impl Future<Output = T>) -> Option<T> {
     let leaving = async {
         worker.drain.started().await;
         sleep(http1::LEAVING).await;
     };
     tokio::select! {
         biased;
-        first_word = first_word => Some(first_word),
+        first_speaker = first_speaker => Some(first_speaker),
         () = leaving => None,
         () = sleep(worker.config.limits.first_byte_timeout) => None,
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::http::http1;
 use crate::session::Session;
 use crate::session::validity::Validity;
-use crate::upstream::mux::{Driver, MAX_OPEN, Over, Side, Stopped, Stream};
+use crate::upstream::mux::{Closed, Driver, MAX_OPEN, Side, Stopped, Stream};
 
 /// How long a shutdown waits for the first stream of a connection that came late.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ where
             }
             // Requests in progress may have reached the app: a clean end would claim the opposite,
             // and cause them to be sent again.
-            connection.finish(Over::Broken(ErrorKind::TimedOut));
+            connection.finish(Closed::Broken(ErrorKind::TimedOut));
             return Poll::Ready(Stopped::Ended);
         }
         match connection.is_finished() {

@@ -12,14 +12,14 @@ use crate::wire::buffered::{Buffered, Side};
 
 /// Which side failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
+pub enum CopyError {
     Client,
     Upstream,
     /// The memory budget has no room for the bytes that a side does not read.
     NoMemory,
 }
 
-impl Broken {
+impl CopyError {
     pub(super) fn reason(self) -> Reason {
         match self {
             Self::Client => Reason::ClientGone,
@@ -35,7 +35,7 @@ pub async fn copy<A, B>(
     upstream: &mut Buffered<B>,
     metrics: Option<&TcpMetrics>,
     memory: &Budget,
-) -> Result<(), Broken>
+) -> Result<(), CopyError>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -52,10 +52,10 @@ where
         }
         match (sent, received) {
             (Poll::Ready(Err(Side::From)), _) | (_, Poll::Ready(Err(Side::To))) => {
-                Poll::Ready(Err(Broken::Client))
+                Poll::Ready(Err(CopyError::Client))
             }
             (Poll::Ready(Err(Side::To)), _) | (_, Poll::Ready(Err(Side::From))) => {
-                Poll::Ready(Err(Broken::Upstream))
+                Poll::Ready(Err(CopyError::Upstream))
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
             _ => {
@@ -64,7 +64,7 @@ where
                 let waiting = client.unsent.len() + upstream.unsent.len();
                 match held.follow(Use::Body, 0, waiting) {
                     true => Poll::Pending,
-                    false => Poll::Ready(Err(Broken::NoMemory)),
+                    false => Poll::Ready(Err(CopyError::NoMemory)),
                 }
             }
         }

@@ -75,7 +75,7 @@ pub struct Bytes {
 
 /// Why there was no orderly end.
 #[derive(Debug)]
-pub enum Broken {
+pub enum FramedError {
     App,
     Peer(io::Error),
     /// The connection of the peer's app.
@@ -105,7 +105,7 @@ impl Framed {
         framed
     }
 
-    /// The bytes to send again after [`Broken::Stale`], followed by `read`.
+    /// The bytes to send again after [`FramedError::Stale`], followed by `read`.
     pub fn into_unproven(self, read: &[u8]) -> BytesMut {
         let mut bytes = self.way_out.unproven.unwrap_or_default();
         bytes.extend_from_slice(read);
@@ -141,11 +141,11 @@ impl Framed {
 
     /// Opens the connection for a server that may send first. Ready when the peer has sent bytes,
     /// which are kept.
-    pub fn poll_first_word<B>(
+    pub fn poll_first_bytes<B>(
         &mut self,
         cx: &mut Context<'_>,
         peer: &mut Buffered<B>,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Poll<Result<(), FramedError>>
     where
         B: AsyncRead + AsyncWrite + Unpin,
     {
@@ -153,7 +153,7 @@ impl Framed {
         // If that fails, reading returns the reason.
         let _ = peer.poll_flush(cx);
         let filled = ready!(peer.poll_fill(cx));
-        Poll::Ready(self.heard(filled).map(drop))
+        Poll::Ready(self.received_or_failed(filled).map(drop))
     }
 
     /// Carries bytes in both directions until both have ended. Then `peer` is ready for the next
@@ -163,7 +163,7 @@ impl Framed {
         cx: &mut Context<'_>,
         app: &mut Buffered<A>,
         peer: &mut Buffered<B>,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Poll<Result<(), FramedError>>
     where
         A: AsyncRead + AsyncWrite + Unpin,
         B: AsyncRead + AsyncWrite + Unpin,
@@ -216,7 +216,7 @@ impl Framed {
         Poll::Ready(Ok(()))
     }
 
-    /// After [`Broken::App`] and [`Broken::PeerApp`]: whether `peer` is ready for the next OPEN,
+    /// After [`FramedError::App`] and [`FramedError::PeerApp`]: whether `peer` is ready for the next OPEN,
     /// once both sides have signalled the reset of the app's connection.
     pub async fn is_reusable_after_reset<B>(&mut self, peer: &mut Buffered<B>) -> bool
     where
@@ -237,7 +237,7 @@ impl Framed {
         cx: &mut Context<'_>,
         peer: &mut Buffered<B>,
         app: &mut Buffered<A>,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Poll<Result<(), FramedError>>
     where
         A: AsyncRead + AsyncWrite + Unpin,
         B: AsyncRead + AsyncWrite + Unpin,
@@ -246,17 +246,17 @@ impl Framed {
             if self.unframing.ended() == Some(Ended::Reset) {
                 // Bytes before the RESET are delivered if the app's socket has room.
                 let _ = app.poll_send(cx);
-                return Poll::Ready(Err(Broken::PeerApp));
+                return Poll::Ready(Err(FramedError::PeerApp));
             }
-            ready!(app.poll_send(cx)).map_err(|_| Broken::App)?;
+            ready!(app.poll_send(cx)).map_err(|_| FramedError::App)?;
             if self.unframing.ended().is_some() {
-                ready!(app.poll_shutdown(cx)).map_err(|_| Broken::App)?;
+                ready!(app.poll_shutdown(cx)).map_err(|_| FramedError::App)?;
                 self.received = true;
             } else if !peer.read.is_empty() {
                 // Bytes that came with the OPEN, or before the destination was known.
                 let mut bytes = peer.read.split();
                 let unframed = self.unframing.unframe(&mut bytes);
-                let unframed = unframed.map_err(|error| Broken::Peer(error.into()))?;
+                let unframed = unframed.map_err(|error| FramedError::Peer(error.into()))?;
                 peer.read = bytes.split_off(unframed.used);
                 bytes.truncate(unframed.payload.end);
                 bytes.advance(unframed.payload.start);
@@ -276,15 +276,15 @@ impl Framed {
                     Poll::Ready(Err((Side::From, error))) => Err(error),
                     Poll::Ready(Err((Side::To, _))) => {
                         peer.read = rest;
-                        return Poll::Ready(Err(Broken::App));
+                        return Poll::Ready(Err(FramedError::App));
                     }
                     Poll::Pending => {
                         // Flush everything before waiting for more.
-                        ready!(app.poll_flush(cx)).map_err(|_| Broken::App)?;
+                        ready!(app.poll_flush(cx)).map_err(|_| FramedError::App)?;
                         return Poll::Pending;
                     }
                 };
-                self.heard(passed)?;
+                self.received_or_failed(passed)?;
                 peer.read = rest;
             }
         }
@@ -292,15 +292,15 @@ impl Framed {
     }
 
     /// Handles a read from the peer, successful or failed.
-    fn heard(&mut self, read: io::Result<usize>) -> Result<usize, Broken> {
+    fn received_or_failed(&mut self, read: io::Result<usize>) -> Result<usize, FramedError> {
         match read {
-            Ok(0) if self.is_unproven() => Err(Broken::Stale),
-            Ok(0) => Err(Broken::Peer(io::ErrorKind::UnexpectedEof.into())),
+            Ok(0) if self.is_unproven() => Err(FramedError::Stale),
+            Ok(0) => Err(FramedError::Peer(io::ErrorKind::UnexpectedEof.into())),
             Ok(length) => {
                 self.way_out.unproven = None;
                 Ok(length)
             }
-            Err(error) => Err(Broken::Peer(error)),
+            Err(error) => Err(FramedError::Peer(error)),
         }
     }
 }
@@ -312,7 +312,7 @@ impl WayOut {
         app: &mut Buffered<A>,
         peer: &mut Buffered<B>,
         bytes: &mut Bytes,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Poll<Result<(), FramedError>>
     where
         A: AsyncRead + AsyncWrite + Unpin,
         B: AsyncRead + AsyncWrite + Unpin,
@@ -339,7 +339,7 @@ impl WayOut {
                         self.ended = true;
                     }
                     Poll::Ready(Ok(length)) => bytes.sent += length as u64,
-                    Poll::Ready(Err((Side::From, _))) => return Poll::Ready(Err(Broken::App)),
+                    Poll::Ready(Err((Side::From, _))) => return Poll::Ready(Err(FramedError::App)),
                     Poll::Ready(Err((Side::To, error))) => return self.failed(error),
                     // The server may send first: open the connection without waiting for the app's
                     // bytes.
@@ -415,9 +415,9 @@ impl WayOut {
     }
 
     /// Writing to the peer has failed.
-    fn failed(&mut self, error: io::Error) -> Poll<Result<(), Broken>> {
+    fn failed(&mut self, error: io::Error) -> Poll<Result<(), FramedError>> {
         if self.unproven.is_none() {
-            return Poll::Ready(Err(Broken::Peer(error)));
+            return Poll::Ready(Err(FramedError::Peer(error)));
         }
         self.is_stuck = true;
         Poll::Pending

@@ -44,16 +44,16 @@ use crate::identity::Alpn;
 use crate::observe::metrics::{TcpLabels, TcpMetrics};
 use crate::observe::reason::Reason;
 use crate::route::Logical;
-use crate::route::opaque::StreamRoutes;
+use crate::route::opaque::OpaqueRoutes;
 use crate::session::Session;
 use crate::session::worker::Worker;
 use crate::socket::{self, Direction};
-use crate::upstream::client_address::Source;
+use crate::upstream::client_address::SourceAddress;
 use crate::upstream::{Caller, ConnectError, Stream, pool};
 use crate::wire::buffered::Buffered;
 use crate::wire::closing::Closing;
 use crate::wire::detect::{self, Greeting};
-pub use copy::{Broken, copy};
+pub use copy::{CopyError, copy};
 use framed::Framed;
 pub use peer::serve_peer;
 
@@ -70,7 +70,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const CONNECTED: AttemptOutcome = AttemptOutcome::Response { status: 200 };
 
 /// A connection to an endpoint, with the endpoint that it is counted for.
-pub struct Upstream {
+pub struct OpaqueUpstream {
     link: Link,
     in_flight: InFlight,
     backend: Arc<Backend>,
@@ -83,9 +83,9 @@ enum Link {
 }
 
 /// What a server sends first.
-pub enum FirstWord {
+pub enum ServerFirst {
     /// Bytes of a server-first protocol, or the end of the connection.
-    Said,
+    Bytes,
     /// HTTP/2's SETTINGS, with `parameters` or without: the client may still send first.
     Settings { parameters: bool },
     /// Nothing: a pooled connection was closed. A newly opened one replaces it.
@@ -104,21 +104,24 @@ enum Pooled {
 pub async fn connect(
     worker: &Worker,
     logical: &Logical,
-    source: Source,
-) -> Result<Upstream, Reason> {
+    source: SourceAddress,
+) -> Result<OpaqueUpstream, Reason> {
     connect_to(worker, default_backend(logical)?, source, Pooled::Yes).await
 }
 
 /// Connects to an endpoint of `backend`, after a pooled connection turned out to be closed.
-pub async fn connect_anew(worker: &Worker, backend: &Arc<Backend>) -> Result<Upstream, Reason> {
-    connect_to(worker, backend, Source::default(), Pooled::No).await
+pub async fn connect_new(
+    worker: &Worker,
+    backend: &Arc<Backend>,
+) -> Result<OpaqueUpstream, Reason> {
+    connect_to(worker, backend, SourceAddress::default(), Pooled::No).await
 }
 
 /// Connects to the app in this pod.
 async fn connect_app(
     worker: &Worker,
     logical: &Logical,
-    source: Source,
+    source: SourceAddress,
 ) -> Result<(Buffered<Stream>, InFlight), Reason> {
     let backend = default_backend(logical)?;
     let open = async |endpoint: &Endpoint| worker.dialer.connect(endpoint, source, Alpn::Tcp).await;
@@ -135,12 +138,12 @@ fn default_backend(logical: &Logical) -> Result<&Arc<Backend>, Reason> {
 async fn connect_to(
     worker: &Worker,
     backend: &Arc<Backend>,
-    source: Source,
+    source: SourceAddress,
     pooled: Pooled,
-) -> Result<Upstream, Reason> {
+) -> Result<OpaqueUpstream, Reason> {
     let open = async |endpoint: &Endpoint| open(worker, endpoint, source, pooled).await;
     let (link, in_flight) = try_endpoints(worker, backend, open).await?;
-    Ok(Upstream {
+    Ok(OpaqueUpstream {
         link,
         in_flight,
         backend: backend.clone(),
@@ -151,7 +154,7 @@ async fn connect_to(
 async fn open(
     worker: &Worker,
     endpoint: &Endpoint,
-    source: Source,
+    source: SourceAddress,
     pooled: Pooled,
 ) -> Result<Link, ConnectError> {
     if !matches!(endpoint.peer, Peer::Mesh(_)) {
@@ -236,37 +239,41 @@ where
     .await
 }
 
-impl Upstream {
+impl OpaqueUpstream {
     /// Waits for the server's first bytes, for a client that may be waiting for them.
-    pub fn poll_first_word(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<FirstWord> {
+    pub fn poll_server_first(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+    ) -> Poll<ServerFirst> {
         loop {
             match self.greeting() {
                 Some(Greeting::Http2 { parameters }) => {
-                    return Poll::Ready(FirstWord::Settings { parameters });
+                    return Poll::Ready(ServerFirst::Settings { parameters });
                 }
-                Some(Greeting::Other) => return Poll::Ready(FirstWord::Said),
+                Some(Greeting::Other) => return Poll::Ready(ServerFirst::Bytes),
                 None => {}
             }
             let heard = match &mut self.link {
                 Link::Plain(connection) => match ready!(connection.poll_fill(cx)) {
                     Ok(1..) => Ok(()),
-                    Ok(0) | Err(_) => return Poll::Ready(FirstWord::Said),
+                    Ok(0) | Err(_) => return Poll::Ready(ServerFirst::Bytes),
                 },
                 Link::Framed(upstream, framed) => {
-                    ready!(framed.poll_first_word(cx, &mut upstream.connection))
+                    ready!(framed.poll_first_bytes(cx, &mut upstream.connection))
                 }
             };
             match heard {
                 Ok(()) => {}
-                Err(framed::Broken::Stale) => {
-                    return Poll::Ready(FirstWord::Stale(self.backend.clone()));
+                Err(framed::FramedError::Stale) => {
+                    return Poll::Ready(ServerFirst::Stale(self.backend.clone()));
                 }
-                Err(framed::Broken::Peer(error)) => {
+                Err(framed::FramedError::Peer(error)) => {
                     forget_if_out_of_reach(worker, &self.in_flight, &error);
-                    return Poll::Ready(FirstWord::Said);
+                    return Poll::Ready(ServerFirst::Bytes);
                 }
-                Err(framed::Broken::App | framed::Broken::PeerApp) => {
-                    return Poll::Ready(FirstWord::Said);
+                Err(framed::FramedError::App | framed::FramedError::PeerApp) => {
+                    return Poll::Ready(ServerFirst::Bytes);
                 }
             }
         }
@@ -299,7 +306,7 @@ fn forget_if_out_of_reach(worker: &Worker, in_flight: &InFlight, error: &io::Err
 pub async fn serve_routed<S>(
     session: &Session,
     logical: &Logical,
-    routes: &StreamRoutes,
+    routes: &OpaqueRoutes,
     mut client: Buffered<S>,
 ) -> Closing<S>
 where
@@ -324,7 +331,7 @@ pub async fn serve<S>(
     session: &Session,
     logical: &Logical,
     mut client: Buffered<S>,
-    upstream: Option<Result<Upstream, Reason>>,
+    upstream: Option<Result<OpaqueUpstream, Reason>>,
 ) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -341,7 +348,7 @@ where
         }
     };
     loop {
-        let Upstream {
+        let OpaqueUpstream {
             link,
             in_flight,
             backend,
@@ -367,15 +374,15 @@ where
                 metrics.closed(None);
                 return Closing::Done;
             }
-            Err(framed::Broken::Stale) => {
+            Err(framed::FramedError::Stale) => {
                 client.read = framed.into_unproven(&client.read);
-                upstream = unless_broken(&mut client, connect_anew(worker, &backend)).await;
+                upstream = unless_broken(&mut client, connect_new(worker, &backend)).await;
                 continue;
             }
-            Err(broken @ (framed::Broken::App | framed::Broken::PeerApp)) => {
+            Err(broken @ (framed::FramedError::App | framed::FramedError::PeerApp)) => {
                 let broken = match broken {
-                    framed::Broken::App => Broken::Client,
-                    _ => Broken::Upstream,
+                    framed::FramedError::App => CopyError::Client,
+                    _ => CopyError::Upstream,
                 };
                 if framed
                     .is_reusable_after_reset(&mut connection.connection)
@@ -387,10 +394,10 @@ where
                 }
                 broken
             }
-            Err(framed::Broken::Peer(error)) => {
+            Err(framed::FramedError::Peer(error)) => {
                 tracing::debug!(address = %in_flight.endpoint.address, %error, "a connection broke");
                 forget_if_out_of_reach(worker, &in_flight, &error);
-                Broken::Upstream
+                CopyError::Upstream
             }
         };
         return finish(client, &connection.connection.io, &metrics, Err(broken));
@@ -404,14 +411,14 @@ async fn carry<S>(
     upstream: &mut pool::Upstream,
     framed: &mut Framed,
     metrics: &TcpMetrics,
-) -> Result<(), framed::Broken>
+) -> Result<(), framed::FramedError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     poll_fn(|cx| {
         let ended = framed.poll(cx, client, &mut upstream.connection);
         // Bytes that may have to be sent again are not counted yet.
-        let is_stale = matches!(ended, Poll::Ready(Err(framed::Broken::Stale)));
+        let is_stale = matches!(ended, Poll::Ready(Err(framed::FramedError::Stale)));
         if !framed.is_unproven() || ended.is_ready() && !is_stale {
             let bytes = framed.take_bytes();
             metrics.sent(bytes.sent);
@@ -476,9 +483,9 @@ fn finish<S>(
     client: Buffered<S>,
     upstream: &Stream,
     metrics: &TcpMetrics,
-    copied: Result<(), Broken>,
+    copied: Result<(), CopyError>,
 ) -> Closing<S> {
-    metrics.closed(copied.err().map(Broken::reason));
+    metrics.closed(copied.err().map(CopyError::reason));
     match copied {
         Ok(()) => Closing::Done,
         Err(_) => {

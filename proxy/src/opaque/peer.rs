@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::connect_app;
 use super::frame::{FrameError, HEADER, Kind};
-use super::framed::{Broken, Framed};
+use super::framed::{Framed, FramedError};
 use crate::observe::reason::Reason;
 use crate::route::{Logical, Protocol};
 use crate::session::Session;
@@ -177,7 +177,7 @@ where
             .as_mut()
             .is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
         match is_late || session.poll_validity(cx) == Validity::Overdue {
-            true => Poll::Ready(Err(Broken::Peer(io::ErrorKind::TimedOut.into()))),
+            true => Poll::Ready(Err(FramedError::Peer(io::ErrorKind::TimedOut.into()))),
             false => Poll::Pending,
         }
     });
@@ -188,8 +188,8 @@ where
     }
     match ended {
         Ok(()) => Next::Open,
-        Err(Broken::App | Broken::PeerApp) => Next::after_reset(framed, peer).await,
-        Err(Broken::Peer(_) | Broken::Stale) => Next::Break,
+        Err(FramedError::App | FramedError::PeerApp) => Next::after_reset(framed, peer).await,
+        Err(FramedError::Peer(_) | FramedError::Stale) => Next::Break,
     }
 }
 
@@ -229,7 +229,7 @@ where
         is_needed |= bytes.received > 0;
         match ended {
             Poll::Pending if session.poll_validity(cx) == Validity::Overdue => {
-                Poll::Ready(Err(Broken::Peer(io::ErrorKind::TimedOut.into())))
+                Poll::Ready(Err(FramedError::Peer(io::ErrorKind::TimedOut.into())))
             }
             ended => ended,
         }
@@ -241,13 +241,13 @@ where
     tracing::debug!(?broken, "an app's connection broke");
     app.io.reset();
     metrics.closed(match broken {
-        Broken::App => Some(Reason::UpstreamReset),
-        Broken::Peer(_) | Broken::PeerApp | Broken::Stale => {
+        FramedError::App => Some(Reason::UpstreamReset),
+        FramedError::Peer(_) | FramedError::PeerApp | FramedError::Stale => {
             is_needed.then_some(Reason::ClientGone)
         }
     });
     match broken {
-        Broken::App | Broken::PeerApp => Next::after_reset(framed, peer).await,
-        Broken::Peer(_) | Broken::Stale => Next::Break,
+        FramedError::App | FramedError::PeerApp => Next::after_reset(framed, peer).await,
+        FramedError::Peer(_) | FramedError::Stale => Next::Break,
     }
 }

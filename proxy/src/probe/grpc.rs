@@ -34,10 +34,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (client, connection) = h2::client::handshake(app).await?;
-    let asked = ask(client, service, user_agent);
+    let context = ask(client, service, user_agent);
     tokio::select! {
         biased;
-        answer = asked => answer,
+        answer = context => answer,
         // Completes only with an error or after the answer: the request ends with the connection.
         ended = connection => match ended {
             Err(error) => Err(error.into()),

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{Asked, Failure, connect, tls};
+use super::{Failure, ProbeContext, connect, tls};
 
 /// Redirects that are followed (the kubelet's own number).
 const MAX_REDIRECTS: usize = 10;
@@ -50,12 +50,12 @@ impl Get {
     }
 
     /// The status of the last response.
-    pub async fn status(&self, asked: Asked<'_>) -> Result<u16, Failure> {
+    pub async fn status(&self, context: ProbeContext<'_>) -> Result<u16, Failure> {
         let mut path = self.path.clone();
         let mut redirects = 0;
         loop {
-            let head = self.once(&path, asked).await?;
-            let elsewhere = head.location.and_then(|at| self.within(&at, asked));
+            let head = self.once(&path, context).await?;
+            let elsewhere = head.location.and_then(|at| self.within(&at, context));
             match elsewhere {
                 Some(next) if redirects < MAX_REDIRECTS => path = next,
                 // A redirect to another host passes like any other response.
@@ -65,31 +65,31 @@ impl Get {
         }
     }
 
-    async fn once(&self, path: &str, asked: Asked<'_>) -> Result<Head, Failure> {
-        let headers = self.headers(asked)?;
-        let app = connect(asked, self.port).await?;
+    async fn once(&self, path: &str, context: ProbeContext<'_>) -> Result<Head, Failure> {
+        let headers = self.headers(context)?;
+        let app = connect(context, self.port).await?;
         if self.http2 {
-            http2(app, self.authority(asked), path, headers).await
+            http2(app, self.authority(context), path, headers).await
         } else if self.tls {
-            let app = tls::connect(app, asked.here, None).await?;
+            let app = tls::connect(app, context.here, None).await?;
             http1(app, path, headers).await
         } else {
             http1(app, path, headers).await
         }
     }
 
-    fn authority(&self, asked: Asked<'_>) -> String {
-        std::net::SocketAddr::new(asked.here, self.port).to_string()
+    fn authority(&self, context: ProbeContext<'_>) -> String {
+        std::net::SocketAddr::new(context.here, self.port).to_string()
     }
 
     /// The path of a redirect that stays with the app.
-    fn within(&self, location: &str, asked: Asked<'_>) -> Option<String> {
+    fn within(&self, location: &str, context: ProbeContext<'_>) -> Option<String> {
         if location.starts_with('/') && !location.starts_with("//") {
             return Some(location.to_owned());
         }
         let scheme = if self.tls { "https://" } else { "http://" };
         let rest = location.strip_prefix(scheme)?;
-        let path = rest.strip_prefix(self.authority(asked).as_str())?;
+        let path = rest.strip_prefix(self.authority(context).as_str())?;
         match path {
             "" => Some("/".to_owned()),
             path if path.starts_with('/') => Some(path.to_owned()),
@@ -98,13 +98,13 @@ impl Get {
     }
 
     /// The kubelet's own headers, and the probe's, which replace or extend them.
-    fn headers(&self, asked: Asked<'_>) -> Result<HeaderMap, Failure> {
+    fn headers(&self, context: ProbeContext<'_>) -> Result<HeaderMap, Failure> {
         let wrong = || Failure::Request("header");
         let mut headers = HeaderMap::new();
-        let authority = self.authority(asked);
+        let authority = self.authority(context);
         let defaults = [
             (HOST, &*authority),
-            (USER_AGENT, asked.user_agent),
+            (USER_AGENT, context.user_agent),
             (ACCEPT, "*/*"),
         ];
         for (name, value) in &self.headers {

@@ -61,7 +61,7 @@ enum Action {
 
 /// The client of a probe, and its User-Agent.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
+pub struct ProbeContext<'a> {
     /// The pod's address on which the probe arrived.
     pub here: IpAddr,
     pub user_agent: &'a str,
@@ -104,28 +104,28 @@ impl FromStr for Probes {
 impl Probes {
     /// The HTTP status of the app's response, or for a failure. `None`: there is no probe of this
     /// name.
-    pub async fn run(&self, name: &str, asked: Asked<'_>) -> Option<Result<u16, Failure>> {
+    pub async fn run(&self, name: &str, context: ProbeContext<'_>) -> Option<Result<u16, Failure>> {
         let target = self.0.get(name)?;
         let limit = Duration::from_secs(target.seconds.into());
-        let made = tokio::time::timeout(limit, target.action.run(asked)).await;
+        let made = tokio::time::timeout(limit, target.action.run(context)).await;
         Some(made.unwrap_or(Err(Failure::Slow(target.seconds))))
     }
 }
 
 impl Action {
-    async fn run(&self, asked: Asked<'_>) -> Result<u16, Failure> {
+    async fn run(&self, context: ProbeContext<'_>) -> Result<u16, Failure> {
         /// The status of a passed probe.
         const WELL: u16 = 200;
         match self {
-            Self::Http(get) => get.status(asked).await,
-            Self::Tcp { port } => connect(asked, *port).await.map(|_| WELL),
+            Self::Http(get) => get.status(context).await,
+            Self::Tcp { port } => connect(context, *port).await.map(|_| WELL),
             Self::Grpc { port, service, tls } => {
-                let app = connect(asked, *port).await?;
+                let app = connect(context, *port).await?;
                 if *tls {
-                    let app = tls::connect(app, asked.here, Some("h2")).await?;
-                    grpc::check(app, service, asked.user_agent).await?;
+                    let app = tls::connect(app, context.here, Some("h2")).await?;
+                    grpc::check(app, service, context.user_agent).await?;
                 } else {
-                    grpc::check(app, service, asked.user_agent).await?;
+                    grpc::check(app, service, context.user_agent).await?;
                 }
                 Ok(WELL)
             }
@@ -134,9 +134,9 @@ impl Action {
 }
 
 /// Connects to the address that the kubelet would have called, bypassing the redirect rules.
-async fn connect(asked: Asked<'_>, port: u16) -> Result<tokio::net::TcpStream, Failure> {
-    let address = SocketAddr::new(asked.here, port);
-    socket::dial_app(address, asked.source, None, asked.socket_mark)
+async fn connect(context: ProbeContext<'_>, port: u16) -> Result<tokio::net::TcpStream, Failure> {
+    let address = SocketAddr::new(context.here, port);
+    socket::dial_app(address, context.source, None, context.socket_mark)
         .await
         .map_err(Failure::Connect)
 }

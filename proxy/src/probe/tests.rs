@@ -13,14 +13,14 @@ const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 async fn run(probes: &str) -> Result<u16, Failure> {
     let probes: Probes = probes.parse().expect("probes");
-    let asked = Asked {
+    let context = ProbeContext {
         here: HERE,
         user_agent: "kube-probe/1.33",
         source: None,
         socket_mark: None,
     };
-    assert!(probes.run("app/other", asked).await.is_none());
-    probes.run("app/liveness", asked).await.expect("a probe")
+    assert!(probes.run("app/other", context).await.is_none());
+    probes.run("app/liveness", context).await.expect("a probe")
 }
 
 fn http(port: u16, path: &str, more: &str) -> String {
@@ -189,8 +189,8 @@ async fn grpc_app(status: u8) -> u16 {
         while let Some(Ok((request, mut respond))) = connection.accept().await {
             tokio::spawn(async move {
                 let mut body = request.into_body();
-                let asked = body.data().await.expect("a message").expect("a message");
-                let known = asked.as_ref() == b"\0\0\0\0\x06\x0a\x04shop";
+                let context = body.data().await.expect("a message").expect("a message");
+                let known = context.as_ref() == b"\0\0\0\0\x06\x0a\x04shop";
                 let response =
                     ::http::Response::builder().header("content-type", "application/grpc");
                 let mut trailers = ::http::HeaderMap::new();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::opaque::StreamRoutes;
+use super::opaque::OpaqueRoutes;
 use super::{Routes, Rule};
 use crate::balance::RetryBudget;
 use crate::observe::metrics::TcpMetrics;
@@ -22,7 +22,7 @@ pub struct Logical {
     /// every request.
     pub routes: Option<Routes>,
     /// Routes for connections, which then stay opaque. `None`: no such route is attached.
-    pub stream_routes: Option<StreamRoutes>,
+    pub opaque_routes: Option<OpaqueRoutes>,
     /// No matches, no filters, the Service's own pods.
     pub default_rule: Arc<Rule>,
     pub budget: Arc<RetryBudget>,

@@ -3,9 +3,9 @@
 //! # Floors
 //!
 //! ```text
-//! worker                      what the connections of one worker have in common
-//! mirroring                   how many copies of requests it has under way
-//! client forwarded validity   who the client is; what the app is told of it; its certificate's end
+//! worker                      what the connections of one worker share
+//! mirroring                   how many copies for mirrors are in progress
+//! client forwarded validity   who the client is; headers that name it; its certificate's expiry
 //! ```
 
 pub mod client;
@@ -31,7 +31,7 @@ use crate::session::worker::Worker;
 use crate::socket::Direction;
 use crate::table::DestinationCell;
 use crate::upstream::Caller;
-use crate::upstream::client_address::Source;
+use crate::upstream::client_address::SourceAddress;
 use crate::upstream::share::ClientKey;
 
 /// One downstream connection.
@@ -55,9 +55,9 @@ struct Inbound {
     tcp_metrics: Arc<TcpMetrics>,
     address: IpAddr,
     /// The source that the app sees for opaque connections.
-    bytes: Source,
+    bytes: SourceAddress,
     /// The source that the app sees for connections with requests.
-    requests: Option<Arc<Source>>,
+    requests: Option<Arc<SourceAddress>>,
     forwarded: Forwarded,
 }
 
@@ -155,9 +155,9 @@ impl Session {
     }
 
     /// The source that the app sees for its opaque connections.
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> SourceAddress {
         let inbound = self.inbound.as_ref();
-        inbound.map_or(Source::default(), |inbound| inbound.bytes)
+        inbound.map_or(SourceAddress::default(), |inbound| inbound.bytes)
     }
 
     /// The caller whose upstream connections carry its requests.
@@ -252,13 +252,13 @@ impl Inbound {
             port: labelled,
         });
         let (config, addresses) = (&worker.config, &worker.client_addresses);
-        let told = config.proxy_protocol.contains(&port).then_some(address);
+        let proxy_header = config.proxy_protocol.contains(&port).then_some(address);
         let mut bytes = addresses.of(address.ip());
         let mut requests = match config.client_address {
             ClientAddress::Preserve => bytes,
             ClientAddress::Hide => addresses.stand_in(address.ip()),
         };
-        (bytes.told, requests.told) = (told, told);
+        (bytes.proxy_header, requests.proxy_header) = (proxy_header, proxy_header);
         let (own, client) = (worker.identity.id(), client.spiffe_id());
         let (ip, fields) = (Some(address.ip()), &config.forwarded);
         Self {
@@ -266,7 +266,7 @@ impl Inbound {
             tcp_metrics,
             address: address.ip().to_canonical(),
             bytes,
-            requests: (requests != Source::default()).then(|| Arc::new(requests)),
+            requests: (requests != SourceAddress::default()).then(|| Arc::new(requests)),
             forwarded: Forwarded::new(own.as_ref(), client, ip, fields),
         }
     }

@@ -48,8 +48,8 @@ pub struct Worker {
     pub client_addresses: ClientAddresses,
     pub dialer: Rc<Dialer>,
     pub http1_pool: Rc<Pool>,
-    pub http1_streams: Rc<streams::Pool<mux::Connection>>,
-    pub http2_pool: Rc<streams::Pool<http2::Connection>>,
+    pub http1_streams: Rc<streams::Pool<mux::MuxConnection>>,
+    pub http2_pool: Rc<streams::Pool<http2::Http2Connection>>,
     pub tcp_pool: Rc<Pool>,
     /// The clients of this worker, which share the streams to each endpoint.
     pub clients: share::Clients,

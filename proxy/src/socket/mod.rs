@@ -258,12 +258,12 @@ async fn connect(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpStream
 
 /// Connects to the app in this pod. `source`: the local address to bind, one that the pod's rules
 /// provide ([`crate::upstream::client_address`]). If it can't be bound, the connection fails: the
-/// pod's own address would stand for more than one client. `told`: a client to announce to the app
-/// in a PROXY protocol header.
+/// pod's own address would stand for more than one client. `proxy_header`: the client to name in a
+/// PROXY protocol header.
 pub async fn dial_app(
     address: SocketAddr,
     source: Option<IpAddr>,
-    told: Option<SocketAddr>,
+    proxy_header: Option<SocketAddr>,
     mark: Option<u32>,
 ) -> io::Result<TcpStream> {
     let socket = open(address, mark)?;
@@ -279,7 +279,7 @@ pub async fn dial_app(
         socket.bind(SocketAddr::new(source, 0))?;
     }
     let mut stream = connect(socket, address).await?;
-    if let Some(client) = told {
+    if let Some(client) = proxy_header {
         // The header fits into the socket's buffer.
         let header = proxy_protocol::header(client, address);
         stream.write_all(&header).await?;

@@ -16,14 +16,14 @@ use tracing::{info, warn};
 
 use super::Destination;
 use super::decode::{
-    Content, Decoded, EndpointSpec, EndpointsContent, Problem, ServiceContent, StreamRouteContent,
+    Content, Decoded, EndpointSpec, EndpointsContent, OpaqueRouteContent, Problem, ServiceContent,
     Target, decode,
 };
 use super::locality::split;
 use super::store::{Held, Store};
 use crate::balance::{Backend, Endpoint, EndpointSet, Load, RetryBudget, next_endpoint_id};
 use crate::observe::metrics::{Metrics, PushOutcome, ServiceLabels, TcpLabels};
-use crate::route::opaque::{StreamBackend, StreamRoute, StreamRoutes, TlsRoutes};
+use crate::route::opaque::{OpaqueBackend, OpaqueRoute, OpaqueRoutes, TlsRoutes};
 use crate::route::{Logical, decode_routes, default_rule};
 use crate::socket::Direction;
 
@@ -242,13 +242,13 @@ impl Store {
                 .map_err(|error| error.to_string())?;
             Some(routes)
         };
-        let stream_routes = {
-            let routes = service.stream_routes.iter();
+        let opaque_routes = {
+            let routes = service.opaque_routes.iter();
             let found = routes.filter_map(|name| match find(name)? {
-                Content::StreamRoute(route) => Some((name, route)),
+                Content::OpaqueRoute(route) => Some((name, route)),
                 _ => None,
             });
-            stream_routes(&found.collect::<Vec<_>>(), &mut self.backends)
+            opaque_routes(&found.collect::<Vec<_>>(), &mut self.backends)
         };
         let own = backend_named(&mut self.backends, &service.endpoints)
             .ok_or("endpoints: names no endpoints")?;
@@ -267,7 +267,7 @@ impl Store {
             port: service.port,
             protocol: service.protocol,
             routes,
-            stream_routes,
+            opaque_routes,
             default_rule: Arc::new(default_rule(own, &self.metrics, &labels)),
             budget,
             tcp: self.metrics.tcp(outbound_tcp(&labels)),
@@ -306,7 +306,7 @@ impl Store {
         };
         if let Some(place) = place {
             self.place = place;
-            self.choose_anew();
+            self.choose_again();
         }
         for (name, (_, content)) in &resources {
             if let Content::Endpoints(endpoints) = content {
@@ -401,7 +401,7 @@ impl Store {
                     port: labels.port,
                     protocol,
                     routes: None,
-                    stream_routes: None,
+                    opaque_routes: None,
                     default_rule: Arc::new(rule),
                     budget,
                     tcp: self.metrics.tcp(outbound_tcp(&labels)),
@@ -432,7 +432,7 @@ impl Store {
     }
 
     /// The proxy's place has changed: it may have to use other endpoints.
-    fn choose_anew(&mut self) {
+    fn choose_again(&mut self) {
         let held = std::mem::take(&mut self.held);
         for (name, held) in &held {
             if let Content::Endpoints(endpoints) = &held.content {
@@ -486,12 +486,12 @@ impl Store {
 }
 
 /// `None`: no such route. In order of precedence.
-fn stream_routes(
-    routes: &[(&ResourceName, &StreamRouteContent)],
+fn opaque_routes(
+    routes: &[(&ResourceName, &OpaqueRouteContent)],
     backends: &mut HashMap<ResourceName, Arc<Backend>>,
-) -> Option<StreamRoutes> {
+) -> Option<OpaqueRoutes> {
     let built = routes.iter().map(|(name, content)| {
-        let backends = content.backends.iter().map(|backend| StreamBackend {
+        let backends = content.backends.iter().map(|backend| OpaqueBackend {
             weight: backend.weight,
             backend: match &backend.endpoints {
                 Ok(name) => {
@@ -505,7 +505,7 @@ fn stream_routes(
         else {
             return None;
         };
-        Some(Arc::new(StreamRoute {
+        Some(Arc::new(OpaqueRoute {
             name: format!("{namespace}/{name}").into(),
             hostnames: content.hostnames.clone(),
             backends: backends.collect(),
@@ -514,8 +514,8 @@ fn stream_routes(
     let built: Vec<_> = built.flatten().collect();
     let first = built.first()?;
     Some(match first.hostnames.is_empty() {
-        true => StreamRoutes::Tcp(first.clone()),
-        false => StreamRoutes::Tls(TlsRoutes::new(built)),
+        true => OpaqueRoutes::Tcp(first.clone()),
+        false => OpaqueRoutes::Tls(TlsRoutes::new(built)),
     })
 }
 

@@ -33,7 +33,7 @@ pub(super) enum Content {
     Destination(Target),
     Service(ServiceContent),
     HttpRoute(Arc<contract::HttpRoute>),
-    StreamRoute(StreamRouteContent),
+    OpaqueRoute(OpaqueRouteContent),
     Endpoints(EndpointsContent),
 }
 
@@ -65,21 +65,21 @@ pub(super) struct ServiceContent {
     pub protocol: Protocol,
     pub http_routes: Vec<ResourceName>,
     /// All TLSRoutes, or one TCPRoute. Empty where there are `http_routes`.
-    pub stream_routes: Vec<ResourceName>,
+    pub opaque_routes: Vec<ResourceName>,
     pub endpoints: ResourceName,
     pub budget: Option<contract::RetryBudget>,
 }
 
 /// A TLSRoute or a TCPRoute.
 #[derive(Clone, Debug)]
-pub(super) struct StreamRouteContent {
+pub(super) struct OpaqueRouteContent {
     /// For a TLSRoute: at least one. For a TCPRoute: empty.
     pub hostnames: Vec<Box<str>>,
-    pub backends: Vec<StreamBackendContent>,
+    pub backends: Vec<OpaqueBackendContent>,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct StreamBackendContent {
+pub(super) struct OpaqueBackendContent {
     pub weight: u32,
     /// `Err`: why the backend is invalid.
     pub endpoints: Result<ResourceName, Arc<str>>,
@@ -181,17 +181,17 @@ pub(super) fn decode(name: &ResourceName, body: Option<Body>) -> Result<Decoded,
         (ResourceName::TlsRoute { namespace, name }, Body::TlsRoute(route)) => {
             same("namespace", &route.namespace, namespace)?;
             same("name", &route.name, name)?;
-            Content::StreamRoute(StreamRouteContent {
+            Content::OpaqueRoute(OpaqueRouteContent {
                 hostnames: decode_hostnames(&route.hostnames)?,
-                backends: decode_stream_backends(&route.backends)?,
+                backends: decode_opaque_backends(&route.backends)?,
             })
         }
         (ResourceName::TcpRoute { namespace, name }, Body::TcpRoute(route)) => {
             same("namespace", &route.namespace, namespace)?;
             same("name", &route.name, name)?;
-            Content::StreamRoute(StreamRouteContent {
+            Content::OpaqueRoute(OpaqueRouteContent {
                 hostnames: Vec::new(),
-                backends: decode_stream_backends(&route.backends)?,
+                backends: decode_opaque_backends(&route.backends)?,
             })
         }
         (
@@ -227,7 +227,7 @@ impl EndpointsContent {
 impl ServiceContent {
     /// Every attached route.
     pub fn routes(&self) -> impl Iterator<Item = &ResourceName> {
-        self.http_routes.iter().chain(&self.stream_routes)
+        self.http_routes.iter().chain(&self.opaque_routes)
     }
 
     /// The configured budget, or the default.
@@ -305,9 +305,9 @@ fn decode_service(
             }
         }
     }
-    let stream_routes = decode_stream_routes(&service.stream_routes)?;
-    if !http_routes.is_empty() && !stream_routes.is_empty() {
-        return Err("stream_routes: there are http_routes as well".to_owned());
+    let opaque_routes = decode_opaque_routes(&service.opaque_routes)?;
+    if !http_routes.is_empty() && !opaque_routes.is_empty() {
+        return Err("opaque_routes: there are http_routes as well".to_owned());
     }
     let endpoints = endpoints_name("endpoints", &service.endpoints)?;
     if let Some(budget) = &service.retry_budget {
@@ -332,14 +332,14 @@ fn decode_service(
         port: number,
         protocol: protocol(service.protocol)?,
         http_routes,
-        stream_routes,
+        opaque_routes,
         endpoints,
         budget: service.retry_budget,
     })
 }
 
 /// A Service's routes for connections: they are of one kind, and there is at most one TCPRoute.
-fn decode_stream_routes(routes: &[String]) -> Result<Vec<ResourceName>, Problem> {
+fn decode_opaque_routes(routes: &[String]) -> Result<Vec<ResourceName>, Problem> {
     let mut names = Vec::with_capacity(routes.len());
     for (index, route) in routes.iter().enumerate() {
         match route.parse() {
@@ -347,12 +347,12 @@ fn decode_stream_routes(routes: &[String]) -> Result<Vec<ResourceName>, Problem>
             Ok(name @ ResourceName::TcpRoute { .. }) if routes.len() == 1 => names.push(name),
             Ok(ResourceName::TcpRoute { .. }) => {
                 return Err(format!(
-                    "stream_routes[{index}]: a TCPRoute takes everything, and there are others"
+                    "opaque_routes[{index}]: a TCPRoute takes everything, and there are others"
                 ));
             }
             _ => {
                 return Err(format!(
-                    "stream_routes[{index}]: {route:?} names no TLSRoute and no TCPRoute"
+                    "opaque_routes[{index}]: {route:?} names no TLSRoute and no TCPRoute"
                 ));
             }
         }
@@ -380,9 +380,9 @@ fn decode_hostnames(hostnames: &[String]) -> Result<Vec<Box<str>>, Problem> {
     Ok(decoded)
 }
 
-fn decode_stream_backends(
-    backends: &[contract::StreamBackend],
-) -> Result<Vec<StreamBackendContent>, Problem> {
+fn decode_opaque_backends(
+    backends: &[contract::OpaqueBackend],
+) -> Result<Vec<OpaqueBackendContent>, Problem> {
     let mut decoded = Vec::with_capacity(backends.len());
     for (index, backend) in backends.iter().enumerate() {
         let endpoints = match backend.invalid.as_str() {
@@ -392,7 +392,7 @@ fn decode_stream_backends(
             }
             invalid => Err(invalid.into()),
         };
-        decoded.push(StreamBackendContent {
+        decoded.push(OpaqueBackendContent {
             weight: backend.weight,
             endpoints,
         });

@@ -259,7 +259,7 @@ impl Store {
                         Some(Content::HttpRoute(route)) => {
                             needed.extend(endpoints_of(route));
                         }
-                        Some(Content::StreamRoute(route)) => {
+                        Some(Content::OpaqueRoute(route)) => {
                             let backends = route.backends.iter();
                             needed.extend(backends.filter_map(|b| b.endpoints.clone().ok()));
                         }

@@ -251,7 +251,7 @@ impl Shared {
             port,
             protocol: protocol_of(inbound, port),
             routes: None,
-            stream_routes: None,
+            opaque_routes: None,
             default_rule: Arc::new(default_rule(backend, &self.metrics, &labels)),
             budget: Arc::new(RetryBudget::default()),
             tcp: self.metrics.tcp(TcpLabels {

@@ -7,7 +7,7 @@ use naru_contract::ResourceName;
 use serde::Serialize;
 
 use super::Destination;
-use super::decode::{Content, EndpointSpec, StreamBackendContent, Target};
+use super::decode::{Content, EndpointSpec, OpaqueBackendContent, Target};
 use super::store::{Held, Store};
 use crate::balance::{EndpointSet, Peer};
 
@@ -69,7 +69,7 @@ enum ContentView {
     Service {
         protocol: &'static str,
         http_routes: Vec<String>,
-        stream_routes: Vec<String>,
+        opaque_routes: Vec<String>,
         endpoints: String,
     },
     HttpRoute {
@@ -188,14 +188,14 @@ impl Store {
             Content::Service(service) => ContentView::Service {
                 protocol: service.protocol.as_str(),
                 http_routes: texts(&service.http_routes),
-                stream_routes: texts(&service.stream_routes),
+                opaque_routes: texts(&service.opaque_routes),
                 endpoints: service.endpoints.to_string(),
             },
             Content::HttpRoute(route) => ContentView::HttpRoute {
                 rules: route.rules.iter().map(rule).collect(),
             },
-            Content::StreamRoute(route) => {
-                let backends = route.backends.iter().map(stream_backend).collect();
+            Content::OpaqueRoute(route) => {
+                let backends = route.backends.iter().map(opaque_backend).collect();
                 match name {
                     ResourceName::TlsRoute { .. } => ContentView::TlsRoute {
                         hostnames: texts(&route.hostnames),
@@ -245,7 +245,7 @@ fn texts(all: &[impl ToString]) -> Vec<String> {
     all.iter().map(ToString::to_string).collect()
 }
 
-fn stream_backend(backend: &StreamBackendContent) -> BackendView {
+fn opaque_backend(backend: &OpaqueBackendContent) -> BackendView {
     let (endpoints, invalid) = match &backend.endpoints {
         Ok(name) => (name.to_string(), String::new()),
         Err(invalid) => (String::new(), invalid.to_string()),

@@ -29,7 +29,7 @@ use crate::memory::Budget;
 use crate::observe::access_log::AccessLog;
 use crate::observe::logging::LogFormat;
 use crate::observe::metrics::{Metrics, MirrorLabels, PoolProtocol, ServiceLabels, TcpLabels};
-use crate::route::opaque::StreamRoutes;
+use crate::route::opaque::OpaqueRoutes;
 use crate::route::{
     Logical, Mirror, Protocol, RetryPolicy, Routes, Rule, decode_routes, default_rule,
 };
@@ -84,7 +84,7 @@ pub struct Setup {
     pub access_log: AccessLog,
     /// Builds routes from the default rule.
     pub routes: Option<fn(Rule) -> Routes>,
-    pub stream_routes: Option<StreamRoutes>,
+    pub opaque_routes: Option<OpaqueRoutes>,
 }
 
 /// The endpoints of a mirror, and its percentage of requests.
@@ -115,7 +115,7 @@ impl Setup {
             budget: RetryBudget::default(),
             access_log: AccessLog::off(),
             routes: None,
-            stream_routes: None,
+            opaque_routes: None,
         }
     }
 
@@ -217,7 +217,7 @@ impl Setup {
             port: 80,
             protocol: self.protocol,
             routes: self.routes.map(|routes| routes(rule())),
-            stream_routes: self.stream_routes,
+            opaque_routes: self.opaque_routes,
             default_rule: Arc::new(rule()),
             budget: Arc::new(self.budget),
             tcp: metrics.tcp(TcpLabels {

@@ -53,7 +53,7 @@ where
     let offered = config.alpn_protocols.first().cloned();
     let mut connection = UnbufferedClientConnection::new(config, name).map_err(broken)?;
     let mut received = BytesMut::new();
-    shake_hands(&mut connection, &mut io, &mut received).await?;
+    complete_handshake(&mut connection, &mut io, &mut received).await?;
     if connection.alpn_protocol() != offered.as_deref() {
         return Err(io::Error::other(
             "the peer did not agree to the protocol that was offered",
@@ -79,7 +79,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut connection = UnbufferedServerConnection::new(config).map_err(broken)?;
-    shake_hands(&mut connection, &mut io, &mut received).await?;
+    complete_handshake(&mut connection, &mut io, &mut received).await?;
     let alpn = connection.alpn_protocol().map(<[u8]>::to_vec);
     let certificates = connection.peer_certificates().unwrap_or_default().to_vec();
     let (secrets, kernel) = connection
@@ -116,7 +116,7 @@ impl Handshake for UnbufferedServerConnection {
 }
 
 /// Completes the handshake. Bytes after it stay in `received`.
-async fn shake_hands<S>(
+async fn complete_handshake<S>(
     connection: &mut impl Handshake,
     io: &mut S,
     received: &mut BytesMut,
@@ -158,7 +158,7 @@ where
         let is_blocked = match looked {
             Ok(is_blocked) => is_blocked,
             Err(error) => {
-                say_goodbye(connection, io, unsent, &mut received[..shown]).await;
+                send_alert(connection, io, unsent, &mut received[..shown]).await;
                 return Err(broken(error));
             }
         };
@@ -166,7 +166,7 @@ where
             // For each record rustls may process all records before it again.
             records += 1;
             if records > MAX_RECORDS {
-                return Err(no_handshake());
+                return Err(not_a_handshake());
             }
             shown = next_record(io, received, shown).await?;
         }
@@ -174,7 +174,7 @@ where
 }
 
 /// Sends the alert for an error of the peer, if rustls has one.
-async fn say_goodbye<S>(
+async fn send_alert<S>(
     connection: &mut impl Handshake,
     io: &mut S,
     mut unsent: Vec<u8>,
@@ -212,7 +212,7 @@ where
             let is_unknown = matches!((*kind).into(), ContentType::Unknown(_));
             let is_empty = length == HEADER;
             if is_unknown || is_empty || length > MAX_RECORD || shown + length > MAX_HANDSHAKE {
-                return Err(no_handshake());
+                return Err(not_a_handshake());
             }
             if received.len() >= shown + length {
                 return Ok(shown + length);
@@ -241,7 +241,7 @@ fn encode<D>(mut data: EncodeTlsData<'_, D>, out: &mut Vec<u8>) -> io::Result<()
     Ok(())
 }
 
-fn no_handshake() -> io::Error {
+fn not_a_handshake() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         "what the peer says is no handshake, or too long for one",

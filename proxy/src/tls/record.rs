@@ -103,13 +103,13 @@ impl Keys {
     }
 
     /// Whether these sealing keys must be updated.
-    pub fn are_worn(&self) -> bool {
+    pub fn are_exhausted(&self) -> bool {
         self.sequence >= MAX_SEALED
     }
 
     /// Lets tests reach the limit.
     #[cfg(test)]
-    pub fn wear(&mut self) {
+    pub fn exhaust(&mut self) {
         self.sequence = MAX_SEALED;
     }
 

@@ -24,7 +24,7 @@ const RECORDS: usize = 4;
 /// Size of that many records, in bytes.
 const ROOM: usize = RECORDS * (MAX_CONTENT + OVERHEAD);
 /// How many records without application data may follow each other.
-const MAX_FRUITLESS: u32 = 32;
+const MAX_WITHOUT_DATA: u32 = 32;
 /// How many tickets of one connection are stored. Each costs a key and an entry in the shared
 /// store.
 const MAX_TICKETS: u32 = 4;
@@ -51,15 +51,15 @@ pub struct Stream<S> {
     /// Sealed, but not sent yet.
     unsent: BytesMut,
     /// Records without application data since the last with some.
-    fruitless: u32,
+    without_data: u32,
     /// How many tickets have been stored.
     tickets: u32,
     /// The peer has requested a key update.
-    owes_key: bool,
+    key_update_pending: bool,
     /// Found after content that has yet to be consumed.
     failure: Option<StreamError>,
-    said_end: bool,
-    heard_end: bool,
+    sent_close_notify: bool,
+    received_close_notify: bool,
     is_broken: bool,
 }
 
@@ -111,12 +111,12 @@ impl<S> Stream<S> {
             content: BytesMut::new(),
             message: Vec::new(),
             unsent: BytesMut::new(),
-            fruitless: 0,
+            without_data: 0,
             tickets: 0,
-            owes_key: false,
+            key_update_pending: false,
             failure: None,
-            said_end: false,
-            heard_end: false,
+            sent_close_notify: false,
+            received_close_notify: false,
             is_broken: false,
         })
     }
@@ -134,7 +134,7 @@ impl<S> Stream<S> {
         out: &mut [u8],
     ) -> Result<(usize, usize), StreamError> {
         let (mut taken, mut sealed) = (0, 0);
-        if self.owes_key || self.sealing.are_worn() {
+        if self.key_update_pending || self.sealing.are_exhausted() {
             sealed += self.change_key(out)?;
         }
         let mut pieces = pieces.iter().map(|piece| &**piece);
@@ -174,7 +174,7 @@ impl<S> Stream<S> {
         let message = [HandshakeType::KeyUpdate.into(), 0, 0, 1, NOT_REQUESTED];
         let sealed = self.sealing.seal(ContentType::Handshake, &message, out)?;
         self.take_next_key()?;
-        self.owes_key = false;
+        self.key_update_pending = false;
         Ok(sealed)
     }
 
@@ -200,7 +200,7 @@ impl<S> Stream<S> {
     /// length.
     fn open(&mut self, bytes: &[u8], buf: &mut ReadBuf<'_>) -> Result<usize, StreamError> {
         let mut opened = 0;
-        while buf.remaining() > 0 && self.content.is_empty() && !self.heard_end {
+        while buf.remaining() > 0 && self.content.is_empty() && !self.received_close_notify {
             let Some(length) = record::length(&bytes[opened..])? else {
                 break;
             };
@@ -246,29 +246,29 @@ impl<S> Stream<S> {
             return Err(StreamError::Unexpected("a record without a message"));
         }
         if kind == ContentType::ApplicationData && !content.is_empty() {
-            self.fruitless = 0;
+            self.without_data = 0;
             return Ok(true);
         }
-        self.fruitless += 1;
-        if self.fruitless > MAX_FRUITLESS {
+        self.without_data += 1;
+        if self.without_data > MAX_WITHOUT_DATA {
             return Err(StreamError::Unexpected("too many records without data"));
         }
         match kind {
             ContentType::ApplicationData => {}
-            ContentType::Alert => self.heed_alert(content)?,
-            ContentType::Handshake => self.heed_messages(content)?,
+            ContentType::Alert => self.handle_alert(content)?,
+            ContentType::Handshake => self.handle_messages(content)?,
             kind => return Err(RecordError::Type(kind).into()),
         }
         Ok(false)
     }
 
-    fn heed_alert(&mut self, content: &[u8]) -> Result<(), StreamError> {
+    fn handle_alert(&mut self, content: &[u8]) -> Result<(), StreamError> {
         // The level is ignored (RFC 8446 section 6).
         let [_level, description] = content else {
             return Err(StreamError::Malformed);
         };
         match AlertDescription::from(*description) {
-            AlertDescription::CloseNotify => self.heard_end = true,
+            AlertDescription::CloseNotify => self.received_close_notify = true,
             // A close_notify follows it.
             AlertDescription::UserCanceled => {}
             description => return Err(StreamError::Alert(description)),
@@ -277,7 +277,7 @@ impl<S> Stream<S> {
     }
 
     /// Processes handshake messages, which may be fragmented across records.
-    fn heed_messages(&mut self, content: &[u8]) -> Result<(), StreamError> {
+    fn handle_messages(&mut self, content: &[u8]) -> Result<(), StreamError> {
         let mut message = std::mem::take(&mut self.message);
         message.extend_from_slice(content);
         let mut rest = message.as_slice();
@@ -291,13 +291,13 @@ impl<S> Stream<S> {
                 break;
             };
             rest = after;
-            self.heed_message(HandshakeType::from(*kind), body, rest.is_empty())?;
+            self.handle_message(HandshakeType::from(*kind), body, rest.is_empty())?;
         }
         self.message = rest.to_vec();
         Ok(())
     }
 
-    fn heed_message(
+    fn handle_message(
         &mut self,
         kind: HandshakeType,
         body: &[u8],
@@ -323,7 +323,7 @@ impl<S> Stream<S> {
                 };
                 self.opening = Keys::new(kernel.next_opening()?)?;
                 // One KeyUpdate answers all requests received until it is sent.
-                self.owes_key |= is_requested;
+                self.key_update_pending |= is_requested;
             }
             _ => return Err(StreamError::Unexpected("a message of a handshake")),
         }
@@ -347,9 +347,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
                 self.received = received;
             }
         }
-        while buf.filled().len() == before && !self.heard_end {
+        while buf.filled().len() == before && !self.received_close_notify {
             if let Some(error) = self.failure.take() {
-                return Poll::Ready(Err(self.break_off(error)));
+                return Poll::Ready(Err(self.fail(error)));
             }
             let read = SCRATCH.with_borrow_mut(|scratch| {
                 // The start of a record.
@@ -385,15 +385,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     }
 
     /// Sends the alert for an error of the peer, as far as the socket accepts it.
-    fn break_off(&mut self, error: StreamError) -> io::Error {
+    fn fail(&mut self, error: StreamError) -> io::Error {
         self.is_broken = true;
-        let alert = error.alert().filter(|_| !self.said_end);
+        let alert = error.alert().filter(|_| !self.sent_close_notify);
         if let Some(alert) = alert {
-            let nobody_writes = self.unsent.is_empty();
+            let no_write_pending = self.unsent.is_empty();
             self.alert(alert);
             // A pending write has registered its waker, which must not be lost; that write sends
             // the alert too.
-            if nobody_writes {
+            if no_write_pending {
                 let _ = self.poll_send(&mut Context::from_waker(Waker::noop()));
             }
         }
@@ -424,8 +424,8 @@ impl<S: fmt::Debug> fmt::Debug for Stream<S> {
             .field("received", &self.received.len())
             .field("content", &self.content.len())
             .field("unsent", &self.unsent.len())
-            .field("said_end", &self.said_end)
-            .field("heard_end", &self.heard_end)
+            .field("sent_close_notify", &self.sent_close_notify)
+            .field("received_close_notify", &self.received_close_notify)
             .field("is_broken", &self.is_broken)
             .finish_non_exhaustive()
     }
@@ -467,7 +467,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.is_broken || this.said_end {
+        if this.is_broken || this.sent_close_notify {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         ready!(this.poll_send(cx))?;
@@ -509,7 +509,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !std::mem::replace(&mut this.said_end, true) && !this.is_broken {
+        if !std::mem::replace(&mut this.sent_close_notify, true) && !this.is_broken {
             this.alert(AlertDescription::CloseNotify);
         }
         ready!(this.poll_send(cx))?;
@@ -566,7 +566,7 @@ impl<S> Stream<S> {
         &mut self.opening
     }
 
-    pub(super) fn follow_key(&mut self) -> Result<(), StreamError> {
+    pub(super) fn update_key(&mut self) -> Result<(), StreamError> {
         self.take_next_key()
     }
 

@@ -32,12 +32,12 @@ use crate::socket::dial_app;
 
 /// The source of a connection to the app.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Source {
+pub struct SourceAddress {
     /// The address to bind to. `None`: the pod's own.
     pub address: Option<IpAddr>,
     /// The client that the connection's first bytes name ([`crate::socket::proxy_protocol`]), if
     /// the port is configured for the PROXY protocol.
-    pub told: Option<SocketAddr>,
+    pub proxy_header: Option<SocketAddr>,
 }
 
 /// Which source addresses the proxy can use. The default has none.
@@ -51,30 +51,30 @@ pub struct ClientAddresses {
 
 impl ClientAddresses {
     /// The source of a connection for a client at `client`.
-    pub fn of(&self, client: IpAddr) -> Source {
+    pub fn of(&self, client: IpAddr) -> SourceAddress {
         let client = client.to_canonical();
         let found = NETWORKS.iter().zip(self.networks);
         let found = found
             .filter(|(_, works)| *works)
             .find(|(network, _)| network.clients.contains(client));
         match found {
-            Some((network, _)) => Source {
+            Some((network, _)) => SourceAddress {
                 address: Some(network.moved(client)),
-                told: None,
+                proxy_header: None,
             },
             None => self.stand_in(client),
         }
     }
 
     /// The stand-in, of the same family, for a client whose address is hidden.
-    pub fn stand_in(&self, client: IpAddr) -> Source {
+    pub fn stand_in(&self, client: IpAddr) -> SourceAddress {
         let client = client.to_canonical();
         let mut stand_ins = STAND_INS.iter().zip(self.stand_ins);
         let found =
             stand_ins.find(|(address, works)| *works && address.is_ipv4() == client.is_ipv4());
-        Source {
+        SourceAddress {
             address: found.map(|(address, _)| *address),
-            told: None,
+            proxy_header: None,
         }
     }
 
@@ -161,7 +161,7 @@ impl ClientAddresses {
     }
 }
 
-impl Source {
+impl SourceAddress {
     /// How much of the client it shows.
     pub fn shows(self) -> Shown {
         match self.address {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::client_address::Source;
+use super::client_address::SourceAddress;
 use super::mux;
 use crate::balance::{Endpoint, Peer};
 use crate::config::Limits;
@@ -69,7 +69,7 @@ impl Dialer {
     pub async fn connect(
         &self,
         endpoint: &Endpoint,
-        source: Source,
+        source: SourceAddress,
         alpn: Alpn,
     ) -> Result<Stream, ConnectError> {
         // Boxed: otherwise the future of each connection would reserve space for a handshake for as
@@ -91,13 +91,19 @@ impl Dialer {
     async fn open(
         &self,
         endpoint: &Endpoint,
-        source: Source,
+        source: SourceAddress,
         alpn: Alpn,
     ) -> Result<Stream, ConnectError> {
         let dialled = match endpoint.peer {
             Peer::App => {
                 self.metrics.app_connect(source.shows());
-                dial_app(endpoint.address, source.address, source.told, self.mark).await
+                dial_app(
+                    endpoint.address,
+                    source.address,
+                    source.proxy_header,
+                    self.mark,
+                )
+                .await
             }
             Peer::Plain | Peer::Mesh(_) => dial(endpoint.address, self.mark).await,
         };

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! HTTP/1 and bytes   pool ─ take, connect ──────▶ dialer ─▶ socket, tls, identity
-//! HTTP/1 to sidecars pool ─▶ streams ─▶ http1 ──▶ dialer     streams of mux
+//! HTTP/1 to sidecars pool ─▶ streams ─▶ sidecar ▶ dialer     streams of mux
 //! HTTP/2             streams ─────────▶ http2 ──▶ dialer     streams of h2
 //! ```
 //!
@@ -12,7 +12,7 @@
 //!
 //! ```text
 //! pool                        connections that carry one thing at a time
-//! http1 http2                 the ends of shared connections that open streams
+//! sidecar http2               the ends of shared connections that open streams
 //! streams                     shared connections: room, shares, waiting
 //! waiting                     the queue for a stream
 //! share                       how many streams a client may hold
@@ -24,17 +24,17 @@
 pub mod client_address;
 pub mod count;
 pub mod dialer;
-mod http1;
 pub mod http2;
 pub mod mux;
 pub mod pool;
 pub mod share;
+mod sidecar;
 pub mod streams;
 mod waiting;
 
 use std::sync::Arc;
 
-use client_address::Source;
+use client_address::SourceAddress;
 pub use dialer::{ConnectError, Dialer, Stream};
 use share::DownstreamId;
 
@@ -43,7 +43,7 @@ use share::DownstreamId;
 pub struct Caller {
     /// The source that the app sees. `None` to other pods, and if all clients appear as the pod
     /// itself. Shared with the connections in pools.
-    pub source: Option<Arc<Source>>,
+    pub source: Option<Arc<SourceAddress>>,
     /// The downstream HTTP/2 connection whose client has authenticated its connection by a login
     /// ([`crate::http::login`]), if there is a login.
     pub login: Option<DownstreamId>,
@@ -58,7 +58,7 @@ impl Caller {
         }
     }
 
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> SourceAddress {
         self.source.as_deref().copied().unwrap_or_default()
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! In: an endpoint. Out: a [`Lease`] on one stream of a connection to it. Streams fill up the
 //! oldest connection first, so that unneeded ones become idle and end. Beyond
-//! [`Connection::MAX_CONNECTIONS`], and beyond its share of the streams ([`super::share`]), a
+//! [`SharedConnection::MAX_CONNECTIONS`], and beyond its share of the streams ([`super::share`]), a
 //! request waits in a bounded queue for a bounded time.
 
 use std::cell::{Cell, RefCell};
@@ -12,6 +12,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::time::{Instant, timeout};
 
 use super::count::{MAX_STREAMS, Streams};
@@ -36,7 +37,7 @@ enum Rank {
 }
 
 /// A connection that carries several streams.
-pub trait Connection: Sized + 'static {
+pub trait SharedConnection: Sized + 'static {
     /// Drives its frames and timers.
     type Driver: 'static;
     const PROTOCOL: PoolProtocol;
@@ -54,7 +55,7 @@ pub trait Connection: Sized + 'static {
     fn drive(
         self: &Rc<Self>,
         driver: Self::Driver,
-        upstreams: &Rc<Upstreams<Self>>,
+        upstreams: &Rc<EndpointConnections<Self>>,
     ) -> impl Future<Output = ()>;
 
     fn streams(&self) -> &Streams;
@@ -63,13 +64,13 @@ pub trait Connection: Sized + 'static {
     fn has_room(&self) -> bool;
 
     /// Accepts no new streams. The connection ends in order once all streams have ended.
-    fn take_no_more(&self);
+    fn stop_accepting(&self);
 }
 
 /// Upstream connections of one worker.
-pub struct Pool<C: Connection> {
+pub struct Pool<C: SharedConnection> {
     dialer: Rc<Dialer>,
-    endpoints: RefCell<HashMap<Key, Rc<Upstreams<C>>>>,
+    endpoints: RefCell<HashMap<Key, Rc<EndpointConnections<C>>, RandomState>>,
     /// Endpoints that have broken a connection shared by clients, and until when their clients get
     /// separate connections.
     apart: RefCell<HashMap<u64, Instant>>,
@@ -79,7 +80,7 @@ pub struct Pool<C: Connection> {
 type Key = (u64, Caller);
 
 /// The connections to one endpoint.
-pub struct Upstreams<C: Connection> {
+pub struct EndpointConnections<C: SharedConnection> {
     endpoint: Arc<Endpoint>,
     caller: Caller,
     pool: Weak<Pool<C>>,
@@ -93,9 +94,9 @@ pub struct Upstreams<C: Connection> {
 }
 
 /// The right to one stream. Returned when dropped.
-pub struct Lease<C: Connection> {
+pub struct Lease<C: SharedConnection> {
     pub connection: Rc<C>,
-    upstreams: Rc<Upstreams<C>>,
+    upstreams: Rc<EndpointConnections<C>>,
     /// The downstream connection whose share it counts against.
     holder: Option<Rc<Holder>>,
 }
@@ -109,7 +110,7 @@ pub struct Refusal {
     pub reported: bool,
 }
 
-impl<C: Connection> Pool<C> {
+impl<C: SharedConnection> Pool<C> {
     pub fn new(dialer: &Rc<Dialer>) -> Rc<Self> {
         Rc::new(Self {
             dialer: dialer.clone(),
@@ -138,12 +139,16 @@ impl<C: Connection> Pool<C> {
         waiting.await
     }
 
-    fn upstreams(self: &Rc<Self>, endpoint: &Arc<Endpoint>, caller: &Caller) -> Rc<Upstreams<C>> {
+    fn upstreams(
+        self: &Rc<Self>,
+        endpoint: &Arc<Endpoint>,
+        caller: &Caller,
+    ) -> Rc<EndpointConnections<C>> {
         let key = (endpoint.id, caller.clone());
         if let Some(upstreams) = self.endpoints.borrow().get(&key) {
             return upstreams.clone();
         }
-        let upstreams = Rc::new(Upstreams {
+        let upstreams = Rc::new(EndpointConnections {
             endpoint: endpoint.clone(),
             caller: caller.clone(),
             pool: Rc::downgrade(self),
@@ -229,7 +234,7 @@ impl Refusal {
     }
 }
 
-impl<C: Connection> Upstreams<C> {
+impl<C: SharedConnection> EndpointConnections<C> {
     fn is_unused(&self) -> bool {
         self.connections.borrow().is_empty()
             && self.connecting.get() == 0
@@ -388,7 +393,7 @@ impl<C: Connection> Upstreams<C> {
 
     /// Allows no new streams on this connection. It ends with its last one.
     pub fn retire(self: &Rc<Self>, connection: &Rc<C>) {
-        connection.take_no_more();
+        connection.stop_accepting();
         let mut connections = self.connections.borrow_mut();
         let before = connections.len();
         connections.retain(|other| !Rc::ptr_eq(other, connection));
@@ -435,12 +440,12 @@ impl<C: Connection> Upstreams<C> {
 }
 
 /// A stream that is kept for the next exchange, and idle.
-pub struct Kept<C: Connection> {
+pub struct Kept<C: SharedConnection> {
     pub connection: Rc<C>,
-    upstreams: Rc<Upstreams<C>>,
+    upstreams: Rc<EndpointConnections<C>>,
 }
 
-impl<C: Connection> Kept<C> {
+impl<C: SharedConnection> Kept<C> {
     /// The right to use the stream again. `None`: its connection must not be used any more.
     pub fn lease(self) -> Option<Lease<C>> {
         if !self.connection.has_room() {
@@ -450,7 +455,7 @@ impl<C: Connection> Kept<C> {
     }
 }
 
-impl<C: Connection> Lease<C> {
+impl<C: SharedConnection> Lease<C> {
     /// The exchange has ended, and its stream is kept.
     pub fn keep(&self) -> Kept<C> {
         Kept {
@@ -465,7 +470,7 @@ impl<C: Connection> Lease<C> {
     }
 }
 
-impl<C: Connection> Drop for Lease<C> {
+impl<C: SharedConnection> Drop for Lease<C> {
     fn drop(&mut self) {
         let streams = self.connection.streams();
         let left = streams.end();

@@ -71,11 +71,11 @@ struct Alive(Arc<watch::Sender<()>>);
 /// An accepted connection on its way to its worker.
 struct Arrival {
     stream: std::net::TcpStream,
-    connection: Connection,
+    connection: Accepted,
 }
 
 /// What is known of a connection when it is handed over.
-struct Connection {
+struct Accepted {
     room: Room,
     destination: SocketAddr,
     live: Live,
@@ -313,7 +313,7 @@ async fn arrived(
     let Some(target) = targets.iter().min_by_key(fewest) else {
         return;
     };
-    let connection = Connection {
+    let connection = Accepted {
         room,
         destination,
         live: Live::new(&target.live),
@@ -349,7 +349,7 @@ impl Room {
     }
 }
 
-impl Connection {
+impl Accepted {
     /// Carries it, in its own task.
     fn start(self, worker: &Rc<Worker>, stream: TcpStream) {
         let (worker, destination) = (worker.clone(), self.destination);

@@ -9,7 +9,7 @@ use k8s_openapi::ByteString;
 use naru_controller::inject::{self, Options, PullPolicy, Redirection, Resources};
 use naru_proxy::config::{AddressField, ClientAddress, Config, RunArgs};
 use naru_proxy::node::redirect::InitArgs;
-use naru_proxy::probe::Asked;
+use naru_proxy::probe::ProbeContext;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -142,7 +142,7 @@ async fn a_sidecar_accepts_its_settings_and_sends_the_probes_to_its_app() {
     );
     assert_eq!(config.proxy_protocol, [25, 143]);
     assert_eq!(config.limits.drain_timeout.as_secs(), 90);
-    let asked = Asked {
+    let asked = ProbeContext {
         here,
         user_agent: "kube-probe/1.33",
         source: None,

@@ -89,7 +89,7 @@ fn judge(pods: &[Pod], image: Option<&str>, now: Timestamp) -> Vec<Found> {
     }
     let mut found: Vec<Found> = told
         .into_iter()
-        .map(|((kind, owner), names)| tell(&kind, &owner, &names))
+        .map(|((kind, owner), names)| finding_of(&kind, &owner, &names))
         .collect();
     if found.iter().all(|found| found.level() < Level::Warning) {
         found.insert(0, ok(format!("{good} pods have a sidecar that is ready")));
@@ -104,7 +104,7 @@ pub fn is_over(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn tell(kind: &Kind, owner: &str, names: &[String]) -> Found {
+fn finding_of(kind: &Kind, owner: &str, names: &[String]) -> Found {
     let names = some(names);
     let restart = match owner.split_once('/') {
         Some((namespace, workload)) if workload.contains('/') => {
@@ -248,7 +248,7 @@ mod tests {
 
     const NOW: &str = "2026-01-01T01:00:00Z";
 
-    fn said(pod: Value) -> Vec<(Level, String)> {
+    fn judged(pod: Value) -> Vec<(Level, String)> {
         let pod: Pod = serde_json::from_value(pod).expect("a pod");
         let now = NOW.parse().expect("a time");
         judge(&[pod], Some("naru/proxy:2"), now)
@@ -280,24 +280,24 @@ mod tests {
 
     #[test]
     fn a_pod_whose_sidecar_is_ready_and_current_is_good() {
-        assert_eq!(said(pod("naru/proxy:2", true))[0].0, Level::Ok);
+        assert_eq!(judged(pod("naru/proxy:2", true))[0].0, Level::Ok);
     }
 
     #[test]
     fn a_sidecar_of_another_image_should_be_restarted() {
-        let found = &said(pod("naru/proxy:1", true))[0];
+        let found = &judged(pod("naru/proxy:1", true))[0];
         assert_eq!(found.0, Level::Warning);
         assert!(found.1.contains("shop/deployment/web"), "{}", found.1);
     }
 
     #[test]
     fn a_sidecar_that_stays_unready_is_a_failure_with_its_reason() {
-        let found = &said(pod("naru/proxy:2", false))[0];
+        let found = &judged(pod("naru/proxy:2", false))[0];
         assert_eq!(found.0, Level::Failure);
         assert!(found.1.contains("CrashLoopBackOff"), "{}", found.1);
         let mut young = pod("naru/proxy:2", false);
         young["metadata"]["creationTimestamp"] = "2026-01-01T00:59:00Z".into();
-        let found = said(young);
+        let found = judged(young);
         assert!(
             found.iter().all(|(level, _)| *level < Level::Warning),
             "{found:?}"
@@ -308,21 +308,25 @@ mod tests {
     fn a_pod_without_a_sidecar_is_reported_unless_that_is_intended() {
         let mut without = pod("naru/proxy:2", true);
         without["spec"]["initContainers"] = json!([]);
-        assert_eq!(said(without.clone())[0].0, Level::Warning);
+        assert_eq!(judged(without.clone())[0].0, Level::Warning);
         let mut disabled = without.clone();
         disabled["metadata"]["annotations"] = json!({ "naru.dev/inject": "disabled" });
         assert!(
-            said(disabled)
+            judged(disabled)
                 .iter()
                 .all(|(level, _)| *level < Level::Warning)
         );
         let mut host = without.clone();
         host["spec"]["hostNetwork"] = true.into();
-        assert!(said(host).iter().all(|(level, _)| *level < Level::Warning));
+        assert!(
+            judged(host)
+                .iter()
+                .all(|(level, _)| *level < Level::Warning)
+        );
         let mut ended = without;
         ended["status"]["phase"] = "Succeeded".into();
         assert_eq!(
-            said(ended),
+            judged(ended),
             [(Level::Ok, "0 pods have a sidecar that is ready".to_owned())]
         );
     }
@@ -331,7 +335,7 @@ mod tests {
     fn traffic_that_bypasses_the_mesh_is_reported() {
         let mut skips = pod("naru/proxy:2", true);
         skips["metadata"]["annotations"] = json!({ "naru.dev/skip-outbound-ports": "25" });
-        let found = said(skips);
+        let found = judged(skips);
         assert!(
             found
                 .iter()

@@ -173,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    fn told(kind: &str, object: Value) -> Vec<(String, String)> {
+    fn problems_of(kind: &str, object: Value) -> Vec<(String, String)> {
         let looked = LOOKED
             .iter()
             .find(|looked| looked.kind == kind)
@@ -188,14 +188,14 @@ mod tests {
     #[test]
     fn a_problem_of_a_template_is_reported_once_for_its_workload_and_pods() {
         let annotations = json!({ "naru.dev/mtls": "on" });
-        let deployment = told(
+        let deployment = problems_of(
             "Deployment",
             json!({
                 "metadata": { "namespace": "shop", "name": "web" },
                 "spec": { "template": { "metadata": { "annotations": annotations } } },
             }),
         );
-        let pod = told(
+        let pod = problems_of(
             "Pod",
             json!({
                 "metadata": {
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn typos_are_reported() {
         let labels = json!({ "naru.dev/inject": "true", "naru.dev/mtls": "strict" });
-        let told = told(
+        let told = problems_of(
             "Namespace",
             json!({ "metadata": { "name": "shop", "labels": labels } }),
         );

@@ -33,17 +33,17 @@ pub struct Args {
     output: Output,
     /// NAME, NAME.NAMESPACE, either with :PORT. Without a port: each of the Service's.
     #[arg(value_name = "SERVICE")]
-    service: Asked,
+    service: ServiceArgument,
 }
 
 /// The SERVICE argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Asked {
+struct ServiceArgument {
     host: String,
     port: Option<u16>,
 }
 
-impl FromStr for Asked {
+impl FromStr for ServiceArgument {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -191,7 +191,7 @@ impl Report {
     ) -> anyhow::Result<()> {
         let question = Question {
             destination,
-            said: None,
+            sample: None,
         };
         let answer = sidecar.why(&question).await?;
         self.notes.extend(answer.rejected.iter().map(|rejected| {

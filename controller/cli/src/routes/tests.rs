@@ -223,10 +223,10 @@ fn a_service_is_named_with_or_without_a_namespace_and_a_port() {
         ("web.shop", "web.shop", None),
         ("web.shop:80", "web.shop", Some(80)),
     ] {
-        let asked: Asked = text.parse().expect(text);
+        let asked: ServiceArgument = text.parse().expect(text);
         assert_eq!((asked.host.as_str(), asked.port), (host, port));
     }
     for wrong in ["", "web:x", "web:70000", "a_b"] {
-        assert!(wrong.parse::<Asked>().is_err(), "{wrong:?}");
+        assert!(wrong.parse::<ServiceArgument>().is_err(), "{wrong:?}");
     }
 }

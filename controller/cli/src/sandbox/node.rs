@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often manifests are read without a notification: some file systems do not send any.
 const RESCAN: Duration = Duration::from_secs(2);
 /// The exit code of a shell for a program that SIGPIPE has terminated.
-const NOBODY_READS: u8 = 128 + Signal::SIGPIPE as u8;
+const SIGPIPE_EXIT: u8 = 128 + Signal::SIGPIPE as u8;
 /// With --in: how long the start may go without progress before it fails.
 const STALLED: Duration = Duration::from_secs(60);
 /// With --in: how often a container may fail before the start fails.
@@ -92,7 +92,7 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
     tokio::spawn(reaper.clone().run());
 
     let ipv6 = network::has_ipv6();
-    report.say(match (plan.root, ipv6) {
+    report.line(match (plan.root, ipv6) {
         (true, true) => "node network (root's namespaces, IPv4 and IPv6)",
         (false, true) => "node network (a user namespace, IPv4 and IPv6)",
         (true, false) => "node network (root's namespaces; this kernel has no IPv6)",
@@ -120,13 +120,13 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
         report: report.clone(),
     };
     let mut cluster = Cluster::new(kubelet.clone(), Addressing::new(ipv6), names, forwarding);
-    errors.extend(cluster.want(manifests.objects()));
+    errors.extend(cluster.set_wanted(manifests.objects()));
     ensure!(errors.is_empty(), "{}", errors.join("\n"));
     check(&plan, &cluster)?;
-    report.say(&format!("manifests: {}", plan.manifests.display()));
+    report.line(&format!("manifests: {}", plan.manifests.display()));
     cluster.publish()?;
 
-    report.say("controller");
+    report.line("controller");
     let started = controller::start(plan.clone(), reaper.clone(), report.clone(), anchors);
     tokio::select! {
         started = started => started?,
@@ -139,7 +139,7 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
         kubelet,
         command: None,
     };
-    run.report.say(&format!(
+    run.report.line(&format!(
         "pods: {} to start (the first start of a sidecar fetches its certificate)",
         cluster.progress().wanted
     ));
@@ -155,7 +155,7 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
             _ = rescan.tick() => {
                 run.read(&mut manifests, &mut cluster)?;
                 for line in controller_log.news(manifests.wrong()) {
-                    run.report.say(&format!("naru-controller: {line}"));
+                    run.report.line(&format!("naru-controller: {line}"));
                 }
             }
             Some(event) = events.recv() => {
@@ -170,7 +170,7 @@ async fn node(plan: Arc<Plan>) -> anyhow::Result<u8> {
             }
             _ = tick.tick() => {
                 if plan.run_in.is_none() && run.report.closed() {
-                    return Ok(NOBODY_READS);
+                    return Ok(SIGPIPE_EXIT);
                 }
                 cut_logs();
                 run.screen.refresh(&cluster).await;
@@ -262,11 +262,11 @@ impl Run {
         let reading = manifests.read();
         let mut problems = reading.problems;
         if reading.changed {
-            problems.extend(cluster.want(manifests.objects()));
+            problems.extend(cluster.set_wanted(manifests.objects()));
         }
         for problem in problems {
             self.report
-                .say(&format!("what was in force before stays: {problem}"));
+                .line(&format!("what was in force before stays: {problem}"));
         }
         match reading.changed {
             true => cluster.reconcile(),
@@ -287,12 +287,12 @@ impl Run {
         match &event.status {
             Status::Running { ready: true, .. } if !entry.ready() => {
                 self.report
-                    .say(&format!("{name} is ready ({})", entry.pod.addresses.v4));
+                    .line(&format!("{name} is ready ({})", entry.pod.addresses.v4));
             }
             Status::Running { ready: false, .. } if entry.ready() => {
-                self.report.say(&format!("{name} is not ready any more"));
+                self.report.line(&format!("{name} is not ready any more"));
             }
-            Status::Gone => self.report.say(&format!("{name} is gone")),
+            Status::Gone => self.report.line(&format!("{name} is gone")),
             _ => {}
         }
     }
@@ -314,7 +314,7 @@ impl Run {
             };
         }
         self.start.done = true;
-        self.report.say("everything is ready");
+        self.report.line("everything is ready");
         let Some(run_in) = self.kubelet.plan.run_in.clone() else {
             self.screen.start(cluster);
             return Ok(());

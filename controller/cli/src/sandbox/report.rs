@@ -37,7 +37,7 @@ impl Report {
     }
 
     /// Writes one line, with the time since the start.
-    pub fn say(&self, text: &str) {
+    pub fn line(&self, text: &str) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let line = format!("{:7.1}s  {text}", inner.started.elapsed().as_secs_f64());
         if !inner.held {
@@ -52,9 +52,9 @@ impl Report {
 
     /// Reports a problem, with the last lines of a log.
     pub fn trouble(&self, what: &str, problem: &str, log: &[String]) {
-        self.say(&format!("{what}: {problem}"));
+        self.line(&format!("{what}: {problem}"));
         for line in log {
-            self.say(&format!("    | {line}"));
+            self.line(&format!("    | {line}"));
         }
     }
 

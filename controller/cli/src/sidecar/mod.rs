@@ -84,12 +84,12 @@ pub struct Question {
     /// `IP:PORT`, or `NAME.NAMESPACE:PORT`.
     pub destination: String,
     /// `None`: the query is only about the routes.
-    pub said: Option<Said>,
+    pub sample: Option<Sample>,
 }
 
 /// The client's request or connection, in a sidecar's format.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum Sample {
     Request(Value),
     Connection(Value),
 }
@@ -138,10 +138,10 @@ impl Sidecar {
     /// The sidecar's answer, unmodified.
     pub async fn why(&self, question: &Question) -> anyhow::Result<Answer> {
         let mut body = json!({ "destination": question.destination });
-        match &question.said {
+        match &question.sample {
             None => {}
-            Some(Said::Request(request)) => body["request"] = request.clone(),
-            Some(Said::Connection(connection)) => body["connection"] = connection.clone(),
+            Some(Sample::Request(request)) => body["request"] = request.clone(),
+            Some(Sample::Connection(connection)) => body["connection"] = connection.clone(),
         }
         let body = body.to_string();
         let answer = self.post("/why", &body).await;

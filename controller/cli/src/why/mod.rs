@@ -125,10 +125,10 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
                 .to_owned(),
         );
     }
-    let said = (args.url).said(&args.request, &args.header, server_name.as_deref());
+    let sample = (args.url).sample(&args.request, &args.header, server_name.as_deref());
     let question = Question {
         destination: destination.clone(),
-        said: Some(said),
+        sample: Some(sample),
     };
     Ok(Report {
         from: sidecar.name(),

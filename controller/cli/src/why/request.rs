@@ -7,7 +7,7 @@ use std::str::FromStr;
 use http::Uri;
 use serde_json::{Value, json};
 
-use crate::sidecar::Said;
+use crate::sidecar::Sample;
 
 /// The protocol that a client begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,13 +150,13 @@ impl Url {
     }
 
     /// The question for the sidecar.
-    pub fn said(&self, method: &str, headers: &[Header], server_name: Option<&str>) -> Said {
+    pub fn sample(&self, method: &str, headers: &[Header], server_name: Option<&str>) -> Sample {
         match self.scheme {
-            Scheme::Http => Said::Request(self.request(method, headers)),
+            Scheme::Http => Sample::Request(self.request(method, headers)),
             Scheme::Https | Scheme::Tls => {
-                Said::Connection(json!({ "tls": true, "server_name": server_name }))
+                Sample::Connection(json!({ "tls": true, "server_name": server_name }))
             }
-            Scheme::Tcp => Said::Connection(json!({ "tls": false })),
+            Scheme::Tcp => Sample::Connection(json!({ "tls": false })),
         }
     }
 
@@ -268,13 +268,13 @@ mod tests {
         ] {
             let url: Url = url.parse().unwrap();
             let name = url.server_name(given);
-            let said = url.said("GET", &[], name.as_deref());
+            let sample = url.sample("GET", &[], name.as_deref());
             let connection = json!({ "tls": true, "server_name": expected });
-            assert_eq!(said, Said::Connection(connection), "{url}");
+            assert_eq!(sample, Sample::Connection(connection), "{url}");
         }
         let url: Url = "tcp://db:5432".parse().unwrap();
-        let bytes = Said::Connection(json!({ "tls": false }));
-        assert_eq!(url.said("GET", &[], None), bytes);
+        let bytes = Sample::Connection(json!({ "tls": false }));
+        assert_eq!(url.sample("GET", &[], None), bytes);
         for (url, method, hides) in [
             ("https://a", "GET", false),
             ("https://a/b", "GET", true),

@@ -15,7 +15,7 @@ pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
         ..
     } = report;
     let clients = &answer.client_namespace;
-    writeln!(to, "{} from {from} (namespace {clients})", asked(report))?;
+    writeln!(to, "{} from {from} (namespace {clients})", subject(report))?;
     writeln!(to, "  {}", target(destination, answer))?;
     for note in notes {
         writeln!(to, "  note: {note}")?;
@@ -54,7 +54,7 @@ pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
                 }
                 (true, _) => writeln!(to, "it goes to the pod")?,
             }
-            became(rule, outcome, to)?;
+            write_outcome(rule, outcome, to)?;
         }
         None => writeln!(to, "{}", untaken(report, outcome))?,
     }
@@ -62,7 +62,7 @@ pub fn write(report: &Report, to: &mut impl Write) -> io::Result<()> {
 }
 
 /// The request or connection of the question.
-fn asked(report: &Report) -> String {
+fn subject(report: &Report) -> String {
     let url = &report.url;
     match (report.scheme, &report.server_name) {
         (Scheme::Http, _) => format!("{} {url}", report.method.as_deref().unwrap_or_default()),
@@ -120,7 +120,7 @@ fn untaken(report: &Report, outcome: &Outcome) -> String {
         ("passthrough", None) => "its connection goes there as it is, as bytes".to_owned(),
         (_, reason) if answer.stream_kind().is_none() && protocol.is_some() => {
             let ended = match reason {
-                Some(reason) => said(reason, outcome.status, outcome.grpc_status),
+                Some(reason) => proxy_response(reason, outcome.status, outcome.grpc_status),
                 None => "the sidecar ends the connection".to_owned(),
             };
             format!(
@@ -129,15 +129,15 @@ fn untaken(report: &Report, outcome: &Outcome) -> String {
             )
         }
         (_, Some(reason)) => {
-            let said = said(reason, outcome.status, outcome.grpc_status);
-            format!("{no_route}: {said}")
+            let proxy_response = proxy_response(reason, outcome.status, outcome.grpc_status);
+            format!("{no_route}: {proxy_response}")
         }
         _ => no_route.to_owned(),
     }
 }
 
 /// The proxy's own response in place of a backend's.
-fn said(reason: &str, status: Option<u16>, grpc_status: Option<u16>) -> String {
+fn proxy_response(reason: &str, status: Option<u16>, grpc_status: Option<u16>) -> String {
     match (status, grpc_status) {
         (Some(status), Some(grpc)) => {
             format!("the sidecar answers {status} with grpc-status {grpc}, {reason}")
@@ -147,7 +147,7 @@ fn said(reason: &str, status: Option<u16>, grpc_status: Option<u16>) -> String {
     }
 }
 
-fn became(rule: &Rule, outcome: &Outcome, to: &mut impl Write) -> io::Result<()> {
+fn write_outcome(rule: &Rule, outcome: &Outcome, to: &mut impl Write) -> io::Result<()> {
     for filter in &rule.filters {
         writeln!(to, "  filter   {filter}")?;
     }
@@ -183,7 +183,7 @@ fn became(rule: &Rule, outcome: &Outcome, to: &mut impl Write) -> io::Result<()>
                 to,
                 "  {:<8} → {}",
                 "",
-                said(reason, prospect.status, prospect.grpc_status)
+                proxy_response(reason, prospect.status, prospect.grpc_status)
             )?,
             (None, Some(seen)) => writeln!(
                 to,
@@ -199,7 +199,7 @@ fn became(rule: &Rule, outcome: &Outcome, to: &mut impl Write) -> io::Result<()>
             writeln!(
                 to,
                 "  answer   {}",
-                said(reason, outcome.status, outcome.grpc_status)
+                proxy_response(reason, outcome.status, outcome.grpc_status)
             )
         }
         _ => Ok(()),

@@ -51,10 +51,10 @@ fn routes(catalog: &Catalog, client: &str, port: u16) -> (Vec<String>, Vec<Strin
     let compiled = compile_for(catalog, client, &name);
     let needs = compiled.as_ref().unwrap().needs.clone();
     let service = service_of(compiled);
-    for route in service.http_routes.iter().chain(&service.stream_routes) {
+    for route in service.http_routes.iter().chain(&service.opaque_routes) {
         assert!(needs.contains(&route.parse().unwrap()), "{route}");
     }
-    (service.http_routes, service.stream_routes)
+    (service.http_routes, service.opaque_routes)
 }
 
 /// All routes in force for a client, of any kind.

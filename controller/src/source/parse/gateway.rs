@@ -79,12 +79,12 @@ pub struct TcpRoute {
 pub struct OpaqueRouteSpec {
     pub parent_refs: Vec<ParentRef>,
     pub hostnames: Vec<String>,
-    pub rules: Vec<StreamRule>,
+    pub rules: Vec<OpaqueRule>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct StreamRule {
+pub struct OpaqueRule {
     pub name: Option<String>,
     pub backend_refs: Vec<BackendRef>,
 }

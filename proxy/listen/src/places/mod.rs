@@ -94,7 +94,7 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Table {
-    sources: HashMap<IpAddr, Source>,
+    sources: HashMap<IpAddr, SourcePlaces>,
     waiting: usize,
     taken: usize,
     proven: usize,
@@ -103,7 +103,7 @@ struct Table {
 }
 
 #[derive(Debug, Default)]
-struct Source {
+struct SourcePlaces {
     /// In order of the beginning of their wait.
     waiting: BTreeMap<u64, Arc<Entry>>,
     taken: usize,
@@ -281,7 +281,7 @@ impl Table {
 
     fn forget_if_empty(&mut self, address: IpAddr) {
         let is_empty =
-            |source: &Source| source.waiting.is_empty() && source.taken + source.proven == 0;
+            |source: &SourcePlaces| source.waiting.is_empty() && source.taken + source.proven == 0;
         if self.sources.get(&address).is_some_and(is_empty) {
             self.sources.remove(&address);
         }

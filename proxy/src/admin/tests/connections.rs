@@ -9,7 +9,7 @@ use contract::resource::Body;
 fn service(
     protocol: contract::Protocol,
     http_routes: &[&str],
-    stream_routes: &[&str],
+    opaque_routes: &[&str],
 ) -> Vec<contract::Resource> {
     let mut pushed = a_service_with_a_route();
     for resource in &mut pushed {
@@ -17,14 +17,14 @@ fn service(
             let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
             service.protocol = protocol.into();
             service.http_routes = names(http_routes);
-            service.stream_routes = names(stream_routes);
+            service.opaque_routes = names(opaque_routes);
         }
     }
     pushed
 }
 
-fn backend(endpoints: &str, weight: u32, invalid: &str) -> contract::StreamBackend {
-    contract::StreamBackend {
+fn backend(endpoints: &str, weight: u32, invalid: &str) -> contract::OpaqueBackend {
+    contract::OpaqueBackend {
         weight,
         endpoints: endpoints.to_owned(),
         invalid: invalid.to_owned(),
@@ -34,7 +34,7 @@ fn backend(endpoints: &str, weight: u32, invalid: &str) -> contract::StreamBacke
 fn tls_route(
     name: &str,
     hostnames: &[&str],
-    backends: Vec<contract::StreamBackend>,
+    backends: Vec<contract::OpaqueBackend>,
 ) -> contract::Resource {
     let route = contract::TlsRoute {
         namespace: "shop".to_owned(),
@@ -45,7 +45,7 @@ fn tls_route(
     pushed(&format!("tls-route/shop/{name}"), Body::TlsRoute(route))
 }
 
-fn tcp_route(backends: Vec<contract::StreamBackend>) -> contract::Resource {
+fn tcp_route(backends: Vec<contract::OpaqueBackend>) -> contract::Resource {
     let route = contract::TcpRoute {
         namespace: "shop".to_owned(),
         name: "tcp".to_owned(),

@@ -212,7 +212,7 @@ fn a_service_with_a_route() -> Vec<contract::Resource> {
         name: "web".to_owned(),
         port: 80,
         protocol: contract::Protocol::Http1.into(),
-        stream_routes: Vec::new(),
+        opaque_routes: Vec::new(),
         http_routes: vec!["http-route/shop/split".to_owned()],
         endpoints: "endpoints/shop/web/80".to_owned(),
         retry_budget: None,

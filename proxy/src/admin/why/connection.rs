@@ -6,13 +6,13 @@ use super::request::EVERYTHING;
 use crate::balance;
 use crate::observe::reason::Reason;
 use crate::route::opaque::client_hello::Hello;
-use crate::route::opaque::{Explained, StreamRoute, StreamRoutes, Verdict, explain, outcome};
+use crate::route::opaque::{Explained, OpaqueRoute, OpaqueRoutes, Verdict, explain, outcome};
 use crate::route::{Logical, Protocol};
 
 impl Answer {
     /// Every name of the routes. With a `hello`: also which name matches a connection that begins
     /// with it, and the outcome.
-    pub(super) fn explain_connection(&mut self, routes: &StreamRoutes, hello: Option<&Hello>) {
+    pub(super) fn explain_connection(&mut self, routes: &OpaqueRoutes, hello: Option<&Hello>) {
         let explained = explain(routes, hello);
         let matches = explained.iter().map(|one| {
             let matches = match one.hostname {
@@ -21,7 +21,7 @@ impl Answer {
             };
             (one.route, matches, verdict(one, hello))
         });
-        self.add(matches, stream_rule);
+        self.add(matches, opaque_rule);
         self.outcome = hello.map(|hello| outcome_answer(routes, hello));
     }
 
@@ -55,7 +55,7 @@ impl Answer {
     }
 }
 
-fn stream_rule(answer: &Answer, route: &StreamRoute) -> RuleAnswer {
+fn opaque_rule(answer: &Answer, route: &OpaqueRoute) -> RuleAnswer {
     let backends = route.backends.iter();
     RuleAnswer {
         kind: answer.kind(&route.name),
@@ -95,7 +95,7 @@ fn verdict(explained: &Explained<'_>, hello: Option<&Hello>) -> Option<VerdictAn
     })
 }
 
-fn outcome_answer(routes: &StreamRoutes, hello: &Hello) -> OutcomeAnswer {
+fn outcome_answer(routes: &OpaqueRoutes, hello: &Hello) -> OutcomeAnswer {
     let of_backends = outcome(routes, hello);
     let (of_backends, route) = match (of_backends, routes.decide(hello)) {
         (Ok(of_backends), Ok(route)) => (of_backends, route),

@@ -27,13 +27,13 @@ use crate::table::{Attached, Destination};
 use answer::{OutcomeAnswer, Rejected, Route, Service};
 
 pub use answer::Answer;
-pub use question::{Asks, Question, Said};
+pub use question::{Question, Sample, Target};
 
 /// Bound on a shown value, in characters: enough to see what is wrong with it.
 const MAX_SHOWN: usize = 200;
 
 /// The answer, for a destination that has been looked up.
-pub fn answer(attached: Attached, said: Option<&Said>) -> Answer {
+pub fn answer(attached: Attached, sample: Option<&Sample>) -> Answer {
     let mut answer = Answer {
         client_namespace: attached.client_namespace.to_string(),
         target: match (&*attached.destination, &attached.service) {
@@ -58,12 +58,12 @@ pub fn answer(attached: Attached, said: Option<&Said>) -> Answer {
         outcome: None,
     };
     match &*attached.destination {
-        Destination::Logical(logical) => answer.explain(logical, said),
-        Destination::Passthrough => answer.outcome = said.map(|_| OutcomeAnswer::default()),
+        Destination::Logical(logical) => answer.explain(logical, sample),
+        Destination::Passthrough => answer.outcome = sample.map(|_| OutcomeAnswer::default()),
         Destination::Unknown => {
-            answer.outcome = said.map(|said| match said {
-                Said::Request(head) => OutcomeAnswer::failed(Reason::DestinationUnknown, head),
-                Said::Connection(_) => OutcomeAnswer::ended(Reason::DestinationUnknown),
+            answer.outcome = sample.map(|sample| match sample {
+                Sample::Request(head) => OutcomeAnswer::failed(Reason::DestinationUnknown, head),
+                Sample::Connection(_) => OutcomeAnswer::ended(Reason::DestinationUnknown),
             });
         }
     }
@@ -71,20 +71,20 @@ pub fn answer(attached: Attached, said: Option<&Said>) -> Answer {
 }
 
 impl Answer {
-    fn explain(&mut self, logical: &Logical, said: Option<&Said>) {
+    fn explain(&mut self, logical: &Logical, sample: Option<&Sample>) {
         self.service = Some(Service::of(logical));
-        match (&logical.stream_routes, said) {
+        match (&logical.opaque_routes, sample) {
             (Some(routes), None) => self.explain_connection(routes, None),
-            (Some(routes), Some(Said::Connection(hello))) => {
+            (Some(routes), Some(Sample::Connection(hello))) => {
                 self.explain_connection(routes, Some(hello));
             }
             // Opaque bytes to these routes, and not a ClientHello.
-            (Some(routes), Some(Said::Request(_))) => {
+            (Some(routes), Some(Sample::Request(_))) => {
                 self.explain_connection(routes, Some(&Hello::Other));
             }
             (None, None) => self.explain_request(logical, None),
-            (None, Some(Said::Request(head))) => self.explain_request(logical, Some(head)),
-            (None, Some(Said::Connection(_))) => self.explain_bytes(logical),
+            (None, Some(Sample::Request(head))) => self.explain_request(logical, Some(head)),
+            (None, Some(Sample::Connection(_))) => self.explain_bytes(logical),
         }
     }
 }

@@ -20,15 +20,15 @@ const MAX_NAME: usize = 255;
 pub struct Question {
     /// `10.96.0.10:80`, or `NAME.NAMESPACE:PORT` of a Service that the app has called before.
     destination: String,
-    request: Option<Asked>,
+    request: Option<RequestSample>,
     /// With neither a request nor a connection, the answer lists the routes.
-    connection: Option<Opened>,
+    connection: Option<ConnectionSample>,
 }
 
 /// The head of a request.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct RequestSample {
     method: String,
     /// With its query.
     path: String,
@@ -41,7 +41,7 @@ struct Asked {
 /// The beginning of a connection.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Opened {
+struct ConnectionSample {
     /// Whether it begins with a ClientHello.
     tls: bool,
     /// The server name (SNI) of the ClientHello. `None`: it has no server name.
@@ -50,7 +50,7 @@ struct Opened {
 
 /// What the client would send.
 #[derive(Debug)]
-pub enum Said {
+pub enum Sample {
     /// The head of a request.
     Request(Parts),
     /// The first bytes of another connection.
@@ -59,7 +59,7 @@ pub enum Said {
 
 /// The destination of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asks {
+pub enum Target {
     Address(SocketAddr),
     /// A port of a Service. Without a namespace: in the proxy's own.
     Service {
@@ -75,9 +75,9 @@ impl Question {
         serde_json::from_slice(body).map_err(|error| error.to_string())
     }
 
-    pub fn asks(&self) -> Result<Asks, String> {
+    pub fn target(&self) -> Result<Target, String> {
         if let Ok(address) = self.destination.parse() {
-            return Ok(Asks::Address(address));
+            return Ok(Target::Address(address));
         }
         let wrong = || {
             format!(
@@ -98,7 +98,7 @@ impl Question {
         if !label(name) || !namespace.is_none_or(label) {
             return Err(wrong());
         }
-        Ok(Asks::Service {
+        Ok(Target::Service {
             name: name.to_owned(),
             namespace: namespace.map(str::to_owned),
             port,
@@ -106,17 +106,17 @@ impl Question {
     }
 
     /// What the client would send, if the question has it. `Err`: it is invalid.
-    pub fn said(&self) -> Result<Option<Said>, String> {
+    pub fn sample(&self) -> Result<Option<Sample>, String> {
         Ok(match (&self.request, &self.connection) {
             (None, None) => None,
-            (Some(request), None) => Some(Said::Request(request.head()?)),
-            (None, Some(connection)) => Some(Said::Connection(connection.hello()?)),
+            (Some(request), None) => Some(Sample::Request(request.head()?)),
+            (None, Some(connection)) => Some(Sample::Connection(connection.hello()?)),
             (Some(_), Some(_)) => return Err("connection: there is a request as well".to_owned()),
         })
     }
 }
 
-impl Asked {
+impl RequestSample {
     fn head(&self) -> Result<Parts, String> {
         let method = Method::from_bytes(self.method.as_bytes())
             .ok()
@@ -143,7 +143,7 @@ impl Asked {
     }
 }
 
-impl Opened {
+impl ConnectionSample {
     fn hello(&self) -> Result<Hello, String> {
         let name = match &self.server_name {
             Some(name) if !self.tls => {

@@ -2,75 +2,33 @@
 //! passed on, or all options are exhausted.
 
 use std::future::poll_fn;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
-use super::attempt::{self, Attempt, Progress, Reusable, write_head};
-use super::body::{Body, Broken};
+use super::attempt::{self, Attempt, Progress, Reusable};
+use super::body::Body;
 use super::client::{After, Client};
-use super::framing::{Framing, ResponseFraming, is_idempotent};
+use super::framing::{Framing, is_idempotent};
 use super::head::{Request, Response, Version};
+use super::interrupt::{Interrupt, poll_waiting, wait_for};
 use super::mirror;
-use super::untimely::{Rest, finish, is_unsolicited};
+use super::pass_on::{Answered, Changes, discard, pass_on};
+use super::untimely::is_unsolicited;
 use crate::balance::{AttemptOutcome, InFlight};
 use crate::http::attempts::{self, Answer, Attempts, Failed, Outcome, Transport};
 use crate::http::deadlines::Deadlines;
 use crate::http::exchange::{self, End, Exchange};
-use crate::http::reader::Reader;
 use crate::http::retry::Failure;
 use crate::memory::{Charge, UNCHARGED, Use};
 use crate::observe::metrics::AppConnection;
 use crate::observe::reason::{REASON_HEADER, Reason};
-use crate::route::Rule;
 use crate::session::worker::Worker;
-use crate::upstream::pool::{self, Upstream};
-
-const EXPECTATION_FAILED: u16 = 417;
-
-/// The decisions that apply to a request while it is forwarded.
-struct Forward {
-    rule: Arc<Rule>,
-    /// Index into the rule's backends.
-    backend: usize,
-    /// The origin that may read the response, by a CORS filter.
-    origin: Option<Box<str>>,
-    deadlines: Deadlines,
-}
-
-/// Why a wait ended early.
-enum Interrupt {
-    ClientGone,
-    Timeout(Reason),
-    /// The client has not read its response for too long.
-    ReaderStopped,
-    /// The memory budget has no room for the waiting data.
-    NoMemory,
-    /// The connection of the client's login broke.
-    LoginLost,
-    /// The client's body violates the chunked coding.
-    BadRequest,
-}
-
-/// A response, and the connection that it came on.
-struct Answered {
-    upstream: Upstream,
-    in_flight: InFlight,
-    framing: ResponseFraming,
-}
+use crate::upstream::pool;
 
 type Unanswered = attempts::Unanswered<Interrupt>;
-
-/// How the bodies ended, once the response had started.
-enum Fate {
-    Complete,
-    Truncated(Reason),
-    Interrupted(Interrupt),
-}
 
 /// Forwards a request as it was decided.
 pub async fn run<S>(
@@ -104,16 +62,11 @@ where
         let framing = &client.framing;
         upload = mirror::start(&worker, &rule, index, request, framing, upload);
     }
-    let mut forward = Forward {
-        deadlines: Deadlines::new(exchange.started, &rule),
-        rule: rule.clone(),
-        backend: index,
-        origin,
-    };
+    let mut deadlines = Deadlines::new(exchange.started, &rule);
     let direction = client.session.direction();
     let mut attempts = Attempts::new(direction, &backend, rule.retry.as_ref(), &logical.budget);
     let mut transport = Http1 {
-        forward: &mut forward,
+        deadlines: &mut deadlines,
         client,
         request,
         response,
@@ -121,7 +74,14 @@ where
     };
     let outcome = attempts.run(exchange, &mut transport).await;
     match outcome {
-        Outcome::Answered(answered) => forward.pass_on(client, response, answered, upload).await,
+        Outcome::Answered(answered) => {
+            let changes = Changes {
+                rule: &rule,
+                backend: index,
+                origin: origin.as_deref(),
+            };
+            pass_on(changes, &mut deadlines, client, response, answered, upload).await
+        }
         Outcome::Failed(failed) => client.answer_after(failed.reason, &mut upload),
         Outcome::Interrupted(interrupt) => give_up(client, interrupt, &mut upload),
     }
@@ -146,7 +106,7 @@ where
 
 /// A request, as its attempts see it.
 struct Http1<'a, 'c, S> {
-    forward: &'a mut Forward,
+    deadlines: &'a mut Deadlines,
     client: &'a mut Client<'c, S>,
     request: &'a Request,
     response: &'a mut Response,
@@ -162,7 +122,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Http1<'_, '_, S> {
     }
 
     fn deadlines(&mut self) -> &mut Deadlines {
-        &mut self.forward.deadlines
+        self.deadlines
     }
 
     fn is_replayable(&self) -> bool {
@@ -170,11 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Http1<'_, '_, S> {
     }
 
     async fn attempt(&mut self, in_flight: InFlight) -> Result<Answered, Unanswered> {
-        let (client, upload) = (&mut *self.client, &mut *self.upload);
-        let attempted = self
-            .forward
-            .attempt(client, self.request, self.response, upload, in_flight)
-            .await;
+        let attempted = self.once(in_flight).await;
         attempted.map_err(|unanswered| match unanswered {
             // An app that sees the end of its client's half may close the connection; then the
             // client is the one that has gone.
@@ -205,23 +161,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Http1<'_, '_, S> {
     fn rewind(&mut self) {}
 
     async fn wait(&mut self, time: Duration) -> Result<(), Interrupt> {
-        self.forward.wait_for(self.client, sleep(time)).await
+        wait_for(self.deadlines, self.client, sleep(time)).await
     }
 }
 
-impl Forward {
+impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, '_, S> {
     /// One attempt, up to the head of a response.
-    async fn attempt<S>(
-        &mut self,
-        client: &mut Client<'_, S>,
-        request: &Request,
-        response: &mut Response,
-        upload: &mut Body,
-        mut in_flight: InFlight,
-    ) -> Result<Answered, Unanswered>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    async fn once(&mut self, mut in_flight: InFlight) -> Result<Answered, Unanswered> {
+        let Self {
+            deadlines,
+            client,
+            request,
+            response,
+            upload,
+        } = self;
         let worker = client.session.worker.clone();
         let endpoint = in_flight.endpoint.clone();
         let max_head = worker.config.limits.max_header_bytes;
@@ -252,7 +205,7 @@ impl Forward {
                 // Boxed: every connection would reserve space for it, and most requests find an
                 // idle one.
                 let opening = Box::pin(attempt::open(&worker, &endpoint, caller));
-                match self.wait_for(client, opening).await {
+                match wait_for(deadlines, client, opening).await {
                     Ok(Ok(upstream)) => upstream,
                     Ok(Err(failed)) => {
                         in_flight.finish(failed.outcome, began);
@@ -281,11 +234,10 @@ impl Forward {
                     Poll::Ready(progress) => Poll::Ready(Ok(progress)),
                     Poll::Pending if upload.is_done() => {
                         let interrupt =
-                            ready!(self.poll_waiting(cx, client, &mut attempt.upstream));
+                            ready!(poll_waiting(deadlines, cx, client, &mut attempt.upstream));
                         Poll::Ready(Err(interrupt))
                     }
-                    Poll::Pending => self
-                        .deadlines
+                    Poll::Pending => deadlines
                         .poll(cx)
                         .map(|reason| Err(Interrupt::timeout(reason))),
                 }
@@ -354,237 +306,6 @@ impl Forward {
             };
         }
     }
-
-    /// Passes on the whole response, and the rest of the request.
-    async fn pass_on<S>(
-        &mut self,
-        client: &mut Client<'_, S>,
-        response: &mut Response,
-        answered: Answered,
-        mut upload: Body,
-    ) -> (End, After)
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let Answered {
-            mut upstream,
-            in_flight,
-            framing,
-        } = answered;
-        upload.keep_no_more();
-        // Only a proxy sends reasons, and only a sidecar is known to be a proxy.
-        if !upstream.is_mesh {
-            response.fields.remove(REASON_HEADER);
-        }
-        self.rule
-            .filter_response(Some(self.backend), self.origin.as_deref(), response);
-        let status = response.status;
-        if status == 101 && !client.framing.upgrade {
-            return client.answer_after(Reason::UpstreamProtocolError, &mut upload);
-        }
-        let tunnel = status == 101;
-        let mut download = Body::of_response(framing.body);
-        let mut until_close = framing.body == Framing::UntilClose;
-        if client.version == Version::Http10 && framing.body == Framing::Chunked {
-            response.fields.remove("transfer-encoding");
-            download = download.content_only();
-            until_close = true;
-        }
-        // A response before the end of the request: either the rest is short and is read, or the
-        // client is told not to send its next request on this connection (RFC 9112 section 9.6).
-        let request_ends = upload.is_received() || framing.keep_alive && upload.ends_soon();
-        let unsure = client.is_unsure_of(&upload);
-        let keep_alive = client.keeps_alive() && !until_close && request_ends && !unsure;
-        // curl repeats a request without `Expect` after a 417, unless the response announces a
-        // close. The connection is closed in any case: the next bytes may or may not be the body.
-        let unsaid = tunnel || unsure && status == EXPECTATION_FAILED;
-        write_head(
-            client.connection,
-            client.version,
-            response,
-            keep_alive || unsaid,
-        );
-        let complete = |reason| End {
-            status: Some(status),
-            reason,
-        };
-        if tunnel {
-            return (complete(None), After::Tunnel(Box::new(upstream)));
-        }
-        let mut reader = Reader::new(client.session.worker.config.limits.reader_timeout);
-        let fate = poll_fn(|cx| {
-            let bodies = self.poll_bodies(cx, client, &mut upload, &mut upstream, &mut download);
-            if bodies.is_ready() {
-                return bodies;
-            }
-            let unsent = client.connection.unsent.len() + download.unwritten();
-            let waiting = upstream.connection.read.len() + client.connection.unsent.len();
-            let interrupt = if waiting > UNCHARGED && !client.memory.grow(Use::SmallBody, waiting) {
-                Interrupt::NoMemory
-            } else {
-                ready!(reader.poll_unsent(cx, unsent));
-                Interrupt::ReaderStopped
-            };
-            Poll::Ready(Fate::Interrupted(interrupt))
-        })
-        .await;
-        match fate {
-            Fate::Complete => {
-                // Boxed: few responses come before the end of their request.
-                let whole = upload.is_done()
-                    || !unsure
-                        && Box::pin(finish(client, &mut upload, &mut upstream, keep_alive)).await
-                            == Rest::Whole;
-                let reusable = upload.is_sent() && !client.connection.has_ended();
-                if reusable && framing.keep_alive && client.version == Version::Http11 {
-                    client.keep(&in_flight.endpoint, upstream);
-                }
-                let after = match keep_alive && whole {
-                    true => After::Next,
-                    false => After::Close,
-                };
-                (complete(None), after)
-            }
-            Fate::Truncated(reason) => {
-                // Pass on as much as there is: the client sees the same as from the upstream.
-                let _ = poll_fn(|cx| Poll::Ready(client.connection.poll_flush(cx))).await;
-                (complete(Some(reason)), After::Cut)
-            }
-            Fate::Interrupted(interrupt) => {
-                let reason = match interrupt {
-                    Interrupt::ClientGone => Reason::ClientGone,
-                    Interrupt::Timeout(reason) => reason,
-                    Interrupt::ReaderStopped => Reason::ReaderStopped,
-                    Interrupt::NoMemory => Reason::MemoryExhausted,
-                    Interrupt::LoginLost => Reason::ResponseTruncated,
-                    Interrupt::BadRequest => Reason::BadRequest,
-                };
-                (complete(Some(reason)), After::Cut)
-            }
-        }
-    }
-
-    fn poll_bodies<S>(
-        &mut self,
-        cx: &mut Context<'_>,
-        client: &mut Client<'_, S>,
-        upload: &mut Body,
-        upstream: &mut Upstream,
-        download: &mut Body,
-    ) -> Poll<Fate>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let gone = || Poll::Ready(Fate::Interrupted(Interrupt::ClientGone));
-        match download.poll(cx, &mut upstream.connection, client.connection) {
-            Poll::Ready(Ok(())) => return Poll::Ready(Fate::Complete),
-            Poll::Ready(Err(Broken::Sender(error))) => {
-                tracing::debug!(%error, "an upstream broke off a response");
-                return Poll::Ready(Fate::Truncated(Reason::ResponseTruncated));
-            }
-            Poll::Ready(Err(Broken::Coding(error))) => {
-                tracing::debug!(%error, "an upstream's response body is refused");
-                return Poll::Ready(Fate::Truncated(Reason::UpstreamProtocolError));
-            }
-            Poll::Ready(Err(Broken::Taker)) => return gone(),
-            Poll::Pending => {}
-        }
-        self.deadlines.came(download.taken());
-        let sending = !upload.is_done()
-            && match upload.poll(cx, client.connection, &mut upstream.connection) {
-                Poll::Ready(Err(Broken::Sender(_) | Broken::Coding(_))) => return gone(),
-                // The rest of the response may still come. A client may read it only after it has
-                // sent its own body.
-                Poll::Ready(Err(Broken::Taker)) => {
-                    upload.refuse();
-                    cx.waker().wake_by_ref();
-                    true
-                }
-                Poll::Ready(Ok(())) => false,
-                Poll::Pending => true,
-            };
-        if !sending {
-            let interrupt = ready!(self.poll_waiting(cx, client, upstream));
-            return Poll::Ready(Fate::Interrupted(interrupt));
-        }
-        let reason = ready!(self.deadlines.poll(cx));
-        Poll::Ready(Fate::Interrupted(Interrupt::timeout(reason)))
-    }
-
-    /// Ready when `upstream` must no longer be waited for. The client has sent all of its request:
-    /// if it ends its half, that is passed on, as an app without a proxy would see it.
-    fn poll_waiting<S>(
-        &mut self,
-        cx: &mut Context<'_>,
-        client: &mut Client<'_, S>,
-        upstream: &mut Upstream,
-    ) -> Poll<Interrupt>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let interrupted = self.poll_interrupt(cx, client);
-        if interrupted.is_pending() && client.connection.has_ended() {
-            // An error here shows again when the connection is read.
-            let _ = upstream.connection.poll_end(cx);
-        }
-        interrupted
-    }
-
-    /// Waits for `future`, unless the client disconnects or a deadline passes first.
-    async fn wait_for<S, F: Future>(
-        &mut self,
-        client: &mut Client<'_, S>,
-        future: F,
-    ) -> Result<F::Output, Interrupt>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let mut future = pin!(future);
-        poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => self.poll_interrupt(cx, client).map(Err),
-        })
-        .await
-    }
-
-    fn poll_interrupt<S>(
-        &mut self,
-        cx: &mut Context<'_>,
-        client: &mut Client<'_, S>,
-    ) -> Poll<Interrupt>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        if client.connection.poll_broken(cx).is_ready() {
-            return Poll::Ready(Interrupt::ClientGone);
-        }
-        if client.connection.has_ended() {
-            self.deadlines.half_closed();
-        }
-        self.deadlines.poll(cx).map(Interrupt::timeout)
-    }
-}
-
-impl Interrupt {
-    /// A deadline has passed.
-    fn timeout(reason: Reason) -> Self {
-        match reason {
-            Reason::ClientGone => Self::ClientGone,
-            reason => Self::Timeout(reason),
-        }
-    }
-
-    /// How it counts for the endpoint.
-    fn outcome(&self) -> AttemptOutcome {
-        match self {
-            Self::ClientGone
-            | Self::ReaderStopped
-            | Self::NoMemory
-            | Self::LoginLost
-            | Self::BadRequest => AttemptOutcome::Cancelled,
-            Self::Timeout(_) => AttemptOutcome::TimedOut,
-        }
-    }
 }
 
 /// The memory budget has no room to keep a body.
@@ -605,30 +326,5 @@ fn replay_charge(worker: &Worker, framing: Framing) -> Result<Option<Charge>, No
             .map(Some)
             .ok_or(NoRoom),
         false => Ok(None),
-    }
-}
-
-/// Keeps the connection of a discarded response if all of the response has already come.
-fn discard<S>(client: &mut Client<'_, S>, answered: Answered, upload: &Body)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let Answered {
-        mut upstream,
-        in_flight,
-        framing,
-    } = answered;
-    let connection = &mut upstream.connection;
-    let whole = match framing.body {
-        Framing::None => true,
-        Framing::Length(length) if connection.read.len() as u64 == length => {
-            connection.read.clear();
-            true
-        }
-        _ => false,
-    };
-    let reusable = upload.is_sent() && !client.connection.has_ended();
-    if whole && reusable && framing.keep_alive && client.version == Version::Http11 {
-        client.keep(&in_flight.endpoint, upstream);
     }
 }

@@ -12,7 +12,7 @@ use super::body::Body;
 use super::framing::{RequestFraming, ResponseFraming};
 use super::head::{Request, Response, Version};
 use crate::balance::{AttemptOutcome, InFlight};
-use crate::http::mirror::{self, MAX_DISCARDED, Piece, Source};
+use crate::http::mirror::{self, CopyBody, MAX_DISCARDED, Piece};
 use crate::observe::metrics::MirrorOutcome;
 use crate::route::{RequestHead as _, Rule};
 use crate::session::worker::Worker;
@@ -28,7 +28,7 @@ struct Head {
 
 /// The body of a copy in transit.
 struct Sending {
-    source: Source,
+    source: CopyBody,
     piece: Bytes,
     ended: bool,
     state: SendingState,
@@ -74,7 +74,7 @@ async fn send(
     worker: Rc<Worker>,
     mut in_flight: InFlight,
     head: Rc<Head>,
-    source: Source,
+    source: CopyBody,
 ) -> MirrorOutcome {
     let endpoint = in_flight.endpoint.clone();
     // A copy is never retried, so only a connection that is likely to be open may be reused.

@@ -7,37 +7,40 @@
 //! tasks and connections.
 //!
 //! ```text
-//!            serve           exchange          forward          pool
+//!            serve            request          forward          pool
 //! downstream ─────▶ head ───────────▶ decide ────────▶ attempt ────▶ upstream
 //!                    │ framing   └─▶ reply     ◀── body, both ways ──▶
 //!                    ▼
-//!               one request, read in one way only       after 101: tcp
+//!               one request, read in one way only       after 101: opaque
 //! ```
 //!
 //! # Floors
 //!
 //! ```text
-//! serve                       one request after the other
-//! exchange                    one request
-//! forward                     sent to an endpoint
-//! mirror untimely             copies of it; answers that come too early
-//! client                      its connection, and what it is answered
-//! attempt                     one try
-//! body reply                  bodies; answers of the proxy's own
+//! serve                       a connection: one request after another
+//! request                     one request, from its head to the end of its response
+//! forward                     sends the request to an endpoint
+//! mirror pass_on              copies for mirrors; passes the response on
+//! untimely interrupt          responses that come too early; what ends a wait early
+//! client                      the downstream connection, and responses to it
+//! attempt                     one attempt at an endpoint
+//! body reply                  bodies; responses that the proxy generates
 //! chunked framing             where a body ends
-//! head                        what stands in a head
+//! head                        parses and writes heads
 //! ```
 
 mod attempt;
 mod body;
 mod chunked;
 mod client;
-mod exchange;
 mod forward;
 mod framing;
 mod head;
+mod interrupt;
 mod mirror;
+mod pass_on;
 mod reply;
+mod request;
 mod serve;
 mod untimely;
 
@@ -52,5 +55,5 @@ pub mod fuzzing {
     pub use super::head::{HeadError, Request, Response, Version, find_end};
 }
 
-pub use exchange::turn_away;
+pub use request::turn_away;
 pub use serve::{LEAVING, refuse, serve};

@@ -11,9 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::client::After;
-use super::exchange;
 use super::framing::{self, RequestFraming};
 use super::head::{self, HeadError, Request, Response};
+use super::request;
 use crate::drain::Drain;
 use crate::http::login::Login;
 use crate::memory::{Charge, Use};
@@ -87,16 +87,16 @@ where
             Ok(framing) => framing,
             Err(NoRequest::Over) => break,
             Err(NoRequest::Refused(reason)) => {
-                exchange::refuse(&session, &mut connection, reason);
+                request::refuse(&session, &mut connection, reason);
                 break;
             }
         };
         if session.is_unwelcome() {
-            exchange::turn_away(&session);
+            request::turn_away(&session);
             return Closing::Reset(connection.io);
         }
         let _busy = session.worker.drain.busy();
-        let done = exchange::run(
+        let done = request::run(
             &session,
             &mut connection,
             &mut request,
@@ -140,7 +140,7 @@ pub async fn refuse<S>(session: &Session, mut connection: Buffered<S>, reason: R
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    exchange::refuse(session, &mut connection, reason);
+    request::refuse(session, &mut connection, reason);
     let _in_time = timeout(REFUSAL, connection.close()).await;
 }
 

@@ -13,7 +13,7 @@ use h2::{RecvStream, SendStream};
 use http::{Request, Response, Version, request};
 use tokio::time::{Instant, sleep};
 
-use super::body::{Broken, Upload};
+use super::body::{TransferError, Upload};
 use crate::balance::{AttemptOutcome, Endpoint};
 use crate::http::attempts::Failed;
 use crate::http::retry::Failure;
@@ -21,7 +21,7 @@ use crate::http::strict::MAX_FIELDS;
 use crate::observe::reason::Reason;
 use crate::session::worker::Worker;
 use crate::upstream::Caller;
-use crate::upstream::http2::Connection;
+use crate::upstream::http2::Http2Connection;
 use crate::upstream::share::Holder;
 use crate::upstream::streams::Lease;
 
@@ -36,7 +36,7 @@ const MAX_STALE: usize = 4;
 pub(super) struct Attempt {
     response: ResponseFuture,
     pub send: SendStream<Bytes>,
-    _lease: Lease<Connection>,
+    _lease: Lease<Http2Connection>,
 }
 
 /// The stream ended with `error` before a response.
@@ -158,13 +158,15 @@ impl Attempt {
         // The body first: the part that is sent in this turn goes out with the head.
         if !upload.is_done() {
             match upload.poll(cx, &mut self.send) {
-                Poll::Ready(Err(Broken::Sender(error))) => {
+                Poll::Ready(Err(TransferError::Sender(error))) => {
                     return Poll::Ready(Progress::ClientGone(error.reason()));
                 }
-                Poll::Ready(Err(Broken::Trailers)) => return Poll::Ready(Progress::BadRequest),
+                Poll::Ready(Err(TransferError::Trailers)) => {
+                    return Poll::Ready(Progress::BadRequest);
+                }
                 // The response has the reason: a server may have answered without waiting for the
                 // body.
-                Poll::Ready(Err(Broken::Taker | Broken::Stopped)) => upload.stop(),
+                Poll::Ready(Err(TransferError::Taker | TransferError::Stopped)) => upload.stop(),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }

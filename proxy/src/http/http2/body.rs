@@ -22,7 +22,7 @@ const MAX_REPLAY_PIECES: usize = 256;
 
 /// At which side a body stopped.
 #[derive(Debug)]
-pub(super) enum Broken {
+pub(super) enum TransferError {
     /// The sender failed.
     Sender(h2::Error),
     /// Its trailers contain fields that are not allowed there.
@@ -171,7 +171,7 @@ impl Upload {
         &mut self,
         cx: &mut Context<'_>,
         to: &mut SendStream<Bytes>,
-    ) -> Poll<Result<(), Broken>> {
+    ) -> Poll<Result<(), TransferError>> {
         while !self.done {
             if let Some(copies) = &mut self.copies
                 && copies.poll_turn(cx).is_pending()
@@ -197,7 +197,7 @@ impl Upload {
                 let part = self.piece.split_to(room?.min(self.piece.len()));
                 let length = part.len();
                 let ends = self.piece.is_empty() && self.is_last();
-                to.send_data(part, ends).map_err(|_| Broken::Taker)?;
+                to.send_data(part, ends).map_err(|_| TransferError::Taker)?;
                 self.release(length);
                 if ends {
                     self.done = true;
@@ -227,7 +227,7 @@ impl Upload {
     }
 
     /// Gets the next piece to send. False: the body has ended.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, TransferError>> {
         if let Some(kept) = self.kept.get(self.sent) {
             self.piece = kept.clone();
             self.sent += 1;
@@ -251,7 +251,7 @@ impl Upload {
                     self.piece = data;
                     return Poll::Ready(Ok(true));
                 }
-                Some(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
+                Some(Err(error)) => return Poll::Ready(Err(TransferError::Sender(error))),
                 None => break,
             }
         }
@@ -260,7 +260,7 @@ impl Upload {
             .as_ref()
             .is_some_and(|map| !are_trailers(map, true))
         {
-            return Poll::Ready(Err(Broken::Trailers));
+            return Poll::Ready(Err(TransferError::Trailers));
         }
         self.ended(trailers);
         Poll::Ready(Ok(false))
@@ -337,19 +337,19 @@ impl Download {
         &mut self,
         cx: &mut Context<'_>,
         to: &mut SendStream<Bytes>,
-    ) -> Poll<Result<(), Broken>> {
+    ) -> Poll<Result<(), TransferError>> {
         while !self.done {
             while self.piece.is_empty() {
                 match ready!(self.inflow.poll_piece(cx)) {
                     Some(Ok(data)) => self.piece = data,
-                    Some(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
+                    Some(Err(error)) => return Poll::Ready(Err(TransferError::Sender(error))),
                     None => {
                         let trailers = self.inflow.take_trailers();
                         if trailers
                             .as_ref()
                             .is_some_and(|map| !are_trailers(map, false))
                         {
-                            return Poll::Ready(Err(Broken::Trailers));
+                            return Poll::Ready(Err(TransferError::Trailers));
                         }
                         self.done = true;
                         return Poll::Ready(send_end(to, trailers, self.trusted));
@@ -364,13 +364,13 @@ impl Download {
                 let Poll::Ready(room) = room else {
                     self.inflow.hoard(cx);
                     ready!(self.reader.poll_stopped(cx));
-                    return Poll::Ready(Err(Broken::Stopped));
+                    return Poll::Ready(Err(TransferError::Stopped));
                 };
                 self.reader.reads();
                 let part = self.piece.split_to(room?.min(self.piece.len()));
                 let length = part.len();
                 let ends = self.piece.is_empty() && self.inflow.is_at_end();
-                to.send_data(part, ends).map_err(|_| Broken::Taker)?;
+                to.send_data(part, ends).map_err(|_| TransferError::Taker)?;
                 self.inflow.release(length);
                 self.done = ends;
             }
@@ -383,7 +383,7 @@ pub(super) fn send_end(
     to: &mut SendStream<Bytes>,
     trailers: Option<HeaderMap>,
     trusted: bool,
-) -> Result<(), Broken> {
+) -> Result<(), TransferError> {
     match trailers {
         Some(mut trailers) => {
             if !trusted {
@@ -393,7 +393,7 @@ pub(super) fn send_end(
         }
         None => to.send_data(Bytes::new(), true),
     }
-    .map_err(|_| Broken::Taker)
+    .map_err(|_| TransferError::Taker)
 }
 
 /// How many of `wanted` bytes the receiver has room for: at least one byte.
@@ -401,13 +401,13 @@ pub(super) fn poll_room(
     cx: &mut Context<'_>,
     to: &mut SendStream<Bytes>,
     wanted: usize,
-) -> Poll<Result<usize, Broken>> {
+) -> Poll<Result<usize, TransferError>> {
     to.reserve_capacity(wanted);
     loop {
         match to.capacity() {
             0 => match ready!(to.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Poll::Ready(Err(Broken::Taker)),
+                Some(Err(_)) | None => return Poll::Ready(Err(TransferError::Taker)),
             },
             room => return Poll::Ready(Ok(room)),
         }

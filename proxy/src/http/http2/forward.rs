@@ -14,7 +14,7 @@ use http::{Response, request};
 use tokio::time::{Instant, sleep};
 
 use super::attempt::{self, Attempt, Progress};
-use super::body::{Broken, Download, Upload};
+use super::body::{Download, TransferError, Upload};
 use super::client::Client;
 use super::interim::Allowance;
 use super::{head, mirror, reply};
@@ -364,10 +364,12 @@ impl Forward {
         let gone = |code| Poll::Ready(Fate::Interrupted(Interrupt::ClientGone(code)));
         if let Poll::Ready(Err(broken)) = download.poll(cx, client) {
             return match broken {
-                Broken::Sender(error) => Poll::Ready(Fate::Truncated(error)),
-                Broken::Trailers => Poll::Ready(Fate::Truncated(h2::Reason::PROTOCOL_ERROR.into())),
-                Broken::Stopped => Poll::Ready(Fate::Interrupted(Interrupt::ReaderStopped)),
-                Broken::Taker => match client.poll_reset(cx) {
+                TransferError::Sender(error) => Poll::Ready(Fate::Truncated(error)),
+                TransferError::Trailers => {
+                    Poll::Ready(Fate::Truncated(h2::Reason::PROTOCOL_ERROR.into()))
+                }
+                TransferError::Stopped => Poll::Ready(Fate::Interrupted(Interrupt::ReaderStopped)),
+                TransferError::Taker => match client.poll_reset(cx) {
                     Poll::Ready(code) => gone(code.ok()),
                     Poll::Pending => gone(None),
                 },
@@ -375,13 +377,13 @@ impl Forward {
         }
         if let Poll::Ready(Err(broken)) = upload.poll(cx, upstream) {
             match broken {
-                Broken::Sender(error) => return gone(error.reason()),
-                Broken::Trailers => {
+                TransferError::Sender(error) => return gone(error.reason()),
+                TransferError::Trailers => {
                     client.send_reset(h2::Reason::PROTOCOL_ERROR);
                     return Poll::Ready(Fate::Interrupted(Interrupt::BadRequest));
                 }
                 // The rest of the response may still come.
-                Broken::Taker | Broken::Stopped => upload.stop(),
+                TransferError::Taker | TransferError::Stopped => upload.stop(),
             }
         }
         if download.is_done() {

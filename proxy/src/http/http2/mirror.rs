@@ -15,7 +15,7 @@ use super::attempt::{self, Progress};
 use super::body::{Upload, poll_room, send_end};
 use super::downstream::logs_in;
 use crate::balance::{AttemptOutcome, InFlight};
-use crate::http::mirror::{self, MAX_DISCARDED, Piece, Source};
+use crate::http::mirror::{self, CopyBody, MAX_DISCARDED, Piece};
 use crate::observe::metrics::MirrorOutcome;
 use crate::route::Rule;
 use crate::session::worker::Worker;
@@ -23,7 +23,7 @@ use crate::upstream::Caller;
 
 /// The body of a copy in transit.
 struct Sending {
-    source: Source,
+    source: CopyBody,
     piece: Bytes,
     /// All has been sent, or the mirror accepts no more.
     done: bool,
@@ -54,7 +54,7 @@ async fn send(
     worker: Rc<Worker>,
     mut in_flight: InFlight,
     head: Rc<request::Parts>,
-    source: Source,
+    source: CopyBody,
 ) -> MirrorOutcome {
     let began = Instant::now();
     let ends = source.is_at_end();

@@ -6,7 +6,7 @@
 //! mirrors have separate tasks and streams.
 //!
 //! ```text
-//!            serve          exchange          forward         pool ── connection (one task each: frames, pings, age)
+//!            serve           request          forward         pool ── connection (one task each: frames, pings, age)
 //! downstream ─────▶ stream ─────────▶ decide ────────▶ attempt ────▶ upstream
 //!                                 └─▶ reply      ◀── body, both ways ──▶
 //! ```
@@ -18,21 +18,20 @@
 //!
 //! ```text
 //! serve                       a connection, and a task for each of its streams
-//! exchange                    one stream
-//! forward                     sent to an endpoint
-//! mirror                      copies of it
-//! client                      who is answered
-//! downstream attempt          the connection, as its streams see it; one try
-//! held body                   what is charged; bodies
-//! head inflow interim meter   heads; what is counted and bounded
-//! reply                       answers of the proxy's own
+//! request                     one request, from its head to the end of its response
+//! forward                     sends the request to an endpoint
+//! mirror                      copies for mirrors
+//! client                      the downstream stream, and responses to it
+//! downstream attempt          the connection, as its streams see it; one attempt
+//! held body                   what is charged to the budget; bodies
+//! head inflow interim meter   heads, incoming bodies, 1xx responses, frame limits
+//! reply                       responses that the proxy generates
 //! ```
 
 mod attempt;
 mod body;
 mod client;
 mod downstream;
-mod exchange;
 mod forward;
 mod head;
 mod held;
@@ -41,6 +40,7 @@ mod interim;
 mod meter;
 mod mirror;
 mod reply;
+mod request;
 mod serve;
 
 #[cfg(test)]

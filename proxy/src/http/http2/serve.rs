@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::downstream::Downstream;
 use super::head::HEAD_ROOM;
 use super::meter::{Meter, Metered};
-use super::{MAX_ERROR_RESETS, MAX_PENDING_RESETS, STRANGER_WINDOW, exchange};
+use super::{MAX_ERROR_RESETS, MAX_PENDING_RESETS, STRANGER_WINDOW, request};
 use crate::session::Session;
 use crate::session::validity::Validity;
 use crate::socket::Direction;
@@ -220,7 +220,7 @@ fn begin(
     let downstream = downstream.clone();
     // Boxed: tokio copies a task's future four times over its life.
     tokio::task::spawn_local(Box::pin(async move {
-        let ended = exchange::run(&downstream, request, respond, admission).await;
+        let ended = request::run(&downstream, request, respond, admission).await;
         downstream.live.set(downstream.live.get() - 1);
         downstream.active.set(ended);
     }));

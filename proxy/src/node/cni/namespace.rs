@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::node::redirect::{InitError, RedirectRules};
+use crate::node::redirect::{RedirectError, RedirectRules};
 
 /// The network namespace of the reading thread, in the kernel's file system.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -73,13 +73,13 @@ pub enum WorkError {
     #[error("entering the pod's network namespace: {0}")]
     Enter(#[from] io::Error),
     #[error("{}", chain(.0))]
-    Rules(#[from] InitError),
+    Rules(#[from] RedirectError),
     #[error("the kernel did not answer within {} s", TIMEOUT.as_secs())]
     Timeout,
 }
 
 /// An error with its causes.
-fn chain(error: &InitError) -> String {
+fn chain(error: &RedirectError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -104,7 +104,7 @@ pub fn redirect(namespace: &Namespace, work: Work, rules: &RedirectRules) -> Res
                     Work::Install => crate::node::redirect::install(rules).await,
                     Work::Check => crate::node::redirect::check(rules).await,
                     Work::Add => match crate::node::redirect::check(rules).await {
-                        Err(InitError::Absent) => crate::node::redirect::install(rules).await,
+                        Err(RedirectError::Absent) => crate::node::redirect::install(rules).await,
                         there => there,
                     },
                 }

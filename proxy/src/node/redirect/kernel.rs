@@ -19,7 +19,7 @@ const LOCAL_TABLE: u32 = 255;
 
 /// Why the rules are not in force.
 #[derive(Debug, Error)]
-pub enum InitError {
+pub enum RedirectError {
     #[error(
         "no permission to change this network namespace: run it with CAP_NET_ADMIN (in Kubernetes \
          an init container with securityContext.capabilities.add: [NET_ADMIN]), or inside a user \
@@ -41,7 +41,7 @@ pub enum InitError {
     Different { expected: String, found: String },
 }
 
-impl From<nlink::Error> for InitError {
+impl From<nlink::Error> for RedirectError {
     fn from(error: nlink::Error) -> Self {
         // The error for an unknown netlink subsystem is EINVAL, for an unknown family or expression
         // one of the others.
@@ -64,10 +64,10 @@ impl From<nlink::Error> for InitError {
 /// Installs the rules, replacing those of an earlier run. Atomic: at no moment is a part of them
 /// missing. Where the kernel redirects but can't map addresses, apps don't see those of their
 /// clients, which is reported without failing.
-pub async fn install(wanted: &RedirectRules) -> Result<(), InitError> {
+pub async fn install(wanted: &RedirectRules) -> Result<(), RedirectError> {
     let wanted = &seen_here(wanted).await;
     match put_in_force(wanted, Extent::Whole).await {
-        Err(error @ (InitError::Unsupported(_) | InitError::Refused(_))) => {
+        Err(error @ (RedirectError::Unsupported(_) | RedirectError::Refused(_))) => {
             put_in_force(wanted, Extent::Redirection).await?;
             eprintln!(
                 "naru-proxy: this kernel maps no prefixes (nftables NAT with netmap, Linux 5.8 or \
@@ -160,7 +160,7 @@ fn local_v6(address: Ipv6Addr, prefix: u8) -> Ipv6Route {
         .dev("lo")
 }
 
-async fn put_in_force(wanted: &RedirectRules, extent: Extent) -> Result<(), InitError> {
+async fn put_in_force(wanted: &RedirectRules, extent: Extent) -> Result<(), RedirectError> {
     let connection = Connection::<Nftables>::new()?;
     // Created if absent, so that deleting it cannot fail; then deleted with its content.
     let mut transaction = connection
@@ -187,14 +187,14 @@ async fn put_in_force(wanted: &RedirectRules, extent: Extent) -> Result<(), Init
 }
 
 /// Removes the rules, if there are any. Redirected connections continue.
-pub async fn remove() -> Result<(), InitError> {
+pub async fn remove() -> Result<(), RedirectError> {
     let connection = Connection::<Nftables>::new()?;
     connection.del_table_if_exists(TABLE, Family::Inet).await?;
     remove_local(&[]).await
 }
 
 /// Removes the local routes of earlier runs, but for those of `kept`.
-async fn remove_local(kept: &[Cidr]) -> Result<(), InitError> {
+async fn remove_local(kept: &[Cidr]) -> Result<(), RedirectError> {
     let routes = Connection::<Route>::new()?;
     let all = RedirectRules::of_pod(super::LeftAlone::default());
     let networks = local_networks(&all).await;
@@ -214,12 +214,12 @@ async fn remove_local(kept: &[Cidr]) -> Result<(), InitError> {
 }
 
 /// Whether exactly these rules are in force, with or without those for client addresses.
-pub async fn check(wanted: &RedirectRules) -> Result<(), InitError> {
+pub async fn check(wanted: &RedirectRules) -> Result<(), RedirectError> {
     let wanted = &seen_here(wanted).await;
     let connection = Connection::<Nftables>::new()?;
     let tables = connection.list_tables_in(Family::Inet).await?;
     if !tables.iter().any(|table| table.name == TABLE) {
-        return Err(InitError::Absent);
+        return Err(RedirectError::Absent);
     }
     let mut found = Vec::new();
     for chain in connection.list_chains_in(TABLE, Family::Inet).await? {
@@ -238,7 +238,7 @@ pub async fn check(wanted: &RedirectRules) -> Result<(), InitError> {
 }
 
 /// The table as [`check`] compares it.
-fn lines(wanted: &RedirectRules, extent: Extent) -> Result<Vec<String>, InitError> {
+fn lines(wanted: &RedirectRules, extent: Extent) -> Result<Vec<String>, RedirectError> {
     let chains = chains(extent);
     let chains = chains
         .iter()
@@ -261,7 +261,7 @@ fn rule_line(chain: &str, rule: Option<String>) -> String {
 }
 
 /// The kernel lists chains in the order of their creation, and the rules of each in theirs.
-fn first_difference(expected: Vec<String>, found: Vec<String>) -> Option<InitError> {
+fn first_difference(expected: Vec<String>, found: Vec<String>) -> Option<RedirectError> {
     let longest = expected.len().max(found.len());
     let padded = |lines: Vec<String>| {
         let missing = longest - lines.len();
@@ -272,7 +272,7 @@ fn first_difference(expected: Vec<String>, found: Vec<String>) -> Option<InitErr
     padded(expected)
         .zip(padded(found))
         .find(|(expected, found)| expected != found)
-        .map(|(expected, found)| InitError::Different { expected, found })
+        .map(|(expected, found)| RedirectError::Different { expected, found })
 }
 
 /// A netlink attribute with a text: length, type, the text with its terminating zero, padding.

@@ -61,7 +61,7 @@ use clap::Args;
 use naru_contract::PROXY_ADMIN_PORT;
 
 pub use clients::{CLASS_E, NETWORKS, Network, STAND_INS};
-pub use kernel::{InitError, check, install, remove};
+pub use kernel::{RedirectError, check, install, remove};
 pub use request::{LeftAlone, Request, SOCKET_NAME};
 pub use verify::{Unverified, own_address, verify};
 

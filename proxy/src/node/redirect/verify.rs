@@ -38,7 +38,7 @@ const AGENT: Duration = Duration::from_secs(5);
 const MAX_ANSWER: u64 = 1024;
 /// Addresses for documentation (RFC 5737, RFC 3849, RFC 9637), which are never assigned. Several,
 /// as a pod may skip some of their networks.
-const NOBODY: [IpAddr; 5] = [
+const UNASSIGNED: [IpAddr; 5] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
     IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)),
@@ -117,17 +117,17 @@ async fn attempt(rules: &RedirectRules) -> Result<(), Unverified> {
     let (mut families, mut tried) = (0, 0);
     for v4 in [true, false] {
         // Where no route leads to others, no connection to them can be tried either.
-        let Some(own) = address_towards_others(v4).await else {
+        let Some(own) = source_address(v4).await else {
             continue;
         };
         families += 1;
         let (to, at) = if exempt {
             let mut to = own;
-            to.set_port(port_beside(&rules.inbound_ports_skipped, rules));
+            to.set_port(port_outside(&rules.inbound_ports_skipped, rules));
             (to, SocketAddr::new(unspecified(v4), rules.inbound_port))
-        } else if let Some(nobody) = nobody(v4, rules) {
-            let port = port_beside(&rules.outbound_ports_skipped, rules);
-            let to = SocketAddr::new(nobody, port);
+        } else if let Some(unassigned) = unassigned(v4, rules) {
+            let port = port_outside(&rules.outbound_ports_skipped, rules);
+            let to = SocketAddr::new(unassigned, port);
             (to, SocketAddr::new(loopback(v4), rules.outbound_port))
         } else {
             continue;
@@ -159,7 +159,7 @@ fn loopback(v4: bool) -> IpAddr {
 /// The pod's source address for calls to others; without a default route, its first address. No
 /// packet is sent.
 pub async fn own_address(v4: bool) -> Option<SocketAddr> {
-    match address_towards_others(v4).await {
+    match source_address(v4).await {
         Some(address) => Some(address),
         None => Some(SocketAddr::new(first_address(v4)?, 0)),
     }
@@ -185,27 +185,29 @@ fn first_address(v4: bool) -> Option<IpAddr> {
     })
 }
 
-async fn address_towards_others(v4: bool) -> Option<SocketAddr> {
-    let far = NOBODY.into_iter().find(|address| address.is_ipv4() == v4)?;
+async fn source_address(v4: bool) -> Option<SocketAddr> {
+    let far = UNASSIGNED
+        .into_iter()
+        .find(|address| address.is_ipv4() == v4)?;
     let socket = UdpSocket::bind((unspecified(v4), 0)).await.ok()?;
     socket.connect((far, FIRST_PORT)).await.ok()?;
     socket.local_addr().ok()
 }
 
 /// An unassigned address that is not skipped. `None`: the whole family is skipped.
-fn nobody(v4: bool, rules: &RedirectRules) -> Option<IpAddr> {
+fn unassigned(v4: bool, rules: &RedirectRules) -> Option<IpAddr> {
     let skipped = |address| {
         rules
             .outbound_cidrs_skipped
             .iter()
             .any(|cidr| cidr.contains(address))
     };
-    NOBODY
+    UNASSIGNED
         .into_iter()
         .find(|address| address.is_ipv4() == v4 && !skipped(*address))
 }
 
-fn port_beside(skipped: &[u16], rules: &RedirectRules) -> u16 {
+fn port_outside(skipped: &[u16], rules: &RedirectRules) -> u16 {
     let taken = |port: &u16| {
         skipped.contains(port) || [rules.inbound_port, rules.outbound_port].contains(port)
     };
@@ -262,7 +264,7 @@ fn bind_request() -> io::Result<UnixListener> {
 /// Sends every caller the wanted rules, and keeps the answer.
 async fn ask(listener: UnixListener, request: Request, said: Arc<Mutex<String>>) {
     while let Ok((stream, _)) = listener.accept().await {
-        let answer = match timeout(AGENT, tell(stream, &request)).await {
+        let answer = match timeout(AGENT, exchange(stream, &request)).await {
             Ok(Ok(answer)) if answer.trim() == "ok" => String::new(),
             Ok(Ok(answer)) => format!(", but said: {}", answer.trim()),
             Ok(Err(error)) => format!(", but hung up: {error}"),
@@ -272,7 +274,7 @@ async fn ask(listener: UnixListener, request: Request, said: Arc<Mutex<String>>)
     }
 }
 
-async fn tell(mut stream: UnixStream, request: &Request) -> io::Result<String> {
+async fn exchange(mut stream: UnixStream, request: &Request) -> io::Result<String> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.write_all(&line).await?;
@@ -299,9 +301,9 @@ mod tests {
             skip_outbound_cidrs: "192.0.2.0/24,::/0".to_owned(),
             class_e_in_use: String::new(),
         });
-        assert_eq!(port_beside(&rules.inbound_ports_skipped, &rules), 11);
-        assert_eq!(port_beside(&rules.outbound_ports_skipped, &rules), 9);
-        assert_eq!(nobody(true, &rules), Some(NOBODY[1]));
-        assert_eq!(nobody(false, &rules), None);
+        assert_eq!(port_outside(&rules.inbound_ports_skipped, &rules), 11);
+        assert_eq!(port_outside(&rules.outbound_ports_skipped, &rules), 9);
+        assert_eq!(unassigned(true, &rules), Some(UNASSIGNED[1]));
+        assert_eq!(unassigned(false, &rules), None);
     }
 }

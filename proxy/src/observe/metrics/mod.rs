@@ -368,8 +368,8 @@ impl Metrics {
     }
 
     /// Records a message from the controller, including heartbeats.
-    pub fn controller_heard(&self, now: Instant) {
-        self.inner.totals.controller_heard(now);
+    pub fn controller_message(&self, now: Instant) {
+        self.inner.totals.controller_message(now);
     }
 
     /// Time since the controller's last message. `None`: no message yet.

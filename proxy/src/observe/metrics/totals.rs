@@ -301,7 +301,7 @@ impl Totals {
         self.connected.load(Relaxed)
     }
 
-    pub fn controller_heard(&self, now: Instant) {
+    pub fn controller_message(&self, now: Instant) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 

@@ -21,7 +21,7 @@ use crate::socket;
 use crate::table::Destination;
 use crate::testing::mesh::{CLIENT, Mesh, Setup, run, until};
 use crate::testing::sockets::{heard, is_reset, listener};
-use crate::upstream::client_address::Source;
+use crate::upstream::client_address::SourceAddress;
 use crate::upstream::pool;
 use crate::wire::buffered::Buffered;
 
@@ -224,10 +224,11 @@ fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_bytes() {
         };
         let backend = default_backend(logical).unwrap();
         let endpoint = backend.endpoints().endpoints[0].clone();
-        let pooled = async || match open(worker, &endpoint, Source::default(), Pooled::Yes).await {
-            Ok(Link::Framed(upstream, framed)) => (upstream, framed.is_unproven()),
-            _ => panic!("a sidecar"),
-        };
+        let pooled =
+            async || match open(worker, &endpoint, SourceAddress::default(), Pooled::Yes).await {
+                Ok(Link::Framed(upstream, framed)) => (upstream, framed.is_unproven()),
+                _ => panic!("a sidecar"),
+            };
         let bound = |upstream: &pool::Upstream| {
             let socket = SockRef::from(upstream.connection.io.tcp().unwrap());
             socket.tcp_user_timeout().unwrap()

@@ -1,20 +1,20 @@
 //! Explains the routing of connections: every name of every route with the reason why it does not
 //! apply, and the outcome of the connection.
 //!
-//! In: the first bytes of a hypothetical connection. Out: the result of [`StreamRoutes::decide`],
+//! In: the first bytes of a hypothetical connection. Out: the result of [`OpaqueRoutes::decide`],
 //! and the reasons why other routes do not apply.
 
 use std::cmp::Reverse;
 
 use super::client_hello::Hello;
-use super::{StreamRoute, StreamRoutes, parents};
+use super::{OpaqueRoute, OpaqueRoutes, parents};
 use crate::balance;
 use crate::observe::reason::Reason;
 
 /// A name of a route, and its verdict on a connection.
 #[derive(Debug)]
 pub struct Explained<'r> {
-    pub route: &'r StreamRoute,
+    pub route: &'r OpaqueRoute,
     /// `None`: the route is a TCPRoute.
     pub hostname: Option<&'r str>,
     /// `None`: no connection was given.
@@ -55,7 +55,7 @@ impl Criterion {
         }
     }
 
-    fn between(first: (&str, &StreamRoute), second: (&str, &StreamRoute)) -> Self {
+    fn between(first: (&str, &OpaqueRoute), second: (&str, &OpaqueRoute)) -> Self {
         if !is_wildcard(first.0) && is_wildcard(second.0) {
             Self::ExactName
         } else if first.0 != second.0 {
@@ -70,22 +70,22 @@ impl Criterion {
 
 /// Every name in order of precedence, with its verdict on a connection that begins with `hello`, if
 /// given.
-pub fn explain<'r>(routes: &'r StreamRoutes, hello: Option<&Hello>) -> Vec<Explained<'r>> {
+pub fn explain<'r>(routes: &'r OpaqueRoutes, hello: Option<&Hello>) -> Vec<Explained<'r>> {
     let routes_of = match routes {
-        StreamRoutes::Tcp(route) => {
+        OpaqueRoutes::Tcp(route) => {
             return vec![Explained {
                 route,
                 hostname: None,
                 verdict: hello.map(|_| Verdict::Takes),
             }];
         }
-        StreamRoutes::Tls(routes) => &routes.all,
+        OpaqueRoutes::Tls(routes) => &routes.all,
     };
     let names = routes_of.iter().flat_map(|route| {
         let hostnames = route.hostnames.iter();
         hostnames.map(|hostname| (&**hostname, &**route))
     });
-    let mut names: Vec<(&str, &StreamRoute)> = names.collect();
+    let mut names: Vec<(&str, &OpaqueRoute)> = names.collect();
     names.sort_by_key(|(hostname, _)| match is_wildcard(hostname) {
         true => (true, Reverse(hostname.len())),
         false => (false, Reverse(0)),
@@ -119,7 +119,7 @@ pub fn explain<'r>(routes: &'r StreamRoutes, hello: Option<&Hello>) -> Vec<Expla
 
 /// The outcome of a connection that begins with `hello`: for each backend of its route in their
 /// order, the reason if it can't be used. `Err`: no backend is reached.
-pub fn outcome(routes: &StreamRoutes, hello: &Hello) -> Result<Vec<Result<(), Reason>>, Reason> {
+pub fn outcome(routes: &OpaqueRoutes, hello: &Hello) -> Result<Vec<Result<(), Reason>>, Reason> {
     let route = routes.decide(hello)?;
     if route.backends.iter().all(|backend| backend.weight == 0) {
         return Err(Reason::NoBackend);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! TCPRoute ──────────────────────────────────────┐
-//! TLSRoutes ─▶ ClientHello ─▶ the name in it ─▶ StreamRoute ─▶ backend, by weight ─▶ tcp
+//! TLSRoutes ─▶ ClientHello ─▶ the name in it ─▶ OpaqueRoute ─▶ backend, by weight ─▶ tcp
 //! ```
 //!
 //! The ClientHello is inspected and passed on unchanged: the TLS session is between the client and
@@ -39,24 +39,24 @@ pub use explain::{Criterion, Explained, Verdict, explain, outcome};
 
 /// The routes in force on a port.
 #[derive(Debug)]
-pub enum StreamRoutes {
+pub enum OpaqueRoutes {
     /// Applies to every connection.
-    Tcp(Arc<StreamRoute>),
+    Tcp(Arc<OpaqueRoute>),
     Tls(TlsRoutes),
 }
 
 /// A TCPRoute or a TLSRoute.
 #[derive(Debug)]
-pub struct StreamRoute {
+pub struct OpaqueRoute {
     /// `namespace/name`
     pub name: Box<str>,
     /// For a TLSRoute: its hostnames. For a TCPRoute: empty.
     pub hostnames: Vec<Box<str>>,
-    pub backends: Vec<StreamBackend>,
+    pub backends: Vec<OpaqueBackend>,
 }
 
 #[derive(Debug)]
-pub struct StreamBackend {
+pub struct OpaqueBackend {
     pub weight: u32,
     /// `Err`: why the backend is invalid.
     pub backend: Result<Arc<Backend>, Arc<str>>,
@@ -66,20 +66,20 @@ pub struct StreamBackend {
 #[derive(Debug, Default)]
 pub struct TlsRoutes {
     /// In order of precedence between equal names.
-    all: Vec<Arc<StreamRoute>>,
-    exact: HashMap<Box<str>, Arc<StreamRoute>>,
+    all: Vec<Arc<OpaqueRoute>>,
+    exact: HashMap<Box<str>, Arc<OpaqueRoute>>,
     /// Keyed by the suffix after `*.`.
-    wildcard: HashMap<Box<str>, Arc<StreamRoute>>,
+    wildcard: HashMap<Box<str>, Arc<OpaqueRoute>>,
 }
 
-impl StreamRoutes {
+impl OpaqueRoutes {
     /// The route for a new connection. TLSRoutes wait for the client's ClientHello, at most
     /// `patience`.
     pub async fn find<S>(
         &self,
         client: &mut Buffered<S>,
         patience: Duration,
-    ) -> Result<&StreamRoute, Reason>
+    ) -> Result<&OpaqueRoute, Reason>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -91,7 +91,7 @@ impl StreamRoutes {
     }
 
     /// The route for a connection with these first bytes.
-    pub fn decide(&self, hello: &Hello) -> Result<&StreamRoute, Reason> {
+    pub fn decide(&self, hello: &Hello) -> Result<&OpaqueRoute, Reason> {
         match (self, hello) {
             (Self::Tcp(route), _) => Ok(route),
             (Self::Tls(routes), Hello::Asks(name)) => {
@@ -103,7 +103,7 @@ impl StreamRoutes {
     }
 }
 
-impl StreamRoute {
+impl OpaqueRoute {
     /// Picks one of the backends by weight.
     pub fn pick(&self, random: &mut SmallRng) -> Result<&Arc<Backend>, Reason> {
         let weights = self.backends.iter().map(|backend| backend.weight);
@@ -112,7 +112,7 @@ impl StreamRoute {
     }
 }
 
-impl StreamBackend {
+impl OpaqueBackend {
     fn target(&self) -> Result<&Arc<Backend>, Reason> {
         let backend = self.backend.as_ref();
         backend.map_err(|_| Reason::BackendInvalid)
@@ -121,7 +121,7 @@ impl StreamBackend {
 
 impl TlsRoutes {
     /// `routes` are in order of precedence between equal names.
-    pub fn new(routes: Vec<Arc<StreamRoute>>) -> Self {
+    pub fn new(routes: Vec<Arc<OpaqueRoute>>) -> Self {
         let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
         for route in &routes {
             for hostname in &route.hostnames {
@@ -141,7 +141,7 @@ impl TlsRoutes {
 
     /// The route for a name in lower case: an exact hostname, else the longest matching wildcard
     /// (Gateway API).
-    pub fn find(&self, name: &str) -> Option<&StreamRoute> {
+    pub fn find(&self, name: &str) -> Option<&OpaqueRoute> {
         if let Some(route) = self.exact.get(name) {
             return Some(route);
         }

@@ -19,9 +19,9 @@ use crate::testing::sockets::{accept, client_hello, greet, is_reset, listener, p
 fn tls_route(
     name: &str,
     hostnames: &[&str],
-    backends: impl IntoIterator<Item = StreamBackend>,
-) -> Arc<StreamRoute> {
-    Arc::new(StreamRoute {
+    backends: impl IntoIterator<Item = OpaqueBackend>,
+) -> Arc<OpaqueRoute> {
+    Arc::new(OpaqueRoute {
         name: name.into(),
         hostnames: hostnames.iter().map(|name| Box::from(*name)).collect(),
         backends: backends.into_iter().collect(),
@@ -71,7 +71,7 @@ proptest! {
             .map(|names| names.iter().map(String::as_str).collect())
             .collect();
         let routes: Vec<(&str, &[&str])> = names.iter().map(|names| ("", names.as_slice())).collect();
-        let routes = StreamRoutes::Tls(tls(&routes));
+        let routes = OpaqueRoutes::Tls(tls(&routes));
         let hello = Hello::Asks(Some(name));
         let explained = explain(&routes, Some(&hello));
         prop_assert_eq!(explained.len(), hostnames.iter().flatten().count());
@@ -91,7 +91,7 @@ proptest! {
 }
 
 /// A backend with one endpoint without a sidecar.
-fn backend(weight: u32, address: SocketAddr) -> StreamBackend {
+fn backend(weight: u32, address: SocketAddr) -> OpaqueBackend {
     let endpoint = Arc::new(Endpoint {
         id: next_endpoint_id(),
         address,
@@ -103,29 +103,29 @@ fn backend(weight: u32, address: SocketAddr) -> StreamBackend {
     });
     let endpoints = EndpointSet::new(vec![endpoint]);
     let backend = Backend::new("shop".into(), "app".into(), 80, endpoints);
-    StreamBackend {
+    OpaqueBackend {
         weight,
         backend: Ok(Arc::new(backend)),
     }
 }
 
-fn invalid(weight: u32) -> StreamBackend {
-    StreamBackend {
+fn invalid(weight: u32) -> OpaqueBackend {
+    OpaqueBackend {
         weight,
         backend: Err("BackendNotFound: there is no Service shop/gone".into()),
     }
 }
 
 /// A TCPRoute.
-fn route(backends: impl IntoIterator<Item = StreamBackend>) -> Arc<StreamRoute> {
+fn route(backends: impl IntoIterator<Item = OpaqueBackend>) -> Arc<OpaqueRoute> {
     tls_route("shop/tcp", &[], backends)
 }
 
 /// A Service declared as HTTP, with routes for connections.
-fn mesh(routes: StreamRoutes, patience: Duration) -> Mesh {
+fn mesh(routes: OpaqueRoutes, patience: Duration) -> Mesh {
     let mut setup = Setup::new(&[]);
     setup.protocol = Protocol::Http;
-    setup.stream_routes = Some(routes);
+    setup.opaque_routes = Some(routes);
     setup.limits.handshake_timeout = patience;
     setup.start()
 }
@@ -151,7 +151,7 @@ fn a_tcp_route_applies_to_any_protocol_whichever_side_sends_first() {
     run(async {
         let app = listener().await;
         let only = route([backend(1, app.local_addr().unwrap())]);
-        let mesh = mesh(StreamRoutes::Tcp(only), PATIENCE);
+        let mesh = mesh(OpaqueRoutes::Tcp(only), PATIENCE);
         let mut silent = client(&mesh).await;
         let mut accepted = accept(&app).await;
         accepted.write_all(b"welcome").await.unwrap();
@@ -181,7 +181,7 @@ fn connections_are_distributed_by_weight_and_a_weight_of_0_gets_none() {
     run(async {
         let (a, b, never) = (listener().await, listener().await, listener().await);
         let mesh = mesh(
-            StreamRoutes::Tcp(route([
+            OpaqueRoutes::Tcp(route([
                 backend(3, a.local_addr().unwrap()),
                 backend(0, never.local_addr().unwrap()),
                 backend(1, b.local_addr().unwrap()),
@@ -213,7 +213,7 @@ fn a_connection_that_cannot_be_forwarded_is_reset_with_a_reason() {
                 "connect-failed",
             ),
         ] {
-            let mesh = mesh(StreamRoutes::Tcp(route(backends)), PATIENCE);
+            let mesh = mesh(OpaqueRoutes::Tcp(route(backends)), PATIENCE);
             assert!(is_reset(&mut client(&mesh).await).await, "{reason}");
             closed(&mesh, reason, 1.0).await;
         }
@@ -229,7 +229,7 @@ fn the_server_name_selects_the_route_and_the_bytes_arrive_unchanged() {
             tls_route("a", &["a.example"], to(&a)),
             tls_route("b", &["*.example"], to(&b)),
         ]);
-        let mesh = mesh(StreamRoutes::Tls(routes), PATIENCE);
+        let mesh = mesh(OpaqueRoutes::Tls(routes), PATIENCE);
         for (name, app) in [("A.example", &a), ("b.example", &b), ("b.c.example", &b)] {
             let hello = client_hello(name);
             let mut client = client(&mesh).await;
@@ -257,7 +257,7 @@ fn the_server_name_selects_the_route_and_the_bytes_arrive_unchanged() {
 #[test]
 fn a_client_without_a_client_hello_is_rejected() {
     run(async {
-        let routes = || StreamRoutes::Tls(tls(&[("app", &["*.example"])]));
+        let routes = || OpaqueRoutes::Tls(tls(&[("app", &["*.example"])]));
         let hasty = mesh(routes(), PATIENCE);
         let mut plain = client(&hasty).await;
         plain.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();

@@ -94,7 +94,7 @@ fn logical(routes: Routes, port: u16) -> Logical {
         port,
         protocol: Protocol::Http,
         routes: Some(routes),
-        stream_routes: None,
+        opaque_routes: None,
         default_rule: Arc::new(default_rule(own, &metrics, &labels(port))),
         budget: Arc::new(RetryBudget::default()),
         tcp: metrics.tcp(TcpLabels {

@@ -1,7 +1,7 @@
 //! Routes for connections are added, changed and removed.
 
 use super::*;
-use crate::route::opaque::StreamRoutes;
+use crate::route::opaque::OpaqueRoutes;
 
 const TCP: &str = "tcp-route/shop/tcp";
 const A: &str = "tls-route/shop/a";
@@ -11,20 +11,20 @@ const CANARY: &str = "endpoints/shop/canary/80";
 fn service_with(version: u64, http: &[&str], streams: &[&str]) -> Resource {
     let mut service = service(version, http);
     if let Some(Body::Service(service)) = &mut service.body {
-        service.stream_routes = streams.iter().map(ToString::to_string).collect();
+        service.opaque_routes = streams.iter().map(ToString::to_string).collect();
     }
     service
 }
 
-fn backend(weight: u32, endpoints: &str) -> contract::StreamBackend {
-    contract::StreamBackend {
+fn backend(weight: u32, endpoints: &str) -> contract::OpaqueBackend {
+    contract::OpaqueBackend {
         weight,
         endpoints: endpoints.to_owned(),
         invalid: String::new(),
     }
 }
 
-fn tcp_route(version: u64, backends: &[contract::StreamBackend]) -> Resource {
+fn tcp_route(version: u64, backends: &[contract::OpaqueBackend]) -> Resource {
     let body = contract::TcpRoute {
         namespace: "shop".to_owned(),
         name: "tcp".to_owned(),
@@ -33,7 +33,7 @@ fn tcp_route(version: u64, backends: &[contract::StreamBackend]) -> Resource {
     resource(TCP, version, Body::TcpRoute(body))
 }
 
-fn tls_route(name: &str, hostnames: &[&str], backends: &[contract::StreamBackend]) -> Resource {
+fn tls_route(name: &str, hostnames: &[&str], backends: &[contract::OpaqueBackend]) -> Resource {
     let body = contract::TlsRoute {
         namespace: "shop".to_owned(),
         name: name.rsplit('/').next().unwrap().to_owned(),
@@ -45,8 +45,8 @@ fn tls_route(name: &str, hostnames: &[&str], backends: &[contract::StreamBackend
 
 /// Weight and Service of each backend of the TCPRoute in force.
 fn tcp_backends(cell: &DestinationCell) -> Vec<(u32, String)> {
-    match &logical(cell).stream_routes {
-        Some(StreamRoutes::Tcp(route)) => (route.backends.iter())
+    match &logical(cell).opaque_routes {
+        Some(OpaqueRoutes::Tcp(route)) => (route.backends.iter())
             .map(|backend| match &backend.backend {
                 Ok(target) => (backend.weight, target.service.to_string()),
                 Err(invalid) => (backend.weight, invalid.to_string()),
@@ -59,8 +59,8 @@ fn tcp_backends(cell: &DestinationCell) -> Vec<(u32, String)> {
 #[tokio::test]
 async fn a_changed_tcp_route_applies_to_the_next_connection() {
     let (mut fixture, cell) = Fixture::with_service();
-    assert!(logical(&cell).stream_routes.is_none());
-    let gone = contract::StreamBackend {
+    assert!(logical(&cell).opaque_routes.is_none());
+    let gone = contract::OpaqueBackend {
         invalid: "BackendNotFound: there is no Service shop/gone".to_owned(),
         ..backend(2, "")
     };
@@ -78,19 +78,19 @@ async fn a_changed_tcp_route_applies_to_the_next_connection() {
         fixture.push_and_remove([service_with(3, &[], &[])], &[TCP]),
         []
     );
-    assert!(logical(&cell).stream_routes.is_none());
+    assert!(logical(&cell).opaque_routes.is_none());
 }
 
 #[tokio::test]
 async fn routes_of_a_wrong_kind_or_in_a_mixture_are_rejected() {
     let (mut fixture, cell) = Fixture::with_service();
     for (http, streams, problem) in [
-        (&[][..], &[ROUTE][..], "stream_routes[0]"),
-        (&[], &[A, TCP], "stream_routes[1]"),
-        (&[], &[TCP, TCP], "stream_routes[0]"),
+        (&[][..], &[ROUTE][..], "opaque_routes[0]"),
+        (&[], &[A, TCP], "opaque_routes[1]"),
+        (&[], &[TCP, TCP], "opaque_routes[0]"),
         (&[ROUTE], &[A], "http_routes"),
         (&[TCP], &[], "http_routes[0]"),
-        (&[], &["udp-route/shop/a"], "stream_routes[0]"),
+        (&[], &["udp-route/shop/a"], "opaque_routes[0]"),
     ] {
         fixture.rejects(service_with(2, http, streams), problem);
     }
@@ -108,7 +108,7 @@ async fn routes_of_a_wrong_kind_or_in_a_mixture_are_rejected() {
     let mut other_kind = tcp_route(1, &[]);
     other_kind.name = "tls-route/shop/tcp".to_owned();
     fixture.rejects(other_kind, "of another kind");
-    assert!(logical(&cell).stream_routes.is_none());
+    assert!(logical(&cell).opaque_routes.is_none());
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn tls_routes_are_in_force_together_and_shown() {
     ]);
     assert_eq!(pushed, []);
     let logical = logical(&cell);
-    let Some(StreamRoutes::Tls(routes)) = &logical.stream_routes else {
+    let Some(OpaqueRoutes::Tls(routes)) = &logical.opaque_routes else {
         panic!("{logical:?}");
     };
     let service_of = |name: &str| {
@@ -135,7 +135,7 @@ async fn tls_routes_are_in_force_together_and_shown() {
     let view = serde_json::to_value(fixture.store.view()).unwrap();
     let resources = view["resources"].as_array().unwrap();
     let find = |name: &str| resources.iter().find(|r| r["name"] == name).unwrap();
-    assert_eq!(find(SERVICE)["stream_routes"][1], B);
+    assert_eq!(find(SERVICE)["opaque_routes"][1], B);
     assert_eq!(find(B)["kind"], "tls-route");
     assert_eq!(find(B)["hostnames"][0], "*.example");
     assert_eq!(find(B)["backends"][0]["weight"], 3);

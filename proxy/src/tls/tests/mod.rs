@@ -260,12 +260,12 @@ async fn connections_resume_with_tickets_received_after_the_handshake() {
 async fn exhausted_keys_are_updated_and_the_peer_follows() {
     let (mut client, mut server) = Peers::new().ours().await;
     for round in 0..3_u8 {
-        client.sealing().wear();
-        server.opening().wear();
+        client.sealing().exhaust();
+        server.opening().exhaust();
         client.write_all(&[round]).await.unwrap();
         client.flush().await.unwrap();
         assert_eq!(server.read_u8().await.unwrap(), round);
-        assert!(!client.sealing().are_worn());
+        assert!(!client.sealing().are_exhausted());
         server.write_all(&[round]).await.unwrap();
         server.flush().await.unwrap();
         assert_eq!(client.read_u8().await.unwrap(), round);
@@ -431,7 +431,7 @@ async fn handshake_messages_may_be_fragmented_but_not_interleaved_with_data() {
         records.extend(sealed(&mut client, ContentType::Handshake, part).await);
     }
     client.io().write_all(&records).await.unwrap();
-    client.follow_key().unwrap();
+    client.update_key().unwrap();
     client.write_all(b"1").await.unwrap();
     client.flush().await.unwrap();
     assert_eq!(server.read_u8().await.unwrap(), b'1');

@@ -25,14 +25,14 @@ use crate::memory::Budget;
 use crate::observe::metrics::PoolProtocol;
 use crate::observe::reason::Reason;
 use crate::upstream::count::{MAX_STREAMS, Streams};
-use crate::upstream::streams::{self, Upstreams};
+use crate::upstream::streams::{self, EndpointConnections};
 use crate::upstream::{Caller, Dialer, Stream};
 
 /// The shortest interval between checks of the clock.
 const MIN_TICK: Duration = Duration::from_millis(50);
 
 /// The part of a connection that its streams see.
-pub struct Connection {
+pub struct Http2Connection {
     /// `None`: no new streams. The connection ends in order once all handles are dropped and all
     /// streams have ended.
     sender: RefCell<Option<SendRequest<Bytes>>>,
@@ -73,7 +73,7 @@ async fn open(
     dialer: &Dialer,
     endpoint: &Endpoint,
     caller: &Caller,
-) -> Result<(Rc<Connection>, Driver), Reason> {
+) -> Result<(Rc<Http2Connection>, Driver), Reason> {
     let limits = &dialer.limits;
     let deadline = Instant::now() + dialer.patience(endpoint);
     let stream = dialer
@@ -114,7 +114,7 @@ async fn open(
         .min(limits.pool_idle / 2)
         .min(limits.pool_age / 2)
         .max(MIN_TICK);
-    let connection = Rc::new(Connection {
+    let connection = Rc::new(Http2Connection {
         sender: RefCell::new(Some(sender)),
         streams: Streams::default(),
     });
@@ -177,14 +177,14 @@ fn settings(max_header_bytes: usize) -> h2::client::Builder {
     builder
 }
 
-impl Connection {
+impl Http2Connection {
     /// A handle for one request.
     pub fn sender(&self) -> Option<SendRequest<Bytes>> {
         self.sender.borrow().clone()
     }
 }
 
-impl streams::Connection for Connection {
+impl streams::SharedConnection for Http2Connection {
     type Driver = Driver;
     const PROTOCOL: PoolProtocol = PoolProtocol::Http2;
     const MAX_CONNECTIONS: usize = 32;
@@ -197,7 +197,7 @@ impl streams::Connection for Connection {
         open(dialer, endpoint, caller).await
     }
 
-    async fn drive(self: &Rc<Self>, mut driver: Driver, upstreams: &Rc<Upstreams<Self>>) {
+    async fn drive(self: &Rc<Self>, mut driver: Driver, upstreams: &Rc<EndpointConnections<Self>>) {
         poll_fn(|cx| driver.poll(cx, self, upstreams)).await;
     }
 
@@ -215,7 +215,7 @@ impl streams::Connection for Connection {
                 .is_some_and(|sender| streams < sender.current_max_send_streams())
     }
 
-    fn take_no_more(&self) {
+    fn stop_accepting(&self) {
         self.sender.borrow_mut().take();
     }
 }
@@ -224,8 +224,8 @@ impl Driver {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        connection: &Rc<Connection>,
-        upstreams: &Rc<Upstreams<Connection>>,
+        connection: &Rc<Http2Connection>,
+        upstreams: &Rc<EndpointConnections<Http2Connection>>,
     ) -> Poll<()> {
         self.adapt_windows();
         self.turn.begin();

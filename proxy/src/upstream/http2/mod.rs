@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::count::MAX_STREAMS;
 
-pub use connection::Connection;
+pub use connection::Http2Connection;
 
 /// How much of a stream's body may be in flight to the proxy or unread by the other side, in bytes.
 /// Carries 128 MiB/s over a round trip of 2 ms.

@@ -7,10 +7,11 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use bytes::BytesMut;
+use foldhash::fast::RandomState;
 
 use super::frame::{Header, Kind};
 use super::half::{Half, Violation};
-use super::{MAX_OPEN, MAX_UNHEARD, MAX_UNREAD, MAX_UNSENT};
+use super::{MAX_BACKLOG, MAX_OPEN, MAX_UNREAD, MAX_UNSENT};
 use crate::upstream::count::Streams;
 
 /// Which side of the connection this is: only the client opens streams.
@@ -22,7 +23,7 @@ pub enum Side {
 
 /// One connection, as its streams see it.
 #[derive(Debug)]
-pub struct Connection {
+pub struct MuxConnection {
     pub(super) side: Side,
     pub(super) state: RefCell<State>,
     /// The peer or this side accepts no new streams.
@@ -35,18 +36,19 @@ pub struct Connection {
 pub(super) struct State {
     /// Frames that wait to be written.
     pub unsent: BytesMut,
-    /// Streams that are still open in at least one direction.
-    streams: HashMap<u32, Rc<RefCell<Half>>>,
+    /// Streams that are still open in at least one direction, by ID. IDs ascend: a cheap hash
+    /// suffices.
+    streams: HashMap<u32, Rc<RefCell<Half>>, RandomState>,
     /// The stream that was opened last.
     last: u32,
     /// Streams that wait for `unsent` to drain, each once.
-    crowd: Vec<Rc<RefCell<Half>>>,
+    waiting_writers: Vec<Rc<RefCell<Half>>>,
     /// Data received for all streams and not read yet, in bytes.
     unread: usize,
     /// Waker of the driver, which writes.
     driver: Option<Waker>,
     /// How the connection ended.
-    over: Option<Over>,
+    over: Option<Closed>,
 }
 
 /// The number of a stream that the peer has opened, and its half.
@@ -54,20 +56,20 @@ type Opened = (u32, Rc<RefCell<Half>>);
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
+pub enum Closed {
     InOrder,
     Broken(io::ErrorKind),
 }
 
-impl Connection {
+impl MuxConnection {
     pub(super) fn new(side: Side) -> Rc<Self> {
         Rc::new(Self {
             side,
             state: RefCell::new(State {
                 unsent: BytesMut::new(),
-                streams: HashMap::new(),
+                streams: HashMap::default(),
                 last: 0,
-                crowd: Vec::new(),
+                waiting_writers: Vec::new(),
                 unread: 0,
                 driver: None,
                 over: None,
@@ -104,7 +106,7 @@ impl Connection {
     }
 
     /// Whether another stream may be opened.
-    pub(super) fn takes_streams(&self) -> bool {
+    pub(super) fn accepts_streams(&self) -> bool {
         !self.is_leaving() && self.state.borrow().streams.len() < MAX_OPEN
     }
 
@@ -176,16 +178,16 @@ impl Connection {
     }
 
     /// Ends the connection and all its streams.
-    pub fn finish(&self, over: Over) {
+    pub fn finish(&self, over: Closed) {
         self.leaving.set(true);
         let mut state = self.state.borrow_mut();
         state.over = Some(over);
         state.unsent = BytesMut::new();
-        state.has_room();
+        state.wake_writers();
         for (_, half) in state.streams.drain() {
             match over {
-                Over::InOrder => half.borrow_mut().finish(),
-                Over::Broken(kind) => half.borrow_mut().reset(kind),
+                Closed::InOrder => half.borrow_mut().finish(),
+                Closed::Broken(kind) => half.borrow_mut().reset(kind),
             }
         }
     }
@@ -235,44 +237,49 @@ impl State {
     }
 
     /// Subtracts bytes that were read, or dropped with their stream.
-    pub fn read(&mut self, length: usize) {
+    pub fn consume(&mut self, length: usize) {
         self.unread -= length;
     }
 
     /// Whether `unsent` is too long for another DATA frame.
-    pub fn is_crowded(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.unsent.len() >= MAX_UNSENT
     }
 
     /// Registers the stream's writer to be woken when `unsent` has drained.
     pub fn wait_for_room(&mut self, half: &Rc<RefCell<Half>>) {
-        if !self.crowd.iter().any(|other| Rc::ptr_eq(other, half)) {
-            self.crowd.push(half.clone());
+        if !self
+            .waiting_writers
+            .iter()
+            .any(|other| Rc::ptr_eq(other, half))
+        {
+            self.waiting_writers.push(half.clone());
         }
     }
 
     /// Removes the stream from those that wait for `unsent` to drain.
-    pub fn wait_no_more(&mut self, half: &Rc<RefCell<Half>>) {
-        self.crowd.retain(|other| !Rc::ptr_eq(other, half));
+    pub fn stop_waiting(&mut self, half: &Rc<RefCell<Half>>) {
+        self.waiting_writers
+            .retain(|other| !Rc::ptr_eq(other, half));
     }
 
-    pub fn is_unheard(&self) -> bool {
-        self.unsent.len() > MAX_UNHEARD
+    pub fn exceeds_backlog(&self) -> bool {
+        self.unsent.len() > MAX_BACKLOG
     }
 
     #[cfg(test)]
-    pub fn has_crowd(&self) -> bool {
-        !self.crowd.is_empty()
+    pub fn has_waiting_writers(&self) -> bool {
+        !self.waiting_writers.is_empty()
     }
 
     /// Wakes the writers that waited for `unsent` to drain.
-    pub fn has_room(&mut self) {
-        for half in self.crowd.drain(..) {
+    pub fn wake_writers(&mut self) {
+        for half in self.waiting_writers.drain(..) {
             half.borrow_mut().wake_writer();
         }
     }
 
-    pub fn over(&self) -> Option<Over> {
+    pub fn closed(&self) -> Option<Closed> {
         self.over
     }
 

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::MAX_DATA;
-use super::connection::{Connection, Over, Side};
+use super::connection::{Closed, MuxConnection, Side};
 use super::frame::{HEADER, Header, Kind};
 use super::half::Violation;
 use super::stream::Stream;
@@ -29,10 +29,10 @@ const KEPT_ROOM: usize = 16 * 1024;
 /// Drives one connection.
 #[derive(Debug)]
 pub struct Driver<S> {
-    pub connection: Rc<Connection>,
+    pub connection: Rc<MuxConnection>,
     io: Buffered<S>,
     /// Bytes have arrived since this was last cleared.
-    pub heard: bool,
+    pub received_bytes: bool,
 }
 
 /// Why a connection is driven no further.
@@ -47,20 +47,20 @@ pub enum Stopped {
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     pub fn new(side: Side, io: S) -> Self {
         Self {
-            connection: Connection::new(side),
+            connection: MuxConnection::new(side),
             io: Buffered::new(io),
-            heard: false,
+            received_bytes: false,
         }
     }
 
     /// Reads and writes what it can. `accept` is given the streams that the peer opens. Ready when
     /// the connection has ended; its streams have ended by then.
-    pub fn poll(&mut self, cx: &mut Context<'_>, accept: &mut impl FnMut(Stream)) -> Poll<Over> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, accept: &mut impl FnMut(Stream)) -> Poll<Closed> {
         self.connection.state.borrow_mut().driven_by(cx);
         let over = match self.poll_read(cx, accept) {
             Some(over) => over,
             None => match self.poll_write(cx) {
-                Poll::Ready(Err(error)) => Over::Broken(error.kind()),
+                Poll::Ready(Err(error)) => Closed::Broken(error.kind()),
                 Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
             },
         };
@@ -68,19 +68,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         Poll::Ready(over)
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, accept: &mut impl FnMut(Stream)) -> Option<Over> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        accept: &mut impl FnMut(Stream),
+    ) -> Option<Closed> {
         for _ in 0..MAX_READS {
             match self.io.poll_fill(cx) {
-                Poll::Ready(Ok(0)) if self.io.read.is_empty() => return Some(Over::InOrder),
-                Poll::Ready(Ok(0)) => return Some(Over::Broken(io::ErrorKind::UnexpectedEof)),
+                Poll::Ready(Ok(0)) if self.io.read.is_empty() => return Some(Closed::InOrder),
+                Poll::Ready(Ok(0)) => return Some(Closed::Broken(io::ErrorKind::UnexpectedEof)),
                 Poll::Ready(Ok(_)) => {
-                    self.heard = true;
+                    self.received_bytes = true;
                     if let Err(violation) = self.take_frames(accept) {
                         tracing::debug!(%violation, "a peer breaks the protocol between sidecars");
-                        return Some(Over::Broken(io::ErrorKind::InvalidData));
+                        return Some(Closed::Broken(io::ErrorKind::InvalidData));
                     }
                 }
-                Poll::Ready(Err(error)) => return Some(Over::Broken(error.kind())),
+                Poll::Ready(Err(error)) => return Some(Closed::Broken(error.kind())),
                 Poll::Pending => {
                     if self.io.read.is_empty() && self.io.read.capacity() > KEPT_ROOM {
                         self.io.read = BytesMut::new();
@@ -118,7 +122,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let mut state = self.connection.state.borrow_mut();
-            if state.is_unheard() {
+            if state.exceeds_backlog() {
                 return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
             }
             if self.io.unsent.is_empty() {
@@ -129,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 break;
             }
             match self.io.poll_send(cx) {
-                Poll::Ready(Ok(())) => self.connection.state.borrow_mut().has_room(),
+                Poll::Ready(Ok(())) => self.connection.state.borrow_mut().wake_writers(),
                 other => return other,
             }
         }
@@ -149,9 +153,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         let ended = timeout(LINGER, ending).await;
         // For streams that were about to be opened.
         self.connection.finish(match ended {
-            Ok(Ok(())) => Over::InOrder,
-            Ok(Err(error)) => Over::Broken(error.kind()),
-            Err(_) => Over::Broken(io::ErrorKind::TimedOut),
+            Ok(Ok(())) => Closed::InOrder,
+            Ok(Err(error)) => Closed::Broken(error.kind()),
+            Err(_) => Closed::Broken(io::ErrorKind::TimedOut),
         });
     }
 
@@ -174,7 +178,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 }
 
-impl Connection {
+impl MuxConnection {
     /// Whether to close it: no new streams are accepted, and all streams have ended.
     pub fn is_finished(&self) -> bool {
         self.is_leaving() && self.is_unused()

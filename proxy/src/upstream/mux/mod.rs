@@ -45,7 +45,7 @@ pub(crate) mod tests;
 
 use crate::upstream::count::MAX_STREAMS;
 
-pub use connection::{Connection, Over, Side};
+pub use connection::{Closed, MuxConnection, Side};
 pub use driver::{Driver, Stopped};
 pub use stream::Stream;
 
@@ -59,7 +59,7 @@ const MAX_DATA: usize = 16 * 1024 - frame::HEADER;
 const MAX_UNSENT: usize = 64 * 1024;
 /// The same including frames that streams do not wait for: windows, ends and resets. A peer that
 /// causes more of these without reading them has failed.
-const MAX_UNHEARD: usize = 1024 * 1024;
+const MAX_BACKLOG: usize = 1024 * 1024;
 /// Streams that a peer may have open at once: more than a client starts, since a stream that it
 /// keeps for the next exchange counts here.
 pub const MAX_OPEN: usize = 256;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::{Connection, Over};
+use super::connection::{Closed, MuxConnection};
 use super::frame::Kind;
 use super::half::Half;
 use super::{MAX_DATA, STREAM_WINDOW};
@@ -20,16 +20,16 @@ const KEPT_ROOM: usize = 2 * 1024;
 /// One stream. It is reset if it is dropped before both directions have ended.
 #[derive(Debug)]
 pub struct Stream {
-    connection: Rc<Connection>,
+    connection: Rc<MuxConnection>,
     /// `None`: nothing has been sent, so the stream is not open at the peer.
     id: Option<u32>,
     half: Rc<RefCell<Half>>,
 }
 
-impl Connection {
+impl MuxConnection {
     /// A new stream, which is opened by its first bytes. `None`: the connection accepts no more.
     pub fn open_stream(self: &Rc<Self>) -> Option<Stream> {
-        self.takes_streams()
+        self.accepts_streams()
             .then(|| Stream::new(self.clone(), None, Rc::default()))
     }
 }
@@ -46,7 +46,7 @@ impl Stream {
     }
 
     pub(super) fn new(
-        connection: Rc<Connection>,
+        connection: Rc<MuxConnection>,
         id: Option<u32>,
         half: Rc<RefCell<Half>>,
     ) -> Self {
@@ -85,7 +85,7 @@ impl AsyncRead for Stream {
             half.received = BytesMut::new();
         }
         let mut state = self.connection.state.borrow_mut();
-        state.read(length);
+        state.consume(length);
         half.taken += length as u32;
         if half.taken >= STREAM_WINDOW / 2 && !half.ended {
             let taken = std::mem::take(&mut half.taken);
@@ -114,12 +114,12 @@ impl AsyncWrite for Stream {
         if let Some(kind) = this.broken {
             return Poll::Ready(Err(kind.into()));
         }
-        let over = state.over() == Some(Over::InOrder);
+        let over = state.closed() == Some(Closed::InOrder);
         if this.shut || over || id.is_none() && connection.is_leaving() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let length = bytes.len().min(MAX_DATA).min(this.credit as usize);
-        let crowded = state.is_crowded();
+        let crowded = state.is_full();
         if length == 0 && !bytes.is_empty() || crowded {
             this.writer = Some(cx.waker().clone());
             if crowded {
@@ -167,8 +167,8 @@ impl Drop for Stream {
     fn drop(&mut self) {
         let half = self.half.borrow();
         let mut state = self.connection.state.borrow_mut();
-        state.wait_no_more(&self.half);
-        state.read(half.received.len());
+        state.stop_waiting(&self.half);
+        state.consume(half.received.len());
         let Some(id) = self.id else {
             return;
         };

@@ -12,7 +12,7 @@ use tokio::io::{
 };
 use tokio::task::{JoinHandle, spawn_local};
 
-use super::connection::{Over, Side};
+use super::connection::{Closed, Side};
 use super::driver::Driver;
 use super::frame::{HEADER, Header, Kind};
 use super::*;
@@ -26,9 +26,9 @@ const PIPE: usize = 64 * 1024;
 
 /// One end with its driver running.
 pub(crate) struct End {
-    pub connection: Rc<Connection>,
+    pub connection: Rc<MuxConnection>,
     accepted: Rc<RefCell<Vec<Stream>>>,
-    over: JoinHandle<Over>,
+    over: JoinHandle<Closed>,
 }
 
 /// The client's end of a connection.
@@ -265,7 +265,7 @@ fn a_peer_that_violates_the_protocol_is_disconnected() {
             let over = server.over.await.unwrap();
             assert_eq!(
                 over,
-                Over::Broken(io::ErrorKind::InvalidData),
+                Closed::Broken(io::ErrorKind::InvalidData),
                 "{:?}",
                 &said[..HEADER]
             );
@@ -277,7 +277,7 @@ fn a_peer_that_violates_the_protocol_is_disconnected() {
         bytes.write_all(&data(1, b"unasked")).await.unwrap();
         assert_eq!(
             client.over.await.unwrap(),
-            Over::Broken(io::ErrorKind::InvalidData)
+            Closed::Broken(io::ErrorKind::InvalidData)
         );
     });
 }
@@ -336,7 +336,7 @@ fn dropped_writers_leave_no_waiting_entry_behind() {
             assert!(writing.is_finished());
         }
         let state = server.connection.state.borrow();
-        assert!(state.is_crowded() && !state.has_crowd());
+        assert!(state.is_full() && !state.has_waiting_writers());
     });
 }
 
@@ -477,7 +477,7 @@ fn an_orderly_end_is_distinguished_from_a_reset() {
         assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
         assert!(stream.write_all(b"more").await.is_err());
         assert!(client.connection.open_stream().is_none());
-        assert_eq!(client.over.await.unwrap(), Over::InOrder);
+        assert_eq!(client.over.await.unwrap(), Closed::InOrder);
     });
     run(async {
         let (mut bytes, client_io) = duplex(PIPE);

@@ -20,6 +20,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::time::{Instant, sleep};
 
 use crate::balance::{Endpoint, Peer};
@@ -27,7 +28,7 @@ use crate::config::Limits;
 use crate::identity::Alpn;
 use crate::observe::metrics::{AppConnection, Metrics, PoolProtocol, PoolState};
 use crate::observe::reason::Reason;
-use crate::upstream::client_address::Source;
+use crate::upstream::client_address::SourceAddress;
 use crate::upstream::streams::{self, Kept, Lease, Refusal};
 use crate::upstream::{Caller, ConnectError, Dialer, Stream, mux};
 use crate::wire::buffered::Buffered;
@@ -62,7 +63,8 @@ const MAX_STALE: usize = 4;
 pub struct Pool {
     protocol: PoolProtocol,
     dialer: Rc<Dialer>,
-    idle: RefCell<HashMap<Key, Vec<Idle>>>,
+    /// Keys are the proxy's own: a cheap hash suffices.
+    idle: RefCell<HashMap<Key, Vec<Idle>, RandomState>>,
     count: Cell<usize>,
     sweeping: Cell<bool>,
 }
@@ -98,8 +100,8 @@ pub struct Upstream {
 enum Counted {
     /// A separate connection.
     Own(Gauge),
-    Leased(Lease<mux::Connection>),
-    Kept(Kept<mux::Connection>),
+    Leased(Lease<mux::MuxConnection>),
+    Kept(Kept<mux::MuxConnection>),
     Nowhere,
 }
 
@@ -125,7 +127,7 @@ impl Pool {
     pub async fn connect(
         &self,
         endpoint: &Endpoint,
-        source: Source,
+        source: SourceAddress,
     ) -> Result<Upstream, ConnectError> {
         let alpn = match self.protocol {
             PoolProtocol::Http1 => Alpn::Http1,
@@ -426,7 +428,7 @@ impl Upstream {
 
 /// Opens a stream to a sidecar for HTTP/1 exchanges. It can be put into the HTTP/1 pool.
 pub async fn open_stream(
-    streams: &Rc<streams::Pool<mux::Connection>>,
+    streams: &Rc<streams::Pool<mux::MuxConnection>>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Upstream, Refusal> {
     for _ in 0..MAX_STALE {

@@ -162,13 +162,13 @@ pub fn installed() -> FakeApi {
                 "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
             }),
         );
-        controller_says(&api, name, "a1", "steady", 1);
+        set_controller_status(&api, name, "a1", "steady", 1);
     }
-    sidecar_says(&api, 1, "a1");
+    set_sidecar_metrics(&api, 1, "a1");
     api
 }
 
-pub fn controller_says(api: &FakeApi, pod: &str, issuer: &str, state: &str, streams: u32) {
+pub fn set_controller_status(api: &FakeApi, pod: &str, issuer: &str, state: &str, streams: u32) {
     let other = if state == "steady" {
         "missing"
     } else {
@@ -185,7 +185,7 @@ pub fn controller_says(api: &FakeApi, pod: &str, issuer: &str, state: &str, stre
     api.document(&path, text.into());
 }
 
-pub fn sidecar_says(api: &FakeApi, connected: u32, issuer: &str) {
+pub fn set_sidecar_metrics(api: &FakeApi, connected: u32, issuer: &str) {
     let text = format!(
         "naru_controller_connected {connected}\nnaru_certificate_info{{issuer=\"{issuer}\"}} 1\n"
     );

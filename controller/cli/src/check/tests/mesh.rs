@@ -23,7 +23,7 @@ async fn sidecars_without_a_controller_are_found_and_so_are_leftovers_of_their_t
 #[tokio::test]
 async fn a_sidecar_without_a_stream_is_a_failure_even_if_all_else_is_well() {
     let api = installed();
-    sidecar_says(&api, 0, "a1");
+    set_sidecar_metrics(&api, 0, "a1");
     let wrong = wrong(&api).await;
     assert_eq!(at(&wrong), ("connected", Level::Failure));
     assert!(wrong.text.contains("shop/web-1"), "{}", wrong.text);
@@ -32,10 +32,10 @@ async fn a_sidecar_without_a_stream_is_a_failure_even_if_all_else_is_well() {
 #[tokio::test]
 async fn a_certificate_of_another_authority_is_reported_except_during_a_rotation() {
     let api = installed();
-    sidecar_says(&api, 1, "b2");
+    set_sidecar_metrics(&api, 1, "b2");
     assert_eq!(at(&wrong(&api).await), ("connected", Level::Warning));
     for name in ["naru-controller-1", "naru-controller-2"] {
-        controller_says(&api, name, "a1", "retiring", 1);
+        set_controller_status(&api, name, "a1", "retiring", 1);
     }
     assert!(above(&report(&api).await, Level::Info).is_empty());
 }
@@ -74,9 +74,9 @@ async fn pods_whose_kernel_hides_client_addresses_are_named() {
 #[tokio::test]
 async fn controllers_that_use_different_authorities_are_a_failure() {
     let api = installed();
-    controller_says(&api, "naru-controller-2", "b2", "steady", 1);
+    set_controller_status(&api, "naru-controller-2", "b2", "steady", 1);
     assert_eq!(at(&wrong(&api).await), ("connected", Level::Failure));
-    controller_says(&api, "naru-controller-2", "a1", "missing", 1);
+    set_controller_status(&api, "naru-controller-2", "a1", "missing", 1);
     let missing = wrong(&api).await;
     assert!(missing.text.contains("is missing"), "{}", missing.text);
 }

@@ -106,7 +106,7 @@ impl Cluster {
     }
 
     /// Applies new manifests. Problems are returned as text.
-    pub fn want(&mut self, objects: Objects) -> Vec<String> {
+    pub fn set_wanted(&mut self, objects: Objects) -> Vec<String> {
         self.wanted = objects;
         self.ips.assign(&self.wanted.services, self.ipv6)
     }
@@ -238,7 +238,7 @@ impl Cluster {
         if self.pods.len() >= MAX_PODS {
             if !self.full {
                 self.full = true;
-                self.kubelet.report.say(&format!(
+                self.kubelet.report.line(&format!(
                     "{MAX_PODS} pods are as many as the sandbox runs: no more are started"
                 ));
             }

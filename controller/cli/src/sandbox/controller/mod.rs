@@ -83,7 +83,7 @@ pub async fn start(
             match spawn(&plan, &reaper).await {
                 Ok(again) => process = again,
                 Err(error) => {
-                    report.say(&format!("naru-controller cannot be started: {error}"));
+                    report.line(&format!("naru-controller cannot be started: {error}"));
                     return;
                 }
             }

@@ -48,7 +48,7 @@ pub enum Status {
 }
 
 impl Kubelet {
-    pub(super) async fn tell(&self, pod: &Pod, status: Status) {
+    pub(super) async fn report(&self, pod: &Pod, status: Status) {
         let event = Event {
             uid: pod.uid.clone(),
             status,

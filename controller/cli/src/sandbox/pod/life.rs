@@ -20,7 +20,7 @@ use super::files;
 use super::kubelet::{Kubelet, Status};
 use super::probe::{Prober, Probes};
 use super::sidecar::Sidecar;
-use super::supervise::{Health, Runnable, Supervised, asked};
+use super::supervise::{Health, Runnable, Supervised, stop_requested};
 use crate::sandbox::files::{last_lines, open_log};
 use crate::sandbox::network;
 use crate::sandbox::objects::{Container, Pod};
@@ -59,10 +59,10 @@ pub async fn live(kubelet: Kubelet, pod: Arc<Pod>, mut stop: watch::Receiver<boo
         );
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = asked(&mut stop) => {}
+            () = stop_requested(&mut stop) => {}
         }
     }
-    kubelet.tell(&pod, Status::Gone).await;
+    kubelet.report(&pod, Status::Gone).await;
 }
 
 /// A running pod.
@@ -83,7 +83,7 @@ impl Life<'_> {
         let (namespaces, mut containers) = tokio::select! {
             started = starting => started?,
             // Processes started so far end with the namespaces.
-            () = asked(stop) => return Ok(()),
+            () = stop_requested(stop) => return Ok(()),
         };
         // The sidecar comes first, then the native sidecars.
         let mut health = vec![Health::default(); containers.len() + self.staying.len() + 1];
@@ -105,7 +105,7 @@ impl Life<'_> {
                     restarts,
                     namespaces,
                 };
-                self.kubelet.tell(self.pod, status).await;
+                self.kubelet.report(self.pod, status).await;
             }
             tokio::select! {
                 Some((index, change)) = told.recv() => {
@@ -120,7 +120,7 @@ impl Life<'_> {
                     break Err(anyhow!("its first process is gone ({exit}), and all others with \
                         it"));
                 }
-                () = asked(stop) => break Ok(()),
+                () = stop_requested(stop) => break Ok(()),
             }
         };
         self.holder = Some(holder);
@@ -222,7 +222,7 @@ impl Life<'_> {
     }
 
     async fn starting(&self, what: &'static str) {
-        self.kubelet.tell(self.pod, Status::Starting(what)).await;
+        self.kubelet.report(self.pod, Status::Starting(what)).await;
     }
 
     /// Creates the namespaces, with the process that holds them.
@@ -274,7 +274,7 @@ impl Life<'_> {
     /// If this fails, the existing secrets stay valid for a while.
     fn refresh_secrets(&self) {
         if let Err(error) = files::write_secrets(self.kubelet, self.pod) {
-            self.kubelet.report.say(&format!(
+            self.kubelet.report.line(&format!(
                 "{}: writing its token: {error:#}",
                 self.pod.full_name()
             ));

@@ -88,7 +88,7 @@ async fn keep_running(
         );
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = asked(&mut stopped) => return,
+            () = stop_requested(&mut stopped) => return,
         }
     }
 }
@@ -126,7 +126,7 @@ async fn run(
                     let _pod_is_gone = told.send((index, health)).await;
                 }
             },
-            () = asked(stopped) => {
+            () = stop_requested(stopped) => {
                 runnable.terminate(process).await;
                 return None;
             }
@@ -169,7 +169,7 @@ impl Runnable {
 }
 
 /// Waits until `stop` is true, or its sender is dropped.
-pub async fn asked(stop: &mut watch::Receiver<bool>) {
+pub async fn stop_requested(stop: &mut watch::Receiver<bool>) {
     // Both cases mean stop.
     let _holder = stop.wait_for(|stop| *stop).await;
 }

@@ -144,7 +144,7 @@ impl Screen {
             let parts: Vec<_> = rows
                 .map(|(key, signals)| brief(key, signals, seconds))
                 .collect();
-            self.report.say(&match parts.is_empty() {
+            self.report.line(&match parts.is_empty() {
                 true => "no requests".to_owned(),
                 false => parts.join("; "),
             });

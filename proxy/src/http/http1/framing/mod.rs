@@ -117,7 +117,7 @@ const MAY_BE_NAMED: [&str; 6] = [
 const MAX_NAMED_FIELDS: usize = 16;
 
 #[derive(Default)]
-struct Connection {
+struct ConnectionOptions {
     close: bool,
     keep_alive: bool,
     upgrade: bool,
@@ -133,7 +133,7 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     let mut chunked = false;
     let mut hosts = 0;
     let mut is_plain_host = true;
-    let mut connection = Connection::default();
+    let mut connection = ConnectionOptions::default();
     let mut upgrade_field = false;
     let mut to_http2 = false;
     let mut expects_continue = false;
@@ -311,7 +311,7 @@ pub fn response(
     let mut length: Option<u64> = None;
     let mut encoded = false;
     let mut chunked = false;
-    let mut connection = Connection::default();
+    let mut connection = ConnectionOptions::default();
     let mut drop_lengths = false;
     let mut logs_in = false;
     for (name, value) in head.fields.iter() {
@@ -401,7 +401,7 @@ pub fn is_idempotent(request: &Request) -> bool {
     )
 }
 
-impl Connection {
+impl ConnectionOptions {
     fn read(&mut self, value: &[u8]) -> Result<(), FramingError> {
         self.fields += 1;
         for token in value.split(|byte| *byte == b',') {

@@ -319,7 +319,7 @@ fn the_future_of_a_stream_stays_small() {
     fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
         std::mem::size_of::<F>()
     }
-    let size = size(crate::http::http2::exchange::run);
+    let size = size(crate::http::http2::request::run);
     assert!(size <= LIMIT, "{size}");
 }
 

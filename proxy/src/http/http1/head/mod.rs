@@ -1,7 +1,10 @@
 //! The head of a message as received: bytes in one block, fields as spans into it. Case and order
 //! are preserved because the block is never rebuilt; changes append to it and re-point a span.
 
-use std::fmt::Write as _;
+mod fields;
+#[cfg(test)]
+mod tests;
+
 use std::mem::MaybeUninit;
 
 use bytes::BytesMut;
@@ -9,11 +12,9 @@ use http::{HeaderName, HeaderValue};
 
 use crate::http::strict::MAX_FIELDS;
 use crate::route::{HeaderFields, RequestHead, is_spelling};
+use fields::Span;
 
-/// Estimate of how much writing a head adds to the bytes read, in bytes: usually enough.
-const LINE: usize = 64;
-/// Capacity that a head keeps for the next one, in bytes.
-const KEPT_ROOM: usize = 4 * 1024;
+pub use fields::Fields;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -40,25 +41,6 @@ pub struct Response {
     pub status: u16,
     reason: Span,
     minor_version: u8,
-}
-
-/// Header fields in their order.
-#[derive(Clone, Debug, Default)]
-pub struct Fields {
-    block: Vec<u8>,
-    spans: Vec<Field>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Field {
-    name: Span,
-    value: Span,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Span {
-    start: u32,
-    length: u32,
 }
 
 /// Why a head is rejected.
@@ -134,14 +116,14 @@ impl Request {
         self.method = Span::of(head, method.as_bytes());
         self.target = Span::of(head, target.as_bytes());
         self.authority = absolute_authority(target).map(|part| Span::of(head, part.as_bytes()));
-        self.fields.take_over(head, parsed.headers);
+        self.fields.load(head, parsed.headers);
         Ok(())
     }
 
     /// Frees the capacity of a large head that is no longer used.
     pub fn forget_large(&mut self) {
         self.fields.shrink();
-        if self.fields.block.is_empty() {
+        if self.fields.is_empty() {
             *self = Self::default();
         }
     }
@@ -299,7 +281,7 @@ impl Response {
         } else {
             Span::of(head, reason.as_bytes())
         };
-        self.fields.take_over(head, parsed.headers);
+        self.fields.load(head, parsed.headers);
         Ok(())
     }
 
@@ -315,147 +297,11 @@ impl Response {
             Version::Http10 => b"HTTP/1.0 ",
             Version::Http11 => b"HTTP/1.1 ",
         });
-        // Writing to a buffer can't fail.
-        let _ = write!(out, "{:03} ", self.status);
+        out.extend_from_slice(&decimal(self.status));
+        out.extend_from_slice(b" ");
         out.extend_from_slice(self.fields.bytes(self.reason));
         out.extend_from_slice(b"\r\n");
         self.fields.write(out);
-    }
-}
-
-impl Fields {
-    fn take_over(&mut self, head: &[u8], headers: &[httparse::Header<'_>]) {
-        self.block.clear();
-        self.block.extend_from_slice(head);
-        self.spans.clear();
-        self.spans.extend(headers.iter().map(|header| Field {
-            name: Span::of(head, header.name.as_bytes()),
-            value: Span::of(head, header.value),
-        }));
-    }
-
-    /// Joins every folded value into one line.
-    fn unfold(&mut self) {
-        for field in &mut self.spans {
-            let value = field.value;
-            let bytes = &mut self.block[value.start as usize..][..value.length as usize];
-            for byte in bytes
-                .iter_mut()
-                .filter(|byte| matches!(byte, b'\r' | b'\n'))
-            {
-                *byte = b' ';
-            }
-            let trimmed = bytes.trim_ascii();
-            field.value = Span {
-                start: value.start + (bytes.len() - bytes.trim_ascii_start().len()) as u32,
-                length: trimmed.len() as u32,
-            };
-        }
-    }
-
-    /// Frees the capacity of a large head that is no longer used.
-    pub fn shrink(&mut self) {
-        if self.block.capacity() > KEPT_ROOM {
-            *self = Self::default();
-        }
-    }
-
-    /// Name and value of every field, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.spans
-            .iter()
-            .map(|field| (self.bytes(field.name), self.bytes(field.value)))
-    }
-
-    /// The first value of that name.
-    pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter()
-            .find(|(other, _)| other.eq_ignore_ascii_case(name.as_bytes()))
-            .map(|(_, value)| value)
-    }
-
-    /// Keeps the fields for which `keep` returns true.
-    pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
-        let block = &self.block;
-        self.spans
-            .retain(|field| keep(field.name.slice(block), field.value.slice(block)));
-    }
-
-    pub fn set(&mut self, name: &str, value: &[u8]) {
-        let value = self.append(value);
-        let block = &self.block;
-        let same = |field: &Field| {
-            field
-                .name
-                .slice(block)
-                .eq_ignore_ascii_case(name.as_bytes())
-        };
-        match self.spans.iter().position(same) {
-            Some(first) => {
-                self.spans[first].value = value;
-                let mut index = 0;
-                self.spans.retain(|field| {
-                    index += 1;
-                    index - 1 <= first || !same(field)
-                });
-            }
-            None => self.push(name, value),
-        }
-    }
-
-    pub fn add(&mut self, name: &str, value: &[u8]) {
-        let value = self.append(value);
-        self.push(name, value);
-    }
-
-    pub fn remove(&mut self, name: &str) {
-        self.retain(|other, _| !other.eq_ignore_ascii_case(name.as_bytes()));
-    }
-
-    fn push(&mut self, name: &str, value: Span) {
-        let name = self.append(name.as_bytes());
-        self.spans.push(Field { name, value });
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Span {
-        let start = self.block.len() as u32;
-        self.block.extend_from_slice(bytes);
-        Span {
-            start,
-            length: bytes.len() as u32,
-        }
-    }
-
-    fn bytes(&self, span: Span) -> &[u8] {
-        span.slice(&self.block)
-    }
-
-    /// For spans that were valid text when they were created.
-    fn text(&self, span: Span) -> &str {
-        std::str::from_utf8(self.bytes(span)).unwrap_or_default()
-    }
-
-    /// Estimated length of the written head, in bytes: its buffer is reserved at once.
-    fn room(&self) -> usize {
-        self.block.len() + LINE
-    }
-
-    fn write(&self, out: &mut BytesMut) {
-        for field in &self.spans {
-            out.extend_from_slice(self.bytes(field.name));
-            out.extend_from_slice(match self.is_without_blank(field) {
-                true => b":",
-                false => b": ",
-            });
-            out.extend_from_slice(self.bytes(field.value));
-            out.extend_from_slice(b"\r\n");
-        }
-    }
-
-    /// Whether the value follows its colon directly, or is empty and without a space.
-    fn is_without_blank(&self, field: &Field) -> bool {
-        let colon = field.name.start + field.name.length;
-        field.value.start == colon + 1 && self.block.get(colon as usize + 1) != Some(&b' ')
     }
 }
 
@@ -496,30 +342,17 @@ macro_rules! header_fields {
 
 header_fields!(Request, Response);
 
-impl Span {
-    /// The span of `part`, which is a slice of `whole`.
-    fn of(whole: &[u8], part: &[u8]) -> Self {
-        let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
-        debug_assert!(start + part.len() <= whole.len());
-        Self {
-            start: start as u32,
-            length: part.len() as u32,
-        }
-    }
-
-    fn slice(self, block: &[u8]) -> &[u8] {
-        block
-            .get(self.start as usize..(self.start + self.length) as usize)
-            .unwrap_or_default()
-    }
-}
-
 fn version(minor: u8) -> Version {
     if minor == 0 {
         Version::Http10
     } else {
         Version::Http11
     }
+}
+
+/// A status has three digits.
+fn decimal(status: u16) -> [u8; 3] {
+    [status / 100, status / 10, status].map(|rest| b'0' + (rest % 10) as u8)
 }
 
 const VERSION: &[u8] = b"HTTP/1.1";
@@ -563,184 +396,4 @@ fn head_error(error: httparse::Error) -> HeadError {
         httparse::Error::Status => "the status",
         httparse::Error::Token => "the start line",
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(text: &str) -> Request {
-        let mut request = Request::default();
-        request.parse(text.as_bytes()).unwrap();
-        request
-    }
-
-    fn written(request: &Request) -> String {
-        let mut out = BytesMut::new();
-        request.write(&mut out);
-        String::from_utf8(out.to_vec()).unwrap()
-    }
-
-    #[test]
-    fn case_and_order_are_preserved() {
-        let text = "GET /a?b=c HTTP/1.1\r\nhOST: x\r\nSet-Cookie: 1\r\nX-B: 2\r\nset-cookie: 3\r\n";
-        assert_eq!(written(&request(&format!("{text}\r\n"))), text);
-    }
-
-    #[test]
-    fn a_field_keeps_the_space_after_its_colon() {
-        let text = "GET / HTTP/1.1\r\nHost: x\r\nA:b\r\nB:\r\nC: \r\nD:\tc\r\nE:  d \r\n";
-        let mut request = request(&format!("{text}\r\n"));
-        request.set_field("F", "f");
-        request.set_field("G", "");
-        let tidy = text.replace("\t", " ").replace(":  d ", ": d");
-        assert_eq!(written(&request), format!("{tidy}F: f\r\nG: \r\n"));
-        request.set_field("A", "c");
-        assert!(written(&request).contains("\r\nA: c\r\n"));
-    }
-
-    #[test]
-    fn a_later_minor_version_is_read_and_written_as_1_1() {
-        for version in ["HTTP/1.2", "HTTP/1.9"] {
-            let text = format!("GET /HTTP/1.2 {version}\r\nHost: HTTP/1.2\r\n");
-            let request = request(&format!("{text}\r\n"));
-            assert_eq!(request.version(), Version::Http11);
-            let as_written = "GET /HTTP/1.2 HTTP/1.1\r\nHost: HTTP/1.2\r\n";
-            assert_eq!(written(&request), as_written);
-            let mut response = Response::default();
-            let head = format!("{version} 200 OK\r\nA: HTTP/1.2\r\n\r\n");
-            response.parse(head.as_bytes()).unwrap();
-            assert_eq!(
-                (response.version(), response.status),
-                (Version::Http11, 200)
-            );
-            assert_eq!(response.fields.get("a"), Some(&b"HTTP/1.2"[..]));
-        }
-        for version in [
-            "HTTP/2.0",
-            "HTTP/2.2",
-            "HTTP/1.10",
-            "HTTP/1.",
-            "HTTP/1.x",
-            "http/1.2",
-        ] {
-            let head = format!("GET / {version}\r\nHost: x\r\n\r\n");
-            assert!(
-                Request::default().parse(head.as_bytes()).is_err(),
-                "{version}"
-            );
-            let head = format!("{version} 200 OK\r\n\r\n");
-            assert!(
-                Response::default().parse(head.as_bytes()).is_err(),
-                "{version}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_field_is_set_in_its_place() {
-        let mut request = request("GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\nB: 2\r\na: 3\r\n\r\n");
-        request.set_field("a", "9");
-        request.add_field("C", "4");
-        request.remove_field("b");
-        assert_eq!(
-            written(&request),
-            "GET / HTTP/1.1\r\nHost: x\r\nA: 9\r\nC: 4\r\n"
-        );
-    }
-
-    #[test]
-    fn a_path_is_rewritten_in_either_form_of_target() {
-        let mut origin = request("GET /a?q HTTP/1.1\r\nHost: x\r\n\r\n");
-        origin.set_path_and_query("/b");
-        assert_eq!(origin.path_and_query(), "/b");
-        let mut absolute = request("GET http://x:80/a?q HTTP/1.1\r\nHost: x:80\r\n\r\n");
-        assert_eq!(absolute.authority(), Some("x:80"));
-        assert_eq!(absolute.path_and_query(), "/a?q");
-        absolute.set_path_and_query("/b");
-        assert_eq!(absolute.target(), "http://x:80/b");
-        absolute.set_authority("y");
-        assert_eq!(written(&absolute), "GET http://y/b HTTP/1.1\r\nHost: y\r\n");
-    }
-
-    #[test]
-    fn the_end_of_a_head_is_found_wherever_reads_split_it() {
-        let head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nbody";
-        for cut in 0..head.len() {
-            let first = find_end(&head[..cut], 0, true).unwrap();
-            assert_eq!(first.is_some(), cut >= 27, "{cut}");
-            assert_eq!(find_end(head, cut, true).unwrap().is_some(), cut <= 27);
-            if first.is_none() {
-                assert_eq!(find_end(head, cut, true).unwrap(), Some(27));
-            }
-        }
-    }
-
-    #[test]
-    fn line_ends_must_be_uniform_in_requests_only() {
-        for head in [
-            &b"GET / HTTP/1.1\nHost: x\r\n\r\n"[..],
-            b"GET / HTTP/1.1\nHost: x\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\n\n",
-        ] {
-            for from in 0..head.len() {
-                assert_eq!(find_end(head, from, true), Err(HeadError::LineEnds));
-            }
-            assert!(find_end(head, 0, false).unwrap().is_some());
-        }
-        let head = b"GET / HTTP/1.1\nHost: x\n\nbody\r\n";
-        for from in 0..24 {
-            assert_eq!(find_end(&head[..from], 0, true), Ok(None));
-            assert_eq!(find_end(head, from, true), Ok(Some(24)), "{from}");
-        }
-        assert_eq!(
-            find_end(b"HTTP/1.1 200 OK\nA: b\n\n", 0, false),
-            Ok(Some(22))
-        );
-    }
-
-    #[test]
-    fn folded_lines_and_spaces_before_a_colon_in_responses_are_normalized() {
-        for (text, line) in [
-            ("A: b;\r\n  c\r\n\td", "A: b;    c  \td"),
-            ("A : b", "A: b"),
-            ("A:\r\n b", "A: b"),
-            ("A: b\n c", "A: b  c"),
-            (
-                "Transfer-Encoding:\r\n chunked",
-                "Transfer-Encoding: chunked",
-            ),
-        ] {
-            let mut response = Response::default();
-            let head = format!("HTTP/1.1 200 OK\r\n{text}\r\nB: c\r\n\r\n");
-            response.parse(head.as_bytes()).unwrap();
-            let mut out = BytesMut::new();
-            response.write(response.version(), &mut out);
-            let out = String::from_utf8(out.to_vec()).unwrap();
-            assert_eq!(out, format!("HTTP/1.1 200 OK\r\n{line}\r\nB: c\r\n"));
-            let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{text}\r\n\r\n");
-            assert!(
-                Request::default().parse(request.as_bytes()).is_err(),
-                "{text}"
-            );
-        }
-        for text in [" A: b", "A b: c", "no colon", ": b", "A: b\rc"] {
-            let head = format!("HTTP/1.1 200 OK\r\n{text}\r\n\r\n");
-            assert!(
-                Response::default().parse(head.as_bytes()).is_err(),
-                "{text}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_response_keeps_its_reason() {
-        let mut response = Response::default();
-        let text = "HTTP/1.1 299 Quite Fine\r\nA: b\r\n";
-        response.parse(format!("{text}\r\n").as_bytes()).unwrap();
-        let mut out = BytesMut::new();
-        response.write(response.version(), &mut out);
-        assert_eq!(String::from_utf8(out.to_vec()).unwrap(), text);
-    }
 }

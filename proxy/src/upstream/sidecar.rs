@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep};
 
 use super::count::{MAX_STREAMS, Streams};
-use super::mux::{Connection, Driver, Side, Stopped, Stream};
-use super::streams::{self, Upstreams};
+use super::mux::{Driver, MuxConnection, Side, Stopped, Stream};
+use super::streams::{self, EndpointConnections};
 use super::{Caller, Dialer};
 use crate::balance::Endpoint;
 use crate::identity::Alpn;
@@ -22,7 +22,7 @@ use crate::observe::reason::Reason;
 const MIN_TICK: Duration = Duration::from_millis(50);
 
 /// The client's end of a connection, with its timers.
-pub struct Upstream {
+pub struct SidecarDriver {
     driver: Driver<super::Stream>,
     opened: Instant,
     tick: Interval,
@@ -31,8 +31,8 @@ pub struct Upstream {
     pool_age: Duration,
 }
 
-impl streams::Connection for Connection {
-    type Driver = Upstream;
+impl streams::SharedConnection for MuxConnection {
+    type Driver = SidecarDriver;
     const PROTOCOL: PoolProtocol = PoolProtocol::Http1;
     // A protocol upgraded from HTTP/1 holds its stream for as long as it lives.
     const MAX_CONNECTIONS: usize = 256;
@@ -41,7 +41,7 @@ impl streams::Connection for Connection {
         dialer: &Dialer,
         endpoint: &Endpoint,
         caller: &Caller,
-    ) -> Result<(Rc<Self>, Upstream), Reason> {
+    ) -> Result<(Rc<Self>, SidecarDriver), Reason> {
         let limits = &dialer.limits;
         let stream = dialer.connect(endpoint, caller.source(), Alpn::Http1)
             .await
@@ -57,7 +57,7 @@ impl streams::Connection for Connection {
         let mut tick = interval(tick.max(MIN_TICK));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let connection = driver.connection.clone();
-        let upstream = Upstream {
+        let upstream = SidecarDriver {
             driver,
             opened: Instant::now(),
             tick,
@@ -68,7 +68,11 @@ impl streams::Connection for Connection {
         Ok((connection, upstream))
     }
 
-    async fn drive(self: &Rc<Self>, mut upstream: Upstream, upstreams: &Rc<Upstreams<Self>>) {
+    async fn drive(
+        self: &Rc<Self>,
+        mut upstream: SidecarDriver,
+        upstreams: &Rc<EndpointConnections<Self>>,
+    ) {
         match poll_fn(|cx| upstream.poll(cx, self, upstreams)).await {
             Stopped::Ended => {}
             Stopped::Unused => upstream.driver.end().await,
@@ -83,18 +87,18 @@ impl streams::Connection for Connection {
         !self.is_leaving() && self.exchanges.count() < MAX_STREAMS
     }
 
-    fn take_no_more(&self) {
+    fn stop_accepting(&self) {
         self.leave();
     }
 }
 
-impl Upstream {
+impl SidecarDriver {
     /// Ready when the connection has ended, or must be ended.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        connection: &Rc<Connection>,
-        upstreams: &Rc<Upstreams<Connection>>,
+        connection: &Rc<MuxConnection>,
+        upstreams: &Rc<EndpointConnections<MuxConnection>>,
     ) -> Poll<Stopped> {
         let mut refuse = |stream: Stream| drop(stream);
         if self.driver.poll(cx, &mut refuse).is_ready() {
@@ -149,7 +153,7 @@ impl Liveness {
     fn poll_lost<S>(
         &mut self,
         cx: &mut Context<'_>,
-        connection: &Connection,
+        connection: &MuxConnection,
         driver: &mut Driver<S>,
     ) -> bool {
         if connection.is_leaving() || connection.exchanges.count() == 0 {
@@ -160,10 +164,10 @@ impl Liveness {
             self.restart(driver);
         }
         while self.timer.as_mut().poll(cx).is_ready() {
-            if self.asked && !driver.heard {
+            if self.asked && !driver.received_bytes {
                 return true;
             }
-            let quiet = !driver.heard;
+            let quiet = !driver.received_bytes;
             self.restart(driver);
             if quiet {
                 self.asked = true;
@@ -174,7 +178,7 @@ impl Liveness {
     }
 
     fn restart<S>(&mut self, driver: &mut Driver<S>) {
-        driver.heard = false;
+        driver.received_bytes = false;
         self.asked = false;
         self.timer.as_mut().reset(Instant::now() + self.patience);
     }
