@@ -234,8 +234,8 @@ impl Identity {
         Ok(identity)
     }
 
-    /// For a connection to a peer that must prove to be `expected`. Cached by identity and protocol,
-    /// and rebuilt when the certificate or the anchors change. `None`: there is no valid
+    /// For a connection to a peer that must prove to be `expected`. Cached by identity and
+    /// protocol, and rebuilt when the certificate or the anchors change. `None`: there is no valid
     /// certificate.
     pub fn client_config(&self, expected: &SpiffeId, alpn: Alpn) -> Option<Arc<ClientConfig>> {
         let generation = self.valid_generation()?;

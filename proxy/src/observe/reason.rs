@@ -25,8 +25,8 @@ macro_rules! reasons {
                 match self { $(Self::$name => $text,)* }
             }
 
-            /// The corresponding HTTP status. `None`: no response is possible, the proxy sends none,
-            /// or the reason does not determine it.
+            /// The corresponding HTTP status. `None`: no response is possible, the proxy sends
+            /// none, or the reason does not determine it.
             pub const fn status(self) -> Option<u16> {
                 match self { $(Self::$name => $status,)* }
             }
