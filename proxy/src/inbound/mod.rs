@@ -8,7 +8,6 @@ use std::future::poll_fn;
 use std::io::{Cursor, ErrorKind};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use naru_listen::Place;
@@ -18,15 +17,16 @@ use tokio::time::{sleep, timeout};
 
 use crate::connection::{self, FirstSpeaker, Opening};
 use crate::http::{http1, http2};
-use crate::identity::Alpn;
+use crate::identity::{Alpn, SpiffeId};
 use crate::observe::reason::Reason;
 use crate::route::opaque::client_hello::MAX_CLIENT_HELLO;
 use crate::route::{Logical, Protocol};
+use crate::session::Session;
 use crate::session::worker::Worker;
-use crate::session::{Session, UNAUTHENTICATED};
 use crate::socket::{self, Direction};
 use crate::table::Destination;
 use crate::wire::buffered::Buffered;
+use crate::wire::closing::Closing;
 use crate::wire::detect::{Detected, detect};
 use crate::wire::pipe::Pipe;
 use crate::{opaque, tls};
@@ -54,7 +54,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
     // The port of a client that is already gone is unknown.
     let port = client.peer_addr().map_or(0, |address| address.port());
     let address = SocketAddr::new(place.source(), port);
-    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into(), address);
+    let stranger = Session::unauthenticated(worker, app, address);
     let mut client = Buffered::new(client);
     if strict {
         return match is_peer_in_time(&stranger.worker, &mut client).await {
@@ -75,14 +75,14 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
             said.unwrap_or(FirstSpeaker::Gone)
         }
     };
-    let reset = match first_speaker {
+    let closing = match first_speaker {
         FirstSpeaker::Client(Detected::Tls)
             if is_peer_in_time(&stranger.worker, &mut client).await =>
         {
             opening.abandon();
             return Box::pin(serve_peer(stranger, address, client, place)).await;
         }
-        FirstSpeaker::Gone => None,
+        FirstSpeaker::Gone => Closing::Done,
         said @ (FirstSpeaker::Client(_) | FirstSpeaker::Server) if place.take().is_err() => {
             opening.abandon();
             Box::pin(overload(&stranger, client, said)).await
@@ -120,7 +120,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
             Box::pin(opaque::serve(&stranger, &logical, client, upstream)).await
         }
     };
-    if let Some(client) = reset {
+    if let Closing::Reset(client) = closing {
         socket::reset(&client);
     }
 }
@@ -143,14 +143,14 @@ async fn overload(
     stranger: &Session,
     client: Buffered<TcpStream>,
     said: FirstSpeaker,
-) -> Option<TcpStream> {
+) -> Closing<TcpStream> {
     tracing::debug!("a client without an identity is refused: there is no place for it");
     match said {
         FirstSpeaker::Client(Detected::Http1) => {
             http1::refuse(stranger, client, Reason::Overload).await;
-            None
+            Closing::Done
         }
-        _ => Some(client.io),
+        _ => Closing::Reset(client.io),
     }
 }
 
@@ -226,7 +226,7 @@ async fn serve_peer(
     worker
         .metrics
         .handshake(Direction::Inbound, accepted.as_ref().err().copied());
-    let (client, name, left, alpn) = match accepted {
+    let (client, id, left, alpn) = match accepted {
         Ok(accepted) => accepted,
         Err(reason) => {
             tracing::debug!(%reason, "a peer's handshake failed");
@@ -234,22 +234,22 @@ async fn serve_peer(
         }
     };
     if let Err(limit) = place.prove() {
-        tracing::debug!(?limit, client = &*name, "a peer is refused");
+        tracing::debug!(?limit, client = %id, "a peer is refused");
         return;
     }
-    let session = Session::inbound(worker, stranger.destination, name, address).expiring(left);
-    let reset = match alpn {
+    let session = Session::peer(worker, stranger.destination, id, address).expiring(left);
+    let closing = match alpn {
         Alpn::Http1 => {
             streams::serve(session, client).await;
-            None
+            Closing::Done
         }
         Alpn::Http2 => {
             Box::pin(http2::serve(session, client)).await;
-            None
+            Closing::Done
         }
         Alpn::Tcp => Box::pin(opaque::serve_peer(&session, client, serve_http)).await,
     };
-    if let Some(client) = reset {
+    if let Closing::Reset(client) = closing {
         socket::reset(client.get_ref());
     }
 }
@@ -267,13 +267,13 @@ async fn serve_http(session: Session, client: Pipe) {
     let Some(Ok(detected)) = in_time(&session.worker, first_bytes).await else {
         return;
     };
-    let reset = match (logical.protocol, detected) {
+    let closing = match (logical.protocol, detected) {
         (_, Detected::Tls) => Box::pin(opaque::serve(&session, logical, client, None)).await,
         (Protocol::Http2, _) => Box::pin(connection::serve_declared_http2(session, client)).await,
         (_, Detected::Http2) => Box::pin(connection::serve_http2(session, client)).await,
         _ => Box::pin(connection::serve_http1(session, client)).await,
     };
-    if let Some(client) = reset {
+    if let Closing::Reset(client) = closing {
         client.break_off();
     }
 }
@@ -283,7 +283,7 @@ async fn serve_http(session: Session, client: Pipe) {
 async fn shake_hands(
     worker: &Worker,
     client: Buffered<TcpStream>,
-) -> Result<(PeerStream, Arc<str>, Duration, Alpn), Reason> {
+) -> Result<(PeerStream, SpiffeId, Duration, Alpn), Reason> {
     let config = worker
         .identity
         .server_config()
@@ -300,10 +300,10 @@ async fn shake_hands(
             }
         })?;
     let alpn = accepted.alpn.as_deref().and_then(Alpn::from_bytes);
-    let name = worker.identity.peer_identity(&accepted.certificates);
+    let id = worker.identity.peer_identity(&accepted.certificates);
     let left = worker.identity.peer_validity(&accepted.certificates);
-    match (name.zip(left), alpn) {
-        (Some((name, left)), Some(alpn)) => Ok((accepted.stream, name, left, alpn)),
+    match (id.zip(left), alpn) {
+        (Some((id, left)), Some(alpn)) => Ok((accepted.stream, id, left, alpn)),
         (None, _) => Err(Reason::IdentityRequired),
         (_, None) => Err(Reason::TlsFailed),
     }

@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::serve;
 use crate::config::Limits;
-use crate::identity::testing::{Authority, TRUST_DOMAIN};
+use crate::identity::testing::{Authority, TRUST_DOMAIN, spiffe_id};
 use crate::identity::{Alpn, Identity};
 use crate::opaque::frame::Kind;
 use crate::opaque::frame::testing::{data, receive, send, send_data};
@@ -169,7 +169,7 @@ async fn handshake(
     identity: &Identity,
     alpn: Alpn,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let config = identity.client_config(&POD.into(), alpn).unwrap();
+    let config = identity.client_config(&spiffe_id(POD), alpn).unwrap();
     let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
     TlsConnector::from(config).connect(name, caller).await
 }
@@ -412,7 +412,7 @@ fn a_stalled_handshake_times_out() {
     run(async {
         let pod = Pod::strict().await;
         let identity = pod.authority.identity(CALLER);
-        let config = identity.client_config(&POD.into(), Alpn::Tcp).unwrap();
+        let config = identity.client_config(&spiffe_id(POD), Alpn::Tcp).unwrap();
         let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
         let mut client = rustls::ClientConnection::new(config, name).unwrap();
         let mut hello = Vec::new();

@@ -46,7 +46,7 @@ impl Answer {
                 }
             }
             Protocol::Http => OutcomeAnswer {
-                status: Some(Reason::BadRequest.status()),
+                status: Reason::BadRequest.status(),
                 ..OutcomeAnswer::ended(Reason::BadRequest)
             },
             // It ends because HTTP/2's preface is missing, which has no reason of its own.

@@ -61,7 +61,7 @@ pub(crate) mod tests;
 use crate::upstream::count::MAX_STREAMS;
 
 pub use connection::{Closed, MuxConnection, Side};
-pub use driver::Driver;
+pub use driver::{Driver, Stopped};
 pub use stream::Stream;
 
 /// How much of a stream may be in flight or unread at the other side, in bytes. Carries 128 MiB/s
