@@ -3,9 +3,11 @@
 //! # Floors
 //!
 //! ```text
+//! client_hello             what a TLS client asks for
 //! buffered detect pipe     a connection with a buffer; what its first bytes are; one in the process
 //! ```
 
 pub mod buffered;
+pub mod client_hello;
 pub mod detect;
 pub mod pipe;
