@@ -1,9 +1,7 @@
 //! Any bytes as an HTTP/1 message: the parsed head and body are independent of the size of the
 //! reads, and the next parser reads the forwarded message as it was parsed here.
-#![no_main]
 
 use bytes::BytesMut;
-use libfuzzer_sys::fuzz_target;
 use naru_proxy::http::http1::fuzzing::{
     ChunkError, Chunked, Framing, HeadError, Request, Response, Segment, Version, find_end,
     request_framing, response_framing,
@@ -115,9 +113,12 @@ fn response(bytes: &[u8], step: usize, to_head: bool) {
     assert_eq!(framed.body, framing.body);
 }
 
-fuzz_target!(|input: (u8, bool, &[u8])| {
+pub fn one(bytes: &[u8]) {
+    let Some(input) = crate::input::<(u8, bool, &[u8])>(bytes) else {
+        return;
+    };
     let (step, to_head, bytes) = input;
     let step = usize::from(step).max(1);
     request(bytes, step);
     response(bytes, step, to_head);
-});
+}

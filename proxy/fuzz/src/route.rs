@@ -1,11 +1,9 @@
 //! Any route that the contract can carry, and any request that the `http` crate accepts: decoding
 //! accepts or rejects it, matching and rewriting never panic, and the result is valid to be sent.
-#![no_main]
 
 use std::sync::{Arc, LazyLock};
 
 use arbitrary::Arbitrary;
-use libfuzzer_sys::fuzz_target;
 use naru_contract as contract;
 use naru_contract::http_filter::Kind;
 use naru_proxy::balance::{Backend, EndpointSet, RetryBudget};
@@ -200,7 +198,8 @@ impl Rule {
     }
 }
 
-fn logical(routes: &contract::HttpRoute, metrics: &Metrics) -> Option<Logical> {
+/// A destination with these routes. `None`: they are rejected.
+pub fn logical(routes: &contract::HttpRoute, metrics: &Metrics) -> Option<Logical> {
     let service = ServiceLabels {
         namespace: "a".into(),
         service: "b".into(),
@@ -242,7 +241,10 @@ fn head(input: &Input) -> Option<http::request::Parts> {
     Some(request.body(()).ok()?.into_parts().0)
 }
 
-fuzz_target!(|input: Input| {
+pub fn one(bytes: &[u8]) {
+    let Some(input) = crate::input::<Input>(bytes) else {
+        return;
+    };
     let route = contract::HttpRoute {
         namespace: "a".to_owned(),
         name: "r".to_owned(),
@@ -296,4 +298,4 @@ fuzz_target!(|input: Input| {
         std::mem::discriminant(&decision),
         std::mem::discriminant(&again)
     );
-});
+}

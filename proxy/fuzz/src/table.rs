@@ -1,13 +1,11 @@
 //! Any pushes of a controller, as bytes and as messages that refer to each other: the table never
 //! panics, holds all that it did not reject, and keeps the previous version of what it rejected.
-#![no_main]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use libfuzzer_sys::fuzz_target;
 use naru_contract as contract;
 use naru_contract::destination::Target;
 use naru_contract::resource::Body;
@@ -305,7 +303,10 @@ static ANCHOR: LazyLock<Vec<u8>> = LazyLock::new(|| {
         .to_vec()
 });
 
-fuzz_target!(|pushes: Vec<Push>| {
+pub fn one(bytes: &[u8]) {
+    let Some(pushes) = crate::input::<Vec<Push>>(bytes) else {
+        return;
+    };
     static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);
     static IDENTITY: LazyLock<Identity> = LazyLock::new(|| {
         let anchor = ANCHOR.clone().into();
@@ -354,4 +355,4 @@ fuzz_target!(|pushes: Vec<Push>| {
             drop(cell.load());
         }
     }
-});
+}
