@@ -14,6 +14,7 @@ use crate::route::Protocol;
 use crate::session::Session;
 use crate::testing::mesh::{Mesh, Setup, nobody, run, until};
 use crate::testing::sockets::{accept, client_hello, greet, is_reset, listener, pair};
+use crate::wire::client_hello::{ClientHello, MAX_CLIENT_HELLO};
 
 /// A TLSRoute of that name with these hostnames.
 fn tls_route(
@@ -72,7 +73,7 @@ proptest! {
             .collect();
         let routes: Vec<(&str, &[&str])> = names.iter().map(|names| ("", names.as_slice())).collect();
         let routes = OpaqueRoutes::Tls(tls(&routes));
-        let hello = Hello::Asks(Some(name));
+        let hello = Hello::Complete(ClientHello::naming(Some(name)));
         let explained = explain(&routes, Some(&hello));
         prop_assert_eq!(explained.len(), hostnames.iter().flatten().count());
         let fitting = explained

@@ -58,6 +58,14 @@ mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 
+/// Entry points for the fuzz targets: only the frames. A release has no use for them.
+#[cfg(debug_assertions)]
+pub mod fuzzing {
+    pub use super::frame::{HEADER, Header, Kind, MAX_AMOUNT};
+    /// The window of a stream, in bytes.
+    pub const STREAM_WINDOW: usize = super::STREAM_WINDOW as usize;
+}
+
 use crate::upstream::count::MAX_STREAMS;
 
 pub use connection::{Closed, MuxConnection, Side};
