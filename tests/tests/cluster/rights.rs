@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use naru_tests::repository;
 use serde_json::{Value, json};
 
 use crate::authority::without_policy;
@@ -191,13 +190,7 @@ struct Experimental(Vec<String>);
 
 impl Experimental {
     fn install() -> Self {
-        let below = repository().join("target/cluster");
-        let releases =
-            std::fs::read_dir(&below).unwrap_or_else(|error| panic!("{below:?}: {error}"));
-        let mut folders =
-            releases.filter_map(|entry| Some(entry.ok()?.path().join("experimental")));
-        let folder = (folders.find(|folder| folder.exists()))
-            .expect("tests/cluster/up keeps Gateway API's CRDs");
+        let folder = state().join("gateway-api/experimental");
         let files = ["xbackendtrafficpolicies", "xmeshes"].map(|plural| {
             let file = folder.join(format!("gateway.networking.x-k8s.io_{plural}.yaml"));
             file.to_str().expect("text").to_owned()
