@@ -7,7 +7,7 @@ kubernetes_version=v1.37.2
 kubernetes_minor=37
 kubernetes_flags="-s -w -X k8s.io/component-base/version.gitVersion=$kubernetes_version"
 kubernetes_flags+=" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$kubernetes_minor"
-kubernetes_programs=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl helm coredns)
+kubernetes_programs=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy helm coredns)
 prometheus_flags="-s -w"
 prometheus_tags=remove_all_sd,enable_kubernetes_sd,netgo # of all kinds of service discovery, one
 gateway_api_version=v1.7.0
@@ -34,7 +34,7 @@ build_kubernetes() {
   some_go
   cd "$here/kubernetes"
   # `-w -s`: without symbols, which saves 60 MB.
-  CGO_ENABLED=0 go build -mod=readonly -trimpath -o "$1/kubernetes" -ldflags "$kubernetes_flags" .
+  CGO_ENABLED=0 go build -mod=readonly -trimpath -o "$1/" -ldflags "$kubernetes_flags" . ./kubectl
   local program
   for program in "${kubernetes_programs[@]}"; do
     ln -s kubernetes "$1/$program"
@@ -96,7 +96,7 @@ entry() { printf '%s/%s-%s' "$cache" "$1" "$(hash_of "$(declare -f "$2") $3" "${
 
 go_version=$(go version 2> /dev/null || echo "go $go_release $(uname -m)")
 go=$(entry go install_go "$go_release $(uname -m)")
-kubernetes=$(entry kubernetes build_kubernetes "$kubernetes_flags ${kubernetes_programs[*]} $go_version" "$here"/kubernetes/*)
+kubernetes=$(entry kubernetes build_kubernetes "$kubernetes_flags ${kubernetes_programs[*]} $go_version" "$here"/kubernetes/{go.mod,go.sum,main.go,kubectl/main.go})
 prometheus=$(entry prometheus build_prometheus "$prometheus_flags $prometheus_tags $go_version" "$here"/prometheus/*)
 images=$(entry images build_images "$(basename "$kubernetes") $(cc --version | head -1)" "$here/pause.c" "$image_writer" /bin/busybox)
 gateway_api=$(entry gateway-api fetch_gateway_api "$gateway_api_version $gateway_api_sum")
