@@ -15,6 +15,7 @@ use crate::kubernetes::{
     Namespace, READY, apply, eventually, get, kubectl, run, script, try_kubectl,
 };
 use crate::objects::{deployment, pod_spec, server, service};
+use crate::turns;
 
 const CONTROLLER: &str = "system:serviceaccount:naru-system:naru-controller";
 /// The default rights of all service accounts in Kubernetes: to review their own access, and to
@@ -235,6 +236,7 @@ fn route(kind: &str, name: &str) -> Value {
 
 #[test]
 fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
+    let _turn = turns::alone();
     let namespace = Namespace::meshed("rights");
     let mut spec = pod_spec(server());
     // The service account token is for the app only, not the sidecar.
@@ -322,6 +324,7 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
 
 #[test]
 fn the_controller_has_no_right_that_would_be_useful_to_an_attacker() {
+    let _turn = turns::beside_others();
     let groups = [
         "--as-group=system:serviceaccounts",
         "--as-group=system:authenticated",
