@@ -117,7 +117,8 @@ impl Identities {
     }
 
     fn client(&self) -> Arc<ClientConfig> {
-        let config = self.client.client_config(&SERVER.into(), Alpn::Tcp);
+        let server = SERVER.parse().expect("a SPIFFE ID");
+        let config = self.client.client_config(&server, Alpn::Tcp);
         config.expect("a certificate")
     }
 }

@@ -226,7 +226,7 @@ pub fn logical(routes: &contract::HttpRoute, metrics: &Metrics) -> Option<Logica
             client: "".into(),
             namespace: "a".into(),
             service: "b".into(),
-            port: 80,
+            port: Some(80),
         }),
     })
 }
