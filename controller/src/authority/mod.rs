@@ -14,11 +14,11 @@
 //! # Floors
 //!
 //! ```text
-//! trusted             whether another authority may be made
+//! trusted             whether a new authority may be created
 //! store               a Secret, or a directory
 //! files               the directory
-//! plan                what follows from what is kept
-//! kept record         what is kept, and what is remembered of a rotation
+//! plan                the next step of a rotation, as a pure function
+//! kept record         the stored certificates and keys; the state of a rotation
 //! ```
 
 mod files;

@@ -18,13 +18,13 @@
 //! # Floors
 //!
 //! ```text
-//! serve                   HTTPS, as the API server calls it
-//! review                  what is asked for, and answered
-//! containers              the patch
-//! pod_resources settings  what the sidecar may use, and is told
-//! options probes          flags; probes that go to the sidecar
-//! certificate             what the webhook shows to the API server
-//! address operations      ground
+//! serve                   the webhook's HTTPS server
+//! review                  the API server's request and the response
+//! containers              the containers that the patch adds
+//! pod_resources settings  the sidecar's resources; its settings
+//! options probes          flags; probes that are redirected to the sidecar
+//! certificate             the webhook's serving certificate
+//! address operations      listen addresses; JSON patch operations
 //! ```
 
 mod address;

@@ -13,7 +13,7 @@
 //! # Floors
 //!
 //! ```text
-//! anchors webhook     the two kinds of objects
+//! anchors webhook     trust anchors in each namespace; the webhook's configuration
 //! ```
 
 mod anchors;

@@ -12,7 +12,7 @@
 //! # Floors
 //!
 //! ```text
-//! mesh writer         of the mesh, and of routes
+//! mesh writer         the statuses of the mesh and of routes
 //! conditions lease
 //! ```
 

@@ -6,7 +6,7 @@
 //! # Floors
 //!
 //! ```text
-//! bypass wait why    sockets that pass the proxy by; `naru-proxy wait`; why a request goes where
+//! bypass wait why    sockets that bypass the proxy; `naru-proxy wait`; explained decisions
 //! ```
 
 pub mod bypass;

@@ -18,9 +18,9 @@
 //! # Floors
 //!
 //! ```text
-//! endpoints           who can be picked
+//! endpoints           the endpoints of a Service, and the choice of one
 //! load                latency, requests in flight, ejection
-//! budget habits       how many retries; how an app ends connections
+//! budget habits       the retry budget; how an app closes idle connections
 //! ```
 
 mod budget;

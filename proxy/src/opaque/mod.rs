@@ -17,8 +17,8 @@
 //! # Floors
 //!
 //! ```text
-//! peer                a peer's connection, for the app
-//! framed              an app's connection, in frames
+//! peer                connections from a peer, carried to the app
+//! framed              connections of the app, carried in frames
 //! copy frame
 //! ```
 

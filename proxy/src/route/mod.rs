@@ -15,10 +15,10 @@
 //! # Floors
 //!
 //! ```text
-//! explain             what routes do with a request, for people
+//! explain             the decision about a request, explained
 //! logical
-//! decode              from the contract
-//! words               matches and filters, for people
+//! decode              from the contract's messages
+//! words               matches and filters as text
 //! cors filter opaque
 //! matches
 //! head problem

@@ -13,7 +13,7 @@
 //! # Floors
 //!
 //! ```text
-//! view attached       for people
+//! view attached       the tables as JSON; the routes attached to a Service
 //! apply
 //! store
 //! decode

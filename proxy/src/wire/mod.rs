@@ -3,7 +3,7 @@
 //! # Floors
 //!
 //! ```text
-//! buffered detect pipe     a connection with a buffer; what its first bytes are; one in the process
+//! buffered detect pipe     connections with buffers; detection; in-process connections
 //! ```
 
 pub mod buffered;

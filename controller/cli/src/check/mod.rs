@@ -13,14 +13,14 @@
 //!
 //! ```text
 //! webhook
-//! trust                                 the authority, and what trusts it
-//! connected                             streams of sidecars
+//! trust                                 the certificate authority and its trust anchors
+//! connected                             the sidecars' streams from a controller
 //! client_addresses surroundings values
 //! metrics pods
 //! controller install_rights routes
-//! rights cluster                        what may be done; the API server
+//! rights cluster                        permissions; the API server
 //! report api
-//! finding names                         what is found, and how things are called
+//! finding names                         findings; names in their texts
 //! ```
 
 mod api;

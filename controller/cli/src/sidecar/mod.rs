@@ -12,8 +12,8 @@
 //! # Floors
 //!
 //! ```text
-//! forward                a port of a pod
-//! answer from websocket  what is said; which pod; how
+//! forward                a forwarded port of a pod
+//! answer from websocket  the answer's format; the choice of a pod; the transport
 //! ```
 
 mod answer;

@@ -8,8 +8,8 @@
 //! # Floors
 //!
 //! ```text
-//! text                in words
-//! request             what is asked about
+//! text                the answer as text
+//! request             the request of the question
 //! ```
 
 mod request;

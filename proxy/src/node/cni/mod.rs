@@ -27,7 +27,7 @@
 //! # Floors
 //!
 //! ```text
-//! agent plugin        the node's agent; what the container runtime calls
+//! agent plugin        the node's agent; the program that the container runtime calls
 //! repair              pods that started without rules
 //! report namespace
 //! node uninstalled

@@ -39,7 +39,7 @@
 //! # Floors
 //!
 //! ```text
-//! kernel              rules put into the kernel, and read back
+//! kernel              writes the rules to the kernel, and reads them back
 //! rules verify
 //! request
 //! clients
