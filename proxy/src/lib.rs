@@ -103,7 +103,7 @@
 //!   http/exchange.rs         decide             admission, metrics, the access log
 //!   route/mod.rs             decide             rule, filters, backend
 //! http/http1/forward.rs      run                the response, passed on
-//!   http/attempts/mod.rs         run                one endpoint after the other, with http/retry.rs
+//!   http/attempts/mod.rs     run                one endpoint after the other, with http/retry.rs
 //!   balance/mod.rs           pick               endpoint
 //! http/http1/attempt.rs      pooled, open       one endpoint, one try
 //!   upstream/pool/mod.rs     take, open_stream

@@ -6,7 +6,7 @@
 //! probes detect a silent peer that is gone.
 //!
 //! ```text
-//!            plain: copy                           an endpoint without a sidecar, an address outside the mesh
+//!            plain: copy                           an endpoint without a sidecar
 //! client ──▶
 //!            framed ══ a pooled TLS connection ══▶ peer ──▶ framed ──▶ app
 //! ```
@@ -253,7 +253,7 @@ impl OpaqueUpstream {
                 Some(Greeting::Other) => return Poll::Ready(ServerFirst::Bytes),
                 None => {}
             }
-            let heard = match &mut self.link {
+            let received = match &mut self.link {
                 Link::Plain(connection) => match ready!(connection.poll_fill(cx)) {
                     Ok(1..) => Ok(()),
                     Ok(0) | Err(_) => return Poll::Ready(ServerFirst::Bytes),
@@ -262,7 +262,7 @@ impl OpaqueUpstream {
                     ready!(framed.poll_first_bytes(cx, &mut upstream.connection))
                 }
             };
-            match heard {
+            match received {
                 Ok(()) => {}
                 Err(framed::FramedError::Stale) => {
                     return Poll::Ready(ServerFirst::Stale(self.backend.clone()));
@@ -396,7 +396,11 @@ where
                 broken
             }
             Err(framed::FramedError::Peer(error)) => {
-                tracing::debug!(address = %in_flight.endpoint.address, %error, "a connection broke");
+                tracing::debug!(
+                    address = %in_flight.endpoint.address,
+                    %error,
+                    "a connection broke"
+                );
                 forget_if_out_of_reach(worker, &in_flight, &error);
                 CopyError::Upstream
             }

@@ -4,7 +4,7 @@
 //! container runtime ──ADD, annotations──▶ plugin ──▶ rules in the new pod's network namespace
 //!        ▲ reads                            ▲ copies
 //! node: net.d/….conflist ◀──chains── agent ─┴▶ bin/naru-cni
-//!                                    agent ◀──asks── naru-init of a pod whose rules are missing ──▶ rules
+//!                                    agent ◀──asks── naru-init of a pod without rules ──▶ rules
 //! ```
 //!
 //! * [`plugin`] is `naru-cni`, run by the container runtime for each pod. The runtime passes it the
