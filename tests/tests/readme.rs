@@ -61,11 +61,11 @@ fn code(cell: &str) -> &str {
 
 #[test]
 fn every_reason_is_documented_with_its_status() {
-    let written: Vec<(String, u16)> = table(PROXY, "Reasons")
+    let written: Vec<(String, Option<u16>)> = table(PROXY, "Reasons")
         .iter()
-        .map(|row| (code(&row[0]).to_owned(), row[1].parse().unwrap_or(0)))
+        .map(|row| (code(&row[0]).to_owned(), row[1].parse().ok()))
         .collect();
-    let known: Vec<(String, u16)> = Reason::ALL
+    let known: Vec<(String, Option<u16>)> = Reason::ALL
         .iter()
         .map(|reason| (reason.as_str().to_owned(), reason.status()))
         .collect();
@@ -125,7 +125,7 @@ fn every_metric_of_the_proxy_is_documented_with_its_labels() {
         client: "".into(),
         namespace: "shop".into(),
         service: "web".into(),
-        port: 80,
+        port: Some(80),
         route: "".into(),
         rule: "".into(),
         backend: "".into(),
@@ -136,7 +136,7 @@ fn every_metric_of_the_proxy_is_documented_with_its_labels() {
     let mirror = metrics.mirror(MirrorLabels {
         namespace: "shop".into(),
         service: "web".into(),
-        port: 80,
+        port: Some(80),
         route: "".into(),
         rule: "".into(),
         mirror: "".into(),
@@ -147,7 +147,7 @@ fn every_metric_of_the_proxy_is_documented_with_its_labels() {
         client: "".into(),
         namespace: "shop".into(),
         service: "".into(),
-        port: 80,
+        port: Some(80),
     });
     connection.opened();
     connection.closed(None);
@@ -172,7 +172,7 @@ fn every_metric_of_the_proxy_is_documented_with_its_labels() {
     metrics.handshake(Direction::Inbound, None);
     metrics.pool_connections(PoolProtocol::Http2, PoolState::Idle, 1);
     metrics.certificate_renewal(RenewalOutcome::Renewed);
-    metrics.certificate(1, "0123456789abcdef");
+    metrics.certificate(1, Some("0123456789abcdef"));
     metrics.controller_message(Instant::now());
     metrics.push(PushOutcome::Accepted, 1, 1);
     metrics.watch_places("admin", naru_proxy::admin::places());

@@ -15,18 +15,23 @@ use crate::source::{
     RouteName, Service,
 };
 
-/// As `client_namespace` in a [`Changed`]: for the clients of every namespace.
-pub const ANY_NAMESPACE: &str = "*";
-/// As the port of a `Destination` in a [`Changed`]: every port of that address.
-pub const ANY_PORT: u16 = 0;
-
-/// A resource that may have changed.
+/// A resource that may have changed, or several.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Changed {
-    /// A `Service` may have [`ANY_NAMESPACE`], a `Destination` may have [`ANY_PORT`].
     Resource(ResourceName),
+    /// The `service` of one port, for the clients of every namespace.
+    Service {
+        namespace: String,
+        name: String,
+        port: u16,
+    },
+    /// The `destination` of every port of an address.
+    Address(IpAddr),
     /// The `inbound` of one pod.
-    Inbound { namespace: String, pod: String },
+    Inbound {
+        namespace: String,
+        pod: String,
+    },
 }
 
 /// The resources that may have changed with an object that the index has already applied.
@@ -100,7 +105,7 @@ impl Changes<'_> {
         let index = self.index;
         let both = || before.into_iter().chain(after);
         for service in both() {
-            self.service_ports(service, ANY_NAMESPACE);
+            self.service_ports(service);
             self.destinations(&service.cluster_ips);
             self.destinations(&service.external_ips);
         }
@@ -190,7 +195,7 @@ impl Changes<'_> {
 
     fn slice(&mut self, before: Option<&EndpointSlice>, after: Option<&EndpointSlice>) {
         for slice in before.into_iter().chain(after) {
-            self.endpoints(&index::service_of(slice));
+            self.endpoints(slice);
         }
         self.node_zones(before, after);
         match (before, after) {
@@ -221,8 +226,7 @@ impl Changes<'_> {
         let said = |slice: Option<&EndpointSlice>| {
             let mut said: HashMap<(String, String), usize> = HashMap::new();
             for endpoint in slice.iter().flat_map(|slice| &slice.endpoints) {
-                if !endpoint.node.is_empty() && !endpoint.zone.is_empty() {
-                    let place = (endpoint.node.clone(), endpoint.zone.clone());
+                if let Some(place) = endpoint.node.clone().zip(endpoint.zone.clone()) {
                     *said.entry(place).or_default() += 1;
                 }
             }
@@ -261,12 +265,12 @@ impl Changes<'_> {
             return;
         }
         for parent in (before.into_iter().chain(after)).flat_map(|route| &route.parents) {
-            let client = match parent.service.namespace == name.namespace {
-                true => ANY_NAMESPACE,
-                false => &name.namespace,
+            let Some(service) = index.services.get(&parent.service) else {
+                continue;
             };
-            if let Some(service) = index.services.get(&parent.service) {
-                self.service_ports(service, client);
+            match parent.service.namespace == name.namespace {
+                true => self.service_ports(service),
+                false => self.service_ports_for(service, &name.namespace),
             }
         }
     }
@@ -281,7 +285,7 @@ impl Changes<'_> {
             for target in &policy.targets {
                 let name = Name::new(&policy.name.namespace, target);
                 if let Some(service) = index.services.get(&name) {
-                    self.service_ports(service, ANY_NAMESPACE);
+                    self.service_ports(service);
                 }
             }
         }
@@ -304,12 +308,24 @@ impl Changes<'_> {
     fn whole_service(&mut self, name: &Name) {
         let index = self.index;
         if let Some(service) = index.services.get(name) {
-            self.service_ports(service, ANY_NAMESPACE);
-            self.endpoints(name);
+            self.service_ports(service);
         }
     }
 
-    fn service_ports(&mut self, service: &Service, client_namespace: &str) {
+    /// For the clients of every namespace, with the endpoints.
+    fn service_ports(&mut self, service: &Service) {
+        for port in &service.ports {
+            self.all.insert(Changed::Service {
+                namespace: service.name.namespace.clone(),
+                name: service.name.name.clone(),
+                port: port.port,
+            });
+            self.endpoints_of(service, port.port);
+        }
+    }
+
+    /// For the clients of one namespace.
+    fn service_ports_for(&mut self, service: &Service, client_namespace: &str) {
         for port in &service.ports {
             self.resource(ResourceName::Service {
                 client_namespace: client_namespace.to_owned(),
@@ -317,15 +333,14 @@ impl Changes<'_> {
                 name: service.name.name.clone(),
                 port: port.port,
             });
-            if client_namespace == ANY_NAMESPACE {
-                self.endpoints_of(service, port.port);
-            }
         }
     }
 
-    fn endpoints(&mut self, service: &Name) {
+    /// Those of the Service that a slice belongs to.
+    fn endpoints(&mut self, slice: &EndpointSlice) {
         let index = self.index;
-        if let Some(service) = index.services.get(service) {
+        let service = index::service_of(slice);
+        if let Some(service) = service.and_then(|name| index.services.get(&name)) {
             for port in &service.ports {
                 self.endpoints_of(service, port.port);
             }
@@ -343,7 +358,7 @@ impl Changes<'_> {
     fn slice_endpoints(&mut self, slice: &Name) {
         let index = self.index;
         if let Some(slice) = index.slices.get(slice) {
-            self.endpoints(&index::service_of(slice));
+            self.endpoints(slice);
         }
     }
 
@@ -360,7 +375,7 @@ impl Changes<'_> {
     }
 
     fn destination(&mut self, ip: IpAddr) {
-        self.resource(ResourceName::Destination(SocketAddr::new(ip, ANY_PORT)));
+        self.all.insert(Changed::Address(ip));
     }
 
     fn http_route(&mut self, route: &RouteName) {

@@ -64,9 +64,9 @@ impl Catalog {
     fn pod_destination(&self, pod: &Pod, ip: IpAddr, port: u16) -> contract::PodDestination {
         // Of several Services with that port of the pod: one with a declared protocol, else the
         // first by name.
-        let (mut service, mut declared, mut zone) = (None, None, "");
+        let (mut service, mut declared, mut zone) = (None, None, None);
         for (slice, endpoint) in self.slices_with(pod, ip) {
-            zone = &endpoint.zone;
+            zone = endpoint.zone.as_deref();
             let Some((name, protocol)) = self.service_behind(slice, port) else {
                 continue;
             };
@@ -105,7 +105,7 @@ impl Catalog {
         slice: &EndpointSlice,
         port: u16,
     ) -> Option<(String, Option<Protocol>)> {
-        let service = self.index.services.get(&index::service_of(slice))?;
+        let service = self.index.services.get(&index::service_of(slice)?)?;
         let of_slice = slice.ports.iter().filter(|p| p.port == port);
         let mut ports = of_slice
             .filter_map(|of_slice| service.ports.iter().find(|p| p.name == of_slice.name))

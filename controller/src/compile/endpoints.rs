@@ -42,12 +42,12 @@ impl Catalog {
         // If no endpoint is ready, use those that are terminating but still serving (as kube-proxy
         // does). The scope is the whole cluster, or the node if clients are bound to theirs.
         let leaving = |e: &SliceEndpoint| e.serving && e.terminating;
-        let served: HashSet<&str> = (all.iter())
+        let served: HashSet<Option<&str>> = (all.iter())
             .filter(|(_, _, e)| ready(e))
             .map(|(_, _, e)| reach(service, e))
             .collect();
         let (mut v4, v6): (Vec<_>, Vec<_>) = (all.into_iter())
-            .filter(|(_, _, e)| ready(e) || (leaving(e) && !served.contains(reach(service, e))))
+            .filter(|(_, _, e)| ready(e) || (leaving(e) && !served.contains(&reach(service, e))))
             .partition(|(slice, _, _)| !slice.ipv6);
         // A dual-stack pod is one endpoint, not two.
         let pods: HashSet<&Name> = v4.iter().filter_map(|(_, _, e)| e.pod.as_ref()).collect();
@@ -63,7 +63,7 @@ impl Catalog {
             .filter_map(|(_, port, endpoint)| {
                 let mut chosen = self.endpoint(endpoint, port)?;
                 if service.node_local {
-                    chosen.node.clone_from(&endpoint.node);
+                    chosen.node = endpoint.node.clone().unwrap_or_default();
                 } else if ready(endpoint) {
                     // If terminating endpoints are in use, hints would exclude some of them.
                     chosen.for_zones.clone_from(&endpoint.for_zones);
@@ -97,11 +97,11 @@ impl Catalog {
             return Some(contract::Endpoint {
                 ip: octets(endpoint.ip),
                 port: u32::from(port),
-                zone: endpoint.zone.clone(),
+                zone: endpoint.zone.clone().unwrap_or_default(),
                 ..contract::Endpoint::default()
             });
         };
-        Some(self.pod_endpoint(pod, endpoint.ip, port, &endpoint.zone))
+        Some(self.pod_endpoint(pod, endpoint.ip, port, endpoint.zone.as_deref()))
     }
 
     pub(super) fn pod_endpoint(
@@ -109,7 +109,7 @@ impl Catalog {
         pod: &Pod,
         ip: IpAddr,
         port: u16,
-        zone: &str,
+        zone: Option<&str>,
     ) -> contract::Endpoint {
         // A port that bypasses the sidecar cannot prove an identity.
         let sidecar = pod.meshed && port != PROXY_ADMIN_PORT && !pod.bare_ports.contains(&port);
@@ -126,17 +126,17 @@ impl Catalog {
             identity,
             pod: pod.name.name.clone(),
             workload: pod.workload.clone(),
-            zone: zone.to_owned(),
+            zone: zone.unwrap_or_default().to_owned(),
             ..contract::Endpoint::default()
         }
     }
 }
 
 /// The node, if only its clients reach the endpoint.
-fn reach<'a>(service: &Service, endpoint: &'a SliceEndpoint) -> &'a str {
+fn reach<'a>(service: &Service, endpoint: &'a SliceEndpoint) -> Option<&'a str> {
     match service.node_local {
-        true => &endpoint.node,
-        false => "",
+        true => endpoint.node.as_deref(),
+        false => None,
     }
 }
 

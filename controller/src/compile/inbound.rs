@@ -50,8 +50,8 @@ impl Catalog {
                 })
                 .collect(),
             mtls: self.mtls(pod) as i32,
-            node: pod.node.clone(),
-            zone: self.index.zone_of(pod).to_owned(),
+            node: pod.node.clone().unwrap_or_default(),
+            zone: self.index.zone_of(pod).unwrap_or_default().to_owned(),
         });
         Some(Compiled::new(body, Vec::new()))
     }

@@ -36,7 +36,7 @@ use naru_contract::{MtlsMode, ResourceName};
 use crate::index::Index;
 use crate::source::{Event, Name, Object, Route, RouteKind};
 
-pub use changed::{ANY_NAMESPACE, ANY_PORT, Changed};
+pub use changed::Changed;
 pub use route_status::{ParentStatus, RouteStatus, Verdict};
 pub use route_statuses::{RouteStatuses, concerns_routes};
 

@@ -143,14 +143,18 @@ impl Index {
                     self.pods_by_ip.set(*ip, &o.name, there);
                 }
                 self.node_ips.set(&o.host_ips, there);
-                if !o.node.is_empty() && o.labelled_zone().is_none() {
-                    self.pods_by_node.set(o.node.clone(), &o.name, there);
+                if let (Some(node), None) = (&o.node, o.labelled_zone()) {
+                    self.pods_by_node.set(node.clone(), &o.name, there);
                 }
             }
             Object::EndpointSlice(o) => {
-                self.slices_by_service.set(service_of(o), &o.name, there);
+                if let Some(service) = service_of(o) {
+                    self.slices_by_service.set(service, &o.name, there);
+                }
                 for endpoint in &o.endpoints {
-                    (self.node_zones).set(&endpoint.node, &endpoint.zone, there);
+                    if let (Some(node), Some(zone)) = (&endpoint.node, &endpoint.zone) {
+                        self.node_zones.set(node, zone, there);
+                    }
                     match &endpoint.pod {
                         Some(pod) => self.slices_by_pod.set(pod.clone(), &o.name, there),
                         None => self.slices_by_ip.set(endpoint.ip, &o.name, there),
@@ -188,9 +192,9 @@ impl Index {
             .find(|pod| !pod.ended)
     }
 
-    /// The zone of a pod; empty if unknown.
-    pub fn zone_of<'a>(&'a self, pod: &'a Pod) -> &'a str {
-        (pod.labelled_zone()).unwrap_or_else(|| self.node_zones.of(&pod.node))
+    /// The zone of a pod, if it is known.
+    pub fn zone_of<'a>(&'a self, pod: &'a Pod) -> Option<&'a str> {
+        (pod.labelled_zone()).or_else(|| self.node_zones.of(pod.node.as_deref()?))
     }
 
     /// The Service's slices, sorted by name.
@@ -210,7 +214,8 @@ impl Index {
     }
 }
 
-/// The Service that a slice belongs to.
-pub fn service_of(slice: &EndpointSlice) -> Name {
-    Name::new(slice.name.namespace.clone(), slice.service.clone())
+/// The Service that a slice belongs to, if it does.
+pub fn service_of(slice: &EndpointSlice) -> Option<Name> {
+    let service = slice.service.as_ref()?;
+    Some(Name::new(slice.name.namespace.clone(), service.clone()))
 }

@@ -9,9 +9,6 @@ pub struct NodeZones(HashMap<String, BTreeMap<String, usize>>);
 impl NodeZones {
     /// Adds or removes one endpoint.
     pub fn set(&mut self, node: &str, zone: &str, there: bool) {
-        if node.is_empty() || zone.is_empty() {
-            return;
-        }
         if there {
             let zones = self.0.entry(node.to_owned()).or_default();
             *zones.entry(zone.to_owned()).or_default() += 1;
@@ -31,11 +28,11 @@ impl NodeZones {
         }
     }
 
-    /// The node's zone; empty if unknown. If endpoints disagree, the first zone by name, so that
+    /// The node's zone, if it is known. If endpoints disagree, the first zone by name, so that
     /// every replica answers alike.
-    pub fn of(&self, node: &str) -> &str {
-        let zones = self.0.get(node);
-        (zones.and_then(|zones| zones.first_key_value())).map_or("", |(zone, _)| zone)
+    pub fn of(&self, node: &str) -> Option<&str> {
+        let (zone, _) = self.0.get(node)?.first_key_value()?;
+        Some(zone)
     }
 
     /// The number of endpoints that place the node in that zone.

@@ -9,7 +9,6 @@
 //! write lock, so that it never falls in between. Nothing here blocks.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,7 @@ use tokio::sync::{Notify, watch};
 
 use super::route_feed::RouteFeed;
 use super::table::{ClosureChange, Compile};
-use crate::compile::{ANY_NAMESPACE, ANY_PORT, Catalog, Changed, Compiled, Viewer};
+use crate::compile::{Catalog, Changed, Compiled, Viewer};
 use crate::source::Event;
 
 /// How long a proxy may take to acknowledge the trust anchors before it counts as behind.
@@ -73,7 +72,7 @@ struct Registered {
 /// Changes that a stream has not handled yet: at most one entry for each resource in its closure.
 #[derive(Default)]
 pub struct Mailbox {
-    changed: Mutex<HashMap<ResourceName, Instant>>,
+    changed: Mutex<HashMap<Changed, Instant>>,
     notify: Notify,
 }
 
@@ -289,11 +288,7 @@ impl Interest {
 
 impl Mailbox {
     fn put(&self, changed: &Changed, seen: Instant) {
-        let name = match changed {
-            Changed::Resource(name) => name.clone(),
-            Changed::Inbound { .. } => ResourceName::Inbound,
-        };
-        lock(&self.changed).entry(name).or_insert(seen);
+        lock(&self.changed).entry(changed.clone()).or_insert(seen);
         self.notify.notify_one();
     }
 }
@@ -322,38 +317,45 @@ impl Member {
 
     /// Empties the mailbox.
     pub fn take_changed(&self) -> HashMap<ResourceName, Instant> {
-        let mut changed = std::mem::take(&mut *lock(&self.mailbox.changed));
-        let wide: Vec<_> = changed.extract_if(|name, _| is_wide(name)).collect();
-        for (name, seen) in wide {
-            for name in self.narrow(name) {
-                changed.entry(name).or_insert(seen);
+        let changed = std::mem::take(&mut *lock(&self.mailbox.changed));
+        let mut names = HashMap::new();
+        let mut several = Vec::new();
+        for (changed, seen) in changed {
+            match changed {
+                Changed::Resource(name) => drop(names.insert(name, seen)),
+                changed => several.push((changed, seen)),
             }
         }
-        changed
+        for (changed, seen) in several {
+            for name in self.names(changed) {
+                names.entry(name).or_insert(seen);
+            }
+        }
+        names
     }
 
-    /// The stream's own names for a name that stands for several.
-    fn narrow(&self, name: ResourceName) -> Vec<ResourceName> {
-        match name {
-            // A change for all client namespaces includes ours.
-            ResourceName::Service {
+    /// The resources of this stream that a change affects.
+    fn names(&self, changed: Changed) -> Vec<ResourceName> {
+        match changed {
+            Changed::Resource(name) => vec![name],
+            Changed::Inbound { .. } => vec![ResourceName::Inbound],
+            Changed::Service {
                 namespace,
                 name,
                 port,
-                ..
             } => vec![ResourceName::Service {
                 client_namespace: self.viewer.namespace.clone(),
                 namespace,
                 name,
                 port,
             }],
-            ResourceName::Destination(wide) => {
+            Changed::Address(ip) => {
                 let interest = lock(&self.hub.interest);
                 let keys = interest.members.get(&self.id).into_iter();
                 keys.flat_map(|member| member.keys.keys())
                     .filter_map(|key| match key {
                         Changed::Resource(name @ ResourceName::Destination(address))
-                            if address.ip() == wide.ip() =>
+                            if address.ip() == ip =>
                         {
                             Some(name.clone())
                         }
@@ -361,7 +363,6 @@ impl Member {
                     })
                     .collect()
             }
-            name => vec![name],
         }
     }
 
@@ -394,17 +395,16 @@ impl Member {
                 port,
                 ..
             } => {
-                let wide = ResourceName::Service {
-                    client_namespace: ANY_NAMESPACE.to_owned(),
+                let of_all = Changed::Service {
                     namespace: namespace.clone(),
                     name: service.clone(),
                     port: *port,
                 };
-                vec![Changed::Resource(name.clone()), Changed::Resource(wide)]
+                vec![Changed::Resource(name.clone()), of_all]
             }
             ResourceName::Destination(address) => {
-                let wide = ResourceName::Destination(SocketAddr::new(address.ip(), ANY_PORT));
-                vec![Changed::Resource(name.clone()), Changed::Resource(wide)]
+                let of_all = Changed::Address(address.ip());
+                vec![Changed::Resource(name.clone()), of_all]
             }
             _ => vec![Changed::Resource(name.clone())],
         }
@@ -454,17 +454,6 @@ impl Compile for View<'_> {
             }
             _ => self.catalog.compile(self.viewer, name).map(Arc::new),
         }
-    }
-}
-
-/// Whether a name stands for several.
-fn is_wide(name: &ResourceName) -> bool {
-    match name {
-        ResourceName::Service {
-            client_namespace, ..
-        } => client_namespace == ANY_NAMESPACE,
-        ResourceName::Destination(address) => address.port() == ANY_PORT,
-        _ => false,
     }
 }
 

@@ -169,8 +169,8 @@ pub struct Pod {
     /// Empty for a pod with `hostNetwork`: those addresses belong to the node.
     pub ips: Vec<IpAddr>,
     pub service_account: String,
-    /// Empty: not scheduled yet.
-    pub node: String,
+    /// `None`: not scheduled yet.
+    pub node: Option<String>,
     /// The node's addresses.
     pub host_ips: Vec<IpAddr>,
     /// Whether it has a sidecar.
@@ -197,8 +197,8 @@ impl Pod {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
     pub name: Name,
-    /// In the same namespace. Empty: none.
-    pub service: String,
+    /// In the same namespace, if it belongs to one.
+    pub service: Option<String>,
     pub ipv6: bool,
     /// TCP ports only.
     pub ports: Vec<SlicePort>,
@@ -219,19 +219,20 @@ pub struct SliceEndpoint {
     pub serving: bool,
     pub terminating: bool,
     pub pod: Option<Name>,
-    pub node: String,
-    pub zone: String,
+    pub node: Option<String>,
+    pub zone: Option<String>,
     /// Zones and nodes whose clients prefer it.
     pub for_zones: Vec<String>,
     pub for_nodes: Vec<String>,
 }
 
-/// Seconds since the epoch. An object without a timestamp is younger than every other.
+/// When an object was created. The greatest is the youngest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Created(pub i64);
-
-impl Created {
-    pub const UNKNOWN: Self = Self(i64::MAX);
+pub enum Created {
+    /// In Unix seconds.
+    At(i64),
+    /// The object has no timestamp: it counts as younger than every other.
+    Unknown,
 }
 
 /// The kind of a route, in order of specificity. Of several kinds on a port, the greatest wins

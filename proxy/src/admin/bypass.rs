@@ -48,7 +48,7 @@ struct Foreign {
 /// rules do not identify the proxy by its user.
 pub async fn watch(config: Arc<Config>, health: Arc<Health>, metrics: Metrics) {
     let user = geteuid().as_raw();
-    let by_user = config.socket_mark.is_none() && config.outbound_port != 0 && user != 0;
+    let by_user = config.socket_mark.is_none() && config.outbound_port.is_some() && user != 0;
     if !by_user {
         // The control thread treats a task that ends as a failure, so this one stays pending.
         return std::future::pending().await;

@@ -9,6 +9,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::Load;
+use crate::identity::SpiffeId;
 
 /// A concrete backend: the pods of one Service port. Lives as long as some rule refers to it.
 #[derive(Debug)]
@@ -102,7 +103,7 @@ pub struct Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// A sidecar which must prove this SPIFFE ID. Plaintext is never used.
-    Mesh(Arc<str>),
+    Mesh(SpiffeId),
     /// No sidecar: plaintext.
     Plain,
     /// The app in the proxy's own pod: plaintext, from the address that the redirect rules let

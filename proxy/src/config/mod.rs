@@ -7,6 +7,7 @@ mod tests;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -37,10 +38,10 @@ pub struct Config {
     pub token: PathBuf,
     pub namespace: String,
     pub pod: String,
-    /// Port of the listener for redirected outbound connections; 0: no listener.
-    pub outbound_port: u16,
-    /// Port of the listener for redirected inbound connections; 0: no listener.
-    pub inbound_port: u16,
+    /// Port of the listener for redirected outbound connections, if there is one.
+    pub outbound_port: Option<NonZeroU16>,
+    /// Port of the listener for redirected inbound connections, if there is one.
+    pub inbound_port: Option<NonZeroU16>,
     /// Listeners whose connections are treated as having a given original destination.
     pub map_outbound: Vec<MappedListener>,
     pub map_inbound: Vec<MappedListener>,
@@ -403,8 +404,8 @@ impl From<RunArgs> for Config {
             token: args.token,
             namespace: args.namespace,
             pod: args.pod,
-            outbound_port: args.outbound_port,
-            inbound_port: args.inbound_port,
+            outbound_port: NonZeroU16::new(args.outbound_port),
+            inbound_port: NonZeroU16::new(args.inbound_port),
             map_outbound: args.map_outbound,
             map_inbound: args.map_inbound,
             admin: args.admin,

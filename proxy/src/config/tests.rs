@@ -39,7 +39,7 @@ fn flags_default_to_the_limits_defaults() {
         format!("{:?}", config.limits),
         format!("{:?}", Limits::default())
     );
-    assert_eq!(config.outbound_port, 15001);
+    assert_eq!(config.outbound_port, NonZeroU16::new(15001));
     assert_eq!(config.admin, "[::]:15020".parse().unwrap());
 }
 

@@ -34,6 +34,7 @@ use crate::session::Session;
 use crate::socket;
 use crate::table::Destination;
 use crate::wire::buffered::Buffered;
+use crate::wire::closing::Closing;
 use crate::wire::detect::{Detected, HTTP2_PREFACE, detect, detect_tls};
 use prefixed::Prefixed;
 
@@ -56,7 +57,7 @@ const AMBIGUITY: Duration = Duration::from_millis(500);
 /// Carries a connection of a protocol still to be detected to its end.
 pub async fn serve(session: Session, client: Buffered<TcpStream>) {
     let destination = session.destination.load().clone();
-    let reset = match &*destination {
+    let closing = match &*destination {
         Destination::Passthrough => {
             let address = session.destination.address;
             Box::pin(opaque::pass_through(&session.worker, address, client)).await
@@ -64,7 +65,7 @@ pub async fn serve(session: Session, client: Buffered<TcpStream>) {
         Destination::Unknown => Box::pin(serve_unknown(session, client)).await,
         Destination::Logical(logical) => serve_logical(session, logical, client).await,
     };
-    if let Some(client) = reset {
+    if let Closing::Reset(client) = closing {
         socket::reset(&client);
     }
 }
@@ -73,7 +74,7 @@ async fn serve_logical(
     session: Session,
     logical: &Arc<Logical>,
     mut client: Buffered<TcpStream>,
-) -> Option<TcpStream> {
+) -> Closing<TcpStream> {
     if let Some(routes) = &logical.opaque_routes {
         return Box::pin(opaque::serve_routed(&session, logical, routes, client)).await;
     }
@@ -83,7 +84,7 @@ async fn serve_logical(
         Protocol::Http => match is_http2(&mut client).await {
             Ok(true) => serve_http2(session, client).await,
             Ok(false) => serve_http1(session, client).await,
-            Err(_) => None,
+            Err(_) => Closing::Done,
         },
         Protocol::Detect => {
             let mut opening = Opening::new(&session, logical);
@@ -100,26 +101,26 @@ async fn serve_logical(
                     let upstream = opening.into_upstream().await;
                     Box::pin(opaque::serve(&session, logical, client, upstream)).await
                 }
-                FirstSpeaker::Gone => None,
+                FirstSpeaker::Gone => Closing::Done,
             }
         }
     }
 }
 
 /// Answers HTTP clients that their destination is unknown. Other protocols have no such answer.
-async fn serve_unknown(session: Session, mut client: Buffered<TcpStream>) -> Option<TcpStream> {
+async fn serve_unknown(session: Session, mut client: Buffered<TcpStream>) -> Closing<TcpStream> {
     loop {
         match detect(&client.read) {
             Some(Detected::Http1) => return serve_http1(session, client).await,
             Some(Detected::Http2) => return serve_http2(session, client).await,
-            Some(_) => return Some(client.io),
+            Some(_) => return Closing::Reset(client.io),
             None => {}
         }
         // A client that waits for the server to send first is not kept waiting.
         let filled = poll_fn(|cx| client.poll_fill(cx));
         match tokio::time::timeout(UNKNOWN_PATIENCE, filled).await {
             Ok(Ok(1..)) => {}
-            _ => return Some(client.io),
+            _ => return Closing::Reset(client.io),
         }
     }
 }
@@ -127,25 +128,25 @@ async fn serve_unknown(session: Session, mut client: Buffered<TcpStream>) -> Opt
 /// How long a client may take to show its protocol, if the connection can only be refused.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(1);
 
-pub async fn serve_http1<S>(session: Session, client: Buffered<S>) -> Option<S>
+pub async fn serve_http1<S>(session: Session, client: Buffered<S>) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let reset = http1::serve(session, Prefixed::new(client.read, client.io)).await;
-    reset.map(|client| client.io)
+    let closing = http1::serve(session, Prefixed::new(client.read, client.io)).await;
+    closing.map(|client| client.io)
 }
 
-pub async fn serve_http2<S>(session: Session, client: Buffered<S>) -> Option<S>
+pub async fn serve_http2<S>(session: Session, client: Buffered<S>) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     Box::pin(http2::serve(session, Prefixed::new(client.read, client.io))).await;
-    None
+    Closing::Done
 }
 
 /// Carries the connection of a port that is declared as HTTP/2. A client that sends another
 /// protocol is counted, and answered if it is HTTP/1. A silent client may wait for SETTINGS.
-pub async fn serve_declared_http2<S>(session: Session, mut client: Buffered<S>) -> Option<S>
+pub async fn serve_declared_http2<S>(session: Session, mut client: Buffered<S>) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -153,12 +154,12 @@ where
         Err(_) | Ok(Ok(Detected::Http2)) => serve_http2(session, client).await,
         Ok(Ok(Detected::Http1)) if session.is_unwelcome() => {
             http1::turn_away(&session);
-            Some(client.io)
+            Closing::Reset(client.io)
         }
         Ok(Ok(Detected::Http1)) => {
             tracing::debug!("a client speaks HTTP/1 to a port that is declared to speak HTTP/2");
             http1::refuse(&session, client, Reason::VersionNotSupported).await;
-            None
+            Closing::Done
         }
         Ok(Ok(Detected::Tls | Detected::Other)) => {
             tracing::debug!("a client of a port that is declared to speak HTTP/2 does not");
@@ -167,9 +168,9 @@ where
                 metrics.opened();
                 metrics.closed(Some(Reason::BadRequest));
             }
-            Some(client.io)
+            Closing::Reset(client.io)
         }
-        Ok(Err(_)) => None,
+        Ok(Err(_)) => Closing::Done,
     }
 }
 

@@ -93,12 +93,12 @@ impl<C: Certify> Renewal<C> {
             let mut at = renew_at(validity.not_after, unix_now(), rand::rng().random());
             loop {
                 let wanted = issuing.borrow_and_update().clone();
-                if !wanted.issuer.is_empty() && wanted.issuer != issuer {
+                if wanted.issuer.is_some() && wanted.issuer != issuer {
                     let random = rand::rng().random();
                     at = at.min(renew_soon(wanted.renew_within, unix_now(), random));
                     info!(
                         renew_at = at,
-                        issuer = %wanted.issuer,
+                        issuer = wanted.issuer.as_deref(),
                         "another authority issues certificates"
                     );
                 }
@@ -120,19 +120,20 @@ impl<C: Certify> Renewal<C> {
         }
     }
 
-    /// The validity of the certificate, and the authority that issued it.
-    async fn renew_until_done(&mut self) -> (Validity, Arc<str>) {
+    /// The validity of the certificate, and the authority that issued it, if that is announced.
+    async fn renew_until_done(&mut self) -> (Validity, Option<Arc<str>>) {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             match self.renew().await {
                 Ok((validity, issuer)) => {
                     self.metrics.certificate_renewal(RenewalOutcome::Renewed);
-                    self.metrics.certificate(validity.not_after, &issuer);
+                    self.metrics
+                        .certificate(validity.not_after, issuer.as_deref());
                     let id = self.identity.id();
                     let id = id.as_ref().map_or("", |id| id.as_str());
                     info!(
                         id,
-                        %issuer,
+                        issuer = issuer.as_deref(),
                         not_after = validity.not_after,
                         "got a certificate"
                     );
@@ -155,7 +156,7 @@ impl<C: Certify> Renewal<C> {
         }
     }
 
-    async fn renew(&mut self) -> Result<(Validity, Arc<str>), RenewError> {
+    async fn renew(&mut self) -> Result<(Validity, Option<Arc<str>>), RenewError> {
         // A new key each time: a leaked key is useless after its certificate expires.
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let csr = CertificateParams::default().serialize_request(&key)?;
@@ -175,10 +176,7 @@ impl<C: Certify> Renewal<C> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let chain = certificates(response.chain_der);
         let validity = self.identity.set_certificate(chain, key)?;
-        Ok((
-            validity,
-            authority_name(&response.issuer).unwrap_or_default(),
-        ))
+        Ok((validity, authority_name(&response.issuer)))
     }
 }
 

@@ -235,9 +235,9 @@ impl<'a> Exchange<'a> {
     fn log(&self, original: &Original, end: End, elapsed: Duration) {
         let rule = self.rule.as_ref();
         self.session.worker.access_log.write(&Entry {
-            direction: self.session.direction,
+            direction: self.session.direction(),
             version: self.version,
-            client: &self.session.client,
+            client: self.session.client.as_str(),
             method: &original.method,
             authority: &original.authority,
             path: &original.path,

@@ -191,7 +191,7 @@ impl<'a> Retries<'a> {
         }
         let status = match failure {
             Failure::Status(status) => Some(status),
-            Failure::Full => Some(Reason::Overload.status()),
+            Failure::Full => Reason::Overload.status(),
             _ => None,
         };
         if status.is_some_and(|status| !policy.codes.contains(&status)) {

@@ -118,7 +118,7 @@ struct Inner {
     changed: watch::Sender<u64>,
     issuing: watch::Sender<Issuing>,
     refused: Notify,
-    names: Mutex<HashSet<Arc<str>>>,
+    names: Mutex<HashSet<SpiffeId>>,
 }
 
 /// One certificate with one set of anchors.
@@ -127,7 +127,7 @@ struct Generation {
     certificate: Arc<Certificate>,
     trust: Arc<Trust>,
     server: Arc<ServerConfig>,
-    peers: Mutex<HashMap<Arc<str>, PeerConfigs>>,
+    peers: Mutex<HashMap<SpiffeId, PeerConfigs>>,
 }
 
 /// In the order of [`Alpn::ALL`].
@@ -143,15 +143,15 @@ struct Certificate {
 /// The name of an authority, as sent by the controller. It becomes a label. `None`: not a valid
 /// name.
 pub fn authority_name(name: &str) -> Option<Arc<str>> {
-    let right = name.len() <= MAX_AUTHORITY && name.bytes().all(|b| b.is_ascii_alphanumeric());
-    right.then(|| name.into())
+    let right = (1..=MAX_AUTHORITY).contains(&name.len());
+    (right && name.bytes().all(|b| b.is_ascii_alphanumeric())).then(|| name.into())
 }
 
 /// The authority that issues certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Issuing {
-    /// Its name. Empty: not announced.
-    pub issuer: Arc<str>,
+    /// Its name, if it is announced.
+    pub issuer: Option<Arc<str>>,
     /// Time within which holders of a certificate from another authority renew theirs.
     pub renew_within: Duration,
 }
@@ -234,17 +234,17 @@ impl Identity {
         Ok(identity)
     }
 
-    /// For a connection to a peer that must prove `expected` (a SPIFFE ID). Cached by identity and
+    /// For a connection to a peer that must prove to be `expected`. Cached by identity and
     /// protocol, and rebuilt when the certificate or the anchors change. `None`: there is no valid
     /// certificate.
-    pub fn client_config(&self, expected: &Arc<str>, alpn: Alpn) -> Option<Arc<ClientConfig>> {
+    pub fn client_config(&self, expected: &SpiffeId, alpn: Alpn) -> Option<Arc<ClientConfig>> {
         let generation = self.valid_generation()?;
         let index = Alpn::ALL.iter().position(|other| *other == alpn)?;
         let mut peers = lock(&generation.peers);
         if let Some(configs) = peers.get(expected) {
             return Some(configs[index].clone());
         }
-        let configs = self.peer_configs(&generation, expected)?;
+        let configs = self.peer_configs(&generation, expected.clone())?;
         if peers.len() >= MAX_PEERS {
             peers.clear();
         }
@@ -259,26 +259,24 @@ impl Identity {
         Some(self.valid_generation()?.server.clone())
     }
 
-    /// The SPIFFE ID in a peer's verified certificate. Interned: the same identity is the same
-    /// `Arc`. `None`: no certificate, or it has expired since (a resumed session may be older than
-    /// that).
-    pub fn peer_identity(&self, certificates: &[CertificateDer<'_>]) -> Option<Arc<str>> {
+    /// The SPIFFE ID in a peer's verified certificate. Interned: the same identity shares one text.
+    /// `None`: no certificate, or it has expired since (a resumed session may be older than that).
+    pub fn peer_identity(&self, certificates: &[CertificateDer<'_>]) -> Option<SpiffeId> {
         let claims = spiffe::claims(certificates.first()?).ok()?;
         if unix_now() > claims.not_after {
             return None;
         }
         let mut names = lock(&self.inner.names);
-        if let Some(name) = names.get(claims.id.as_str()) {
+        if let Some(name) = names.get(&claims.id) {
             return Some(name.clone());
         }
         if names.len() >= MAX_NAMES {
-            names.retain(|name| Arc::strong_count(name) > 1);
+            names.retain(|name| !name.is_last());
         }
-        let name: Arc<str> = claims.id.as_str().into();
         if names.len() < MAX_NAMES {
-            names.insert(name.clone());
+            names.insert(claims.id.clone());
         }
-        Some(name)
+        Some(claims.id)
     }
 
     /// The remaining validity of the first of a peer's verified certificates.
@@ -479,8 +477,7 @@ impl Identity {
         Ok(())
     }
 
-    fn peer_configs(&self, generation: &Generation, expected: &str) -> Option<PeerConfigs> {
-        let expected: SpiffeId = expected.parse().ok()?;
+    fn peer_configs(&self, generation: &Generation, expected: SpiffeId) -> Option<PeerConfigs> {
         let roots = generation.trust.roots.clone();
         let mut base = self
             .client_base(expected, roots, Some(&generation.certificate))

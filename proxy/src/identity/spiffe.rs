@@ -13,11 +13,7 @@ const SCHEME: &str = "spiffe://";
 
 /// A SPIFFE ID: `spiffe://<trust-domain>/<path>`. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct SpiffeId {
-    text: Arc<str>,
-    /// Where the trust domain ends.
-    domain_end: usize,
-}
+pub struct SpiffeId(Arc<str>);
 
 /// A text that is not a SPIFFE ID.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,11 +22,22 @@ pub struct SpiffeIdError(String);
 
 impl SpiffeId {
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0
+    }
+
+    /// The ID as a shared text.
+    pub fn text(&self) -> Arc<str> {
+        self.0.clone()
     }
 
     pub fn trust_domain(&self) -> &str {
-        &self.text[SCHEME.len()..self.domain_end]
+        let rest = &self.0[SCHEME.len()..];
+        rest.split_once('/').map_or(rest, |(domain, _)| domain)
+    }
+
+    /// Whether this is the only copy of the ID.
+    pub(super) fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 }
 
@@ -52,22 +59,19 @@ impl FromStr for SpiffeId {
         {
             return Err(wrong());
         }
-        Ok(Self {
-            text: text.into(),
-            domain_end: SCHEME.len() + domain.len(),
-        })
+        Ok(Self(text.into()))
     }
 }
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0)
     }
 }
 
 impl fmt::Debug for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0)
     }
 }
 

@@ -11,10 +11,15 @@ use rustls::pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
 
-use super::{Identity, unix_now};
+use super::{Identity, SpiffeId, unix_now};
 
 pub const TRUST_DOMAIN: &str = "cluster.local";
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// The identity `id`.
+pub fn spiffe_id(id: &str) -> SpiffeId {
+    id.parse().unwrap()
+}
 
 /// Signs every request.
 pub struct Authority {

@@ -8,7 +8,7 @@ use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::testing::{Authority, Leaf, TRUST_DOMAIN};
+use super::testing::{Authority, Leaf, TRUST_DOMAIN, spiffe_id};
 use super::*;
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -39,7 +39,7 @@ async fn shake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Ends {
 }
 
 async fn call(caller: &Identity, expected: &str, callee: &Identity) -> Ends {
-    let client = caller.client_config(&expected.into(), Alpn::Http2);
+    let client = caller.client_config(&spiffe_id(expected), Alpn::Http2);
     shake(client.unwrap(), callee.server_config().unwrap()).await
 }
 
@@ -108,14 +108,14 @@ async fn peers_prove_their_identities_with_post_quantum_keys() {
     let peer = api
         .peer_identity(connection.peer_certificates().unwrap())
         .unwrap();
-    assert_eq!(&*peer, WEB);
+    assert_eq!(peer.as_str(), WEB);
     let again = api
         .peer_identity(connection.peer_certificates().unwrap())
         .unwrap();
-    assert!(Arc::ptr_eq(&peer, &again));
+    assert!(Arc::ptr_eq(&peer.text(), &again.text()));
     let (_, connection) = client.get_ref();
     let peer = web.peer_identity(connection.peer_certificates().unwrap());
-    assert_eq!(peer.as_deref(), Some(API));
+    assert_eq!(peer, Some(spiffe_id(API)));
 }
 
 #[tokio::test]
@@ -143,7 +143,7 @@ async fn a_server_with_two_names_or_no_name_is_rejected() {
             ..Leaf::new(API)
         };
         let server = odd_server(&authority, &authority, &leaf);
-        let client = web.client_config(&API.into(), Alpn::Http2).unwrap();
+        let client = web.client_config(&spiffe_id(API), Alpn::Http2).unwrap();
         let (client, _) = shake(client, server).await;
         let error = client.map(|_| ()).unwrap_err();
         assert!(is_identity_mismatch(&error), "{uris:?}: {error:?}");
@@ -163,7 +163,7 @@ async fn a_server_with_an_expired_certificate_or_another_authority_is_rejected()
         not_before: 1_000,
         ..Leaf::new(API)
     };
-    let client = || web.client_config(&API.into(), Alpn::Http2).unwrap();
+    let client = || web.client_config(&spiffe_id(API), Alpn::Http2).unwrap();
     let (result, _) = shake(client(), odd_server(&authority, &authority, &expired)).await;
     let error = certificate_error(result);
     assert!(
@@ -271,7 +271,7 @@ async fn sessions_are_resumed_with_the_same_identity_only() {
     // The server has the client's identity all the same.
     let server = server.unwrap();
     let peer = api.peer_identity(server.get_ref().1.peer_certificates().unwrap());
-    assert_eq!(peer.as_deref(), Some(WEB));
+    assert_eq!(peer, Some(spiffe_id(WEB)));
     // Another server at the same address cannot use the ticket, and its certificate is verified.
     let (client, _) = call(&web, API, &rogue).await;
     assert!(is_identity_mismatch(&client.map(|_| ()).unwrap_err()));
@@ -319,7 +319,7 @@ fn without_a_valid_certificate_there_is_no_configuration() {
     let authority = Authority::new("a");
     let identity = Identity::new(TRUST_DOMAIN, vec![authority.anchor()]).unwrap();
     assert!(identity.server_config().is_none());
-    assert!(identity.client_config(&API.into(), Alpn::Tcp).is_none());
+    assert!(identity.client_config(&spiffe_id(API), Alpn::Tcp).is_none());
     for (leaf, problem) in [
         (
             Leaf {
@@ -376,13 +376,9 @@ fn an_empty_set_of_anchors_is_rejected() {
 #[test]
 fn configurations_are_made_once_for_each_identity_and_protocol() {
     let identity = Authority::new("a").identity(WEB);
-    let get = |alpn| identity.client_config(&API.into(), alpn).unwrap();
+    let get = |alpn| identity.client_config(&spiffe_id(API), alpn).unwrap();
     assert!(Arc::ptr_eq(&get(Alpn::Tcp), &get(Alpn::Tcp)));
     assert_eq!(get(Alpn::Tcp).alpn_protocols, [Alpn::Tcp.as_bytes()]);
     assert_eq!(get(Alpn::Http1).alpn_protocols, [Alpn::Http1.as_bytes()]);
-    assert!(
-        identity
-            .client_config(&"not an id".into(), Alpn::Tcp)
-            .is_none()
-    );
+    assert!("not an id".parse::<SpiffeId>().is_err());
 }

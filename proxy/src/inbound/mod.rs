@@ -4,30 +4,28 @@
 //! protocol by ALPN and proves its identity. Other clients are accepted as they are or refused,
 //! according to the controller's table for this pod.
 
-use std::future::poll_fn;
-use std::io::{Cursor, ErrorKind};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use naru_listen::Place;
-use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::connection::{self, FirstSpeaker, Opening};
 use crate::http::{http1, http2};
-use crate::identity::Alpn;
+use crate::identity::{Alpn, SpiffeId};
 use crate::observe::reason::Reason;
-use crate::route::opaque::client_hello::MAX_CLIENT_HELLO;
 use crate::route::{Logical, Protocol};
+use crate::session::Session;
 use crate::session::worker::Worker;
-use crate::session::{Session, UNAUTHENTICATED};
 use crate::socket::{self, Direction};
 use crate::table::Destination;
 use crate::wire::buffered::Buffered;
-use crate::wire::detect::{Detected, detect};
+use crate::wire::client_hello::{self, Hello};
+use crate::wire::closing::Closing;
+use crate::wire::detect::Detected;
 use crate::wire::pipe::Pipe;
 use crate::{opaque, tls};
 
@@ -54,10 +52,11 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
     // The port of a client that is already gone is unknown.
     let port = client.peer_addr().map_or(0, |address| address.port());
     let address = SocketAddr::new(place.source(), port);
-    let stranger = Session::inbound(worker, app, UNAUTHENTICATED.into(), address);
+    let stranger = Session::unauthenticated(worker, app, address);
     let mut client = Buffered::new(client);
     if strict {
-        return match is_peer_in_time(&stranger.worker, &mut client).await {
+        let hello = hello_in_time(&stranger.worker, &mut client).await;
+        return match is_peer(&hello) {
             true => Box::pin(serve_peer(stranger, address, client, place)).await,
             false => refuse(&stranger, &logical, &client),
         };
@@ -75,14 +74,23 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
             said.unwrap_or(FirstSpeaker::Gone)
         }
     };
-    let reset = match first_speaker {
-        FirstSpeaker::Client(Detected::Tls)
-            if is_peer_in_time(&stranger.worker, &mut client).await =>
-        {
-            opening.abandon();
-            return Box::pin(serve_peer(stranger, address, client, place)).await;
+    let first_speaker = match first_speaker {
+        FirstSpeaker::Client(Detected::Tls) => {
+            let hello = hello_in_time(&stranger.worker, &mut client).await;
+            if is_peer(&hello) {
+                opening.abandon();
+                return Box::pin(serve_peer(stranger, address, client, place)).await;
+            }
+            match hello {
+                // It only began like a ClientHello.
+                Hello::Other => FirstSpeaker::Client(Detected::Other),
+                Hello::Complete(_) | Hello::Incomplete => first_speaker,
+            }
         }
-        FirstSpeaker::Gone => None,
+        first_speaker => first_speaker,
+    };
+    let closing = match first_speaker {
+        FirstSpeaker::Gone => Closing::Done,
         said @ (FirstSpeaker::Client(_) | FirstSpeaker::Server) if place.take().is_err() => {
             opening.abandon();
             Box::pin(overload(&stranger, client, said)).await
@@ -120,7 +128,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
             Box::pin(opaque::serve(&stranger, &logical, client, upstream)).await
         }
     };
-    if let Some(client) = reset {
+    if let Closing::Reset(client) = closing {
         socket::reset(&client);
     }
 }
@@ -143,14 +151,14 @@ async fn overload(
     stranger: &Session,
     client: Buffered<TcpStream>,
     said: FirstSpeaker,
-) -> Option<TcpStream> {
+) -> Closing<TcpStream> {
     tracing::debug!("a client without an identity is refused: there is no place for it");
     match said {
         FirstSpeaker::Client(Detected::Http1) => {
             http1::refuse(stranger, client, Reason::Overload).await;
-            None
+            Closing::Done
         }
-        _ => Some(client.io),
+        _ => Closing::Reset(client.io),
     }
 }
 
@@ -168,48 +176,23 @@ async fn in_time<T>(worker: &Worker, first_speaker: impl Future<Output = T>) -> 
     }
 }
 
-/// Whether the client is a peer's sidecar. A client that does not send its ClientHello in time does
-/// not count as one.
-async fn is_peer_in_time(worker: &Worker, client: &mut Buffered<TcpStream>) -> bool {
+/// The client's ClientHello. One that is not there in time is incomplete.
+async fn hello_in_time(worker: &Worker, client: &mut Buffered<TcpStream>) -> Hello {
     let patience = worker.config.limits.handshake_timeout;
-    matches!(timeout(patience, is_peer(client)).await, Ok(true))
-}
-
-/// Whether the client is a peer's sidecar, by the protocols in its ClientHello.
-async fn is_peer(client: &mut Buffered<TcpStream>) -> bool {
-    loop {
-        match detect(&client.read) {
-            Some(Detected::Tls) => match client_hello(&client.read) {
-                Some(is_peer) => return is_peer,
-                None if client.read.len() >= MAX_CLIENT_HELLO => return false,
-                None => {}
-            },
-            Some(_) => return false,
-            None => {}
-        }
-        if !matches!(poll_fn(|cx| client.poll_fill(cx)).await, Ok(1..)) {
-            return false;
-        }
+    match timeout(patience, client_hello::read(client)).await {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(_)) | Err(_) => Hello::Incomplete,
     }
 }
 
-/// Whether a ClientHello offers one of Naru's protocols. `None`: it is incomplete.
-fn client_hello(bytes: &[u8]) -> Option<bool> {
-    let mut acceptor = Acceptor::default();
-    let mut bytes = Cursor::new(bytes);
-    while acceptor.read_tls(&mut bytes).is_ok_and(|length| length > 0) {
-        match acceptor.accept() {
-            Ok(Some(accepted)) => {
-                let hello = accepted.client_hello();
-                let mut protocols = hello.alpn().into_iter().flatten();
-                return Some(protocols.any(|name| Alpn::from_bytes(name).is_some()));
-            }
-            Ok(None) => {}
-            // The app may still accept this ClientHello.
-            Err(_) => return Some(false),
-        }
+/// Whether the client is a peer's sidecar: its ClientHello offers one of Naru's protocols.
+fn is_peer(hello: &Hello) -> bool {
+    match hello {
+        Hello::Complete(hello) => hello
+            .protocols()
+            .any(|name| Alpn::from_bytes(name).is_some()),
+        Hello::Incomplete | Hello::Other => false,
     }
-    None
 }
 
 async fn serve_peer(
@@ -226,7 +209,7 @@ async fn serve_peer(
     worker
         .metrics
         .handshake(Direction::Inbound, accepted.as_ref().err().copied());
-    let (client, name, left, alpn) = match accepted {
+    let (client, id, left, alpn) = match accepted {
         Ok(accepted) => accepted,
         Err(reason) => {
             tracing::debug!(%reason, "a peer's handshake failed");
@@ -234,22 +217,22 @@ async fn serve_peer(
         }
     };
     if let Err(limit) = place.prove() {
-        tracing::debug!(?limit, client = &*name, "a peer is refused");
+        tracing::debug!(?limit, client = %id, "a peer is refused");
         return;
     }
-    let session = Session::inbound(worker, stranger.destination, name, address).expiring(left);
-    let reset = match alpn {
+    let session = Session::peer(worker, stranger.destination, id, address).expiring(left);
+    let closing = match alpn {
         Alpn::Http1 => {
             streams::serve(session, client).await;
-            None
+            Closing::Done
         }
         Alpn::Http2 => {
             Box::pin(http2::serve(session, client)).await;
-            None
+            Closing::Done
         }
         Alpn::Tcp => Box::pin(opaque::serve_peer(&session, client, serve_http)).await,
     };
-    if let Some(client) = reset {
+    if let Closing::Reset(client) = closing {
         socket::reset(client.get_ref());
     }
 }
@@ -263,19 +246,30 @@ async fn serve_http(session: Session, client: Pipe) {
     let Destination::Logical(logical) = &*destination else {
         return client.io.break_off();
     };
-    let first_bytes = connection::first_bytes(&mut client);
-    let Some(Ok(detected)) = in_time(&session.worker, first_bytes).await else {
+    let Some(Ok(detected)) = in_time(&session.worker, protocol(&mut client)).await else {
         return;
     };
-    let reset = match (logical.protocol, detected) {
+    let closing = match (logical.protocol, detected) {
         (_, Detected::Tls) => Box::pin(opaque::serve(&session, logical, client, None)).await,
         (Protocol::Http2, _) => Box::pin(connection::serve_declared_http2(session, client)).await,
         (_, Detected::Http2) => Box::pin(connection::serve_http2(session, client)).await,
         _ => Box::pin(connection::serve_http1(session, client)).await,
     };
-    if let Some(client) = reset {
+    if let Closing::Reset(client) = closing {
         client.break_off();
     }
+}
+
+/// Detects the protocol of a client. TLS needs its whole ClientHello.
+async fn protocol(client: &mut Buffered<Pipe>) -> io::Result<Detected> {
+    let detected = connection::first_bytes(client).await?;
+    if detected != Detected::Tls {
+        return Ok(detected);
+    }
+    Ok(match client_hello::read(client).await? {
+        Hello::Complete(_) => Detected::Tls,
+        Hello::Incomplete | Hello::Other => Detected::Other,
+    })
 }
 
 /// The TLS handshake with a peer. Returns its identity, how long its certificate is still valid,
@@ -283,7 +277,7 @@ async fn serve_http(session: Session, client: Pipe) {
 async fn shake_hands(
     worker: &Worker,
     client: Buffered<TcpStream>,
-) -> Result<(PeerStream, Arc<str>, Duration, Alpn), Reason> {
+) -> Result<(PeerStream, SpiffeId, Duration, Alpn), Reason> {
     let config = worker
         .identity
         .server_config()
@@ -300,10 +294,10 @@ async fn shake_hands(
             }
         })?;
     let alpn = accepted.alpn.as_deref().and_then(Alpn::from_bytes);
-    let name = worker.identity.peer_identity(&accepted.certificates);
+    let id = worker.identity.peer_identity(&accepted.certificates);
     let left = worker.identity.peer_validity(&accepted.certificates);
-    match (name.zip(left), alpn) {
-        (Some((name, left)), Some(alpn)) => Ok((accepted.stream, name, left, alpn)),
+    match (id.zip(left), alpn) {
+        (Some((id, left)), Some(alpn)) => Ok((accepted.stream, id, left, alpn)),
         (None, _) => Err(Reason::IdentityRequired),
         (_, None) => Err(Reason::TlsFailed),
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::http::http1;
 use crate::session::Session;
 use crate::session::validity::Validity;
-use crate::upstream::mux::{Closed, Driver, MAX_OPEN, Side, Stream};
+use crate::upstream::mux::{Closed, Driver, MAX_OPEN, Side, Stopped, Stream};
 
 /// How long a shutdown waits for the first stream of a connection that came late.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -50,9 +50,9 @@ where
     let idle = worker.config.limits.keep_alive_idle;
     let mut timer = pin!(sleep(idle));
     let mut was_used = false;
-    let over = poll_fn(|cx| {
+    let stopped = poll_fn(|cx| {
         if driver.poll(cx, &mut accept).is_ready() {
-            return Poll::Ready(true);
+            return Poll::Ready(Stopped::Ended);
         }
         let validity = session.poll_validity(cx);
         if !connection.is_leaving() {
@@ -73,21 +73,22 @@ where
             connection.leave();
         }
         if validity == Validity::Overdue {
-            let in_order = connection.is_unused();
-            if !in_order {
-                // Requests in progress may have reached the app: a clean end would claim the
-                // opposite, and cause them to be sent again.
-                connection.finish(Closed::Broken(ErrorKind::TimedOut));
+            if connection.is_unused() {
+                return Poll::Ready(Stopped::Unused);
             }
-            return Poll::Ready(!in_order);
+            // Requests in progress may have reached the app: a clean end would claim the opposite,
+            // and cause them to be sent again.
+            connection.finish(Closed::Broken(ErrorKind::TimedOut));
+            return Poll::Ready(Stopped::Ended);
         }
         match connection.is_finished() {
-            true => Poll::Ready(false),
+            true => Poll::Ready(Stopped::Unused),
             false => Poll::Pending,
         }
     });
-    if !over.await {
-        driver.end().await;
+    match stopped.await {
+        Stopped::Ended => {}
+        Stopped::Unused => driver.end().await,
     }
 }
 

@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::serve;
 use crate::config::Limits;
-use crate::identity::testing::{Authority, TRUST_DOMAIN};
+use crate::identity::testing::{Authority, TRUST_DOMAIN, spiffe_id};
 use crate::identity::{Alpn, Identity};
 use crate::opaque::frame::Kind;
 use crate::opaque::frame::testing::{data, receive, send, send_data};
@@ -169,7 +169,7 @@ async fn handshake(
     identity: &Identity,
     alpn: Alpn,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let config = identity.client_config(&POD.into(), alpn).unwrap();
+    let config = identity.client_config(&spiffe_id(POD), alpn).unwrap();
     let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
     TlsConnector::from(config).connect(name, caller).await
 }
@@ -286,6 +286,36 @@ fn a_peers_opaque_bytes_to_an_http2_port_are_read_as_http2() {
         let response = String::from_utf8(response).unwrap();
         assert!(response.starts_with("HTTP/1.1 505"), "{response}");
         assert!(pod.is_app_left_alone().await);
+    });
+}
+
+/// The first bytes of a ClientHello, and then a request.
+const HALF_TLS: &[u8] = b"\x16\x03\x01\x00\x08\x01\x00\x00\x04GET / HTTP/1.1\r\nHost: web\r\n\r\n";
+
+#[test]
+fn what_only_begins_like_tls_is_read_as_http_at_an_http_port() {
+    run(async {
+        let pod = Pod::permissive(Protocol::Http).await;
+        let mut start = [0; 9];
+        let mut stranger = pod.caller().await;
+        stranger.write_all(HALF_TLS).await.unwrap();
+        stranger.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 ");
+        let mut peer = pod.peer(Alpn::Tcp).await;
+        send(&mut peer, Kind::Open, b"").await;
+        send_data(&mut peer, HALF_TLS).await;
+        let (_, response) = receive(&mut peer).await;
+        assert!(response.starts_with(b"HTTP/1.1 "), "{response:?}");
+        // HTTP/2 has no answer to it.
+        let http2 = Pod::permissive(Protocol::Http2).await;
+        let mut stranger = http2.caller().await;
+        stranger.write_all(HALF_TLS).await.unwrap();
+        assert!(is_reset(&mut stranger).await);
+        let mut peer = http2.peer(Alpn::Tcp).await;
+        send(&mut peer, Kind::Open, b"").await;
+        send_data(&mut peer, HALF_TLS).await;
+        assert_eq!(receive(&mut peer).await.0, Kind::Reset);
+        assert!(pod.is_app_left_alone().await && http2.is_app_left_alone().await);
     });
 }
 
@@ -412,7 +442,7 @@ fn a_stalled_handshake_times_out() {
     run(async {
         let pod = Pod::strict().await;
         let identity = pod.authority.identity(CALLER);
-        let config = identity.client_config(&POD.into(), Alpn::Tcp).unwrap();
+        let config = identity.client_config(&spiffe_id(POD), Alpn::Tcp).unwrap();
         let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
         let mut client = rustls::ClientConnection::new(config, name).unwrap();
         let mut hello = Vec::new();

@@ -29,13 +29,13 @@ impl CopyError {
     }
 }
 
-/// Copies bytes in both directions until both sides have ended.
+/// Copies bytes in both directions until both sides have ended in order.
 pub async fn copy<A, B>(
     client: &mut Buffered<A>,
     upstream: &mut Buffered<B>,
     metrics: Option<&TcpMetrics>,
     memory: &Budget,
-) -> Option<CopyError>
+) -> Result<(), CopyError>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -52,19 +52,19 @@ where
         }
         match (sent, received) {
             (Poll::Ready(Err(Side::From)), _) | (_, Poll::Ready(Err(Side::To))) => {
-                Poll::Ready(Some(CopyError::Client))
+                Poll::Ready(Err(CopyError::Client))
             }
             (Poll::Ready(Err(Side::To)), _) | (_, Poll::Ready(Err(Side::From))) => {
-                Poll::Ready(Some(CopyError::Upstream))
+                Poll::Ready(Err(CopyError::Upstream))
             }
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(None),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
             _ => {
                 client.shrink();
                 upstream.shrink();
                 let waiting = client.unsent.len() + upstream.unsent.len();
                 match held.follow(Use::Body, 0, waiting) {
                     true => Poll::Pending,
-                    false => Poll::Ready(Some(CopyError::NoMemory)),
+                    false => Poll::Ready(Err(CopyError::NoMemory)),
                 }
             }
         }

@@ -22,9 +22,9 @@
 //! copy frame
 //! ```
 
-mod copy;
+pub mod copy;
 pub mod frame;
-mod framed;
+pub mod framed;
 mod peer;
 
 use std::future::poll_fn;
@@ -51,6 +51,7 @@ use crate::socket::{self, Direction};
 use crate::upstream::client_address::SourceAddress;
 use crate::upstream::{Caller, ConnectError, Stream, pool};
 use crate::wire::buffered::Buffered;
+use crate::wire::closing::Closing;
 use crate::wire::detect::{self, Greeting};
 pub use copy::{CopyError, copy};
 use framed::Framed;
@@ -301,14 +302,13 @@ fn forget_if_out_of_reach(worker: &Worker, in_flight: &InFlight, error: &io::Err
     }
 }
 
-/// Carries a connection to an endpoint of the backend that `routes` select. Returns the client's
-/// connection if it must be reset.
+/// Carries a connection to an endpoint of the backend that `routes` select.
 pub async fn serve_routed<S>(
     session: &Session,
     logical: &Logical,
     routes: &OpaqueRoutes,
     mut client: Buffered<S>,
-) -> Option<S>
+) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -327,13 +327,12 @@ where
 }
 
 /// Carries a connection to an endpoint of `logical`, or on `upstream` if that is already connected.
-/// Returns the client's connection if it must be reset.
 pub async fn serve<S>(
     session: &Session,
     logical: &Logical,
     mut client: Buffered<S>,
     upstream: Option<Result<OpaqueUpstream, Reason>>,
-) -> Option<S>
+) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -357,15 +356,15 @@ where
             Ok(upstream) => upstream,
             Err(reason) => {
                 metrics.closed(Some(reason));
-                return Some(client.io);
+                return Closing::Reset(client.io);
             }
         };
         let (mut connection, mut framed) = match link {
             Link::Framed(connection, framed) => (connection, framed),
             Link::Plain(mut connection) => {
-                let broken =
+                let copied =
                     copy(&mut client, &mut connection, Some(&metrics), &worker.memory).await;
-                return finish(client, &connection.io, &metrics, broken);
+                return finish(client, &connection.io, &metrics, copied);
             }
         };
         let carried = carry(worker, &mut client, &mut connection, &mut framed, &metrics).await;
@@ -373,7 +372,7 @@ where
             Ok(()) => {
                 worker.tcp_pool.put(&in_flight.endpoint, connection);
                 metrics.closed(None);
-                return None;
+                return Closing::Done;
             }
             Err(framed::FramedError::Stale) => {
                 client.read = framed.into_unproven(&client.read);
@@ -391,7 +390,7 @@ where
                 {
                     worker.tcp_pool.put(&in_flight.endpoint, connection);
                     metrics.closed(Some(broken.reason()));
-                    return Some(client.io);
+                    return Closing::Reset(client.io);
                 }
                 broken
             }
@@ -405,7 +404,7 @@ where
                 CopyError::Upstream
             }
         };
-        return finish(client, &connection.connection.io, &metrics, Some(broken));
+        return finish(client, &connection.connection.io, &metrics, Err(broken));
     }
 }
 
@@ -437,13 +436,12 @@ where
     .await
 }
 
-/// Carries a connection to an address outside the mesh. Returns the client's connection if it must
-/// be reset.
+/// Carries a connection to an address outside the mesh.
 pub async fn pass_through(
     worker: &Worker,
     address: SocketAddr,
     mut client: Buffered<TcpStream>,
-) -> Option<TcpStream> {
+) -> Closing<TcpStream> {
     let _busy = worker.drain.busy();
     let empty: Arc<str> = "".into();
     let count = |port| {
@@ -464,10 +462,10 @@ pub async fn pass_through(
     let reason = match dialled.await {
         Ok(Ok(stream)) => {
             worker.metrics.upstream_connect(None);
-            let metrics = count(address.port());
+            let metrics = count(Some(address.port()));
             let mut upstream = Buffered::new(Stream::Plain(stream));
-            let broken = copy(&mut client, &mut upstream, Some(&metrics), &worker.memory).await;
-            return finish(client, &upstream.io, &metrics, broken);
+            let copied = copy(&mut client, &mut upstream, Some(&metrics), &worker.memory).await;
+            return finish(client, &upstream.io, &metrics, copied);
         }
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "connecting failed");
@@ -477,12 +475,10 @@ pub async fn pass_through(
     };
     worker.metrics.upstream_connect(Some(reason));
     // A port on which nothing listens gets no series of its own.
-    count(NO_PORT).closed(Some(reason));
-    Some(client.io)
+    count(None).closed(Some(reason));
+    Closing::Reset(client.io)
 }
 
-/// The `port` label of failed connects.
-const NO_PORT: u16 = 0;
 /// How long an address outside the mesh may take to accept: as many retries as Linux makes in a
 /// minute. The client may have a shorter timeout.
 const PASS_THROUGH_PATIENCE: Duration = Duration::from_secs(60);
@@ -491,10 +487,14 @@ fn finish<S>(
     client: Buffered<S>,
     upstream: &Stream,
     metrics: &TcpMetrics,
-    broken: Option<CopyError>,
-) -> Option<S> {
-    metrics.closed(broken.map(CopyError::reason));
-    broken?;
-    upstream.reset();
-    Some(client.io)
+    copied: Result<(), CopyError>,
+) -> Closing<S> {
+    metrics.closed(copied.err().map(CopyError::reason));
+    match copied {
+        Ok(()) => Closing::Done,
+        Err(_) => {
+            upstream.reset();
+            Closing::Reset(client.io)
+        }
+    }
 }

@@ -23,6 +23,7 @@ use crate::session::Session;
 use crate::session::validity::Validity;
 use crate::table::Destination;
 use crate::wire::buffered::{Buffered, LINGER, PASS_SIZE};
+use crate::wire::closing::Closing;
 use crate::wire::pipe::{Pipe, pipe};
 
 /// Why no other OPEN follows.
@@ -34,13 +35,13 @@ enum NoOpen {
     OutOfPlace(FrameError),
 }
 
-/// Serves the peer's connection until it ends. Returns it if it must be reset. `serve_http` carries
-/// a connection to a port that is declared as HTTP.
+/// Serves the peer's connection until it ends. `serve_http` carries a connection to a port that is
+/// declared as HTTP.
 pub async fn serve_peer<S, F>(
     session: &Session,
     io: S,
     serve_http: impl Fn(Session, Pipe) -> F,
-) -> Option<S>
+) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     F: Future<Output = ()> + 'static,
@@ -68,19 +69,19 @@ where
         });
         match next.await {
             Ok(()) => {}
-            Err(NoOpen::Gone) => return None,
+            Err(NoOpen::Gone) => return Closing::Done,
             Err(NoOpen::Unwanted) => {
                 peer.close().await;
-                return None;
+                return Closing::Done;
             }
             Err(NoOpen::OutOfPlace(error)) => {
                 tracing::debug!(%error, "a peer's connection is broken off");
-                return Some(peer.io);
+                return Closing::Reset(peer.io);
             }
         }
         let destination = session.destination.load().clone();
         let Destination::Logical(logical) = &*destination else {
-            return Some(peer.io);
+            return Closing::Reset(peer.io);
         };
         let next = match logical.protocol {
             Protocol::Http | Protocol::Http2 => carry_http(session, &mut peer, &serve_http).await,
@@ -90,9 +91,9 @@ where
             Next::Open => {}
             Next::End => {
                 peer.close().await;
-                return None;
+                return Closing::Done;
             }
-            Next::Break => return Some(peer.io),
+            Next::Break => return Closing::Reset(peer.io),
         }
         peer.shrink();
         is_new = false;
@@ -233,7 +234,7 @@ where
             ended => ended,
         }
     });
-    let Some(broken) = ended.await.err() else {
+    let Err(broken) = ended.await else {
         metrics.closed(None);
         return Next::Open;
     };

@@ -41,8 +41,8 @@ pub struct Cors {
     credentials: bool,
     methods: Allowed,
     headers: Allowed,
-    /// As in the header; empty: no header.
-    exposed: Box<str>,
+    /// As in the header, if it is sent.
+    exposed: Option<Box<str>>,
     /// In seconds, as in the header.
     max_age: Box<str>,
 }
@@ -52,8 +52,8 @@ pub struct Cors {
 enum Allowed {
     /// The value requested.
     Asked,
-    /// These, as in the header; empty: only what is always allowed.
-    These(Box<str>),
+    /// These, as in the header. `None`: only what is always allowed.
+    These(Option<Box<str>>),
 }
 
 /// The answer to a preflight request.
@@ -94,7 +94,7 @@ impl Cors {
                 for name in &message.allow_methods {
                     method(name)?;
                 }
-                Allowed::These(message.allow_methods.join(", ").into())
+                Allowed::These(list(&message.allow_methods))
             }
         };
         for name in message.allow_headers.iter().chain(&message.expose_headers) {
@@ -102,7 +102,7 @@ impl Cors {
         }
         let headers = match any(&message.allow_headers) {
             true => Allowed::Asked,
-            false => Allowed::These(message.allow_headers.join(", ").into()),
+            false => Allowed::These(list(&message.allow_headers)),
         };
         // In requests with credentials a * is a literal header name, and allows nothing.
         let exposed = (message.expose_headers.iter().map(String::as_str))
@@ -112,7 +112,7 @@ impl Cors {
             credentials: message.allow_credentials,
             methods,
             headers,
-            exposed: exposed.collect::<Vec<_>>().join(", ").into(),
+            exposed: list(&exposed.collect::<Vec<_>>()),
             max_age: message.max_age_seconds.to_string().into(),
         })
     }
@@ -150,15 +150,15 @@ impl Cors {
             return Some(answer);
         };
         answer.status = ALLOWED;
-        let mut say = |name, value: &str| {
-            if !value.is_empty() {
-                answer.fields.push((name, value.to_owned()));
-            }
-        };
+        let mut say = |name, value: &str| answer.fields.push((name, value.to_owned()));
         self.allow(&said, &mut say);
+        if let Some(methods) = self.methods.of(Some(&wanted)) {
+            say(ALLOW_METHODS, methods);
+        }
         let headers = only_value(head, "access-control-request-headers");
-        say(ALLOW_METHODS, self.methods.of(Some(&wanted)));
-        say(ALLOW_HEADERS, self.headers.of(headers.as_deref()));
+        if let Some(headers) = self.headers.of(headers.as_deref()) {
+            say(ALLOW_HEADERS, headers);
+        }
         say(MAX_AGE, &self.max_age);
         Some(answer)
     }
@@ -173,11 +173,7 @@ impl Cors {
             head.add_field(VARY, "Origin");
         }
         if let Some(origin) = origin {
-            self.allow(origin, &mut |name, value| {
-                if !value.is_empty() {
-                    head.set_field(name, value);
-                }
-            });
+            self.allow(origin, &mut |name, value| head.set_field(name, value));
         }
     }
 
@@ -187,7 +183,9 @@ impl Cors {
         if self.credentials {
             say(ALLOW_CREDENTIALS, "true");
         }
-        say(EXPOSE_HEADERS, &self.exposed);
+        if let Some(exposed) = &self.exposed {
+            say(EXPOSE_HEADERS, exposed);
+        }
     }
 
     fn is_allowed(&self, origin: &str) -> bool {
@@ -241,12 +239,18 @@ impl Display for OriginPattern {
 }
 
 impl Allowed {
-    fn of<'a>(&'a self, asked: Option<&'a str>) -> &'a str {
+    fn of<'a>(&'a self, asked: Option<&'a str>) -> Option<&'a str> {
         match self {
-            Self::These(these) => these,
-            Self::Asked => asked.unwrap_or_default(),
+            Self::These(these) => these.as_deref(),
+            Self::Asked => asked,
         }
     }
+}
+
+/// Names as a field's value, if there are any.
+fn list(names: &[impl AsRef<str>]) -> Option<Box<str>> {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    (!names.is_empty()).then(|| names.join(", ").into())
 }
 
 impl OriginPattern {

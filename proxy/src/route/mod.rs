@@ -146,12 +146,12 @@ impl Rule {
     /// [`Decision`].
     pub fn filter_response(
         &self,
-        backend: usize,
+        backend: Option<usize>,
         origin: Option<&str>,
         head: &mut impl HeaderFields,
     ) {
         filter::apply_to_response(&self.filters, origin, head);
-        if let Some(backend) = self.backends.get(backend) {
+        if let Some(backend) = backend.and_then(|backend| self.backends.get(backend)) {
             filter::apply_to_response(&backend.filters, origin, head);
         }
     }

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use http::{HeaderName, HeaderValue};
 
 use crate::config::AddressField;
+use crate::identity::SpiffeId;
 use crate::route::HeaderFields;
 
 /// Carries the identities that a connection has proved.
@@ -43,10 +44,10 @@ pub struct Forwarded {
 }
 
 impl Forwarded {
-    /// `own` and `client`: SPIFFE IDs, where they are known and proved.
+    /// `own` and `client`: the identities that are known and proved.
     pub fn new(
-        own: Option<&str>,
-        client: Option<&str>,
+        own: Option<&SpiffeId>,
+        client: Option<&SpiffeId>,
         address: Option<IpAddr>,
         fields: &[AddressField],
     ) -> Self {
@@ -99,6 +100,7 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
+    use crate::identity::testing::spiffe_id;
 
     const OWN: &str = "spiffe://cluster.local/ns/shop/sa/web";
     const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
@@ -119,7 +121,8 @@ mod tests {
 
     #[test]
     fn a_proved_identity_replaces_the_clients_own_field() {
-        let forwarded = Forwarded::new(Some(OWN), Some(CLIENT), None, &[]);
+        let (own, client) = (spiffe_id(OWN), spiffe_id(CLIENT));
+        let forwarded = Forwarded::new(Some(&own), Some(&client), None, &[]);
         let forged = [
             (CLIENT_CERT, "URI=spiffe://a"),
             (CLIENT_CERT, "URI=spiffe://b"),
@@ -130,7 +133,7 @@ mod tests {
             written(&forwarded, &forged),
             [format!("{CLIENT_CERT}: By={OWN};URI={CLIENT}")]
         );
-        let stranger = Forwarded::new(Some(OWN), None, None, &[]);
+        let stranger = Forwarded::new(Some(&own), None, None, &[]);
         assert_eq!(written(&stranger, &forged), [""; 0]);
     }
 

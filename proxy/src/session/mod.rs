@@ -5,9 +5,10 @@
 //! ```text
 //! worker                      what the connections of one worker share
 //! mirroring                   how many copies for mirrors are in progress
-//! forwarded validity          the client as headers name it; its certificate's expiry
+//! client forwarded validity   who the client is; headers that name it; its certificate's expiry
 //! ```
 
+pub mod client;
 pub mod forwarded;
 pub mod mirroring;
 pub mod validity;
@@ -20,8 +21,10 @@ use std::task::Context;
 use std::time::Duration;
 
 use crate::config::ClientAddress;
+use crate::identity::SpiffeId;
 use crate::observe::metrics::{RequestLabels, RequestMetrics, TcpLabels, TcpMetrics};
 use crate::route::{HeaderFields, Logical, Rule};
+use crate::session::client::ClientIdentity;
 use crate::session::forwarded::Forwarded;
 use crate::session::validity::{Expiry, Validity};
 use crate::session::worker::Worker;
@@ -31,28 +34,25 @@ use crate::upstream::Caller;
 use crate::upstream::client_address::SourceAddress;
 use crate::upstream::share::ClientKey;
 
-/// A `client` that has proved no identity.
-pub const UNAUTHENTICATED: &str = "unauthenticated";
-
 /// One downstream connection.
 #[derive(Clone)]
 pub struct Session {
     pub worker: Rc<Worker>,
-    pub direction: Direction,
-    /// Inbound: the peer's SPIFFE ID or [`UNAUTHENTICATED`]. Outbound: empty.
-    pub client: Arc<str>,
+    pub client: ClientIdentity,
     /// Expiry of the certificate that the client has presented.
     expiry: Option<Rc<Expiry>>,
-    /// Inbound: the source of the connection, and how the app sees it.
-    origin: Option<Rc<Origin>>,
+    /// `None`: the client is the app in this pod.
+    inbound: Option<Rc<Inbound>>,
     /// Loaded again for each request.
     pub destination: Arc<DestinationCell>,
-    /// Inbound only: there, series are by client and port rather than by rule.
-    inbound: Option<(Arc<RequestMetrics>, Arc<TcpMetrics>)>,
 }
 
-/// The source of an inbound connection. Separate from the session since few steps need it.
-struct Origin {
+/// The series and the source of an inbound connection. Separate from the session, which is cloned
+/// for each stream.
+struct Inbound {
+    /// By client and port: the rule is always the same.
+    request_metrics: Arc<RequestMetrics>,
+    tcp_metrics: Arc<TcpMetrics>,
     address: IpAddr,
     /// The source that the app sees for opaque connections.
     bytes: SourceAddress,
@@ -65,57 +65,57 @@ impl Session {
     pub fn outbound(worker: Rc<Worker>, destination: Arc<DestinationCell>) -> Self {
         Self {
             worker,
-            direction: Direction::Outbound,
+            client: ClientIdentity::App,
             expiry: None,
-            client: Arc::from(""),
-            origin: None,
-            destination,
             inbound: None,
+            destination,
         }
     }
 
-    /// `address`: the client's. The app sees it, and it distinguishes clients without an identity.
-    pub fn inbound(
+    /// Of a client from outside that has proved no identity. `address`: the client's. The app sees
+    /// it, and it distinguishes such clients.
+    pub fn unauthenticated(
         worker: Rc<Worker>,
         destination: Arc<DestinationCell>,
-        client: Arc<str>,
         address: SocketAddr,
     ) -> Self {
-        let namespace: Arc<str> = worker.config.namespace.as_str().into();
-        let empty: Arc<str> = "".into();
-        let port = labelled_port(&worker, destination.address.port());
-        let requests = worker.metrics.request(RequestLabels {
-            direction: Direction::Inbound,
-            client: client.clone(),
-            namespace: namespace.clone(),
-            service: empty.clone(),
-            port,
-            route: empty.clone(),
-            rule: empty.clone(),
-            backend: empty.clone(),
-        });
-        let tcp = worker.metrics.tcp(TcpLabels {
-            direction: Direction::Inbound,
-            client: client.clone(),
-            namespace,
-            service: empty,
-            port,
-        });
-        let origin = Origin::new(&worker, &client, address, destination.address.port());
+        let client = ClientIdentity::Unauthenticated;
+        Self::inbound(worker, destination, client, address)
+    }
+
+    /// Of a peer that has proved to be `id`. `address`: the client's, which the app sees.
+    pub fn peer(
+        worker: Rc<Worker>,
+        destination: Arc<DestinationCell>,
+        id: SpiffeId,
+        address: SocketAddr,
+    ) -> Self {
+        Self::inbound(worker, destination, ClientIdentity::Peer(id), address)
+    }
+
+    fn inbound(
+        worker: Rc<Worker>,
+        destination: Arc<DestinationCell>,
+        client: ClientIdentity,
+        address: SocketAddr,
+    ) -> Self {
+        let inbound = Inbound::new(&worker, &client, address, destination.address.port());
         Self {
-            expiry: None,
             worker,
-            direction: Direction::Inbound,
             client,
-            origin: Some(Rc::new(origin)),
+            expiry: None,
+            inbound: Some(Rc::new(inbound)),
             destination,
-            inbound: Some((requests, tcp)),
         }
+    }
+
+    pub fn direction(&self) -> Direction {
+        self.client.direction()
     }
 
     /// Whether the client is from outside and has proved no identity.
     pub fn is_stranger(&self) -> bool {
-        self.direction == Direction::Inbound && &*self.client == UNAUTHENTICATED
+        matches!(self.client, ClientIdentity::Unauthenticated)
     }
 
     /// The client's certificate is valid for `left` from now.
@@ -124,7 +124,7 @@ impl Session {
         let grace = self.worker.config.limits.drain_timeout;
         let overdue = move || {
             tracing::info!(
-                client = &*client,
+                client = client.as_str(),
                 "a connection ends: its certificate has expired"
             );
             metrics.connection_expired();
@@ -142,37 +142,37 @@ impl Session {
 
     /// The key for the fair sharing of an endpoint's streams.
     pub fn client_key(&self) -> ClientKey {
-        match &self.origin {
-            None => ClientKey::App,
-            Some(origin) if self.is_stranger() => ClientKey::Address(origin.address),
-            Some(_) => ClientKey::Peer(self.client.clone()),
+        match (&self.inbound, self.client.spiffe_id()) {
+            (None, _) => ClientKey::App,
+            (Some(_), Some(id)) => ClientKey::Peer(id.clone()),
+            (Some(inbound), None) => ClientKey::Address(inbound.address),
         }
     }
 
     /// Whether the connection is a sidecar's, and carries the requests of many clients behind it.
     pub fn is_shared(&self) -> bool {
-        self.direction == Direction::Inbound && &*self.client != UNAUTHENTICATED
+        matches!(self.client, ClientIdentity::Peer(_))
     }
 
     /// The source that the app sees for its opaque connections.
     pub fn source(&self) -> SourceAddress {
-        let origin = self.origin.as_ref();
-        origin.map_or(SourceAddress::default(), |origin| origin.bytes)
+        let inbound = self.inbound.as_ref();
+        inbound.map_or(SourceAddress::default(), |inbound| inbound.bytes)
     }
 
     /// The caller whose upstream connections carry its requests.
     pub fn caller(&self) -> Caller {
-        let origin = self.origin.as_ref();
+        let inbound = self.inbound.as_ref();
         Caller {
-            source: origin.and_then(|origin| origin.requests.clone()),
-            login: 0,
+            source: inbound.and_then(|inbound| inbound.requests.clone()),
+            login: None,
         }
     }
 
     /// Writes the client's identity and address into a request.
     pub fn introduce(&self, head: &mut impl HeaderFields) {
-        if let Some(origin) = &self.origin {
-            origin.forwarded.write(head);
+        if let Some(inbound) = &self.inbound {
+            inbound.forwarded.write(head);
         }
     }
 
@@ -186,7 +186,7 @@ impl Session {
     /// the outbound side, by client and port on the inbound side.
     pub fn request_metrics(&self, rule: &Rule, backend: Option<usize>) -> Arc<RequestMetrics> {
         match (&self.inbound, backend) {
-            (Some((requests, _)), _) => requests.clone(),
+            (Some(inbound), _) => inbound.request_metrics.clone(),
             (None, Some(index)) if index < rule.backends.len() => {
                 rule.backends[index].metrics.clone()
             }
@@ -198,17 +198,17 @@ impl Session {
     pub fn unknown_metrics(&self) -> Arc<RequestMetrics> {
         let empty: Arc<str> = "".into();
         let port = self.destination.address.port();
-        let (namespace, port) = match self.direction {
+        let (namespace, port) = match self.direction() {
             Direction::Inbound => (
                 self.worker.config.namespace.as_str().into(),
                 labelled_port(&self.worker, port),
             ),
             // Whether the address exists is not known either.
-            Direction::Outbound => (empty.clone(), 0),
+            Direction::Outbound => (empty.clone(), None),
         };
         self.worker.metrics.request(RequestLabels {
-            direction: self.direction,
-            client: self.client.clone(),
+            direction: self.direction(),
+            client: self.client.label(),
             namespace,
             service: empty.clone(),
             port,
@@ -221,15 +221,36 @@ impl Session {
     /// The series of a connection that is not HTTP.
     pub fn tcp_metrics(&self, logical: &Logical) -> Arc<TcpMetrics> {
         match &self.inbound {
-            Some((_, tcp)) => tcp.clone(),
+            Some(inbound) => inbound.tcp_metrics.clone(),
             None => logical.tcp.clone(),
         }
     }
 }
 
-impl Origin {
+impl Inbound {
     /// `port`: the app's.
-    fn new(worker: &Worker, client: &str, address: SocketAddr, port: u16) -> Self {
+    fn new(worker: &Worker, client: &ClientIdentity, address: SocketAddr, port: u16) -> Self {
+        let label = client.label();
+        let namespace: Arc<str> = worker.config.namespace.as_str().into();
+        let empty: Arc<str> = "".into();
+        let labelled = labelled_port(worker, port);
+        let request_metrics = worker.metrics.request(RequestLabels {
+            direction: Direction::Inbound,
+            client: label.clone(),
+            namespace: namespace.clone(),
+            service: empty.clone(),
+            port: labelled,
+            route: empty.clone(),
+            rule: empty.clone(),
+            backend: empty.clone(),
+        });
+        let tcp_metrics = worker.metrics.tcp(TcpLabels {
+            direction: Direction::Inbound,
+            client: label,
+            namespace,
+            service: empty,
+            port: labelled,
+        });
         let (config, addresses) = (&worker.config, &worker.client_addresses);
         let proxy_header = config.proxy_protocol.contains(&port).then_some(address);
         let mut bytes = addresses.of(address.ip());
@@ -238,27 +259,29 @@ impl Origin {
             ClientAddress::Hide => addresses.stand_in(address.ip()),
         };
         (bytes.proxy_header, requests.proxy_header) = (proxy_header, proxy_header);
-        let own = worker.identity.id().map(|own| own.to_string());
-        let client = (client != UNAUTHENTICATED).then_some(client);
+        let (own, client) = (worker.identity.id(), client.spiffe_id());
         let (ip, fields) = (Some(address.ip()), &config.forwarded);
         Self {
+            request_metrics,
+            tcp_metrics,
             address: address.ip().to_canonical(),
             bytes,
             requests: (requests != SourceAddress::default()).then(|| Arc::new(requests)),
-            forwarded: Forwarded::new(own.as_deref(), client, ip, fields),
+            forwarded: Forwarded::new(own.as_ref(), client, ip, fields),
         }
     }
 }
 
-/// The `port` of inbound series: 0, for none, unless it is declared or the app listens on it.
-fn labelled_port(worker: &Worker, port: u16) -> u16 {
+/// The `port` of inbound series, if it is declared or the app listens on it.
+fn labelled_port(worker: &Worker, port: u16) -> Option<u16> {
     let is_real = worker.tables.inbound().ports.contains_key(&port) || worker.listening.is(port);
-    if is_real { port } else { 0 }
+    is_real.then_some(port)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::testing::spiffe_id;
     use crate::observe::metrics::Shown;
     use crate::testing::mesh::{CLIENT, Setup, run};
     use crate::upstream::client_address::ClientAddresses;
@@ -275,10 +298,14 @@ mod tests {
                 ("93.184.1.9:4", Shown::Hidden),
                 ("[fe80::1]:4", Shown::Hidden),
             ] {
-                for client in [CLIENT, UNAUTHENTICATED] {
+                let clients = [
+                    ClientIdentity::Peer(spiffe_id(CLIENT)),
+                    ClientIdentity::Unauthenticated,
+                ];
+                for client in clients {
                     let (worker, cell) = (mesh.worker.clone(), mesh.cell.clone());
                     let address = address.parse().expect("an address");
-                    let session = Session::inbound(worker, cell, client.into(), address);
+                    let session = Session::inbound(worker, cell, client, address);
                     assert_eq!(session.source().shows(), shown, "{address}");
                     assert_eq!(session.caller().source(), session.source());
                 }

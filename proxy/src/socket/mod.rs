@@ -12,6 +12,7 @@ pub mod proxy_protocol;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -66,9 +67,9 @@ pub struct Listeners {
 /// The addresses and ports to listen on.
 #[derive(Clone, Copy, Debug)]
 pub struct Ports<'a> {
-    /// For redirected connections; 0: no listener.
-    pub outbound: u16,
-    pub inbound: u16,
+    /// For redirected connections, if there is a listener for them.
+    pub outbound: Option<NonZeroU16>,
+    pub inbound: Option<NonZeroU16>,
     /// Listeners whose connections are treated as having a given original destination.
     pub map_outbound: &'a [MappedListener],
     pub map_inbound: &'a [MappedListener],
@@ -113,10 +114,10 @@ impl Listeners {
             ),
         ];
         for (direction, port, addresses, flag) in redirected {
+            let Some(port) = port.map(NonZeroU16::get) else {
+                continue;
+            };
             for address in addresses {
-                if port == 0 {
-                    continue;
-                }
                 match listen(SocketAddr::new(address, port)) {
                     Ok(socket) => listeners.push(Listener {
                         socket,
@@ -330,23 +331,23 @@ mod tests {
         let taken = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let mut config = Config::for_tests();
-        (config.outbound_port, config.inbound_port) = (0, port);
+        (config.outbound_port, config.inbound_port) = (None, NonZeroU16::new(port));
         let error = Listeners::bind(&config.ports()).unwrap_err().to_string();
         assert!(
             error.contains("--inbound-port") && error.contains(&format!(":{port}")),
             "{error}"
         );
         let map = format!("127.0.0.1:{port}=10.0.0.1:80");
-        config.inbound_port = 0;
+        config.inbound_port = None;
         config.map_outbound = vec![map.parse().unwrap()];
         let error = Listeners::bind(&config.ports()).unwrap_err().to_string();
         assert!(error.contains("--map-outbound"), "{error}");
     }
 
     #[test]
-    fn port_0_opens_no_listener_and_a_mapped_listener_has_its_destination() {
+    fn without_a_port_there_is_no_listener_and_a_mapped_listener_has_its_destination() {
         let mut config = Config::for_tests();
-        (config.outbound_port, config.inbound_port) = (0, 0);
+        (config.outbound_port, config.inbound_port) = (None, None);
         assert!(
             Listeners::bind(&config.ports())
                 .unwrap()

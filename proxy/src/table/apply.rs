@@ -533,7 +533,7 @@ fn outbound_tcp(labels: &ServiceLabels) -> TcpLabels {
         client: "".into(),
         namespace: labels.namespace.clone(),
         service: labels.service.clone(),
-        port: labels.port,
+        port: Some(labels.port),
     }
 }
 

@@ -15,7 +15,7 @@ use super::Inbound;
 use super::locality::{Hints, Place};
 use super::tables::canonical;
 use crate::balance::{Peer, RetryBudget};
-use crate::identity::{Issuing, SpiffeId, authority_name};
+use crate::identity::{Issuing, SpiffeIdError, authority_name};
 use crate::route::Protocol;
 
 /// Longest text in any field of an endpoint, in bytes: Kubernetes allows 253 for a name.
@@ -139,16 +139,21 @@ pub(super) fn decode(name: &ResourceName, body: Option<Body>) -> Result<Decoded,
             Content::TrustAnchors(Anchors {
                 certificates: der.map(|der| der.to_vec().into()).collect(),
                 issuing: Issuing {
-                    issuer: authority_name(&anchors.issuer)
-                        .ok_or("issuer: not a name of letters and digits")?,
+                    issuer: match &*anchors.issuer {
+                        "" => None,
+                        name => Some(
+                            authority_name(name)
+                                .ok_or("issuer: not a name of letters and digits")?,
+                        ),
+                    },
                     renew_within: Duration::from_secs(anchors.renew_within_seconds.into()),
                 },
             })
         }
         (ResourceName::Inbound, Body::Inbound(inbound)) => {
             let place = Place {
-                node: text("node", &inbound.node)?,
-                zone: text("zone", &inbound.zone)?,
+                node: place_name("node", &inbound.node)?,
+                zone: place_name("zone", &inbound.zone)?,
             };
             Content::Inbound(decode_inbound(inbound)?, place)
         }
@@ -455,7 +460,7 @@ fn listed(message: &contract::Endpoint) -> Result<ListedEndpoint, Problem> {
     Ok(ListedEndpoint {
         spec: endpoint(message)?,
         hints: Hints {
-            node: text("node", &message.node)?,
+            node: place_name("node", &message.node)?,
             for_zones: names("for_zones", &message.for_zones)?,
             for_nodes: names("for_nodes", &message.for_nodes)?,
         },
@@ -466,10 +471,8 @@ fn endpoint(message: &contract::Endpoint) -> Result<EndpointSpec, Problem> {
     let peer = match message.identity.as_str() {
         "" => Peer::Plain,
         identity => {
-            let id: SpiffeId = identity
-                .parse()
-                .map_err(|error| format!("identity: {error}"))?;
-            Peer::Mesh(id.as_str().into())
+            let id = identity.parse();
+            Peer::Mesh(id.map_err(|error: SpiffeIdError| format!("identity: {error}"))?)
         }
     };
     Ok(EndpointSpec {
@@ -538,6 +541,11 @@ fn text(field: &str, text: &str) -> Result<Arc<str>, Problem> {
         return Err(format!("{field}: longer than {MAX_TEXT} bytes"));
     }
     Ok(text.into())
+}
+
+/// The name of a node or zone. `None`: it is unknown.
+fn place_name(field: &str, name: &str) -> Result<Option<Arc<str>>, Problem> {
+    Ok(Some(text(field, name)?).filter(|name| !name.is_empty()))
 }
 
 fn same<T: PartialEq<U> + std::fmt::Debug, U: std::fmt::Debug + ?Sized>(

@@ -5,18 +5,18 @@
 
 use std::sync::Arc;
 
-/// The place of the proxy's own pod. Empty: unknown.
+/// The place of the proxy's own pod, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
-    pub node: Arc<str>,
-    pub zone: Arc<str>,
+    pub node: Option<Arc<str>>,
+    pub zone: Option<Arc<str>>,
 }
 
 /// The place and topology hints of an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Hints {
-    /// The node of the endpoint.
-    pub node: Arc<str>,
+    /// The node of the endpoint, if it has one.
+    pub node: Option<Arc<str>>,
     /// Zones and nodes whose clients should prefer it.
     pub for_zones: Vec<Arc<str>>,
     pub for_nodes: Vec<Arc<str>>,
@@ -45,16 +45,16 @@ pub(super) fn split<'a, T>(
         };
     }
     let hints = endpoints.clone().map(|(hints, _)| hints);
-    let nodes = hold(&place.node, hints.clone().map(|hints| &hints.for_nodes));
-    let zones = hold(&place.zone, hints.map(|hints| &hints.for_zones));
+    let nodes = hold(&place.node, hints.clone().map(|hints| &*hints.for_nodes));
+    let zones = hold(&place.zone, hints.map(|hints| &*hints.for_zones));
     let mut split = Split {
         preferred: Vec::new(),
         fallback: Vec::new(),
     };
     for (hints, endpoint) in endpoints {
         let preferred = match (nodes, zones) {
-            (true, _) => hints.for_nodes.contains(&place.node),
-            (false, true) => hints.for_zones.contains(&place.zone),
+            (true, _) => names(&hints.for_nodes, &place.node),
+            (false, true) => names(&hints.for_zones, &place.zone),
             (false, false) => true,
         };
         match preferred {
@@ -66,9 +66,15 @@ pub(super) fn split<'a, T>(
 }
 
 /// Whether hints of one kind apply here: every endpoint has some, and one of them names this place.
-fn hold<'a>(place: &Arc<str>, mut hints: impl Iterator<Item = &'a Vec<Arc<str>>> + Clone) -> bool {
-    let named = hints.clone().any(|hints| hints.contains(place));
-    named && !place.is_empty() && hints.all(|hints| !hints.is_empty())
+fn hold<'a>(
+    place: &Option<Arc<str>>,
+    mut hints: impl Iterator<Item = &'a [Arc<str>]> + Clone,
+) -> bool {
+    hints.clone().any(|hints| names(hints, place)) && hints.all(|hints| !hints.is_empty())
+}
+
+fn names(hints: &[Arc<str>], place: &Option<Arc<str>>) -> bool {
+    place.as_ref().is_some_and(|place| hints.contains(place))
 }
 
 #[cfg(test)]
@@ -77,10 +83,15 @@ mod tests {
 
     const HERE: (&str, &str) = ("n1", "z1");
 
+    /// Empty: unknown.
+    fn known(name: &str) -> Option<Arc<str>> {
+        (!name.is_empty()).then(|| name.into())
+    }
+
     fn place((node, zone): (&str, &str)) -> Place {
         Place {
-            node: node.into(),
-            zone: zone.into(),
+            node: known(node),
+            zone: known(zone),
         }
     }
 
@@ -91,7 +102,7 @@ mod tests {
             names.map(Arc::from).collect()
         };
         Hints {
-            node: "".into(),
+            node: None,
             for_nodes: names(nodes),
             for_zones: names(zones),
         }
@@ -141,7 +152,7 @@ mod tests {
     #[test]
     fn a_node_local_service_uses_the_endpoints_of_the_own_node_regardless_of_hints() {
         let on = |node: &str| Hints {
-            node: node.into(),
+            node: known(node),
             ..hinted(&("n2", "z2"))
         };
         let local = |at: &str, nodes: &[&str]| {

@@ -259,7 +259,7 @@ impl Shared {
                 client: empty.clone(),
                 namespace: self.namespace.clone(),
                 service: empty,
-                port,
+                port: Some(port),
             }),
         }
     }

@@ -165,8 +165,8 @@ impl Store {
             },
             Content::Inbound(inbound, place) => ContentView::Inbound {
                 workload: inbound.workload.to_string(),
-                node: place.node.to_string(),
-                zone: place.zone.to_string(),
+                node: place.node.as_deref().unwrap_or_default().to_owned(),
+                zone: place.zone.as_deref().unwrap_or_default().to_owned(),
                 mtls: if inbound.strict {
                     "strict"
                 } else {

@@ -24,7 +24,7 @@ use crate::config::{Config, Limits};
 use crate::drain::{DrainSignal, drain};
 use crate::http::http2::serve;
 use crate::identity::Identity;
-use crate::identity::testing::Authority;
+use crate::identity::testing::{Authority, spiffe_id};
 use crate::memory::Budget;
 use crate::observe::access_log::AccessLog;
 use crate::observe::logging::LogFormat;
@@ -195,7 +195,7 @@ impl Setup {
             metrics: metrics.mirror(MirrorLabels {
                 namespace: "shop".into(),
                 service: "web".into(),
-                port: 80,
+                port: Some(80),
                 route: "".into(),
                 rule: "".into(),
                 mirror: "shop/shadow:80".into(),
@@ -225,7 +225,7 @@ impl Setup {
                 client: "".into(),
                 namespace: labels.namespace.clone(),
                 service: labels.service.clone(),
-                port: 80,
+                port: Some(80),
             }),
         };
         let cell = Arc::new(DestinationCell::new(
@@ -285,8 +285,8 @@ fn config(limits: Limits) -> Config {
         token: Default::default(),
         namespace: "shop".to_owned(),
         pod: "client".to_owned(),
-        outbound_port: 0,
-        inbound_port: 0,
+        outbound_port: None,
+        inbound_port: None,
         map_outbound: Vec::new(),
         map_inbound: Vec::new(),
         admin: ([127, 0, 0, 1], 0).into(),
@@ -327,7 +327,7 @@ impl Mesh {
         tokio::task::JoinHandle<Result<(), h2::Error>>,
     ) {
         let (worker, cell) = (self.worker.clone(), self.cell.clone());
-        let session = Session::inbound(worker, cell, CLIENT.into(), ANYWHERE);
+        let session = Session::peer(worker, cell, spiffe_id(CLIENT), ANYWHERE);
         connect(session, &h2::client::Builder::new()).await
     }
 

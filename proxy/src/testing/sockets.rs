@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::identity::Alpn;
-use crate::identity::testing::Authority;
+use crate::identity::testing::{Authority, spiffe_id};
 
 pub async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.expect("a socket")
@@ -53,7 +53,7 @@ pub async fn is_reset(stream: &mut TcpStream) -> bool {
 pub fn client_hello(name: &str) -> Vec<u8> {
     const OWN_ID: &str = "spiffe://cluster.local/ns/shop/sa/anybody";
     let identity = Authority::new("the app's own").identity(OWN_ID);
-    let config = identity.client_config(&OWN_ID.into(), Alpn::Tcp);
+    let config = identity.client_config(&spiffe_id(OWN_ID), Alpn::Tcp);
     let mut config = Arc::unwrap_or_clone(config.expect("a certificate"));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.enable_sni = true;

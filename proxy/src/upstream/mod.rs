@@ -36,6 +36,7 @@ use std::sync::Arc;
 
 use client_address::SourceAddress;
 pub use dialer::{ConnectError, Dialer, Stream};
+use share::DownstreamId;
 
 /// The caller of an upstream connection. Equal callers share connections to an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -44,20 +45,16 @@ pub struct Caller {
     /// itself. Shared with the connections in pools.
     pub source: Option<Arc<SourceAddress>>,
     /// The downstream HTTP/2 connection whose client has authenticated its connection by a login
-    /// ([`crate::http::login`]). 0: there is no login.
-    pub login: u64,
+    /// ([`crate::http::login`]), if there is a login.
+    pub login: Option<DownstreamId>,
 }
 
 impl Caller {
     /// The same caller, but only for the downstream connection `id`.
-    pub fn alone(&self, id: u64) -> Self {
-        let login = match self.login {
-            0 => id,
-            login => login,
-        };
+    pub fn alone(&self, id: DownstreamId) -> Self {
         Self {
             source: self.source.clone(),
-            login,
+            login: self.login.or(Some(id)),
         }
     }
 

@@ -16,8 +16,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::identity::SpiffeId;
 
 /// A client may hold this many times as many streams as it leaves free.
 const SHARE: usize = 3;
@@ -30,7 +31,7 @@ pub enum ClientKey {
     /// The app in this pod.
     App,
     /// A workload with this identity.
-    Peer(Arc<str>),
+    Peer(SpiffeId),
     /// A client without an identity, at this address.
     Address(IpAddr),
 }
@@ -42,11 +43,15 @@ pub struct Clients {
     sweep_above: Cell<usize>,
 }
 
+/// Distinguishes downstream connections that need upstream connections of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DownstreamId(u64);
+
 /// One downstream connection.
 #[derive(Debug)]
 pub struct Holder {
-    /// 0: not assigned yet.
-    id: Cell<u64>,
+    /// `None`: not assigned yet.
+    id: Cell<Option<DownstreamId>>,
     connection: Held,
     client: Rc<Held>,
 }
@@ -79,7 +84,7 @@ impl Clients {
             client
         });
         Rc::new(Holder {
-            id: Cell::new(0),
+            id: Cell::new(None),
             connection: Held::default(),
             client,
         })
@@ -87,12 +92,10 @@ impl Clients {
 }
 
 impl Holder {
-    /// A number that is unique among connections ([`next_id`]).
-    pub fn id(&self) -> u64 {
-        if self.id.get() == 0 {
-            self.id.set(next_id());
-        }
-        self.id.get()
+    pub fn id(&self) -> DownstreamId {
+        let id = self.id.get().unwrap_or_else(DownstreamId::next);
+        self.id.set(Some(id));
+        id
     }
 
     pub fn take(&self, endpoint: u64) {
@@ -120,10 +123,12 @@ impl Holder {
     }
 }
 
-/// A number for an HTTP/2 connection whose client authenticates it by a login. Unique and never 0.
-pub fn next_id() -> u64 {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    LAST.fetch_add(1, Ordering::Relaxed) + 1
+impl DownstreamId {
+    /// An ID that no other connection has.
+    pub fn next() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// Whether a connection that holds `connection` of its client's `client` places may take one of the
@@ -163,6 +168,7 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::testing::spiffe_id;
 
     /// Lets every connection take as many streams as it may, in turns. Returns how many each has,
     /// and how many are free.
@@ -187,7 +193,7 @@ mod tests {
     fn one_client_leaves_streams_for_others_and_for_its_next_connection() {
         for connections in [1, 4, 100] {
             let clients = Clients::default();
-            let key = || ClientKey::Peer("greedy".into());
+            let key = || ClientKey::Peer(spiffe_id("spiffe://t/greedy"));
             let greedy: Vec<_> = (0..connections)
                 .map(|_| clients.connection(key()))
                 .collect();

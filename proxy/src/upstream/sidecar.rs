@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep};
 
 use super::count::{MAX_STREAMS, Streams};
-use super::mux::{Driver, MuxConnection, Side, Stream};
+use super::mux::{Driver, MuxConnection, Side, Stopped, Stream};
 use super::streams::{self, EndpointConnections};
 use super::{Caller, Dialer};
 use crate::balance::Endpoint;
@@ -78,9 +78,9 @@ impl streams::SharedConnection for MuxConnection {
         mut upstream: SidecarDriver,
         upstreams: &Rc<EndpointConnections<Self>>,
     ) {
-        let over = poll_fn(|cx| upstream.poll(cx, self, upstreams)).await;
-        if !over {
-            upstream.driver.end().await;
+        match poll_fn(|cx| upstream.poll(cx, self, upstreams)).await {
+            Stopped::Ended => {}
+            Stopped::Unused => upstream.driver.end().await,
         }
     }
 
@@ -98,16 +98,16 @@ impl streams::SharedConnection for MuxConnection {
 }
 
 impl SidecarDriver {
-    /// Ready when the connection has ended (true), or must be ended.
+    /// Ready when the connection has ended, or must be ended.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         connection: &Rc<MuxConnection>,
         upstreams: &Rc<EndpointConnections<MuxConnection>>,
-    ) -> Poll<bool> {
+    ) -> Poll<Stopped> {
         let mut refuse = |stream: Stream| drop(stream);
         if self.driver.poll(cx, &mut refuse).is_ready() {
-            return Poll::Ready(true);
+            return Poll::Ready(Stopped::Ended);
         }
         while self.tick.poll_tick(cx).is_ready() {
             let now = Instant::now();
@@ -126,7 +126,7 @@ impl SidecarDriver {
             upstreams.retire(connection);
         }
         match connection.is_finished() {
-            true => Poll::Ready(false),
+            true => Poll::Ready(Stopped::Unused),
             false => Poll::Pending,
         }
     }

@@ -26,8 +26,15 @@ use crate::observe::reason::Reason;
 /// How long downstream connections stay on separate connections to an endpoint that has broken a
 /// shared one.
 const APART: Duration = Duration::from_secs(600);
-/// The queue position of a request without a share, such as a mirror's copy.
-const LAST: (usize, usize) = (usize::MAX, usize::MAX);
+
+/// The queue position of a request: the smallest comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// By what its client and its connection hold: [`Holder::holds`].
+    Holds(usize, usize),
+    /// Without a share, such as a mirror's copy.
+    Last,
+}
 
 /// A connection that carries several streams.
 pub trait SharedConnection: Sized + 'static {
@@ -357,7 +364,10 @@ impl<C: SharedConnection> EndpointConnections<C> {
         let id = self.endpoint.id;
         while let Some(connection) = self.connection_with_room() {
             let next = self.waiting.borrow_mut().next(|holder| {
-                let rank = holder.map_or(LAST, |holder| holder.holds(id));
+                let rank = holder.map_or(Rank::Last, |holder| {
+                    let (client, connection) = holder.holds(id);
+                    Rank::Holds(client, connection)
+                });
                 self.may_take(holder).then_some(rank)
             });
             let Some((next, holder)) = next else {

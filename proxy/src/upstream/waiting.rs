@@ -106,6 +106,7 @@ impl<T> Waiter<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::testing::spiffe_id;
     use crate::upstream::share::{ClientKey, Clients};
 
     #[test]
@@ -118,7 +119,7 @@ mod tests {
             kept.push(receiver);
         }
         assert!(kept.len() < MAX_WAITING, "{}", kept.len());
-        let other = clients.connection(ClientKey::Peer("other".into()));
+        let other = clients.connection(ClientKey::Peer(spiffe_id("spiffe://t/other")));
         assert!(waiting.join(Some(&other)).is_some());
         assert!(waiting.join(None).is_some());
         // Requests that have given up no longer count.
@@ -129,8 +130,8 @@ mod tests {
     #[test]
     fn the_client_with_the_fewest_streams_is_served_first_then_the_oldest_request() {
         let clients = Clients::default();
-        let busy = clients.connection(ClientKey::Peer("busy".into()));
-        let idle = clients.connection(ClientKey::Peer("idle".into()));
+        let busy = clients.connection(ClientKey::Peer(spiffe_id("spiffe://t/busy")));
+        let idle = clients.connection(ClientKey::Peer(spiffe_id("spiffe://t/idle")));
         for _ in 0..3 {
             busy.take(1);
         }

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -336,12 +337,10 @@ async fn arrived(
 /// Whether an inbound connection was made to the proxy itself: carrying it there would show the
 /// proxy as the client.
 fn is_own(config: &Config, direction: Direction, destination: SocketAddr) -> bool {
-    let own = [
-        config.inbound_port,
-        config.outbound_port,
-        config.admin.port(),
-    ];
-    direction == Direction::Inbound && own.contains(&destination.port())
+    let redirected = [config.inbound_port, config.outbound_port];
+    let mut own = redirected.into_iter().flatten().map(NonZeroU16::get);
+    let port = destination.port();
+    direction == Direction::Inbound && (port == config.admin.port() || own.any(|own| own == port))
 }
 
 impl Room {

@@ -38,7 +38,7 @@ struct Proxy {
 
 fn config(app: SocketAddr, inbound: usize) -> Config {
     let mut config = Config::for_tests();
-    (config.outbound_port, config.inbound_port) = (0, 0);
+    (config.outbound_port, config.inbound_port) = (None, None);
     let map: crate::socket::MappedListener = format!("127.0.0.1:0={app}").parse().unwrap();
     config.map_outbound = vec![map];
     config.map_inbound = vec![map; inbound];
@@ -226,7 +226,9 @@ fn only_inbound_connections_to_the_proxy_itself_count_as_its_own() {
     let mut config = Config::for_tests();
     config.admin = ([0, 0, 0, 0], 15020).into();
     let at = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
-    for port in [config.inbound_port, config.outbound_port, 15020] {
+    let redirected = [config.inbound_port, config.outbound_port];
+    let redirected = redirected.map(|port| port.expect("a listener").get());
+    for port in [redirected[0], redirected[1], 15020] {
         assert!(is_own(&config, Direction::Inbound, at(port)));
         // The app may access the metrics of another pod's proxy.
         assert!(!is_own(&config, Direction::Outbound, at(port)));

@@ -6,12 +6,14 @@ use serde_json::json;
 
 use crate::kubernetes::{Namespace, eventually, get, pod_ready};
 use crate::objects::{deployment, pod_spec, server};
+use crate::turns;
 
 /// How long a pod may take to become ready during heavy builds.
 const READY: Duration = Duration::from_secs(180);
 
 #[test]
 fn a_pod_with_pod_level_resources_runs_with_its_sidecar() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("whole-pod");
     let mut spec = pod_spec(server());
     // The container requests all of it: nothing is left for a sidecar.
@@ -29,6 +31,7 @@ fn a_pod_with_pod_level_resources_runs_with_its_sidecar() {
 
 #[test]
 fn a_pod_with_name_servers_and_no_search_list_starts() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("dns-none");
     let dns = get(&["-n", "kube-system", "service", "kube-dns"]);
     let mut spec = pod_spec(server());
@@ -40,6 +43,7 @@ fn a_pod_with_name_servers_and_no_search_list_starts() {
 
 #[test]
 fn a_copy_of_a_pod_for_debugging_is_in_the_mesh() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("copies");
     namespace.serve_web(1);
     let original = &namespace.pod_names("app=web")[0];

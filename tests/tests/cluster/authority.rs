@@ -11,6 +11,7 @@ use crate::kubernetes::{
     Namespace, READY, apply, eventually, get, install_naru, kubectl, run, script, sum, try_kubectl,
 };
 use crate::load::Load;
+use crate::turns;
 
 const SECRET: [&str; 4] = ["-n", SYSTEM, "secret", "naru-ca"];
 /// How long the kubelet may take to update a ConfigMap in a pod, and the sidecar to apply it.
@@ -95,6 +96,7 @@ fn chart() -> Vec<(String, Option<String>, String)> {
 
 #[test]
 fn deleting_an_object_of_the_chart_does_not_delete_the_authority() {
+    let _turn = turns::alone();
     let _restored = Restored;
     let namespace = Namespace::meshed("parts");
     namespace.serve_web(2);
@@ -135,6 +137,7 @@ fn deleting_an_object_of_the_chart_does_not_delete_the_authority() {
 
 #[test]
 fn a_lost_authority_is_restored_from_a_backup_and_not_replaced() {
+    let _turn = turns::alone();
     let _restored = Restored;
     let namespace = Namespace::meshed("lost");
     namespace.serve_web(2);
@@ -186,6 +189,7 @@ fn a_lost_authority_is_restored_from_a_backup_and_not_replaced() {
 
 #[test]
 fn sidecars_accept_an_authority_that_was_made_by_force_through_their_tokens() {
+    let _turn = turns::alone();
     let _restored = Restored;
     let namespace = Namespace::meshed("forced");
     namespace.serve_web(1);
@@ -225,6 +229,7 @@ fn sidecars_accept_an_authority_that_was_made_by_force_through_their_tokens() {
 
 #[test]
 fn invalid_values_are_rejected_when_they_are_written() {
+    let _turn = turns::alone();
     let namespace = Namespace::with_labels("values", json!({}));
     let name = &*namespace.0;
     let refused = |arguments: &[&str]| match try_kubectl(arguments) {

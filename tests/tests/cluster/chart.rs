@@ -12,6 +12,7 @@ use crate::kubernetes::{
     Namespace, READY, eventually, get, install_naru, kubectl, run, script, try_kubectl,
 };
 use crate::load::Load;
+use crate::turns;
 
 fn helm(arguments: &[&str]) -> String {
     let namespace = ["--namespace", SYSTEM];
@@ -97,6 +98,7 @@ fn log(container: &Value) -> Option<String> {
 
 #[test]
 fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
+    let _turn = turns::alone();
     let _reinstalled = Reinstalled;
     let namespace = Namespace::meshed("upgrade");
     namespace.serve_web(2);
@@ -153,6 +155,7 @@ fn an_upgrade_and_a_rollback_fail_no_request_and_restart_no_app() {
 
 #[test]
 fn uninstalling_leaves_nothing_but_a_given_authority() {
+    let _turn = turns::alone();
     let _reinstalled = Reinstalled;
     no_pod_has_a_sidecar();
     helm(&["uninstall", "naru", "--wait", "--timeout", "120s"]);

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::controllers::Away;
 use crate::kubernetes::{Namespace, READY, apply, eventually, kubectl, script};
+use crate::turns;
 
 /// Whether there is no failure, and the report.
 pub fn check(arguments: &[&str]) -> (bool, Value) {
@@ -30,6 +31,7 @@ fn found(report: &Value, level: &str, about: &str) -> Vec<String> {
 
 #[test]
 fn a_healthy_installation_has_no_findings_and_problems_are_named() {
+    let _turn = turns::alone();
     // Created before the label: these pods have no sidecar.
     let namespace = Namespace::with_labels("check", json!({}));
     namespace.serve_web(2);
@@ -97,6 +99,7 @@ fn a_healthy_installation_has_no_findings_and_problems_are_named() {
 
 #[test]
 fn a_missing_controller_is_reported_by_every_check_that_needs_it() {
+    let _turn = turns::alone();
     let _namespace = Namespace::meshed("away");
     let away = Away::take();
     eventually("nobody answers", READY, || {
@@ -120,6 +123,7 @@ fn a_missing_controller_is_reported_by_every_check_that_needs_it() {
 
 #[test]
 fn a_user_without_permissions_gets_the_missing_ones() {
+    let _turn = turns::beside_others();
     // As a user without permissions: the kubeconfig is the administrator's, with impersonation.
     let kubeconfig =
         std::env::temp_dir().join(format!("naru-check-{}.kubeconfig", std::process::id()));
@@ -161,6 +165,7 @@ fn a_user_without_permissions_gets_the_missing_ones() {
 
 #[test]
 fn an_unreachable_api_server_is_one_line_within_seconds() {
+    let _turn = turns::beside_others();
     let kubeconfig =
         std::env::temp_dir().join(format!("naru-nobody-{}.kubeconfig", std::process::id()));
     let nobody = json!({

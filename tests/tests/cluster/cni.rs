@@ -15,6 +15,7 @@ use crate::kubernetes::{
 };
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
+use crate::turns;
 
 const NODES: [&str; 2] = ["1", "2"];
 /// How long the agent may take to repair something: it checks every second. Pods of a deleted
@@ -112,6 +113,7 @@ fn on(node: &str, mut spec: Value) -> Value {
 
 #[test]
 fn a_namespace_that_enforces_restricted_is_in_the_mesh() {
+    let _turn = turns::alone();
     let _plugin = Plugin::installed();
     let namespace = Namespace::with_labels("restricted", restricted_labels());
     let mut rights = pod_spec(server());
@@ -160,6 +162,7 @@ fn the_shop_works_there() {
 
 #[test]
 fn the_plugin_is_restored_and_survives_a_restart_of_its_agent() {
+    let _turn = turns::alone();
     let _plugin = Plugin::installed();
     for node in NODES {
         in_place(node).unwrap_or_else(|error| panic!("{error}"));
@@ -205,6 +208,7 @@ fn the_plugin_is_restored_and_survives_a_restart_of_its_agent() {
 
 #[test]
 fn a_pod_that_started_without_the_plugin_is_stopped_with_the_reason_and_recovers() {
+    let _turn = turns::alone();
     let plugin = Plugin::installed();
     let namespace = Namespace::with_labels("late", restricted_labels());
     kubectl(&["-n", "naru-system", "delete", "daemonset", "naru-cni"]);

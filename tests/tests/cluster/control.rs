@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::controllers::Away;
 use crate::kubernetes::{Namespace, READY, eventually, full, name, run, sum, try_kubectl};
 use crate::load::Load;
+use crate::turns;
 
 /// How many resources a sidecar has received.
 fn received(namespace: &Namespace, app: &str) -> f64 {
@@ -18,6 +19,7 @@ fn received(namespace: &Namespace, app: &str) -> f64 {
 
 #[test]
 fn nothing_fails_without_controllers_and_new_pods_are_injected_when_they_are_back() {
+    let _turn = turns::alone();
     let namespace = Namespace::meshed("headless");
     namespace.serve_web(2);
     let load = Load::start(&namespace, "load", "http://web", 200);
@@ -91,6 +93,7 @@ impl Drop for Stopped {
 
 #[test]
 fn nothing_fails_without_the_api_server_and_no_stream_is_woken_without_a_change() {
+    let _turn = turns::alone();
     let namespace = Namespace::meshed("leaderless");
     namespace.serve_web(2);
     let load = Load::start(&namespace, "load", "http://web", 200);

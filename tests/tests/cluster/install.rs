@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::controllers;
 use crate::kubernetes::{Namespace, READY, control, eventually, full, get, kubectl, run, scratch};
+use crate::turns;
 
 /// The shop from the repository, in a namespace with these labels.
 pub fn shop(labels: Value) -> Namespace {
@@ -121,6 +122,7 @@ impl Drop for Capture {
 
 #[test]
 fn three_commands_put_the_shop_into_the_mesh() {
+    let _turn = turns::alone();
     // The first command, helm install, was run when the cluster was started.
     let namespace = shop(serde_json::json!({}));
     let more = repository().join("tests/tests/cluster/workloads.yaml");

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::kubernetes::Namespace;
 use crate::objects::calling_job;
+use crate::turns;
 
 /// When a container of the pod ended, and how.
 fn ended(pod: &Value, statuses: &str, container: &str) -> Option<(String, i64)> {
@@ -18,6 +19,7 @@ fn ended(pod: &Value, statuses: &str, container: &str) -> Option<(String, i64)> 
 
 #[test]
 fn an_app_has_network_from_its_first_instruction_and_its_job_completes() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("jobs");
     namespace.serve_web(2);
     for number in 1..=3 {

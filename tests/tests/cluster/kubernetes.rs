@@ -8,6 +8,7 @@ use naru_tests::repository;
 use serde_json::{Value, json};
 
 use crate::objects::{deployment, pod_spec, server, service};
+use crate::turns;
 
 /// How long pods may take to become ready. Images are on the nodes; the machine may be busy.
 pub const READY: Duration = Duration::from_secs(120);
@@ -38,6 +39,7 @@ fn ran(output: std::io::Result<Output>) -> Result<String, String> {
 
 /// A script of `tests/cluster`, with a timeout of three minutes.
 pub fn script(name: &str) -> Command {
+    assert!(turns::taken(), "a test begins with its turn: see turns.rs");
     let path = repository().join("tests/cluster").join(name);
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", "180"]).arg(path);

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::kubernetes::{Namespace, READY, eventually, sum};
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
+use crate::turns;
 
 /// Long enough for some hundred requests.
 const A_WHILE: Duration = Duration::from_secs(5);
@@ -65,6 +66,7 @@ fn eventually_only_n1(namespace: &Namespace) {
 
 #[test]
 fn requests_stay_in_the_zone_while_it_has_endpoints() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("zones");
     let zonal = service_with("trafficDistribution", "PreferSameZone");
     namespace.apply(&[web_on("n1"), web_on("n2"), zonal]);
@@ -90,6 +92,7 @@ fn requests_stay_in_the_zone_while_it_has_endpoints() {
 
 #[test]
 fn requests_stay_on_the_node_with_a_local_traffic_policy() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("node-local");
     let local = service_with("internalTrafficPolicy", "Local");
     namespace.apply(&[web_on("n1"), web_on("n2"), local]);

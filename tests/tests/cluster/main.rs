@@ -1,6 +1,6 @@
 //! Tests that require a real Kubernetes. `tests/run cluster` starts a cluster with Naru installed,
-//! runs these one after the other, and takes it down; on a running one (`tests/cluster/up --naru`),
-//! `cargo test` runs any of them.
+//! runs these, side by side where they allow it ([`turns`]), and takes it down; on a running one
+//! (`tests/cluster/up --naru`), `cargo test` runs any of them.
 
 #![allow(clippy::disallowed_methods)] // A test has its thread to itself, and may sleep.
 
@@ -25,4 +25,5 @@ mod restarts;
 mod rights;
 mod rotation;
 mod services;
+mod turns;
 mod why;

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::kubernetes::{Namespace, READY, control, eventually, get, kubectl, pod_ready, run};
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service};
+use crate::turns;
 
 /// `--peer-timeout` of the sidecars, by default.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,6 +43,7 @@ impl Drop for CutOff {
 
 #[test]
 fn requests_leave_an_unreachable_node() {
+    let _turn = turns::alone();
     let namespace = Namespace::meshed("nodes");
     // The name server is on the node that stays reachable.
     let dns = get(&["-n", "kube-system", "pods", "-l", "k8s-app=kube-dns"]);

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::kubernetes::{Namespace, READY, eventually, pod_ready};
 use crate::objects::{deployment, pod_spec, server, service, shop};
+use crate::turns;
 
 /// A server with every kind of probe that it supports.
 fn probed() -> Value {
@@ -24,6 +25,7 @@ fn probed() -> Value {
 
 #[test]
 fn probes_work_in_strict_mode() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("strict");
     namespace.kubectl(&["annotate", "namespace", "strict", "naru.dev/mtls=strict"]);
     let mut failing = probed();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::controllers;
 use crate::kubernetes::{Namespace, READY, eventually, sum};
 use crate::load::Load;
+use crate::turns;
 
 const LATENCY: &str = "naru_controller_push_latency_seconds";
 
@@ -41,6 +42,7 @@ fn buckets() -> Vec<(f64, f64)> {
 
 #[test]
 fn every_sidecar_that_uses_a_service_accepts_its_new_endpoints() {
+    let _turn = turns::alone();
     let namespace = Namespace::meshed("push");
     namespace.serve_web(2);
     let clients: Vec<Load<'_>> = (0..4)

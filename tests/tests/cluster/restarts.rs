@@ -2,9 +2,11 @@
 
 use crate::kubernetes::{Namespace, full};
 use crate::load::Load;
+use crate::turns;
 
 #[test]
 fn no_request_fails_while_a_deployment_restarts_and_scales() {
+    let _turn = turns::alone();
     let namespace = Namespace::meshed("restarts");
     namespace.serve_web(3);
     let load = Load::start(&namespace, "load", "http://web", 500);

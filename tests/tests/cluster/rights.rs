@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use naru_tests::repository;
 use serde_json::{Value, json};
 
 use crate::authority::without_policy;
@@ -16,6 +15,7 @@ use crate::kubernetes::{
     Namespace, READY, apply, eventually, get, kubectl, run, script, try_kubectl,
 };
 use crate::objects::{deployment, pod_spec, server, service};
+use crate::turns;
 
 const CONTROLLER: &str = "system:serviceaccount:naru-system:naru-controller";
 /// The default rights of all service accounts in Kubernetes: to review their own access, and to
@@ -191,13 +191,7 @@ struct Experimental(Vec<String>);
 
 impl Experimental {
     fn install() -> Self {
-        let below = repository().join("target/cluster");
-        let releases =
-            std::fs::read_dir(&below).unwrap_or_else(|error| panic!("{below:?}: {error}"));
-        let mut folders =
-            releases.filter_map(|entry| Some(entry.ok()?.path().join("experimental")));
-        let folder = (folders.find(|folder| folder.exists()))
-            .expect("tests/cluster/up keeps Gateway API's CRDs");
+        let folder = state().join("gateway-api/experimental");
         let files = ["xbackendtrafficpolicies", "xmeshes"].map(|plural| {
             let file = folder.join(format!("gateway.networking.x-k8s.io_{plural}.yaml"));
             file.to_str().expect("text").to_owned()
@@ -242,6 +236,7 @@ fn route(kind: &str, name: &str) -> Value {
 
 #[test]
 fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
+    let _turn = turns::alone();
     let namespace = Namespace::meshed("rights");
     let mut spec = pod_spec(server());
     // The service account token is for the app only, not the sidecar.
@@ -329,6 +324,7 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
 
 #[test]
 fn the_controller_has_no_right_that_would_be_useful_to_an_attacker() {
+    let _turn = turns::beside_others();
     let groups = [
         "--as-group=system:serviceaccounts",
         "--as-group=system:authenticated",

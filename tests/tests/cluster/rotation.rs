@@ -9,6 +9,7 @@ use crate::controllers::{self, SYSTEM};
 use crate::kubernetes::{Namespace, READY, eventually, get, kubectl, sum};
 use crate::load::Load;
 use crate::objects::{deployment, pod_spec, server, service, shell, shop};
+use crate::turns;
 
 /// How long each step may take: the test cluster's terms are below a minute.
 const STEP: Duration = Duration::from_secs(180);
@@ -98,6 +99,7 @@ fn program(name: &str, arguments: &[&str], port: u16, target: u16, protocol: &st
 
 #[test]
 fn the_certificate_authority_is_rotated_without_a_disruption() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("rotation");
     let watched = WATCHED.to_string();
     let front = ["web", "--listen", "[::]:8080", "--watched", &watched];

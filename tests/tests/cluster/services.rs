@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::kubernetes::Namespace;
 use crate::objects::{calling_job, deployment, pod_spec, server};
+use crate::turns;
 
 fn service(name: &str, spec: Value) -> Value {
     let mut service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": spec });
@@ -15,6 +16,7 @@ fn service(name: &str, spec: Value) -> Value {
 
 #[test]
 fn every_kind_of_service_is_reached() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("services");
     let mut container = server();
     container["ports"] = json!([{ "name": "http", "containerPort": 8080 }]);

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::kubernetes::{Namespace, READY, eventually, kubectl, scratch, script};
 use crate::objects::{deployment, pod_spec, server, service};
+use crate::turns;
 
 /// Exit code, and the output of both streams.
 fn naru(arguments: &[&str]) -> (i32, String) {
@@ -39,6 +40,7 @@ fn backend(name: &str) -> Value {
 
 #[test]
 fn a_request_is_explained_by_the_sidecar_of_its_client() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("why");
     let consumer = Namespace::meshed("why-consumer");
     namespace.apply(&[
@@ -158,6 +160,7 @@ fn a_request_is_explained_by_the_sidecar_of_its_client() {
 
 #[test]
 fn a_user_who_may_not_forward_ports_gets_the_missing_permissions() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("why-rights");
     namespace.serve_web(1);
     namespace.kubectl(&[

@@ -18,12 +18,12 @@ pub enum Where {
     OwnNamespace,
 }
 
-/// A permission: group, resource, the object's name (empty: any), verbs.
+/// A permission: group, resource, the object's name (`None`: any), verbs.
 pub type Right = (
     Where,
     &'static str,
     &'static str,
-    &'static str,
+    Option<&'static str>,
     &'static [&'static str],
 );
 
@@ -34,67 +34,67 @@ pub const EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
 const READ: &[&str] = &["list", "watch"];
 
 pub const RIGHTS: [Right; 27] = [
-    (Everywhere, "", "namespaces", "", READ),
-    (Everywhere, "", "pods", "", READ),
-    (Everywhere, "", "services", "", READ),
-    (Everywhere, "discovery.k8s.io", "endpointslices", "", READ),
-    (Everywhere, GATEWAY, "grpcroutes", "", READ),
-    (Everywhere, GATEWAY, "httproutes", "", READ),
-    (Everywhere, GATEWAY, "referencegrants", "", READ),
-    (Everywhere, GATEWAY, "tcproutes", "", READ),
-    (Everywhere, GATEWAY, "tlsroutes", "", READ),
-    (Everywhere, GATEWAY, "grpcroutes", "", &["get"]),
-    (Everywhere, GATEWAY, "httproutes", "", &["get"]),
-    (Everywhere, GATEWAY, "tcproutes", "", &["get"]),
-    (Everywhere, GATEWAY, "tlsroutes", "", &["get"]),
-    (Everywhere, GATEWAY, "grpcroutes/status", "", &["patch"]),
-    (Everywhere, GATEWAY, "httproutes/status", "", &["patch"]),
-    (Everywhere, GATEWAY, "tcproutes/status", "", &["patch"]),
-    (Everywhere, GATEWAY, "tlsroutes/status", "", &["patch"]),
+    (Everywhere, "", "namespaces", None, READ),
+    (Everywhere, "", "pods", None, READ),
+    (Everywhere, "", "services", None, READ),
+    (Everywhere, "discovery.k8s.io", "endpointslices", None, READ),
+    (Everywhere, GATEWAY, "grpcroutes", None, READ),
+    (Everywhere, GATEWAY, "httproutes", None, READ),
+    (Everywhere, GATEWAY, "referencegrants", None, READ),
+    (Everywhere, GATEWAY, "tcproutes", None, READ),
+    (Everywhere, GATEWAY, "tlsroutes", None, READ),
+    (Everywhere, GATEWAY, "grpcroutes", None, &["get"]),
+    (Everywhere, GATEWAY, "httproutes", None, &["get"]),
+    (Everywhere, GATEWAY, "tcproutes", None, &["get"]),
+    (Everywhere, GATEWAY, "tlsroutes", None, &["get"]),
+    (Everywhere, GATEWAY, "grpcroutes/status", None, &["patch"]),
+    (Everywhere, GATEWAY, "httproutes/status", None, &["patch"]),
+    (Everywhere, GATEWAY, "tcproutes/status", None, &["patch"]),
+    (Everywhere, GATEWAY, "tlsroutes/status", None, &["patch"]),
     (
         Everywhere,
         EXPERIMENTAL,
         "xbackendtrafficpolicies",
-        "",
+        None,
         READ,
     ),
-    (Everywhere, EXPERIMENTAL, "xmeshes", "", &["list"]),
-    (Everywhere, EXPERIMENTAL, "xmeshes/status", "", &["patch"]),
-    (Everywhere, "events.k8s.io", "events", "", &["create"]),
+    (Everywhere, EXPERIMENTAL, "xmeshes", None, &["list"]),
+    (Everywhere, EXPERIMENTAL, "xmeshes/status", None, &["patch"]),
+    (Everywhere, "events.k8s.io", "events", None, &["create"]),
     (
         Everywhere,
         "authentication.k8s.io",
         "tokenreviews",
-        "",
+        None,
         &["create"],
     ),
     (
         Everywhere,
         "admissionregistration.k8s.io",
         "mutatingwebhookconfigurations",
-        WEBHOOK_CONFIGURATION,
+        Some(WEBHOOK_CONFIGURATION),
         &["get", "patch"],
     ),
-    (Everywhere, "", "configmaps", "", &["create"]),
+    (Everywhere, "", "configmaps", None, &["create"]),
     (
         Everywhere,
         "",
         "configmaps",
-        ANCHORS_CONFIG_MAP,
+        Some(ANCHORS_CONFIG_MAP),
         &["list", "patch"],
     ),
     (
         OwnNamespace,
         "coordination.k8s.io",
         "leases",
-        "naru-controller-status",
+        Some("naru-controller-status"),
         &["get", "update"],
     ),
     (
         OwnNamespace,
         "coordination.k8s.io",
         "leases",
-        "",
+        None,
         &["create"],
     ),
 ];
@@ -104,7 +104,7 @@ pub async fn complete(client: &Client, installed: &Installation) -> Result<Vec<F
     let mut missing = Vec::new();
     let secret = installed
         .flag("ca-secret")
-        .map(|name| (OwnNamespace, "", "secrets", name, &["get"][..]));
+        .map(|name| (OwnNamespace, "", "secrets", Some(name), &["get"][..]));
     for (place, group, resource, name, verbs) in RIGHTS.into_iter().chain(secret) {
         for verb in verbs {
             if !may(client, installed, place, group, resource, name, verb).await? {
@@ -131,7 +131,7 @@ async fn may(
     place: Where,
     group: &str,
     resource: &str,
-    name: &str,
+    name: Option<&str>,
     verb: &str,
 ) -> Result<bool, Error> {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
@@ -146,7 +146,7 @@ async fn may(
                 group: Some(group.to_owned()),
                 resource: Some(resource.to_owned()),
                 subresource: Some(subresource.to_owned()),
-                name: Some(name.to_owned()),
+                name: name.map(str::to_owned),
                 namespace,
                 verb: Some(verb.to_owned()),
                 ..ResourceAttributes::default()

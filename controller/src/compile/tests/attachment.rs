@@ -32,9 +32,7 @@ fn a_producer_s_route_applies_to_everyone_and_a_consumer_s_replaces_it_in_its_na
         &mut catalog,
         &route_to("other", "consumer", "name: own, port: 80"),
     );
-    assert!(changed.contains(&Changed::Resource(
-        "service/other/shop/web/80".parse().unwrap()
-    )));
+    assert!(changed.contains(&change("service/other/shop/web/80")));
     assert_eq!(routes(&catalog, "other", 80), ["http-route/other/consumer"]);
     assert_eq!(routes(&catalog, "shop", 80), ["http-route/shop/producer"]);
     assert_eq!(routes(&catalog, "third", 80), ["http-route/shop/producer"]);
@@ -122,7 +120,7 @@ fn a_missing_backend_is_invalid_until_it_exists() {
     let name = "http-route/shop/r";
     assert!(invalid(&catalog, name).starts_with("BackendNotFound: "));
     let changed = apply(&mut catalog, &service("shop", "later", "10.0.0.9", PORT));
-    assert!(changed.contains(&Changed::Resource(name.parse().unwrap())));
+    assert!(changed.contains(&change(name)));
     assert_eq!(invalid(&catalog, name), "");
     let needs = compile(&catalog, name).unwrap().needs;
     assert_eq!(needs, ["endpoints/shop/later/80".parse().unwrap()]);
@@ -161,7 +159,7 @@ fn another_namespace_s_backend_needs_a_grant() {
         )
     };
     let changed = apply(&mut catalog, &grant(""));
-    assert_eq!(changed, [Changed::Resource(name.parse().unwrap())]);
+    assert_eq!(changed, [change(name)]);
     assert_eq!(invalid(&catalog, name), "");
     apply(&mut catalog, &grant(", name: something-else"));
     assert!(invalid(&catalog, name).starts_with("RefNotPermitted: "));
@@ -206,7 +204,7 @@ fn a_retry_budget_is_that_of_the_policy_for_the_service() {
         spec: { targetRefs: [{ group: \"\", kind: Service, name: web }], \
         retryConstraint: { budget: { percent: 50 } } }\n";
     let changed = apply(&mut catalog, policy);
-    assert!(changed.contains(&Changed::Resource("service/*/shop/web/80".parse().unwrap())));
+    assert!(changed.contains(&change("service/*/shop/web/80")));
     let budget = |catalog: &Catalog| {
         let name = "service/other/shop/web/80";
         service_of(compile(catalog, name))
@@ -231,8 +229,8 @@ fn a_grpc_route_wins_over_an_http_route_on_the_same_port_and_they_stay_distinct(
         &route_to("shop", "one", "name: web-v2, port: 80"),
     );
     let changed = apply(&mut catalog, &grpc_route("shop", "one"));
-    assert!(changed.contains(&Changed::Resource("grpc-route/shop/one".parse().unwrap())));
-    assert!(!changed.contains(&Changed::Resource("http-route/shop/one".parse().unwrap())));
+    assert!(changed.contains(&change("grpc-route/shop/one")));
+    assert!(!changed.contains(&change("http-route/shop/one")));
     assert_eq!(routes(&catalog, "shop", 80), ["grpc-route/shop/one"]);
     let compiled = route_of(compile(&catalog, "grpc-route/shop/one"));
     assert_eq!(

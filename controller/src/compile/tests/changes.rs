@@ -71,16 +71,14 @@ fn one_change_among_500_services_affects_a_handful() {
         apply(&mut catalog, &slice_of(i, ""));
         apply(&mut catalog, &route_of_service(i, 1));
     }
-    let has = |changed: &[Changed], name: &str| {
-        changed.contains(&Changed::Resource(name.parse().unwrap()))
-    };
+    let has = |changed: &[Changed], name: &str| changed.contains(&change(name));
 
     let changed = apply(&mut catalog, &slice_of(7, "ready: false"));
     assert!(has(&changed, "endpoints/shop/w7/80"));
     assert_eq!(changed.len(), 1, "{changed:?}");
 
     let changed = apply(&mut catalog, &pod_of(7, false));
-    assert!(has(&changed, "endpoints/shop/w7/80") && has(&changed, "destination/10.1.0.7:0"));
+    assert!(has(&changed, "endpoints/shop/w7/80") && has(&changed, "destination/10.1.0.7:*"));
     assert!(changed.len() <= HANDFUL, "{changed:?}");
 
     let changed = apply(&mut catalog, &route_of_service(7, 2));
@@ -92,7 +90,7 @@ fn one_change_among_500_services_affects_a_handful() {
     assert!(changed.len() <= HANDFUL, "{changed:?}");
 
     let changed = delete(&mut catalog, &service_number(7));
-    assert!(has(&changed, "destination/10.0.0.7:0") && has(&changed, "endpoints/shop/w7/80"));
+    assert!(has(&changed, "destination/10.0.0.7:*") && has(&changed, "endpoints/shop/w7/80"));
     assert!(changed.len() <= HANDFUL, "{changed:?}");
     let inbound = Changed::Inbound {
         namespace: "shop".into(),
@@ -121,13 +119,10 @@ fn a_port_that_a_service_loses_is_named_as_changed() {
         "service/*/shop/w1/81",
         "endpoints/shop/w1/80",
         "endpoints/shop/w1/81",
-        "destination/10.0.0.1:0",
-        "destination/10.0.0.2:0",
+        "destination/10.0.0.1:*",
+        "destination/10.0.0.2:*",
     ] {
-        assert!(
-            changed.contains(&Changed::Resource(name.parse().unwrap())),
-            "{name}"
-        );
+        assert!(changed.contains(&change(name)), "{name}");
     }
 }
 
@@ -252,33 +247,27 @@ fn everything() -> Vec<(Viewer, ResourceName)> {
 
 /// Whether one of the changes names the resource.
 fn is_named(changed: &HashSet<Changed>, viewer: &Viewer, name: &ResourceName) -> bool {
-    let mut wider = vec![name.clone()];
+    if changed.contains(&Changed::Resource(name.clone())) {
+        return true;
+    }
     match name {
-        ResourceName::Inbound => {
-            return changed.contains(&Changed::Inbound {
-                namespace: viewer.namespace.clone(),
-                pod: viewer.pod.clone(),
-            });
-        }
-        ResourceName::Destination(address) => {
-            wider.push(ResourceName::Destination((address.ip(), ANY_PORT).into()));
-        }
+        ResourceName::Inbound => changed.contains(&Changed::Inbound {
+            namespace: viewer.namespace.clone(),
+            pod: viewer.pod.clone(),
+        }),
+        ResourceName::Destination(address) => changed.contains(&Changed::Address(address.ip())),
         ResourceName::Service {
             namespace,
             name,
             port,
             ..
-        } => wider.push(ResourceName::Service {
-            client_namespace: ANY_NAMESPACE.into(),
+        } => changed.contains(&Changed::Service {
             namespace: namespace.clone(),
             name: name.clone(),
             port: *port,
         }),
-        _ => {}
+        _ => false,
     }
-    wider
-        .into_iter()
-        .any(|name| changed.contains(&Changed::Resource(name)))
 }
 
 proptest! {

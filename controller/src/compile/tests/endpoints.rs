@@ -128,7 +128,7 @@ fn an_endpoint_with_an_unknown_pod_is_left_out_since_plaintext_would_be_a_guess(
     apply(&mut catalog, &text);
     assert!(addresses(&catalog, WEB).is_empty());
     let changed = apply(&mut catalog, &pod("shop", "later", "10.1.0.9", true));
-    assert!(changed.contains(&Changed::Resource(WEB.parse().unwrap())));
+    assert!(changed.contains(&change(WEB)));
     assert_eq!(addresses(&catalog, WEB), ["10.1.0.9:8080"]);
 }
 

@@ -111,9 +111,7 @@ fn a_mirror_resolves_once_its_service_or_grant_exists() {
             &spec("name: dark, namespace: other, port: 80"),
         ),
     ]);
-    let has = |changed: &[Changed], name: &str| {
-        changed.contains(&Changed::Resource(name.parse().unwrap()))
-    };
+    let has = |changed: &[Changed], name: &str| changed.contains(&change(name));
     let changed = apply(
         &mut catalog,
         &service("shop", "late", "10.0.0.4", "{ port: 80 }"),
@@ -178,7 +176,7 @@ fn a_route_that_becomes_unsupported_is_taken_out_of_force() {
         assert_eq!(attached(&catalog), ["http-route/shop/r"]);
         let changed = apply(&mut catalog, &route("shop", "r", &unsupported));
         for name in ["service/*/shop/web/80", "http-route/shop/r"] {
-            let name = Changed::Resource(name.parse().unwrap());
+            let name = change(name);
             assert!(changed.contains(&name), "{changed:?}");
         }
         assert!(compile(&catalog, "http-route/shop/r").is_none());

@@ -47,6 +47,28 @@ fn delete(catalog: &mut Catalog, manifest: &str) -> Vec<Changed> {
         .collect()
 }
 
+/// A change, as the name of the resource: with `*` for the clients of every namespace, or every
+/// port of an address.
+fn change(name: &str) -> Changed {
+    let address = name.strip_prefix("destination/");
+    if let Some(ip) = address.and_then(|address| address.strip_suffix(":*")) {
+        return Changed::Address(ip.parse().unwrap());
+    }
+    match name.parse().unwrap() {
+        ResourceName::Service {
+            client_namespace,
+            namespace,
+            name,
+            port,
+        } if client_namespace == "*" => Changed::Service {
+            namespace,
+            name,
+            port,
+        },
+        name => Changed::Resource(name),
+    }
+}
+
 fn compile_for(catalog: &Catalog, namespace: &str, name: &str) -> Option<Compiled> {
     let viewer = Viewer {
         namespace: namespace.into(),

@@ -79,7 +79,7 @@ fn opaque_routes_are_listed_separately_from_http_routes() {
     let mut catalog = shop();
     let changed = apply(&mut catalog, &to_web("TCPRoute", "shop", "r"));
     for name in ["tcp-route/shop/r", "service/*/shop/web/80"] {
-        assert!(changed.contains(&Changed::Resource(name.parse().unwrap())));
+        assert!(changed.contains(&change(name)));
     }
     let (http, streams) = routes(&catalog, "other", 80);
     assert!(http.is_empty());
@@ -125,10 +125,7 @@ fn a_tls_route_has_its_names_and_reports_an_invalid_backend() {
     assert!(apply(&mut catalog, &grant("TCPRoute")).is_empty());
     assert_eq!(compiled(&catalog), route);
     let changed = apply(&mut catalog, &grant("TLSRoute"));
-    assert_eq!(
-        changed,
-        [Changed::Resource("tls-route/shop/r".parse().unwrap())]
-    );
+    assert_eq!(changed, [change("tls-route/shop/r")]);
     let granted = compiled(&catalog);
     assert_eq!(granted.backends[0].endpoints, "endpoints/other/own/80");
 }
@@ -141,25 +138,18 @@ fn a_changed_route_affects_its_own_resource_alone() {
     let weighted =
         to_web("TCPRoute", "shop", "tcp").replace("port: 80 }] }]", "port: 80, weight: 5 }] }]");
     let changed = apply(&mut catalog, &weighted);
-    assert_eq!(
-        changed,
-        [Changed::Resource("tcp-route/shop/tcp".parse().unwrap())]
-    );
+    assert_eq!(changed, [change("tcp-route/shop/tcp")]);
     let renamed = to_web("TLSRoute", "shop", "tls").replace("a.example", "c.example");
     let changed = apply(&mut catalog, &renamed);
-    assert_eq!(
-        changed,
-        [Changed::Resource("tls-route/shop/tls".parse().unwrap())]
-    );
+    assert_eq!(changed, [change("tls-route/shop/tls")]);
     // A consumer's route affects its own namespace.
     let changed = apply(&mut catalog, &to_web("TCPRoute", "other", "mine"));
-    assert!(changed.contains(&Changed::Resource(
-        "service/other/shop/web/80".parse().unwrap()
-    )));
+    assert!(changed.contains(&change("service/other/shop/web/80")));
     let elsewhere = |changed: &Changed| match changed {
         Changed::Resource(ResourceName::Service {
             client_namespace, ..
         }) => client_namespace != "other",
+        Changed::Service { .. } => true,
         _ => false,
     };
     assert!(!changed.iter().any(elsewhere));
@@ -295,6 +285,6 @@ fn on_an_opaque_port_http_routes_do_not_apply() {
         "{message}"
     );
     let changed = delete(&mut catalog, opaque);
-    assert!(changed.contains(&Changed::Resource("service/*/shop/web/80".parse().unwrap())));
+    assert!(changed.contains(&change("service/*/shop/web/80")));
     assert_eq!(in_force(&catalog, "shop", 80), ["http-route/shop/http"]);
 }

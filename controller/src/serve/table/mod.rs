@@ -89,8 +89,8 @@ pub struct Table {
 
 /// A resource in force at the proxy.
 struct Held {
-    /// 0: unknown, which is never a resource's version.
-    version: u64,
+    /// `None`: unknown.
+    version: Option<u64>,
     /// For endpoints with known content: the base of a delta.
     base: Option<Arc<Compiled>>,
 }
@@ -114,6 +114,8 @@ impl Table {
         let held: HashMap<_, _> = held
             .into_iter()
             .map(|(name, version)| {
+                // No resource has the version 0.
+                let version = (version != 0).then_some(version);
                 let base = None;
                 (name, Held { version, base })
             })
@@ -242,7 +244,7 @@ impl Table {
             && let Some((name, changed_at)) = dirty.next()
         {
             match (self.closure.get(&name), self.held.get_mut(&name)) {
-                (Some(Some(compiled)), Some(held)) if held.version == compiled.version => {
+                (Some(Some(compiled)), Some(held)) if held.version == Some(compiled.version) => {
                     held.base = base(compiled);
                 }
                 (Some(Some(compiled)), held) => {
@@ -308,7 +310,7 @@ impl Table {
     /// The version of the trust anchors at the proxy.
     pub fn anchors(&self) -> Option<u64> {
         let held = self.held.get(&ResourceName::TrustAnchors);
-        held.map(|held| held.version)
+        held.and_then(|held| held.version)
     }
 
     /// Whether a push is pending.
@@ -344,7 +346,7 @@ impl Table {
                 self.rejected.remove(&sent.name);
                 accepted.insert(sent.name.clone());
                 let held = Held {
-                    version: sent.compiled.version,
+                    version: Some(sent.compiled.version),
                     base: base(&sent.compiled),
                 };
                 self.held.insert(sent.name, held);
@@ -357,7 +359,7 @@ impl Table {
                     *seen = sent.changed_at.or(*seen);
                     // The proxy has a version other than the recorded one.
                     let unknown = Held {
-                        version: 0,
+                        version: None,
                         base: None,
                     };
                     self.held.insert(sent.name, unknown);
@@ -418,7 +420,7 @@ fn change(held: &Held, new: &Compiled) -> Option<Body> {
     else {
         return None;
     };
-    let delta = delta::between(old, held.version, endpoints)?;
+    let delta = delta::between(old, held.version?, endpoints)?;
     (delta.encoded_len() < endpoints.encoded_len()).then_some(Body::EndpointsDelta(delta))
 }
 

@@ -163,7 +163,7 @@ pub fn pod(object: core::Pod) -> Read<Pod> {
         service_account: account
             .filter(|account| !account.is_empty())
             .unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned()),
-        node: spec.node_name.unwrap_or_default(),
+        node: given(spec.node_name),
         host_ips,
         workload,
         named_ports,
@@ -175,10 +175,8 @@ pub fn pod(object: core::Pod) -> Read<Pod> {
 
 pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice, Invalid> {
     let name = name(&object.metadata)?;
-    let service = (object.metadata.labels.as_ref())
-        .and_then(|labels| labels.get(SERVICE_NAME_LABEL))
-        .cloned()
-        .unwrap_or_default();
+    let labels = object.metadata.labels.as_ref();
+    let service = given(labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL).cloned()));
     let ipv6 = match object.address_type.as_str() {
         "IPv4" => false,
         "IPv6" => true,
@@ -239,8 +237,8 @@ pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice,
                     let namespace = target.namespace.unwrap_or_else(|| name.namespace.clone());
                     Some(Name::new(namespace, target.name?))
                 }),
-            node: given.node_name.unwrap_or_default(),
-            zone: given.zone.unwrap_or_default(),
+            node: self::given(given.node_name),
+            zone: self::given(given.zone),
             for_zones: (hints.for_zones.into_iter().flatten())
                 .map(|zone| zone.name)
                 .collect(),
@@ -277,10 +275,15 @@ pub fn name(metadata: &ObjectMeta) -> Result<Name, Invalid> {
     Ok(Name::new(namespace, required_name(metadata)?))
 }
 
+/// A text that is given and not empty.
+fn given(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
+}
+
 pub fn created(metadata: &ObjectMeta) -> Created {
     match &metadata.creation_timestamp {
-        Some(time) => Created(time.0.as_second()),
-        None => Created::UNKNOWN,
+        Some(time) => Created::At(time.0.as_second()),
+        None => Created::Unknown,
     }
 }
 

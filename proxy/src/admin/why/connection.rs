@@ -5,9 +5,9 @@ use super::answer::{Answer, BackendAnswer, OutcomeAnswer, Prospect, RuleAnswer, 
 use super::request::EVERYTHING;
 use crate::balance;
 use crate::observe::reason::Reason;
-use crate::route::opaque::client_hello::Hello;
 use crate::route::opaque::{Explained, OpaqueRoute, OpaqueRoutes, Verdict, explain, outcome};
 use crate::route::{Logical, Protocol};
+use crate::wire::client_hello::Hello;
 
 impl Answer {
     /// Every name of the routes. With a `hello`: also which name matches a connection that begins
@@ -46,7 +46,7 @@ impl Answer {
                 }
             }
             Protocol::Http => OutcomeAnswer {
-                status: Some(Reason::BadRequest.status()),
+                status: Reason::BadRequest.status(),
                 ..OutcomeAnswer::ended(Reason::BadRequest)
             },
             // It ends because HTTP/2's preface is missing, which has no reason of its own.
@@ -85,7 +85,7 @@ fn verdict(explained: &Explained<'_>, hello: Option<&Hello>) -> Option<VerdictAn
         },
         Verdict::OtherName => {
             let asked = match hello {
-                Some(Hello::Asks(name)) => name.as_deref(),
+                Some(Hello::Complete(hello)) => hello.server_name.as_deref(),
                 _ => None,
             };
             let shown = asked.map(|name| name.chars().take(MAX_SHOWN).collect());

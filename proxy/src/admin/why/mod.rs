@@ -22,8 +22,8 @@ mod request;
 
 use crate::observe::reason::Reason;
 use crate::route::Logical;
-use crate::route::opaque::client_hello::Hello;
 use crate::table::{Attached, Destination};
+use crate::wire::client_hello::Hello;
 use answer::{OutcomeAnswer, Rejected, Route, Service};
 
 pub use answer::Answer;

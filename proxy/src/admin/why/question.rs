@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{Method, Request};
 use serde::Deserialize;
 
-use crate::route::opaque::client_hello::{Hello, normal};
+use crate::wire::client_hello::{ClientHello, Hello, normal};
 
 /// Fields in the head of a request.
 const MAX_HEADERS: usize = 100;
@@ -157,7 +157,7 @@ impl ConnectionSample {
             None => None,
         };
         Ok(match self.tls {
-            true => Hello::Asks(name),
+            true => Hello::Complete(ClientHello::naming(name)),
             false => Hello::Other,
         })
     }

@@ -174,6 +174,6 @@ impl OutcomeAnswer {
 fn statuses(reason: Reason, head: &Parts) -> (Option<u16>, Option<u16>) {
     match is_grpc(&head.headers) {
         true => (Some(200), Some(grpc_status(reason))),
-        false => (Some(reason.status()), None),
+        false => (reason.status(), None),
     }
 }

@@ -130,7 +130,7 @@ async fn attempted(
     };
     change(&mut transport, &ids);
     let (policy, budget) = (rule.retry.as_ref(), &logical.budget);
-    let mut attempts = Attempts::new(session.direction, &backend, policy, budget);
+    let mut attempts = Attempts::new(session.direction(), &backend, policy, budget);
     let ended = match attempts.run(&mut exchange, &mut transport).await {
         Outcome::Answered(status) => Ended::Answered(status),
         Outcome::Failed(failed) => Ended::Failed(failed.reason),

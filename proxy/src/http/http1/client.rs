@@ -78,7 +78,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
             return self.answer(Reason::BadRequest);
         }
         let mut response = reply::redirect(status, location);
-        rule.filter_response(usize::MAX, origin, &mut response);
+        rule.filter_response(None, origin, &mut response);
         let mut body = Body::new(self.framing.body);
         self.reply(&response, Reason::Redirect, &mut body)
     }
@@ -117,8 +117,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
 
     /// Whether client and proxy both allow another request on the client's connection.
     pub fn keeps_alive(&self) -> bool {
-        let leaving =
-            self.session.direction == Direction::Inbound && self.session.worker.drain.is_draining();
+        let leaving = self.session.direction() == Direction::Inbound
+            && self.session.worker.drain.is_draining();
         self.framing.keep_alive && !leaving
     }
 

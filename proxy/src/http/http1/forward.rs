@@ -63,7 +63,7 @@ where
         upload = mirror::start(&worker, &rule, index, request, framing, upload);
     }
     let mut deadlines = Deadlines::new(exchange.started, &rule);
-    let direction = client.session.direction;
+    let direction = client.session.direction();
     let mut attempts = Attempts::new(direction, &backend, rule.retry.as_ref(), &logical.budget);
     let mut transport = Http1 {
         deadlines: &mut deadlines,

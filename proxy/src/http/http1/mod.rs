@@ -47,8 +47,8 @@ mod untimely;
 #[cfg(test)]
 mod tests;
 
-/// Entry points for the fuzz targets: only the parsers.
-#[cfg(fuzzing)]
+/// Entry points for the fuzz targets: only the parsers. A release has no use for them.
+#[cfg(debug_assertions)]
 pub mod fuzzing {
     pub use super::chunked::{ChunkError, Chunked, Segment};
     pub use super::framing::{Framing, request as request_framing, response as response_framing};

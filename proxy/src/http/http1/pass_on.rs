@@ -11,7 +11,7 @@ use super::client::{After, Client};
 use super::framing::{Framing, ResponseFraming};
 use super::head::{Response, Version};
 use super::interrupt::{Interrupt, poll_waiting};
-use super::untimely::finish;
+use super::untimely::{Rest, finish};
 use crate::balance::InFlight;
 use crate::http::deadlines::Deadlines;
 use crate::http::exchange::End;
@@ -73,7 +73,7 @@ where
         backend,
         origin,
     } = changes;
-    rule.filter_response(backend, origin, response);
+    rule.filter_response(Some(backend), origin, response);
     let status = response.status;
     if status == 101 && !client.framing.upgrade {
         return client.answer_after(Reason::UpstreamProtocolError, &mut upload);
@@ -136,7 +136,8 @@ where
             // Boxed: few responses come before the end of their request.
             let whole = upload.is_done()
                 || !unsure
-                    && Box::pin(finish(client, &mut upload, &mut upstream, keep_alive)).await;
+                    && Box::pin(finish(client, &mut upload, &mut upstream, keep_alive)).await
+                        == Rest::Whole;
             let reusable = upload.is_sent() && !client.connection.has_ended();
             if reusable && framing.keep_alive && client.version == Version::Http11 {
                 client.keep(&in_flight.endpoint, upstream);

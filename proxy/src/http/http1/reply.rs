@@ -12,7 +12,7 @@ const NO_CONTENT: u16 = 204;
 
 /// An error without content, with its reason in a field.
 pub fn error(reason: Reason) -> Response {
-    empty(reason.status(), reason)
+    empty(reason.response_status(), reason)
 }
 
 /// A redirect. The location must be a valid field value.
@@ -59,7 +59,7 @@ pub fn end_head(out: &mut BytesMut, client: Version, keep_alive: bool) {
 
 /// A complete error response to input that was not a request.
 pub fn refusal(reason: Reason, out: &mut BytesMut) {
-    let status = reason.status();
+    let status = reason.response_status();
     // Writing to a buffer can't fail.
     let _ = write!(
         out,

@@ -56,7 +56,12 @@ where
 
 /// Counts input that was not a request, and writes an error.
 pub fn refuse<S>(session: &Session, connection: &mut Buffered<S>, reason: Reason) {
-    refused(session, HttpVersion::Http1, Some(reason.status()), reason);
+    refused(
+        session,
+        HttpVersion::Http1,
+        Some(reason.response_status()),
+        reason,
+    );
     reply::refusal(reason, &mut connection.unsent);
 }
 

@@ -19,9 +19,10 @@ use crate::http::login::Login;
 use crate::memory::{Charge, Use};
 use crate::observe::reason::Reason;
 use crate::opaque;
-use crate::session::{Session, UNAUTHENTICATED};
+use crate::session::Session;
 use crate::socket::Direction;
 use crate::wire::buffered::Buffered;
+use crate::wire::closing::Closing;
 
 /// How long a client outside the mesh may still send a request on a connection that is about to be
 /// closed. By then, clients with other endpoints have learned of them.
@@ -52,9 +53,8 @@ struct Patience<'a> {
     max_head: usize,
 }
 
-/// Serves the requests of one downstream connection until it ends. Returns the connection if it
-/// must be reset, so that the client does not take a partial response for a complete one.
-pub async fn serve<S>(session: Session, downstream: S) -> Option<S>
+/// Serves the requests of one downstream connection until it ends.
+pub async fn serve<S>(session: Session, downstream: S) -> Closing<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -93,7 +93,7 @@ where
         };
         if session.is_unwelcome() {
             request::turn_away(&session);
-            return Some(connection.io);
+            return Closing::Reset(connection.io);
         }
         let _busy = session.worker.drain.busy();
         let done = request::run(
@@ -111,24 +111,27 @@ where
         match after {
             After::Next => {}
             After::Close => break,
-            After::Cut => return Some(connection.io),
+            After::Cut => return Closing::Reset(connection.io),
             After::Tunnel(mut upstream) => {
                 memory.shrink(0);
-                let broken = opaque::copy(
+                let copied = opaque::copy(
                     &mut connection,
                     &mut upstream.connection,
                     None,
                     &worker.memory,
                 )
-                .await?;
+                .await;
+                let Err(broken) = copied else {
+                    return Closing::Done;
+                };
                 tracing::debug!(?broken, "a tunnel broke");
                 upstream.connection.io.reset();
-                return Some(connection.io);
+                return Closing::Reset(connection.io);
             }
         }
     }
     connection.close().await;
-    None
+    Closing::Done
 }
 
 /// Refuses the first request of a client and closes its connection, within the time that the client
@@ -144,11 +147,11 @@ where
 /// Ready when an idle connection must be closed for a shutdown. The app's own connections are
 /// exempt: it may need them to finish.
 async fn leaving(session: &Session, drain: &Drain) {
-    if session.direction == Direction::Outbound {
+    if session.direction() == Direction::Outbound {
         return std::future::pending().await;
     }
     drain.started().await;
-    if &*session.client == UNAUTHENTICATED {
+    if session.is_stranger() {
         sleep(LEAVING).await;
     }
 }

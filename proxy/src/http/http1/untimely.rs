@@ -17,16 +17,23 @@ use crate::upstream::pool::Upstream;
 /// After this time a 408 always counts as the response to the request that was sent.
 const UNSOLICITED: Duration = Duration::from_secs(1);
 
-/// Passes on the rest of a request whose response has been sent: the app may still read it. Returns
-/// whether all of it has come, so that the next bytes are another request. `keep_alive`: the
-/// response has allowed another request, so the rest is waited for even if the app does not read
-/// it.
+/// The rest of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// All of it has come: the next bytes are another request.
+    Whole,
+    Partial,
+}
+
+/// Passes on the rest of a request whose response has been sent: the app may still read it.
+/// `keep_alive`: the response has allowed another request, so the rest is waited for even if the
+/// app does not read it.
 pub async fn finish<S>(
     client: &mut Client<'_, S>,
     upload: &mut Body,
     upstream: &mut Upstream,
     keep_alive: bool,
-) -> bool
+) -> Rest
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -36,21 +43,21 @@ where
     poll_fn(|cx| {
         loop {
             match upload.poll(cx, client.connection, &mut upstream.connection) {
-                Poll::Ready(Ok(())) => return Poll::Ready(true),
+                Poll::Ready(Ok(())) => return Poll::Ready(Rest::Whole),
                 Poll::Ready(Err(Broken::Taker)) if keep_alive => upload.refuse(),
-                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Ready(Err(_)) => return Poll::Ready(Rest::Partial),
                 Poll::Pending if upload.is_refused() => break,
                 // An app that ends its half after its response has finished with the request.
                 Poll::Pending if upstream.connection.poll_fill(cx).is_pending() => break,
                 Poll::Pending if keep_alive => upload.refuse(),
-                Poll::Pending => return Poll::Ready(false),
+                Poll::Pending => return Poll::Ready(Rest::Partial),
             }
         }
         if upload.taken() != taken {
             taken = upload.taken();
             timer.as_mut().reset(Instant::now() + patience);
         }
-        timer.as_mut().poll(cx).map(|()| false)
+        timer.as_mut().poll(cx).map(|()| Rest::Partial)
     })
     .await
 }

@@ -86,7 +86,7 @@ pub(super) async fn start(
         let protocol = head.extensions.get::<Protocol>();
         if protocol.is_some() && !supports_extended_connect(&sender).await {
             let reason = Reason::UpstreamProtocolError;
-            let failure = Failure::Status(reason.status());
+            let failure = Failure::Status(reason.response_status());
             return Err(Failed::new(failure, reason, AttemptOutcome::Cancelled));
         }
         match sender.send_request(request(head, protocol), ends) {

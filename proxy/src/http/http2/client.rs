@@ -61,7 +61,7 @@ impl Client<'_> {
             // The path that the client sent is not a valid field value.
             return self.answer(Reason::BadRequest);
         };
-        rule.filter_response(usize::MAX, origin, response.headers_mut());
+        rule.filter_response(None, origin, response.headers_mut());
         self.reply(response, Reason::Redirect)
     }
 

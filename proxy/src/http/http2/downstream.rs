@@ -16,7 +16,7 @@ use crate::observe::reason::Reason;
 use crate::session::Session;
 use crate::upstream::Caller;
 use crate::upstream::http2::paced::Turn;
-use crate::upstream::share::{self, Holder};
+use crate::upstream::share::{DownstreamId, Holder};
 
 /// Streams that a client may reset within [`RAPID`] and before their response, in each
 /// [`CALM_WINDOW`]. A client that opens streams only to reset them causes useless work
@@ -47,7 +47,7 @@ pub(super) struct Downstream {
     excess: Cell<u32>,
     window_began: Cell<Instant>,
     /// Assigned when its client has logged in on it: see [`Caller`].
-    login: Cell<u64>,
+    login: Cell<Option<DownstreamId>>,
     pub meter: Rc<Meter>,
 }
 
@@ -63,7 +63,7 @@ impl Downstream {
             rapid_resets: Cell::new(0),
             excess: Cell::new(0),
             window_began: Cell::new(now),
-            login: Cell::new(0),
+            login: Cell::new(None),
             meter,
         }
     }
@@ -78,9 +78,8 @@ impl Downstream {
 
     /// Excludes it from shared upstream connections: its client logs in on its own.
     pub fn bind(&self) {
-        if self.login.get() == 0 {
-            self.login.set(share::next_id());
-        }
+        let id = self.login.get().unwrap_or_else(DownstreamId::next);
+        self.login.set(Some(id));
     }
 
     /// Charges a stream, or returns why it is refused.

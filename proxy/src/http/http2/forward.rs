@@ -95,7 +95,7 @@ pub(super) async fn run(
         backend: index,
         origin,
     };
-    let direction = client.downstream.session.direction;
+    let direction = client.downstream.session.direction();
     let mut attempts = Attempts::new(direction, &backend, rule.retry.as_ref(), &logical.budget);
     let mut transport = Http2 {
         forward: &mut forward,
@@ -279,7 +279,7 @@ impl Forward {
             head.headers.remove(reply::REASON);
         }
         self.rule
-            .filter_response(self.backend, self.origin.as_deref(), &mut head);
+            .filter_response(Some(self.backend), self.origin.as_deref(), &mut head);
         let status = head.status.as_u16();
         let ends = body.is_end_stream();
         let Ok(mut send) = client

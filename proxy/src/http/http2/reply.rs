@@ -38,7 +38,7 @@ pub(super) fn error(
         StatusCode::OK
     } else {
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-        StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+        StatusCode::from_u16(reason.response_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
     };
     headers.insert(REASON, HeaderValue::from_static(reason.as_str()));
     *response.status_mut() = status;

@@ -53,7 +53,7 @@ where
     let downstream = Rc::new(Downstream::new(session, turn.clone(), meter));
     accept_streams(&downstream, connection, &turn).await;
     let caller = downstream.caller();
-    if caller.login != 0 {
+    if caller.login.is_some() {
         downstream.session.worker.http2_pool.leave(&caller);
     }
 }
@@ -106,7 +106,7 @@ async fn accept_streams<S>(
     let keep_alive_idle = worker.config.limits.keep_alive_idle;
     // The app's own connections are exempt: it may need them to finish.
     let mut draining = pin!(async {
-        match downstream.session.direction {
+        match downstream.session.direction() {
             Direction::Inbound => worker.drain.started().await,
             Direction::Outbound => std::future::pending().await,
         }

@@ -12,7 +12,7 @@ pub struct MirrorLabels {
     /// Namespace of the Service that was called.
     pub namespace: Arc<str>,
     pub service: Arc<str>,
-    pub port: u16,
+    pub port: Option<u16>,
     /// `namespace/name`
     pub route: Arc<str>,
     pub rule: Arc<str>,
@@ -89,7 +89,7 @@ impl MirrorLabels {
         Self {
             namespace: overflow.clone(),
             service: overflow.clone(),
-            port: 0,
+            port: None,
             route: overflow.clone(),
             rule: overflow.clone(),
             mirror: overflow,

@@ -89,8 +89,8 @@ const EJECTION_REASONS: [EjectionReason; 2] = [
     EjectionReason::IdentityMismatch,
 ];
 
-/// Namespace, name and port of a Service.
-type ServiceKey = (Arc<str>, Arc<str>, u16);
+/// Namespace, name and port of a Service; without a port, of those beyond the bound.
+type ServiceKey = (Arc<str>, Arc<str>, Option<u16>);
 
 /// Allows a Service's retries.
 pub trait Allowance: Send + Sync {
@@ -114,7 +114,7 @@ pub struct RequestLabels {
     pub client: Arc<str>,
     pub namespace: Arc<str>,
     pub service: Arc<str>,
-    pub port: u16,
+    pub port: Option<u16>,
     /// `namespace/name`
     pub route: Arc<str>,
     pub rule: Arc<str>,
@@ -129,7 +129,7 @@ pub struct TcpLabels {
     pub client: Arc<str>,
     pub namespace: Arc<str>,
     pub service: Arc<str>,
-    pub port: u16,
+    pub port: Option<u16>,
 }
 
 /// Retries are counted by route, not by rule.
@@ -137,7 +137,7 @@ pub struct TcpLabels {
 struct RetryLabels {
     namespace: Arc<str>,
     service: Arc<str>,
-    port: u16,
+    port: Option<u16>,
     route: Arc<str>,
 }
 
@@ -206,7 +206,7 @@ impl Metrics {
         let overflow: Arc<str> = OVERFLOW.into();
         self.inner.ejections.resolve(
             service_key(service),
-            |_| (overflow.clone(), overflow, 0),
+            |_| (overflow.clone(), overflow, None),
             |_| EjectionCounter::default(),
         )
     }
@@ -309,8 +309,9 @@ impl Metrics {
         self.inner.totals.certificate_renewal(outcome);
     }
 
-    /// Sets the expiry of the certificate in force, in Unix seconds, and the name of its issuer.
-    pub fn certificate(&self, expires: i64, issuer: &str) {
+    /// Sets the expiry of the certificate in force, in Unix seconds, and the name of its issuer, if
+    /// that is announced.
+    pub fn certificate(&self, expires: i64, issuer: Option<&str>) {
         self.inner.totals.certificate(expires, issuer);
     }
 
@@ -339,7 +340,7 @@ fn service_key(service: &ServiceLabels) -> ServiceKey {
     (
         service.namespace.clone(),
         service.service.clone(),
-        service.port,
+        Some(service.port),
     )
 }
 
@@ -365,7 +366,7 @@ impl RequestLabels {
             client: overflow.clone(),
             namespace: overflow.clone(),
             service: overflow.clone(),
-            port: 0,
+            port: None,
             route: overflow.clone(),
             rule: overflow.clone(),
             backend: overflow,
@@ -381,7 +382,7 @@ impl TcpLabels {
             client: overflow.clone(),
             namespace: overflow.clone(),
             service: overflow,
-            port: 0,
+            port: None,
         }
     }
 }
@@ -392,7 +393,7 @@ impl RetryLabels {
         Self {
             namespace: overflow.clone(),
             service: overflow.clone(),
-            port: 0,
+            port: None,
             route: overflow,
         }
     }

@@ -15,8 +15,16 @@ const FAST_OUTCOMES: usize = 16;
 /// Bound on the outcomes of one label set: an upstream that invents statuses gets no further
 /// series.
 const MAX_OUTCOMES: usize = 100;
-/// Stands for the statuses beyond [`MAX_OUTCOMES`].
-const OTHER_STATUS: u16 = u16::MAX;
+
+/// The status in an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Status {
+    /// There was no response.
+    None,
+    Of(u16),
+    /// Any of those beyond [`MAX_OUTCOMES`].
+    Other,
+}
 
 /// The HTTP version of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,7 +113,7 @@ impl RequestMetrics {
         self.begun[version as usize].load(Relaxed)
     }
 
-    pub(super) fn outcomes(&self) -> Vec<(Option<u16>, Option<Reason>, u64)> {
+    pub(super) fn outcomes(&self) -> Vec<(Status, Option<Reason>, u64)> {
         self.outcomes.all()
     }
 }
@@ -146,6 +154,7 @@ struct Outcomes {
 
 impl Outcomes {
     fn count(&self, status: Option<u16>, reason: Option<Reason>) {
+        let status = status.map_or(Status::None, Status::Of);
         let key = outcome_key(status, reason);
         for (slot, count) in self.keys.iter().zip(&self.counts) {
             let mut found = slot.load(Relaxed);
@@ -164,12 +173,12 @@ impl Outcomes {
         let key = if more.len() < MAX_OUTCOMES - FAST_OUTCOMES || more.contains_key(&key) {
             key
         } else {
-            outcome_key(Some(OTHER_STATUS), reason)
+            outcome_key(Status::Other, reason)
         };
         *more.entry(key).or_default() += 1;
     }
 
-    fn all(&self) -> Vec<(Option<u16>, Option<Reason>, u64)> {
+    fn all(&self) -> Vec<(Status, Option<Reason>, u64)> {
         let mut all = Vec::new();
         for (slot, count) in self.keys.iter().zip(&self.counts) {
             match (slot.load(Relaxed), count.load(Relaxed)) {
@@ -188,27 +197,36 @@ impl Outcomes {
     }
 }
 
-/// Status and reason in one number that is never 0. Status 0 means that there was no response.
-fn outcome_key(status: Option<u16>, reason: Option<Reason>) -> u32 {
+/// Status and reason in one number that is never 0. No status is 0 or the greatest number.
+fn outcome_key(status: Status, reason: Option<Reason>) -> u32 {
     let reason = reason.map_or(1, |reason| reason as u32 + 2);
-    u32::from(status.unwrap_or(0)) << 16 | reason
+    let status = match status {
+        Status::None => 0,
+        Status::Of(status) => status,
+        Status::Other => u16::MAX,
+    };
+    u32::from(status) << 16 | reason
 }
 
-fn outcome_of(key: u32) -> (Option<u16>, Option<Reason>) {
-    let status = (key >> 16) as u16;
+fn outcome_of(key: u32) -> (Status, Option<Reason>) {
+    let status = match (key >> 16) as u16 {
+        0 => Status::None,
+        u16::MAX => Status::Other,
+        status => Status::Of(status),
+    };
     let reason = (key & 0xffff).checked_sub(2);
     (
-        (status != 0).then_some(status),
+        status,
         reason.and_then(|index| Reason::ALL.get(index as usize).copied()),
     )
 }
 
 /// The labels `status` and `class` of an outcome.
-pub(super) fn status_labels(status: Option<u16>) -> (String, String) {
+pub(super) fn status_labels(status: Status) -> (String, String) {
     match status {
-        None => (String::new(), String::new()),
-        Some(OTHER_STATUS) => ("other".to_owned(), "other".to_owned()),
-        Some(status) => (status.to_string(), format!("{}xx", status / 100)),
+        Status::None => (String::new(), String::new()),
+        Status::Other => ("other".to_owned(), "other".to_owned()),
+        Status::Of(status) => (status.to_string(), format!("{}xx", status / 100)),
     }
 }
 
@@ -292,9 +310,9 @@ mod tests {
         assert_eq!(
             all,
             [
-                (None, Some(Reason::ClientGone), 1),
-                (Some(200), None, 2),
-                (Some(503), Some(Reason::NoEndpoint), 1),
+                (Status::None, Some(Reason::ClientGone), 1),
+                (Status::Of(200), None, 2),
+                (Status::Of(503), Some(Reason::NoEndpoint), 1),
             ]
         );
     }
@@ -310,16 +328,16 @@ mod tests {
         let all = outcomes.all();
         assert!(all.len() <= MAX_OUTCOMES + 1, "{}", all.len());
         assert_eq!(all.iter().map(|(.., count)| count).sum::<u64>(), 1_800);
-        assert!(all.iter().any(|(status, ..)| *status == Some(OTHER_STATUS)));
+        assert!(all.iter().any(|(status, ..)| *status == Status::Other));
     }
 
     #[test]
     fn every_reason_is_recovered_from_its_number() {
         for reason in Reason::ALL.iter().copied() {
-            let key = outcome_key(None, Some(reason));
-            assert_eq!(outcome_of(key), (None, Some(reason)));
+            let key = outcome_key(Status::None, Some(reason));
+            assert_eq!(outcome_of(key), (Status::None, Some(reason)));
         }
-        assert_ne!(outcome_key(None, None), 0);
+        assert_ne!(outcome_key(Status::None, None), 0);
     }
 
     #[test]

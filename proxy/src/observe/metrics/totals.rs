@@ -173,7 +173,7 @@ pub(super) struct Totals {
     http2_slowed: AtomicU64,
     renewals: [AtomicU64; RenewalOutcome::ALL.len()],
     certificate_expiry: AtomicI64,
-    certificate_issuer: Mutex<String>,
+    certificate_issuer: Mutex<Option<String>>,
     connected: AtomicI64,
     last_message: Mutex<Option<Instant>>,
     pushes: [AtomicU64; PushOutcome::ALL.len()],
@@ -276,14 +276,14 @@ impl Totals {
         self.renewals[outcome as usize].load(Relaxed)
     }
 
-    pub fn certificate(&self, expires: i64, issuer: &str) {
+    pub fn certificate(&self, expires: i64, issuer: Option<&str>) {
         self.certificate_expiry.store(expires, Relaxed);
         let mut name = (self.certificate_issuer.lock()).unwrap_or_else(PoisonError::into_inner);
-        issuer.clone_into(&mut name);
+        *name = issuer.map(str::to_owned);
     }
 
-    /// Empty: there is no certificate yet, or its issuer is not announced.
-    pub fn certificate_issuer(&self) -> String {
+    /// `None`: there is no certificate yet, or its issuer is not announced.
+    pub fn certificate_issuer(&self) -> Option<String> {
         let name = self.certificate_issuer.lock();
         name.unwrap_or_else(PoisonError::into_inner).clone()
     }

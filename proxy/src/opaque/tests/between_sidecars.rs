@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::client;
 use crate::balance::Peer;
-use crate::identity::testing::{Authority, Leaf};
+use crate::identity::testing::{Authority, Leaf, spiffe_id};
 use crate::route::Protocol;
 use crate::table::Inbound;
 use crate::testing::mesh::{CLIENT, Mesh, Setup, call, get, run, until};
@@ -43,7 +43,7 @@ impl Pods {
         let mut setup = Setup::new(&[]);
         setup.protocol = protocol;
         setup.identity = authority.identity(CLIENT);
-        setup.endpoints = vec![(arrivals.local_addr().unwrap(), Peer::Mesh(POD.into()))];
+        setup.endpoints = vec![(arrivals.local_addr().unwrap(), Peer::Mesh(spiffe_id(POD)))];
         spawn_local(async move {
             while let Ok((arrived, _)) = arrivals.accept().await {
                 let place = crate::workers::places(&worker.config.limits).enter(address.ip());

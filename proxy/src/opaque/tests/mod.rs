@@ -186,7 +186,7 @@ fn without_memory_for_unread_data_the_connection_is_closed() {
         let others = memory.charge(Use::Connection, memory.size() / 8 * 5);
         sender.write_all(&[7; 100_000]).await.unwrap();
         let broken = copy(&mut client, &mut upstream, None, &memory).await;
-        assert_eq!(broken, Some(CopyError::NoMemory));
+        assert_eq!(broken, Err(CopyError::NoMemory));
         assert_eq!(memory.refused(Use::Body), 1);
         drop(others);
     });

@@ -11,7 +11,7 @@ use tokio_rustls::server::TlsStream;
 use super::{MOMENT, client, closed};
 use crate::balance::Peer;
 use crate::identity::Identity;
-use crate::identity::testing::Authority;
+use crate::identity::testing::{Authority, spiffe_id};
 use crate::opaque::frame::testing::{data, receive, send, send_data};
 use crate::opaque::frame::{HEADER, Kind};
 use crate::opaque::framed::{Framed, MAX_REPLAY};
@@ -41,7 +41,7 @@ impl Pod {
         let mut setup = Setup::new(&[]);
         setup.protocol = protocol;
         setup.identity = authority.identity(CLIENT);
-        setup.endpoints = vec![(listener.local_addr().unwrap(), Peer::Mesh(APP.into()))];
+        setup.endpoints = vec![(listener.local_addr().unwrap(), Peer::Mesh(spiffe_id(APP)))];
         Self {
             mesh: setup.start(),
             listener,

@@ -242,7 +242,7 @@ fn labels(service: &ServiceLabels, route: &Arc<str>, rule: &Arc<str>) -> Request
         client: "".into(),
         namespace: service.namespace.clone(),
         service: service.service.clone(),
-        port: service.port,
+        port: Some(service.port),
         route: route.clone(),
         rule: rule.clone(),
         backend: "".into(),

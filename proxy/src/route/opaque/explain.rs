@@ -6,10 +6,10 @@
 
 use std::cmp::Reverse;
 
-use super::client_hello::Hello;
 use super::{OpaqueRoute, OpaqueRoutes, parents};
 use crate::balance;
 use crate::observe::reason::Reason;
+use crate::wire::client_hello::Hello;
 
 /// A name of a route, and its verdict on a connection.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ pub fn explain<'r>(routes: &'r OpaqueRoutes, hello: Option<&Hello>) -> Vec<Expla
     });
     let found = hello.and_then(|hello| routes.decide(hello).ok());
     let asked = match hello {
-        Some(Hello::Asks(name)) => name.as_deref(),
+        Some(Hello::Complete(hello)) => hello.server_name.as_deref(),
         _ => None,
     };
     let fits = |hostname| asked.is_some_and(|name| stands_for(hostname, name));
@@ -100,11 +100,11 @@ pub fn explain<'r>(routes: &'r OpaqueRoutes, hello: Option<&Hello>) -> Vec<Expla
         fits(hostname) && found.is_some_and(|found| std::ptr::eq(found, *route))
     });
     let verdict = |index: usize, hello: &Hello| match (hello, taken) {
-        (Hello::Asks(_), Some(taken)) if taken == index => Verdict::Takes,
-        (Hello::Asks(_), Some(taken)) if fits(names[index].0) => {
+        (Hello::Complete(_), Some(taken)) if taken == index => Verdict::Takes,
+        (Hello::Complete(_), Some(taken)) if fits(names[index].0) => {
             Verdict::Outranked(Criterion::between(names[taken], names[index]))
         }
-        (Hello::Asks(_), _) => Verdict::OtherName,
+        (Hello::Complete(_), _) => Verdict::OtherName,
         (Hello::Incomplete | Hello::Other, _) => Verdict::NoHello,
     };
     let explained = names.iter().enumerate();

@@ -12,17 +12,14 @@
 //!
 //! ```text
 //! explain
-//! client_hello
 //! ```
 
-pub mod client_hello;
 mod explain;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +30,7 @@ use tokio::time::timeout;
 use crate::balance::{Backend, by_weight};
 use crate::observe::reason::Reason;
 use crate::wire::buffered::Buffered;
-use client_hello::{Hello, MAX_CLIENT_HELLO};
+use crate::wire::client_hello::{self, Hello};
 
 pub use explain::{Criterion, Explained, Verdict, explain, outcome};
 
@@ -85,17 +82,19 @@ impl OpaqueRoutes {
     {
         let hello = match self {
             Self::Tcp(route) => return Ok(route),
-            Self::Tls(_) => timeout(patience, hello(client)).await,
+            Self::Tls(_) => timeout(patience, client_hello::read(client)).await,
         };
-        self.decide(&hello.unwrap_or(Ok(Hello::Incomplete))?)
+        let hello = hello.unwrap_or(Ok(Hello::Incomplete));
+        self.decide(&hello.map_err(|_| Reason::ClientGone)?)
     }
 
     /// The route for a connection with these first bytes.
     pub fn decide(&self, hello: &Hello) -> Result<&OpaqueRoute, Reason> {
         match (self, hello) {
             (Self::Tcp(route), _) => Ok(route),
-            (Self::Tls(routes), Hello::Asks(name)) => {
-                let route = name.as_deref().and_then(|name| routes.find(name));
+            (Self::Tls(routes), Hello::Complete(hello)) => {
+                let name = hello.server_name.as_deref();
+                let route = name.and_then(|name| routes.find(name));
                 route.ok_or(Reason::NoRoute)
             }
             (Self::Tls(_), Hello::Incomplete | Hello::Other) => Err(Reason::NoClientHello),
@@ -154,22 +153,4 @@ impl TlsRoutes {
 fn parents(name: &str) -> impl Iterator<Item = &str> {
     let dots = name.match_indices('.').map(|(dot, _)| dot);
     dots.filter(|dot| *dot > 0).map(|dot| &name[dot + 1..])
-}
-
-/// Reads until the client has sent its ClientHello or something else. The bytes stay buffered to be
-/// passed on.
-async fn hello<S>(client: &mut Buffered<S>) -> Result<Hello, Reason>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    loop {
-        let hello = client_hello::read(&client.read);
-        if hello != Hello::Incomplete || client.read.len() > MAX_CLIENT_HELLO {
-            return Ok(hello);
-        }
-        match poll_fn(|cx| client.poll_fill(cx)).await {
-            Ok(1..) => {}
-            Ok(0) | Err(_) => return Err(Reason::ClientGone),
-        }
-    }
 }

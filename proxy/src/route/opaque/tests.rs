@@ -15,6 +15,7 @@ use crate::route::Protocol;
 use crate::session::Session;
 use crate::testing::mesh::{Mesh, Setup, run, until, unused_address};
 use crate::testing::sockets::{accept, client_hello, greet, is_reset, listener, pair};
+use crate::wire::client_hello::{ClientHello, MAX_CLIENT_HELLO};
 
 /// A TLSRoute of that name with these hostnames.
 fn tls_route(
@@ -74,7 +75,7 @@ proptest! {
         let routes = names.iter().map(|names| ("", names.as_slice()));
         let routes: Vec<(&str, &[&str])> = routes.collect();
         let routes = OpaqueRoutes::Tls(tls(&routes));
-        let hello = Hello::Asks(Some(name));
+        let hello = Hello::Complete(ClientHello::naming(Some(name)));
         let explained = explain(&routes, Some(&hello));
         prop_assert_eq!(explained.len(), hostnames.iter().flatten().count());
         let fitting = explained

@@ -75,7 +75,7 @@ fn response(logical: &Logical, origin: Option<&str>, said: &[(&str, &str)]) -> h
     for (name, value) in said {
         response.add_field(name, value);
     }
-    rule.filter_response(backend, origin.as_deref(), &mut response);
+    rule.filter_response(Some(backend), origin.as_deref(), &mut response);
     response
 }
 

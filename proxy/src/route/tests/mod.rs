@@ -102,7 +102,7 @@ fn logical(routes: Routes, port: u16) -> Logical {
             client: "".into(),
             namespace: "shop".into(),
             service: "web".into(),
-            port,
+            port: Some(port),
         }),
     }
 }

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::balance::{Endpoint, Peer};
 use crate::identity::Identity;
-use crate::identity::testing::{Authority, TRUST_DOMAIN};
+use crate::identity::testing::{Authority, TRUST_DOMAIN, spiffe_id};
 use crate::observe::metrics::Metrics;
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -258,7 +258,7 @@ async fn a_service_is_pushed_and_found_by_its_address() {
     assert_eq!(logical.protocol, Protocol::Http);
     assert!(logical.routes.is_none());
     assert_eq!(addresses(&cell), ["10.0.0.1", "10.0.0.2"]);
-    assert_eq!(backend_endpoints(&cell)[0].peer, Peer::Mesh(WEB.into()));
+    assert_eq!(backend_endpoints(&cell)[0].peer, Peer::Mesh(spiffe_id(WEB)));
     let mapped = "[::ffff:10.96.0.1]:80".parse().unwrap();
     assert!(Arc::ptr_eq(
         &cell,
@@ -348,7 +348,7 @@ async fn a_pod_is_a_destination_with_its_identity() {
         []
     );
     assert_eq!(logical(&cell).protocol, Protocol::Tcp);
-    assert_eq!(backend_endpoints(&cell)[0].peer, Peer::Mesh(WEB.into()));
+    assert_eq!(backend_endpoints(&cell)[0].peer, Peer::Mesh(spiffe_id(WEB)));
     let nothing = contract::Destination { target: None };
     assert_eq!(
         fixture.push([resource(name, 2, Body::Destination(nothing))]),

@@ -15,7 +15,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use super::record::{MAX_CONTENT, OVERHEAD, RecordError};
 use super::stream::StreamError;
 use super::{Stream, accept, connect};
-use crate::identity::testing::Authority;
+use crate::identity::testing::{Authority, spiffe_id};
 use crate::identity::{Alpn, Identity};
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -38,7 +38,7 @@ impl Peers {
     }
 
     async fn connect(&self, io: DuplexStream) -> io::Result<Stream<DuplexStream>> {
-        let config = self.web.client_config(&API.into(), Alpn::Tcp).unwrap();
+        let config = self.web.client_config(&spiffe_id(API), Alpn::Tcp).unwrap();
         connect(config, name(), io).await
     }
 
@@ -47,12 +47,12 @@ impl Peers {
         let accepted = accept(config, BytesMut::new(), io).await?;
         assert_eq!(accepted.alpn.as_deref(), Some(Alpn::Tcp.as_bytes()));
         let name = self.api.peer_identity(&accepted.certificates);
-        assert_eq!(name.as_deref(), Some(WEB));
+        assert_eq!(name, Some(spiffe_id(WEB)));
         Ok(accepted.stream)
     }
 
     async fn rustls_client(&self, io: DuplexStream) -> client::TlsStream<DuplexStream> {
-        let config = self.web.client_config(&API.into(), Alpn::Tcp).unwrap();
+        let config = self.web.client_config(&spiffe_id(API), Alpn::Tcp).unwrap();
         let connecting = TlsConnector::from(config).connect(name(), io);
         connecting.await.unwrap()
     }

@@ -35,6 +35,15 @@ pub struct Driver<S> {
     pub received_bytes: bool,
 }
 
+/// Why a connection is driven no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// It has ended.
+    Ended,
+    /// It carries nothing any more, and must be ended in order.
+    Unused,
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     pub fn new(side: Side, io: S) -> Self {
         Self {

@@ -16,6 +16,7 @@ use super::connection::{Closed, Side};
 use super::driver::Driver;
 use super::frame::{HEADER, Header, Kind};
 use super::*;
+use crate::identity::testing::spiffe_id;
 use crate::inbound::streams;
 use crate::session::Session;
 use crate::testing::mesh::{ANYWHERE, CLIENT, Setup, run};
@@ -413,7 +414,7 @@ fn overdue_certificates_reset_the_exchanges_in_progress() {
         let mesh = setup.start();
         let session = |left: Duration| {
             let (worker, cell) = (mesh.worker.clone(), mesh.cell.clone());
-            Session::inbound(worker, cell, CLIENT.into(), ANYWHERE).expiring(left)
+            Session::peer(worker, cell, spiffe_id(CLIENT), ANYWHERE).expiring(left)
         };
         for (left, uses, in_order) in [(50, false, true), (2_000, true, false)] {
             let (ours, theirs) = duplex(PIPE);

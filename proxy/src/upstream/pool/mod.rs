@@ -383,7 +383,7 @@ impl Upstream {
         if let Some(watched) = &self.watched {
             // Across a network, data that arrived may not have been acknowledged yet.
             let is_own = endpoint.peer == Peer::App;
-            watched.set_acknowledged(if is_own { info.acknowledged } else { 0 });
+            watched.set_acknowledged(info.acknowledged.filter(|_| is_own));
         }
         info.is_open()
     }
@@ -392,8 +392,8 @@ impl Upstream {
     /// own app: the app had closed the connection before, and all bytes after that were refused and
     /// unacknowledged.
     pub async fn took_nothing(&self) -> bool {
-        let before = self.watched.as_ref().map_or(0, Watched::acknowledged);
-        if before == 0 {
+        let before = self.watched.as_ref().and_then(Watched::acknowledged);
+        if before.is_none() {
             return false;
         }
         for wait in TELLING {

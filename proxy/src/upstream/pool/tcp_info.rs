@@ -1,5 +1,6 @@
 //! The kernel's state of a TCP connection.
 
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 
 use nix::sys::socket::getsockopt;
@@ -26,8 +27,8 @@ const CLOSE: u8 = 7;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpInfo {
     state: u8,
-    /// Total in bytes. 0 if the kernel does not count.
-    pub acknowledged: u64,
+    /// Total in bytes. `None`: nothing yet, or the kernel does not count.
+    pub acknowledged: Option<NonZeroU64>,
 }
 
 impl TcpInfo {
@@ -36,7 +37,7 @@ impl TcpInfo {
         let words = getsockopt(socket, Info).ok()?;
         Some(Self {
             state: words[0].to_ne_bytes()[0],
-            acknowledged: words[15],
+            acknowledged: NonZeroU64::new(words[15]),
         })
     }
 

@@ -4,6 +4,7 @@
 //! While it is idle its socket wakes the watch, so that the time of a close is recorded to the
 //! microsecond.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Wake, Waker};
@@ -89,12 +90,13 @@ impl Watched {
     }
 
     /// Records how many bytes had been acknowledged before the next request.
-    pub fn set_acknowledged(&self, bytes: u64) {
+    pub fn set_acknowledged(&self, bytes: Option<NonZeroU64>) {
+        let bytes = bytes.map_or(0, NonZeroU64::get);
         self.0.acknowledged.store(bytes, Relaxed);
     }
 
-    pub fn acknowledged(&self) -> u64 {
-        self.0.acknowledged.load(Relaxed)
+    pub fn acknowledged(&self) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.0.acknowledged.load(Relaxed))
     }
 
     pub fn waker(&self) -> Waker {

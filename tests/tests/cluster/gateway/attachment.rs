@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::echo::{Answer, Client, condition, route, start, to};
 use crate::kubernetes::{Namespace, kubectl};
+use crate::turns;
 
 /// A rule that adds the name of its route to responses.
 fn marked(name: &str, matches: Value, backend: Value) -> Value {
@@ -34,6 +35,7 @@ fn mark(answer: &Answer) -> &str {
 /// GEP-1294: consumer routes replace the producer's for clients in their own namespace only.
 #[test]
 fn a_consumers_routes_hold_for_its_own_namespace_alone() {
+    let _turn = turns::beside_others();
     let producer = Namespace::meshed("producer");
     let consumer = Namespace::meshed("consumer");
     let third = Namespace::meshed("third");
@@ -107,6 +109,7 @@ fn a_consumers_routes_hold_for_its_own_namespace_alone() {
 /// most headers, the most query parameters, the oldest route, and the first by namespace and name.
 #[test]
 fn of_several_routes_the_one_that_the_specification_says_wins() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("precedence");
     start(&namespace, &["v1"]);
     let one = |name: &str, wanted: Value| {
@@ -215,6 +218,7 @@ fn of_several_routes_the_one_that_the_specification_says_wins() {
 /// On one port of a Service only one kind of route is in force: GRPCRoute before HTTPRoute.
 #[test]
 fn of_two_kinds_of_routes_on_a_port_the_more_specific_is_in_force() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("kinds");
     start(&namespace, &["v1"]);
     let client = Client {

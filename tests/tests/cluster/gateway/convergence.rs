@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::echo::start;
 use crate::kubernetes::{Namespace, control, full, name, run};
+use crate::turns;
 
 const PODS: u32 = 20;
 /// Each round creates, changes and deletes a route, one after the other on one Service.
@@ -31,6 +32,7 @@ fn sidecars(pods: &[String]) -> Vec<String> {
 
 #[test]
 fn a_changed_route_is_obeyed_soon_by_all_pods() {
+    let _turn = turns::alone();
     let namespace = Namespace::meshed("convergence");
     start(&namespace, &["v1", "clients"]);
     namespace.kubectl(&["scale", "deployment/clients", &format!("--replicas={PODS}")]);

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::echo::{Client, SOON, condition, route, start, to};
 use crate::kubernetes::{Namespace, eventually, sum};
+use crate::turns;
 
 fn mirror(service: &str, share: Value) -> Value {
     let mut mirror = json!({ "backendRef": to(service) });
@@ -25,6 +26,7 @@ fn at(path: &str, filters: Value) -> Value {
 /// broken mirrors do not affect requests.
 #[test]
 fn mirrors_get_what_the_backend_gets_and_nobody_waits_for_them() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("mirrors");
     start(&namespace, &["v1", "v2", "v3"]);
     let dead = json!({
@@ -135,6 +137,7 @@ fn mirrors_get_what_the_backend_gets_and_nobody_waits_for_them() {
 /// Twin of HTTPRouteCORS.
 #[test]
 fn requests_of_other_origins_are_answered_as_the_route_says() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("cors");
     start(&namespace, &["v1"]);
     let cors = |cors: Value| json!([{ "type": "CORS", "cors": cors }]);

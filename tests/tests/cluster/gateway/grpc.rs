@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::echo::{Answer, Client, route, start};
 use crate::kubernetes::Namespace;
+use crate::turns;
 
 /// The service and the method of the suite's client.
 const SERVICE: &str = "proto.EchoTestService";
@@ -25,6 +26,7 @@ fn case(value: &str) -> Value {
 /// GRPCRouteRequestHeaderModifier and GRPCRouteNamedRule; in addition, cases that they omit.
 #[test]
 fn calls_are_matched_changed_and_shared_one_by_one() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("grpc");
     start(&namespace, &["v1", "v2"]);
     let with = |matches: Value, filters: Value, backends: Value| json!({ "matches": [matches], "filters": filters, "backendRefs": backends });

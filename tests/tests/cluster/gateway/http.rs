@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::echo::{Client, SOON, condition, route, start, to};
 use crate::kubernetes::{Namespace, apply, eventually, kubectl};
 use crate::objects::{deployment, pod_spec, shell};
+use crate::turns;
 
 /// A rule for one exact path.
 fn at(path: &str, mut rule: Value) -> Value {
@@ -24,6 +25,7 @@ fn redirect(kind: &str, path: &str, redirect: Value) -> Value {
 /// 308; checks the complete `Location`.
 #[test]
 fn a_redirect_says_where_in_full() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("redirects");
     start(&namespace, &["v1"]);
     let prefix =
@@ -99,6 +101,7 @@ fn a_redirect_says_where_in_full() {
 /// expressions, which the suite does not cover.
 #[test]
 fn filters_and_matches_do_to_a_request_what_they_say() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("filters");
     start(&namespace, &["v1", "v2"]);
     let rewrite = |path: &str, rewrite: Value| {
@@ -229,6 +232,7 @@ fn filters_and_matches_do_to_a_request_what_they_say() {
 /// ReferenceGrant.
 #[test]
 fn backends_get_their_share_and_those_that_can_not_be_used_get_it_refused() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("backends");
     let other = Namespace::meshed("backends-other");
     start(&namespace, &["v1", "v2"]);
@@ -316,6 +320,7 @@ fn backends_get_their_share_and_those_that_can_not_be_used_get_it_refused() {
 /// Twin of HTTPRouteTimeoutRequest, TimeoutBackendRequest, Retry, RetryConnectionError.
 #[test]
 fn time_limits_and_retries_hold() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("limits");
     start(&namespace, &["v1", "v2"]);
     let slow = json!({ "name": "v2", "port": 80 });
@@ -392,6 +397,7 @@ fn time_limits_and_retries_hold() {
 /// Twin of HTTPRouteBackendProtocolH2C and BackendProtocolWebSocket.
 #[test]
 fn a_backend_is_spoken_to_as_its_port_declares() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("protocols");
     start(&namespace, &["v1"]);
     let declared = |name: &str, protocol: &str| {

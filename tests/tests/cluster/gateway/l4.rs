@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::echo::{Answer, Client, SOON, condition, route, start};
 use crate::kubernetes::{Namespace, eventually};
+use crate::turns;
 
 /// A TLSRoute on `echo:443` for these names.
 fn tls(name: &str, hostnames: &[&str], backends: Value) -> Value {
@@ -25,6 +26,7 @@ fn to(service: &str, port: u16, weight: u32) -> Value {
 /// TLSRouteInvalidBackendRefNonexistent.
 #[test]
 fn passed_through_tls_is_routed_by_the_name_that_it_asks_for() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("tls");
     start(&namespace, &["v1", "v2"]);
     namespace.apply(&[
@@ -77,6 +79,7 @@ fn passed_through_tls_is_routed_by_the_name_that_it_asks_for() {
 /// does not cover.
 #[test]
 fn connections_are_shared_by_weight_and_kinds_of_routes_have_an_order() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("tcp");
     start(&namespace, &["v1", "v2"]);
     let tcp = |name: &str, parent: &str, backends: Value| {

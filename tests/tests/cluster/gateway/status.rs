@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::echo::{Client, SOON, condition, route, start, to};
 use crate::kubernetes::{Namespace, eventually, get, run, script};
+use crate::turns;
 
 const OURS: &str = "naru.dev/controller";
 
@@ -42,6 +43,7 @@ fn conditions(parents: &[Value], kind: &str) -> Vec<(String, String, String)> {
 
 #[test]
 fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("status");
     start(&namespace, &["v1"]);
     // The standard CRD requires section names if one Service is a parent twice.
@@ -157,6 +159,7 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
 /// Twin of HTTPRouteInvalidNonExistentBackendRef and similar tests: the verdict on references.
 #[test]
 fn a_route_is_told_of_references_that_do_not_hold() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("refs");
     start(&namespace, &["v1"]);
     let elsewhere = json!({ "name": "v3", "namespace": "default", "port": 80 });
@@ -190,6 +193,7 @@ fn a_route_is_told_of_references_that_do_not_hold() {
 
 #[test]
 fn a_route_that_asks_for_what_is_not_supported_is_not_half_applied() {
+    let _turn = turns::beside_others();
     let namespace = Namespace::meshed("unsupported");
     start(&namespace, &["v1", "v2"]);
     let client = Client {

@@ -167,9 +167,15 @@ fn the_controllers_rights_are_those_of_the_chart() {
         .iter()
         .flat_map(|(place, group, resource, name, verbs)| {
             let text = |text: &str| text.to_owned();
-            verbs
-                .iter()
-                .map(move |verb| (*place, text(group), text(resource), text(name), text(verb)))
+            verbs.iter().map(move |verb| {
+                (
+                    *place,
+                    text(group),
+                    text(resource),
+                    text(name.unwrap_or_default()),
+                    text(verb),
+                )
+            })
         })
         .collect();
     assert_eq!(given, known);

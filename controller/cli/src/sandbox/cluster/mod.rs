@@ -16,7 +16,7 @@ use super::files;
 use super::network::dns::{Data, Names, ZONE};
 use super::network::{Addressing, Family, forward};
 use super::objects::{
-    ClusterIps, Desired, Existing, Kind, Member, Objects, Pod, Service, names, next_steps,
+    ClusterIps, Desired, Existing, Kind, Member, Objects, Pod, PodState, Service, names, next_steps,
 };
 use super::pod::{self, Event, Kubelet, Status};
 use super::process::Namespaces;
@@ -337,9 +337,12 @@ impl Cluster {
             add_forwarding(&mut table, service, ips, &members);
         }
         for entry in self.pods.values() {
-            let running = !matches!(entry.status, Status::Starting("waiting" | "network"));
-            let object = entry.pod.object(running, entry.ready(), entry.ending);
-            objects.push(object);
+            let state = PodState {
+                running: !matches!(entry.status, Status::Starting("waiting" | "network")),
+                ready: entry.ready(),
+                ending: entry.ending,
+            };
+            objects.push(entry.pod.object(state));
         }
         self.store
             .replace(&objects)

@@ -19,7 +19,7 @@ mod template;
 mod workload;
 
 pub use manifest::Objects;
-pub use pod::Pod;
+pub use pod::{Pod, PodState};
 pub use services::{ClusterIps, Member, Service};
 pub use template::{Action, Container, Facts, PROXY_UID, Probe};
 pub use workload::{Desired, Existing, Kind, next_steps};

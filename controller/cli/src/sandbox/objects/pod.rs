@@ -31,6 +31,14 @@ pub struct Pod {
     pub age: u64,
 }
 
+/// How far a pod's life has come.
+#[derive(Clone, Copy, Debug)]
+pub struct PodState {
+    pub running: bool,
+    pub ready: bool,
+    pub ending: bool,
+}
+
 impl Pod {
     pub fn address(&self, family: Family) -> Option<IpAddr> {
         match family {
@@ -45,7 +53,7 @@ impl Pod {
     }
 
     /// The pod's representation in the API.
-    pub fn object(&self, running: bool, ready: bool, ending: bool) -> Value {
+    pub fn object(&self, state: PodState) -> Value {
         let mut labels = self.template.labels.clone();
         if self.meshed {
             labels.insert(INJECTED.to_owned(), "true".to_owned());
@@ -99,14 +107,17 @@ impl Pod {
             },
             "status": {
                 // The sidecar is running and reachable before the containers are.
-                "phase": if running { "Running" } else { "Pending" },
+                "phase": if state.running { "Running" } else { "Pending" },
                 "podIP": self.addresses.v4.to_string(),
                 "podIPs": addresses,
                 "hostIP": NODE_V4.to_string(),
-                "conditions": [condition("Ready", ready), condition("ContainersReady", ready)],
+                "conditions": [
+                    condition("Ready", state.ready),
+                    condition("ContainersReady", state.ready),
+                ],
             },
         });
-        if ending {
+        if state.ending {
             object["metadata"]["deletionGracePeriodSeconds"] = json!(self.template.grace.as_secs());
         }
         object
@@ -148,7 +159,12 @@ pub mod tests {
 
     #[test]
     fn a_pod_with_a_sidecar_has_the_label_and_its_addresses() {
-        let object = pod("web-1", 2, 8080).object(true, false, false);
+        let state = PodState {
+            running: true,
+            ready: false,
+            ending: false,
+        };
+        let object = pod("web-1", 2, 8080).object(state);
         assert_eq!(object["metadata"]["labels"][INJECTED], "true");
         assert_eq!(object["status"]["podIPs"][1]["ip"], "fd00:10:244::2");
         assert_eq!(object["status"]["conditions"][0]["status"], "False");

@@ -21,9 +21,16 @@ struct Sample<'a> {
 pub struct Key {
     /// As `shop/catalog`.
     pub service: String,
-    /// The HTTPRoute and its rule, as `shop/catalog split`; empty without a route.
+    /// `None`: the sum over all routes and backends.
+    pub part: Option<Part>,
+}
+
+/// A part of a service's requests.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    /// The HTTPRoute and its rule, as `shop/catalog split`.
     pub route: String,
-    /// As `shop/catalog-v1:80`; empty in the sum over all backends.
+    /// As `shop/catalog-v1:80`.
     pub backend: String,
 }
 
@@ -177,14 +184,14 @@ fn count(sample: &Sample<'_>, change: f64, changes: &mut BTreeMap<Key, Signals>)
     };
     let mut keys = vec![Key {
         service: service.clone(),
-        ..Key::default()
+        part: None,
     }];
     // Without a route there is nothing to distinguish, and retries have no backend label.
     if !route.is_empty() && sample.name != "naru_retries_total" {
+        let backend = label("backend").to_owned();
         keys.push(Key {
             service,
-            route,
-            backend: label("backend").to_owned(),
+            part: Some(Part { route, backend }),
         });
     }
     for key in keys {
@@ -296,11 +303,11 @@ mod tests {
         assert_eq!(seconds, 4.0);
         let keys: Vec<_> = figures
             .keys()
-            .map(|key| (key.route.as_str(), key.backend.as_str()))
+            .map(|key| Some((&*key.part.as_ref()?.route, &*key.part.as_ref()?.backend)))
             .collect();
         assert_eq!(
             keys,
-            [("", ""), ("shop/catalog split", "shop/catalog-v1:80")]
+            [None, Some(("shop/catalog split", "shop/catalog-v1:80"))]
         );
         for signals in figures.values() {
             assert_eq!((signals.responses, signals.failures), (100.0, 10.0));

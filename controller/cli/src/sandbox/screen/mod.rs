@@ -24,7 +24,7 @@ use super::pod::{PROXY_ADMIN_PORT, Status};
 use super::report::Report;
 use crate::quiet_http;
 use frame::{Frame, USUAL};
-use metrics::{Key, Meter, Signals};
+use metrics::{Key, Meter, Part, Signals};
 
 /// Timeout for scraping a proxy.
 const SCRAPE: Duration = Duration::from_secs(1);
@@ -140,7 +140,7 @@ impl Screen {
                 .show(&format!("{BEGIN}{}{END}", lines.join(END_LINE)));
         } else if self.last_lines.elapsed() >= LINES {
             self.last_lines = Instant::now();
-            let rows = figures.iter().filter(|(key, _)| key.route.is_empty());
+            let rows = figures.iter().filter(|(key, _)| key.part.is_none());
             let parts: Vec<_> = rows
                 .map(|(key, signals)| brief(key, signals, seconds))
                 .collect();
@@ -191,9 +191,9 @@ const HEAD: &str = "SERVICE, and its routes                              req/s  
     p50      p95      p99  retries/s   TCP bytes/s";
 
 fn table_row(key: &Key, signals: &Signals, seconds: f64) -> String {
-    let name = match key.route.as_str() {
-        "" => key.service.clone(),
-        route => format!("  {route} → {}", key.backend),
+    let name = match &key.part {
+        None => key.service.clone(),
+        Some(Part { route, backend }) => format!("  {route} → {backend}"),
     };
     let rate = |count: f64| format!("{:.1}", count / seconds.max(f64::MIN_POSITIVE));
     let time = |share| signals.quantile(share).map_or("-".to_owned(), duration);
@@ -210,9 +210,9 @@ fn table_row(key: &Key, signals: &Signals, seconds: f64) -> String {
         time(0.95),
         time(0.99),
         // Retries have no backend label.
-        match key.route.is_empty() {
-            true => rate(signals.retries),
-            false => "-".to_owned(),
+        match key.part {
+            None => rate(signals.retries),
+            Some(_) => "-".to_owned(),
         },
         rate(signals.tcp_bytes),
     )

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -10,9 +11,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, spawn_local};
 
 use crate::http::http1::serve;
+use crate::identity::testing::spiffe_id;
 use crate::session::Session;
-use crate::table::Inbound;
+use crate::session::worker::Worker;
+use crate::table::{DestinationCell, Inbound};
 pub use crate::testing::mesh::{ANYWHERE, Mesh, Setup, for_the_shop, run, until, unused_address};
+use crate::wire::closing::Closing;
 
 /// A listening app.
 pub struct App {
@@ -144,24 +148,32 @@ pub fn client(mesh: &Mesh) -> Downstream {
     downstream(session)
 }
 
-pub fn inbound_client(mesh: &Mesh, client: &str) -> Downstream {
+/// A peer with the identity `id`.
+pub fn inbound_client(mesh: &Mesh, id: &str) -> Downstream {
+    let id = spiffe_id(id);
+    let (worker, cell) = permissive(mesh);
+    downstream(Session::peer(worker, cell, id, ANYWHERE))
+}
+
+/// A client from outside without an identity.
+pub fn stranger(mesh: &Mesh) -> Downstream {
+    let (worker, cell) = permissive(mesh);
+    downstream(Session::unauthenticated(worker, cell, ANYWHERE))
+}
+
+fn permissive(mesh: &Mesh) -> (Rc<Worker>, Arc<DestinationCell>) {
     mesh.worker.tables.set_inbound(Inbound {
         workload: "".into(),
         strict: false,
         ports: Default::default(),
     });
-    let session = Session::inbound(
-        mesh.worker.clone(),
-        mesh.cell.clone(),
-        client.into(),
-        ANYWHERE,
-    );
-    downstream(session)
+    (mesh.worker.clone(), mesh.cell.clone())
 }
 
 fn downstream(session: Session) -> Downstream {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let served = spawn_local(async move { serve(session, theirs).await.is_some() });
+    let served =
+        spawn_local(async move { matches!(serve(session, theirs).await, Closing::Reset(_)) });
     Downstream {
         talk: Talk::new(ours),
         served,

@@ -1,5 +1,4 @@
 use super::fixture::*;
-use crate::session::UNAUTHENTICATED;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
@@ -8,7 +7,7 @@ fn inbound_connections_get_connection_close_and_outbound_ones_do_not() {
     run(async {
         let app = answering(OK).await;
         let mesh = Setup::new(&[app.address]).start();
-        let mut inbound = inbound_client(&mesh, UNAUTHENTICATED);
+        let mut inbound = stranger(&mesh);
         let mut outbound = client(&mesh);
         for client in [&mut inbound, &mut outbound] {
             client.talk.send(GET).await;

@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::spawn_local;
 
 use crate::http::http2::serve;
+use crate::identity::testing::spiffe_id;
 use crate::session::Session;
 use crate::testing::mesh::*;
 
@@ -375,7 +376,7 @@ fn a_connection_ends_soon_after_its_clients_certificate_has_expired() {
         let mesh = setup.start();
         let session = |left: Duration| {
             let (worker, cell) = (mesh.worker.clone(), mesh.cell.clone());
-            Session::inbound(worker, cell, CLIENT.into(), ANYWHERE).expiring(left)
+            Session::peer(worker, cell, spiffe_id(CLIENT), ANYWHERE).expiring(left)
         };
         let builder = h2::client::Builder::new();
         // An idle connection is closed in order.

@@ -8,7 +8,7 @@ use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
 use crate::balance::{Peer, RetryBudget};
-use crate::identity::testing::Authority;
+use crate::identity::testing::{Authority, spiffe_id};
 use crate::testing::mesh::*;
 
 #[test]
@@ -314,7 +314,7 @@ fn mesh_of(authority: &Authority, apps: &[&App]) -> Mesh {
     setup.identity = authority.identity(CLIENT);
     setup.endpoints = apps
         .iter()
-        .map(|app| (app.address, Peer::Mesh(WEB.into())))
+        .map(|app| (app.address, Peer::Mesh(spiffe_id(WEB))))
         .collect();
     setup.start()
 }

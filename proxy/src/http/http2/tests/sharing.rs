@@ -10,7 +10,7 @@ use http::Response;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
-use crate::session::{Session, UNAUTHENTICATED};
+use crate::session::Session;
 use crate::table::Inbound;
 use crate::testing::mesh::*;
 
@@ -102,7 +102,7 @@ fn clients_without_an_identity_take_no_streams_from_any_others() {
             .expect("a response");
         let from = |address: [u8; 4]| {
             let (worker, cell) = (mesh.worker.clone(), mesh.cell.clone());
-            Session::inbound(worker, cell, UNAUTHENTICATED.into(), (address, 1).into())
+            Session::unauthenticated(worker, cell, (address, 1).into())
         };
         let mut deaf = Vec::new();
         for _ in 0..30 {

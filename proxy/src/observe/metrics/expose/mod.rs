@@ -423,8 +423,7 @@ impl Exposed {
                 totals.http2_connections_slowed() as f64,
             ),
         ]);
-        let issuer = totals.certificate_issuer();
-        if !issuer.is_empty() {
+        if let Some(issuer) = totals.certificate_issuer() {
             let mut certificate = Family::gauge(
                 "naru_certificate_info",
                 "Which authority the certificate in force is of. Always 1.",
@@ -492,10 +491,6 @@ fn service_labels((namespace, service, number): &ServiceKey) -> Vec<LabelPair> {
     ]
 }
 
-/// 0 stands for no port.
-fn port(port: u16) -> String {
-    match port {
-        0 => String::new(),
-        port => port.to_string(),
-    }
+fn port(port: Option<u16>) -> String {
+    port.map_or_else(String::new, |port| port.to_string())
 }

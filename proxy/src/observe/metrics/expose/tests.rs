@@ -8,7 +8,7 @@ fn labels(service: &str) -> RequestLabels {
         client: "".into(),
         namespace: "shop".into(),
         service: service.into(),
-        port: 80,
+        port: Some(80),
         route: "shop/web".into(),
         rule: "0".into(),
         backend: "shop/web:80".into(),
