@@ -4,8 +4,8 @@
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# pinned_toolchain: has cargo use the compiler of rust-toolchain.toml. Where it is installed under another
-# name (`stable` of the same version) and can't be downloaded, that one.
+# pinned_toolchain: has cargo use the compiler of rust-toolchain.toml. Where it is installed under
+# another name (`stable` of the same version) and can't be downloaded, that one.
 pinned_toolchain() {
   # Where rustup puts it, which a shell from before does not have in its path.
   command -v cargo > /dev/null || PATH=$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin

@@ -17,8 +17,8 @@ use crate::source;
 /// Flags of `naru-controller run`.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
-    /// Take objects from the Kubernetes API server and have it check tokens. It is found as kubectl
-    /// finds it: by the pod's service account or a kubeconfig.
+    /// Read objects from the Kubernetes API server, and check tokens by it. Connects with the pod's
+    /// service account or a kubeconfig, like kubectl.
     #[arg(
         long,
         env = "NARU_KUBERNETES",
@@ -44,8 +44,8 @@ pub struct Config {
         required_unless_present = "ca_secret"
     )]
     pub state_dir: Option<PathBuf>,
-    /// Name of a Secret (kubernetes.io/tls) with the mesh's certificate authority, made if there is
-    /// none. Needs --kubernetes.
+    /// Name of a Secret (kubernetes.io/tls) with the mesh's certificate authority, created if it is
+    /// missing. Needs --kubernetes.
     #[arg(
         long,
         env = "NARU_CA_SECRET",
@@ -53,12 +53,12 @@ pub struct Config {
         requires = "kubernetes"
     )]
     pub ca_secret: Option<String>,
-    /// Make another certificate authority where the one that sidecars trust is lost. Without: the
-    /// controller does not start while pods with sidecars are there and the Secret is not.
+    /// Create a new certificate authority if the one that sidecars trust is lost. Without: the
+    /// controller does not start while the Secret is missing and there are pods with sidecars.
     #[arg(long, env = "NARU_CA_REPLACE_LOST")]
     pub ca_replace_lost: bool,
-    /// How long another certificate authority is trusted before certificates are issued with it.
-    /// Longer than a minute, and than the kubelet takes to bring a ConfigMap into pods.
+    /// How long a new certificate authority is trusted before it issues certificates. Longer than a
+    /// minute, and than the kubelet takes to update a ConfigMap in pods.
     #[arg(
         long,
         env = "NARU_CA_TRUST_FOR",
@@ -67,8 +67,8 @@ pub struct Config {
         value_parser = duration
     )]
     pub ca_trust_for: Duration,
-    /// In what time proxies renew their certificates, each at a random point, when another
-    /// authority issues them.
+    /// Time within which proxies renew their certificates, each at a random point, after the
+    /// issuing authority has changed.
     #[arg(
         long,
         env = "NARU_CA_RENEW_WITHIN",
@@ -77,8 +77,7 @@ pub struct Config {
         value_parser = duration
     )]
     pub ca_renew_within: Duration,
-    /// How long the root of an authority that was replaced is trusted. Certificates live for 24
-    /// hours.
+    /// How long the root of a replaced authority stays trusted. Certificates live for 24 hours.
     #[arg(
         long,
         env = "NARU_CA_RETIRE_FOR",
@@ -137,14 +136,14 @@ pub struct Config {
         required_unless_present = "kubernetes"
     )]
     pub token_issuer: Option<String>,
-    /// Whether clients without a mesh identity are let in, where neither namespace nor workload
-    /// says otherwise.
+    /// Default for clients without a mesh identity, unless the namespace or workload sets its own:
+    /// accept or refuse them.
     #[arg(long, env = "NARU_MTLS", value_enum, default_value_t = Mtls::Permissive)]
     pub mtls: Mtls,
-    /// Filter of the log, as `info` or `naru_controller::serve=debug,info`.
+    /// Log filter, such as `info` or `naru_controller::serve=debug,info`.
     #[arg(long, env = "NARU_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
-    /// Form of the log, on standard error.
+    /// Format of the log on standard error.
     #[arg(long, env = "NARU_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     #[command(flatten)]

@@ -10,17 +10,17 @@
 //! # Floors
 //!
 //! ```text
-//! config                  flags and environment, for all the rest
-//! admin status uninstall  what people ask, what routes are told, how Naru goes
-//! serve                   the proxies: connections, streams, tables
-//! compile                 routing tables out of the index
-//! authority               the certificate authority, and its rotation
-//! install kubernetes      what is kept in the cluster, and the way to it
+//! config                  flags and environment
+//! admin status uninstall  the admin port; routes' statuses; the removal of Naru
+//! serve                   streams to the proxies: connections, identities, tables
+//! compile                 tables from the index
+//! authority               the certificate authority and its rotation
+//! install kubernetes      objects that the controller writes; the API server's client
 //! index inject            objects by name; sidecars for new pods
-//! source                  objects out of manifests or of the API server
-//! metrics                 what is counted
+//! source                  objects from manifests or the API server
+//! metrics                 counters and gauges
 //! issuer                  certificates for tokens
-//! annotations logging     ground
+//! annotations logging     names of annotations; the program's log
 //! ```
 #![forbid(unsafe_code)]
 

@@ -224,7 +224,7 @@ async fn a_pod_gets_its_inbound_once_it_is_known_and_only_with_its_own_account()
     rogue.accepted_push().await;
     controller.write("pod-late-1.json", &pod("late-1", "late"));
     assert_eq!(names(&proxy.accepted_push().await), ["inbound"]);
-    controller.write("pod-rogue-1.json", &pod("rogue-1", "somebody"));
+    controller.write("pod-rogue-1.json", &pod("rogue-1", "another"));
     assert_eq!(rogue.end().await.code(), Code::PermissionDenied);
 }
 

@@ -1,9 +1,12 @@
-"""Writes a folder as an OCI image archive, which `ctr images import`, `docker load` and `skopeo` take: no registry, no engine.
+"""Writes a folder as an OCI image archive for `ctr images import`, `docker load` and `skopeo`.
+Needs neither a registry nor a container engine.
 
-usage: image.py ROOT OUT.tar NAME:TAG [--entrypoint WORD…] [--user UID:GID] [--architecture amd64|arm64]
+usage: image.py ROOT OUT.tar NAME:TAG [--entrypoint WORD…] [--user UID:GID]
+                [--architecture amd64|arm64]
 
 The same folder gives the same archive, byte for byte.
 """
+
 import argparse
 import hashlib
 import io
@@ -17,7 +20,7 @@ def digest(data: bytes) -> str:
 
 
 def full_name(name: str) -> str:
-    """The name as container runtimes know it: without a registry's host it is one of docker.io."""
+    """The full name for container runtimes, which default to the registry docker.io."""
     host, slash, _ = name.partition("/")
     if slash and ("." in host or ":" in host or host == "localhost"):
         return name
@@ -35,19 +38,28 @@ def as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def layer_of(root: str) -> bytes:
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT, dereference=False) as tar:
+    with tarfile.open(
+        fileobj=packed, mode="w", format=tarfile.GNU_FORMAT, dereference=False
+    ) as tar:
         for entry in sorted(os.listdir(root)):
             tar.add(os.path.join(root, entry), arcname=entry, filter=as_root)
     return packed.getvalue()
 
 
-def archive(root: str, name: str, entrypoint: list[str], user: str, architecture: str) -> dict[str, bytes]:
+def archive(
+    root: str, name: str, entrypoint: list[str], user: str, architecture: str
+) -> dict[str, bytes]:
     """The files of the archive: path to content."""
     blobs: dict[str, bytes] = {}
 
     def blob(data: bytes, media: str, **more: object) -> dict[str, object]:
         blobs[f"blobs/sha256/{digest(data)[7:]}"] = data
-        return {"mediaType": f"application/vnd.oci.image.{media}", "digest": digest(data), "size": len(data), **more}
+        return {
+            "mediaType": f"application/vnd.oci.image.{media}",
+            "digest": digest(data),
+            "size": len(data),
+            **more,
+        }
 
     layer = blob(layer_of(root), "layer.v1.tar")
     run = {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"]}
@@ -67,9 +79,19 @@ def archive(root: str, name: str, entrypoint: list[str], user: str, architecture
         "config.v1+json",
     )
     manifest = blob(
-        json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": [layer]}).encode(),
+        json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "config": config,
+                "layers": [layer],
+            }
+        ).encode(),
         "manifest.v1+json",
-        annotations={"io.containerd.image.name": full_name(name), "org.opencontainers.image.ref.name": name.rsplit(":", 1)[1]},
+        annotations={
+            "io.containerd.image.name": full_name(name),
+            "org.opencontainers.image.ref.name": name.rsplit(":", 1)[1],
+        },
     )
     index = json.dumps({"schemaVersion": 2, "manifests": [manifest]}).encode()
     return {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": index, **blobs}
@@ -87,7 +109,9 @@ def main() -> None:
     if ":" not in args.name.rsplit("/", 1)[-1]:
         parser.error(f"{args.name}: the name needs a tag")
     with tarfile.open(args.out, "w") as tar:
-        for path, content in archive(args.root, args.name, args.entrypoint, args.user, args.architecture).items():
+        for path, content in archive(
+            args.root, args.name, args.entrypoint, args.user, args.architecture
+        ).items():
             member = tarfile.TarInfo(path)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))

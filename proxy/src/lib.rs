@@ -103,7 +103,7 @@
 //!   http/exchange.rs         decide             admission, metrics, the access log
 //!   route/mod.rs             decide             rule, filters, backend
 //! http/http1/forward.rs      run                the response, passed on
-//!   http/attempts/mod.rs         run                one endpoint after the other, with http/retry.rs
+//!   http/attempts/mod.rs     run                one endpoint after the other, with http/retry.rs
 //!   balance/mod.rs           pick               endpoint
 //! http/http1/attempt.rs      pooled, open       one endpoint, one try
 //!   upstream/pool/mod.rs     take, open_stream
@@ -124,22 +124,22 @@
 //! The folders have maps of their own.
 //!
 //! ```text
-//! workers                threads that accept connections, and carry them
-//! admin                  what people, probes and scrapers ask a sidecar
-//! inbound outbound       where a connection begins: one story each
-//! connection             what it carries: first bytes, detection
+//! workers                threads that accept connections and serve them
+//! admin                  the admin port: for people, probes and scrapers
+//! inbound outbound       the two directions of a connection, each from its start
+//! connection             the protocol of a connection, by its first bytes
 //! http                   requests
-//! opaque                 bytes that are passed on as they are
-//! session                whose connection it is, and the worker that carries it
-//! control                the controller's word, and the certificate
-//! table                  what the controller said, as snapshots
-//! route                  which rule, which backend, with what changes
+//! opaque                 bytes that are passed on unchanged
+//! session                the facts of a downstream connection, and its worker
+//! control                the stream from the controller, and the certificate
+//! table                  the controller's resources, as snapshots
+//! route                  the rule, the backend and the changes of a request
 //! upstream               connections to endpoints, and their pools
-//! balance                which endpoint, what it has shown so far, how many retries
-//! config node            what it is told at start; the rules of a pod, and what sets them
-//! identity probe tls     who we are; what a kubelet asks; TLS
-//! observe                metrics, logs, the words for what went wrong
-//! drain memory socket wire    ground
+//! balance                endpoints: choice, load, ejection, retry budget
+//! config node            flags; the redirect rules of a pod, and the CNI plugin
+//! identity probe tls     certificates of both sides; the kubelet's probes; TLS
+//! observe                metrics, logs and reasons
+//! drain memory socket wire    what all of them use
 //! ```
 #![forbid(unsafe_code)]
 

@@ -119,8 +119,8 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     metrics.watch_memory(memory.clone());
     let anchors = read_anchors(&config.trust_anchors).with_context(|| {
         format!(
-            "--trust-anchors {}: a PEM file with the mesh's root certificates is needed; the controller writes one to its state \
-             directory",
+            "--trust-anchors {}: a PEM file with the mesh's root certificates is needed; the \
+             controller writes one to its state directory",
             config.trust_anchors.display()
         )
     })?;
@@ -233,7 +233,10 @@ async fn proxy(config: Arc<Config>, log: LogFilter) -> anyhow::Result<()> {
     tokio::select! {
         () = drain_signal.finished() => info!("everything in flight is done"),
         () = tokio::time::sleep(config.limits.drain_timeout) => {
-            warn!(after = ?config.limits.drain_timeout, "the drain time is over; closing connections with requests in flight");
+            warn!(
+                after = ?config.limits.drain_timeout,
+                "the drain time is over; closing connections with requests in flight"
+            );
         }
         name = signals.next() => {
             warn!(signal = name, "second signal: closing connections with requests in flight");

@@ -1,6 +1,7 @@
-"""The loads: each runs a program in the client's namespace, for a bounded time or count, and says what it did.
+"""The loads: each runs a program in the client's namespace for a bounded time or count, and
+returns its results.
 
-A load that had a single failure is no measurement, and is an error.
+A single failure invalidates the measurement, and is an error.
 """
 
 import json
@@ -28,7 +29,9 @@ WRK_TRIES = 1
 
 @dataclass
 class Done:
-    """What a load did. `count` is in what its row counts; `in_flight` is how many more may have been begun and not ended."""
+    """The result of a load. `count` is in the unit of its row; `in_flight` bounds how many more
+    were started but not finished.
+    """
 
     count: int
     seconds: float
@@ -39,7 +42,7 @@ class Done:
 
 @dataclass
 class Place:
-    """Where a load runs, what it calls, and the directory of the benchmark's own programs."""
+    """The namespace and the target of a load, and the directory of the benchmark's programs."""
 
     namespace: str
     address: str
@@ -48,11 +51,15 @@ class Place:
     scratch: object
 
     def run(self, command, seconds):
-        return run(in_namespace(self.namespace, [str(part) for part in command]), timeout=seconds + GRACE_S)
+        return run(
+            in_namespace(self.namespace, [str(part) for part in command]), timeout=seconds + GRACE_S
+        )
 
 
 def wrk(place, seconds, header=None):
-    """Saturates with HTTP/1.1 requests on 64 connections; with `Connection: close`, each on a new one."""
+    """Saturates with HTTP/1.1 requests on 64 connections; with `Connection: close`, on a new one
+    for each request.
+    """
     command = ["wrk", "-t1", f"-c{KEPT_CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s"]
     if header:
         command += ["-H", header]
@@ -67,7 +74,7 @@ def wrk(place, seconds, header=None):
 
 
 def wrk_close(place, seconds):
-    """Saturates with requests that each have a connection of their own."""
+    """Saturates with requests, each on a new connection."""
     return wrk(place, seconds, "Connection: close")
 
 
@@ -76,9 +83,19 @@ def h2load(place, seconds):
     body = place.scratch / "post"
     body.write_bytes(b"x" * H2_BODY)
     written = place.run(
-        ["h2load", f"--clients={H2_CONNECTIONS}", f"--max-concurrent-streams={H2_STREAMS}", f"--duration={seconds}",
-         f"--data={body}", f"http://{place.address}:{place.port}/index.html"], seconds)
-    found = re.search(r"(\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", written)
+        [
+            "h2load",
+            f"--clients={H2_CONNECTIONS}",
+            f"--max-concurrent-streams={H2_STREAMS}",
+            f"--duration={seconds}",
+            f"--data={body}",
+            f"http://{place.address}:{place.port}/index.html",
+        ],
+        seconds,
+    )
+    found = re.search(
+        r"(\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", written
+    )
     if not found:
         raise BenchError(f"h2load said something else:\n{written}")
     done, succeeded, failed, errored, late = map(int, found.groups())
@@ -88,10 +105,23 @@ def h2load(place, seconds):
 
 
 def open_loop(place, seconds):
-    """2,000 requests a second, whatever becomes of those before; a latency counts from when its request was due."""
+    """2,000 requests a second, independent of earlier responses; latencies count from the time at
+    which a request was due.
+    """
     written = place.run(
-        [place.programs / "open-loop", "rate", f"{place.address}:{place.port}", "--rate", OPEN_LOOP_RATE, "--seconds", seconds,
-         "--connections", KEPT_CONNECTIONS], seconds)
+        [
+            place.programs / "open-loop",
+            "rate",
+            f"{place.address}:{place.port}",
+            "--rate",
+            OPEN_LOOP_RATE,
+            "--seconds",
+            seconds,
+            "--connections",
+            KEPT_CONNECTIONS,
+        ],
+        seconds,
+    )
     said = json.loads(written)
     if said["failed"] or said["reconnects"]:
         raise BenchError(f"the open-loop client had failures: {written}")
@@ -100,9 +130,24 @@ def open_loop(place, seconds):
 
 
 def iperf3(place, size):
-    """Sends so many bytes on one connection. What counts is what arrived: at the end, some are still on their way."""
+    """Sends this number of bytes on one connection. Only received bytes count: at the end, some are
+    still in flight.
+    """
     written = place.run(
-        ["iperf3", "--client", place.address, "--port", place.port, "--bytes", size, "--json", "--connect-timeout", 5000], GRACE_S)
+        [
+            "iperf3",
+            "--client",
+            place.address,
+            "--port",
+            place.port,
+            "--bytes",
+            size,
+            "--json",
+            "--connect-timeout",
+            5000,
+        ],
+        GRACE_S,
+    )
     said = json.loads(written)
     end = said.get("end", {}).get("sum_received")
     if "error" in said or not end or end["bytes"] < size - ON_THE_WAY:
@@ -111,13 +156,25 @@ def iperf3(place, size):
 
 
 class Idle:
-    """5,000 connections, each with one request behind it, that are kept open until the end of the block."""
+    """5,000 connections with one completed request each, kept open until the end of the block."""
 
     def __init__(self, place):
         self.child = subprocess.Popen(
-            in_namespace(place.namespace, [str(place.programs / "open-loop"), "idle", f"{place.address}:{place.port}",
-                                           "--connections", str(IDLE_CONNECTIONS)]),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            in_namespace(
+                place.namespace,
+                [
+                    str(place.programs / "open-loop"),
+                    "idle",
+                    f"{place.address}:{place.port}",
+                    "--connections",
+                    str(IDLE_CONNECTIONS),
+                ],
+            ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def __enter__(self):
         # Each of its waits is bounded, and so is this one.
@@ -126,7 +183,7 @@ class Idle:
         return self
 
     def finish(self):
-        """Asks on each connection once more; fails if one of them was not kept."""
+        """Sends another request on each connection; fails if one of them was closed."""
         written, said = self.child.communicate(timeout=GRACE_S)
         if self.child.returncode != 0 or json.loads(written)["kept"] != IDLE_CONNECTIONS:
             raise BenchError(f"not all idle connections were kept: {written}{said}")

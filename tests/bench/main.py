@@ -1,5 +1,5 @@
-"""Runs the benchmark: rounds, in each the rows, in each the configurations in turns. Started by `run` beside it, which does the
-set-up and gives it namespaces of its own.
+"""Runs the benchmark: in each round every row, and for each row the configurations in turns.
+Started by `run`, which does the set-up and creates its namespaces.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PAIRS = {pair.name: pair for pair in (NoProxy, EnvoyPair, NaruPair)}
 
 
 class Configuration:
-    """One of them, with its network, its servers and its proxies."""
+    """One configuration with its network, servers and proxies."""
 
     def __init__(self, name, variant, scratch, programs):
         self.name, self.programs = name, programs
@@ -75,14 +75,16 @@ class Run:
         self.measured.setdefault(row, {}).setdefault(name, []).append(figures)
 
     def variant(self, number, variant, rows):
-        """One round of the rows of one variant, with processes of its own."""
+        """One round of the rows of one variant, with new processes."""
         turns = [name for name in PAIRS if variant.without or name != "none"]
         # The order of the variants rotates, so that each goes first in turn.
-        turns = turns[number % len(turns):] + turns[:number % len(turns)]
+        turns = turns[number % len(turns) :] + turns[: number % len(turns)]
         configurations, memory = [], {}
         try:
             for name in turns:
-                configurations.append(Configuration(name, variant, self.scratch, self.scratch / "programs"))
+                configurations.append(
+                    Configuration(name, variant, self.scratch, self.scratch / "programs")
+                )
             if rows[0].key == "h1":
                 memory = self.memory(configurations)
             for row in rows:
@@ -103,7 +105,11 @@ class Run:
         """Resident memory before any load."""
         time.sleep(MEMORY_SETTLE_S)
         pairs = [configuration.pair for configuration in configurations]
-        return {pair.name: {"idle_mib": resident_kib(pair.pids()) / 1024} for pair in pairs if pair.pids()}
+        return {
+            pair.name: {"idle_mib": resident_kib(pair.pids()) / 1024}
+            for pair in pairs
+            if pair.pids()
+        }
 
     def row(self, number, row, configuration, memory):
         name, pids = configuration.name, configuration.pair.pids()
@@ -115,8 +121,12 @@ class Run:
         self.keep(row.key, name, figures)
         if memory and row.key == "h1" and pids:
             time.sleep(MEMORY_SETTLE_S)
-            memory[name].update(load_mib=figures["rss_peak_mib"], after_mib=resident_kib(pids) / 1024)
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if not isinstance(value, bool))
+            memory[name].update(
+                load_mib=figures["rss_peak_mib"], after_mib=resident_kib(pids) / 1024
+            )
+        shown = ", ".join(
+            f"{key} {value:.4g}" for key, value in figures.items() if not isinstance(value, bool)
+        )
         disturbed = "  DISTURBED" if figures.get("disturbed") else ""
         say(f"round {number + 1}/{self.options.rounds}  {row.key:11} {name:6} {shown}{disturbed}")
 
@@ -126,13 +136,27 @@ def say(text):
 
 
 def options():
-    parser = argparse.ArgumentParser(prog="tests/bench/run", description="Measures Naru beside Envoy and no proxy at all.")
+    parser = argparse.ArgumentParser(
+        prog="tests/bench/run", description="Measures Naru beside Envoy and no proxy at all."
+    )
     parser.add_argument("--quick", action="store_true", help="the first two rows, one round")
-    parser.add_argument("--rounds", type=int, default=3, help="how often all is measured (default: 3)")
-    parser.add_argument("--seconds", type=int, default=10, help="how long a load runs (default: 10)")
-    parser.add_argument("--rows", default=",".join(row.key for row in ROWS), help="which rows (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("target/bench"),
-                        help="directory for report.md and report.json (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often all is measured (default: 3)"
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=10, help="how long a load runs (default: 10)"
+    )
+    parser.add_argument(
+        "--rows",
+        default=",".join(row.key for row in ROWS),
+        help="which rows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("target/bench"),
+        help="directory for report.md and report.json (default: %(default)s)",
+    )
     parser.add_argument("--programs", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--open-loop", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--envoy", type=Path, help=argparse.SUPPRESS)
@@ -151,7 +175,7 @@ def options():
 
 
 def own_run():
-    """A directory in a /run of the benchmark's own: it goes with its mount namespace, however that ends."""
+    """A directory in the benchmark's own /run, which is removed with its mount namespace."""
     run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])
     scratch = Path("/run/naru-bench")
     (scratch / "programs").mkdir(parents=True)
@@ -159,11 +183,14 @@ def own_run():
 
 
 def raise_open_files():
-    """Gives every process as many files as there may be."""
+    """Raises the limit of open files to the maximum for every process."""
     hardest = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = OPEN_FILES if hardest == resource.RLIM_INFINITY else min(hardest, OPEN_FILES)
     if files < FEWEST_OPEN_FILES:
-        sys.exit(f"tests/bench/run: {FEWEST_OPEN_FILES} open files are needed, and `ulimit -Hn` is {hardest}")
+        sys.exit(
+            f"tests/bench/run: {FEWEST_OPEN_FILES} open files are needed, and "
+            f"`ulimit -Hn` is {hardest}"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hardest))
 
 
@@ -182,9 +209,12 @@ def main():
     for source in (*sources, chosen.open_loop, chosen.envoy):
         shutil.copy(source, scratch / "programs" / source.name)
     about = {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "machine": machine(),
-        "versions": versions(scratch / "programs", chosen.commit), "programs": chosen.programs.name,
-        "rounds": chosen.rounds, "seconds": chosen.seconds,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(),
+        "versions": versions(scratch / "programs", chosen.commit),
+        "programs": chosen.programs.name,
+        "rounds": chosen.rounds,
+        "seconds": chosen.seconds,
     }
     rows = [row for row in ROWS if row.key in chosen.rows]
     variants = list(dict.fromkeys(row.variant for row in rows))

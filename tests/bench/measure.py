@@ -1,7 +1,7 @@
-"""CPU time and memory of processes from /proc, and whether others disturbed a measurement.
+"""CPU time and memory of processes from /proc, and whether other work disturbed a measurement.
 
-The benchmark has a PID namespace of its own, so that /proc has its processes and no others, while /proc/stat is of the whole
-machine.
+The benchmark has its own PID namespace: /proc has only its processes, while /proc/stat covers the
+whole machine.
 """
 
 import os
@@ -23,7 +23,7 @@ def _stat(pid):
 
 
 def cpu_seconds(pids):
-    """User and system time of processes, their threads of old included."""
+    """User and system time of processes, including that of ended threads."""
     return sum(int(ticks) for pid in pids for ticks in _stat(pid)[11:13]) / TICKS_PER_S
 
 
@@ -38,7 +38,7 @@ def resident_kib(pids):
 
 
 def _own_seconds():
-    """CPU time of all that the benchmark runs, with those that have ended."""
+    """CPU time of all processes of the benchmark, including ended ones."""
     ticks = 0
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -51,7 +51,7 @@ def _own_seconds():
 
 @dataclass
 class Machine:
-    """A look at the whole machine: seconds since its start."""
+    """CPU times of the whole machine, in seconds since its start."""
 
     at: float
     own: float
@@ -62,19 +62,21 @@ class Machine:
     @classmethod
     def now(cls):
         own = _own_seconds()
-        ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        ticks = [
+            int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        ]
         seconds = [value / TICKS_PER_S for value in ticks]
         return cls(time.monotonic(), own, sum(seconds[:3]), seconds[7])
 
     def shares_since(self, before):
-        """What others had of the machine's CPU time, and what was stolen, each 0 to 1."""
+        """The shares of the machine's CPU time used by other processes and stolen, 0 to 1."""
         total = (self.at - before.at) * os.cpu_count()
         others = self.busy - before.busy - (self.own - before.own)
         return max(others, 0) / total, max(self.stolen - before.stolen, 0) / total
 
 
 class Watch:
-    """Watches processes and the machine while a load runs: `with Watch(pids) as watch`."""
+    """Measures processes and the machine while a load runs: `with Watch(pids) as watch`."""
 
     def __init__(self, pids):
         self.pids = pids

@@ -1,6 +1,6 @@
-"""Two network namespaces that a veth pair joins, for one configuration.
+"""Two network namespaces joined by a veth pair, for one configuration.
 
-The names are those of the benchmark's own /run, which goes with its mount namespace: nothing is left behind.
+Their names are in the benchmark's own /run, which is removed with its mount namespace.
 """
 
 from processes import in_namespace, run
@@ -29,7 +29,23 @@ class Network:
             for setting, value in SETTINGS.items():
                 # -e ignores settings that this kernel does not have.
                 self._in(namespace, ["sysctl", "-q", "-e", "-w", f"{setting}={value}"])
-        run(["ip", "link", "add", "eth0", "netns", self.client, "type", "veth", "peer", "name", "eth0", "netns", self.server])
+        run(
+            [
+                "ip",
+                "link",
+                "add",
+                "eth0",
+                "netns",
+                self.client,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                self.server,
+            ]
+        )
         for namespace, own, other in ((self.client, CLIENT, SERVER), (self.server, SERVER, CLIENT)):
             self._in(namespace, ["ip", "address", "add", f"{own}/{PREFIX}", "dev", "eth0"])
             self._in(namespace, ["ip", "link", "set", "eth0", "up"])
@@ -43,7 +59,7 @@ class Network:
         run(in_namespace(namespace, command))
 
     def redirect(self, init, ports_left_alone):
-        """Sets the redirect rules of a sidecar with `naru-proxy init`, on both sides, for whatever proxies are there."""
+        """Sets the redirect rules of a sidecar with `naru-proxy init` on both sides."""
         for namespace in (self.client, self.server):
             command = [init, "init"]
             if namespace == self.server and ports_left_alone:

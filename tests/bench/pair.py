@@ -1,4 +1,6 @@
-"""What the configurations have in common: two proxies, or none, and how it is known that traffic went through them."""
+"""The interface of the configurations: two proxies or none, with a check that traffic went
+through them.
+"""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +10,9 @@ from topology import SERVER
 
 @dataclass
 class Totals:
-    """What two proxies have counted since they started, by Service: requests, of opaque Services connections, of `bulk` bytes."""
+    """The counts of two proxies since their start, by Service: requests; connections for opaque
+    Services; bytes for `bulk`.
+    """
 
     outbound: dict = field(default_factory=dict)
     inbound: dict = field(default_factory=dict)
@@ -29,10 +33,10 @@ class Pair:
         self.others = []
 
     def start(self, scratch, programs, workers, large):
-        """Starts them, and returns when they are ready. `large`: with the tables of the row that has large ones."""
+        """Starts the proxies, and returns when they are ready. `large`: with large tables."""
 
     def target(self, service):
-        """Where the client calls a Service: address and port."""
+        """The address and port at which the client calls a Service."""
         return service.address, service.port
 
     def pids(self):
@@ -48,18 +52,23 @@ class Pair:
             process.stop()
 
     def totals(self):
-        """What the proxies have counted."""
+        """The counts of the proxies."""
         raise NotImplementedError
 
     def prove(self, service, before, after, done, in_flight):
-        """Fails unless all that was done went through both proxies with mutual TLS: what they counted in between is what the load
-        says, and at most what it had under way at its end."""
+        """Fails unless all traffic went through both proxies with mutual TLS: their counts must
+        equal the result of the load, and exceed it at most by what was in flight at its end.
+        """
         for side in ("outbound", "inbound"):
-            counted = getattr(after, side).get(service.name, 0) - getattr(before, side).get(service.name, 0)
+            counted = getattr(after, side).get(service.name, 0) - getattr(before, side).get(
+                service.name, 0
+            )
             if not done <= counted <= done + in_flight:
                 raise BenchError(
-                    f"{self.name}: the load did {done} of {service.name}, and the {side} proxy counted {counted} "
-                    f"(at most {in_flight} more are expected)")
+                    f"{self.name}: the load did {done} of {service.name}, and the {side} proxy "
+                    f"counted {counted} "
+                    f"(at most {in_flight} more are expected)"
+                )
         if not (after.handshakes_outbound and after.handshakes_inbound):
             raise BenchError(f"{self.name}: there was no TLS handshake: {after}")
         if after.refused:

@@ -1,6 +1,6 @@
 """Programs in a network namespace: start, wait until ready, stop. Each has a log file.
 
-All of them are in the benchmark's own PID namespace, and so end with it, however it ends.
+They run in the benchmark's own PID namespace, and therefore end with it.
 """
 
 import subprocess
@@ -19,22 +19,31 @@ SHOWN_LINES = 20
 
 
 class BenchError(Exception):
-    """Something that makes a figure worthless, in words for whoever runs the benchmark."""
+    """A reason why a figure is worthless, as text for the report."""
 
 
 def run(command, timeout=COMMAND_S):
-    """Runs a command to its end and gives what it wrote; it must succeed."""
+    """Runs a command, which must succeed, and returns its output."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
     except subprocess.TimeoutExpired as late:
         raise BenchError(f"{' '.join(command)}: not done in {timeout} s") from late
     if done.returncode != 0:
-        raise BenchError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        raise BenchError(
+            f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        )
     return done.stdout
 
 
 def in_namespace(namespace, command):
-    """The command line that runs a command in a network namespace. It is one process: each program replaces the last."""
+    """The command line that runs a command in a network namespace, as a single process."""
     return ["ip", "netns", "exec", namespace, *command]
 
 
@@ -52,7 +61,11 @@ class Process:
         self.log = logs / f"{name}.log"
         with open(self.log, "wb") as log:
             self.child = subprocess.Popen(
-                in_namespace(namespace, command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+                in_namespace(namespace, command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     @property
     def pid(self):
@@ -63,9 +76,13 @@ class Process:
         deadline = time.monotonic() + START_S
         while not ready():
             if self.child.poll() is not None:
-                raise BenchError(f"{self.name} ended ({self.child.returncode}):\n{self.last_lines()}")
+                raise BenchError(
+                    f"{self.name} ended ({self.child.returncode}):\n{self.last_lines()}"
+                )
             if time.monotonic() > deadline:
-                raise BenchError(f"{self.name} was not ready within {START_S} s:\n{self.last_lines()}")
+                raise BenchError(
+                    f"{self.name} was not ready within {START_S} s:\n{self.last_lines()}"
+                )
             time.sleep(POLL_S)
 
     def check(self):
@@ -77,7 +94,7 @@ class Process:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-SHOWN_LINES:])
 
     def stop(self):
-        """Asks it to end, and ends it if it does not."""
+        """Terminates it, and kills it if it does not end in time."""
         if self.child.poll() is None:
             self.child.terminate()
         try:
@@ -90,11 +107,16 @@ class Process:
 def succeeds(namespace, command):
     """Whether a short command in a network namespace succeeds."""
     done = subprocess.run(
-        in_namespace(namespace, command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        timeout=COMMAND_S, check=False)
+        in_namespace(namespace, command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=COMMAND_S,
+        check=False,
+    )
     return done.returncode == 0
 
 
 def get(namespace, url):
-    """GET of a URL, asked in a network namespace."""
+    """GET of a URL in a network namespace."""
     return run(in_namespace(namespace, ["curl", "--silent", "--fail", "--max-time", "20", url]))

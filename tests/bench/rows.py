@@ -21,7 +21,7 @@ MEMORY_SETTLE_S = 5
 
 @dataclass(frozen=True)
 class Variant:
-    """How the proxies are set up. Rows of one variant share their processes for a round."""
+    """The set-up of the proxies. Rows of one variant share their processes in a round."""
 
     name: str
     workers: int = 1
@@ -39,7 +39,9 @@ LARGE = Variant("large", large=True, without=False)
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `measure` is given itself, a pair and a place, and gives one round's figures by name."""
+    """One row. `measure` takes the row, a pair and a place, and returns one round's figures by
+    name.
+    """
 
     key: str
     title: str
@@ -51,8 +53,9 @@ class Row:
 
 
 def _round(row, pair, place, size, warm_up, per):
-    """Runs a load between two looks at the proxies, and proves that it went through both. `per` makes the figure of
-    CPU seconds and what was done."""
+    """Runs a load between two reads of the proxies' counters, and verifies that it went through
+    both. `per` computes the figure from CPU seconds and the amount of work.
+    """
     row.load(place, warm_up)
     time.sleep(SETTLE_S)
     before = pair.totals()
@@ -72,19 +75,28 @@ def _round(row, pair, place, size, warm_up, per):
 
 
 def timed(row, pair, place, seconds):
-    """A load for so many seconds: CPU µs for each request or connection."""
-    return _round(row, pair, place, seconds, WARM_UP_S, lambda cpu_s, count: {"cpu_us": cpu_s * 1e6 / count})
+    """A load of this duration: CPU µs for each request or connection."""
+    return _round(
+        row, pair, place, seconds, WARM_UP_S, lambda cpu_s, count: {"cpu_us": cpu_s * 1e6 / count}
+    )
 
 
 def bulk(row, pair, place, _seconds):
     """A number of bytes: CPU seconds for each GiB."""
-    figures = _round(row, pair, place, load.BULK_BYTES, WARM_UP_BYTES, lambda cpu_s, count: {"cpu_s_per_gib": cpu_s * GIB / count})
+    figures = _round(
+        row,
+        pair,
+        place,
+        load.BULK_BYTES,
+        WARM_UP_BYTES,
+        lambda cpu_s, count: {"cpu_s_per_gib": cpu_s * GIB / count},
+    )
     figures["gib_per_s"] = figures.pop("rate") / GIB
     return figures
 
 
 def idle(row, pair, place, _seconds):
-    """Memory of both for each connection that is open and idle."""
+    """Memory of both proxies for each idle connection."""
     # A few requests, for one-time allocations that are independent of the number of connections.
     load.open_loop(place, WARM_UP_S)
     time.sleep(MEMORY_SETTLE_S)
@@ -97,21 +109,65 @@ def idle(row, pair, place, _seconds):
     pair.check()
     return {
         "kib_per_connection": (held - before) / load.IDLE_CONNECTIONS,
-        "rss_before_mib": before / 1024, "rss_held_mib": held / 1024,
+        "rss_before_mib": before / 1024,
+        "rss_held_mib": held / 1024,
     }
 
 
 ROWS = [
-    Row("h1", "HTTP/1.1 GET 1 KiB, 64 kept connections, saturated", "µs/request", WEB, timed, load=load.wrk),
-    Row("h2", "h2 POST 128 B, 10 connections × 10 streams, saturated", "µs/request", RPC, timed, load=load.h2load),
+    Row(
+        "h1",
+        "HTTP/1.1 GET 1 KiB, 64 kept connections, saturated",
+        "µs/request",
+        WEB,
+        timed,
+        load=load.wrk,
+    ),
+    Row(
+        "h2",
+        "h2 POST 128 B, 10 connections × 10 streams, saturated",
+        "µs/request",
+        RPC,
+        timed,
+        load=load.h2load,
+    ),
     Row("h1_rate", "HTTP/1.1 at 2,000/s, open loop", "µs/request", WEB, timed, load=load.open_loop),
     Row("bulk", "bulk TCP, one stream", "s/GiB", BULK, bulk, load=load.iperf3),
-    Row("tcp_new", "opaque TCP, new connections", "µs/connection", OPAQUE, timed, load=load.wrk_close),
+    Row(
+        "tcp_new",
+        "opaque TCP, new connections",
+        "µs/connection",
+        OPAQUE,
+        timed,
+        load=load.wrk_close,
+    ),
     Row("h1_close", "HTTP/1.1, `Connection: close`", "µs/request", WEB, timed, load=load.wrk_close),
-    Row("idle", "5,000 idle kept HTTP/1.1 connections, memory of both", "KiB/connection", WEB, idle, FRESH),
-    Row("h1_workers", "the first row with 2 workers each", "µs/request", WEB, timed, WORKERS, load.wrk),
-    Row("h1_large", "the first row with 500 Services and 5,000 endpoints in the tables", "µs/request", WEB, timed, LARGE,
-        load.wrk),
+    Row(
+        "idle",
+        "5,000 idle kept HTTP/1.1 connections, memory of both",
+        "KiB/connection",
+        WEB,
+        idle,
+        FRESH,
+    ),
+    Row(
+        "h1_workers",
+        "the first row with 2 workers each",
+        "µs/request",
+        WEB,
+        timed,
+        WORKERS,
+        load.wrk,
+    ),
+    Row(
+        "h1_large",
+        "the first row with 500 Services and 5,000 endpoints in the tables",
+        "µs/request",
+        WEB,
+        timed,
+        LARGE,
+        load.wrk,
+    ),
 ]
 # Not a load of its own: measured before and after the rows with plain processes.
 MEMORY = "rss"

@@ -11,7 +11,8 @@ events {{ worker_connections 8192; }}
 http {{
   access_log off; tcp_nodelay on;
   keepalive_timeout 1h; keepalive_requests 1000000000;
-  client_body_temp_path {scratch}/body; proxy_temp_path {scratch}/proxy; fastcgi_temp_path {scratch}/fastcgi;
+  client_body_temp_path {scratch}/body; proxy_temp_path {scratch}/proxy;
+  fastcgi_temp_path {scratch}/fastcgi;
   uwsgi_temp_path {scratch}/uwsgi; scgi_temp_path {scratch}/scgi;
   server {{
     listen {web} backlog=4096; listen {opaque} backlog=4096;
@@ -22,7 +23,7 @@ http {{
 
 
 class Servers:
-    """All servers of one configuration, in its server's namespace."""
+    """All servers of one configuration, in its server namespace."""
 
     def __init__(self, network):
         self.network = network
@@ -35,10 +36,19 @@ class Servers:
         htdocs.mkdir()
         (htdocs / "index.html").write_text(BODY[:128])
         configuration = scratch / "nginx.conf"
-        configuration.write_text(NGINX.format(scratch=scratch, web=WEB.target, opaque=OPAQUE.target, body=BODY))
+        configuration.write_text(
+            NGINX.format(scratch=scratch, web=WEB.target, opaque=OPAQUE.target, body=BODY)
+        )
         commands = {
             "nginx": ["nginx", "-e", "stderr", "-c", str(configuration)],
-            "nghttpd": ["nghttpd", "--no-tls", "--address=0.0.0.0", "-d", str(htdocs), str(RPC.target)],
+            "nghttpd": [
+                "nghttpd",
+                "--no-tls",
+                "--address=0.0.0.0",
+                "-d",
+                str(htdocs),
+                str(RPC.target),
+            ],
             "iperf3": ["iperf3", "--server", "--port", str(BULK.target)],
         }
         for name, command in commands.items():

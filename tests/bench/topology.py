@@ -1,7 +1,7 @@
-"""What every configuration has in common: addresses, Services and the ports of the servers.
+"""What all configurations share: addresses, Services and the ports of the servers.
 
-    client 10.244.0.1  ── outbound proxy ═══ veth ═══ inbound proxy ──  server 10.244.0.2
-    calls 10.96.0.N:port (a ClusterIP), or without proxies the server itself
+client 10.244.0.1  ── outbound proxy ═══ veth ═══ inbound proxy ──  server 10.244.0.2
+calls 10.96.0.N:port (a ClusterIP), or without proxies the server itself
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ def identity(account):
 
 @dataclass(frozen=True)
 class Service:
-    """A Service, and where its server listens. `protocol` is an appProtocol that meshes know."""
+    """A Service, and the port of its server. `protocol` is an appProtocol for meshes."""
 
     name: str
     address: str
@@ -57,8 +57,13 @@ def _address(first, number):
 
 
 def more_services():
-    """Yields the Services of the row with large tables, each with the addresses of its endpoints."""
+    """Yields the Services of the row with large tables, with the addresses of their endpoints."""
     for number in range(MORE_SERVICES):
         first = number * ENDPOINTS_OF_EACH
         addresses = [_address("10.245", first + n) for n in range(ENDPOINTS_OF_EACH)]
-        yield Service(f"more-{number}", _address("10.97", number), WEB.port, WEB.target, WEB.protocol), addresses
+        yield (
+            Service(
+                f"more-{number}", _address("10.97", number), WEB.port, WEB.target, WEB.protocol
+            ),
+            addresses,
+        )

@@ -1,7 +1,7 @@
 """A server that speaks first and a client that waits for it, as in SMTP.
 
 banner.py server PORT      greets, then answers every line with itself
-banner.py client HOST PORT measures how long the greeting takes, and talks
+banner.py client HOST PORT measures the delay of the greeting, and exchanges lines
 """
 
 import socket

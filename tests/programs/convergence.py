@@ -1,12 +1,15 @@
-"""How long after a route is written to the API server the requests of each pod obey it.
+"""Measures the delay between writing a route to the API server and its effect in each pod.
 
 usage: convergence.py API-SERVER PKI NAMESPACE URL ROUNDS PID…
-PKI: a folder with ca.crt, admin.crt and admin.key. URL: of a Service of the namespace, by its address. PID: a process of each pod, in
-whose network requests are made. To be run where the API server is reached.
+PKI: a folder with ca.crt, admin.crt and admin.key. URL: a Service of the namespace, by its
+address. PID: a process of each pod, whose network namespace sends the requests. The API server
+must be reachable.
 
-Every round creates an HTTPRoute, changes it and deletes it; what is seen of it is a response header. Prints a line of JSON: for each
-of the three the seconds from the moment at which the write was begun until each pod's first answer that obeys.
+Every round creates, changes and deletes an HTTPRoute whose effect is a response header. Prints a
+line of JSON: for each of the three, the seconds from the start of the write to each pod's first
+response in accordance with it.
 """
+
 import ctypes
 import http.client
 import json
@@ -26,7 +29,7 @@ HEADER = "x-route"
 
 
 class Pod(threading.Thread):
-    """Asks all the time, in a pod's network, and notes when the answers changed."""
+    """Sends requests continuously in a pod's network, and records when the responses changed."""
 
     def __init__(self, pid, url):
         super().__init__(daemon=True)
@@ -41,14 +44,18 @@ class Pod(threading.Thread):
             with open(f"/proc/{self.pid}/ns/net") as network:
                 if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), CLONE_NEWNET) != 0:
                     raise OSError(ctypes.get_errno(), "setns")
-            connection = http.client.HTTPConnection(self.url.hostname, self.url.port or 80, timeout=10)
+            connection = http.client.HTTPConnection(
+                self.url.hostname, self.url.port or 80, timeout=10
+            )
             while True:
                 connection.request("GET", "/")
                 response = connection.getresponse()
                 response.read()
                 value = response.getheader(HEADER, "")
                 if response.status != 200:
-                    raise RuntimeError(f"status {response.status}, {response.getheader('naru-reason')}")
+                    raise RuntimeError(
+                        f"status {response.status}, {response.getheader('naru-reason')}"
+                    )
                 if value != self.seen:
                     self.seen = value
                     self.changes.append((value, time.monotonic()))
@@ -66,7 +73,9 @@ def main():
     routes = f"/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/httproutes"
 
     def ask(method, path, body=None, kind="application/json"):
-        api.request(method, path, None if body is None else json.dumps(body), {"Content-Type": kind})
+        api.request(
+            method, path, None if body is None else json.dumps(body), {"Content-Type": kind}
+        )
         response = api.getresponse()
         text = response.read()
         if response.status >= 300:
@@ -79,9 +88,13 @@ def main():
             "backendRefs": [{"name": "v1", "port": 80}],
         }
         return {
-            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "HTTPRoute",
             "metadata": {"name": "convergence", "namespace": namespace},
-            "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "echo", "port": 80}], "rules": [rule]},
+            "spec": {
+                "parentRefs": [{"group": "", "kind": "Service", "name": "echo", "port": 80}],
+                "rules": [rule],
+            },
         }
 
     pods = [Pod(pid, url) for pid in sys.argv[6:]]
@@ -90,7 +103,7 @@ def main():
         pod.start()
 
     def obeyed(value, began):
-        """Seconds until each pod had this answer for the first time after `began`."""
+        """Seconds from `began` until each pod's first response with this value."""
         deadline = began + PATIENCE
         found = []
         for pod in pods:
@@ -102,24 +115,40 @@ def main():
                     found.append(times[0] - began)
                     break
                 if time.monotonic() > deadline:
-                    sys.exit(f"the pod of process {pod.pid} has not seen {value!r} but {pod.seen!r} after {PATIENCE} s")
+                    sys.exit(
+                        f"the pod of process {pod.pid} has not seen {value!r} but "
+                        f"{pod.seen!r} after {PATIENCE} s"
+                    )
                 time.sleep(0.005)
         return found
 
     obeyed("", started)
     seconds = {"create": [], "change": [], "delete": []}
     for number in range(rounds):
-        for what, value in (("create", f"{number}-created"), ("change", f"{number}-changed"), ("delete", "")):
+        for what, value in (
+            ("create", f"{number}-created"),
+            ("change", f"{number}-changed"),
+            ("delete", ""),
+        ):
             began = time.monotonic()
             match what:
                 case "create":
                     ask("POST", routes, route(value))
                 case "change":
-                    ask("PATCH", f"{routes}/convergence", {"spec": route(value)["spec"]}, "application/merge-patch+json")
+                    ask(
+                        "PATCH",
+                        f"{routes}/convergence",
+                        {"spec": route(value)["spec"]},
+                        "application/merge-patch+json",
+                    )
                 case "delete":
                     ask("DELETE", f"{routes}/convergence")
             seconds[what] += obeyed(value, began)
-    print(json.dumps({what: [round(second, 4) for second in found] for what, found in seconds.items()}))
+    print(
+        json.dumps(
+            {what: [round(second, 4) for second in found] for what, found in seconds.items()}
+        )
+    )
 
 
 main()

@@ -1,6 +1,6 @@
 """A gRPC server and client on the public library, with no generated code: messages are bytes.
 
-grpc_echo.py server PORT      serves until SIGTERM, then finishes what is in flight
+grpc_echo.py server PORT      serves until SIGTERM, then finishes calls in flight
 grpc_echo.py client TARGET    calls every kind of method and fails if an answer is wrong
 grpc_echo.py spread TARGET N  makes N calls on one channel and prints how many each server answered
 """

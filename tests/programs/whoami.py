@@ -1,10 +1,11 @@
-"""Tells every client the address that it is seen at: in a line of bytes, or over HTTP with what
-else is said of it.
+"""Sends every client the address that it appears with: as a line of bytes, or over HTTP together
+with the header fields about it.
 
 whoami.py server        on 8080 HTTP/1.1, on 5432 bytes
 whoami.py client HOST   prints, for each family and port of HOST and for each of two connections,
-                        what the server saw: `client` for an address of this pod
+                        the address that the server saw: `client` for one of this pod
 """
+
 import socket
 import socketserver
 import sys
@@ -28,7 +29,7 @@ class Handler(socketserver.StreamRequestHandler):
                 self.wfile.write(seen.encode() + b"\n")
                 return
             told = []
-            while (field := self.rfile.readline().strip()):
+            while field := self.rfile.readline().strip():
                 if field.lower().startswith((b"x-forwarded", b"forwarded")):
                     told.append(field)
             body = b"\n".join([seen.encode(), *told])

@@ -2,7 +2,7 @@
 //! reserved for this mesh.
 //!
 //! ```text
-//! 127.A.B.N        pod N: what its proxy listens on; :8080 inbound, :8000 and on outbound, :15020 admin
+//! 127.A.B.N        pod N's proxy: :8080 inbound, :8000 and up outbound, :15020 admin
 //! 127.A.B.(100+N)  where the app of pod N really listens, on the same port 8080
 //! 127.A.B.254      the controller, and the claim to all of 127.A.B
 //! ```

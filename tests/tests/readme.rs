@@ -474,7 +474,8 @@ fn the_readme_is_short_and_lines_of_prose_fit_a_screen() {
     let length = read("README.md").lines().count();
     assert!(
         length <= README_LINES,
-        "README.md has {length} lines: move what only some readers need to the document that is theirs"
+        "README.md has {length} lines: move what only some readers need to the document that is \
+         theirs"
     );
     let mut wide = Vec::new();
     for (path, text) in documents() {

@@ -3,11 +3,11 @@
 //! # Floors
 //!
 //! ```text
-//! routes         which routes a Service has
-//! why            which of them takes a request
-//! sidecar        asking a sidecar
-//! check sandbox  whether it works; a mesh to try
-//! destination    what an address stands for
+//! routes         the routes of a Service
+//! why            the route that a request takes
+//! sidecar        queries to a sidecar
+//! check sandbox  checks of an installation; a local mesh
+//! destination    the destination behind an address
 //! kubernetes quiet_http
 //! annotations report table
 //! ```

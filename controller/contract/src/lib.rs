@@ -23,8 +23,8 @@
 //! # Floors
 //!
 //! ```text
-//! stream                   what is sent
-//! identity name resources  what it is about
+//! stream                   the messages of a stream
+//! identity name resources  certificates; names of resources; their contents
 //! ```
 #![forbid(unsafe_code)]
 

@@ -14,11 +14,11 @@
 //! # Floors
 //!
 //! ```text
-//! trusted             whether another authority may be made
+//! trusted             whether a new authority may be created
 //! store               a Secret, or a directory
 //! files               the directory
-//! plan                what follows from what is kept
-//! kept record         what is kept, and what is remembered of a rotation
+//! plan                the next step of a rotation, as a pure function
+//! kept record         the stored certificates and keys; the state of a rotation
 //! ```
 
 mod files;
@@ -40,6 +40,7 @@ use tracing::{info, warn};
 use crate::issuer::{Ca, CaError, InForce, Issuer};
 use crate::metrics::{AuthorityState, Metrics};
 pub use kept::{Kept, StoreError};
+pub use plan::Terms;
 use plan::{Change, Phase, Read, View};
 use record::Record;
 pub use store::{SecretStore, Store};
@@ -54,15 +55,6 @@ const MAX_TRIES: usize = 10;
 const LOOKS_PER_TERM: u32 = 4;
 /// The minimum interval between checks.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The durations of a rotation's steps.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms {
-    /// How long an authority is trusted before it issues certificates.
-    pub trust_for: Duration,
-    /// How long the root of a replaced authority stays trusted.
-    pub retire_for: Duration,
-}
 
 /// Why there is no authority.
 #[derive(Debug, thiserror::Error)]

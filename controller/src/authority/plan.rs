@@ -16,8 +16,8 @@ use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 
+use super::kept::Kept;
 use super::record::{Issuing, Next, Record, unix};
-use super::{Kept, Terms};
 use crate::issuer::{Ca, CaError, InForce, LEAF_LIFETIME, Pair, read_certificates, validity};
 
 /// Bound on retired roots. Proxies accept 64 anchors in total; more frequent rotations wait until
@@ -27,6 +27,15 @@ const MAX_RETIRED: usize = 16;
 const RENEW_AFTER: f64 = 2.0 / 3.0;
 /// How long, in seconds, a replica with proxies that are behind delays the next step, each time.
 const HOLD: u64 = 60;
+
+/// The durations of a rotation's steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How long an authority is trusted before it issues certificates.
+    pub trust_for: Duration,
+    /// How long the root of a replaced authority stays trusted.
+    pub retire_for: Duration,
+}
 
 /// The validated content of the store.
 pub struct Read {
@@ -201,8 +210,8 @@ impl View<'_> {
             record.rotation_request = request.map(str::to_owned);
         }
         if record.made.as_deref() != Some(given.id()) {
-            let why = "a wish to rotate is not for the controller: the authority is renewed where it \
-                comes from";
+            let why = "a wish to rotate is not for the controller: the authority is renewed where \
+                it comes from";
             return Ok(is_requested.then(|| Change::of(record, why)));
         }
         let life = given.expires().duration_since(given.begins());

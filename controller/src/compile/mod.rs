@@ -5,8 +5,8 @@
 //! # Floors
 //!
 //! ```text
-//! route_statuses                                         verdicts on all routes, as they change
-//! route_status                                           the verdict on one
+//! route_statuses                                         statuses of all routes, as they change
+//! route_status                                           the status of one route
 //! changed                                                which resources an event concerns
 //! service                                                a port of a Service, with its routes
 //! http_route opaque_route endpoints destination inbound  the other resources

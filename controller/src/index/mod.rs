@@ -11,7 +11,7 @@
 //! # Floors
 //!
 //! ```text
-//! node_ips relation zones  what objects have to do with each other
+//! node_ips relation zones  relations between objects
 //! ```
 
 mod node_ips;

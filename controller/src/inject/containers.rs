@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use serde_json::{Map, Value, json};
 
+use super::names::{ADMIN_PORT, INIT_CONTAINER, PROGRAM, PROXY_UID, SIDECAR, VERIFY_UID};
 use super::operations::{Operation, Path, add, replace};
+use super::options::{Options, Redirection, Resources};
 use super::probes::Target;
+use super::refusal::Refusal;
 use super::settings::Settings;
-use super::{
-    ADMIN_PORT, INIT_CONTAINER, Options, PROGRAM, PROXY_UID, Redirection, Refusal, Resources,
-    SIDECAR, VERIFY_UID,
-};
 
 /// Holds the pod's token and the trust anchors.
 pub const VOLUME: &str = "naru-identity";

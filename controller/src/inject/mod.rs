@@ -18,22 +18,25 @@
 //! # Floors
 //!
 //! ```text
-//! serve                   HTTPS, as the API server calls it
-//! review                  what is asked for, and answered
-//! containers              the patch
-//! pod_resources settings  what the sidecar may use, and is told
-//! options probes          flags; probes that go to the sidecar
-//! certificate             what the webhook shows to the API server
-//! address operations      ground
+//! serve                   the webhook's HTTPS server
+//! review                  the API server's request and the response
+//! containers              the containers that the patch adds
+//! pod_resources settings  the sidecar's resources; its settings
+//! options probes          flags; probes that are redirected to the sidecar
+//! certificate             the webhook's serving certificate
+//! refusal                 why a pod is not admitted
+//! address names operations  listen addresses; names; JSON patch operations
 //! ```
 
 mod address;
 mod certificate;
 mod containers;
+mod names;
 mod operations;
 mod options;
 mod pod_resources;
 mod probes;
+mod refusal;
 mod review;
 mod serve;
 mod settings;
@@ -45,61 +48,27 @@ use serde_json::json;
 
 pub use certificate::{Certificate, CertificateError};
 pub use containers::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
+pub(crate) use names::INJECTED_LABEL;
 pub use operations::Operation;
-pub use options::{InjectArgs, PullPolicy, Redirection, Resources};
+pub use options::{InjectArgs, Options, PullPolicy, Redirection, Resources};
+pub use refusal::Refusal;
 pub use review::{Answer, answer};
 pub use serve::{Injected, serve};
 
 use crate::annotations;
+use names::{
+    ADMIN_PORT, CLASS_E_ANNOTATION, INBOUND_PORT, INIT_CONTAINER, INJECT_ANNOTATION, OUTBOUND_PORT,
+    PROGRAM, PROXY_UID, REDIRECTION_ANNOTATION, SIDECAR, SKIPPED_ANNOTATION, annotation, is_ours,
+};
 use operations::{Path, add, remove, set_key};
 use settings::Settings;
 
-/// The label that marks pods with a sidecar.
-pub(crate) const INJECTED_LABEL: &str = "naru.dev/injected";
-/// Whether this pod gets a sidecar; overrides its namespace.
-const INJECT_ANNOTATION: &str = "naru.dev/inject";
-/// Why a pod that should have a sidecar has none.
-const SKIPPED_ANNOTATION: &str = "naru.dev/skipped";
-/// How the pod's connections are redirected, unless by its own init container: the CNI plugin on
-/// the node reads this.
-const REDIRECTION_ANNOTATION: &str = "naru.dev/redirection";
-/// Whether addresses in 240.0.0.0/4 are in use; the CNI plugin reads this, too.
-const CLASS_E_ANNOTATION: &str = "naru.dev/class-e-in-use";
-const INIT_CONTAINER: &str = "naru-init";
-const SIDECAR: &str = "naru-proxy";
-/// The sidecar's program in its image.
-const PROGRAM: &str = "/usr/local/bin/naru-proxy";
-/// The sidecar's user. Its connections are not redirected.
-const PROXY_UID: i64 = 1337;
-/// The user that verifies the redirection: any but the sidecar's.
-const VERIFY_UID: i64 = 65_532;
-const OUTBOUND_PORT: i32 = 15001;
-const INBOUND_PORT: i32 = 15006;
-const ADMIN_PORT: i32 = 15020;
 /// The default container of `kubectl logs` and `kubectl exec`.
 const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
 /// The common annotations for scraping by Prometheus.
 const SCRAPE_ANNOTATIONS: &str = "prometheus.io/";
 /// A static pod of a kubelet, which the API server only mirrors.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
-
-/// Settings for all pods.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
-    pub image: String,
-    pub pull_policy: PullPolicy,
-    /// The controller's gRPC address, as HOST:PORT.
-    pub controller: String,
-    pub controller_identity: String,
-    /// Native sidecars: init containers that keep running. Otherwise the sidecar is the first
-    /// container.
-    pub native_sidecars: bool,
-    pub redirection: Redirection,
-    /// Pods, nodes or other hosts have addresses in 240.0.0.0/4.
-    pub class_e_in_use: bool,
-    pub log: String,
-    pub resources: Resources,
-}
 
 /// The decision on a pod.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,45 +84,6 @@ pub enum Decision {
         reason: &'static str,
         operations: Vec<Operation>,
     },
-}
-
-/// Why a pod is not admitted.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("naru: the annotation {name}: {value:?}: {problem}")]
-    Annotation {
-        name: &'static str,
-        value: String,
-        problem: String,
-    },
-    #[error(
-        "naru: the pod has a container named {0} that Naru has not created: rename it, or set \
-         the annotation naru.dev/inject: disabled"
-    )]
-    ContainerName(&'static str),
-    #[error(
-        "naru: the pod has a volume named {0}, which the sidecar needs: rename it, or set the \
-         annotation naru.dev/inject: disabled"
-    )]
-    VolumeName(&'static str),
-    #[error(
-        "naru: the container {container} listens on port {port}, which the sidecar needs: choose \
-         another port, or set the annotation naru.dev/inject: disabled"
-    )]
-    Port { container: String, port: i32 },
-    #[error(
-        "naru: the container {0} runs as user {PROXY_UID}, which is the sidecar's: its traffic \
-         would pass the mesh by. Choose another runAsUser, or set the annotation naru.dev/inject: \
-         disabled"
-    )]
-    User(String),
-    #[error(
-        "naru: the variable NARU_PROBES of the container {SIDECAR} cannot be read: {0}. Make the \
-         pod without the containers {INIT_CONTAINER} and {SIDECAR}: it gets its own"
-    )]
-    Probes(String),
-    #[error("naru: the object in the review is not a pod: {0}")]
-    NoPod(String),
 }
 
 /// Decides on `pod`. `by_namespace`: pods of the namespace get sidecars by default; otherwise only
@@ -180,11 +110,6 @@ pub fn decide(pod: &Pod, by_namespace: bool, options: &Options) -> Result<Decisi
             None => inject(pod, &spec, options).map(Decision::Inject),
         },
     }
-}
-
-fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
-    let annotations = pod.metadata.annotations.as_ref()?;
-    annotations.get(name).map(String::as_str)
 }
 
 /// Whether a pod has a sidecar created by Naru.
@@ -350,11 +275,6 @@ fn check_containers(spec: &PodSpec) -> Result<(), Refusal> {
         }
     }
     Ok(())
-}
-
-/// Whether the name is one of our containers'. [`has_sidecar`] has verified that we created it.
-fn is_ours(name: &str) -> bool {
-    [INIT_CONTAINER, SIDECAR].contains(&name)
 }
 
 /// Annotations for other programs, unless the pod has its own; and for the CNI plugin.

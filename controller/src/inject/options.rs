@@ -7,18 +7,35 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use super::address::qualified;
-use super::{Certificate, Options};
+use super::certificate::Certificate;
 use crate::annotations::quantity;
 use crate::issuer::Issuer;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
+/// Settings for all pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    pub image: String,
+    pub pull_policy: PullPolicy,
+    /// The controller's gRPC address, as HOST:PORT.
+    pub controller: String,
+    pub controller_identity: String,
+    /// Native sidecars: init containers that keep running. Otherwise the sidecar is the first
+    /// container.
+    pub native_sidecars: bool,
+    pub redirection: Redirection,
+    /// Pods, nodes or other hosts have addresses in 240.0.0.0/4.
+    pub class_e_in_use: bool,
+    pub log: String,
+    pub resources: Resources,
+}
+
 /// Flags of `naru-controller run` for injection.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Injection")]
 pub struct InjectArgs {
-    /// Address of the admission webhook that gives pods their sidecars: HTTPS. Without: there is
-    /// none.
+    /// HTTPS address of the admission webhook that injects sidecars. Without: no webhook.
     #[arg(
         long,
         env = "NARU_WEBHOOK",
@@ -34,8 +51,8 @@ pub struct InjectArgs {
         default_value = "naru-controller.naru-system.svc"
     )]
     pub webhook_name: String,
-    /// PEM file with the webhook's certificate chain, read again when it changes. Without: the
-    /// mesh's authority issues one.
+    /// PEM file with the webhook's certificate chain, reloaded when it changes. Without: the mesh's
+    /// authority issues one.
     #[arg(
         long,
         env = "NARU_WEBHOOK_CERTIFICATE",
@@ -51,8 +68,8 @@ pub struct InjectArgs {
         requires = "webhook_certificate"
     )]
     pub webhook_key: Option<PathBuf>,
-    /// Name of the MutatingWebhookConfiguration whose caBundle is kept up to date, while the trust
-    /// anchors are kept in the namespaces with sidecars. Needs --kubernetes.
+    /// Name of the MutatingWebhookConfiguration whose caBundle the controller maintains; it then
+    /// also maintains the trust anchors in namespaces with sidecars. Needs --kubernetes.
     #[arg(
         long,
         env = "NARU_WEBHOOK_CONFIGURATION",
@@ -60,10 +77,10 @@ pub struct InjectArgs {
         requires = "kubernetes"
     )]
     pub webhook_configuration: Option<String>,
-    /// Image of the sidecar, with the program /usr/local/bin/naru-proxy. Needed with --webhook.
+    /// Image of the sidecar, with the program /usr/local/bin/naru-proxy. Required with --webhook.
     #[arg(long, env = "NARU_PROXY_IMAGE", value_name = "IMAGE")]
     pub proxy_image: Option<String>,
-    /// When the node pulls that image.
+    /// The pull policy of that image.
     #[arg(
         long,
         env = "NARU_PROXY_PULL_POLICY",
@@ -71,8 +88,8 @@ pub struct InjectArgs {
         default_value_t = PullPolicy::IfNotPresent
     )]
     pub proxy_pull_policy: PullPolicy,
-    /// The controller's gRPC address, as sidecars are told it. A name that ends in .svc is
-    /// completed by the cluster's domain, as this pod's resolv.conf has it.
+    /// The controller's gRPC address for sidecars. A name that ends in .svc is completed with the
+    /// cluster's domain from this pod's resolv.conf.
     #[arg(
         long,
         env = "NARU_PROXY_CONTROLLER",
@@ -80,7 +97,7 @@ pub struct InjectArgs {
         default_value = "naru-controller.naru-system.svc:15010"
     )]
     pub proxy_controller: String,
-    /// What sidecars log, where a pod says nothing else.
+    /// Log filter of sidecars, unless the pod sets its own.
     #[arg(
         long,
         env = "NARU_PROXY_LOG",
@@ -88,7 +105,7 @@ pub struct InjectArgs {
         default_value = "info"
     )]
     pub proxy_log: String,
-    /// CPU that a sidecar requests; empty: none.
+    /// CPU request of a sidecar; empty: no request.
     #[arg(
         long,
         env = "NARU_PROXY_CPU_REQUEST",
@@ -97,7 +114,7 @@ pub struct InjectArgs {
         value_parser = quantity
     )]
     pub proxy_cpu_request: String,
-    /// CPU that a sidecar is limited to; empty: none.
+    /// CPU limit of a sidecar; empty: no limit.
     #[arg(
         long,
         env = "NARU_PROXY_CPU_LIMIT",
@@ -106,7 +123,7 @@ pub struct InjectArgs {
         value_parser = quantity
     )]
     pub proxy_cpu_limit: String,
-    /// Memory that a sidecar requests; empty: none.
+    /// Memory request of a sidecar; empty: no request.
     #[arg(
         long,
         env = "NARU_PROXY_MEMORY_REQUEST",
@@ -115,7 +132,7 @@ pub struct InjectArgs {
         value_parser = quantity
     )]
     pub proxy_memory_request: String,
-    /// Memory that a sidecar is limited to; empty: none.
+    /// Memory limit of a sidecar; empty: no limit.
     #[arg(
         long,
         env = "NARU_PROXY_MEMORY_LIMIT",
@@ -124,8 +141,8 @@ pub struct InjectArgs {
         value_parser = quantity
     )]
     pub proxy_memory_limit: String,
-    /// Sidecars are init containers that go on running (Kubernetes 1.29 or later); `false`: plain
-    /// containers.
+    /// Run sidecars as init containers that keep running (Kubernetes 1.29 or later); `false`: as
+    /// plain containers.
     #[arg(
         long,
         env = "NARU_NATIVE_SIDECARS",
@@ -134,7 +151,7 @@ pub struct InjectArgs {
         action = clap::ArgAction::Set
     )]
     pub native_sidecars: bool,
-    /// Who sets a pod's redirect rules: its init container, which needs NET_ADMIN, or the CNI
+    /// What installs a pod's redirect rules: its init container, which needs NET_ADMIN, or the CNI
     /// plugin on its node, which needs native sidecars.
     #[arg(
         long,
@@ -143,9 +160,15 @@ pub struct InjectArgs {
         default_value_t = Redirection::Init
     )]
     pub redirection: Redirection,
-    /// Pods, nodes or others have addresses in 240.0.0.0/4: no pod takes it for the addresses of
-    /// its clients.
-    #[arg(long, env = "NARU_CLASS_E_IN_USE", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
+    /// Addresses in 240.0.0.0/4 are in use by pods, nodes or other hosts: pods do not use them for
+    /// their clients' addresses.
+    #[arg(
+        long,
+        env = "NARU_CLASS_E_IN_USE",
+        value_name = "BOOL",
+        default_value = "false",
+        action = clap::ArgAction::Set
+    )]
     pub class_e_in_use: bool,
 }
 

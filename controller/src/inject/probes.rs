@@ -14,8 +14,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::names::{ADMIN_PORT, SIDECAR, is_ours};
 use super::operations::{Operation, Path, add, remove, replace};
-use super::{ADMIN_PORT, SIDECAR, is_ours};
 
 /// The path prefix of probes on the sidecar's admin port.
 const PATH: &str = "/probe/";

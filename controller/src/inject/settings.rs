@@ -4,8 +4,9 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::options::Resources;
-use super::{CLASS_E_ANNOTATION, Options, Refusal, annotation};
+use super::names::{CLASS_E_ANNOTATION, annotation};
+use super::options::{Options, Resources};
+use super::refusal::Refusal;
 use crate::annotations::{
     boolean, client_address, forwarded_headers, is_strict, networks, ports, quantity,
 };

@@ -10,8 +10,13 @@ use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use tracing::{info, warn};
 
-use super::{MANAGER, MAX_WAITING};
 use crate::inject::{ANCHORS_CONFIG_MAP, ANCHORS_KEY};
+
+/// The field manager of writes.
+pub const MANAGER: &str = "naru-controller";
+/// Capacity of the queue of namespaces that need anchors. A dropped one is added again with its
+/// next pod.
+pub const MAX_WAITING: usize = 1_024;
 
 /// How long a ConfigMap that was just written is assumed to exist: deleting and recreating a
 /// namespace takes longer.

@@ -13,7 +13,7 @@
 //! # Floors
 //!
 //! ```text
-//! anchors webhook     the two kinds of objects
+//! anchors webhook     trust anchors in each namespace; the webhook's configuration
 //! ```
 
 mod anchors;
@@ -31,14 +31,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
 use crate::issuer::InForce;
+use anchors::MAX_WAITING;
 
-/// The field manager of writes.
-const MANAGER: &str = "naru-controller";
 /// How often the objects are compared with their desired state.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-/// Capacity of the queue of namespaces that need anchors. A dropped one is added again with its
-/// next pod.
-const MAX_WAITING: usize = 1_024;
 
 /// Namespaces that need trust anchors. Cheap to clone.
 #[derive(Clone)]
@@ -92,7 +88,7 @@ impl Install {
                     None => return,
                 },
             }
-            if let Err(error) = webhook::look(&self, anchors.pem()).await {
+            if let Err(error) = self.look_at_webhook(anchors.pem()).await {
                 warn!(
                     name = self.webhook_configuration, %error,
                     "cannot update the webhook's configuration"
@@ -100,6 +96,11 @@ impl Install {
             }
             anchors.look((self.meshed)()).await;
         }
+    }
+
+    async fn look_at_webhook(&self, anchors_pem: &str) -> Result<(), kube::Error> {
+        let name = &self.webhook_configuration;
+        webhook::look(&self.client, name, self.ca_bundle, anchors_pem).await
     }
 }
 

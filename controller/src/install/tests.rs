@@ -49,7 +49,7 @@ fn in_force() -> Arc<InForce> {
 async fn a_ca_bundle_that_differs_is_written_and_a_matching_one_is_left() {
     let api = api();
     let (install, _trusted) = install(&api);
-    webhook::look(&install, "PEM").await.expect("a look");
+    install.look_at_webhook("PEM").await.expect("a look");
     let written = api.take_written();
     assert_eq!(written.len(), 1);
     let (method, _, body) = &written[0];
@@ -61,14 +61,14 @@ async fn a_ca_bundle_that_differs_is_written_and_a_matching_one_is_left() {
             "sideEffects": "None" },
     ] });
     api.apply(WEBHOOKS, up_to_date);
-    webhook::look(&install, "PEM").await.expect("a look");
+    install.look_at_webhook("PEM").await.expect("a look");
     assert_eq!(api.take_written(), []);
     // Another program sets it.
     let others = Install {
         ca_bundle: false,
         ..install
     };
-    webhook::look(&others, "OTHER").await.expect("a look");
+    others.look_at_webhook("OTHER").await.expect("a look");
     assert_eq!(api.take_written(), []);
 }
 

@@ -2,24 +2,26 @@
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use kube::Api;
 use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
 use serde_json::json;
 use tracing::info;
 
-use super::{Install, MANAGER};
+use super::anchors::MANAGER;
 
-/// Updates the caBundle.
-pub async fn look(install: &Install, anchors_pem: &str) -> Result<(), kube::Error> {
-    let name = &install.webhook_configuration;
-    let api = Api::<MutatingWebhookConfiguration>::all(install.client.clone());
+/// Updates the caBundle of the configuration `name`, if the controller sets it.
+pub async fn look(
+    client: &Client,
+    name: &str,
+    ca_bundle: bool,
+    anchors_pem: &str,
+) -> Result<(), kube::Error> {
+    let api = Api::<MutatingWebhookConfiguration>::all(client.clone());
     let found = api.get(name).await?;
     let bundle = ByteString(anchors_pem.as_bytes().to_vec());
     let webhooks = found.webhooks.iter().flatten();
     let outdated: Vec<_> = webhooks
-        .filter(|webhook| {
-            install.ca_bundle && webhook.client_config.ca_bundle.as_ref() != Some(&bundle)
-        })
+        .filter(|webhook| ca_bundle && webhook.client_config.ca_bundle.as_ref() != Some(&bundle))
         .map(|webhook| json!({ "name": webhook.name, "clientConfig": { "caBundle": bundle } }))
         .collect();
     if !outdated.is_empty() {

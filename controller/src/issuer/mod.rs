@@ -11,9 +11,9 @@
 //! # Floors
 //!
 //! ```text
-//! token_check         by a public key, or by review
-//! review ca           the API server; certificates
-//! identity token      who they are for
+//! token_check         checks tokens by a public key, or by TokenReview
+//! review ca           TokenReview; certificates
+//! identity token      SPIFFE ids; claims of a token
 //! ```
 
 mod ca;

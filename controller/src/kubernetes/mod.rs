@@ -3,8 +3,8 @@
 //! # Floors
 //!
 //! ```text
-//! sidecars            the pods that have one
-//! client              the connection
+//! sidecars            pods with a sidecar
+//! client              the client of the API server
 //! ```
 
 mod client;

@@ -10,12 +10,12 @@
 //! # Floors
 //!
 //! ```text
-//! grpc                the two calls
-//! accept              connections, and who they are from
+//! grpc                the two gRPC methods
+//! accept              connections, and their clients' identities
 //! tls
-//! stream              one proxy
+//! stream              the stream of one proxy
 //! hub                 what all streams share
-//! table               what one proxy has and should have
+//! table               the resources of one proxy, sent and wanted
 //! delta route_feed    endpoints as differences; routes as they change
 //! ```
 

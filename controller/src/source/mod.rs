@@ -5,9 +5,9 @@
 //! # Floors
 //!
 //! ```text
-//! cluster manifests   watch, for ever
+//! cluster manifests   the two sources, watched
 //! parse               one text or object
-//! objects             what the rest of the controller sees
+//! objects             the reduced objects for the rest of the controller
 //! ```
 
 mod cluster;

@@ -4,9 +4,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::CONTROLLER_NAME;
 use crate::compile::{ParentStatus, RouteStatus, Verdict};
 use crate::source::ParentRef;
+
+/// The controller name that marks our entries in a route's status.
+pub const CONTROLLER_NAME: &str = "naru.dev/controller";
+/// The field manager of writes.
+pub const FIELD_MANAGER: &str = "naru-controller";
 
 /// `None`: they are up to date. `now` in RFC 3339.
 pub fn parents(route: &Value, status: &RouteStatus, now: &str) -> Option<Vec<Value>> {

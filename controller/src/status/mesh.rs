@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::{CONTROLLER_NAME, FIELD_MANAGER, conditions};
+use super::conditions::{self, CONTROLLER_NAME, FIELD_MANAGER};
 use crate::compile::Verdict;
 
 /// The polling interval. An XMesh is created once, with an installation.

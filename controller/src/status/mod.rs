@@ -12,7 +12,7 @@
 //! # Floors
 //!
 //! ```text
-//! mesh writer         of the mesh, and of routes
+//! mesh writer         the statuses of the mesh and of routes
 //! conditions lease
 //! ```
 
@@ -31,11 +31,7 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::serve::Hub;
-
-/// The controller name that marks our entries in a route's status.
-pub const CONTROLLER_NAME: &str = "naru.dev/controller";
-/// The field manager of writes.
-const FIELD_MANAGER: &str = "naru-controller";
+pub use conditions::CONTROLLER_NAME;
 
 /// Joins the leader election and writes while elected, until `stopping`.
 pub async fn run(client: Client, hub: Arc<Hub>, metrics: Metrics, stopping: watch::Receiver<bool>) {

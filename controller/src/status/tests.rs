@@ -131,7 +131,7 @@ async fn a_verdict_is_written_by_the_holder_alone_and_only_when_it_changes() {
     sleep(QUIET).await;
     assert!(
         fixture.api.take_requests().is_empty(),
-        "somebody else writes"
+        "another replica writes"
     );
 
     fixture.held.send_replace(true);
@@ -412,7 +412,7 @@ async fn our_mesh_gets_the_supported_features_once_and_others_stay_unchanged() {
     let held = watch::Sender::new(false);
     tokio::spawn(mesh::run(api.client(), held.subscribe(), TERMS.every));
     sleep(QUIET).await;
-    assert!(api.take_requests().is_empty(), "somebody else writes");
+    assert!(api.take_requests().is_empty(), "another replica writes");
     held.send_replace(true);
     has_status(&api).await;
     sleep(QUIET).await;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{FIELD_MANAGER, conditions};
+use super::conditions::{self, FIELD_MANAGER};
 use crate::compile::{RouteStatus, RouteStatuses};
 use crate::metrics::{Metrics, StatusOutcome};
 use crate::serve::{Hub, RouteFeed};

@@ -271,7 +271,11 @@ pub fn one(bytes: &[u8]) {
             // The target written by a filter is valid.
             let target = changed.path_and_query();
             assert!(target.is_empty() || target == "*" || target.starts_with('/'));
-            rule.filter_response(Some(*backend), origin.as_deref(), &mut changed.headers.clone());
+            rule.filter_response(
+                Some(*backend),
+                origin.as_deref(),
+                &mut changed.headers.clone(),
+            );
             // A selected mirror implies `is_mirrored`.
             if rule.mirrors(*backend, &mut random()).next().is_some() {
                 assert!(rule.is_mirrored(*backend));

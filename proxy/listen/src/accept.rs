@@ -63,7 +63,10 @@ pub async fn accept(
             Err(error) => {
                 if logged.is_none_or(|at| at.elapsed() >= ACCEPT_ERROR_EVERY) {
                     logged = Some(Instant::now());
-                    warn!(%error, "cannot accept connections: raise the limit of open files (ulimit -n)");
+                    warn!(
+                        %error,
+                        "cannot accept connections: raise the limit of open files (ulimit -n)"
+                    );
                 }
                 places.exhausted();
                 tokio::time::sleep(ACCEPT_PAUSE).await;

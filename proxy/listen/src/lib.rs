@@ -11,7 +11,7 @@
 //! # Floors
 //!
 //! ```text
-//! admin                  what all admin ports have in common
+//! admin                  what the admin ports share
 //! http
 //! accept
 //! places reply

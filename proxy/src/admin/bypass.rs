@@ -87,8 +87,9 @@ pub async fn watch(config: Arc<Config>, health: Arc<Health>, metrics: Metrics) {
                 user,
                 sockets = lasting.len(),
                 examples = named.join(", "),
-                "another process of this pod runs as the sidecar's user: what it sends passes the mesh by, without identity, \
-                 encryption and policy; give its container another runAsUser"
+                "another process of this pod runs as the sidecar's user: what it sends passes the \
+                 mesh by, without identity, encryption and policy; give its container another \
+                 runAsUser"
             );
         }
         health.set_bypassing(named);
@@ -202,15 +203,23 @@ mod tests {
 
     use super::*;
 
-    const LIST: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1337        0 4711 1 0000000000000000 100 0 0 10 0
-   1: 0100007F:1F91 0200000A:01BB 01 00000000:00000000 00:00000000 00000000  1337        0 4712 1 0000000000000000 20 4 30 10 -1
-   2: 00000000:1F92 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4713 1 0000000000000000 100 0 0 10 0
-   3: 0100007F:1F93 0200000A:01BB 06 00000000:00000000 03:000016D4 00000000  1337        0 0 3 0000000000000000
-   4: 0100007F:1F94 0200000A:01BB 01 00000000:00000000 00:00000000 00000000  1337        0 0 1 0000000000000000 20 4 30 10 -1
+    const LIST: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when \
+        retrnsmt   uid  timeout inode
+   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1337        0 4711 1 \
+   0000000000000000 100 0 0 10 0
+   1: 0100007F:1F91 0200000A:01BB 01 00000000:00000000 00:00000000 00000000  1337        0 4712 1 \
+   0000000000000000 20 4 30 10 -1
+   2: 00000000:1F92 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4713 1 \
+   0000000000000000 100 0 0 10 0
+   3: 0100007F:1F93 0200000A:01BB 06 00000000:00000000 03:000016D4 00000000  1337        0 0 3 \
+   0000000000000000
+   4: 0100007F:1F94 0200000A:01BB 01 00000000:00000000 00:00000000 00000000  1337        0 0 1 \
+   0000000000000000 20 4 30 10 -1
    5: cut off
 ";
-    const LIST6: &str = "   0: 0000000000000000FFFF00000200000A:1F95 000080FE0000000000000000010000FF:0050 01 00000000:00000000 00:00000000 00000000  1337        0 4714 1 0000000000000000 20 4 30 10 -1
+    const LIST6: &str = "   0: 0000000000000000FFFF00000200000A:1F95 \
+        000080FE0000000000000000010000FF:0050 01 00000000:00000000 00:00000000 00000000  \
+        1337        0 4714 1 0000000000000000 20 4 30 10 -1
 ";
 
     #[test]

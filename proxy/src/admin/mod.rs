@@ -6,7 +6,7 @@
 //! # Floors
 //!
 //! ```text
-//! bypass wait why    sockets that pass the proxy by; `naru-proxy wait`; why a request goes where
+//! bypass wait why    sockets that bypass the proxy; `naru-proxy wait`; explained decisions
 //! ```
 
 pub mod bypass;
@@ -22,13 +22,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Body;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, USER_AGENT};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::USER_AGENT;
+use hyper::{Method, Request, StatusCode};
 use naru_listen::Places;
 use naru_listen::admin::BOUNDS;
 use naru_listen::http::Times;
+use naru_listen::reply::{Reply, not_allowed, text, with_type};
 use naru_listen::scrapes::Scrapes;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -58,7 +59,8 @@ const PATHS: &str = "/metrics  what Prometheus scrapes\n\
     /ready    200 when the proxy carries traffic, 503 with the reasons when it does not\n\
     /live     200 as long as the control thread runs\n\
     /config   the tables in force (from this machine only)\n\
-    /why      POST a request or connection: which route and rule would take it (from this machine only)\n\
+    /why      POST a request or connection: which route and rule would take it (from this machine \
+    only)\n\
     /log      GET the log's filter, PUT another (from this machine only)\n\
     /probe/…  what the kubelet asks the app\n";
 
@@ -178,11 +180,10 @@ fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-type Answer = Response<Full<Bytes>>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Admin {
-    async fn answer<B>(&self, request: Request<B>, caller: Caller) -> Answer
+    async fn answer<B>(&self, request: Request<B>, caller: Caller) -> Reply
     where
         B: Body<Error: Into<BoxError>>,
     {
@@ -212,7 +213,7 @@ impl Admin {
     }
 
     /// Probes the app. Only the status is passed on; the app's response is kept private.
-    async fn probe<B>(&self, name: &str, request: &Request<B>, caller: Caller) -> Answer {
+    async fn probe<B>(&self, name: &str, request: &Request<B>, caller: Caller) -> Reply {
         let user_agent = request.headers().get(USER_AGENT);
         let context = ProbeContext {
             here: caller.here,
@@ -240,7 +241,7 @@ impl Admin {
         }
     }
 
-    async fn metrics(&self) -> Answer {
+    async fn metrics(&self) -> Reply {
         match self.scrapes.text().await {
             Ok(body) => with_type(
                 StatusCode::OK,
@@ -251,7 +252,7 @@ impl Admin {
         }
     }
 
-    fn ready(&self) -> Answer {
+    fn ready(&self) -> Reply {
         let reasons = self.missing();
         let status = match reasons.is_empty() {
             true => StatusCode::OK,
@@ -295,7 +296,7 @@ impl Admin {
             .collect()
     }
 
-    fn config(&self) -> Answer {
+    fn config(&self) -> Reply {
         let view = ConfigView {
             client_addresses: self.client_addresses.view(self.client_address),
             tables: self.store().view(),
@@ -304,7 +305,7 @@ impl Admin {
         json(StatusCode::OK, &view)
     }
 
-    async fn why<B>(&self, body: B) -> Answer
+    async fn why<B>(&self, body: B) -> Reply
     where
         B: Body<Error: Into<BoxError>>,
     {
@@ -332,7 +333,8 @@ impl Admin {
                 .attached_by_name(namespace.as_deref(), &name, port),
         };
         let Some(attached) = attached else {
-            let unknown = "this pod has not called that Service yet, as far as its proxy knows: ask for its address\n";
+            let unknown = "this pod has not called that Service yet, as far as its proxy knows: \
+                ask for its address\n";
             return text(StatusCode::NOT_FOUND, unknown);
         };
         // There are as many patterns as matches, so this runs off the control thread: misses of the
@@ -348,7 +350,7 @@ impl Admin {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn set_log<B>(&self, body: B) -> Answer
+    async fn set_log<B>(&self, body: B) -> Reply
     where
         B: Body<Error: Into<BoxError>>,
     {
@@ -383,19 +385,7 @@ where
     }
 }
 
-fn not_allowed(allowed: &'static str) -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("{allowed} only\n"));
-    answer
-        .headers_mut()
-        .insert(ALLOW, HeaderValue::from_static(allowed));
-    answer
-}
-
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    with_type(status, "text/plain; charset=utf-8", body)
-}
-
-fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     match serde_json::to_vec_pretty(value) {
         Ok(mut body) => {
             body.push(b'\n');
@@ -403,13 +393,4 @@ fn json(status: StatusCode, value: &impl Serialize) -> Answer {
         }
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
-}
-
-fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    answer
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    answer
 }

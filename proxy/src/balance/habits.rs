@@ -18,7 +18,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::Nanos;
+use super::clock::Nanos;
 
 /// How long idle connections must have been seen open before any is trusted. Servers that close
 /// after each response do so sooner, even on a busy machine.

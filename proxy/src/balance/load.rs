@@ -7,7 +7,9 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::{Admission, AttemptOutcome, Habits, Nanos};
+use super::clock::Nanos;
+use super::habits::Habits;
+use super::outcome::AttemptOutcome;
 use crate::observe::metrics::{EjectionCounter, EjectionReason};
 
 /// Time in which an observation loses all but 1/e of its weight, in nanoseconds. Long enough to
@@ -69,6 +71,16 @@ pub struct Load {
     forgiven_at: AtomicU64,
     probing: AtomicBool,
     counter: Option<Arc<EjectionCounter>>,
+}
+
+/// Why an attempt was admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    Regular,
+    /// The single request that probes whether an ejected endpoint has recovered.
+    Probe,
+    /// Ejected, but too many endpoints are, so ejection is ignored.
+    Panic,
 }
 
 /// Whether an endpoint may be picked.

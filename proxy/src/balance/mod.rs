@@ -6,8 +6,9 @@
 //! locks or any ordering between them: a lost update costs a slightly older estimate.
 //!
 //! ```text
-//! available ──5 failures in a row──▶ ejected 10 s, 20 s … 300 s ──▶ one probe ──answered──▶ available
-//!           ──wrong identity──────▶ refused likewise, also as the last one    ──failed────▶ ejected for longer
+//! available ──5 failures in a row──▶ ejected 10 s, 20 s … 300 s ─▶ one probe ─answered─▶ available
+//!                                                                        ─failed───▶ for longer
+//!           ──wrong identity──────▶ refused likewise, also as the last one
 //!           ──connect failed──────▶ avoided for a second: taken where there is no other
 //! ```
 //!
@@ -18,32 +19,35 @@
 //! # Floors
 //!
 //! ```text
-//! endpoints           who can be picked
+//! endpoints           the endpoints of a Service, and the choice of one
 //! load                latency, requests in flight, ejection
-//! budget habits       how many retries; how an app ends connections
+//! budget habits       the retry budget; how an app closes idle connections
+//! clock outcome       the clock as a number; how attempts end
 //! ```
 
 mod budget;
+mod clock;
 mod endpoints;
 mod habits;
 mod load;
+mod outcome;
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::observe::reason::Reason;
 pub use budget::RetryBudget;
+use clock::Nanos;
 pub use endpoints::{Backend, Endpoint, EndpointSet, Peer, by_weight, next_endpoint_id};
 pub use habits::Habits;
 pub use load::Load;
-use load::Standing;
+use load::{Admission, Standing};
+pub use outcome::AttemptOutcome;
 
 /// How often two endpoints are drawn, where those drawn can't be used, before the whole set is
 /// scanned.
@@ -53,45 +57,6 @@ const DRAWS: usize = 4;
 const WELL: u8 = 0;
 /// The last rank that may be picked at all.
 const ANY: u8 = 5;
-
-/// How an attempt on an endpoint ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptOutcome {
-    /// A response came (502, 503 and 504 count as a failure of the endpoint).
-    Response { status: u16 },
-    /// Connection refused, timed out, reset.
-    ConnectFailed,
-    /// Another identity answered at the address: ejected at once.
-    IdentityMismatch,
-    /// The connection or stream broke before a response.
-    Reset,
-    /// The proxy gave up the attempt (timeout).
-    TimedOut,
-    /// The client gave up: not counted for or against the endpoint.
-    Cancelled,
-}
-
-impl AttemptOutcome {
-    /// The outcome when no connection to the endpoint was established, for this reason.
-    pub const fn no_connection(reason: Reason) -> Self {
-        match reason {
-            Reason::IdentityMismatch => Self::IdentityMismatch,
-            // A failure of this proxy, not of the endpoint.
-            Reason::NoCertificate | Reason::Overload | Reason::ShuttingDown => Self::Cancelled,
-            _ => Self::ConnectFailed,
-        }
-    }
-}
-
-/// Why an attempt was admitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Admission {
-    Regular,
-    /// The single request that probes whether an ejected endpoint has recovered.
-    Probe,
-    /// Ejected, but too many endpoints are, so ejection is ignored.
-    Panic,
-}
 
 /// An attempt in flight on an endpoint. Dropping it without an outcome counts as cancelled.
 #[derive(Debug)]
@@ -307,25 +272,5 @@ fn pick_by_rank(
             .iter()
             .find(|endpoint| endpoint.load.take_probe(now))
             .map(|endpoint| InFlight::new(endpoint, Admission::Probe, now)),
-    }
-}
-
-/// Nanoseconds since the first use in this process, to fit an atomic. The seam through which tests
-/// choose the time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Nanos(u64);
-
-impl Nanos {
-    fn now() -> Self {
-        Self::at(Instant::now())
-    }
-
-    fn at(now: Instant) -> Self {
-        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        Self(now.duration_since(*START).as_nanos() as u64)
-    }
-
-    fn since(self, earlier: Self) -> u64 {
-        self.0.saturating_sub(earlier.0)
     }
 }

@@ -18,7 +18,7 @@ use crate::identity::SpiffeId;
 use crate::memory;
 use crate::observe::logging::{self, LogFormat};
 use crate::probe::Probes;
-use crate::socket::{MappedListener, Ports};
+use crate::socket::{MappedListener, Ports, parse_mark};
 pub use span::Span;
 
 /// Most data workers. A proxy with more threads is no longer a sidecar, and each worker has pools
@@ -175,10 +175,10 @@ pub struct RunArgs {
     /// The SPIFFE ID that the controller must prove.
     #[arg(long, env = "NARU_CONTROLLER_IDENTITY", value_name = "SPIFFE_ID")]
     controller_identity: SpiffeId,
-    /// PEM file with the certificates to trust until the controller has said which.
+    /// PEM file with the certificates to trust until the controller sends its trust anchors.
     #[arg(long, env = "NARU_TRUST_ANCHORS", value_name = "FILE")]
     trust_anchors: PathBuf,
-    /// File with the pod's service-account token for the audience naru.dev. Read anew for each
+    /// File with the pod's service-account token for the audience naru.dev. Read again for each
     /// certificate.
     #[arg(long, env = "NARU_TOKEN", value_name = "FILE")]
     token: PathBuf,
@@ -188,13 +188,13 @@ pub struct RunArgs {
     /// Name of the pod.
     #[arg(long, env = "NARU_POD", value_parser = parse_name)]
     pod: String,
-    /// Port to which outbound connections are redirected; 0: none.
+    /// Port that outbound connections are redirected to; 0: no listener.
     #[arg(long, env = "NARU_OUTBOUND_PORT", default_value_t = 15001)]
     outbound_port: u16,
-    /// Port to which inbound connections are redirected; 0: none.
+    /// Port that inbound connections are redirected to; 0: no listener.
     #[arg(long, env = "NARU_INBOUND_PORT", default_value_t = 15006)]
     inbound_port: u16,
-    /// Take connections to LISTEN as outbound ones to DESTINATION (without redirect rules;
+    /// Accept connections on LISTEN as outbound ones to DESTINATION (without redirect rules;
     /// repeatable).
     #[arg(
         long,
@@ -203,7 +203,7 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     map_outbound: Vec<MappedListener>,
-    /// Take connections to LISTEN as inbound ones to DESTINATION (without redirect rules;
+    /// Accept connections on LISTEN as inbound ones to DESTINATION (without redirect rules;
     /// repeatable).
     #[arg(
         long,
@@ -212,7 +212,7 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     map_inbound: Vec<MappedListener>,
-    /// Address of metrics and probes. Where there is no IPv6, [::] falls back to 0.0.0.0.
+    /// Address of metrics and probes. Without IPv6, [::] falls back to 0.0.0.0.
     #[arg(
         long,
         env = "NARU_ADMIN",
@@ -220,7 +220,7 @@ pub struct RunArgs {
         value_name = "ADDRESS:PORT"
     )]
     admin: SocketAddr,
-    /// What each /probe/… on the admin port asks the app. Injection sets it.
+    /// The app's probe behind each /probe/… path of the admin port. Set by injection.
     #[arg(
         long,
         env = "NARU_PROBES",
@@ -230,16 +230,22 @@ pub struct RunArgs {
     )]
     probes: Probes,
     /// Threads that carry traffic.
-    #[arg(long, env = "NARU_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_WORKERS))]
+    #[arg(
+        long,
+        env = "NARU_WORKERS",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=MAX_WORKERS)
+    )]
     workers: u16,
-    /// Mark (SO_MARK) of every socket that the proxy opens, where redirect rules tell them by it.
+    /// Mark (SO_MARK) of every socket that the proxy opens, if the redirect rules identify the
+    /// proxy by it.
     #[arg(long, env = "NARU_SOCKET_MARK", value_name = "MARK", value_parser = parse_mark)]
     socket_mark: Option<u32>,
     /// Write one JSON line for each request to standard output.
     #[arg(long, env = "NARU_ACCESS_LOG")]
     access_log: bool,
-    /// What address the app sees an HTTP client come from: its own, or a stand-in, so that clients
-    /// share connections to the app.
+    /// The client address that the app sees on HTTP connections: the real one, or a stand-in, so
+    /// that clients share connections to the app.
     #[arg(
         long,
         env = "NARU_CLIENT_ADDRESS",
@@ -248,8 +254,8 @@ pub struct RunArgs {
         default_value_t
     )]
     client_address: ClientAddress,
-    /// Fields of requests to which the client's address is appended for the app: x-forwarded-for,
-    /// forwarded.
+    /// Request header fields to which the client's address is appended for the app:
+    /// x-forwarded-for, forwarded.
     #[arg(
         long,
         env = "NARU_FORWARDED_HEADERS",
@@ -258,7 +264,7 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     forwarded_headers: Vec<AddressField>,
-    /// Ports of the app that are told their clients' addresses by the PROXY protocol, version 2:
+    /// Ports of the app that receive their clients' addresses by the PROXY protocol, version 2:
     /// 25,143.
     #[arg(
         long,
@@ -267,17 +273,22 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     proxy_protocol: Vec<u16>,
-    /// What to log: error, warn, info, debug, trace, or MODULE=LEVEL,…
-    #[arg(long, env = "NARU_LOG", default_value = "info", value_name = "FILTER", value_parser = parse_filter)]
+    /// Log filter: error, warn, info, debug, trace, or MODULE=LEVEL,…
+    #[arg(
+        long,
+        env = "NARU_LOG",
+        default_value = "info",
+        value_name = "FILTER",
+        value_parser = parse_filter
+    )]
     log: String,
-    /// Form of the log on standard error.
+    /// Format of the log on standard error.
     #[arg(long, env = "NARU_LOG_FORMAT", default_value = "text", value_enum)]
     log_format: LogFormat,
     #[command(flatten)]
     limits: LimitArgs,
-    /// Bytes that clients and servers can make the proxy hold, all together; without it, three
-    /// quarters of the memory limit (of 256 MiB where there is none or it is above 4 GiB), less
-    /// 16 MiB.
+    /// Bytes of memory that clients and servers may occupy in total. Default: three quarters of the
+    /// memory limit (of 256 MiB if there is no limit or it is above 4 GiB), less 16 MiB.
     #[arg(
         long,
         env = "NARU_MEMORY_BUDGET",
@@ -306,7 +317,12 @@ macro_rules! limit_args {
         #[command(next_help_heading = "Limits")]
         struct LimitArgs {
             $($(#[doc = $doc])*
-            #[arg(long, env = $env, default_value_t = <$type>::from(Limits::default().$field), value_parser = at_least::<$type>($min))]
+            #[arg(
+                long,
+                env = $env,
+                default_value_t = <$type>::from(Limits::default().$field),
+                value_parser = at_least::<$type>($min)
+            )]
             $field: $type,)*
         }
 
@@ -442,18 +458,6 @@ fn parse_name(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err("expected lower-case letters, digits, '-' and '.'".to_owned())
-    }
-}
-
-fn parse_mark(text: &str) -> Result<u32, String> {
-    let mark = match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    match mark {
-        Ok(0) => Err("0 is what a socket without a mark has".to_owned()),
-        Ok(mark) => Ok(mark),
-        Err(error) => Err(error.to_string()),
     }
 }
 

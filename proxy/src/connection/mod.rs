@@ -81,7 +81,7 @@ async fn serve_logical(
     match logical.protocol {
         Protocol::Tcp => Box::pin(opaque::serve(&session, logical, client, None)).await,
         Protocol::Http2 => Box::pin(serve_declared_http2(session, client)).await,
-        Protocol::Http => match speaks_http2(&mut client).await {
+        Protocol::Http => match is_http2(&mut client).await {
             Ok(true) => serve_http2(session, client).await,
             Ok(false) => serve_http1(session, client).await,
             Err(_) => Closing::Done,
@@ -190,7 +190,7 @@ where
 }
 
 /// Whether a client that is known to send HTTP sends HTTP/2.
-pub async fn speaks_http2(client: &mut Buffered<TcpStream>) -> std::io::Result<bool> {
+pub async fn is_http2(client: &mut Buffered<TcpStream>) -> std::io::Result<bool> {
     loop {
         let length = client.read.len().min(HTTP2_PREFACE.len());
         if client.read[..length] != HTTP2_PREFACE[..length] {

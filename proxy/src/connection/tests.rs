@@ -13,8 +13,8 @@ use super::serve;
 use crate::route::Protocol;
 use crate::session::Session;
 use crate::table::{Destination, DestinationCell};
-use crate::testing::mesh::{Mesh, Setup, answering, call, get, nobody, run, until};
-use crate::testing::sockets::{accept, heard, is_reset, listener, pair};
+use crate::testing::mesh::{Mesh, Setup, answering, call, get, run, until, unused_address};
+use crate::testing::sockets::{accept, is_reset, listener, pair, received_text};
 use crate::wire::buffered::Buffered;
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
@@ -79,7 +79,7 @@ fn a_server_may_send_first() {
         // Bytes that look like HTTP are now part of the server's protocol.
         client.write_all(REQUEST).await.unwrap();
         drop(client);
-        assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
+        assert_eq!(received_text(&mut app).await.as_bytes(), REQUEST);
         assert_eq!((opaque(&mesh), requests(&mesh, "http/1.1")), (1.0, 0.0));
     });
 }
@@ -101,7 +101,7 @@ fn bytes_that_only_resemble_http_arrive_unchanged() {
             assert_eq!(arrived, said);
             app.write_all(b"answer").await.unwrap();
             drop(app);
-            assert_eq!(heard(&mut client).await, "answer");
+            assert_eq!(received_text(&mut client).await, "answer");
             assert_eq!(opaque(&mesh), 1.0);
         });
     }
@@ -116,7 +116,7 @@ fn http1_is_detected_at_once_and_after_a_silence() {
             let answering = spawn_local(async move { answer_one(&listener).await });
             sleep(silence).await;
             client.write_all(REQUEST).await.unwrap();
-            assert!(heard(&mut client).await.ends_with("\r\n\r\nok"));
+            assert!(received_text(&mut client).await.ends_with("\r\n\r\nok"));
             answering.await.unwrap();
             assert_eq!((opaque(&mesh), requests(&mesh, "http/1.1")), (0.0, 1.0));
         }
@@ -136,7 +136,7 @@ fn http2_is_detected_by_its_preface_also_in_pieces() {
             assert_eq!((got.status, got.body.as_slice()), (200, &b"two"[..]));
             assert_eq!(requests(&mesh, "http/2"), 1.0);
         }
-        let mesh = service(Protocol::Detect, &[nobody().await]);
+        let mesh = service(Protocol::Detect, &[unused_address().await]);
         let mut client = client(&mesh).await;
         client.write_all(b"PRI * HTT").await.unwrap();
         sleep(SILENT).await;
@@ -157,7 +157,7 @@ fn a_port_that_is_declared_http_accepts_only_http1_and_http2() {
         let mut client = client(&mesh).await;
         sleep(SILENT).await;
         client.write_all(b"nonsense\r\n\r\n").await.unwrap();
-        assert!(heard(&mut client).await.starts_with("HTTP/1.1 400"));
+        assert!(received_text(&mut client).await.starts_with("HTTP/1.1 400"));
         let accepting = tokio::time::timeout(SILENT, listener.accept()).await;
         assert!(accepting.is_err(), "the app was connected to for nothing");
     });
@@ -170,10 +170,10 @@ fn a_client_that_ends_without_a_byte_gets_the_servers_bytes() {
         let mut client = client(&mesh).await;
         client.shutdown().await.unwrap();
         let mut app = accept(&listener).await;
-        assert_eq!(heard(&mut app).await, "");
+        assert_eq!(received_text(&mut app).await, "");
         app.write_all(b"the time is ten").await.unwrap();
         drop(app);
-        assert_eq!(heard(&mut client).await, "the time is ten");
+        assert_eq!(received_text(&mut client).await, "the time is ten");
     });
 }
 
@@ -193,11 +193,11 @@ fn an_incomplete_line_is_passed_on_after_a_while() {
 #[test]
 fn a_connect_failure_during_silence_is_reported_in_http() {
     run(async {
-        let mesh = service(Protocol::Detect, &[nobody().await]);
+        let mesh = service(Protocol::Detect, &[unused_address().await]);
         let mut http = client(&mesh).await;
         sleep(SILENT).await;
         http.write_all(REQUEST).await.unwrap();
-        let response = heard(&mut http).await;
+        let response = received_text(&mut http).await;
         assert!(response.starts_with("HTTP/1.1 503"), "{response}");
         assert!(
             response.contains("naru-reason: connect-failed"),
@@ -214,7 +214,7 @@ fn a_connect_failure_during_silence_is_reported_in_http() {
 #[test]
 fn an_app_that_came_up_while_its_client_was_silent_is_reached() {
     run(async {
-        let address = nobody().await;
+        let address = unused_address().await;
         let mesh = service(Protocol::Detect, &[address]);
         let mut client = client(&mesh).await;
         sleep(SILENT).await;
@@ -230,7 +230,7 @@ fn an_app_that_came_up_while_its_client_was_silent_is_reached() {
 #[test]
 fn a_client_of_an_unreachable_server_first_app_is_closed_soon() {
     run(async {
-        let mesh = service(Protocol::Detect, &[nobody().await]);
+        let mesh = service(Protocol::Detect, &[unused_address().await]);
         let mut client = client(&mesh).await;
         assert!(is_reset(&mut client).await);
         let failed = ["naru_tcp_closed_total", "connect-failed"];
@@ -259,7 +259,7 @@ fn an_unknown_destination_is_refused_in_http_or_by_a_reset() {
         let cell = Arc::new(cell);
         let mut http = client_of(&mesh, cell.clone()).await;
         http.write_all(REQUEST).await.unwrap();
-        let response = heard(&mut http).await;
+        let response = received_text(&mut http).await;
         assert!(response.starts_with("HTTP/1.1 503"), "{response}");
         assert!(response.contains("destination-unknown"), "{response}");
 
@@ -287,10 +287,10 @@ fn connections_out_of_the_mesh_are_passed_through_unchanged() {
         let mut app = accept(&listener).await;
         client.write_all(REQUEST).await.unwrap();
         client.shutdown().await.unwrap();
-        assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
+        assert_eq!(received_text(&mut app).await.as_bytes(), REQUEST);
         app.write_all(b"as you like").await.unwrap();
         drop(app);
-        assert_eq!(heard(&mut client).await, "as you like");
+        assert_eq!(received_text(&mut client).await, "as you like");
         let port = format!("port=\"{}\"", address.port());
         let closed = || {
             let labels = [
@@ -303,7 +303,7 @@ fn connections_out_of_the_mesh_are_passed_through_unchanged() {
         };
         until(|| closed() == 1.0).await;
 
-        let cell = DestinationCell::new(nobody().await, Destination::Passthrough);
+        let cell = DestinationCell::new(unused_address().await, Destination::Passthrough);
         assert!(is_reset(&mut client_of(&mesh, Arc::new(cell)).await).await);
     });
 }
@@ -402,10 +402,10 @@ fn a_port_that_is_declared_opaque_is_opaque_whatever_its_server_sends() {
 #[test]
 fn a_port_that_is_declared_http2_answers_http1() {
     run(async {
-        let mesh = service(Protocol::Http2, &[nobody().await]);
+        let mesh = service(Protocol::Http2, &[unused_address().await]);
         let mut client = client(&mesh).await;
         client.write_all(REQUEST).await.unwrap();
-        let answer = heard(&mut client).await;
+        let answer = received_text(&mut client).await;
         assert!(answer.starts_with("HTTP/1.1 505 "), "{answer}");
         assert!(
             answer.contains("naru-reason: version-not-supported\r\n"),
@@ -419,7 +419,7 @@ fn a_port_that_is_declared_http2_answers_http1() {
 #[test]
 fn bytes_other_than_http_on_a_port_that_is_declared_http2_are_counted() {
     run(async {
-        let mesh = service(Protocol::Http2, &[nobody().await]);
+        let mesh = service(Protocol::Http2, &[unused_address().await]);
         let mut client = client(&mesh).await;
         client
             .write_all(b"\x00nothing of the kind\r\n")

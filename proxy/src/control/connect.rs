@@ -128,7 +128,11 @@ impl Controller {
         // Read again each time: a rotated file readmits a proxy that missed the rotation.
         let bootstrap = read_anchors(&self.config.trust_anchors).unwrap_or_else(|error| {
             let file = self.config.trust_anchors.display();
-            tracing::warn!(%error, %file, "cannot read the file of trust anchors; keeping those in force");
+            tracing::warn!(
+                %error,
+                %file,
+                "cannot read the file of trust anchors; keeping those in force"
+            );
             Vec::new()
         });
         let tls = self.identity.controller_config(

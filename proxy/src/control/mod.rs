@@ -13,9 +13,9 @@
 //! # Floors
 //!
 //! ```text
-//! sync                tables and anchors
-//! renew               the certificate
-//! connect             the controller, one of several
+//! sync                the stream of tables and trust anchors
+//! renew               renewal of the certificate
+//! connect             the connection to one of the controllers
 //! backoff refusal
 //! ```
 

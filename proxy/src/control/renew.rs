@@ -230,8 +230,8 @@ fn warn_of_clock(controller: i64, own: i64) {
         warn!(
             own,
             controller,
-            "the clock of this machine is {seconds} s {which} the controller's: certificates will seem not yet valid or expired; \
-             set the clock"
+            "the clock of this machine is {seconds} s {which} the controller's: certificates will \
+             seem not yet valid or expired; set the clock"
         );
     }
 }
@@ -274,7 +274,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn renewal_comes_after_half_and_before_three_quarters(now in 0_i64..2_000_000_000, left in -10_i64..1_000_000, random in 0.0..1.0) {
+        fn renewal_comes_after_half_and_before_three_quarters(
+            now in 0_i64..2_000_000_000,
+            left in -10_i64..1_000_000,
+            random in 0.0..1.0,
+        ) {
             let at = renew_at(now + left, now, random);
             prop_assert!(at > now);
             prop_assert!(at >= now + left / 2 - 1 && at <= now + (left * 3 / 4).max(1) + 1);

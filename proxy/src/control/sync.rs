@@ -100,7 +100,11 @@ impl Sync {
             if let SyncError::Renewed = error {
                 debug!("reopening the stream with the new certificate");
             } else {
-                warn!(%error, retry_in = ?wait, "lost the stream from the controller; keeping the tables in force");
+                warn!(
+                    %error,
+                    retry_in = ?wait,
+                    "lost the stream from the controller; keeping the tables in force"
+                );
             }
             self.meanwhile(async move {
                 tokio::select! {

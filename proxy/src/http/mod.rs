@@ -23,10 +23,10 @@
 //! ```text
 //! http1 http2
 //! mirror                      copies of requests, for mirrors
-//! attempts                    which endpoint, and whether once more
-//! deadlines retry exchange    until when; what is decided, counted and logged
-//! login                       what holds for a connection and not for a request
-//! reader strict               clients that do not read; what is refused
+//! attempts                    the attempts of a request: endpoint, retry, wait
+//! deadlines retry exchange    timeouts; retry conditions; decision, metrics and log
+//! login                       credentials that apply to a connection (NTLM, Negotiate)
+//! reader strict               clients that stop reading; requests that are rejected
 //! ```
 
 mod attempts;

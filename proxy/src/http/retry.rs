@@ -128,7 +128,7 @@ impl<'a> Retries<'a> {
         if status < 400 {
             return None;
         }
-        if matches!(peer, Peer::Mesh(_)) && told.is_some_and(says_never_sent) {
+        if matches!(peer, Peer::Mesh(_)) && told.is_some_and(is_never_sent) {
             return Some(Failure::NeverSent);
         }
         self.is_retried(status).then_some(Failure::Status(status))
@@ -216,7 +216,7 @@ impl<'a> Retries<'a> {
 
 /// Whether this [`crate::observe::reason::REASON_HEADER`] of a peer's proxy means that the request
 /// got no further than the proxy. Trusted only from a peer that has proved its identity.
-fn says_never_sent(reason: &[u8]) -> bool {
+fn is_never_sent(reason: &[u8]) -> bool {
     const NEVER_SENT: [Reason; 5] = [
         Reason::ConnectFailed,
         Reason::ConnectTimeout,
@@ -356,9 +356,9 @@ mod tests {
 
     #[test]
     fn a_peers_reason_marks_requests_that_never_reached_its_app() {
-        assert!(says_never_sent(b"connect-failed"));
-        assert!(says_never_sent(b"shutting-down"));
-        assert!(!says_never_sent(b"upstream-reset"));
-        assert!(!says_never_sent(b""));
+        assert!(is_never_sent(b"connect-failed"));
+        assert!(is_never_sent(b"shutting-down"));
+        assert!(!is_never_sent(b"upstream-reset"));
+        assert!(!is_never_sent(b""));
     }
 }

@@ -185,8 +185,8 @@ pub enum CertificateError {
     #[error("{0} is not in the trust domain {1}")]
     ForeignTrustDomain(SpiffeId, String),
     #[error(
-        "it holds from {not_before} to {not_after} (Unix seconds), and the clock of this machine shows {now}: if that is \
-         wrong, set the clock",
+        "it holds from {not_before} to {not_after} (Unix seconds), and the clock of this machine \
+         shows {now}: if that is wrong, set the clock",
         not_before = .0.not_before,
         not_after = .0.not_after,
         now = .1,

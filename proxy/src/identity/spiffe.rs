@@ -157,7 +157,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_certificate_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_a_certificate_or_an_error(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
             let _ = claims(&CertificateDer::from(bytes));
         }
 

@@ -22,7 +22,7 @@ use crate::opaque::frame::testing::{data, receive, send, send_data};
 use crate::route::Protocol;
 use crate::table::Inbound;
 use crate::testing::mesh::{Mesh, Setup, answering, call, get, run, until};
-use crate::testing::sockets::{accept, client_hello, heard, is_reset, listener, pair};
+use crate::testing::sockets::{accept, client_hello, is_reset, listener, pair, received_text};
 use crate::upstream::mux;
 use crate::workers;
 
@@ -74,12 +74,12 @@ impl Pod {
             app,
             authority,
         };
-        pod.told(strict, port, protocol);
+        pod.configure(strict, port, protocol);
         pod
     }
 
     /// Applies a table as the controller sends it.
-    fn told(&self, strict: bool, port: u16, protocol: Protocol) {
+    fn configure(&self, strict: bool, port: u16, protocol: Protocol) {
         self.mesh.worker.tables.set_inbound(Inbound {
             workload: "pod".into(),
             strict,
@@ -186,7 +186,7 @@ fn a_peers_opaque_connection_is_carried_under_its_identity() {
         assert_eq!(receive(&mut peer).await, data(b"welcome"));
         send_data(&mut peer, REQUEST).await;
         send(&mut peer, Kind::End, b"").await;
-        assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
+        assert_eq!(received_text(&mut app).await.as_bytes(), REQUEST);
         app.write_all(b"goodbye").await.unwrap();
         drop(app);
         assert_eq!(receive(&mut peer).await, data(b"goodbye"));
@@ -359,7 +359,7 @@ fn a_peers_requests_are_carried_under_its_identity() {
         let connection = mux::tests::client(pod.peer(Alpn::Http1).await);
         let mut peer = connection.connection.open_stream().unwrap();
         peer.write_all(REQUEST).await.unwrap();
-        let (_, response) = tokio::join!(pod.answer(), heard(&mut peer));
+        let (_, response) = tokio::join!(pod.answer(), received_text(&mut peer));
         assert!(response.ends_with("\r\n\r\nok"), "{response}");
         let labels = ["naru_requests_total{", BY_CALLER, "protocol=\"http/1.1\""];
         assert_eq!(pod.mesh.metric(&labels), 1.0);
@@ -472,7 +472,7 @@ fn permissive_passes_the_apps_own_tls_through() {
             assert_eq!(arrived, hello);
             app.write_all(b"alert").await.unwrap();
             drop(app);
-            assert_eq!(heard(&mut stranger).await, "alert");
+            assert_eq!(received_text(&mut stranger).await, "alert");
         });
     }
 }
@@ -505,11 +505,11 @@ fn permissive_accepts_plaintext_without_an_identity() {
                 let answering = async {
                     // The connection that was opened while the client was silent has ended by now.
                     if protocol == Protocol::Detect && !silence.is_zero() {
-                        assert_eq!(heard(&mut accept(&pod.app).await).await, "");
+                        assert_eq!(received_text(&mut accept(&pod.app).await).await, "");
                     }
                     pod.answer().await
                 };
-                let (_, response) = tokio::join!(answering, heard(&mut stranger));
+                let (_, response) = tokio::join!(answering, received_text(&mut stranger));
                 assert!(response.ends_with("\r\n\r\nok"), "{response}");
                 let labels = ["naru_requests_total{", BY_STRANGER];
                 assert_eq!(pod.mesh.metric(&labels), 1.0);
@@ -527,7 +527,7 @@ fn an_app_may_send_first_to_clients_without_an_identity() {
             let mut app = accept(&pod.app).await;
             app.write_all(b"220 ready\r\n").await.unwrap();
             drop(app);
-            assert_eq!(heard(&mut stranger).await, "220 ready\r\n");
+            assert_eq!(received_text(&mut stranger).await, "220 ready\r\n");
             let labels = ["naru_tcp_connections_total{", BY_STRANGER];
             assert_eq!(pod.mesh.metric(&labels), 1.0);
         }
@@ -577,7 +577,7 @@ fn a_port_that_is_declared_opaque_is_not_inspected() {
         stranger.write_all(REQUEST).await.unwrap();
         stranger.shutdown().await.unwrap();
         let mut app = accept(&pod.app).await;
-        assert_eq!(heard(&mut app).await.as_bytes(), REQUEST);
+        assert_eq!(received_text(&mut app).await.as_bytes(), REQUEST);
         assert_eq!(pod.mesh.metric(&["naru_requests_total{", BY_STRANGER]), 0.0);
     });
 }
@@ -610,7 +610,7 @@ fn strict_applies_to_the_next_request_on_an_open_connection() {
             .read_exact(&mut vec![0; RESPONSE.len()])
             .await
             .unwrap();
-        pod.told(true, pod.app.local_addr().unwrap().port(), Protocol::Detect);
+        pod.configure(true, pod.app.local_addr().unwrap().port(), Protocol::Detect);
         caller.write_all(request).await.unwrap();
         assert!(is_reset(&mut caller).await);
         let refused = ["naru_responses_total", BY_STRANGER, "identity-required"];
@@ -644,7 +644,7 @@ fn silent_clients_give_way_to_others_and_the_last_places_to_peers() {
             };
             // There is one place for clients without an identity. The next such client gets an
             // error.
-            let refused = heard(&mut ask().await).await;
+            let refused = received_text(&mut ask().await).await;
             assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
             assert!(refused.contains("naru-reason: overload"), "{refused}");
             assert_eq!(pod.places.refused(Limit::Unproven), 1);
@@ -652,7 +652,7 @@ fn silent_clients_give_way_to_others_and_the_last_places_to_peers() {
             let _peer = pod.peer(Alpn::Http1).await;
             until(|| pod.places.is_full()).await;
             app.write_all(RESPONSE).await.unwrap();
-            assert!(heard(&mut client).await.ends_with("ok"));
+            assert!(received_text(&mut client).await.ends_with("ok"));
             assert!(pod.places.refused(Limit::Waiting) >= 17);
         }
     });
@@ -681,7 +681,7 @@ fn a_client_that_must_send_first_times_out() {
         let mut setup = Setup::new(&[]);
         setup.limits.first_byte_timeout = Duration::from_millis(50);
         let pod = Pod::of(setup, false, Protocol::Http).await;
-        assert_eq!(heard(&mut pod.caller().await).await, "");
+        assert_eq!(received_text(&mut pod.caller().await).await, "");
     });
 }
 
@@ -696,14 +696,14 @@ fn ports_on_which_nothing_listens_share_one_series() {
             let place = pod.places.enter([127, 0, 0, 1].into());
             let worker = pod.mesh.worker.clone();
             spawn_local(serve(worker, accepted, destination, place));
-            assert!(heard(&mut client).await.starts_with("HTTP/1.1 503"));
+            assert!(received_text(&mut client).await.starts_with("HTTP/1.1 503"));
         }
         let unreachable = ["naru_responses_total{", BY_STRANGER, "port=\"\""];
         assert_eq!(pod.mesh.metric(&unreachable), 50.0);
         let mut client = pod.caller().await;
         client.write_all(REQUEST).await.unwrap();
         pod.answer().await;
-        heard(&mut client).await;
+        received_text(&mut client).await;
         let port = format!("port=\"{}\"", pod.app.local_addr().unwrap().port());
         let reachable = ["naru_responses_total{", BY_STRANGER, &port];
         assert_eq!(pod.mesh.metric(&reachable), 1.0);

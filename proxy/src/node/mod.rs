@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! cni                         the agent of a node, and the plugin that it installs
-//! redirect                    the rules, and the proof that they are there
+//! redirect                    the redirect rules, and their verification
 //! ```
 
 pub mod cni;

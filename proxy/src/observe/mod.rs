@@ -6,7 +6,7 @@
 //! access_log                  a line for each request
 //! metrics                     counters, and their text for Prometheus
 //! logging                     the program's own log
-//! reason                      the words for what went wrong
+//! reason                      the closed list of reasons
 //! ```
 
 pub mod access_log;

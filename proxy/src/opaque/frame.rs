@@ -2,7 +2,7 @@
 //! one connection.
 //!
 //! ```text
-//! ┌──────┬────────────┬─────────┐   OPEN  an app's connection begins; from the side that opened the TLS connection only
+//! ┌──────┬────────────┬─────────┐   OPEN  an app's connection begins; only from the TLS client
 //! │ kind │   length   │ payload │   DATA  its bytes, 1 to MAX_DATA of them
 //! │  1   │ 3, big end │ length  │   END   this direction ends; after both, the next OPEN may come
 //! └──────┴────────────┴─────────┘   RESET instead of an END: the app's connection was reset

@@ -216,8 +216,8 @@ impl Framed {
         Poll::Ready(Ok(()))
     }
 
-    /// After [`FramedError::App`] and [`FramedError::PeerApp`]: whether `peer` is ready for the next OPEN,
-    /// once both sides have signalled the reset of the app's connection.
+    /// After [`FramedError::App`] and [`FramedError::PeerApp`]: whether `peer` is ready for the
+    /// next OPEN, once both sides have signalled the reset of the app's connection.
     pub async fn is_reusable_after_reset<B>(&mut self, peer: &mut Buffered<B>) -> bool
     where
         B: AsyncRead + AsyncWrite + Unpin,

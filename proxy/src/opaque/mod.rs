@@ -6,7 +6,7 @@
 //! probes detect a silent peer that is gone.
 //!
 //! ```text
-//!            plain: copy                           an endpoint without a sidecar, an address outside the mesh
+//!            plain: copy                           an endpoint without a sidecar
 //! client ──▶
 //!            framed ══ a pooled TLS connection ══▶ peer ──▶ framed ──▶ app
 //! ```
@@ -17,8 +17,8 @@
 //! # Floors
 //!
 //! ```text
-//! peer                a peer's connection, for the app
-//! framed              an app's connection, in frames
+//! peer                connections from a peer, carried to the app
+//! framed              connections of the app, carried in frames
 //! copy frame
 //! ```
 
@@ -254,7 +254,7 @@ impl OpaqueUpstream {
                 Some(Greeting::Other) => return Poll::Ready(ServerFirst::Bytes),
                 None => {}
             }
-            let heard = match &mut self.link {
+            let received = match &mut self.link {
                 Link::Plain(connection) => match ready!(connection.poll_fill(cx)) {
                     Ok(1..) => Ok(()),
                     Ok(0) | Err(_) => return Poll::Ready(ServerFirst::Bytes),
@@ -263,7 +263,7 @@ impl OpaqueUpstream {
                     ready!(framed.poll_first_bytes(cx, &mut upstream.connection))
                 }
             };
-            match heard {
+            match received {
                 Ok(()) => {}
                 Err(framed::FramedError::Stale) => {
                     return Poll::Ready(ServerFirst::Stale(self.backend.clone()));
@@ -395,7 +395,11 @@ where
                 broken
             }
             Err(framed::FramedError::Peer(error)) => {
-                tracing::debug!(address = %in_flight.endpoint.address, %error, "a connection broke");
+                tracing::debug!(
+                    address = %in_flight.endpoint.address,
+                    %error,
+                    "a connection broke"
+                );
                 forget_if_out_of_reach(worker, &in_flight, &error);
                 CopyError::Upstream
             }

@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, Request, Version};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Failure;
+use super::app::Failure;
 
 const CHECK: &str = "http://naru-probe/grpc.health.v1.Health/Check";
 /// Length of the prefix of each message, in bytes: the compression flag, and the message's length.

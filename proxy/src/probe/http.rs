@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{Failure, ProbeContext, connect, tls};
+use super::app::{Failure, ProbeContext, connect};
+use super::tls;
 
 /// Redirects that are followed (the kubelet's own number).
 const MAX_REDIRECTS: usize = 10;

@@ -1,7 +1,7 @@
 //! Probes of the app on behalf of the kubelet.
 //!
 //! ```text
-//! kubelet ─ GET /probe/app/readiness ─▶ admin port ─▶ here ─▶ the app's own port, as the probe was meant
+//! kubelet ─ GET /probe/app/readiness ─▶ admin port ─▶ here ─▶ the app's own port
 //! ```
 //!
 //! The kubelet has no identity of the mesh, so strict mode would refuse its probes of the app.
@@ -16,21 +16,22 @@
 //! ```text
 //! grpc http
 //! tls
+//! app                 how it is reached, and why a probe of it fails
 //! ```
 
+mod app;
 mod grpc;
 pub(crate) mod http;
 mod tls;
 
 use std::collections::HashMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::socket;
+use app::connect;
+pub use app::{Failure, ProbeContext};
 
 /// The target of each probe, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,38 +58,6 @@ enum Action {
         #[serde(default)]
         tls: bool,
     },
-}
-
-/// The client of a probe, and its User-Agent.
-#[derive(Clone, Copy, Debug)]
-pub struct ProbeContext<'a> {
-    /// The pod's address on which the probe arrived.
-    pub here: IpAddr,
-    pub user_agent: &'a str,
-    /// The source address shown to the app: the kubelet's where that is possible.
-    pub source: Option<IpAddr>,
-    pub socket_mark: Option<u32>,
-}
-
-/// Why the probe failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    #[error("connecting to the app: {0}")]
-    Connect(#[source] io::Error),
-    #[error("TLS with the app: {0}")]
-    Tls(#[source] io::Error),
-    #[error("talking with the app: {0}")]
-    Talk(#[source] io::Error),
-    #[error("the app's answer is not HTTP/1: {0}")]
-    Answer(#[from] httparse::Error),
-    #[error("the probe's {0} cannot be sent")]
-    Request(&'static str),
-    #[error("talking HTTP/2 with the app: {0}")]
-    Http2(#[from] h2::Error),
-    #[error("the app reports that it is not serving: {0}")]
-    NotServing(String),
-    #[error("the app took longer than {0} s")]
-    Slow(u32),
 }
 
 impl FromStr for Probes {
@@ -131,14 +100,6 @@ impl Action {
             }
         }
     }
-}
-
-/// Connects to the address that the kubelet would have called, bypassing the redirect rules.
-async fn connect(context: ProbeContext<'_>, port: u16) -> Result<tokio::net::TcpStream, Failure> {
-    let address = SocketAddr::new(context.here, port);
-    socket::dial_app(address, context.source, None, context.socket_mark)
-        .await
-        .map_err(Failure::Connect)
 }
 
 #[cfg(test)]

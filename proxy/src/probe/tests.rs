@@ -1,5 +1,5 @@
 use super::*;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -25,7 +25,8 @@ async fn run(probes: &str) -> Result<u16, Failure> {
 
 fn http(port: u16, path: &str, more: &str) -> String {
     format!(
-        r#"{{"app/liveness":{{"seconds":1,"http":{{"port":{port},"path":"{path}","tls":false,"headers":[]{more}}}}}}}"#
+        r#"{{"app/liveness":{{"seconds":1,"http":{{
+            "port":{port},"path":"{path}","tls":false,"headers":[]{more}}}}}}}"#
     )
 }
 
@@ -86,7 +87,8 @@ async fn the_request_is_the_one_that_the_kubelet_would_send() {
     })
     .await;
     let probes = format!(
-        r#"{{"app/liveness":{{"seconds":1,"http":{{"port":{port},"path":"a b?x=é#f","headers":[["Host","web.test"],["X-A","1"]]}}}}}}"#
+        r#"{{"app/liveness":{{"seconds":1,"http":{{
+            "port":{port},"path":"a b?x=é#f","headers":[["Host","web.test"],["X-A","1"]]}}}}}}"#
     );
     assert_eq!(run(&probes).await.ok(), Some(200));
 }
@@ -142,7 +144,8 @@ async fn an_app_that_is_down_or_slow_or_sends_garbage_fails() {
 async fn an_invalid_header_is_not_sent() {
     let port = app(|_| plain(200)).await;
     let probes = format!(
-        r#"{{"app/liveness":{{"seconds":1,"http":{{"port":{port},"path":"/","headers":[["x","a\r\nb: c"]]}}}}}}"#
+        r#"{{"app/liveness":{{"seconds":1,"http":{{
+            "port":{port},"path":"/","headers":[["x","a\r\nb: c"]]}}}}}}"#
     );
     assert!(matches!(
         run(&probes).await,

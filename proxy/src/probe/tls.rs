@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Failure;
+use super::app::Failure;
 
 /// `protocol`: the application protocol to offer (ALPN), if any.
 pub async fn connect(

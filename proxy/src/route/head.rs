@@ -1,4 +1,5 @@
-//! The heads of HTTP/2 (types of the `http` crate) as [`RequestHead`] and [`HeaderFields`].
+//! The heads of requests and responses as filters and matches see them: [`RequestHead`] and
+//! [`HeaderFields`], with their implementation for HTTP/2 (types of the `http` crate).
 //!
 //! Names and values from filters were validated when the filters were decoded. If the `http` crate
 //! rejects one all the same, the head stays unchanged.
@@ -7,7 +8,41 @@ use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Uri, request, response, uri};
 
-use super::{HeaderFields, RequestHead, is_spelling};
+/// The head of a request of any HTTP version. Two implementations: [`crate::http::http1`]'s head
+/// and [`http::request::Parts`].
+pub trait RequestHead: HeaderFields {
+    fn method(&self) -> &str;
+    /// Path with query, as sent. Empty for CONNECT, `*` for OPTIONS of the whole server.
+    fn path_and_query(&self) -> &str;
+    /// `Host`, `:authority`, or the authority of an absolute target.
+    fn authority(&self) -> Option<&str>;
+    fn set_path_and_query(&mut self, path_and_query: &str);
+    fn set_authority(&mut self, authority: &str);
+}
+
+/// Header fields of a request or response. Names are case-insensitive.
+pub trait HeaderFields {
+    /// Calls `each` with every value under `name`, in order, until it returns false.
+    fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool);
+    /// Replaces all fields of that name by one.
+    fn set_field(&mut self, name: &str, value: &str);
+    fn add_field(&mut self, name: &str, value: &str);
+    /// [`Self::add_field`], with a value that all requests of the connection share.
+    fn add_shared(&mut self, name: &HeaderName, value: &HeaderValue);
+    fn remove_field(&mut self, name: &str);
+    /// Removes every field whose name [`is_spelling`] of `name`.
+    fn remove_spellings(&mut self, name: &str);
+}
+
+/// Whether these names are indistinguishable to apps that get fields as variables, `HTTP_NAME`: `-`
+/// and `_` are the same there (RFC 3875 section 4.1.18).
+pub fn is_spelling(other: &[u8], name: &[u8]) -> bool {
+    let same = |(other, name): (&u8, &u8)| match other {
+        b'_' => matches!(name, b'_' | b'-'),
+        _ => other.eq_ignore_ascii_case(name),
+    };
+    other.len() == name.len() && other.iter().zip(name).all(same)
+}
 
 impl HeaderFields for HeaderMap {
     fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool) {

@@ -15,10 +15,10 @@
 //! # Floors
 //!
 //! ```text
-//! explain             what routes do with a request, for people
+//! explain             the decision about a request, explained
 //! logical
-//! decode              from the contract
-//! words               matches and filters, for people
+//! decode              from the contract's messages
+//! words               matches and filters as text
 //! cors filter opaque
 //! matches
 //! head problem
@@ -41,7 +41,6 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
@@ -54,46 +53,11 @@ pub use cors::{Cors, Preflight};
 pub use decode::{DEFAULT_BACKOFF, DecodeError, decode_routes, default_rule};
 pub use explain::{Criterion, Explained, Outcome, Verdict, explain, outcome};
 pub use filter::{Filter, HeaderModifier, PathModifier, Redirect, Rewrite};
+pub use head::{HeaderFields, RequestHead, is_spelling};
 pub use logical::{Logical, Protocol};
 pub use matches::{Match, NamedMatch, PathMatch, RouteRule, Routes, Unmet, ValueMatch};
 pub(crate) use matches::{query_value, split_query};
 pub use words::is_credential;
-
-/// The head of a request of any HTTP version. Two implementations: [`crate::http::http1`]'s head
-/// and [`http::request::Parts`].
-pub trait RequestHead: HeaderFields {
-    fn method(&self) -> &str;
-    /// Path with query, as sent. Empty for CONNECT, `*` for OPTIONS of the whole server.
-    fn path_and_query(&self) -> &str;
-    /// `Host`, `:authority`, or the authority of an absolute target.
-    fn authority(&self) -> Option<&str>;
-    fn set_path_and_query(&mut self, path_and_query: &str);
-    fn set_authority(&mut self, authority: &str);
-}
-
-/// Header fields of a request or response. Names are case-insensitive.
-pub trait HeaderFields {
-    /// Calls `each` with every value under `name`, in order, until it returns false.
-    fn for_each_value(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool);
-    /// Replaces all fields of that name by one.
-    fn set_field(&mut self, name: &str, value: &str);
-    fn add_field(&mut self, name: &str, value: &str);
-    /// [`Self::add_field`], with a value that all requests of the connection share.
-    fn add_shared(&mut self, name: &HeaderName, value: &HeaderValue);
-    fn remove_field(&mut self, name: &str);
-    /// Removes every field whose name [`is_spelling`] of `name`.
-    fn remove_spellings(&mut self, name: &str);
-}
-
-/// Whether these names are indistinguishable to apps that get fields as variables, `HTTP_NAME`: `-`
-/// and `_` are the same there (RFC 3875 section 4.1.18).
-pub fn is_spelling(other: &[u8], name: &[u8]) -> bool {
-    let same = |(other, name): (&u8, &u8)| match other {
-        b'_' => matches!(name, b'_' | b'-'),
-        _ => other.eq_ignore_ascii_case(name),
-    };
-    other.len() == name.len() && other.iter().zip(name).all(same)
-}
 
 /// The decision about a request.
 pub enum Decision {

@@ -301,6 +301,19 @@ pub fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
+/// Parses a socket mark (SO_MARK), in decimal or, after `0x`, in hexadecimal.
+pub fn parse_mark(text: &str) -> Result<u32, String> {
+    let mark = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    match mark {
+        Ok(0) => Err("0 is what a socket without a mark has".to_owned()),
+        Ok(mark) => Ok(mark),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

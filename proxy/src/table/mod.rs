@@ -1,8 +1,9 @@
 //! The routing tables in force, as domain types: the data path sees these and never the contract.
 //!
 //! ```text
-//! original destination ─▶ DestinationCell ─▶ Logical ─▶ routes ─▶ Rule ─▶ Backend ─▶ EndpointSet ─▶ Endpoint
-//!                          (swapped live)                          (concrete)  (swapped live)
+//! original destination ─▶ DestinationCell ─▶ Logical ─▶ routes ─▶ Rule ─▶ Backend ─┐
+//!                          (swapped live)                                 (concrete)│
+//!                                           Endpoint ◀─ EndpointSet (swapped live) ◀┘
 //! ```
 //!
 //! A connection keeps its [`DestinationCell`] and loads it again for each request, so a changed
@@ -13,7 +14,7 @@
 //! # Floors
 //!
 //! ```text
-//! view attached       for people
+//! view attached       the tables as JSON; the routes attached to a Service
 //! apply
 //! store
 //! decode

@@ -440,7 +440,7 @@ pub fn answer(respond: &mut SendResponse<Bytes>, status: u16, body: &'static str
 }
 
 /// An address without a listener.
-pub async fn nobody() -> SocketAddr {
+pub async fn unused_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
     listener.local_addr().expect("an address")
 }

@@ -35,7 +35,7 @@ pub async fn greet(client: &mut TcpStream, app: &mut TcpStream) {
 }
 
 /// Reads until the other side closes.
-pub async fn heard(stream: &mut (impl AsyncRead + Unpin)) -> String {
+pub async fn received_text(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).await.expect("an end");
     text
@@ -51,9 +51,9 @@ pub async fn is_reset(stream: &mut TcpStream) -> bool {
 /// The ClientHello of an app's own TLS client for `name`; without a server name if that is an
 /// address.
 pub fn client_hello(name: &str) -> Vec<u8> {
-    const ANYBODY: &str = "spiffe://cluster.local/ns/shop/sa/anybody";
-    let identity = Authority::new("the app's own").identity(ANYBODY);
-    let config = identity.client_config(&spiffe_id(ANYBODY), Alpn::Tcp);
+    const OWN_ID: &str = "spiffe://cluster.local/ns/shop/sa/anybody";
+    let identity = Authority::new("the app's own").identity(OWN_ID);
+    let config = identity.client_config(&spiffe_id(OWN_ID), Alpn::Tcp);
     let mut config = Arc::unwrap_or_clone(config.expect("a certificate"));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.enable_sni = true;

@@ -7,7 +7,8 @@
 //! ```text
 //! handshake (rustls) ─▶ secrets ─▶ record: one record sealed or opened
 //!         │                           │
-//!         └─▶ KernelConnection ─▶ stream: AsyncRead and AsyncWrite over many; alerts, tickets, key updates
+//!         └─▶ KernelConnection ─▶ stream: AsyncRead and AsyncWrite over many records;
+//!                                         alerts, tickets, key updates
 //! ```
 //!
 //! A connection allocates no buffer while no data waits in it.

@@ -11,14 +11,14 @@
 //! # Floors
 //!
 //! ```text
-//! pool                        connections that carry one thing at a time
+//! pool                        connections that carry one exchange at a time
 //! sidecar http2               the ends of shared connections that open streams
 //! streams                     shared connections: room, shares, waiting
 //! waiting                     the queue for a stream
-//! share                       how many streams a client may hold
+//! share                       the number of streams that a client may hold
 //! dialer                      TCP, then TLS with the endpoint's identity pinned
 //! mux                         many byte streams on one connection between sidecars
-//! client_address count        what the app sees; streams on a connection
+//! client_address count        the client's address as the app sees it; streams of a connection
 //! ```
 
 pub mod client_address;

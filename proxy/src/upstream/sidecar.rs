@@ -43,10 +43,15 @@ impl streams::SharedConnection for MuxConnection {
         caller: &Caller,
     ) -> Result<(Rc<Self>, SidecarDriver), Reason> {
         let limits = &dialer.limits;
-        let stream = dialer.connect(endpoint, caller.source(), Alpn::Http1)
+        let stream = dialer
+            .connect(endpoint, caller.source(), Alpn::Http1)
             .await
             .map_err(|error| {
-                tracing::debug!(%error, address = %endpoint.address, "no connection to an endpoint");
+                tracing::debug!(
+                    %error,
+                    address = %endpoint.address,
+                    "no connection to an endpoint"
+                );
                 error.reason
             })?;
         // The peer always reads, whatever happens to its streams: data that its kernel does not

@@ -17,8 +17,8 @@ pub const READ_SIZE: usize = 16 * 1024;
 /// Size of one read whose bytes are passed on at once.
 pub const PASS_SIZE: usize = 64 * 1024;
 
-/// How long, and for how many bytes, a side that is still sending is listened to after the end, so that what was written last is
-/// not lost.
+/// How long, and for how many bytes, a side that is still sending is read after the end, so that
+/// what was written last is not lost.
 pub const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGERED: usize = 1024 * 1024;
 

@@ -223,7 +223,10 @@ mod tests {
     proptest! {
         /// More bytes never change a result.
         #[test]
-        fn more_bytes_keep_the_result(line in "[A-Z]{1,8} [ -~\\x01]{0,9} ?HTTP/[12].[01]\r\n.{0,9}", cut in 0usize..40) {
+        fn more_bytes_keep_the_result(
+            line in "[A-Z]{1,8} [ -~\\x01]{0,9} ?HTTP/[12].[01]\r\n.{0,9}",
+            cut in 0usize..40,
+        ) {
             let bytes = line.as_bytes();
             let cut = cut.min(bytes.len());
             if let Some(early) = detect(&bytes[..cut]) {
@@ -233,7 +236,10 @@ mod tests {
 
         /// More bytes never change the result for a server.
         #[test]
-        fn more_bytes_keep_the_greeting(bytes in proptest::collection::vec(0u8..7, 0..20), cut in 0usize..20) {
+        fn more_bytes_keep_the_greeting(
+            bytes in proptest::collection::vec(0u8..7, 0..20),
+            cut in 0usize..20,
+        ) {
             let cut = cut.min(bytes.len());
             if let Some(early) = greeting(&bytes[..cut]) {
                 prop_assert_eq!(Some(early), greeting(&bytes));
@@ -241,7 +247,10 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_classified(bytes in proptest::collection::vec(any::<u8>(), 0..100), cut in 0usize..100) {
+        fn any_bytes_are_classified(
+            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+            cut in 0usize..100,
+        ) {
             let cut = cut.min(bytes.len());
             if let Some(early) = detect(&bytes[..cut]) {
                 prop_assert_eq!(Some(early), detect(&bytes));

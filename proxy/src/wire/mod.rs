@@ -3,9 +3,9 @@
 //! # Floors
 //!
 //! ```text
-//! client_hello             what a TLS client asks for
-//! buffered detect pipe     a connection with a buffer; what its first bytes are; one in the process
-//! closing                  how one is closed
+//! client_hello             the ClientHello of a TLS client
+//! buffered detect pipe     connections with buffers; detection; in-process connections
+//! closing                  the end of a connection, drained
 //! ```
 
 pub mod buffered;

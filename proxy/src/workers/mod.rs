@@ -252,7 +252,10 @@ async fn accept(worker: Rc<Worker>, listener: Listener, rooms: Rooms, targets: R
                 Err(error) => {
                     if logged.is_none_or(|at| at.elapsed() >= ACCEPT_ERROR_EVERY) {
                         logged = Some(Instant::now());
-                        tracing::warn!(%error, "cannot accept connections: raise the limit of open files (ulimit -n)");
+                        tracing::warn!(
+                            %error,
+                            "cannot accept connections: raise the limit of open files (ulimit -n)"
+                        );
                     }
                     rooms.exhausted();
                     sleep(ACCEPT_BACKOFF).await;

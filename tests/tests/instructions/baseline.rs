@@ -115,7 +115,8 @@ impl Baseline {
                 for ((count, before), (_, now)) in before.into_iter().zip(counts.named()) {
                     let percent = (now / before - 1.0) * 100.0;
                     let line = format!(
-                        "{row:<10} {side:<9} {count:<14} {before:>11.1} {now:>11.1} {percent:>+7.1} %"
+                        "{row:<10} {side:<9} {count:<14} {before:>11.1} {now:>11.1} \
+                         {percent:>+7.1} %"
                     );
                     verdict.table.push_str(&line);
                     verdict.table.push('\n');
@@ -134,7 +135,8 @@ impl Baseline {
         }
         if !same {
             verdict.table += &format!(
-                "The baseline was counted with something else, or one of both without real time: up to {WIDE_TOLERANCE} % more passes.\n\
+                "The baseline was counted with something else, or one of both without real time: \
+                 up to {WIDE_TOLERANCE} % more passes.\n\
                  its: {:?}\nnow: {:?}\n",
                 self.with, counted.with
             );

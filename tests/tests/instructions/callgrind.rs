@@ -208,7 +208,8 @@ fn number(text: &str) -> f64 {
 fn calls_of_a_function_are_not_counted_twice() {
     let counts = read(
         "version: 1\nevents: Ir sysCount sysTime\nsummary: 45 3 9\n\n\
-         fl=???\nfn=naru_proxy::serve\n0 30\ncfn=malloc\ncalls=2 0 \n0 10\ncfn=clock_gettime\ncalls=1 0 \n0 5 1 3\n\n\
+         fl=???\nfn=naru_proxy::serve\n0 30\ncfn=malloc\ncalls=2 0 \n0 10\ncfn=clock_gettime\n\
+         calls=1 0 \n0 5 1 3\n\n\
          fn=malloc\n0 10\n\nfn=clock_gettime\n+0 5 1 3\n\nfn=send\n* 0 2 6\n\ntotals: 45 3 9\n",
     );
     let expected = Counts {

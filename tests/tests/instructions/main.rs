@@ -7,10 +7,13 @@
 //! path shows up long before a benchmark could distinguish it from noise.
 //!
 //! ```text
-//! tests/run instructions                             compares with baseline/ARCHITECTURE.json, and fails where something is dearer
-//! NARU_ACCEPT_INSTRUCTIONS=1 tests/run instructions  rewrites it: commit it with the change that caused it
-//! callgrind_annotate target/instructions/ROW-SIDE    where the instructions of a run went; --inclusive=yes, --tree=caller
+//! tests/run instructions                             compares with baseline/ARCHITECTURE.json
+//! NARU_ACCEPT_INSTRUCTIONS=1 tests/run instructions  rewrites the baseline
+//! callgrind_annotate target/instructions/ROW-SIDE    shows where instructions are spent
 //! ```
+//!
+//! The comparison fails where a count has grown. A new baseline is committed with the change that
+//! caused it. Useful options of callgrind_annotate are `--inclusive=yes` and `--tree=caller`.
 //!
 //! The counts are those of valgrind's emulated processor, independent of the real one: with AVX2 if
 //! the machine has it, but without AVX-512 and SHA instructions, so that a handshake appears more
@@ -58,7 +61,8 @@ async fn no_request_costs_more_than_the_baseline() {
     say(&verdict.to_string());
     assert!(
         verdict.dearer.is_empty(),
-        "a request is dearer than {} says:\n{}\nprofiles of where it goes are in {}; if it has to be so: {ACCEPT}",
+        "a request is dearer than {} says:\n{}\n\
+         profiles of where it goes are in {}; if it has to be so: {ACCEPT}",
         file.display(),
         verdict.dearer.join("\n"),
         profiles.display(),

@@ -50,6 +50,7 @@ struct Import<'a> {
     line: usize,
     /// The whole path of the module that defines the item.
     target: String,
+    reexport: bool,
 }
 
 impl std::fmt::Display for Import<'_> {
@@ -82,7 +83,9 @@ pub fn problems(modules: &Crate) -> Vec<String> {
         let imports = imports.get(&folder.path).unwrap_or(&none);
         problems.extend(upward(folder, &floors, imports));
         problems.extend(circles(folder, &floors, imports));
+        problems.extend(circles_with_own(folder, &floors, imports));
     }
+    problems.extend(modules.iter().flat_map(hidden));
     problems
 }
 
@@ -106,6 +109,7 @@ fn imports(modules: &Crate) -> BTreeMap<Vec<String>, BTreeSet<Import<'_>>> {
                         file: module.file.display().to_string(),
                         line: used.line,
                         target: [&["crate".to_owned()], &to[..]].concat().join("::"),
+                        reexport: used.reexport,
                     });
             }
         }
@@ -194,6 +198,57 @@ fn circles(folder: &Module, floors: &Floors, imports: &BTreeSet<Import<'_>>) -> 
         }
     }
     problems
+}
+
+/// Modules that import from the folder's own file while it imports from them. What it only hands on
+/// with `pub use` does not count.
+fn circles_with_own(
+    folder: &Module,
+    floors: &Floors,
+    imports: &BTreeSet<Import<'_>>,
+) -> Vec<String> {
+    if floors.depth(OWN).is_some() {
+        return Vec::new();
+    }
+    let needed = |import: &&Import<'_>| !import.reexport;
+    let mut problems = Vec::new();
+    for child in &folder.children {
+        let down = imports.iter().filter(needed);
+        let down: Vec<_> = down.filter(|i| i.from == OWN && i.to == child).collect();
+        let up: Vec<_> = imports
+            .iter()
+            .filter(|i| i.from == child && i.to == OWN)
+            .collect();
+        if !down.is_empty() && !up.is_empty() {
+            let ties = down.iter().chain(&up).map(|import| format!("    {import}"));
+            problems.push(format!(
+                "{}: the folder's own file and its module `{child}` import each other:\n{}\n{WAY_OUT}",
+                folder.file.display(),
+                ties.collect::<Vec<_>>().join("\n")
+            ));
+        }
+    }
+    problems
+}
+
+/// `use super::*` and the like, which import everything that a module above has imported.
+fn hidden(module: &Module) -> Vec<String> {
+    let above = |path: &[String]| {
+        path.first().is_some_and(|first| first == "crate") && module.path.starts_with(&path[1..])
+    };
+    let globs = module
+        .used
+        .iter()
+        .filter(|used| used.glob && above(&used.path));
+    let problem = |used: &crate::source::Used| {
+        format!(
+            "{}:{}: `use {}::*` hides what is imported: name it.",
+            module.file.display(),
+            used.line,
+            used.path.join("::")
+        )
+    };
+    globs.map(problem).collect()
 }
 
 fn names(names: &BTreeSet<String>) -> String {

@@ -13,8 +13,10 @@
 //!
 //! A module imports from the floors below its own, and from its own floor unless that creates a
 //! cycle. For two modules the map of their lowest common folder applies. The folder's own file has
-//! its vocabulary and its entry point: it is on no floor, unless the map lists it as `self`. Code
-//! under `#[cfg(test)]` may import anything.
+//! its vocabulary or its entry point. It is on no floor, unless the map lists it as `self`: a module
+//! may import from it, or it from the module, but not both; what it only hands on with `pub use`
+//! does not count. A glob of a module above (`use super::*`) hides what is imported, and is not
+//! allowed. Code under `#[cfg(test)]` may import anything.
 
 mod floors;
 mod source;
@@ -155,6 +157,45 @@ fn the_folders_own_file_is_on_a_floor_if_the_map_names_it() {
     assert!(
         found[0].contains("`a` imports crate from a floor above"),
         "{found:?}"
+    );
+}
+
+#[test]
+fn the_folders_own_file_and_a_module_may_import_each_other_in_one_direction() {
+    let floors = root("//! a b\n");
+    let files = |own: &str, a| {
+        let own = format!("{floors}pub struct Own;\n{own}");
+        problems_of(&[("lib.rs", &own), ("a.rs", a), ("b.rs", "")])
+    };
+    assert_eq!(files("fn f() { a::f() }", ""), [""; 0]);
+    assert_eq!(files("", "use super::Own;"), [""; 0]);
+    assert_eq!(files("pub use a::A;", "use super::Own;"), [""; 0]);
+    for own in ["fn f() { a::f() }", "use a::f;", "use crate::a::{self};"] {
+        let found = files(own, "use super::Own;");
+        assert_eq!(found.len(), 1, "{own}: {found:?}");
+        assert!(
+            found[0].contains("the folder's own file and its module `a` import each other"),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_glob_of_a_module_above_is_reported() {
+    let root = root(A_OVER_B);
+    let files = |b| problems_of(&[("lib.rs", root.as_str()), ("a.rs", ""), ("b.rs", b)]);
+    for glob in ["use super::*;", "use crate::*;", "pub use super::{*};"] {
+        let found = files(glob);
+        assert!(
+            found[0].contains("hides what is imported"),
+            "{glob}: {found:?}"
+        );
+    }
+    assert_eq!(files("#[cfg(test)] mod tests { use super::*; }"), [""; 0]);
+    let own = "mod inner { use super::*; }";
+    assert_eq!(
+        files(own),
+        ["b.rs:1: `use crate::b::*` hides what is imported: name it."]
     );
 }
 

@@ -49,6 +49,21 @@ impl Module {
 pub struct Used {
     pub path: Vec<String>,
     pub line: usize,
+    /// By `pub use`, which hands the item on and needs nothing of it.
+    pub reexport: bool,
+    /// By `use …::*`.
+    pub glob: bool,
+}
+
+impl Used {
+    fn new(path: Vec<String>, line: usize) -> Self {
+        Self {
+            path,
+            line,
+            reexport: false,
+            glob: false,
+        }
+    }
 }
 
 /// All modules of a crate by their path.
@@ -181,7 +196,11 @@ impl Walk {
                         && !tokens.get(at + 1).is_some_and(|next| is_punct(next, ['<'])) =>
                 {
                     let end = end_of_use(&tokens, at);
+                    let first = self.module.used.len();
                     self.tree(&tokens[at + 1..end], &[]);
+                    for used in &mut self.module.used[first..] {
+                        used.reexport = is_public(&tokens[..at]);
+                    }
                     at = end;
                 }
                 TokenTree::Ident(word) if word == "mod" => {
@@ -229,7 +248,7 @@ impl Walk {
         let relative = ["crate", "super", "self"].contains(&path[0].as_str());
         if path.len() > 1 && (relative || self.declared.iter().any(|(name, _)| *name == path[0])) {
             let path = self.absolute(path);
-            self.module.used.push(Used { path, line });
+            self.module.used.push(Used::new(path, line));
         }
     }
 
@@ -266,8 +285,8 @@ impl Walk {
                     let path = self.absolute(&path);
                     self.module.globs.push(path.clone());
                     self.module.used.push(Used {
-                        path,
-                        line: punct.span().start().line,
+                        glob: true,
+                        ..Used::new(path, punct.span().start().line)
                     });
                     return;
                 }
@@ -284,7 +303,7 @@ impl Walk {
                 .aliases
                 .insert(alias.unwrap_or(last), path.clone());
         }
-        self.module.used.push(Used { path, line });
+        self.module.used.push(Used::new(path, line));
     }
 
     /// From the crate's root, if it begins with `super` or `self`.
@@ -318,6 +337,16 @@ fn ident(token: &TokenTree) -> Option<String> {
 
 fn is_punct<const N: usize>(token: &TokenTree, any: [char; N]) -> bool {
     matches!(token, TokenTree::Punct(punct) if any.contains(&punct.as_char()))
+}
+
+/// Whether these tokens end in `pub` or `pub(…)`.
+fn is_public(before: &[TokenTree]) -> bool {
+    let word = match before {
+        [.., word, TokenTree::Group(group)] if group.delimiter() == Delimiter::Parenthesis => word,
+        [.., word] => word,
+        [] => return false,
+    };
+    ident(word).as_deref() == Some("pub")
 }
 
 /// `a::b::c`, from its first name on.

@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
 /// A user without privileges, like the check container's.
-const NOBODY: &str = "65532";
+const ANOTHER_UID: &str = "65532";
 
 /// A process in a network namespace of its own, dual-stack, without a peer on the wire.
 struct Pod {
@@ -24,9 +24,10 @@ struct Pod {
 
 impl Pod {
     fn new() -> Self {
-        let set_up = "ip link set lo up && ip link add eth0 type veth peer name wire && ip address add 10.9.0.5/24 dev eth0 && \
-            ip address add fd00:9::5/64 dev eth0 nodad && ip link set wire up && ip link set eth0 up && \
-            ip route add default dev eth0 && ip -6 route add default dev eth0 && echo up && exec sleep 600";
+        let set_up = "ip link set lo up && ip link add eth0 type veth peer name wire && ip address \
+            add 10.9.0.5/24 dev eth0 && ip address add fd00:9::5/64 dev eth0 nodad && ip link set \
+            wire up && ip link set eth0 up && ip route add default dev eth0 && ip -6 route add \
+            default dev eth0 && echo up && exec sleep 600";
         let mut process = Command::new("unshare")
             .args(["--net", "sh", "-c", set_up])
             .stdout(Stdio::piped())
@@ -60,13 +61,13 @@ impl Pod {
 
     /// `naru-proxy init --verify`, as it runs in a pod.
     fn verify(&self, flags: &[&str]) -> Output {
-        self.verify_as(NOBODY, flags)
+        self.verify_as(ANOTHER_UID, flags)
     }
 
     fn verify_as(&self, user: &str, flags: &[&str]) -> Output {
         let program = programs().join("naru-proxy");
         let program = program.to_str().expect("a path");
-        let nobody = [
+        let as_user = [
             "setpriv",
             "--reuid",
             user,
@@ -76,7 +77,7 @@ impl Pod {
             "--bounding-set=-all",
             "--no-new-privs",
         ];
-        self.run(&[&nobody[..], &[program, "init", "--verify"], flags].concat())
+        self.run(&[&as_user[..], &[program, "init", "--verify"], flags].concat())
     }
 }
 
@@ -250,8 +251,9 @@ fn a_pod_without_rules_fails_its_check() {
         "{said}"
     );
     // Rules for one family only fail the check as well.
-    let half = "add table ip half; add chain ip half output { type nat hook output priority -100; }; \
-        add rule ip half output ip daddr 192.0.2.1 tcp dport 9 redirect to :15001";
+    let half = "add table ip half; add chain ip half output \
+        { type nat hook output priority -100; }; add rule ip half output ip daddr 192.0.2.1 tcp \
+        dport 9 redirect to :15001";
     let set = pod.run(&["nft", half]);
     assert!(set.status.success(), "{}", text(&set.stderr));
     let said = text(&pod.verify(&[]).stderr);

@@ -21,7 +21,8 @@ pub fn nginx(mesh: &Mesh, name: &str, locations: &str) -> Workload {
              http {{\n\
                access_log {scratch}/access.log; client_max_body_size 0;\n\
                client_body_temp_path {scratch}/body; proxy_temp_path {scratch}/proxy;\n\
-               fastcgi_temp_path {scratch}/f; uwsgi_temp_path {scratch}/u; scgi_temp_path {scratch}/s;\n\
+               fastcgi_temp_path {scratch}/f; uwsgi_temp_path {scratch}/u; scgi_temp_path \
+               {scratch}/s;\n\
                server {{\n\
                  listen 8080; listen [::]:8080; root {};\n\
                  location = /name {{ return 200 \"$server_addr\\n\"; }}\n\
@@ -33,7 +34,8 @@ pub fn nginx(mesh: &Mesh, name: &str, locations: &str) -> Workload {
     );
     // As in nginx's image (STOPSIGNAL): SIGQUIT, for a graceful shutdown.
     let script = format!(
-        "nginx -e stderr -c {configuration} -g \"pid {scratch}/$$.pid;\" & trap 'kill -QUIT $!' TERM; wait $!; trap - TERM; wait $!"
+        "nginx -e stderr -c {configuration} -g \"pid {scratch}/$$.pid;\" & trap 'kill -QUIT $!' \
+         TERM; wait $!; trap - TERM; wait $!"
     );
     Workload::new(name, &script).port(80, 8080, None)
 }
@@ -71,24 +73,36 @@ fn curl_gets_the_same_from_nginx_as_without_a_mesh() {
         done
         expect "IPv4" "this is nginx" "$(curl -4 -sS -m 10 http://nginx/)"
         expect "IPv6" "this is nginx" "$(curl -6 -sS -m 10 http://nginx/)"
-        expect "a large file" "$(sha256sum < {random})" "$(curl -sS -m 60 http://nginx/random | sha256sum)"
-        expect "HTTP/1.0" "200 1.1" "$(curl -0 -sS -m 10 -o /dev/null -w '%{{http_code}} %{{http_version}}' http://nginx/)"
-        expect "keep-alive" "1 0 0 " "$(curl -sS -m 10 -o /dev/null -o /dev/null -o /dev/null -w '%{{num_connects}} ' http://nginx/ http://nginx/ http://nginx/)"
-        expect "HEAD's length" "Content-Length: 14" "$(curl -I -sS -m 10 http://nginx/ | tr -d '\r' | grep -i content-length)"
+        expect "a large file" "$(sha256sum < {random})" \
+          "$(curl -sS -m 60 http://nginx/random | sha256sum)"
+        expect "HTTP/1.0" "200 1.1" \
+          "$(curl -0 -sS -m 10 -o /dev/null -w '%{{http_code}} %{{http_version}}' http://nginx/)"
+        expect "keep-alive" "1 0 0 " \
+          "$(curl -sS -m 10 -o /dev/null -o /dev/null -o /dev/null -w '%{{num_connects}} ' \
+            http://nginx/ http://nginx/ http://nginx/)"
+        expect "HEAD's length" "Content-Length: 14" \
+          "$(curl -I -sS -m 10 http://nginx/ | tr -d '\r' | grep -i content-length)"
         expect "a range" "is nginx" "$(curl -sS -m 10 -r 5-12 http://nginx/)"
-        expect "a status of its own" "207" "$(curl -sS -m 10 -o /dev/null -w '%{{http_code}}' http://nginx/cased)"
-        expect "a name in its own case" "X-CaSe-KePt: yes" "$(curl -sS -m 10 -D - -o /dev/null http://nginx/cased | tr -d '\r' | grep -i case)"
+        expect "a status of its own" "207" \
+          "$(curl -sS -m 10 -o /dev/null -w '%{{http_code}}' http://nginx/cased)"
+        expect "a name in its own case" "X-CaSe-KePt: yes" \
+          "$(curl -sS -m 10 -D - -o /dev/null http://nginx/cased | tr -d '\r' | grep -i case)"
         expect "404" "404" "$(curl -sS -m 10 -o /dev/null -w '%{{http_code}}' http://nginx/missing)"
-        expect "chunks" "$(sha256sum < {random}.zero)" "$(curl --compressed -sS -m 30 http://nginx/chunked/random.zero | sha256sum)"
-        if curl -sS -m 10 -D - http://nginx/missing | grep -i naru-; then echo "the app answered, not the proxy"; exit 1; fi
+        expect "chunks" "$(sha256sum < {random}.zero)" \
+          "$(curl --compressed -sS -m 30 http://nginx/chunked/random.zero | sha256sum)"
+        if curl -sS -m 10 -D - http://nginx/missing | grep -i naru-; then
+          echo "the app answered, not the proxy"; exit 1
+        fi
 
-        curl -sS -m 60 -v -T {random} http://nginx/put 2> put.log > /dev/null || {{ cat put.log; exit 1; }}
+        curl -sS -m 60 -v -T {random} http://nginx/put 2> put.log > /dev/null \
+          || {{ cat put.log; exit 1; }}
         grep -q "HTTP/1.1 100 Continue" put.log || {{ cat put.log; exit 1; }}
         expect "an upload" "$(sha256sum < {random})" "$(cat {upload}/* | sha256sum)"
 
         pod=$(getent ahostsv4 nginx-pods | head -1 | cut -d' ' -f1)
         curl -sS -m 10 "http://$pod:15020/metrics" > metrics
-        grep 'naru_responses_total{{.*direction="inbound"' metrics | grep -q 'client="spiffe://cluster.local/ns/test/sa/client"' \
+        grep 'naru_responses_total{{.*direction="inbound"' metrics \
+          | grep -q 'client="spiffe://cluster.local/ns/test/sa/client"' \
           || {{ grep naru_responses_total metrics; exit 1; }}
         "#
     ));
@@ -190,7 +204,8 @@ fn a_client_without_a_sidecar_is_accepted_unless_the_namespace_is_strict() {
     mesh.add(&Workload::new("visitor", "sleep infinity").namespace("bare"));
     let written = mesh.run_in(
         "bare/visitor",
-        "call() { curl -sS -m 10 \"http://$(getent ahostsv4 $1 | head -1 | cut -d' ' -f1):8080/\"; }\n\
+        "address() { getent ahostsv4 $1 | head -1 | cut -d' ' -f1; }\n\
+         call() { curl -sS -m 10 \"http://$(address $1):8080/\"; }\n\
          call nginx-pods.test\n\
          if call guarded-pods.strict; then echo 'a stranger was let in'; exit 1; fi",
     );

@@ -15,7 +15,9 @@ fn prometheus_scrapes_the_proxies_and_promtool_approves() {
         "global: { scrape_interval: 1s, scrape_timeout: 1s }\n\
          scrape_configs:\n\
          - job_name: proxies\n\
-         \x20 dns_sd_configs: [{ names: [nginx-pods.test.svc.cluster.local], type: A, port: 15020, refresh_interval: 1s }]\n\
+         \x20 dns_sd_configs:\n\
+         \x20 - { names: [nginx-pods.test.svc.cluster.local], type: A, port: 15020,\n\
+         \x20     refresh_interval: 1s }\n\
          - job_name: client\n\
          \x20 static_configs: [{ targets: ['127.0.0.1:15020'] }]\n",
     );
@@ -26,7 +28,9 @@ fn prometheus_scrapes_the_proxies_and_promtool_approves() {
           --web.listen-address=127.0.0.1:9090 2> {configuration}.log & prometheus=$!
         hey -n 500 -c 5 http://nginx/ > /dev/null
         curl -sS -m 10 http://127.0.0.1:15020/metrics | promtool check metrics
-        ask() {{ curl -sS -m 10 -G http://127.0.0.1:9090/api/v1/query --data-urlencode "query=$1"; echo; }}
+        ask() {{
+          curl -sS -m 10 -G http://127.0.0.1:9090/api/v1/query --data-urlencode "query=$1"; echo
+        }}
         for attempt in $(seq 100); do
           answer=$(ask 'sum(naru_responses_total{{direction="inbound",class="2xx"}})' || true)
           sent=$(ask 'sum(naru_requests_total{{direction="outbound",service="nginx"}})' || true)
@@ -36,7 +40,8 @@ fn prometheus_scrapes_the_proxies_and_promtool_approves() {
         echo "answered: $answer"
         echo "up: $(ask 'sum(up)')"
         echo "sent: $sent"
-        echo "fast: $(ask 'histogram_quantile(0.99, sum by (le) (naru_response_duration_seconds_bucket))')"
+        quantile='histogram_quantile(0.99, sum by (le) (naru_response_duration_seconds_bucket))'
+        echo "fast: $(ask "$quantile")"
         kill $prometheus; wait $prometheus || true
         "#,
         data.display(),

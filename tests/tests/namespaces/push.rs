@@ -28,7 +28,8 @@ fn every_change_of_a_weight_is_accepted_by_every_proxy() {
     mesh.add(
         &Workload::new(
             "caller",
-            "until curl -sS -m 10 -o /dev/null http://both/; do sleep 0.2; done; exec sleep infinity",
+            "until curl -sS -m 10 -o /dev/null http://both/; do sleep 0.2; done; exec sleep \
+             infinity",
         )
         .replicas(proxies),
     );

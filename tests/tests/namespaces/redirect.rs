@@ -425,7 +425,7 @@ fn a_call_of_the_proxy_to_other_hosts_is_exempt() {
             let answer = call(uid(PROXY), ip, 8080);
             assert!(
                 ["TimedOut", "HostUnreachable"].contains(&answer.as_str()),
-                "nobody is there, but {answer}"
+                "there is no listener, but {answer}"
             );
         }
     });
@@ -449,8 +449,11 @@ fn a_pod_that_calls_itself_reaches_the_inbound_listener_and_then_the_app() {
 #[test]
 fn skipped_ports_and_networks_are_called_directly() {
     in_pod(|| {
-        init("--skip-outbound-ports 9090,53 --skip-outbound-cidrs 10.9.0.0/30,fd00:9::4/126,10.9.0.4/31")
-            .expect("init");
+        init(
+            "--skip-outbound-ports 9090,53 --skip-outbound-cidrs \
+            10.9.0.0/30,fd00:9::4/126,10.9.0.4/31",
+        )
+        .expect("init");
         listeners();
         let [v4, v6] = POD;
         assert!(

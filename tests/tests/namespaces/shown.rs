@@ -115,7 +115,8 @@ fn nothing_fails_while_the_controller_is_gone_and_nothing_unchanged_is_resent() 
              hey -c 20 -q 15 -n {requests} http://nginx/ & load=$!\n\
              wait $load\n\
              for attempt in $(seq 200); do\n\
-               metrics after; if grep -q '^naru_controller_connected 1' after; then break; fi; sleep 0.1\n\
+               metrics after; if grep -q '^naru_controller_connected 1' after; then break; fi; \
+               sleep 0.1\n\
              done"
         ),
     );

@@ -4,7 +4,7 @@ use crate::http::nginx;
 use crate::mesh::{Mesh, Workload, host, need, program, python};
 
 /// Contained in every request and response of the test; the capture must not contain it.
-const MARKER: &str = "a-word-that-nobody-may-read";
+const MARKER: &str = "a-word-that-must-stay-secret";
 
 #[test]
 fn between_pods_there_is_tls_1_3_and_no_plaintext() {
@@ -26,7 +26,8 @@ fn between_pods_there_is_tls_1_3_and_no_plaintext() {
     mesh.run(&format!(
         "tcpdump -i eth0 --immediate-mode -U -s 0 -w {capture} tcp 2> {capture}.log & dump=$!\n\
          until grep -q 'listening on' {capture}.log; do sleep 0.1; done\n\
-         for family in -4 -6; do curl $family -sS -m 10 http://nginx/marked?{MARKER} | grep -q {MARKER}; done\n\
+         for family in -4 -6; do curl $family -sS -m 10 http://nginx/marked?{MARKER} | grep -q \
+         {MARKER}; done\n\
          curl -sS -m 10 -H 'secret: {MARKER}' -d {MARKER} -o /dev/null http://nginx/marked\n\
          redis-cli -h store set {MARKER} {MARKER} | grep -q OK\n\
          redis-cli -h store get {MARKER} | grep -q {MARKER}\n\
@@ -52,7 +53,8 @@ fn between_pods_there_is_tls_1_3_and_no_plaintext() {
     }
     let fields = |filter: &str, field: &str| -> Vec<String> {
         host(&format!(
-            "tshark -r {capture} -d tcp.port==8080,tls -d tcp.port==2525,tls -d tcp.port==6379,tls -Y '{filter}' -T fields -e {field} 2> /dev/null"
+            "tshark -r {capture} -d tcp.port==8080,tls -d tcp.port==2525,tls -d tcp.port==6379,tls \
+             -Y '{filter}' -T fields -e {field} 2> /dev/null"
         ))
         .split_whitespace()
         .map(str::to_owned)

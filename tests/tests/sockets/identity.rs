@@ -82,7 +82,7 @@ async fn an_endpoint_with_another_identity_gets_no_request_and_is_ejected() {
 
     // As the only endpoint it gets no request either.
     mesh.endpoints("victim", &[2]);
-    eventually("nobody else is left", async || {
+    eventually("no other connection is left", async || {
         client.get("victim").await.status == 503
     })
     .await;

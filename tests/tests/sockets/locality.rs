@@ -31,7 +31,11 @@ async fn spread(mesh: &Mesh) -> (Vec<(App, Sidecar)>, Sidecar) {
             "name": "client-3", "namespace": NAMESPACE,
             "labels": { "app": "client", "naru.dev/injected": "true" },
         },
-        "spec": { "serviceAccountName": "client", "nodeName": "n1", "containers": [{ "name": "app" }] },
+        "spec": {
+            "serviceAccountName": "client",
+            "nodeName": "n1",
+            "containers": [{ "name": "app" }],
+        },
         "status": { "phase": "Running", "podIP": mesh.pod(3).ip().to_string() },
     }));
     let client = mesh.proxy("client", 3, &["web"], &[]).await;

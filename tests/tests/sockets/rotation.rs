@@ -149,7 +149,7 @@ async fn an_authority_is_rotated_under_load_with_nothing_lost() {
     let behind = "naru_controller_proxies_without_trust_anchors";
     assert_eq!(metric(mesh.controller_admin(), behind, &[]).await, 0.0);
     eventually(
-        "a certificate of the old one is nobody's proof",
+        "a certificate of the old authority proves nothing",
         async || {
             let file = std::fs::read_to_string(mesh.state("trust-anchors.pem")).expect("anchors");
             file.matches("BEGIN").count() == 1

@@ -202,7 +202,7 @@ async fn an_endpoint_gets_no_request_once_it_is_removed() {
     assert_eq!(running[0].0.requests(), before);
 
     mesh.endpoints("web", &[]);
-    eventually("nobody is left", async || {
+    eventually("no connection is left", async || {
         client.get("web").await.reason() == "no-endpoint"
     })
     .await;

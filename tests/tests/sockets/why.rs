@@ -42,8 +42,15 @@ fn backend(name: &str, weight: u32) -> Value {
 fn route(rules: &Value) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
-        "metadata": { "name": "split", "namespace": NAMESPACE, "creationTimestamp": "2026-01-01T00:00:00Z" },
-        "spec": { "parentRefs": [{ "group": "", "kind": "Service", "name": "web" }], "rules": rules },
+        "metadata": {
+            "name": "split",
+            "namespace": NAMESPACE,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {
+            "parentRefs": [{ "group": "", "kind": "Service", "name": "web" }],
+            "rules": rules,
+        },
     })
 }
 
@@ -58,7 +65,10 @@ async fn shop(mesh: &Mesh) -> (Vec<(App, Sidecar)>, Sidecar) {
     mesh.put(&route(&json!([
         {
             "name": "canary",
-            "matches": [{ "path": { "value": "/api" }, "headers": [{ "name": "Version", "value": "2" }] }],
+            "matches": [{
+                "path": { "value": "/api" },
+                "headers": [{ "name": "Version", "value": "2" }],
+            }],
             "filters": [{ "type": "URLRewrite", "urlRewrite": {
                 "path": { "type": "ReplacePrefixMatch", "replacePrefixMatch": "/v2" },
             } }],

@@ -13,14 +13,14 @@
 //!
 //! ```text
 //! webhook
-//! trust                                 the authority, and what trusts it
-//! connected                             streams of sidecars
+//! trust                                 the certificate authority and its trust anchors
+//! connected                             the sidecars' streams from a controller
 //! client_addresses surroundings values
 //! metrics pods
 //! controller install_rights routes
-//! rights cluster                        what may be done; the API server
+//! rights cluster                        permissions; the API server
 //! report api
-//! finding names                         what is found, and how things are called
+//! finding names                         findings; names in their texts
 //! ```
 
 mod api;
@@ -48,14 +48,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use kube::{Client, Error};
-use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::kubernetes::client;
 use crate::report::{Output, find_out};
 use api::Installation;
 use finding::{Group, failure, problem, unknown};
-use report::Report;
+use report::{Report, Stage};
 
 /// Timeout for the API server's first response.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
@@ -63,30 +62,22 @@ const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// Flags of `naru check`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Check what an installation needs, whether there is one or not. Without: if no controller is
-    /// found.
+    /// Check the requirements of an installation, even if there is one. Without: only if no
+    /// controller is found.
     #[arg(long)]
     pre: bool,
-    /// The kubeconfig. Without: as kubectl finds it.
+    /// Path of the kubeconfig. Without: the one that kubectl uses.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig. Without: its current one.
+    /// Context of the kubeconfig. Without: the current one.
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
     /// The controller's namespace.
     #[arg(long, short, value_name = "NAME", default_value = "naru-system")]
     namespace: String,
-    /// How the report is written.
+    /// Format of the report.
     #[arg(long, short, value_name = "FORM", value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-/// Whether the check runs before or after the installation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stage {
-    Before,
-    After,
 }
 
 /// Runs the checks and writes the report. The exit code is 0 if there is no failure.

@@ -4,9 +4,16 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::Stage;
 use super::finding::{Finding, Group, Level};
 use crate::report::Output;
+
+/// Whether the check runs before or after the installation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    Before,
+    After,
+}
 
 #[derive(Serialize)]
 pub struct Report {

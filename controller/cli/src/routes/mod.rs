@@ -28,10 +28,11 @@ const DEFAULT_PORT: u16 = 80;
 pub struct Args {
     #[command(flatten)]
     flags: Flags,
-    /// How the routes are written.
+    /// Format of the output.
     #[arg(long, short, value_name = "FORM", value_enum, default_value_t = Output::Text)]
     output: Output,
-    /// NAME, NAME.NAMESPACE, either with :PORT. Without a port: each of the Service's.
+    /// The Service: NAME or NAME.NAMESPACE, either with :PORT. Without a port: every port of the
+    /// Service.
     #[arg(value_name = "SERVICE")]
     service: ServiceArgument,
 }

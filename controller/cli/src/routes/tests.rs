@@ -205,8 +205,10 @@ Service shop/web for clients in namespace shop, as the sidecar of shop/web-1 has
 
 port 80 (http)
   ROUTE                 RULE  MATCHES    FILTERS                   BACKENDS
-  HTTPRoute shop/split  most  path /a/…  request headers: set x-a  weight 9: shop/v1:80, 3 endpoints, 1 of them ejected
-                                         at most 2000 ms           weight 1: can't be used: BackendNotFound: no
+  HTTPRoute shop/split  most  path /a/…  request headers: set x-a  weight 9: shop/v1:80, 3 \
+  endpoints, 1 of them ejected
+                                         at most 2000 ms           weight 1: can't be used: \
+                                         BackendNotFound: no
                                          retries: 2
 
 not in force

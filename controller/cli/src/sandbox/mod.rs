@@ -17,16 +17,16 @@
 //!
 //! ```text
 //! self               the command, and what each of its processes does
-//! node               PID 1: what happens, and what follows from it
-//! screen run_in      what a person sees and runs
-//! cluster            the controller-manager: pods that ought to run, objects, names
-//! pod                the kubelet: a pod's life
+//! node               PID 1: reacts to events of all the others
+//! screen run_in      the terminal's output; the command of --in
+//! cluster            the controller-manager: the desired pods, objects, names
+//! pod                the kubelet: a pod's lifecycle
 //! controller         naru-controller's process
 //! token              service-account tokens
-//! objects            what the manifests ask for
+//! objects            the objects that the manifests declare
 //! network            links, addresses, name server, forwarder
-//! process            processes, and the namespaces that they are in
-//! files report plan  where things lie, what is said, what was asked for
+//! process            processes and their namespaces
+//! files report plan  paths; log lines; the options
 //! ```
 
 mod cluster;

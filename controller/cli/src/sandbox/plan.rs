@@ -15,28 +15,29 @@ pub struct Args {
     /// HTTPRoutes.
     #[arg(long, default_value = "deploy/sandbox", value_name = "DIR")]
     manifests: PathBuf,
-    /// How many pods a Deployment or StatefulSet has, whatever its manifest says (repeatable).
+    /// Number of pods of a Deployment or StatefulSet, instead of the one in its manifest
+    /// (repeatable).
     #[arg(long, value_name = "NAMESPACE/NAME=N")]
     replicas: Vec<Replicas>,
-    /// What every sidecar logs: error, warn, info, debug, trace, or MODULE=LEVEL,…
+    /// Log filter of every sidecar: error, warn, info, debug, trace, or MODULE=LEVEL,…
     #[arg(long, default_value = "info", value_name = "FILTER")]
     proxy_log: String,
-    /// Let every sidecar log every request.
+    /// Log every request in every sidecar.
     #[arg(long)]
     access_log: bool,
-    /// What the controller logs.
+    /// Log filter of the controller.
     #[arg(long, default_value = "info", value_name = "FILTER")]
     controller_log: String,
-    /// How long a controller that ended (or was killed) stays away, in seconds.
+    /// Seconds before a controller that has ended, or was killed, is restarted.
     #[arg(long, default_value_t = 1, value_name = "SECONDS")]
     controller_pause: u64,
-    /// What pods do with clients that have no sidecar.
+    /// How pods treat clients without a sidecar.
     #[arg(long, default_value = "permissive")]
     mtls: Mtls,
-    /// Keep the logs of every process, and what the node told the controller, in --state.
+    /// Keep the logs of every process, and the objects that the controller was given, in --state.
     #[arg(long)]
     keep: bool,
-    /// Where --keep puts them [default: naru-sandbox-PID in the directory for temporary files].
+    /// The directory for --keep [default: naru-sandbox-PID in the directory for temporary files].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// The sidecar's program [default: naru-proxy beside this program].

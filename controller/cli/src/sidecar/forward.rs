@@ -21,7 +21,7 @@ use kube::client::Body;
 use kube::core::Status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::Pod;
+use super::from::Pod;
 use super::websocket::{Opcode, decode, encode};
 use crate::quiet_http::{self, Answer};
 

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod as Object;
 use kube::api::ListParams;
 use kube::{Api, Client, Error};
 
-use super::{Flags, Pod, Sidecar};
+use super::{Flags, Sidecar};
 use crate::check::names::{SIDECAR, SKIP_ANNOTATIONS};
 use crate::check::pods::{has_sidecar, is_over, not_ready, owner};
 use crate::kubernetes::{all, problem};
@@ -16,6 +16,16 @@ use crate::kubernetes::{all, problem};
 /// The default admin port of a sidecar.
 const ADMIN_PORT: u16 = 15020;
 const ADMIN_PORT_NAME: &str = "naru-admin";
+
+/// A pod with a ready sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub admin_port: u16,
+    /// Annotations that exclude some of its traffic from the mesh.
+    pub skips: Vec<String>,
+}
 
 /// The value of `--from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +65,8 @@ impl FromStr for From {
             [kind, name] => Ok(workload(None, kind, name)),
             [namespace, kind, name] => Ok(workload(Some(namespace), kind, name)),
             _ => Err(format!(
-                "{text:?} is not one of POD, KIND/NAME, NAMESPACE, NAMESPACE/KIND/NAME, http://IP:PORT"
+                "{text:?} is not one of POD, KIND/NAME, NAMESPACE, NAMESPACE/KIND/NAME, \
+                 http://IP:PORT"
             )),
         }
     }

@@ -12,8 +12,8 @@
 //! # Floors
 //!
 //! ```text
-//! forward                a port of a pod
-//! answer from websocket  what is said; which pod; how
+//! forward                a forwarded port of a pod
+//! answer from websocket  the answer's format; the choice of a pod; the transport
 //! ```
 
 mod answer;
@@ -35,7 +35,7 @@ use tokio::net::TcpStream;
 use crate::quiet_http;
 
 pub use answer::{Answer, Match, Outcome, Rule, Verdict};
-pub use from::From;
+pub use from::{From, Pod};
 
 /// Timeout of a query: the time that a sidecar waits for the controller to resolve a destination,
 /// and a margin.
@@ -44,17 +44,17 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Flags of every command that asks a sidecar.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Flags {
-    /// Whose sidecar is asked: POD, KIND/NAME (as deployment/web), NAMESPACE (some pod in it),
-    /// NAMESPACE/KIND/NAME, or http://ADDRESS of an admin port.
+    /// The client whose sidecar is queried: POD, KIND/NAME (as deployment/web), NAMESPACE (any pod
+    /// in it), NAMESPACE/KIND/NAME, or http://ADDRESS of an admin port.
     #[arg(long, value_name = "CLIENT")]
     pub from: Option<From>,
-    /// The namespace of the client and of names without one. Without: the kubeconfig's.
+    /// Namespace of the client, and of names without one. Without: the kubeconfig's.
     #[arg(long, short, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// The kubeconfig. Without: as kubectl finds it.
+    /// Path of the kubeconfig. Without: the one that kubectl uses.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig. Without: its current one.
+    /// Context of the kubeconfig. Without: the current one.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
 }
@@ -98,16 +98,6 @@ pub enum Sample {
 pub enum Sidecar {
     Pod { client: Client, pod: Pod },
     Address(SocketAddr),
-}
-
-/// A pod with a ready sidecar.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pod {
-    pub namespace: String,
-    pub name: String,
-    pub admin_port: u16,
-    /// Annotations that exclude some of its traffic from the mesh.
-    pub skips: Vec<String>,
 }
 
 impl Sidecar {

@@ -94,9 +94,9 @@ async fn a_sidecar_that_cannot_be_queried_is_reported_with_the_reason() {
         ("web-1", "is not ready"),
         ("db-1", "not in the mesh"),
         ("deployment/db", "not in the mesh"),
-        ("deployment/nobody", "no pod that runs"),
-        ("pod/nobody", "namespace shop has no pod nobody"),
-        ("nobody", "no pod of that name"),
+        ("deployment/missing", "no pod that runs"),
+        ("pod/missing", "namespace shop has no pod missing"),
+        ("missing", "no pod of that name"),
     ] {
         let error = found(&api, Some(from)).await.expect_err(from);
         assert!(error.contains(told), "{from}: {error}");
@@ -267,7 +267,7 @@ async fn a_forwarded_port_carries_a_request_and_its_answer() {
 async fn failures_of_a_forwarded_port_are_reported() {
     let (client, _serving) = api_server(Forwards::Refused).await;
     let error = post(&client, &web(), "/why", "{}", PATIENCE).await;
-    let error = format!("{:#}", error.expect_err("nobody listens"));
+    let error = format!("{:#}", error.expect_err("no listener"));
     assert!(error.contains("error forwarding port"), "{error}");
 
     let (client, _serving) = api_server(Forwards::Forbidden).await;

@@ -8,10 +8,12 @@
 //! # Floors
 //!
 //! ```text
-//! text                in words
-//! request             what is asked about
+//! text                the answer as text
+//! report              the result of the command
+//! request             the request of the question
 //! ```
 
+mod report;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -22,11 +24,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use kube::Client;
-use serde::Serialize;
 
 use crate::destination::{Leads, ServiceName, resolve};
 use crate::report::{Output, find_out};
-use crate::sidecar::{Answer, Flags, Question, Sidecar};
+use crate::sidecar::{Flags, Question, Sidecar};
+use report::Report;
 use request::{DEFAULT_METHOD, Header, Scheme, Url};
 
 /// Exit code without a result: the arguments are invalid, or the sidecar can't be queried.
@@ -43,46 +45,16 @@ pub struct Args {
     /// A field of the request's head, as 'x-version: 2' (repeatable).
     #[arg(long, short = 'H', value_name = "NAME: VALUE")]
     header: Vec<Header>,
-    /// The name that a TLS client asks for (SNI). Without: the URL's host, unless that is an
-    /// address.
+    /// Server name (SNI) of a TLS client. Without: the URL's host, unless it is an address.
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
-    /// How the answer is written.
+    /// Format of the answer.
     #[arg(long, short, value_name = "FORM", value_enum, default_value_t = Output::Text)]
     output: Output,
-    /// What the client calls, as it calls it: http://catalog/products/1, https://NAME,
-    /// tls://NAME:PORT, tcp://NAME:PORT
+    /// The URL that the client calls: http://catalog/products/1, https://NAME, tls://NAME:PORT,
+    /// tcp://NAME:PORT
     #[arg(value_name = "URL")]
     url: Url,
-}
-
-/// The result of the command.
-#[derive(Serialize)]
-struct Report {
-    /// The sidecar that answered.
-    from: String,
-    /// `None`: the query is about a connection, in which the sidecar does not see requests.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    method: Option<String>,
-    url: String,
-    /// The server name of a TLS client (SNI).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    server_name: Option<String>,
-    #[serde(skip)]
-    scheme: Scheme,
-    /// The destination of the query, as `IP:PORT`.
-    destination: String,
-    /// Remarks in addition to the answer.
-    notes: Vec<String>,
-    answer: Answer,
-}
-
-impl Report {
-    /// Whether a backend would get the request or connection.
-    fn is_forwarded(&self) -> bool {
-        let outcome = self.answer.outcome.as_ref();
-        outcome.is_some_and(|outcome| outcome.forwarded)
-    }
 }
 
 /// Queries the sidecar and writes its answer.

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::fake_api::FakeApi;
+use crate::sidecar::Answer;
 
 const SERVICES: &str = "/api/v1/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
@@ -78,7 +79,7 @@ async fn a_name_is_resolved_as_by_the_pod_s_resolver() {
         }
     }
     for (url, told) in [
-        ("http://nobody/", "namespace shop has no Service nobody"),
+        ("http://missing/", "namespace shop has no Service missing"),
         ("http://web.green/", "namespace green has no Service web"),
         ("http://outside/", "another name for www.example.com"),
         ("http://circle/", "another name for itself"),
@@ -143,7 +144,8 @@ fn an_answer_starts_with_the_matching_rule_and_ends_with_the_others() {
 GET http://web/api from shop/client-1 (namespace shop)
   10.96.0.1:80 is port 80 of Service shop/web (http)
   note: see there
-  note: the sidecar has rejected http-route/shop/new, and keeps its last good version if it has one: rules[0]: a kind
+  note: the sidecar has rejected http-route/shop/new, and keeps its last good version if it has \
+  one: rules[0]: a kind
 
 HTTPRoute shop/split, rule b takes it (path /api/…)
   75 %     shop/v1:80, 2 endpoints

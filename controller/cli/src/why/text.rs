@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::Report;
+use super::report::Report;
 use super::request::Scheme;
 use crate::sidecar::{Answer, Match, Outcome, Rule, Verdict};
 

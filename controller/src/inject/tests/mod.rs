@@ -8,6 +8,7 @@ mod sidecar;
 use json_patch::Patch;
 use serde_json::{Value, from_value};
 
+use super::names::VERIFY_UID;
 use super::*;
 
 pub(super) fn options() -> Options {

@@ -12,8 +12,8 @@
 //! # Floors
 //!
 //! ```text
-//! report              what can't be used
-//! served              kinds that the API server has
+//! report              invalid objects, logged and counted
+//! served              kinds that the API server serves
 //! ```
 
 mod report;

@@ -4,10 +4,10 @@
 //! # Floors
 //!
 //! ```text
-//! routes             the Gateway API's routes
-//! policy             what holds besides routes
-//! builtin            Kubernetes' own kinds
-//! gateway            the Gateway API's kinds as they are written
+//! routes             the routes of the Gateway API
+//! policy             policies attached to Services
+//! builtin            kinds of Kubernetes itself
+//! gateway            kinds of the Gateway API as they are written
 //! locate             the line of a field
 //! duration problem
 //! ```

@@ -34,7 +34,12 @@ pub struct Args {
     )]
     paths: Vec<String>,
     /// Requests a second.
-    #[arg(long, env = "SHOP_RATE", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(
+        long,
+        env = "SHOP_RATE",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
     rate: u32,
     /// Stop after this many requests.
     #[arg(long, env = "SHOP_REQUESTS")]

@@ -102,7 +102,10 @@ fn tls_routes() -> Fixture {
 }
 
 fn tls(server_name: Value) -> Value {
-    json!({ "destination": "10.96.0.1:80", "connection": { "tls": true, "server_name": server_name } })
+    json!({
+        "destination": "10.96.0.1:80",
+        "connection": { "tls": true, "server_name": server_name },
+    })
 }
 
 fn bytes() -> Value {
@@ -176,7 +179,8 @@ async fn of_the_matching_server_names_the_winner_is_shown_with_its_outcome() {
 async fn a_connection_that_no_tls_route_matches_ends_with_the_data_path_s_reason() {
     let fixture = tls_routes();
     let request = json!({
-        "destination": "10.96.0.1:80", "request": { "method": "GET", "path": "/", "authority": "a.shop.example" },
+        "destination": "10.96.0.1:80",
+        "request": { "method": "GET", "path": "/", "authority": "a.shop.example" },
     });
     for (question, reason, lacks) in [
         (tls(json!("example")), "no-route", "server-name \"example\""),
@@ -206,7 +210,8 @@ async fn a_tcp_route_matches_every_connection() {
         with(service, vec![tcp_route(backends)])
     };
     let request = json!({
-        "destination": "10.96.0.1:80", "request": { "method": "GET", "path": "/", "authority": "web" },
+        "destination": "10.96.0.1:80",
+        "request": { "method": "GET", "path": "/", "authority": "web" },
     });
     let fixture = of(vec![backend("endpoints/shop/web/80", 1, "")]);
     for question in [tls(json!("a.example")), tls(json!(null)), bytes(), request] {

@@ -6,6 +6,7 @@ use super::*;
 use crate::identity::testing::{Authority, Leaf, TRUST_DOMAIN};
 use crate::observe::metrics::Metrics;
 use crate::table::tables;
+use http_body_util::Full;
 use naru_contract as contract;
 use serde_json::json;
 use std::net::Ipv4Addr;

@@ -285,6 +285,7 @@ fn is_token(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     fn content(body: &[u8], cuts: usize) -> Result<(Vec<u8>, usize), ChunkError> {
@@ -408,7 +409,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chunks_are_passed_on_unchanged(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..8), cuts in 1usize..50) {
+        fn chunks_are_passed_on_unchanged(
+            chunks in vec(vec(any::<u8>(), 1..40), 0..8),
+            cuts in 1usize..50,
+        ) {
             let mut body = Vec::new();
             for chunk in &chunks {
                 body.extend_from_slice(format!("{:X}\r\n", chunk.len()).as_bytes());
@@ -424,7 +428,10 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_accepted_or_rejected(body in proptest::collection::vec(any::<u8>(), 0..200), cuts in 1usize..20) {
+        fn any_bytes_are_accepted_or_rejected(
+            body in vec(any::<u8>(), 0..200),
+            cuts in 1usize..20,
+        ) {
             let _ = content(&body, cuts);
         }
     }

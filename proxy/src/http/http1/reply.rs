@@ -63,7 +63,8 @@ pub fn refusal(reason: Reason, out: &mut BytesMut) {
     // Writing to a buffer can't fail.
     let _ = write!(
         out,
-        "HTTP/1.1 {status} {}\r\ncontent-length: 0\r\n{REASON_HEADER}: {reason}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status} {}\r\ncontent-length: 0\r\n{REASON_HEADER}: {reason}\r\n\
+         Connection: close\r\n\r\n",
         phrase(status)
     );
 }

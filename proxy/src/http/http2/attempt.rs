@@ -84,7 +84,7 @@ pub(super) async fn start(
             continue;
         };
         let protocol = head.extensions.get::<Protocol>();
-        if protocol.is_some() && !knows_extended_connect(&sender).await {
+        if protocol.is_some() && !supports_extended_connect(&sender).await {
             let reason = Reason::UpstreamProtocolError;
             let failure = Failure::Status(reason.response_status());
             return Err(Failed::new(failure, reason, AttemptOutcome::Cancelled));
@@ -129,7 +129,7 @@ fn request(head: &request::Parts, protocol: Option<&Protocol>) -> Request<()> {
     request
 }
 
-async fn knows_extended_connect(sender: &h2::client::SendRequest<Bytes>) -> bool {
+async fn supports_extended_connect(sender: &h2::client::SendRequest<Bytes>) -> bool {
     let deadline = Instant::now() + SETTINGS_PATIENCE;
     while !sender.is_extended_connect_protocol_enabled() {
         if Instant::now() >= deadline {

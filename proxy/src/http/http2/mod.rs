@@ -6,10 +6,12 @@
 //! mirrors have separate tasks and streams.
 //!
 //! ```text
-//!            serve           request          forward         pool ── connection (one task each: frames, pings, age)
+//!            serve           request          forward         pool ── connection
 //! downstream ─────▶ stream ─────────▶ decide ────────▶ attempt ────▶ upstream
 //!                                 └─▶ reply      ◀── body, both ways ──▶
 //! ```
+//!
+//! Each upstream connection has one task, for its frames, pings and age.
 //!
 //! h2 handles framing, `content-length` against the body, connection-level fields (rejected) and
 //! the limits below. The rest is here.

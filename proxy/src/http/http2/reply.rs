@@ -96,7 +96,8 @@ pub(crate) const fn grpc_status(reason: Reason) -> u16 {
     const INTERNAL: u16 = 13;
     const UNAVAILABLE: u16 = 14;
     match reason {
-        Reason::RequestTimeout | Reason::BackendRequestTimeout | Reason::HeaderTimeout => 4, // DEADLINE_EXCEEDED
+        // DEADLINE_EXCEEDED
+        Reason::RequestTimeout | Reason::BackendRequestTimeout | Reason::HeaderTimeout => 4,
         Reason::IdentityRequired => 7, // PERMISSION_DENIED
         Reason::HeaderTooLarge | Reason::ReaderStopped => 8, // RESOURCE_EXHAUSTED
         Reason::NoRoute

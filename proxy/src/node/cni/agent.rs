@@ -63,10 +63,16 @@ pub struct InstallArgs {
         default_value = "/var/run/netns"
     )]
     pub netns_dir: PathBuf,
-    /// The DaemonSet that this is of: when it is gone, all is taken away. Without: all stays.
-    #[arg(long, env = "NARU_CNI_DAEMONSET", value_name = "NAMESPACE/NAME", value_parser = parse_daemonset)]
+    /// The agent's own DaemonSet: once it is deleted, the plugin is uninstalled. Without: the
+    /// plugin stays.
+    #[arg(
+        long,
+        env = "NARU_CNI_DAEMONSET",
+        value_name = "NAMESPACE/NAME",
+        value_parser = parse_daemonset
+    )]
     pub daemonset: Option<DaemonSet>,
-    /// Address of /ready, /live and /metrics. Where there is no IPv6, [::] falls back to 0.0.0.0.
+    /// Address of /ready, /live and /metrics. Without IPv6, [::] falls back to 0.0.0.0.
     #[arg(
         long,
         env = "NARU_ADMIN",
@@ -74,11 +80,17 @@ pub struct InstallArgs {
         default_value = "[::]:15031"
     )]
     pub admin: SocketAddr,
-    /// What to log: error, warn, info, debug, trace, or MODULE=LEVEL,…
+    /// Log filter: error, warn, info, debug, trace, or MODULE=LEVEL,…
     #[arg(long, env = "NARU_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
-    /// Form of the log, on standard error.
-    #[arg(long, env = "NARU_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    /// Format of the log on standard error.
+    #[arg(
+        long,
+        env = "NARU_LOG_FORMAT",
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t = LogFormat::Text
+    )]
     pub log_format: LogFormat,
 }
 

@@ -80,7 +80,8 @@ mod tests {
     use super::*;
 
     const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [
-        {"type": "ptp", "ipam": {"type": "host-local"}}, {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
+        {"type": "ptp", "ipam": {"type": "host-local"}},
+        {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
 
     fn value(text: &str) -> Value {
         serde_json::from_str(text).expect("JSON")
@@ -111,7 +112,8 @@ mod tests {
 
     #[test]
     fn a_duplicate_or_wrong_entry_is_repaired() {
-        let wrong = r#"{"name": "pods", "plugins": [{"type": "naru-cni"}, {"type": "ptp"}, {"type": "naru-cni"}]}"#;
+        let wrong = r#"{"name": "pods", "plugins": [
+            {"type": "naru-cni"}, {"type": "ptp"}, {"type": "naru-cni"}]}"#;
         let right = chained(wrong).expect("a list").expect("a change");
         assert_eq!(
             value(&right)["plugins"],
@@ -130,7 +132,11 @@ mod tests {
                 .expect("a list");
         assert_eq!(
             value(&list),
-            json!({ "cniVersion": "0.4.0", "name": "pods", "plugins": [{ "type": "bridge", "mtu": 1400 }, entry()] })
+            json!({
+                "cniVersion": "0.4.0",
+                "name": "pods",
+                "plugins": [{ "type": "bridge", "mtu": 1400 }, entry()],
+            })
         );
     }
 

@@ -4,7 +4,7 @@
 //! container runtime ──ADD, annotations──▶ plugin ──▶ rules in the new pod's network namespace
 //!        ▲ reads                            ▲ copies
 //! node: net.d/….conflist ◀──chains── agent ─┴▶ bin/naru-cni
-//!                                    agent ◀──asks── naru-init of a pod whose rules are missing ──▶ rules
+//!                                    agent ◀──asks── naru-init of a pod without rules ──▶ rules
 //! ```
 //!
 //! * [`plugin`] is `naru-cni`, run by the container runtime for each pod. The runtime passes it the
@@ -27,7 +27,7 @@
 //! # Floors
 //!
 //! ```text
-//! agent plugin        the node's agent; what the container runtime calls
+//! agent plugin        the node's agent; the program that the container runtime calls
 //! repair              pods that started without rules
 //! report namespace
 //! node uninstalled

@@ -194,7 +194,8 @@ fn decide(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Ste
     let Some(mut previous) = configuration.prev_result else {
         return Err(error(
             code::INVALID_CONFIGURATION,
-            "there is no result of a plugin before this one: it makes no network, and belongs at the end of a list",
+            "there is no result of a plugin before this one: it makes no network, and belongs at \
+             the end of a list",
         ));
     };
     previous
@@ -254,7 +255,11 @@ mod tests {
             "runtimeConfig": { "io.kubernetes.cri.pod-annotations": annotations },
             "prevResult": {
                 "cniVersion": "1.0.0",
-                "interfaces": [{ "name": "eth0", "mac": "02:42:ac:11:00:02", "sandbox": "/var/run/netns/cni-1" }],
+                "interfaces": [{
+                    "name": "eth0",
+                    "mac": "02:42:ac:11:00:02",
+                    "sandbox": "/var/run/netns/cni-1",
+                }],
                 "ips": [{ "interface": 0, "address": "10.244.1.7/24", "gateway": "10.244.1.1" }],
                 "routes": [{ "dst": "0.0.0.0/0" }],
                 "dns": {},
@@ -373,7 +378,10 @@ mod tests {
 
     #[test]
     fn the_versions_are_those_that_have_a_previous_result() {
-        let said = json!({ "cniVersion": "1.0.0", "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] });
+        let said = json!({
+            "cniVersion": "1.0.0",
+            "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+        });
         assert_eq!(
             called("VERSION", &json!({ "cniVersion": "1.0.0" })),
             Ok(Step::Say(said))

@@ -137,7 +137,11 @@ fn serve(mut stream: UnixStream, namespace: &Namespace, path: &Path, report: &Re
             "ok"
         }
         Err(error) => {
-            warn!(namespace = %path.display(), error, "cannot set the redirect rules that a pod requested");
+            warn!(
+                namespace = %path.display(),
+                error,
+                "cannot set the redirect rules that a pod requested"
+            );
             error
         }
     };

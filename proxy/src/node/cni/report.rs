@@ -39,7 +39,8 @@ impl Report {
         let refused = IntCounterVec::new(
             Opts::new(
                 "naru_cni_connections_refused_total",
-                "Connections that the agent refused or gave up for others, by the limit that was reached.",
+                "Connections that the agent refused or gave up for others, by the limit that was \
+                 reached.",
             ),
             &["limit"],
         )?;

@@ -7,7 +7,7 @@
 //! privileges, that they are in force.
 //!
 //! ```text
-//! app ─ connect ─▶ output ─┬─ proxy's own? ─┬─ over lo, not loopback, not app-bound ─▶ inbound chain
+//! app ─ connect ─▶ output ─┬─ proxy's own? ─┬─ over lo, not loopback, not app-bound ─▶ inbound
 //!                          │                └─ else: let through
 //!                          ├─ loopback destination: let through
 //!                          └─▶ outbound chain ─ skipped port or network: let through
@@ -39,7 +39,7 @@
 //! # Floors
 //!
 //! ```text
-//! kernel              rules put into the kernel, and read back
+//! kernel              writes the rules to the kernel, and reads them back
 //! rules verify
 //! request
 //! clients
@@ -59,6 +59,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use naru_contract::PROXY_ADMIN_PORT;
+
+use crate::socket::parse_mark;
 
 pub use clients::{CLASS_E, NETWORKS, Network, STAND_INS};
 pub use kernel::{RedirectError, check, install, remove};
@@ -208,42 +210,57 @@ fn masked(address: IpAddr, prefix: u8) -> IpAddr {
 /// Flags of `naru-proxy init`.
 #[derive(Args, Clone, Debug)]
 pub struct InitArgs {
-    /// User that the proxy runs as: its connections are let through.
+    /// User ID of the proxy, whose connections are not redirected.
     #[arg(long, env = "NARU_PROXY_UID", default_value_t = DEFAULT_PROXY_UID)]
     proxy_uid: u32,
-    /// Let connections with this socket mark through instead of those of a user.
+    /// Exempt connections with this socket mark, instead of those of a user.
     #[arg(long, env = "NARU_PROXY_MARK", value_name = "MARK", value_parser = parse_mark)]
     proxy_mark: Option<u32>,
-    /// Port of the proxy that connections of the app are redirected to.
+    /// The proxy's port for redirected connections of the app.
     #[arg(long, env = "NARU_OUTBOUND_PORT", default_value_t = DEFAULT_OUTBOUND_PORT)]
     outbound_port: u16,
-    /// Port of the proxy that connections to the pod are redirected to.
+    /// The proxy's port for redirected connections to the pod.
     #[arg(long, env = "NARU_INBOUND_PORT", default_value_t = DEFAULT_INBOUND_PORT)]
     inbound_port: u16,
-    /// Port of the proxy's metrics and probes: never redirected.
+    /// The proxy's port for metrics and probes, which is never redirected.
     #[arg(long, env = "NARU_ADMIN_PORT", default_value_t = PROXY_ADMIN_PORT)]
     admin_port: u16,
-    /// Ports of this pod that are reached without the proxy: `8081,9000`.
-    #[arg(long, env = "NARU_SKIP_INBOUND_PORTS", default_value = "", value_parser = parse_list::<u16>)]
+    /// Ports of this pod that bypass the proxy: `8081,9000`.
+    #[arg(
+        long,
+        env = "NARU_SKIP_INBOUND_PORTS",
+        default_value = "",
+        value_parser = parse_list::<u16>
+    )]
     skip_inbound_ports: List<u16>,
-    /// Ports elsewhere that are called without the proxy: `25,587`.
-    #[arg(long, env = "NARU_SKIP_OUTBOUND_PORTS", default_value = "", value_parser = parse_list::<u16>)]
+    /// Destination ports that bypass the proxy: `25,587`.
+    #[arg(
+        long,
+        env = "NARU_SKIP_OUTBOUND_PORTS",
+        default_value = "",
+        value_parser = parse_list::<u16>
+    )]
     skip_outbound_ports: List<u16>,
-    /// Networks that are called without the proxy: `169.254.169.254/32,fd00:ec2::/32`.
-    #[arg(long, env = "NARU_SKIP_OUTBOUND_CIDRS", default_value = "", value_parser = parse_list::<Cidr>)]
+    /// Destination networks that bypass the proxy: `169.254.169.254/32,fd00:ec2::/32`.
+    #[arg(
+        long,
+        env = "NARU_SKIP_OUTBOUND_CIDRS",
+        default_value = "",
+        value_parser = parse_list::<Cidr>
+    )]
     skip_outbound_cidrs: List<Cidr>,
-    /// Pods, nodes or others that the app calls have addresses in 240.0.0.0/4: leave it alone, so
-    /// that IPv4 clients are shown to the app as 169.254.6.6.
+    /// Addresses in 240.0.0.0/4 are in use by pods, nodes or other hosts: IPv4 clients then appear
+    /// to the app as 169.254.6.6.
     #[arg(long, env = "NARU_CLASS_E_IN_USE")]
     class_e_in_use: bool,
     /// Remove the rules.
     #[arg(long, conflicts_with_all = ["check", "verify"])]
     undo: bool,
-    /// Change nothing: succeed if these very rules are in force.
+    /// Verify that exactly these rules are in force, without a change.
     #[arg(long, conflicts_with = "verify")]
     check: bool,
-    /// Change nothing, and need no rights: succeed once connections are redirected. The node's
-    /// agent (`naru-proxy cni-install`) is asked to set rules that are missing.
+    /// Verify without privileges that connections are redirected. Missing rules are requested from
+    /// the node's agent (`naru-proxy cni-install`).
     #[arg(long)]
     verify: bool,
 }
@@ -259,18 +276,6 @@ fn parse_list<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<List<T>,
         .map(|item| item.parse().map_err(|error| format!("{item:?}: {error}")))
         .collect::<Result<_, _>>()
         .map(List)
-}
-
-fn parse_mark(text: &str) -> Result<u32, String> {
-    let mark = match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    match mark {
-        Ok(0) => Err("0 is what a socket without a mark has".to_owned()),
-        Ok(mark) => Ok(mark),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 impl InitArgs {

@@ -3,8 +3,8 @@
 //! would redirect them.
 //!
 //! ```text
-//! any user:          to an unassigned address (192.0.2.1, 2001:db8::1) ─▶ must arrive at the outbound port
-//! the proxy's user:  to the pod's own address                         ─▶ must arrive at the inbound port
+//! any user:          to an unassigned address (192.0.2.1, …) ─▶ arrives at the outbound port
+//! the proxy's user:  to the pod's own address             ─▶ arrives at the inbound port
 //! ```
 //!
 //! All rules are installed in one step, so that one of them stands for all. The second check is for
@@ -52,10 +52,12 @@ const FIRST_PORT: u16 = 9;
 #[derive(Debug, Error)]
 pub enum Unverified {
     #[error(
-        "the redirect rules of this pod are missing: a connection to {to} did not arrive at the proxy's port {port}. Nothing was \
-         started, as its traffic would pass the mesh by. The node's CNI plugin naru-cni did not set them when the pod's network \
-         was made, and the node's agent has not done so since{said}. See that the agent is ready on this node (kubectl -n \
-         naru-system get pods -o wide -l app.kubernetes.io/component=cni); the pod then goes on by itself"
+        "the redirect rules of this pod are missing: a connection to {to} did not arrive at the \
+         proxy's port {port}. Nothing was started, as its traffic would pass the mesh by. The \
+         node's CNI plugin naru-cni did not set them when the pod's network was made, and the \
+         node's agent has not done so since{said}. See that the agent is ready on this node \
+         (kubectl -n naru-system get pods -o wide -l app.kubernetes.io/component=cni); the pod \
+         then goes on by itself"
     )]
     Missing {
         to: SocketAddr,
@@ -64,12 +66,13 @@ pub enum Unverified {
         said: String,
     },
     #[error(
-        "cannot verify the redirect rules: the pod has neither an IPv4 nor an IPv6 route to other hosts"
+        "cannot verify the redirect rules: the pod has neither an IPv4 nor an IPv6 route to other \
+         hosts"
     )]
     NoNetwork,
     #[error(
-        "all networks are skipped, so that no redirected connection can be seen: run this check as the proxy's user, as injection \
-         does in that case"
+        "all networks are skipped, so that no redirected connection can be seen: run this check as \
+         the proxy's user, as injection does in that case"
     )]
     AllSkipped,
     #[error("listening on {0}, the proxy's port, to see what is redirected to it")]

@@ -67,7 +67,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_bucket_counts_values_up_to_its_bound(millis in prop::collection::vec(0_u64..100_000, 0..50)) {
+        fn a_bucket_counts_values_up_to_its_bound(
+            millis in prop::collection::vec(0_u64..100_000, 0..50),
+        ) {
             let histogram = Histogram::default();
             for value in &millis {
                 histogram.observe(Duration::from_millis(*value));

@@ -2,8 +2,8 @@
 //! incremented as owned atomics; only resolving them and reading them all takes a lock.
 //!
 //! ```text
-//! labels ─▶ series (bounded table, compared whole) ─▶ RequestMetrics, TcpMetrics ◀─ data path counts
-//! totals (closed sets: connects, handshakes, pools, certificate, controller)    ◀─ all threads count
+//! labels ─▶ series (bounded table, compared whole) ─▶ RequestMetrics, TcpMetrics ◀─ data path
+//! totals (closed sets: connects, handshakes, pools, certificate, controller)    ◀─ all threads
 //!                     └──────── expose ──▶ text for Prometheus
 //! ```
 //!
@@ -37,7 +37,7 @@ pub use ejections::{EjectionCounter, EjectionReason};
 pub use histogram::BUCKETS;
 pub use mirror::{MirrorLabels, MirrorMetrics, MirrorOutcome};
 use request::RetryMetrics;
-pub use request::{RequestMetrics, TcpMetrics};
+pub use request::{HttpVersion, RequestMetrics, RetryOutcome, TcpMetrics};
 use series::Series;
 use totals::Totals;
 pub use totals::{
@@ -139,53 +139,6 @@ struct RetryLabels {
     service: Arc<str>,
     port: Option<u16>,
     route: Arc<str>,
-}
-
-/// The HTTP version of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HttpVersion {
-    Http1,
-    Http2,
-}
-
-impl HttpVersion {
-    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
-
-    /// The value in metrics and the access log.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Http1 => "http/1.1",
-            Self::Http2 => "http/2",
-        }
-    }
-}
-
-/// The outcome of a possible retry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RetryOutcome {
-    Sent,
-    BudgetExhausted,
-    LimitReached,
-    BodyTooLarge,
-}
-
-impl RetryOutcome {
-    pub const ALL: [Self; 4] = [
-        Self::Sent,
-        Self::BudgetExhausted,
-        Self::LimitReached,
-        Self::BodyTooLarge,
-    ];
-
-    /// The label value in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sent => "sent",
-            Self::BudgetExhausted => "budget",
-            Self::LimitReached => "limit",
-            Self::BodyTooLarge => "body_too_large",
-        }
-    }
 }
 
 impl Metrics {

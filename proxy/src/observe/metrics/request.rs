@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::histogram::Histogram;
 use super::series::Handle;
-use super::{HttpVersion, RetryOutcome};
 use crate::observe::reason::Reason;
 
 /// Outcomes (status and reason) counted without a lock. More than an application usually has on one
@@ -25,6 +24,53 @@ pub(super) enum Status {
     Of(u16),
     /// Any of those beyond [`MAX_OUTCOMES`].
     Other,
+}
+
+/// The HTTP version of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HttpVersion {
+    Http1,
+    Http2,
+}
+
+impl HttpVersion {
+    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
+
+    /// The value in metrics and the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "http/2",
+        }
+    }
+}
+
+/// The outcome of a possible retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RetryOutcome {
+    Sent,
+    BudgetExhausted,
+    LimitReached,
+    BodyTooLarge,
+}
+
+impl RetryOutcome {
+    pub const ALL: [Self; 4] = [
+        Self::Sent,
+        Self::BudgetExhausted,
+        Self::LimitReached,
+        Self::BodyTooLarge,
+    ];
+
+    /// The label value in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::BudgetExhausted => "budget",
+            Self::LimitReached => "limit",
+            Self::BodyTooLarge => "body_too_large",
+        }
+    }
 }
 
 /// Requests under one label set.

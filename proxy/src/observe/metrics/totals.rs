@@ -175,7 +175,7 @@ pub(super) struct Totals {
     certificate_expiry: AtomicI64,
     certificate_issuer: Mutex<Option<String>>,
     connected: AtomicI64,
-    heard: Mutex<Option<Instant>>,
+    last_message: Mutex<Option<Instant>>,
     pushes: [AtomicU64; PushOutcome::ALL.len()],
     received_resources: AtomicU64,
     held_resources: AtomicU64,
@@ -302,12 +302,18 @@ impl Totals {
     }
 
     pub fn controller_message(&self, now: Instant) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        *self
+            .last_message
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 
     pub fn controller_silence(&self, now: Instant) -> Option<Duration> {
-        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.map(|heard| now.saturating_duration_since(heard))
+        let last_message = *self
+            .last_message
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        last_message.map(|last| now.saturating_duration_since(last))
     }
 
     pub fn push(&self, outcome: PushOutcome, resources: usize, held: usize) {

@@ -13,7 +13,7 @@ use crate::identity::testing::{Authority, Leaf, spiffe_id};
 use crate::route::Protocol;
 use crate::table::Inbound;
 use crate::testing::mesh::{CLIENT, Mesh, Setup, call, get, run, until};
-use crate::testing::sockets::{accept, greet, heard, is_reset, listener};
+use crate::testing::sockets::{accept, greet, is_reset, listener, received_text};
 use crate::{inbound, socket};
 
 const POD: &str = "spiffe://cluster.local/ns/shop/sa/pod";
@@ -68,10 +68,10 @@ impl Pods {
         let (mut client, mut app) = self.connection().await;
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
-        assert_eq!(heard(&mut app).await, "question");
+        assert_eq!(received_text(&mut app).await, "question");
         app.write_all(b"answer").await.unwrap();
         drop(app);
-        assert_eq!(heard(&mut client).await, "answer");
+        assert_eq!(received_text(&mut client).await, "answer");
         until(|| self.idle() == 1.0).await;
     }
 
@@ -145,15 +145,15 @@ fn each_direction_ends_separately_on_new_and_on_pooled_connections() {
             let (mut client, mut app) = pods.connection().await;
             app.write_all(b"greeting").await.unwrap();
             app.shutdown().await.unwrap();
-            assert_eq!(heard(&mut client).await, "greeting");
+            assert_eq!(received_text(&mut client).await, "greeting");
             client.write_all(b"late word").await.unwrap();
             drop(client);
-            assert_eq!(heard(&mut app).await, "late word");
+            assert_eq!(received_text(&mut app).await, "late word");
             drop(app);
             until(|| pods.idle() == 1.0).await;
             let (client, mut app) = pods.connection().await;
             drop(client);
-            assert_eq!(heard(&mut app).await, "");
+            assert_eq!(received_text(&mut app).await, "");
             drop(app);
             until(|| pods.idle() == 1.0).await;
         }
@@ -175,7 +175,7 @@ fn a_server_may_send_first() {
                 // Bytes that look like HTTP are now part of the server's protocol.
                 client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
                 drop(client);
-                assert_eq!(heard(&mut app).await, "GET / HTTP/1.1\r\n\r\n");
+                assert_eq!(received_text(&mut app).await, "GET / HTTP/1.1\r\n\r\n");
                 drop(app);
                 until(|| pods.idle() == 1.0).await;
             }
@@ -306,7 +306,7 @@ fn a_shutdown_ends_idle_connections_and_waits_for_those_in_use() {
         greet(&mut late, &mut late_app).await;
         used.write_all(b"to the end").await.unwrap();
         drop(used);
-        assert_eq!(heard(&mut app).await, "to the end");
+        assert_eq!(received_text(&mut app).await, "to the end");
         drop((app, late, late_app));
         signal.finished().await;
     });

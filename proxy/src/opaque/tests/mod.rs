@@ -10,8 +10,8 @@ use super::{CopyError, copy};
 use crate::memory::{Budget, Use};
 use crate::route::Protocol;
 use crate::session::Session;
-use crate::testing::mesh::{Mesh, Setup, nobody, run, until};
-use crate::testing::sockets::{accept, greet, heard, is_reset, listener, pair};
+use crate::testing::mesh::{Mesh, Setup, run, until, unused_address};
+use crate::testing::sockets::{accept, greet, is_reset, listener, pair, received_text};
 use crate::wire::buffered::Buffered;
 use crate::{connection, socket};
 
@@ -52,19 +52,19 @@ fn each_direction_ends_separately() {
         let mut app = accept(&listener).await;
         client_first.write_all(b"question").await.unwrap();
         client_first.shutdown().await.unwrap();
-        assert_eq!(heard(&mut app).await, "question");
+        assert_eq!(received_text(&mut app).await, "question");
         app.write_all(b"late answer").await.unwrap();
         drop(app);
-        assert_eq!(heard(&mut client_first).await, "late answer");
+        assert_eq!(received_text(&mut client_first).await, "late answer");
 
         let mut app_first = client(&mesh).await;
         let mut app = accept(&listener).await;
         app.write_all(b"greeting").await.unwrap();
         app.shutdown().await.unwrap();
-        assert_eq!(heard(&mut app_first).await, "greeting");
+        assert_eq!(received_text(&mut app_first).await, "greeting");
         app_first.write_all(b"late word").await.unwrap();
         drop(app_first);
-        assert_eq!(heard(&mut app).await, "late word");
+        assert_eq!(received_text(&mut app).await, "late word");
         drop(app);
 
         until(|| closed(&mesh, "") == 2.0).await;
@@ -104,14 +104,14 @@ fn a_reset_is_passed_on_as_a_reset() {
 fn an_endpoint_that_refuses_is_skipped() {
     run(async {
         let listener = listener().await;
-        let refusing = nobody().await;
+        let refusing = unused_address().await;
         let mesh = opaque(&[refusing, listener.local_addr().unwrap()]).start();
         for _ in 0..4 {
             let mut client = client(&mesh).await;
             let mut app = accept(&listener).await;
             app.write_all(b"here").await.unwrap();
             drop(app);
-            assert_eq!(heard(&mut client).await, "here");
+            assert_eq!(received_text(&mut client).await, "here");
         }
     });
 }
@@ -119,7 +119,7 @@ fn an_endpoint_that_refuses_is_skipped() {
 #[test]
 fn without_an_endpoint_the_client_is_refused_and_the_reason_counted() {
     run(async {
-        let mesh = opaque(&[nobody().await, nobody().await]).start();
+        let mesh = opaque(&[unused_address().await, unused_address().await]).start();
         assert!(is_reset(&mut client(&mesh).await).await);
         assert_eq!(closed(&mesh, "connect-failed"), 1.0);
         let mesh = opaque(&[]).start();

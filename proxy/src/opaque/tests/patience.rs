@@ -13,7 +13,7 @@ use crate::balance::Peer;
 use crate::route::Protocol;
 use crate::socket;
 use crate::testing::mesh::{Setup, run, until};
-use crate::testing::sockets::heard;
+use crate::testing::sockets::received_text;
 
 /// A listener whose backlog is full.
 fn paused() -> (TcpListener, SocketAddr, Vec<TcpStream>) {
@@ -66,7 +66,7 @@ fn the_only_endpoint_is_tried_until_it_accepts() {
         until(|| mesh.metric(&timed_out) >= 4.0).await;
         drop(filling);
         resume(listener, b"answer");
-        assert_eq!(heard(&mut client).await, "answer");
+        assert_eq!(received_text(&mut client).await, "answer");
         assert_eq!(
             mesh.metric(&["naru_tcp_connections_total{", "service=\"web\""]),
             1.0
@@ -106,7 +106,7 @@ fn the_own_app_may_accept_late() {
             tokio::time::sleep(Duration::from_millis(200)).await;
             drop(filling);
             resume(listener, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-            assert!(heard(&mut client).await.ends_with("\r\n\r\nok"));
+            assert!(received_text(&mut client).await.ends_with("\r\n\r\nok"));
             let failed = ["naru_upstream_connects_total{", "\"connect-timeout\""];
             assert_eq!(mesh.metric(&failed), 0.0);
         }

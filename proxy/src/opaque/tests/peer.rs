@@ -20,7 +20,7 @@ use crate::route::Protocol;
 use crate::socket;
 use crate::table::Destination;
 use crate::testing::mesh::{CLIENT, Mesh, Setup, run, until};
-use crate::testing::sockets::{heard, is_reset, listener};
+use crate::testing::sockets::{is_reset, listener, received_text};
 use crate::upstream::client_address::SourceAddress;
 use crate::upstream::pool;
 use crate::wire::buffered::Buffered;
@@ -117,7 +117,7 @@ fn a_closed_pooled_connection_is_replaced_by_a_new_one() {
         assert_eq!(receive(&mut peer).await.0, Kind::End);
         send_data(&mut peer, b"answer").await;
         send(&mut peer, Kind::End, b"").await;
-        assert_eq!(heard(&mut client).await, "answer");
+        assert_eq!(received_text(&mut client).await, "answer");
         until(|| pod.pool("\"idle\"") == 1.0).await;
         assert_eq!((pod.connects(), pod.sent()), (2.0, 8.0));
         assert_eq!(closed(&pod.mesh, ""), 2.0);
@@ -206,7 +206,7 @@ fn a_server_may_send_first_although_the_pooled_connection_was_closed() {
         assert_eq!(receive(&mut peer).await.0, Kind::Open);
         send_data(&mut peer, b"ready").await;
         send(&mut peer, Kind::End, b"").await;
-        assert_eq!(heard(&mut client).await, "ready");
+        assert_eq!(received_text(&mut client).await, "ready");
         drop(client);
         assert_eq!(receive(&mut peer).await.0, Kind::End);
         assert_eq!(pod.connects(), 2.0);
@@ -242,7 +242,7 @@ fn acknowledgement_is_expected_of_a_pooled_connection_until_its_first_bytes() {
         let mut client = client(&pod.mesh).await;
         assert_eq!(receive(&mut peer).await.0, Kind::Open);
         send(&mut peer, Kind::End, b"").await;
-        assert_eq!(heard(&mut client).await, "");
+        assert_eq!(received_text(&mut client).await, "");
         drop(client);
         until(|| pod.pool("\"idle\"") == 1.0).await;
         let taken = worker
@@ -299,7 +299,7 @@ fn bytes_after_the_end_keep_the_connection_out_of_the_pool() {
         assert_eq!(receive(&mut peer).await.0, Kind::Open);
         let frames = [Kind::End.header(), Kind::End.header()].concat();
         peer.write_all(&frames).await.unwrap();
-        assert_eq!(heard(&mut client).await, "");
+        assert_eq!(received_text(&mut client).await, "");
         drop(client);
         until(|| closed(&pod.mesh, "") == 1.0).await;
         assert_eq!((pod.pool("\"idle\""), pod.pool("\"active\"")), (0.0, 0.0));

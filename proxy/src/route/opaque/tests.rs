@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use proptest::collection::vec;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -12,7 +13,7 @@ use crate::balance::{Endpoint, EndpointSet, Load, Peer, next_endpoint_id};
 use crate::connection;
 use crate::route::Protocol;
 use crate::session::Session;
-use crate::testing::mesh::{Mesh, Setup, nobody, run, until};
+use crate::testing::mesh::{Mesh, Setup, run, until, unused_address};
 use crate::testing::sockets::{accept, client_hello, greet, is_reset, listener, pair};
 use crate::wire::client_hello::{ClientHello, MAX_CLIENT_HELLO};
 
@@ -64,14 +65,15 @@ proptest! {
     /// Explanations agree with decisions.
     #[test]
     fn the_first_matching_name_in_order_of_precedence_applies(
-        hostnames in prop::collection::vec(prop::collection::vec("(\\*\\.)?([ab]\\.){0,2}[ab]", 1..4), 1..5),
+        hostnames in vec(vec("(\\*\\.)?([ab]\\.){0,2}[ab]", 1..4), 1..5),
         name in "([ab]\\.){0,3}[ab]",
     ) {
         let names: Vec<Vec<&str>> = hostnames
             .iter()
             .map(|names| names.iter().map(String::as_str).collect())
             .collect();
-        let routes: Vec<(&str, &[&str])> = names.iter().map(|names| ("", names.as_slice())).collect();
+        let routes = names.iter().map(|names| ("", names.as_slice()));
+        let routes: Vec<(&str, &[&str])> = routes.collect();
         let routes = OpaqueRoutes::Tls(tls(&routes));
         let hello = Hello::Complete(ClientHello::naming(Some(name)));
         let explained = explain(&routes, Some(&hello));
@@ -210,7 +212,7 @@ fn a_connection_that_cannot_be_forwarded_is_reset_with_a_reason() {
             (vec![], "no-backend"),
             // Another backend of the route is not tried instead.
             (
-                vec![backend(1, nobody().await), backend(0, app)],
+                vec![backend(1, unused_address().await), backend(0, app)],
                 "connect-failed",
             ),
         ] {

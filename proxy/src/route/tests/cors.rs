@@ -141,8 +141,8 @@ fn any_other_origin_gets_no_fields() {
         GET,
     ];
     assert_eq!(preflight(&listed(), &twice).0, 403);
-    let nobody = cors(|_| {});
-    assert_eq!(preflight(&nobody, &[("origin", "http://a"), GET]).0, 403);
+    let no_origin = cors(|_| {});
+    assert_eq!(preflight(&no_origin, &[("origin", "http://a"), GET]).0, 403);
 }
 
 #[test]

@@ -374,7 +374,10 @@ proptest! {
                 prop_assert!(rule.backends[backend].weight > 0);
                 prop_assert_eq!(told[backend].as_ref().err(), Some(&Reason::NoEndpoint));
             }
-            (Decision::Redirect { rule, status, location, .. }, Outcome::Redirect { status: s, location: l }) => {
+            (
+                Decision::Redirect { rule, status, location, .. },
+                Outcome::Redirect { status: s, location: l },
+            ) => {
                 prop_assert_eq!(Some(Arc::as_ptr(&rule)), winner);
                 prop_assert_eq!((status, location), (s, l));
             }

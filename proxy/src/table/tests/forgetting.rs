@@ -30,7 +30,7 @@ async fn an_unused_destination_is_removed_and_can_return() {
     fixture.sweep_after(Duration::ZERO);
     assert!(
         fixture.store.outbox().is_empty(),
-        "somebody may just have found it"
+        "a connection may just have found it"
     );
     fixture.sweep_after(Duration::from_secs(1));
     assert_eq!(fixture.store.outbox().unsubscribe.len(), 1);

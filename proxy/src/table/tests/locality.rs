@@ -1,5 +1,7 @@
 //! The endpoints in force depend on the place of the proxy.
 
+use proptest::collection::{btree_map, vec};
+
 use super::*;
 use crate::balance::Endpoint;
 
@@ -158,7 +160,7 @@ proptest! {
     /// current endpoints and place.
     #[test]
     fn the_preference_follows_endpoints_and_place(
-        steps in prop::collection::vec((0_u8..3, prop::collection::btree_map(0_u8..5, 0_u8..3, 1..4), 0_u8..3), 1..20)
+        steps in vec((0_u8..3, btree_map(0_u8..5, 0_u8..3, 1..4), 0_u8..3), 1..20)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
@@ -187,9 +189,14 @@ proptest! {
                     }
                 };
                 prop_assert_eq!(fixture.push([update]), []);
-                let holds = own != 0 && all.values().all(|hint| *hint != 0) && all.values().any(|hint| *hint == own);
-                let (near, far): (Vec<_>, Vec<_>) = all.iter().partition(|(_, hint)| holds && **hint == own);
-                let text = |of: Vec<(&u8, &u8)>| of.into_iter().map(|(last, _)| format!("10.0.0.{last}")).collect::<Vec<_>>();
+                let all_have_hints = all.values().all(|hint| *hint != 0);
+                let holds = own != 0 && all_have_hints && all.values().any(|hint| *hint == own);
+                let is_near = |(_, hint): &(&u8, &u8)| holds && **hint == own;
+                let (near, far): (Vec<_>, Vec<_>) = all.iter().partition(is_near);
+                let text = |of: Vec<(&u8, &u8)>| {
+                    let addresses = of.into_iter().map(|(last, _)| format!("10.0.0.{last}"));
+                    addresses.collect::<Vec<_>>()
+                };
                 let (near, far) = (text(near), text(far));
                 // Where all are preferred, there is no preference.
                 let expected = if far.is_empty() { (far, near) } else { (near, far) };

@@ -6,6 +6,7 @@ mod locality;
 mod rejecting;
 mod streams;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use naru_contract as contract;
 use naru_contract::resource::Body;
 use naru_contract::{MAX_SUBSCRIPTIONS, Push, Resource};
+use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
@@ -378,7 +380,7 @@ async fn inbound_ports_apply_to_new_and_open_connections() {
     let mut fixture = Fixture::new();
     assert!(
         fixture.tables.inbound().strict,
-        "nobody is let in before the controller has said so"
+        "no client is accepted before the controller allows it"
     );
     let app = fixture.tables.app(address("10.0.0.9:3306"));
     assert_eq!(logical(&app).protocol, Protocol::Detect);
@@ -465,15 +467,21 @@ async fn pushes_are_counted() {
 proptest! {
     /// Wholes and deltas by turns give the same result as a plain map of the accepted changes.
     #[test]
-    fn deltas_add_up(steps in prop::collection::vec((any::<bool>(), prop::collection::btree_set(0_u8..8, 0..4), prop::collection::btree_set(8_u8..16, 0..4), 0_u64..3), 1..20)) {
+    fn deltas_add_up(
+        steps in vec(
+            (any::<bool>(), btree_set(0_u8..8, 0..4), btree_set(8_u8..16, 0..4), 0_u64..3),
+            1..20,
+        ),
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let (mut fixture, cell) = Fixture::with_service();
-            let mut expected = std::collections::BTreeSet::from(["10.0.0.1".to_owned(), "10.0.0.2".to_owned()]);
+            let mut expected = BTreeSet::from(["10.0.0.1".to_owned(), "10.0.0.2".to_owned()]);
             let mut version = 1;
             let ip = |last: &u8| format!("10.0.0.{last}");
             for (whole, first, second, behind) in steps {
-                let (upserted, removed): (Vec<_>, Vec<_>) = (first.iter().map(ip).collect(), second.iter().map(ip).collect());
+                let upserted: Vec<_> = first.iter().map(ip).collect();
+                let removed: Vec<_> = second.iter().map(ip).collect();
                 let with_ids: Vec<_> = upserted.iter().map(|ip| (ip.as_str(), WEB)).collect();
                 if whole {
                     version += 10;
@@ -481,7 +489,9 @@ proptest! {
                     expected = upserted.into_iter().collect();
                 } else {
                     let removed: Vec<_> = removed.iter().map(String::as_str).collect();
-                    let rejected = fixture.push([delta(if behind == 0 { version } else { version + 1_000 + behind }, version + 1, &with_ids, &removed)]);
+                    let base = if behind == 0 { version } else { version + 1_000 + behind };
+                    let rejected =
+                        fixture.push([delta(base, version + 1, &with_ids, &removed)]);
                     prop_assert_eq!(rejected.is_empty(), behind == 0);
                     if behind == 0 {
                         version += 1;
@@ -489,7 +499,7 @@ proptest! {
                         expected.extend(upserted);
                     }
                 }
-                let found: std::collections::BTreeSet<_> = addresses(&cell).into_iter().collect();
+                let found: BTreeSet<_> = addresses(&cell).into_iter().collect();
                 prop_assert_eq!(&found, &expected);
             }
             Ok(())

@@ -3,8 +3,8 @@
 //! # Floors
 //!
 //! ```text
-//! connection          opened, kept alive, aged and ended
-//! paced               read a bounded number of bytes a turn
+//! connection          a connection from its opening to its end
+//! paced               bounds the bytes that one turn reads
 //! ```
 
 mod connection;

@@ -43,10 +43,10 @@
 //!
 //! ```text
 //! driver                      reads and writes the connection
-//! stream                      what carries bytes
-//! connection                  the streams that there are, and what waits to be written
-//! half                        one side of a stream
-//! frame                       the bytes of a frame
+//! stream                      one stream, as a connection of its own
+//! connection                  the open streams, and the frames that wait to be written
+//! half                        this side's half of a stream
+//! frame                       the encoding of frames
 //! ```
 
 mod connection;

@@ -3,10 +3,12 @@
 //! benchmark measures the proxies on the same cores, so this client does as little as possible.
 //!
 //! ```text
-//! open-loop rate ADDRESS:PORT --rate N --seconds N --connections N     ends by itself, with one line of JSON
-//! open-loop idle ADDRESS:PORT --connections N                          writes `open`, waits for the end of its standard input,
-//!                                                                      asks once more on each connection, and ends with a line
+//! open-loop rate ADDRESS:PORT --rate N --seconds N --connections N
+//! open-loop idle ADDRESS:PORT --connections N
 //! ```
+//!
+//! `rate` ends after its time, and writes one line of JSON. `idle` writes `open`, waits for the end
+//! of its standard input, sends one more request on each connection, and writes a line.
 
 mod exchange;
 mod idle;

@@ -58,8 +58,9 @@ pub fn run(wanted: &Wanted) -> Result<(), String> {
         eprintln!("open-loop: {failure}");
     }
     println!(
-        "{{\"requests\": {total}, \"ok\": {}, \"failed\": {failed}, \"reconnects\": {reconnects}, \"seconds\": {seconds:.3}, \
-         \"p50_us\": {}, \"p99_us\": {}, \"p999_us\": {}, \"max_us\": {}}}",
+        "{{\"requests\": {total}, \"ok\": {}, \"failed\": {failed}, \"reconnects\": {reconnects}, \
+         \"seconds\": {seconds:.3}, \"p50_us\": {}, \"p99_us\": {}, \"p999_us\": {}, \"max_us\": \
+         {}}}",
         latencies.len(),
         quantile(&latencies, 500),
         quantile(&latencies, 990),

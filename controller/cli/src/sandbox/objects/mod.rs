@@ -5,10 +5,10 @@
 //!
 //! ```text
 //! manifest           the directory of manifests
-//! services           addresses, and pods behind them
+//! services           addresses of Services, and the pods behind them
 //! pod                one pod of a workload
-//! workload           which pods there ought to be
-//! template names     what every pod of a workload is, and how it is called
+//! workload           the desired pods of workloads
+//! template names     what the pods of a workload share; their names
 //! ```
 
 pub mod manifest;

@@ -4,10 +4,10 @@
 //! # Floors
 //!
 //! ```text
-//! life               from the first process to the last
+//! life               a pod from its first process to its last
 //! sidecar            redirect rules, and the sidecar
 //! supervise          one container: started, restarted, stopped
-//! files probe        what a container sees, and how it is asked how it is
+//! files probe        the files that a container sees; its probes
 //! backoff kubelet
 //! ```
 //!

@@ -4,11 +4,11 @@
 //! # Floors
 //!
 //! ```text
-//! isolate            the process outside
-//! stage              the argument that says what a process is
-//! holder exec        what a pod's processes do
-//! mounts             what a pod sees of the machine's files
-//! namespaces reaper  where processes are started, and where they are buried
+//! isolate            the process outside the namespaces
+//! stage              the argument that selects a process's role
+//! holder exec        the roles of a pod's processes
+//! mounts             the machine's files that a pod sees
+//! namespaces reaper  starts processes in namespaces; collects ended ones
 //! ```
 
 pub mod exec;

@@ -4,7 +4,7 @@
 //! # Floors
 //!
 //! ```text
-//! frame metrics      lines that fit on a terminal, figures out of what proxies expose
+//! frame metrics      lines that fit on a terminal; rates from the proxies' metrics
 //! ```
 
 mod frame;

@@ -4,11 +4,11 @@
 //! # Floors
 //!
 //! ```text
-//! grpc opaque        in the words of an HTTPRoute
+//! grpc opaque        reduced to the form of an HTTPRoute
 //! http               rules, matches, backends
 //! filters
 //! cors
-//! checks             what all of them are held to
+//! checks             checks that all of them share
 //! ```
 
 mod checks;

@@ -192,7 +192,7 @@ pub fn request(head: &mut Request) -> Result<RequestFraming, FramingError> {
     connection.check(head)?;
     let upgrade = connection.upgrade && upgrade_field && !to_http2 && !http10;
     // Kept unchanged if it has no other option: servers compare it, case included.
-    let keeps_field = upgrade && connection.says_upgrade_alone();
+    let keeps_field = upgrade && connection.lists_only_upgrade();
     // Trailers are passed on, and an app leaves them out unless `TE` asks for them.
     let asks_for_trailers = takes_trailers && connection.drops(b"te") && !upgrade && !http10;
     let keeps = |name: &[u8]| match (upgrade, asks_for_trailers) {
@@ -440,7 +440,7 @@ impl ConnectionOptions {
         }
     }
 
-    fn says_upgrade_alone(&self) -> bool {
+    fn lists_only_upgrade(&self) -> bool {
         self.fields == 1 && !self.close && self.named.is_empty()
     }
 

@@ -213,7 +213,9 @@ fn a_clients_te_trailers_is_passed_on() {
 fn connection_fields_are_removed_and_others_stay() {
     let mut head = Request::default();
     head.parse(
-        b"GET / HTTP/1.1\r\nHost: x\r\nKeep-Alive: 3\r\nConnection: close, X-Hop, http2-settings\r\nHTTP2-Settings: 1\r\nUpgrade: y\r\nNaru-Reason: z\r\nTE: trailers\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nKeep-Alive: 3\r\n\
+          Connection: close, X-Hop, http2-settings\r\nHTTP2-Settings: 1\r\nUpgrade: y\r\n\
+          Naru-Reason: z\r\nTE: trailers\r\n\r\n",
     )
     .unwrap();
     let framing = request(&mut head).unwrap();

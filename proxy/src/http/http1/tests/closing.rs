@@ -42,7 +42,7 @@ fn events(mesh: &Mesh, event: &str) -> f64 {
 
 /// Sends `request`, which must succeed.
 async fn ask_well(client: &mut Downstream, request: &str) {
-    client.talk.say(request).await;
+    client.talk.send(request).await;
     assert_eq!(client.talk.head().await.expect("a head"), OK);
 }
 
@@ -51,7 +51,7 @@ fn an_app_that_closes_after_each_response_loses_no_request() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.until("hi").await;
-            talk.say(OK).await;
+            talk.send(OK).await;
         })
         .await;
         for mesh in [own_app(&app), Setup::new(&[app.address]).start()] {
@@ -108,7 +108,7 @@ fn a_body_too_large_to_repeat_uses_no_idle_connection() {
     run(async {
         let app = app(|_, mut talk| async move {
             while talk.until("end.").await.is_some() {
-                talk.say(OK).await;
+                talk.send(OK).await;
             }
         })
         .await;
@@ -145,13 +145,13 @@ fn an_idle_connection_gives_way_to_one_waiting_for_the_only_thread() {
                     if std::mem::take(&mut is_first) {
                         may_answer.notified().await;
                     }
-                    talk.say(OK).await;
+                    talk.send(OK).await;
                 }
             }
         });
         let (mut first, mut second) = (client(&mesh), client(&mesh));
-        first.talk.say(GET).await;
-        second.talk.say(GET).await;
+        first.talk.send(GET).await;
+        second.talk.send(GET).await;
         let connects = ["naru_upstream_connects_total{", "\"ok\""];
         until(|| mesh.metric(&connects) == 2.0).await;
         answer.notify_one();
@@ -169,13 +169,13 @@ fn a_slow_response_of_a_multithreaded_server_closes_no_idle_connection() {
                 if number == 1 {
                     sleep(3 * crate::upstream::pool::STARVED_AFTER).await;
                 }
-                talk.say(OK).await;
+                talk.send(OK).await;
             }
         })
         .await;
         let mesh = own_app(&app);
         let (mut slow, mut fast) = (client(&mesh), client(&mesh));
-        slow.talk.say(GET).await;
+        slow.talk.send(GET).await;
         until(|| app.connections.get() == 1).await;
         ask_well(&mut fast, GET).await;
         assert_eq!(slow.talk.head().await.expect("a head"), OK);

@@ -15,7 +15,7 @@ async fn patient() -> App {
             talk.exactly(5).await.expect("a body");
         }
         assert_eq!(talk.rest().await, "", "the end of a half is passed on");
-        talk.say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
+        talk.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
             .await;
     })
     .await
@@ -36,7 +36,7 @@ fn a_client_that_half_closes_after_the_request_gets_its_response() {
                     true => inbound_client(&mesh, "spiffe://t/ns/a/sa/b"),
                     false => client(&mesh),
                 };
-                client.talk.say(request).await;
+                client.talk.send(request).await;
                 client.talk.io.shutdown().await.expect("half a close");
                 let answer = client.talk.rest().await;
                 assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
@@ -53,7 +53,7 @@ fn all_requests_before_a_half_close_are_answered() {
         let app = answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
         let mesh = Setup::new(&[app.address]).start();
         let mut client = client(&mesh);
-        client.talk.say(&GET.repeat(3)).await;
+        client.talk.send(&GET.repeat(3)).await;
         client.talk.io.shutdown().await.expect("half a close");
         assert_eq!(client.talk.rest().await.matches("\r\n\r\nok").count(), 3);
     });
@@ -69,12 +69,12 @@ fn a_response_before_a_long_body_announces_the_close() {
                 talk.head().await.expect("a request");
                 let answer =
                     format!("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n{close}\r\n");
-                talk.say(&answer).await;
+                talk.send(&answer).await;
             })
             .await;
             let mesh = Setup::new(&[app.address]).start();
             let mut client = client(&mesh);
-            client.talk.say(&format!("{POST}400000\r\n\r\n")).await;
+            client.talk.send(&format!("{POST}400000\r\n\r\n")).await;
             let head = client.talk.head().await.expect("an answer");
             assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
             assert!(head.contains("Connection: close\r\n"), "{head}");
@@ -88,13 +88,13 @@ fn a_client_that_stops_reading_loses_its_connection_in_time() {
     run(async {
         let app = app(move |_, mut talk| async move {
             while talk.head().await.is_some() {
-                talk.say(&format!(
+                talk.send(&format!(
                     "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"
                 ))
                 .await;
                 let piece = "x".repeat(64 * 1024);
                 for _ in 0..LENGTH / piece.len() {
-                    talk.say(&piece).await;
+                    talk.send(&piece).await;
                 }
             }
         })
@@ -104,7 +104,7 @@ fn a_client_that_stops_reading_loses_its_connection_in_time() {
         let mesh = setup.start();
         let stopped = ["naru_responses_total{", "reader-stopped", "\"200\""];
         let mut client = client(&mesh);
-        client.talk.say(GET).await;
+        client.talk.send(GET).await;
         client.talk.head().await.expect("an answer");
         client.talk.exactly(64 * 1024).await.expect("a part of it");
         // The client stops reading.
@@ -121,7 +121,7 @@ fn a_short_rest_of_the_body_after_an_early_response_is_awaited() {
         for reads in [true, false] {
             let app = app(move |_, mut talk| async move {
                 while let Some(head) = talk.head().await {
-                    talk.say("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+                    talk.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
                         .await;
                     if head.starts_with("POST ") && reads {
                         talk.exactly(60_000).await.expect("the body");
@@ -133,14 +133,14 @@ fn a_short_rest_of_the_body_after_an_early_response_is_awaited() {
             .await;
             let mesh = Setup::new(&[app.address]).start();
             let mut client = client(&mesh);
-            client.talk.say(&format!("{POST}60000\r\n\r\n")).await;
+            client.talk.send(&format!("{POST}60000\r\n\r\n")).await;
             for _ in 0..2 {
                 let head = client.talk.head().await.expect("an answer");
                 assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
                 assert!(!head.contains("Connection: close"), "{head}");
                 // The body, directly followed by the next request.
-                client.talk.say(&"b".repeat(60_000)).await;
-                client.talk.say(&format!("{POST}60000\r\n\r\n")).await;
+                client.talk.send(&"b".repeat(60_000)).await;
+                client.talk.send(&format!("{POST}60000\r\n\r\n")).await;
             }
         }
     });
@@ -156,7 +156,7 @@ fn an_app_that_answers_first_still_gets_the_whole_body() {
             let done = done.clone();
             async move {
                 talk.head().await.expect("a request");
-                talk.say("HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+                talk.send("HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
                     .await;
                 let body = talk.exactly(1_000_000).await.map(|body| body.len());
                 done.take()
@@ -168,9 +168,9 @@ fn an_app_that_answers_first_still_gets_the_whole_body() {
         .await;
         let mesh = Setup::new(&[app.address]).start();
         let mut client = client(&mesh);
-        client.talk.say(&format!("{POST}1000000\r\n\r\n")).await;
+        client.talk.send(&format!("{POST}1000000\r\n\r\n")).await;
         client.talk.head().await.expect("an answer");
-        client.talk.say(&"b".repeat(1_000_000)).await;
+        client.talk.send(&"b".repeat(1_000_000)).await;
         assert_eq!(seen.await, Ok(Some(1_000_000)));
     });
 }
@@ -180,12 +180,12 @@ fn a_408_that_crosses_a_request_is_ignored() {
     run(async {
         let app = app(|number, mut talk| async move {
             talk.head().await.expect("a request");
-            talk.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            talk.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
                 .await;
             if number > 1 || talk.head().await.is_none() {
                 return;
             }
-            talk.say(
+            talk.send(
                 "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
             )
             .await;
@@ -194,7 +194,7 @@ fn a_408_that_crosses_a_request_is_ignored() {
         let mesh = Setup::new(&[app.address]).start();
         let mut client = client(&mesh);
         for _ in 0..2 {
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
             let head = client.talk.head().await.expect("an answer");
             assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         }
@@ -223,7 +223,7 @@ fn a_client_whose_expectation_fails_may_retry() {
         ] {
             let app = app(move |_, mut talk| async move {
                 talk.head().await.expect("a request");
-                talk.say(&format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"))
+                talk.send(&format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"))
                     .await;
                 assert_eq!(talk.rest().await, "", "nothing is taken for the body");
             })
@@ -232,12 +232,12 @@ fn a_client_whose_expectation_fails_may_retry() {
             let mut client = client(&mesh);
             client
                 .talk
-                .say(&format!("{POST}60\r\nExpect: 100-continue\r\n\r\n"))
+                .send(&format!("{POST}60\r\nExpect: 100-continue\r\n\r\n"))
                 .await;
             let head = client.talk.head().await.expect("an answer");
             assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{head}");
             assert_eq!(head.contains("Connection: close"), says, "{head}");
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
             assert_eq!(client.talk.rest().await, "");
         }
     });

@@ -15,7 +15,7 @@ use crate::identity::testing::spiffe_id;
 use crate::session::Session;
 use crate::session::worker::Worker;
 use crate::table::{DestinationCell, Inbound};
-pub use crate::testing::mesh::{ANYWHERE, Mesh, Setup, for_the_shop, nobody, run, until};
+pub use crate::testing::mesh::{ANYWHERE, Mesh, Setup, for_the_shop, run, until, unused_address};
 use crate::wire::closing::Closing;
 
 /// A listening app.
@@ -31,7 +31,7 @@ pub async fn answering_hello(first: &'static str, then: &'static str) -> App {
         let mut answers = [first, then].into_iter().skip(number - 1);
         while talk.head().await.is_some() {
             assert_eq!(talk.exactly(5).await.expect("a body"), b"hello");
-            talk.say(answers.next().unwrap_or(then)).await;
+            talk.send(answers.next().unwrap_or(then)).await;
         }
     })
     .await
@@ -61,7 +61,7 @@ where
 pub async fn answering(response: &'static str) -> App {
     app(move |_, mut talk| async move {
         while talk.head().await.is_some() {
-            talk.say(response).await;
+            talk.send(response).await;
         }
     })
     .await
@@ -81,11 +81,11 @@ impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Talk<S> {
         }
     }
 
-    pub async fn say(&mut self, text: &str) {
-        self.say_bytes(text.as_bytes()).await;
+    pub async fn send(&mut self, text: &str) {
+        self.send_bytes(text.as_bytes()).await;
     }
 
-    pub async fn say_bytes(&mut self, bytes: &[u8]) {
+    pub async fn send_bytes(&mut self, bytes: &[u8]) {
         // A closed connection shows when it is read.
         let _ = self.io.write_all(bytes).await;
         let _ = self.io.flush().await;
@@ -194,7 +194,7 @@ pub async fn ask(response: &'static str, request: &str) -> (String, bool) {
     let app = answering(response).await;
     let mesh = Setup::new(&[app.address]).start();
     let mut client = client(&mesh);
-    client.talk.say(request).await;
+    client.talk.send(request).await;
     client.talk.io.flush().await.expect("open");
     let head = client.talk.head().await.unwrap_or_default();
     drop(client.talk);

@@ -16,12 +16,12 @@ fn a_truncated_response_is_truncated_for_the_client() {
         ] {
             let app = app(move |_, mut talk| async move {
                 talk.head().await;
-                talk.say(response).await;
+                talk.send(response).await;
             })
             .await;
             let mesh = Setup::new(&[app.address]).start();
             let mut client = client(&mesh);
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
             client.talk.head().await.expect("a head");
             client.talk.rest().await;
             assert!(client.served.await.expect("no panic"), "{response}");
@@ -46,7 +46,8 @@ fn invalid_requests_are_refused_with_a_reason() {
                 "bad-request",
             ),
             (
-                "GET / HTTP/1.1\r\nHost: web\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: web\r\nContent-Length: 1\r\n\
+                 Transfer-Encoding: chunked\r\n\r\n",
                 400,
                 "bad-request",
             ),
@@ -91,7 +92,7 @@ fn a_slow_head_times_out() {
         setup.limits.header_timeout = Duration::from_millis(50);
         let mesh = setup.start();
         let mut client = client(&mesh);
-        client.talk.say("GET / HTTP/1.1\r\nHo").await;
+        client.talk.send("GET / HTTP/1.1\r\nHo").await;
         let head = client.talk.head().await.expect("a head");
         assert!(head.starts_with("HTTP/1.1 408 "), "{head}");
     });
@@ -107,7 +108,8 @@ fn an_apps_own_reason_header_is_removed() {
         .await;
         assert_eq!(head, "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n");
         let (hints, _) = ask(
-            "HTTP/1.1 103 Early Hints\r\nNaru-Reason: no-endpoint\r\nLink: <a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nNaru-Reason: no-endpoint\r\nLink: <a>\r\n\r\n\
+             HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
             GET,
         )
         .await;
@@ -122,10 +124,10 @@ fn an_unrequested_protocol_switch_leaves_the_next_request_intact() {
             let head = talk.head().await.expect("a request");
             if head.starts_with("POST ") {
                 talk.exactly(5).await.expect("a body");
-                talk.say("HTTP/1.1 101 Switching Protocols\r\n\r\n").await;
+                talk.send("HTTP/1.1 101 Switching Protocols\r\n\r\n").await;
             } else {
                 assert!(head.starts_with("GET /next HTTP/1.1\r\n"), "{head}");
-                talk.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+                talk.send("HTTP/1.1 204 No Content\r\n\r\n").await;
             }
             talk.rest().await;
         })
@@ -134,7 +136,10 @@ fn an_unrequested_protocol_switch_leaves_the_next_request_intact() {
         let mut client = client(&mesh);
         client
             .talk
-            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhelloGET /next HTTP/1.1\r\nHost: web\r\n\r\n")
+            .send(
+                "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\n\
+                helloGET /next HTTP/1.1\r\nHost: web\r\n\r\n",
+            )
             .await;
         let head = client.talk.head().await.expect("a head");
         assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
@@ -155,14 +160,14 @@ fn nothing_is_read_after_a_body_with_invalid_coding() {
         let mut client = client(&mesh);
         client
             .talk
-            .say("POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n")
+            .send("POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n")
             .await;
         while app.connections.get() == 0 {
             a_moment().await;
         }
         // Seven bytes of content, without an end of line after them. Read as coding, they would be
         // the end of the body.
-        client.talk.say(&format!("\r\n0\r\n\r\nX{GET}")).await;
+        client.talk.send(&format!("\r\n0\r\n\r\nX{GET}")).await;
         let head = client.talk.head().await.expect("a head");
         assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
         assert!(head.contains("Connection: close\r\n"), "{head}");

@@ -16,10 +16,10 @@ async fn ntlm() -> App {
             let answer = match (&user, login) {
                 (Some(user), _) => ok(user),
                 (None, Some(_)) => challenge("NTLM 2"),
-                (None, None) if head.starts_with("GET /open") => ok("nobody"),
+                (None, None) if head.starts_with("GET /open") => ok("anonymous"),
                 (None, None) => challenge("Basic realm=\"x\", NTLM"),
             };
-            talk.say(&answer).await;
+            talk.send(&answer).await;
         }
     })
     .await
@@ -43,7 +43,7 @@ async fn who(client: &mut Downstream, path: &str, credentials: Option<&str>) -> 
         None => String::new(),
     };
     let request = format!("GET {path} HTTP/1.1\r\nHost: web\r\n{credentials}\r\n");
-    client.talk.say(&request).await;
+    client.talk.send(&request).await;
     let head = client.talk.head().await.expect("a response");
     if head.starts_with("HTTP/1.1 401") {
         return "?".to_owned();
@@ -83,7 +83,7 @@ fn the_inbound_side_binds_the_login_of_a_peers_client() {
         assert_eq!(who(&mut alice, "/", Some("1")).await, "?");
         assert_eq!(who(&mut alice, "/", Some("3-alice")).await, "alice");
         let mut other = inbound_client(&mesh, "spiffe://cluster.local/ns/a/sa/other");
-        assert_eq!(who(&mut other, "/open", None).await, "nobody");
+        assert_eq!(who(&mut other, "/open", None).await, "anonymous");
         assert_eq!(who(&mut alice, "/", None).await, "alice");
     });
 }
@@ -95,7 +95,7 @@ fn connections_without_a_login_are_shared_as_before() {
         let mesh = Setup::new(&[app.address]).start();
         for _ in 0..3 {
             let mut other = client(&mesh);
-            assert_eq!(who(&mut other, "/open", None).await, "nobody");
+            assert_eq!(who(&mut other, "/open", None).await, "anonymous");
         }
         assert_eq!(app.connections.get(), 1);
     });
@@ -106,7 +106,7 @@ fn a_client_is_disconnected_when_the_connection_of_its_login_ends() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.head().await.expect("a request");
-            talk.say(&challenge("Negotiate")).await;
+            talk.send(&challenge("Negotiate")).await;
             // The app closes while the client is idle.
             a_moment().await;
         })

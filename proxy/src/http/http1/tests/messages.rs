@@ -9,13 +9,22 @@ fn messages_are_passed_on_unchanged() {
             let head = talk.head().await.expect("a request");
             assert_eq!(
                 head,
-                "POST /a?b=%20c HTTP/1.1\r\nhOST: web\r\nX-B: 1\r\nX-a: 2\r\nx-b: 3\r\nContent-Length: 5\r\n\r\n"
+                "POST /a?b=%20c HTTP/1.1\r\nhOST: web\r\nX-B: 1\r\nX-a: 2\r\nx-b: 3\r\n\
+                 Content-Length: 5\r\n\r\n"
             );
             assert_eq!(talk.exactly(5).await.expect("a body"), b"hello");
-            talk.say("HTTP/1.1 201 Quite Made\r\nsERVER: me\r\nSet-Cookie: 1\r\nset-cookie: 2\r\ncontent-length: 2\r\n\r\nok")
-                .await;
-            assert!(talk.head().await.expect("another").starts_with("GET /second"));
-            talk.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+            talk.send(
+                "HTTP/1.1 201 Quite Made\r\nsERVER: me\r\nSet-Cookie: 1\r\nset-cookie: 2\r\n\
+                content-length: 2\r\n\r\nok",
+            )
+            .await;
+            assert!(
+                talk.head()
+                    .await
+                    .expect("another")
+                    .starts_with("GET /second")
+            );
+            talk.send("HTTP/1.1 204 No Content\r\n\r\n").await;
             talk.rest().await;
         })
         .await;
@@ -23,15 +32,19 @@ fn messages_are_passed_on_unchanged() {
         let mut client = client(&mesh);
         client
             .talk
-            .say("POST /a?b=%20c HTTP/1.1\r\nhOST: web\r\nX-B: 1\r\nX-a: 2\r\nx-b: 3\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello")
+            .send(
+                "POST /a?b=%20c HTTP/1.1\r\nhOST: web\r\nX-B: 1\r\nX-a: 2\r\nx-b: 3\r\n\
+                Connection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+            )
             .await;
         assert_eq!(
             client.talk.until("\r\n\r\nok").await.expect("a response"),
-            "HTTP/1.1 201 Quite Made\r\nsERVER: me\r\nSet-Cookie: 1\r\nset-cookie: 2\r\ncontent-length: 2\r\n\r\nok"
+            "HTTP/1.1 201 Quite Made\r\nsERVER: me\r\nSet-Cookie: 1\r\nset-cookie: 2\r\n\
+             content-length: 2\r\n\r\nok"
         );
         client
             .talk
-            .say("GET /second HTTP/1.1\r\nHost: web\r\n\r\n")
+            .send("GET /second HTTP/1.1\r\nHost: web\r\n\r\n")
             .await;
         assert_eq!(
             client.talk.head().await.expect("a response"),
@@ -68,14 +81,14 @@ fn unusual_but_unambiguous_messages_are_passed_on() {
             let app = app(move |_, mut talk| async move {
                 let head = talk.head().await;
                 assert_eq!(head.as_deref(), Some(passed_on), "{request:?}");
-                talk.say("HTTP/1.2 200 OK\r\nA:\r\nContent-Length: 0\r\n\r\n")
+                talk.send("HTTP/1.2 200 OK\r\nA:\r\nContent-Length: 0\r\n\r\n")
                     .await;
                 talk.rest().await;
             })
             .await;
             let mesh = Setup::new(&[app.address]).start();
             let mut client = client(&mesh);
-            client.talk.say(request).await;
+            client.talk.send(request).await;
             let head = client.talk.head().await.expect("a response");
             let expected = "HTTP/1.1 200 OK\r\nA:\r\nContent-Length: 0\r\n";
             assert!(head.starts_with(expected), "{request:?}: {head}");
@@ -90,7 +103,7 @@ fn pipelined_requests_are_answered_in_order() {
             while let Some(head) = talk.head().await {
                 let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
                 let length = path.len();
-                talk.say(&format!(
+                talk.send(&format!(
                     "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{path}"
                 ))
                 .await;
@@ -102,7 +115,7 @@ fn pipelined_requests_are_answered_in_order() {
         let requests: Vec<_> = (0..50)
             .map(|n| format!("GET /{n}. HTTP/1.1\r\nHost: web\r\n\r\n"))
             .collect();
-        client.talk.say(&requests.concat()).await;
+        client.talk.send(&requests.concat()).await;
         for n in 0..50 {
             let head = client.talk.until(&format!("\r\n\r\n/{n}.")).await;
             assert!(head.is_some(), "{n}");
@@ -118,11 +131,11 @@ fn chunks_and_trailers_are_passed_on() {
         let app = app(|_, mut talk| async move {
             while talk.head().await.is_some() {
                 assert_eq!(talk.until("\r\n\r\n").await.expect("a body"), BODY);
-                talk.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                talk.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
                     .await;
                 a_moment().await;
                 for piece in BODY.as_bytes() {
-                    talk.say_bytes(&[*piece]).await;
+                    talk.send_bytes(&[*piece]).await;
                 }
             }
         })
@@ -132,7 +145,7 @@ fn chunks_and_trailers_are_passed_on() {
         let mut client = client(&mesh);
         for _ in 0..2 {
             let request = "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n";
-            client.talk.say(&format!("{request}{BODY}")).await;
+            client.talk.send(&format!("{request}{BODY}")).await;
             client.talk.head().await.expect("a head");
             assert_eq!(client.talk.until("\r\n\r\n").await.expect("a body"), BODY);
         }
@@ -158,7 +171,7 @@ fn responses_without_a_body_keep_their_length() {
             let mesh = Setup::new(&[app.address]).start();
             let mut client = client(&mesh);
             for _ in 0..2 {
-                client.talk.say(request).await;
+                client.talk.send(request).await;
                 assert_eq!(client.talk.head().await.expect("a head"), response);
             }
         }
@@ -170,12 +183,12 @@ fn a_client_that_expects_100_gets_it_before_it_sends_the_body() {
     run(async {
         let app = app(|_, mut talk| async move {
             while talk.head().await.is_some() {
-                talk.say(
+                talk.send(
                     "HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n",
                 )
                 .await;
                 assert_eq!(talk.exactly(2).await.expect("a body"), b"hi");
-                talk.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                talk.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
                     .await;
             }
         })
@@ -185,7 +198,10 @@ fn a_client_that_expects_100_gets_it_before_it_sends_the_body() {
         for _ in 0..2 {
             client
                 .talk
-                .say("POST / HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+                .send(
+                    "POST / HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\n\
+                    Content-Length: 2\r\n\r\n",
+                )
                 .await;
             assert!(
                 client
@@ -203,7 +219,7 @@ fn a_client_that_expects_100_gets_it_before_it_sends_the_body() {
                     .expect("a word")
                     .starts_with("HTTP/1.1 100 ")
             );
-            client.talk.say("hi").await;
+            client.talk.send("hi").await;
             assert!(
                 client
                     .talk
@@ -234,17 +250,23 @@ fn a_protocol_switch_carries_bytes_and_ends_in_both_directions() {
             let head = talk.head().await.expect("a request");
             assert!(head.contains("Upgrade: websocket\r\n"), "{head}");
             assert!(head.contains("Connection: Upgrade\r\n"), "{head}");
-            talk.say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nfirst")
-                .await;
+            talk.send(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                Connection: Upgrade\r\n\r\nfirst",
+            )
+            .await;
             assert_eq!(talk.rest().await, "early late");
-            talk.say("last").await;
+            talk.send("last").await;
         })
         .await;
         let mesh = Setup::new(&[app.address]).start();
         let mut client = client(&mesh);
         client
             .talk
-            .say("GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly")
+            .send(
+                "GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\
+                early",
+            )
             .await;
         let head = client.talk.head().await.expect("a head");
         assert!(
@@ -252,7 +274,7 @@ fn a_protocol_switch_carries_bytes_and_ends_in_both_directions() {
             "{head}"
         );
         client.talk.until("first").await.expect("bytes");
-        client.talk.say(" late").await;
+        client.talk.send(" late").await;
         client.talk.io.shutdown().await.expect("half a close");
         assert_eq!(client.talk.rest().await, "last");
         assert!(!client.served.await.expect("no panic"));
@@ -277,14 +299,22 @@ fn connect_is_refused_before_it_reaches_an_app() {
 fn http10_is_supported() {
     run(async {
         let app = app(|_, mut talk| async move {
-            assert!(talk.head().await.expect("a request").starts_with("GET / HTTP/1.0\r\n"));
-            talk.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
-                .await;
+            assert!(
+                talk.head()
+                    .await
+                    .expect("a request")
+                    .starts_with("GET / HTTP/1.0\r\n")
+            );
+            talk.send(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n\
+                0\r\n\r\n",
+            )
+            .await;
         })
         .await;
         let mesh = Setup::new(&[app.address]).start();
         let mut client = client(&mesh);
-        client.talk.say("GET / HTTP/1.0\r\n\r\n").await;
+        client.talk.send("GET / HTTP/1.0\r\n\r\n").await;
         let all = client.talk.rest().await;
         assert_eq!(all, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabcde");
         let (head, _) = ask(
@@ -304,12 +334,12 @@ fn a_body_that_ends_with_its_connection_ends_the_clients() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.head().await;
-            talk.say("HTTP/1.0 200 OK\r\n\r\nall").await;
+            talk.send("HTTP/1.0 200 OK\r\n\r\nall").await;
         })
         .await;
         let mesh = Setup::new(&[app.address]).start();
         let mut client = client(&mesh);
-        client.talk.say(GET).await;
+        client.talk.send(GET).await;
         assert_eq!(
             client.talk.rest().await,
             "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nall"
@@ -324,7 +354,7 @@ fn large_bodies_flow_in_both_directions_at_once() {
         const LENGTH: usize = 3_000_000;
         let app = app(|_, mut talk| async move {
             talk.head().await.expect("a request");
-            talk.say(&format!(
+            talk.send(&format!(
                 "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"
             ))
             .await;
@@ -333,7 +363,7 @@ fn large_bodies_flow_in_both_directions_at_once() {
             while left > 0 {
                 let piece = talk.exactly(left.min(10_000)).await.expect("more");
                 left -= piece.len();
-                talk.say_bytes(&piece).await;
+                talk.send_bytes(&piece).await;
             }
         })
         .await;
@@ -372,7 +402,7 @@ fn a_client_that_disconnects_ends_its_requests() {
         .await;
         let mesh = Setup::new(&[app.address]).start();
         let mut client = client(&mesh);
-        client.talk.say(GET).await;
+        client.talk.send(GET).await;
         while app.connections.get() == 0 {
             a_moment().await;
         }
@@ -392,7 +422,7 @@ fn a_response_before_the_end_of_the_request_arrives() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.head().await.expect("a request");
-            talk.say(
+            talk.send(
                 "HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nmuch",
             )
             .await;
@@ -403,7 +433,7 @@ fn a_response_before_the_end_of_the_request_arrives() {
         let mut client = client(&mesh);
         client
             .talk
-            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 100000000\r\n\r\nsome")
+            .send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 100000000\r\n\r\nsome")
             .await;
         assert!(
             client
@@ -414,7 +444,7 @@ fn a_response_before_the_end_of_the_request_arrives() {
                 .starts_with("HTTP/1.1 413 ")
         );
         // The client may still send.
-        client.talk.say("more").await;
+        client.talk.send("more").await;
         assert_eq!(client.talk.rest().await, "");
         drop(client.talk);
         assert!(!client.served.await.expect("no panic"));
@@ -426,7 +456,7 @@ fn a_disconnect_between_body_and_response_is_detected() {
     run(async {
         let app = app(|_, mut talk| async move {
             talk.head().await.expect("a request");
-            talk.say("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+            talk.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
                 .await;
             talk.exactly(5).await.expect("a body");
             assert_eq!(talk.rest().await, "");
@@ -436,10 +466,10 @@ fn a_disconnect_between_body_and_response_is_detected() {
         let mut client = client(&mesh);
         client
             .talk
-            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhe")
+            .send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhe")
             .await;
         client.talk.head().await.expect("a head");
-        client.talk.say("llo").await;
+        client.talk.send("llo").await;
         a_moment().await;
         drop(client.talk);
         assert!(client.served.await.expect("no panic"));
@@ -462,9 +492,10 @@ fn a_browser_is_answered_by_the_rule_s_cors_filter() {
             ("https://other.example", "403 Forbidden"),
         ] {
             let asked = format!(
-                "OPTIONS / HTTP/1.1\r\nHost: web\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: PUT\r\n\r\n"
+                "OPTIONS / HTTP/1.1\r\nHost: web\r\nOrigin: {origin}\r\n\
+                 Access-Control-Request-Method: PUT\r\n\r\n"
             );
-            client.talk.say(&asked).await;
+            client.talk.send(&asked).await;
             let head = client.talk.head().await.expect("a head");
             assert!(
                 head.starts_with(&format!("HTTP/1.1 {status}\r\n")),
@@ -478,7 +509,7 @@ fn a_browser_is_answered_by_the_rule_s_cors_filter() {
         }
         assert_eq!(app.connections.get(), 0);
         let request = "GET / HTTP/1.1\r\nHost: web\r\nOrigin: https://shop.example\r\n\r\n";
-        client.talk.say(request).await;
+        client.talk.send(request).await;
         let head = client.talk.head().await.expect("a head");
         let allow: Vec<&str> = (head.lines())
             .filter(|line| {
@@ -499,7 +530,7 @@ fn the_app_gets_the_proved_identity_and_never_a_clients_own_claim() {
                 let told = lines.find(|line| line.starts_with("x-forwarded-client-cert"));
                 let told = format!("{}.", told.unwrap_or("nothing"));
                 let length = told.len();
-                talk.say(&format!(
+                talk.send(&format!(
                     "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{told}"
                 ))
                 .await;
@@ -521,7 +552,7 @@ fn the_app_gets_the_proved_identity_and_never_a_clients_own_claim() {
                 Some(id) => inbound_client(&mesh, id),
                 None => stranger(&mesh),
             };
-            client.talk.say(forged).await;
+            client.talk.send(forged).await;
             let head = client.talk.until(&format!("{told}.")).await;
             assert!(head.is_some(), "{told}");
         }

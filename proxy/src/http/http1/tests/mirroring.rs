@@ -15,18 +15,18 @@ const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n";
 const UNSEEN: &str = "HTTP/1.1 500 Oh\r\nContent-Length: 6\r\n\r\nunseen";
 
 /// All messages that an app received.
-type Heard = Rc<RefCell<String>>;
+type Recorded = Rc<RefCell<String>>;
 
 /// An app that records each message up to `end`, and answers with `response`.
-async fn hearing(end: &'static str, response: &'static str) -> (App, Heard) {
-    let heard = Heard::default();
+async fn recording(end: &'static str, response: &'static str) -> (App, Recorded) {
+    let heard = Recorded::default();
     let kept = heard.clone();
     let app = app(move |_, mut talk| {
         let kept = kept.clone();
         async move {
             while let Some(message) = talk.until(end).await {
                 kept.borrow_mut().push_str(&message);
-                talk.say(response).await;
+                talk.send(response).await;
             }
         }
     })
@@ -44,25 +44,26 @@ fn every_mirror_gets_the_backends_request_and_its_response_is_dropped() {
     run(async {
         for request in [
             "POST /a HTTP/1.1\r\nHost: web\r\nX-Order: 1\r\nContent-Length: 4\r\n\r\nend.",
-            "POST /a HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n4;x=y\r\nend.\r\n0\r\nX-Trailer: end.\r\n\r\n",
+            "POST /a HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n4;x=y\r\nend.\r\n\
+             0\r\nX-Trailer: end.\r\n\r\n",
         ] {
             let end = if request.contains("chunked") {
                 ".\r\n\r\n"
             } else {
                 "end."
             };
-            let (app, backend) = hearing(end, OK).await;
-            let (one, first) = hearing(end, UNSEEN).await;
-            let (other, second) = hearing(end, UNSEEN).await;
+            let (app, backend) = recording(end, OK).await;
+            let (one, first) = recording(end, UNSEEN).await;
+            let (other, second) = recording(end, UNSEEN).await;
             let setup = Setup::new(&[app.address]);
             let setup = setup.mirror(&[one.address], 100);
             let mesh = setup.mirror(&[other.address], 100).start();
             let mut client = client(&mesh);
             // In two parts, the second of which comes later.
             let (start, rest) = request.split_at(request.len() - 10);
-            client.talk.say(start).await;
+            client.talk.send(start).await;
             a_moment().await;
-            client.talk.say(rest).await;
+            client.talk.send(rest).await;
             assert_eq!(client.talk.head().await.expect("a head"), OK);
             until(|| mesh.mirrored("answered") == 2.0).await;
             assert_eq!(*backend.borrow(), request);
@@ -83,7 +84,7 @@ fn a_large_body_is_copied_completely_to_a_mirror_that_reads() {
                 talk.head().await.expect("a head");
                 let body = talk.exactly(LENGTH).await.expect("a body");
                 assert!(body.iter().all(|byte| *byte == b'x'));
-                talk.say(OK).await;
+                talk.send(OK).await;
             })
         };
         let (backend, mirror) = (taking().await, taking().await);
@@ -92,10 +93,10 @@ fn a_large_body_is_copied_completely_to_a_mirror_that_reads() {
             .start();
         let Downstream { mut talk, .. } = client(&mesh);
         let head = format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {LENGTH}\r\n\r\n");
-        talk.say(&head).await;
+        talk.send(&head).await;
         // By now both have a connection.
         until(|| mirror.connections.get() == 1).await;
-        talk.say_bytes(&vec![b'x'; LENGTH]).await;
+        talk.send_bytes(&vec![b'x'; LENGTH]).await;
         assert_eq!(talk.head().await.expect("a head"), OK);
         until(|| mesh.mirrored("answered") == 1.0).await;
     });
@@ -112,7 +113,7 @@ fn the_connection_of_a_copy_is_reused() {
         super::closing::seen_open(&mesh);
         let mut client = client(&mesh);
         for number in 1..=5 {
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
             assert_eq!(client.talk.head().await.expect("a head"), OK);
             until(|| mesh.mirrored("answered") == f64::from(number)).await;
         }
@@ -130,7 +131,7 @@ fn a_share_of_the_requests_is_copied() {
             .start();
         let mut client = client(&mesh);
         for _ in 0..500 {
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
             assert_eq!(client.talk.head().await.expect("a head"), OK);
         }
         let answered = mesh.mirrored("answered");
@@ -144,13 +145,13 @@ fn a_dead_mirror_costs_nothing() {
     run(async {
         let app = answering(OK).await;
         let mesh = Setup::new(&[app.address])
-            .mirror(&[nobody().await], 100)
+            .mirror(&[unused_address().await], 100)
             .mirror(&[], 100)
             .start();
         let mut client = client(&mesh);
         client
             .talk
-            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n")
+            .send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n")
             .await;
         assert_eq!(client.talk.head().await.expect("a head"), OK);
         until(|| mesh.mirrored("failed") == 2.0).await;
@@ -168,7 +169,7 @@ fn a_mirror_that_never_answers_delays_nothing() {
             .start();
         let mut client = client(&mesh);
         for _ in 0..3 {
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
             assert_eq!(client.talk.head().await.expect("a head"), OK);
         }
         until(|| mirror.connections.get() == 3).await;
@@ -198,7 +199,7 @@ fn a_copy_that_takes_too_long_is_aborted() {
         setup.mirroring = Rc::new(Mirroring::within(Duration::from_millis(500)));
         let mesh = setup.start();
         let mut client = client(&mesh);
-        client.talk.say(GET).await;
+        client.talk.send(GET).await;
         assert_eq!(client.talk.head().await.expect("a head"), OK);
         until(|| mesh.mirrored("timed_out") == 1.0).await;
         until(|| gone.get()).await;
@@ -219,7 +220,7 @@ fn a_mirror_that_does_not_read_is_aborted_and_the_body_flows() {
                     .await
                     .expect("a body");
             }
-            talk.say(OK).await;
+            talk.send(OK).await;
         })
         .await;
         let socket = TcpSocket::new_v4().expect("a socket");
@@ -229,7 +230,7 @@ fn a_mirror_that_does_not_read_is_aborted_and_the_body_flows() {
         let address = listener.local_addr().expect("an address");
         let mesh = Setup::new(&[app.address]).mirror(&[address], 100).start();
         let Downstream { mut talk, served } = client(&mesh);
-        talk.say(&format!(
+        talk.send(&format!(
             "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {LENGTH}\r\n\r\n"
         ))
         .await;
@@ -237,7 +238,7 @@ fn a_mirror_that_does_not_read_is_aborted_and_the_body_flows() {
         let client = spawn_local(async move {
             let piece = vec![b'x'; 1024 * 1024];
             for _ in 0..LENGTH / piece.len() {
-                talk.say_bytes(&piece).await;
+                talk.send_bytes(&piece).await;
             }
             talk.head().await
         });
@@ -255,7 +256,7 @@ fn a_mirror_that_does_not_read_is_aborted_and_the_body_flows() {
 #[test]
 fn a_truncated_body_is_truncated_for_the_mirror() {
     run(async {
-        let (_app, _) = hearing("never", OK).await;
+        let (_app, _) = recording("never", OK).await;
         let broken = Rc::new(Cell::new(false));
         let noted = broken.clone();
         let mirror = app(move |_, mut talk| {
@@ -272,7 +273,7 @@ fn a_truncated_body_is_truncated_for_the_mirror() {
         let mut client = client(&mesh);
         client
             .talk
-            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 11\r\n\r\nfirst")
+            .send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 11\r\n\r\nfirst")
             .await;
         until(|| mirror.connections.get() == 1).await;
         a_moment().await;
@@ -286,14 +287,14 @@ fn a_truncated_body_is_truncated_for_the_mirror() {
 fn a_request_that_is_retried_is_copied_once() {
     run(async {
         let app = answering_hello(BUSY, OK).await;
-        let (mirror, heard) = hearing("hello", BUSY).await;
+        let (mirror, heard) = recording("hello", BUSY).await;
         let mesh = Setup::new(&[app.address])
             .retry(&[503], 2)
             .mirror(&[mirror.address], 100)
             .start();
         let mut client = client(&mesh);
         let request = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello";
-        client.talk.say(request).await;
+        client.talk.send(request).await;
         assert_eq!(client.talk.head().await.expect("a head"), OK);
         until(|| mesh.mirrored("answered") == 1.0).await;
         assert_eq!(*heard.borrow(), request);
@@ -311,7 +312,7 @@ fn a_request_that_becomes_a_tunnel_is_not_copied() {
             .start();
         let mut client = client(&mesh);
         let request = "GET / HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
-        client.talk.say(request).await;
+        client.talk.send(request).await;
         let head = client.talk.head().await.expect("a head");
         assert!(head.starts_with("HTTP/1.1 101"), "{head}");
         a_moment().await;

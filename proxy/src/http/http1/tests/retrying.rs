@@ -14,7 +14,7 @@ fn a_failed_response_is_retried_with_the_whole_body() {
         let mut client = client(&mesh);
         client
             .talk
-            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello")
+            .send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello")
             .await;
         assert_eq!(client.talk.head().await.expect("a head"), OK);
         // The discarded response has left its connection reusable.
@@ -32,7 +32,7 @@ fn a_body_that_was_not_kept_is_not_sent_again() {
         let app = app(|_, mut talk| async move {
             while talk.head().await.is_some() {
                 talk.exactly(100_000).await;
-                talk.say(BUSY).await;
+                talk.send(BUSY).await;
             }
         })
         .await;
@@ -41,7 +41,7 @@ fn a_body_that_was_not_kept_is_not_sent_again() {
         let body = "x".repeat(100_000);
         client
             .talk
-            .say(&format!(
+            .send(&format!(
                 "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 100000\r\n\r\n{body}"
             ))
             .await;
@@ -54,12 +54,12 @@ fn a_body_that_was_not_kept_is_not_sent_again() {
 fn a_request_that_was_not_sent_goes_elsewhere() {
     run(async {
         let app = answering(OK).await;
-        let mesh = Setup::new(&[nobody().await, app.address]).start();
+        let mesh = Setup::new(&[unused_address().await, app.address]).start();
         for _ in 0..20 {
             let mut client = client(&mesh);
             client
                 .talk
-                .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 2\r\n\r\nhi")
+                .send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 2\r\n\r\nhi")
                 .await;
             assert_eq!(client.talk.head().await.expect("a head"), OK);
         }
@@ -71,20 +71,21 @@ fn without_endpoints_the_reason_is_reported_and_the_connection_kept() {
     run(async {
         for (setup, reason) in [
             (Setup::new(&[]), "no-endpoint"),
-            (Setup::new(&[nobody().await]), "connect-failed"),
+            (Setup::new(&[unused_address().await]), "connect-failed"),
         ] {
             let mesh = setup.start();
             let mut client = client(&mesh);
             for _ in 0..2 {
                 client
                     .talk
-                    .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 2\r\n\r\nhi")
+                    .send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 2\r\n\r\nhi")
                     .await;
                 let head = client.talk.head().await.expect("a head");
                 assert_eq!(
                     head,
                     format!(
-                        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nnaru-reason: {reason}\r\n\r\n"
+                        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\
+                         naru-reason: {reason}\r\n\r\n"
                     )
                 );
             }
@@ -97,7 +98,7 @@ fn a_pooled_connection_that_an_app_has_closed_costs_nothing() {
     run(async {
         let app = app(|number, mut talk| async move {
             talk.head().await;
-            talk.say(OK).await;
+            talk.send(OK).await;
             if number == 1 {
                 // Reads the next request, and closes without a response.
                 talk.head().await;
@@ -109,7 +110,7 @@ fn a_pooled_connection_that_an_app_has_closed_costs_nothing() {
         let mesh = Setup::new(&[app.address]).start();
         let mut client = client(&mesh);
         for _ in 0..2 {
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
             assert_eq!(client.talk.head().await.expect("a head"), OK);
         }
         assert_eq!(app.connections.get(), 2);
@@ -124,18 +125,18 @@ fn a_request_that_may_have_been_processed_is_not_repeated() {
                 return;
             }
             talk.head().await;
-            talk.say(OK).await;
+            talk.send(OK).await;
             talk.head().await;
         })
         .await;
         let mesh = Setup::new(&[app.address]).start();
         super::closing::seen_open(&mesh);
         let mut client = client(&mesh);
-        client.talk.say(GET).await;
+        client.talk.send(GET).await;
         assert_eq!(client.talk.head().await.expect("a head"), OK);
         client
             .talk
-            .say("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n")
+            .send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n")
             .await;
         let head = client.talk.head().await.expect("a head");
         assert!(head.contains("naru-reason: upstream-reset\r\n"), "{head}");
@@ -160,7 +161,7 @@ fn timeouts_are_reported_separately() {
             setup.backend_request_timeout = backend;
             let mesh = setup.start();
             let mut client = client(&mesh);
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
             let head = client.talk.head().await.expect("a head");
             assert!(head.starts_with("HTTP/1.1 504 "), "{head}");
             assert!(
@@ -179,7 +180,7 @@ fn timeouts_run_to_the_end_of_the_response() {
         setup.request_timeout = Some(Duration::from_millis(60));
         let mesh = setup.start();
         let mut client = client(&mesh);
-        client.talk.say(GET).await;
+        client.talk.send(GET).await;
         client.talk.until("half").await.expect("half");
         assert!(client.served.await.expect("no panic"));
         assert_eq!(
@@ -198,7 +199,7 @@ fn idle_connections_are_bounded_and_counted() {
         let mesh = setup.start();
         let mut clients: Vec<_> = (0..5).map(|_| client(&mesh)).collect();
         for client in &mut clients {
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
         }
         for client in &mut clients {
             client.talk.head().await.expect("a head");

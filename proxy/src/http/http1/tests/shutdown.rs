@@ -10,19 +10,19 @@ fn inbound_connections_get_connection_close_and_outbound_ones_do_not() {
         let mut inbound = stranger(&mesh);
         let mut outbound = client(&mesh);
         for client in [&mut inbound, &mut outbound] {
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
             assert_eq!(client.talk.head().await.expect("a head"), OK);
         }
         mesh.signal.as_ref().expect("a signal").start();
         for client in [&mut inbound, &mut outbound] {
-            client.talk.say(GET).await;
+            client.talk.send(GET).await;
         }
         let head = inbound.talk.head().await.expect("a head");
         assert!(head.contains("Connection: close\r\n"), "{head}");
         assert_eq!(inbound.talk.rest().await, "");
         for _ in 0..2 {
             assert_eq!(outbound.talk.head().await.expect("a head"), OK);
-            outbound.talk.say(GET).await;
+            outbound.talk.send(GET).await;
         }
     });
 }
@@ -33,7 +33,7 @@ fn idle_connections_of_peers_end_at_once() {
         let app = answering(OK).await;
         let mesh = Setup::new(&[app.address]).start();
         let mut inbound = inbound_client(&mesh, "spiffe://cluster.local/ns/shop/sa/web");
-        inbound.talk.say(GET).await;
+        inbound.talk.send(GET).await;
         assert_eq!(inbound.talk.head().await.expect("a head"), OK);
         mesh.signal.as_ref().expect("a signal").start();
         assert_eq!(inbound.talk.rest().await, "");

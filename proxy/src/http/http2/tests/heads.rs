@@ -10,7 +10,7 @@ use crate::testing::mesh::*;
 #[test]
 fn a_head_over_the_limit_is_answered_with_a_reason_and_counted() {
     run(async {
-        let mesh = Setup::new(&[nobody().await]).start();
+        let mesh = Setup::new(&[unused_address().await]).start();
         let client = mesh.client().await;
         let long = |mut request: Request<()>, length: usize| {
             let value = HeaderValue::from_str(&"v".repeat(length)).expect("a value");

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 use crate::testing::mesh::*;
 
 /// An app that records the last request, and answers with `status` and `body`.
-async fn hearing(status: u16, body: &'static str) -> (App, Rc<RefCell<Vec<String>>>) {
+async fn recording(status: u16, body: &'static str) -> (App, Rc<RefCell<Vec<String>>>) {
     let heard = Rc::new(RefCell::new(Vec::new()));
     let kept = heard.clone();
     let app = app(move |mut call| {
@@ -42,9 +42,9 @@ async fn silent() -> App {
 #[test]
 fn every_mirror_gets_the_backends_request_and_its_response_is_dropped() {
     run(async {
-        let (app, backend) = hearing(200, "seen").await;
-        let (one, first) = hearing(500, "unseen").await;
-        let (other, second) = hearing(500, "unseen").await;
+        let (app, backend) = recording(200, "seen").await;
+        let (one, first) = recording(500, "unseen").await;
+        let (other, second) = recording(500, "unseen").await;
         let setup = Setup::new(&[app.address]).mirror(&[one.address], 100);
         let mesh = setup.mirror(&[other.address], 100).start();
         let mut client = mesh.client().await;
@@ -83,7 +83,7 @@ fn a_dead_mirror_costs_nothing() {
     run(async {
         let app = answering(200, "ok").await;
         let mesh = Setup::new(&[app.address])
-            .mirror(&[nobody().await], 100)
+            .mirror(&[unused_address().await], 100)
             .start();
         let client = mesh.client().await;
         let got = call(&client, request("POST", "/"), &[1; 100_000]).await;
@@ -183,7 +183,7 @@ fn a_request_that_is_retried_is_copied_once() {
         })
         .await;
         let taking = answering(200, "taken").await;
-        let (mirror, heard) = hearing(200, "unseen").await;
+        let (mirror, heard) = recording(200, "unseen").await;
         let mesh = Setup::new(&[refusing.address, taking.address])
             .mirror(&[mirror.address], 100)
             .start();

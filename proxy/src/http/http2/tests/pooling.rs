@@ -319,7 +319,7 @@ fn a_shutdown_lets_streams_finish_and_accepts_no_new_ones() {
 fn a_failed_connection_counts_once_however_many_requests_waited_for_it() {
     run(async {
         let app = answering(200, "").await;
-        let mesh = Setup::new(&[nobody().await, app.address]).start();
+        let mesh = Setup::new(&[unused_address().await, app.address]).start();
         let client = mesh.client().await;
         let calls = (0..50).map(|_| call(&client, get("/"), b""));
         for got in futures_util::future::join_all(calls).await {

@@ -40,7 +40,7 @@ fn a_missing_endpoint_is_reported() {
 #[test]
 fn a_failed_connect_is_reported() {
     run(async {
-        let mesh = Setup::new(&[nobody().await]).start();
+        let mesh = Setup::new(&[unused_address().await]).start();
         let client = mesh.client().await;
         let got = call(&client, get("/"), b"").await.expect("a response");
         assert_eq!(
@@ -230,7 +230,7 @@ fn each_request_leaves_a_line_in_the_access_log() {
     let (log, writer) = AccessLog::start(Metrics::default(), written.clone()).expect("a thread");
     run(async {
         let app = answering(201, "").await;
-        let mut setup = Setup::new(&[nobody().await, app.address]);
+        let mut setup = Setup::new(&[unused_address().await, app.address]);
         setup.access_log = log;
         let mesh = setup.start();
         let client = mesh.client().await;

@@ -15,7 +15,8 @@ use crate::testing::mesh::*;
 fn an_endpoint_without_a_listener_fails_no_request() {
     run(async {
         let app = answering(200, "ok").await;
-        let mesh = Setup::new(&[nobody().await, app.address, nobody().await]).start();
+        let mesh =
+            Setup::new(&[unused_address().await, app.address, unused_address().await]).start();
         let client = mesh.client().await;
         for _ in 0..50 {
             let got = call(&client, request("POST", "/"), b"body")

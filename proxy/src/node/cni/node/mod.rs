@@ -39,13 +39,15 @@ pub enum Repaired {
 #[derive(Debug, Error)]
 pub enum NodeError {
     #[error(
-        "there is no network configuration in {0}: the cluster's own CNI plugin has not put one there yet"
+        "there is no network configuration in {0}: the cluster's own CNI plugin has not put one \
+         there yet"
     )]
     NoConfiguration(PathBuf),
     #[error("the network configuration {0} {1}")]
     Configuration(PathBuf, ChainError),
     #[error(
-        "cannot turn the network configuration {0} into a list: {1} exists and belongs to another network"
+        "cannot turn the network configuration {0} into a list: {1} exists and belongs to another \
+         network"
     )]
     Taken(PathBuf, PathBuf),
     #[error("{0}: {1}")]

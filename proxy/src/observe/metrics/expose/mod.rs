@@ -82,7 +82,8 @@ impl Exposed {
         let mut requests = Family::counter("naru_requests_total", "Requests begun.");
         let mut responses = Family::counter(
             "naru_responses_total",
-            "Requests ended, by the status of the response and the reason where the proxy made or broke it off itself.",
+            "Requests ended, by the status of the response and the reason where the proxy made or \
+             broke it off itself.",
         );
         let mut durations = Family::histogram(
             "naru_response_duration_seconds",
@@ -305,7 +306,8 @@ impl Exposed {
         }
         let mut refused = Family::counter(
             "naru_connections_refused_total",
-            "Connections that a listener refused or gave up for others, by the limit that was reached.",
+            "Connections that a listener refused or gave up for others, by the limit that was \
+             reached.",
         );
         for (listener, places) in self.metrics.places().iter() {
             for limit in Limit::ALL {
@@ -400,7 +402,8 @@ impl Exposed {
             single(
                 Family::counter(
                     "naru_connections_expired_total",
-                    "Connections of peers that were broken off since the peer's certificate had expired.",
+                    "Connections of peers that were broken off since the peer's certificate had \
+                     expired.",
                 ),
                 totals.connections_expired() as f64,
             ),
@@ -414,7 +417,8 @@ impl Exposed {
             single(
                 Family::counter(
                     "naru_http2_slowed_total",
-                    "How often a client's HTTP/2 connection was not read for a while: its frames cost too much.",
+                    "How often a client's HTTP/2 connection was not read for a while: its frames \
+                     cost too much.",
                 ),
                 totals.http2_connections_slowed() as f64,
             ),

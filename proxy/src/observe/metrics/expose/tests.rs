@@ -33,17 +33,28 @@ fn a_request_is_read_back_with_its_labels() {
     metrics.upstream_connect(None);
     metrics.handshake(Direction::Inbound, Some(Reason::TlsFailed));
     let text = text(&metrics);
-    let series = r#"direction="outbound",client="",namespace="shop",service="web\"\n\\",port="80",route="shop/web",rule="0",backend="shop/web:80""#;
+    let series = concat!(
+        r#"direction="outbound",client="",namespace="shop",service="web\"\n\\",port="80","#,
+        r#"route="shop/web",rule="0",backend="shop/web:80""#
+    );
     for line in [
         format!("naru_requests_total{{{series},protocol=\"http/2\"}} 1"),
-        format!("naru_responses_total{{{series},status=\"503\",class=\"5xx\",reason=\"no-endpoint\"}} 1"),
+        format!(
+            "naru_responses_total{{{series},status=\"503\",class=\"5xx\",\
+             reason=\"no-endpoint\"}} 1"
+        ),
         format!("naru_response_duration_seconds_bucket{{{series},le=\"0.0025\"}} 0"),
         format!("naru_response_duration_seconds_bucket{{{series},le=\"0.005\"}} 1"),
         format!("naru_response_duration_seconds_bucket{{{series},le=\"+Inf\"}} 1"),
-        "naru_retries_total{namespace=\"shop\",service=\"web\\\"\\n\\\\\",port=\"80\",route=\"shop/web\",outcome=\"budget\"} 1".to_owned(),
+        "naru_retries_total{namespace=\"shop\",service=\"web\\\"\\n\\\\\",port=\"80\",\
+         route=\"shop/web\",outcome=\"budget\"} 1"
+            .to_owned(),
         "naru_upstream_connects_total{outcome=\"ok\"} 1".to_owned(),
         "naru_tls_handshakes_total{direction=\"inbound\",outcome=\"tls-failed\"} 1".to_owned(),
-        format!("naru_proxy_info{{namespace=\"shop\",pod=\"web-1\",version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
+        format!(
+            "naru_proxy_info{{namespace=\"shop\",pod=\"web-1\",version=\"{}\"}} 1",
+            env!("CARGO_PKG_VERSION")
+        ),
     ] {
         assert!(text.contains(&line), "{line}\nis not in\n{text}");
     }
@@ -68,7 +79,11 @@ fn too_many_series_end_up_under_overflow() {
         handle.begin(HttpVersion::Http1);
     }
     let text = text(&metrics);
-    let overflow = r#"naru_requests_total{direction="outbound",client="overflow",namespace="overflow",service="overflow",port="",route="overflow",rule="overflow",backend="overflow",protocol="http/1.1"} 3"#;
+    let overflow = concat!(
+        r#"naru_requests_total{direction="outbound",client="overflow",namespace="overflow","#,
+        r#"service="overflow",port="",route="overflow",rule="overflow",backend="overflow","#,
+        r#"protocol="http/1.1"} 3"#
+    );
     assert!(text.contains(overflow));
     let dropped = text
         .lines()
