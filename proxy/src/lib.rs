@@ -95,6 +95,7 @@
 //! ```text
 //! workers/mod.rs             accept, arrived    original destination; a worker
 //! outbound.rs                serve              destination -> table::Destination
+//!   table/tables.rs          destination        a look-up, or a bounded wait for the controller
 //! connection/mod.rs          serve              HTTP/1, HTTP/2, or bytes
 //!   wire/detect.rs           detect
 //! http/http1/serve.rs        serve              one request after the other: head, body
@@ -102,14 +103,21 @@
 //! http/http1/request.rs      run                one request, and the answer to it
 //!   http/exchange.rs         decide             admission, metrics, the access log
 //!   route/mod.rs             decide             rule, filters, backend
-//! http/http1/forward.rs      run                the response, passed on
+//! http/http1/forward.rs      run                attempts, then the response
 //!   http/attempts/mod.rs     run                one endpoint after the other, with http/retry.rs
 //!   balance/mod.rs           pick               endpoint
-//! http/http1/attempt.rs      pooled, open       one endpoint, one try
+//! http/http1/forward.rs      once               one try: a connection, the request, the response's
+//!                                               head
+//!   http/http1/attempt.rs    pooled, open       the connection
 //!   upstream/pool/mod.rs     take, open_stream
 //!   upstream/streams.rs      acquire
+//!   upstream/sidecar.rs      open
 //!   upstream/dialer.rs       connect            TCP, TLS, the endpoint's identity
-//! http/http1/pass_on.rs, body.rs                the body each way, as fast as its receiver reads
+//!   http/http1/attempt.rs    new, poll          head and body sent, the response's head read
+//!   upstream/mux/stream.rs, driver.rs           frames of all streams, written together
+//!   tls/stream.rs            poll_write         records: the wire
+//! http/http1/pass_on.rs      pass_on            the response's head
+//!   http/http1/body.rs       poll               the body each way, as fast as its receiver reads
 //! http/exchange.rs           end                metrics, and the entry in the access log
 //! ```
 //!

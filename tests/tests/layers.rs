@@ -7,7 +7,7 @@ fn main() {
     let instructions = said(cfg!(feature = "instructions"));
     println!(
         "layers of tests:\n\
-         \x20 unit, sockets  need nothing but the toolchain\n\
+         \x20 unit, fuzz, sockets need nothing but the toolchain\n\
          \x20 namespaces     needs root and real programs; {namespaces}\n\
          \x20 instructions   needs valgrind; {instructions}\n\
          \x20 chart          needs Python; NOT run here\n\

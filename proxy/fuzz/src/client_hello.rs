@@ -98,7 +98,7 @@ fn reference(mut bytes: &[u8]) -> Option<(Option<String>, Vec<Vec<u8>>)> {
 }
 
 pub fn one(bytes: &[u8]) {
-    let Some(input) = crate::input::<Input>(bytes) else {
+    let Some(input) = crate::input::input::<Input>(bytes) else {
         return;
     };
     let bytes = input.bytes();

@@ -338,7 +338,7 @@ impl Input {
 }
 
 pub fn one(bytes: &[u8]) {
-    let Some(input) = crate::input::<Input>(bytes) else {
+    let Some(input) = crate::input::input::<Input>(bytes) else {
         return;
     };
     static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);

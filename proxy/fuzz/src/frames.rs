@@ -41,7 +41,7 @@ fn framed(payload: &[u8], step: usize) -> Vec<u8> {
 }
 
 pub fn one(bytes: &[u8]) {
-    let Some(input) = crate::input::<(u16, u16, &[u8])>(bytes) else {
+    let Some(input) = crate::input::input::<(u16, u16, &[u8])>(bytes) else {
         return;
     };
     let (step, other, bytes) = input;

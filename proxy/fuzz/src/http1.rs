@@ -114,7 +114,7 @@ fn response(bytes: &[u8], step: usize, to_head: bool) {
 }
 
 pub fn one(bytes: &[u8]) {
-    let Some(input) = crate::input::<(u8, bool, &[u8])>(bytes) else {
+    let Some(input) = crate::input::input::<(u8, bool, &[u8])>(bytes) else {
         return;
     };
     let (step, to_head, bytes) = input;

@@ -11,7 +11,7 @@
 //! filters client_hello detect frames http1 mux mux_hostile records table tls tls_hostile
 //! route
 //! handshake                   a peer of rustls' own
-//! wire                        connections within the process
+//! wire input                  connections within the process; structured inputs
 //! ```
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ mod filters;
 mod frames;
 mod handshake;
 mod http1;
+mod input;
 mod mux;
 mod mux_hostile;
 mod records;
@@ -29,8 +30,6 @@ mod table;
 mod tls;
 mod tls_hostile;
 mod wire;
-
-use arbitrary::{Arbitrary, Unstructured};
 
 /// Executes a target on one input.
 pub type Target = fn(&[u8]);
@@ -55,9 +54,4 @@ pub const TARGETS: &[(&str, Target)] = &[
 pub fn target(name: &str) -> Option<Target> {
     let found = TARGETS.iter().find(|(other, _)| *other == name);
     found.map(|(_, one)| *one)
-}
-
-/// A structured input out of `bytes`. `None`: they are too few.
-fn input<'a, T: Arbitrary<'a>>(bytes: &'a [u8]) -> Option<T> {
-    T::arbitrary_take_rest(Unstructured::new(bytes)).ok()
 }

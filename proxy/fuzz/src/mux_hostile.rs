@@ -69,7 +69,7 @@ fn check_header(bytes: &[u8]) {
 }
 
 pub fn one(bytes: &[u8]) {
-    let Some(input) = crate::input::<Input>(bytes) else {
+    let Some(input) = crate::input::input::<Input>(bytes) else {
         return;
     };
     let side = match input.is_server {

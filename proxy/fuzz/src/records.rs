@@ -165,7 +165,7 @@ impl Record<'_> {
 }
 
 pub fn one(bytes: &[u8]) {
-    let Some(input) = crate::input::<Input>(bytes) else {
+    let Some(input) = crate::input::input::<Input>(bytes) else {
         return;
     };
     let chacha = input.chacha;

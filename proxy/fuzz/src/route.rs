@@ -242,7 +242,7 @@ fn head(input: &Input) -> Option<http::request::Parts> {
 }
 
 pub fn one(bytes: &[u8]) {
-    let Some(input) = crate::input::<Input>(bytes) else {
+    let Some(input) = crate::input::input::<Input>(bytes) else {
         return;
     };
     let route = contract::HttpRoute {

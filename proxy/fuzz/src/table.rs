@@ -304,7 +304,7 @@ static ANCHOR: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 pub fn one(bytes: &[u8]) {
-    let Some(pushes) = crate::input::<Vec<Push>>(bytes) else {
+    let Some(pushes) = crate::input::input::<Vec<Push>>(bytes) else {
         return;
     };
     static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);

@@ -164,6 +164,11 @@ impl Input<'_> {
         let mut sealed = Vec::new();
         for record in self.records.iter().take(MAX_RECORDS) {
             let (kind, content) = record.content.parts();
+            // The proxy refuses handshake records without content, as RFC 8446 section 5.1 demands.
+            // rustls does not.
+            if kind == HANDSHAKE && content.is_empty() {
+                continue;
+            }
             sealed.extend(sealer.seal(kind, &content, record.padding));
             if matches!(record.content, Content::KeyUpdate(_)) {
                 sealer.update();
@@ -219,8 +224,8 @@ impl Input<'_> {
 }
 
 pub fn one(bytes: &[u8]) {
-    let Some(input) = crate::input::<Input>(bytes) else {
+    let Some(input) = crate::input::input::<Input>(bytes) else {
         return;
     };
-    assert_eq!(input.ours(), input.theirs());
+    assert_eq!(input.ours(), input.theirs(), "{input:?}");
 }

@@ -4,7 +4,7 @@
 //! misses of the data path ─▶ ┌──────┐ ── Hello, Subscribe, Unsubscribe, Answer ─▶
 //! tables in force ◀───────── │ sync │                                             controller
 //! trust anchors ◀─────────── └──────┘ ◀─ Push, Heartbeat ──────────────────────
-//! certificate ◀───────────── renewal  ◀─ Certify ──────────────────────────────
+//! certificate ◀─────────────── renew ◀── Certify ──────────────────────────────
 //! ```
 //!
 //! Everything here runs on the control thread. While the controller is unreachable, the tables stay

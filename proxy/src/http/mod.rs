@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! serve      a connection: one request after the other, or its streams
-//! exchange   a request: its head, and the answer as it was decided
-//! forward    sent to an endpoint, and its response passed on
+//! request    one request, from its head to the end of its response
+//! forward    sent to an endpoint, and answered
 //! attempt    one try: the head sent, the response's head awaited
 //! body       bodies both ways
 //! mirror     a copy for a mirror

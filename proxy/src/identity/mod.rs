@@ -2,14 +2,14 @@
 //! them.
 //!
 //! ```text
-//! renew ── certificate ──▶ ┐
-//! control ── anchors ────▶ ┴─▶ generation: server config, client config for each peer identity
+//! control::renew ── certificate ─▶ ┐
+//! control::sync ─── anchors ─────▶ ┴─▶ generation: server config, a client config for each peer
 //! ```
 //!
 //! A generation is immutable and replaced as a whole. Anchors come with the name of the authority
-//! that issues certificates now: where the proxy's own certificate is from another, `renew`
-//! requests a new one soon. TLS 1.3 only; X25519MLKEM768 is preferred, so traffic recorded today
-//! stays confidential against future quantum computers.
+//! that issues certificates now: where the proxy's own certificate is from another,
+//! `control::renew` requests a new one soon. TLS 1.3 only; X25519MLKEM768 is preferred, so traffic
+//! recorded today stays confidential against future quantum computers.
 //!
 //! # Session resumption
 //!

@@ -247,6 +247,12 @@ async fn serve_http(session: Session, client: Pipe) {
         return client.io.break_off();
     };
     let Some(Ok(detected)) = in_time(&session.worker, protocol(&mut client)).await else {
+        if !client.read.is_empty() {
+            let metrics = session.tcp_metrics(logical);
+            metrics.opened();
+            metrics.closed(Some(Reason::ClientGone));
+            client.io.break_off();
+        }
         return;
     };
     let closing = match (logical.protocol, detected) {

@@ -2,7 +2,8 @@
 //!
 //! In: the bytes received so far, which stay unchanged. Out: the server name and the protocols of
 //! ALPN, or that more bytes are needed. Versions, ciphers and the names themselves are left to the
-//! server: a TLS library would reject clients that the server accepts.
+//! server: a TLS library would reject clients that the server accepts. Only the framing has to be
+//! valid, that of all extensions included.
 
 use std::borrow::Cow;
 use std::future::poll_fn;
@@ -23,6 +24,8 @@ const MESSAGE_HEADER: usize = 4;
 /// The largest ClientHello, in bytes. With a post-quantum key share it has some 2 KiB, and a
 /// session ticket may add as much.
 pub const MAX_CLIENT_HELLO: usize = 16 * 1024;
+/// The most bytes that are read for it: it may span several records.
+const MAX_BYTES: usize = MAX_CLIENT_HELLO + MESSAGE_HEADER + 64 * RECORD_HEADER;
 /// The extension with the server name, and the only kind of name in it (RFC 6066 section 3).
 const SERVER_NAME: usize = 0;
 const HOST_NAME: usize = 0;
@@ -65,7 +68,7 @@ impl ClientHello {
 }
 
 /// Reads until the client has sent its ClientHello or something else. The bytes stay buffered to be
-/// passed on. [`Hello::Incomplete`]: what it sends is too long.
+/// passed on. A ClientHello that is too long is [`Hello::Other`].
 ///
 /// # Errors
 ///
@@ -76,8 +79,11 @@ where
 {
     loop {
         let hello = parse(&client.read);
-        if hello != Hello::Incomplete || client.read.len() > MAX_CLIENT_HELLO {
+        if hello != Hello::Incomplete {
             return Ok(hello);
+        }
+        if client.read.len() > MAX_BYTES {
+            return Ok(Hello::Other);
         }
         if poll_fn(|cx| client.poll_fill(cx)).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

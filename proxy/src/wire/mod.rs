@@ -1,4 +1,4 @@
-//! Bytes of a connection before its protocol is known.
+//! Connections with their buffers, and the detection of their protocol.
 //!
 //! # Floors
 //!

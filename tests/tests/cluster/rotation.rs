@@ -99,7 +99,7 @@ fn program(name: &str, arguments: &[&str], port: u16, target: u16, protocol: &st
 
 #[test]
 fn the_certificate_authority_is_rotated_without_a_disruption() {
-    let _turn = turns::beside_others();
+    let _turn = turns::alone();
     let namespace = Namespace::meshed("rotation");
     let watched = WATCHED.to_string();
     let front = ["web", "--listen", "[::]:8080", "--watched", &watched];

@@ -166,15 +166,15 @@ fn a_user_who_may_not_forward_ports_gets_the_missing_permissions() {
     namespace.kubectl(&[
         "create",
         "rolebinding",
-        "why-jane",
+        "why-joe",
         "--clusterrole=view",
-        "--user=jane",
+        "--user=joe",
     ]);
     // As a user with read access: the kubeconfig is the administrator's, with impersonation.
-    let kubeconfig = scratch("jane.kubeconfig");
+    let kubeconfig = scratch("joe.kubeconfig");
     let view = kubectl(&["config", "view", "--raw", "--flatten", "-o", "json"]);
     let mut config: Value = serde_json::from_str(&view).expect("JSON");
-    config["users"][0]["user"]["as"] = "jane".into();
+    config["users"][0]["user"]["as"] = "joe".into();
     std::fs::write(&kubeconfig, config.to_string()).expect("a file");
     let kubeconfig_flag = format!("--kubeconfig={kubeconfig}");
     let why = [
@@ -202,7 +202,7 @@ fn a_user_who_may_not_forward_ports_gets_the_missing_permissions() {
         "rolebinding",
         "why-forward",
         "--role=why-forward",
-        "--user=jane",
+        "--user=joe",
     ]);
     eventually_said(
         &why,

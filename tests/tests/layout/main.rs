@@ -28,10 +28,11 @@ use naru_tests::repository;
 use source::Crate;
 
 /// In these crates, each folder with two modules or more has a map.
-const CRATES: [&str; 5] = [
+const CRATES: [&str; 6] = [
     "controller/src/lib.rs",
     "controller/contract/src/lib.rs",
     "controller/cli/src/main.rs",
+    "proxy/fuzz/src/lib.rs",
     "proxy/listen/src/lib.rs",
     "proxy/src/lib.rs",
 ];
@@ -265,4 +266,35 @@ fn a_map_is_the_block_under_its_heading() {
     let floors = Floors::parse(header).expect("a map");
     assert_eq!(floors.0, [vec!["a", "b"], vec!["c"]]);
     assert!(Floors::parse("//! Words.\nmod a;").is_none());
+}
+
+/// Tests of the cluster share it: one without its turn would run next to those that stop parts of
+/// it.
+#[test]
+fn every_test_of_the_cluster_begins_with_its_turn() {
+    let mut folders = vec![repository().join("tests/tests/cluster")];
+    let mut tests = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("text");
+            let mut lines = text.lines();
+            while lines.by_ref().any(|line| line.trim() == "#[test]") {
+                let name = lines.by_ref().find(|line| line.contains("fn "));
+                let first = lines.next().unwrap_or_default();
+                assert!(
+                    first.contains("let _turn = turns::"),
+                    "{}: {} must begin with its turn, see turns.rs",
+                    path.display(),
+                    name.unwrap_or_default()
+                );
+                tests += 1;
+            }
+        }
+    }
+    assert!(tests > 0, "no tests");
 }

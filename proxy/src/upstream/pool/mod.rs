@@ -63,7 +63,8 @@ const MAX_STALE: usize = 4;
 pub struct Pool {
     protocol: PoolProtocol,
     dialer: Rc<Dialer>,
-    /// Keys are the proxy's own: a cheap hash suffices.
+    /// Keys are numbers of the proxy's own and its clients' addresses, and few: a cheap hash with a
+    /// random seed suffices.
     idle: RefCell<HashMap<Key, Vec<Idle>, RandomState>>,
     count: Cell<usize>,
     sweeping: Cell<bool>,
