@@ -91,7 +91,8 @@ fn open(keys: &mut Keys, record: &[u8]) -> Opened {
     let mut out = vec![0; inner_length(record.len())];
     let (kind, length) = keys.open(record, &mut out).ok()?;
     out.truncate(length);
-    Some((kind, out))
+    // rustls' record layer refuses a type that the proxy's stream refuses later.
+    (kind != ContentType::ChangeCipherSpec).then_some((kind, out))
 }
 
 /// As rustls opens it. Its caller checks the header.
@@ -105,7 +106,7 @@ fn reference(decrypter: &mut dyn MessageDecrypter, sequence: u64, record: &[u8])
 }
 
 impl Record<'_> {
-    /// The type. rustls' record layer refuses one that the proxy's stream refuses later.
+    /// The type, except for the one that is refused.
     fn kind(&self) -> u8 {
         match ContentType::from(self.kind) {
             ContentType::ChangeCipherSpec => ContentType::ApplicationData.into(),

@@ -56,7 +56,7 @@ impl End {
 /// How the protocol must handle a request.
 pub enum Plan {
     /// Send it to this backend. Request filters have been applied to its head.
-    Forward(Forward),
+    Forward(ForwardPlan),
     Redirect {
         rule: Arc<Rule>,
         status: u16,
@@ -71,7 +71,7 @@ pub enum Plan {
 }
 
 /// The destination of a request.
-pub struct Forward {
+pub struct ForwardPlan {
     pub logical: Arc<Logical>,
     pub rule: Arc<Rule>,
     /// Index into the rule's backends.
@@ -162,7 +162,7 @@ impl<'a> Exchange<'a> {
                 self.count(session.request_metrics(&rule, Some(backend)));
                 self.rule = Some(rule.clone());
                 session.introduce(head);
-                Plan::Forward(Forward {
+                Plan::Forward(ForwardPlan {
                     logical,
                     rule,
                     backend,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{Answer, Attempts, Failed, Outcome, Transport, Unanswered};
 use crate::balance::{AttemptOutcome, InFlight, Peer};
 use crate::http::deadlines::Deadlines;
-use crate::http::exchange::{Exchange, Forward, Plan};
+use crate::http::exchange::{Exchange, ForwardPlan, Plan};
 use crate::http::retry::Failure;
 use crate::observe::metrics::HttpVersion;
 use crate::observe::reason::Reason;
@@ -107,7 +107,7 @@ async fn attempted(
     let head = http::Request::get("http://web/").body(()).unwrap();
     let (mut parts, ()) = head.into_parts();
     let mut exchange = Exchange::begin(&session, HttpVersion::Http2, &parts);
-    let Plan::Forward(Forward {
+    let Plan::Forward(ForwardPlan {
         logical,
         rule,
         backend,

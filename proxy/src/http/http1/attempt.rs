@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::body::{Body, Broken};
+use super::body::{Body, TransferError};
 use super::framing::{self, ResponseFraming};
 use super::head::{self, Request, Response, Version};
 use super::reply;
@@ -151,16 +151,16 @@ impl Attempt {
     {
         // The body first: the part that is sent in this turn goes out with the head.
         match body.poll(cx, client, &mut self.upstream.connection) {
-            Poll::Ready(Err(Broken::Sender(error))) => {
+            Poll::Ready(Err(TransferError::Sender(error))) => {
                 tracing::debug!(%error, "a client broke off its request");
                 return Poll::Ready(Progress::ClientGone);
             }
-            Poll::Ready(Err(Broken::Coding(error))) => {
+            Poll::Ready(Err(TransferError::Coding(error))) => {
                 tracing::debug!(%error, "a client's request body is refused");
                 return Poll::Ready(Progress::BadRequest);
             }
             // The response has the reason: a server may have answered without waiting for the body.
-            Poll::Ready(Err(Broken::Taker) | Ok(())) | Poll::Pending => {}
+            Poll::Ready(Err(TransferError::Taker) | Ok(())) | Poll::Pending => {}
         }
         loop {
             // One interim response at a time, so that they do not accumulate.

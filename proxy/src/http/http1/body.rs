@@ -23,7 +23,7 @@ const MAX_LEFT: u64 = 256 * 1024;
 
 /// At which side a body stopped.
 #[derive(Debug)]
-pub enum Broken {
+pub enum TransferError {
     /// The sender has gone before the end of the body.
     Sender(io::Error),
     /// The sender violates the chunked coding.
@@ -206,7 +206,7 @@ impl Body {
         cx: &mut Context<'_>,
         from: &mut Buffered<A>,
         to: &mut Buffered<B>,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Poll<Result<(), TransferError>>
     where
         A: AsyncRead + AsyncWrite + Unpin,
         B: AsyncRead + AsyncWrite + Unpin,
@@ -220,12 +220,12 @@ impl Body {
                 self.checked = 0;
                 self.done = self.is_received();
             } else if self.checked > 0 {
-                ready!(self.poll_write(cx, from, to)).map_err(|_| Broken::Taker)?;
+                ready!(self.poll_write(cx, from, to)).map_err(|_| TransferError::Taker)?;
             } else if self.is_received() {
-                ready!(to.poll_flush(cx)).map_err(|_| Broken::Taker)?;
+                ready!(to.poll_flush(cx)).map_err(|_| TransferError::Taker)?;
                 self.done = true;
             } else if !from.read.is_empty() {
-                self.check(from).map_err(Broken::Coding)?;
+                self.check(from).map_err(TransferError::Coding)?;
             } else {
                 match from.poll_fill(cx) {
                     Poll::Ready(Ok(0)) if matches!(self.rest, Rest::UntilClose) => {
@@ -233,14 +233,16 @@ impl Body {
                     }
                     Poll::Ready(Ok(0)) => {
                         let end = io::ErrorKind::UnexpectedEof.into();
-                        return Poll::Ready(Err(Broken::Sender(end)));
+                        return Poll::Ready(Err(TransferError::Sender(end)));
                     }
                     Poll::Ready(Ok(_)) => {}
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Sender(error))),
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Err(TransferError::Sender(error)));
+                    }
                     Poll::Pending if self.refused => return Poll::Pending,
                     Poll::Pending => {
                         // Flush everything before waiting for more.
-                        ready!(to.poll_flush(cx)).map_err(|_| Broken::Taker)?;
+                        ready!(to.poll_flush(cx)).map_err(|_| TransferError::Taker)?;
                         return Poll::Pending;
                     }
                 }

@@ -34,14 +34,14 @@ type Unanswered = attempts::Unanswered<Interrupt>;
 pub async fn run<S>(
     client: &mut Client<'_, S>,
     exchange: &mut Exchange<'_>,
-    plan: exchange::Forward,
+    plan: exchange::ForwardPlan,
     request: &Request,
     response: &mut Response,
 ) -> (End, After)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let exchange::Forward {
+    let exchange::ForwardPlan {
         logical,
         rule,
         backend: index,

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::attempt::write_head;
-use super::body::{Body, Broken};
+use super::body::{Body, TransferError};
 use super::client::{After, Client};
 use super::framing::{Framing, ResponseFraming};
 use super::head::{Response, Version};
@@ -181,24 +181,24 @@ where
     let gone = || Poll::Ready(Fate::Interrupted(Interrupt::ClientGone));
     match download.poll(cx, &mut upstream.connection, client.connection) {
         Poll::Ready(Ok(())) => return Poll::Ready(Fate::Complete),
-        Poll::Ready(Err(Broken::Sender(error))) => {
+        Poll::Ready(Err(TransferError::Sender(error))) => {
             tracing::debug!(%error, "an upstream broke off a response");
             return Poll::Ready(Fate::Truncated(Reason::ResponseTruncated));
         }
-        Poll::Ready(Err(Broken::Coding(error))) => {
+        Poll::Ready(Err(TransferError::Coding(error))) => {
             tracing::debug!(%error, "an upstream's response body is refused");
             return Poll::Ready(Fate::Truncated(Reason::UpstreamProtocolError));
         }
-        Poll::Ready(Err(Broken::Taker)) => return gone(),
+        Poll::Ready(Err(TransferError::Taker)) => return gone(),
         Poll::Pending => {}
     }
     deadlines.came(download.taken());
     let sending = !upload.is_done()
         && match upload.poll(cx, client.connection, &mut upstream.connection) {
-            Poll::Ready(Err(Broken::Sender(_) | Broken::Coding(_))) => return gone(),
+            Poll::Ready(Err(TransferError::Sender(_) | TransferError::Coding(_))) => return gone(),
             // The rest of the response may still come. A client may read it only after it has
             // sent its own body.
-            Poll::Ready(Err(Broken::Taker)) => {
+            Poll::Ready(Err(TransferError::Taker)) => {
                 upload.refuse();
                 cx.waker().wake_by_ref();
                 true

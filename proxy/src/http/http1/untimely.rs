@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
-use super::body::{Body, Broken};
+use super::body::{Body, TransferError};
 use super::client::Client;
 use super::framing::ResponseFraming;
 use crate::upstream::pool::Upstream;
@@ -44,7 +44,7 @@ where
         loop {
             match upload.poll(cx, client.connection, &mut upstream.connection) {
                 Poll::Ready(Ok(())) => return Poll::Ready(Rest::Whole),
-                Poll::Ready(Err(Broken::Taker)) if keep_alive => upload.refuse(),
+                Poll::Ready(Err(TransferError::Taker)) if keep_alive => upload.refuse(),
                 Poll::Ready(Err(_)) => return Poll::Ready(Rest::Partial),
                 Poll::Pending if upload.is_refused() => break,
                 // An app that ends its half after its response has finished with the request.

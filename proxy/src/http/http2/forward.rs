@@ -26,7 +26,7 @@ use crate::observe::reason::Reason;
 use crate::route::Rule;
 
 /// The decisions that apply to a request while it is forwarded.
-struct Forward {
+struct Forwarding {
     rule: Arc<Rule>,
     /// Index into the rule's backends.
     backend: usize,
@@ -71,11 +71,11 @@ enum Fate {
 pub(super) async fn run(
     client: &mut Client<'_>,
     exchange: &mut Exchange<'_>,
-    plan: exchange::Forward,
+    plan: exchange::ForwardPlan,
     head: &request::Parts,
     body: RecvStream,
 ) -> End {
-    let exchange::Forward {
+    let exchange::ForwardPlan {
         logical,
         rule,
         backend: index,
@@ -89,7 +89,7 @@ pub(super) async fn run(
     if rule.is_mirrored(index) {
         upload = mirror::start(&worker, &rule, index, head, upload);
     }
-    let mut forward = Forward {
+    let mut forward = Forwarding {
         deadlines: Deadlines::new(exchange.started, &rule),
         rule: rule.clone(),
         backend: index,
@@ -113,7 +113,7 @@ pub(super) async fn run(
 
 /// A request, as its attempts see it.
 struct Http2<'a, 'c> {
-    forward: &'a mut Forward,
+    forward: &'a mut Forwarding,
     client: &'a mut Client<'c>,
     head: &'a request::Parts,
     upload: &'a mut Upload,
@@ -174,7 +174,7 @@ impl Transport for Http2<'_, '_> {
     }
 }
 
-impl Forward {
+impl Forwarding {
     /// One attempt, up to the head of a response.
     async fn attempt(
         &mut self,
