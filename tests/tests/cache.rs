@@ -1,4 +1,5 @@
-//! The cache of `tests/cache.sh`, where the layers keep what they build from other projects' sources.
+//! The cache of `tests/cache.sh`, where the layers keep what they build from other projects'
+//! sources.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -16,7 +17,7 @@ impl Folder {
         Self(folder)
     }
 
-    /// Starts a script that asks for the entry `thing-1`, which this recipe makes in the folder `$1`.
+    /// Starts a script that asks for the entry `thing-1`, which this recipe makes in `$1`.
     fn start(&self, recipe: &str) -> Child {
         let script = format!(
             "set -euo pipefail

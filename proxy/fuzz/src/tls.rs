@@ -36,8 +36,8 @@ enum Step {
     Settle,
 }
 
-/// At most so many steps in one execution, and tickets before them: the proxy bounds how many records
-/// without data may follow each other.
+/// At most so many steps in one execution, and tickets before them: the proxy bounds how many
+/// records without data may follow each other.
 const MAX_STEPS: usize = 28;
 const MAX_TICKETS: usize = 4;
 /// More turns than what is under way needs after the last step.

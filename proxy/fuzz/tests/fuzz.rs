@@ -1,5 +1,5 @@
-//! Every target over its corpus, and over a bounded number of mutations of it. The mutations are the
-//! same in each run; `run` beside this folder finds new ones.
+//! Every target over its corpus, and over a bounded number of mutations of it. The mutations are
+//! the same in each run; `run` in the folder above finds new ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
