@@ -46,8 +46,8 @@ struct Args {
 enum Command {
     /// Serve the proxies of a mesh.
     Run(Box<Config>),
-    /// What `helm uninstall` runs: refuse while pods have sidecars, and remove what the controller
-    /// has made.
+    /// Remove the objects that the controller has created, unless pods still have sidecars. `helm
+    /// uninstall` runs this.
     Uninstall(UninstallArgs),
 }
 

@@ -64,9 +64,9 @@ enum Command {
     Run(Box<RunArgs>),
     /// Set the redirect rules of a pod.
     Init(InitArgs),
-    /// Wait until the sidecar beside this carries traffic.
+    /// Wait until the pod's sidecar carries traffic.
     Wait(WaitArgs),
-    /// Keep the CNI plugin on a node in place, and set the rules of pods that started without it.
+    /// Keep the CNI plugin installed on a node, and set the rules of pods that started without it.
     CniInstall(InstallArgs),
 }
 

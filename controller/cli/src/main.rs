@@ -42,21 +42,21 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check whether Naru can be installed in a cluster, or whether it works there. Everything that
-    /// is wrong comes with its fix.
+    /// Check whether Naru can be installed in a cluster, or whether an installation works. Each
+    /// problem is shown with its fix.
     Check(check::Args),
     /// Run a mesh of real sidecars on this machine, from a directory of Kubernetes manifests.
     Sandbox(Box<sandbox::Args>),
-    /// The routes of a Service that a client's sidecar has in force, in order of precedence, and
-    /// those that are not, with the reason.
+    /// Show the routes of a Service that are in force in a client's sidecar, in order of precedence,
+    /// and those that are not, each with the reason.
     Routes(routes::Args),
-    /// Which route and rule would take a request, and why the others would not, from the tables
-    /// that a sidecar has in force.
+    /// Explain which route and rule take a request, and why the others do not, from the tables in
+    /// force in a sidecar.
     ///
-    /// Exits with 0 if a backend would get the request, with 1 if none would, and with 2 if nothing
-    /// can be said.
+    /// Exits with 0 if a backend would get the request, with 1 if no backend would, and with 2 if
+    /// the question cannot be answered.
     Why(why::Args),
-    /// What the sandbox starts inside its namespaces.
+    /// Run one stage of the sandbox inside its namespaces.
     #[command(hide = true)]
     SandboxStage(sandbox::StageArgs),
 }

@@ -353,31 +353,32 @@ limit_args! {
     max_idle: usize, "NARU_MAX_IDLE", "0";
     /// How long an upstream connection may stay unused in a pool.
     pool_idle: Span, "NARU_POOL_IDLE", "1ms";
-    /// How long an upstream connection is given new requests, or connections of the app.
+    /// How long an upstream connection carries new requests, or new connections of the app.
     pool_age: Span, "NARU_POOL_AGE", "1ms";
     /// How long opening an upstream connection may take, TLS included.
     connect_timeout: Span, "NARU_CONNECT_TIMEOUT", "1ms";
-    /// How long a request waits for a stream to an endpoint whose streams are all in use, or its
-    /// client's share of them, before it is refused. Opening a connection has its own time.
+    /// How long a request waits for a stream when all of the endpoint's streams, or its client's
+    /// share of them, are in use. Then it is refused. Opening a connection has its own time limit.
     stream_wait: Span, "NARU_STREAM_WAIT", "0s";
-    /// How long an HTTP/2 client may read nothing of a response that is there before its stream is
-    /// ended: it holds a stream to the endpoint that others share.
+    /// How long a client may leave a response unread. Then its stream, or its connection over
+    /// HTTP/1.1, is ended, because it occupies a connection to the endpoint that others share.
     reader_timeout: Span, "NARU_READER_TIMEOUT", "1ms";
-    /// How long another pod's sidecar may leave a request, or the beginning of an opaque
-    /// connection, without any sign of life before its connection is given up: a node that is cut
-    /// off. Over HTTP/2, where it is asked at intervals of half of it, up to half as long again.
+    /// How long another pod's sidecar may show no sign of life while a request or the beginning of
+    /// an opaque connection waits for it. Then its connection is closed, as that of a node that is
+    /// cut off. Over HTTP/2, where PINGs go out at half of this interval, it may take half as long
+    /// again.
     peer_timeout: Span, "NARU_PEER_TIMEOUT", "1s";
-    /// How long a client from outside may be silent at first, on a port that is declared to be
-    /// HTTP.
+    /// How long a client from outside may stay silent at first on a port that is declared as HTTP.
     first_byte_timeout: Span, "NARU_FIRST_BYTE_TIMEOUT", "1ms";
     /// How long a client may take to send a request's head once it has begun.
     header_timeout: Span, "NARU_HEADER_TIMEOUT", "1ms";
-    /// How long a downstream HTTP connection is kept with no request on it, and a sidecar's for
-    /// opaque TCP with nothing on it.
+    /// How long a downstream HTTP connection may stay without a request, and a sidecar's connection
+    /// for opaque TCP unused.
     keep_alive_idle: Span, "NARU_KEEP_ALIVE_IDLE", "1ms";
-    /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute looks at.
+    /// How long a downstream TLS handshake may take, and the ClientHello that a TLSRoute inspects.
     handshake_timeout: Span, "NARU_HANDSHAKE_TIMEOUT", "1ms";
-    /// How long the first word of the controller about a destination is waited for.
+    /// How long a request or connection waits for the controller's first answer about its
+    /// destination.
     discovery_timeout: Span, "NARU_DISCOVERY_TIMEOUT", "1ms";
     /// How long work in flight may go on after SIGTERM.
     drain_timeout: Span, "NARU_DRAIN_TIMEOUT", "0s";

@@ -23,15 +23,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Service {
-    /// The front: /, /product/N, /cart, /cart/add/N and /cart/watch, over HTTP/1.1.
+    /// Serve the shop's pages over HTTP/1.1: /, /product/N, /cart, /cart/add/N and /cart/watch.
     Web(web::Args),
-    /// What there is to buy, over HTTP/1.1.
+    /// Serve the list of products over HTTP/1.1.
     Catalog(catalog::Args),
-    /// What is about to be bought, over gRPC.
+    /// Serve the carts over gRPC.
     Cart(cart::Args),
-    /// The database: a key-value store that redis-cli can talk to.
+    /// Serve the database, a key-value store that speaks the protocol of Redis.
     Store(store::Args),
-    /// Calls the front at a fixed rate and says how it went, every second.
+    /// Call the front at a fixed rate, and report the results every second.
     Load(load::Args),
 }
 
