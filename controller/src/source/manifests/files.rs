@@ -208,9 +208,9 @@ fn read(path: &Path) -> io::Result<String> {
 
 fn whole(message: String) -> Problem {
     Problem {
-        line: 0,
-        object: String::new(),
-        field: String::new(),
+        line: None,
+        object: None,
+        field: None,
         message,
     }
 }

@@ -69,14 +69,14 @@ pub fn read(text: &str, json: bool) -> Found {
         };
         match value {
             Err(mut problem) => {
-                problem.line += lines_before;
+                problem.line = problem.line.map(|line| lines_before + line);
                 found.problems.push(problem);
             }
             Ok(value) => {
                 let place = Place {
                     document,
                     lines_before,
-                    field: String::new(),
+                    item: None,
                 };
                 place.objects(value, &mut found);
             }
@@ -110,17 +110,17 @@ fn documents(text: &str) -> Vec<(u64, &str)> {
 
 fn yaml_value(document: &str) -> Result<Value, Problem> {
     serde_saphyr::from_str(document).map_err(|error| {
-        let line = error.location().map_or(0, |location| location.line());
+        let line = error.location().map(|location| location.line());
         parser_problem(line, &error.without_snippet().to_string())
     })
 }
 
 fn json_value(document: &str) -> Result<Value, Problem> {
     serde_json::from_str(document)
-        .map_err(|error| parser_problem(error.line() as u64, &error.to_string()))
+        .map_err(|error| parser_problem(Some(error.line() as u64), &error.to_string()))
 }
 
-fn parser_problem(line: u64, message: &str) -> Problem {
+fn parser_problem(line: Option<u64>, message: &str) -> Problem {
     let message = message.lines().next().unwrap_or_default();
     // The parser counts lines from the start of the document.
     let message = (message.rsplit_once(" at line ")).map_or(message, |(message, _)| message);
@@ -130,8 +130,8 @@ fn parser_problem(line: u64, message: &str) -> Problem {
     }
     Problem {
         line,
-        object: String::new(),
-        field: String::new(),
+        object: None,
+        field: None,
         message: message[..end].to_owned(),
     }
 }
@@ -140,8 +140,8 @@ fn parser_problem(line: u64, message: &str) -> Problem {
 struct Place<'a> {
     document: &'a str,
     lines_before: u64,
-    /// Path of the object; empty except for items of a List.
-    field: String,
+    /// Path of the object in its List. `None`: it is the document.
+    item: Option<String>,
 }
 
 impl Place<'_> {
@@ -161,8 +161,12 @@ impl Place<'_> {
             };
             if let Some(Value::Array(items)) = items {
                 for (i, item) in items.into_iter().enumerate() {
-                    let field = format!("{}[{i}]", locate::with_key(&self.field, "items"));
-                    let place = Place { field, ..*self };
+                    let list = self.item.as_deref().unwrap_or_default();
+                    let path = format!("{}[{i}]", locate::with_key(list, "items"));
+                    let place = Place {
+                        item: Some(path),
+                        ..*self
+                    };
                     place.objects(item, found);
                 }
             }
@@ -191,15 +195,15 @@ impl Place<'_> {
     }
 
     fn problem(&self, object: String, invalid: Invalid) -> Problem {
-        let field = match self.field.as_str() {
-            "" => invalid.field.clone(),
-            list => format!("{list}.{}", invalid.field),
+        let field = match &self.item {
+            None => invalid.field.clone(),
+            Some(item) => format!("{item}.{}", invalid.field),
         };
         let line = locate::line(self.document, &field).unwrap_or(1);
         Problem {
-            line: self.lines_before + line,
-            object,
-            field: invalid.field,
+            line: Some(self.lines_before + line),
+            object: Some(object).filter(|object| !object.is_empty()),
+            field: Some(invalid.field).filter(|field| !field.is_empty()),
             message: invalid.message,
         }
     }

@@ -23,25 +23,25 @@ impl Invalid {
 /// A problem with a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Problem {
-    /// From 1; 0: the file as a whole.
-    pub line: u64,
-    /// As `Service shop/web`; empty: unknown.
-    pub object: String,
-    /// As `spec.ports[0].port`; empty: no particular field.
-    pub field: String,
+    /// From 1. `None`: it is a problem of the file as a whole.
+    pub line: Option<u64>,
+    /// As `Service shop/web`. `None`: unknown.
+    pub object: Option<String>,
+    /// As `spec.ports[0].port`. `None`: no particular field.
+    pub field: Option<String>,
     pub message: String,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line > 0 {
-            write!(f, "line {}: ", self.line)?;
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
         }
-        if !self.object.is_empty() {
-            write!(f, "{}: ", self.object)?;
+        if let Some(object) = &self.object {
+            write!(f, "{object}: ")?;
         }
-        if !self.field.is_empty() {
-            write!(f, "{}: ", self.field)?;
+        if let Some(field) = &self.field {
+            write!(f, "{field}: ")?;
         }
         f.write_str(&self.message)
     }
