@@ -13,6 +13,7 @@ prometheus_tags=remove_all_sd,enable_kubernetes_sd,netgo # of all kinds of servi
 gateway_api_version=v1.7.0
 gateway_api_sum=h1:duVnm7nO6oXfMMUWfcDoBph47CYR/ME3NGxccOVglaY= # as go.sum would have it
 image_writer=$repository/deploy/images/image.py
+go_minimum=1.26.7 # the highest that the modules of this folder require
 go_release=1.27.3 # for machines without Go, or with an older one
 
 install_go() {
@@ -23,12 +24,18 @@ install_go() {
   rm -rf "$1/python"
 }
 
-# own_go: puts the Go of the cache first in the path. some_go: has a Go, the machine's if there is one.
+# has_go: whether the machine's Go is there and new enough.
+has_go() {
+  local found
+  found=$(go env GOVERSION 2> /dev/null) || return
+  [[ $(printf '%s\n' "go$go_minimum" "$found" | sort -V | head -n 1) == "go$go_minimum" ]]
+}
+# own_go: puts the Go of the cache first in the path. some_go: has a Go, the machine's if that will do.
 own_go() {
   provide go "$go" install_go "version $go_release"
   PATH=$go/bin:$PATH
 }
-some_go() { command -v go > /dev/null || own_go; }
+some_go() { has_go || own_go; }
 
 build_kubernetes() {
   some_go
@@ -91,10 +98,16 @@ with zipfile.ZipFile(module["Zip"]) as archive:
 P
 }
 
-# entry NAME RECIPE TEXT FILE…: its place in the cache.
-entry() { printf '%s/%s-%s' "$cache" "$1" "$(hash_of "$(declare -f "$2") $3" "${@:4}")"; }
+# entry NAME RECIPE TEXT FILE…: its place in the cache. Fails if a file is missing, whose absence
+# would only make another hash.
+entry() {
+  local recipe hash
+  recipe=$(declare -f "$2") || return
+  hash=$(hash_of "$recipe $3" "${@:4}") || return
+  printf '%s/%s-%s' "$cache" "$1" "$hash"
+}
 
-go_version=$(go version 2> /dev/null || echo "go $go_release $(uname -m)")
+if has_go; then go_version=$(go version); else go_version="go $go_release $(uname -m)"; fi
 go=$(entry go install_go "$go_release $(uname -m)")
 kubernetes=$(entry kubernetes build_kubernetes "$kubernetes_flags ${kubernetes_programs[*]} $go_version" "$here"/kubernetes/{go.mod,go.sum,main.go,kubectl/main.go})
 prometheus=$(entry prometheus build_prometheus "$prometheus_flags $prometheus_tags $go_version" "$here"/prometheus/*)

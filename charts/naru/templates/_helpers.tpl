@@ -1,7 +1,8 @@
 {{/* The controller proves to be of this namespace, and is called by its name. */}}
 {{- define "naru.namespace" -}}
 {{- if ne .Release.Namespace "naru-system" -}}
-{{- fail "install this chart in the namespace naru-system: helm install naru … --namespace naru-system --create-namespace" -}}
+{{- fail (print "install this chart in the namespace naru-system: "
+  "helm install naru … --namespace naru-system --create-namespace") -}}
 {{- end -}}
 naru-system
 {{- end }}
@@ -43,14 +44,17 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{- define "naru.image" -}}
-{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ with .image.digest }}@{{ . }}{{ end }}
+{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- with .image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
-{{/* Of this chart, and of the chart that it is a part of, where they are names or objects with one. */}}
+{{/* Of this chart, and of the chart that it is a part of: names, or objects with one. */}}
 {{- define "naru.imagePullSecrets" -}}
 {{- $names := list -}}
-{{- range concat .Values.imagePullSecrets (dig "imagePullSecrets" list (.Values.global | default dict)) -}}
-{{- $names = append $names (kindIs "string" . | ternary . (get (kindIs "map" . | ternary . dict) "name")) -}}
+{{- $global := .Values.global | default dict -}}
+{{- range concat .Values.imagePullSecrets (dig "imagePullSecrets" list $global) -}}
+{{- $name := kindIs "string" . | ternary . (get (kindIs "map" . | ternary . dict) "name") -}}
+{{- $names = append $names $name -}}
 {{- end -}}
 {{- with uniq $names -}}
 imagePullSecrets:
@@ -61,7 +65,8 @@ imagePullSecrets:
 {{- end }}
 
 {{- define "naru.controllerAddress" -}}
-naru-controller.{{ include "naru.namespace" . }}.svc{{ with .Values.clusterDomain }}.{{ . }}{{ end }}:15010
+naru-controller.{{ include "naru.namespace" . }}.svc
+{{- with .Values.clusterDomain }}.{{ . }}{{ end }}:15010
 {{- end }}
 
 {{- define "naru.nativeSidecars" -}}

@@ -84,7 +84,7 @@ pub async fn serve(worker: Rc<Worker>, client: TcpStream, destination: SocketAdd
             match hello {
                 // It only began like a ClientHello.
                 Hello::Other => FirstSpeaker::Client(Detected::Other),
-                Hello::Complete(_) | Hello::Incomplete => first_speaker,
+                Hello::Complete(_) | Hello::Unreadable | Hello::Incomplete => first_speaker,
             }
         }
         first_speaker => first_speaker,
@@ -191,7 +191,7 @@ fn is_peer(hello: &Hello) -> bool {
         Hello::Complete(hello) => hello
             .protocols()
             .any(|name| Alpn::from_bytes(name).is_some()),
-        Hello::Incomplete | Hello::Other => false,
+        Hello::Incomplete | Hello::Unreadable | Hello::Other => false,
     }
 }
 
@@ -266,14 +266,15 @@ async fn serve_http(session: Session, client: Pipe) {
     }
 }
 
-/// Detects the protocol of a client. TLS needs its whole ClientHello.
+/// Detects the protocol of a client. TLS needs a ClientHello.
 async fn protocol(client: &mut Buffered<Pipe>) -> io::Result<Detected> {
     let detected = connection::first_bytes(client).await?;
     if detected != Detected::Tls {
         return Ok(detected);
     }
     Ok(match client_hello::read(client).await? {
-        Hello::Complete(_) => Detected::Tls,
+        // What the proxy can't read in it is between the client and the app.
+        Hello::Complete(_) | Hello::Unreadable => Detected::Tls,
         Hello::Incomplete | Hello::Other => Detected::Other,
     })
 }

@@ -352,6 +352,36 @@ fn the_apps_own_tls_from_a_peer_reaches_an_http_port() {
     }
 }
 
+/// A ClientHello that offers a protocol without a name.
+fn unreadable_hello() -> Vec<u8> {
+    let mut hello = client_hello("127.0.0.1");
+    let h2 = hello.windows(3).position(|part| part == b"\x02h2").unwrap();
+    hello[h2..h2 + 3].copy_from_slice(b"\0\x01h");
+    hello
+}
+
+#[test]
+fn the_apps_own_tls_that_only_the_app_can_read_reaches_an_http_port() {
+    for protocol in [Protocol::Detect, Protocol::Http, Protocol::Http2] {
+        run(async {
+            let hello = unreadable_hello();
+            let pod = Pod::permissive(protocol).await;
+            let mut arrived = vec![0; hello.len()];
+            let mut stranger = pod.caller().await;
+            stranger.write_all(&hello).await.unwrap();
+            let mut app = accept(&pod.app).await;
+            app.read_exact(&mut arrived).await.unwrap();
+            assert_eq!(arrived, hello);
+            let mut peer = pod.peer(Alpn::Tcp).await;
+            send(&mut peer, Kind::Open, b"").await;
+            send_data(&mut peer, &hello).await;
+            let mut app = accept(&pod.app).await;
+            app.read_exact(&mut arrived).await.unwrap();
+            assert_eq!(arrived, hello);
+        });
+    }
+}
+
 #[test]
 fn a_peers_requests_are_carried_under_its_identity() {
     run(async {

@@ -3,7 +3,8 @@
 //! In: the bytes received so far, which stay unchanged. Out: the server name and the protocols of
 //! ALPN, or that more bytes are needed. Versions, ciphers and the names themselves are left to the
 //! server: a TLS library would reject clients that the server accepts. Only the framing has to be
-//! valid, that of all extensions included.
+//! valid, that of all extensions included. A ClientHello with other extensions is still known to be
+//! one, because it is the server that answers it.
 
 use std::borrow::Cow;
 use std::future::poll_fn;
@@ -24,6 +25,11 @@ const MESSAGE_HEADER: usize = 4;
 /// The largest ClientHello, in bytes. With a post-quantum key share it has some 2 KiB, and a
 /// session ticket may add as much.
 pub const MAX_CLIENT_HELLO: usize = 16 * 1024;
+/// The largest message that counts as a ClientHello at all, in bytes: OpenSSL's limit, the highest
+/// of the common libraries'.
+const MAX_UNREADABLE: usize = 131_396;
+/// The longest session id, in bytes (RFC 8446 section 4.1.2).
+const MAX_SESSION: usize = 32;
 /// The most bytes that are read for it: it may span several records.
 const MAX_BYTES: usize = MAX_CLIENT_HELLO + MESSAGE_HEADER + 64 * RECORD_HEADER;
 /// The extension with the server name, and the only kind of name in it (RFC 6066 section 3).
@@ -37,8 +43,11 @@ const ALPN: usize = 16;
 pub enum Hello {
     /// Possibly the beginning of a ClientHello.
     Incomplete,
-    /// Not a ClientHello, or a malformed or oversized one.
+    /// Not a ClientHello.
     Other,
+    /// A ClientHello that does not tell what the client asks for: its extensions are malformed, or
+    /// it is longer than [`MAX_CLIENT_HELLO`]. A server may accept it all the same.
+    Unreadable,
     Complete(ClientHello),
 }
 
@@ -68,7 +77,7 @@ impl ClientHello {
 }
 
 /// Reads until the client has sent its ClientHello or something else. The bytes stay buffered to be
-/// passed on. A ClientHello that is too long is [`Hello::Other`].
+/// passed on. What is still incomplete at the bound on its bytes is [`Hello::Other`].
 ///
 /// # Errors
 ///
@@ -131,43 +140,85 @@ fn message_of(message: &[u8]) -> Option<Hello> {
     }
     let (header, body) = message.split_at_checked(MESSAGE_HEADER)?;
     let length = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
-    if length > MAX_CLIENT_HELLO {
+    if length > MAX_UNREADABLE {
         return Some(Hello::Other);
     }
-    let body = body.get(..length)?;
-    Some(client_hello(body).map_or(Hello::Other, Hello::Complete))
+    let is_complete = body.len() >= length;
+    let start = Start::of(&body[..length.min(body.len())]);
+    match start {
+        // The rest of it is left to the server.
+        Some(start) if length > MAX_CLIENT_HELLO => Some(start.unreadable()),
+        Some(start) if is_complete => Some(match start.client_hello() {
+            Some(hello) => Hello::Complete(hello),
+            None => start.unreadable(),
+        }),
+        None if is_complete => Some(Hello::Other),
+        Some(_) | None => None,
+    }
 }
 
-/// `None`: malformed.
-fn client_hello(body: &[u8]) -> Option<ClientHello> {
-    const VERSION_AND_RANDOM: usize = 2 + 32;
-    let mut rest = body.get(VERSION_AND_RANDOM..)?;
-    let _session = vector::<1>(&mut rest)?;
-    let _ciphers = vector::<2>(&mut rest)?;
-    let _compressions = vector::<1>(&mut rest)?;
-    let (mut name, mut protocols) = (None, None);
-    // Old clients send no list of extensions.
-    let mut extensions = match rest.is_empty() {
-        true => rest,
-        false => vector::<2>(&mut rest)?,
-    };
-    while !extensions.is_empty() {
-        let kind = number::<2>(&mut extensions)?;
-        let content = vector::<2>(&mut extensions)?;
-        // No extension may come twice (RFC 8446 section 4.2).
-        let is_second = match kind {
-            SERVER_NAME => name.replace(server_name(content)?).is_some(),
-            ALPN => protocols.replace(protocol_names(content)?).is_some(),
-            _ => false,
-        };
-        if is_second {
-            return None;
+/// What every ClientHello begins with, whatever its extensions.
+struct Start<'a> {
+    session: &'a [u8],
+    ciphers: &'a [u8],
+    compressions: &'a [u8],
+    /// The list of extensions. Old clients send none.
+    rest: &'a [u8],
+}
+
+impl<'a> Start<'a> {
+    /// `None`: malformed, or incomplete.
+    fn of(body: &'a [u8]) -> Option<Self> {
+        const VERSION_AND_RANDOM: usize = 2 + 32;
+        let mut rest = body.get(VERSION_AND_RANDOM..)?;
+        Some(Self {
+            session: vector::<1>(&mut rest)?,
+            ciphers: vector::<2>(&mut rest)?,
+            compressions: vector::<1>(&mut rest)?,
+            rest,
+        })
+    }
+
+    /// The kind of a message whose extensions can't be read. That it is a ClientHello then has to
+    /// show in its start: no server accepts one with other lengths.
+    fn unreadable(&self) -> Hello {
+        let ciphers = self.ciphers.len();
+        match self.session.len() <= MAX_SESSION
+            && ciphers > 0
+            && ciphers.is_multiple_of(2)
+            && !self.compressions.is_empty()
+        {
+            true => Hello::Unreadable,
+            false => Hello::Other,
         }
     }
-    rest.is_empty().then(|| ClientHello {
-        server_name: name.flatten(),
-        protocols: protocols.unwrap_or_default().to_vec(),
-    })
+
+    /// `None`: malformed.
+    fn client_hello(&self) -> Option<ClientHello> {
+        let mut rest = self.rest;
+        let (mut name, mut protocols) = (None, None);
+        let mut extensions = match rest.is_empty() {
+            true => rest,
+            false => vector::<2>(&mut rest)?,
+        };
+        while !extensions.is_empty() {
+            let kind = number::<2>(&mut extensions)?;
+            let content = vector::<2>(&mut extensions)?;
+            // No extension may come twice (RFC 8446 section 4.2).
+            let is_second = match kind {
+                SERVER_NAME => name.replace(server_name(content)?).is_some(),
+                ALPN => protocols.replace(protocol_names(content)?).is_some(),
+                _ => false,
+            };
+            if is_second {
+                return None;
+            }
+        }
+        rest.is_empty().then(|| ClientHello {
+            server_name: name.flatten(),
+            protocols: protocols.unwrap_or_default().to_vec(),
+        })
+    }
 }
 
 /// The name in the extension. Outer `None`: malformed.
@@ -330,20 +381,73 @@ mod tests {
         let protocols = alpn(b"\x02h2");
         for twice in [[&name[..], &name], [&protocols, &protocols]] {
             let hello = old_hello(Some(&twice.concat()));
-            assert_eq!(parse(&records(&hello, 500)), Hello::Other);
+            assert_eq!(parse(&records(&hello, 500)), Hello::Unreadable);
         }
         let mut hello = old_hello(Some(&name));
         hello.push(0);
         hello[3] += 1;
+        assert_eq!(parse(&records(&hello, 500)), Hello::Unreadable);
+    }
+
+    #[test]
+    fn a_client_hello_with_malformed_extensions_is_still_one() {
+        let mut longer = old_hello(Some(&server_name(b"a.example")));
+        // A length of the name beyond its bytes.
+        let at = longer.len() - b"a.example".len() - 1;
+        longer[at] += 1;
+        // A protocol without a name.
+        let nameless = old_hello(Some(&alpn(b"\x02h2\0")));
+        for hello in [longer, nameless] {
+            for size in [1, 500] {
+                let hello = records(&hello, size);
+                assert_eq!(parse(&hello), Hello::Unreadable, "{size}");
+                assert_eq!(parse(&hello[..hello.len() - 1]), Hello::Incomplete);
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_hello_beyond_the_bound_is_known_by_its_start() {
+        let padding = |length: usize| {
+            let padding = |kind: u8| [&[0xff, kind][..], &counted::<2>(&vec![0; length])].concat();
+            records(&old_hello(Some(&[padding(1), padding(2)].concat())), 4096)
+        };
+        assert_eq!(parse(&padding(8_000)), asks_for_no_name());
+        assert_eq!(parse(&padding(8_200)), Hello::Unreadable);
+        assert_eq!(parse(&padding(30_000)), Hello::Unreadable);
+        let start = RECORD_HEADER + MESSAGE_HEADER + 2 + 32 + 1 + 4 + 2;
+        let long = padding(30_000);
+        assert_eq!(parse(&long[..start - 1]), Hello::Incomplete);
+        assert_eq!(parse(&long[..start]), Hello::Unreadable);
+        // Longer than any server accepts.
+        let mut longest = long;
+        longest[RECORD_HEADER + 1] = 0x10;
+        assert_eq!(parse(&longest), Hello::Other);
+    }
+
+    #[test]
+    fn what_has_malformed_extensions_and_not_the_start_of_a_client_hello_is_not_one() {
+        let session = MESSAGE_HEADER + 2 + 32;
+        let hello = old_hello(Some(&alpn(b"\0")));
+        assert_eq!(parse(&records(&hello, 500)), Hello::Unreadable);
+        // An odd length of the ciphers, none, and no compression method.
+        for (at, [length, next]) in [(2, [3, 10]), (2, [0, 1]), (5, [0, 0])] {
+            let mut hello = hello.clone();
+            hello[session + at..][..2].copy_from_slice(&[length, next]);
+            assert_eq!(parse(&records(&hello, 500)), Hello::Other, "{at} {length}");
+        }
+        let mut hello = hello;
+        hello[3] += 33;
+        hello.splice(session..=session, [33].into_iter().chain([7; 33]));
+        assert_eq!(parse(&records(&hello, 500)), Hello::Other);
+        // A request in a message of its own length.
+        let request = [&[7; 24][..], b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"].concat();
+        let hello = [&[CLIENT_HELLO][..], &counted::<3>(&request)].concat();
         assert_eq!(parse(&records(&hello, 500)), Hello::Other);
     }
 
     #[test]
     fn bytes_that_cannot_be_a_client_hello_are_rejected_as_early_as_possible() {
-        let mut longer = old_hello(Some(&server_name(b"a.example")));
-        // A length of the name beyond its bytes.
-        let at = longer.len() - b"a.example".len() - 1;
-        longer[at] += 1;
         for bytes in [
             &b"GET / HTTP/1.1\r\n"[..],
             b"\x16\x02",
@@ -352,7 +456,6 @@ mod tests {
             // A ServerHello, and a ClientHello of 1 MiB.
             b"\x16\x03\x01\0\x04\x02",
             b"\x16\x03\x01\0\x04\x01\x10\0\0",
-            &records(&longer, 500),
         ] {
             assert_eq!(parse(bytes), Hello::Other, "{}", bytes.escape_ascii());
         }

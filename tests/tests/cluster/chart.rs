@@ -40,7 +40,8 @@ fn tag_images(tag: &str) {
         "source {}
          for node in \"${{nodes[@]}}\"; do
            for image in proxy controller; do
-             in_node \"$node\" ctr -n k8s.io images tag --force docker.io/naru/$image:dev docker.io/naru/$image:{tag}
+             name=docker.io/naru/$image
+             in_node \"$node\" ctr -n k8s.io images tag --force $name:dev $name:{tag}
            done
          done",
         repository().join("tests/cluster/common.sh").display()

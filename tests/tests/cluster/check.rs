@@ -64,7 +64,8 @@ fn a_healthy_installation_has_no_findings_and_problems_are_named() {
 
     // A backend that does not exist.
     namespace.apply(&[json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": { "name": "web" },
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": { "name": "web" },
         "spec": {
             "parentRefs": [{ "group": "", "kind": "Service", "name": "web" }],
             "rules": [{ "backendRefs": [{ "name": "nobody", "port": 80 }] }],
@@ -141,8 +142,11 @@ fn a_user_without_permissions_gets_the_missing_ones() {
     assert!(text.contains("jane"), "{text}");
     // Read access is enough for most of it.
     apply(&[json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": "check-jane" },
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view" },
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": { "name": "check-jane" },
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view",
+        },
         "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane" }],
     })]);
     let (_, report) = check(&[&path]);
@@ -169,8 +173,12 @@ fn an_unreachable_api_server_is_one_line_within_seconds() {
     let kubeconfig =
         std::env::temp_dir().join(format!("naru-nobody-{}.kubeconfig", std::process::id()));
     let nobody = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "x", "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
-        "clusters": [{ "name": "c", "cluster": { "server": "https://10.200.0.253:6443", "insecure-skip-tls-verify": true } }],
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
+        "clusters": [{
+            "name": "c",
+            "cluster": { "server": "https://10.200.0.253:6443", "insecure-skip-tls-verify": true },
+        }],
         "users": [{ "name": "u", "user": {} }],
     });
     std::fs::write(&kubeconfig, nobody.to_string()).expect("a file");

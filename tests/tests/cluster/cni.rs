@@ -119,7 +119,8 @@ fn a_namespace_that_enforces_restricted_is_in_the_mesh() {
     let mut rights = pod_spec(server());
     rights["containers"][0]["securityContext"]["capabilities"]["add"] = json!(["NET_ADMIN"]);
     let refused = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "rights", "namespace": namespace.0 }, "spec": rights,
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "rights", "namespace": namespace.0 }, "spec": rights,
     });
     let error = try_apply(&refused.to_string()).expect_err("PodSecurity is not enforced");
     assert!(error.contains("violates PodSecurity"), "{error}");

@@ -68,7 +68,8 @@ impl<'a> Load<'a> {
             spec["nodeSelector"] = json!({ "kubernetes.io/hostname": node });
         }
         namespace.apply(&[json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "app": name } }, "spec": spec,
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "labels": { "app": name } }, "spec": spec,
         })]);
         let load = Self {
             namespace,

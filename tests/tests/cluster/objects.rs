@@ -8,9 +8,12 @@ pub fn shop(arguments: &[&str]) -> Value {
     json!({
         "name": "shop", "image": "naru/shop:dev", "command": ["shop"], "args": arguments,
         "securityContext": {
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
         },
-        "resources": { "requests": { "cpu": "10m", "memory": "16Mi" }, "limits": { "memory": "128Mi" } },
+        "resources": {
+            "requests": { "cpu": "10m", "memory": "16Mi" }, "limits": { "memory": "128Mi" },
+        },
     })
 }
 
@@ -19,7 +22,8 @@ pub fn shell(name: &str, line: &str) -> Value {
     json!({
         "name": name, "image": "naru.test/busybox:1", "command": ["sh", "-c", line],
         "securityContext": {
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
         },
     })
 }
@@ -39,7 +43,8 @@ pub fn pod_spec(container: Value) -> Value {
         "terminationGracePeriodSeconds": 15,
         "automountServiceAccountToken": false,
         "securityContext": {
-            "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": { "type": "RuntimeDefault" },
+            "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
+            "seccompProfile": { "type": "RuntimeDefault" },
         },
         "containers": [container],
     })
@@ -85,6 +90,9 @@ pub fn calling_job(name: &str, url: &str, rate: &str, requests: &str) -> Value {
     spec["restartPolicy"] = "Never".into();
     json!({
         "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name },
-        "spec": { "backoffLimit": 0, "template": { "metadata": { "labels": { "job": name } }, "spec": spec } },
+        "spec": {
+            "backoffLimit": 0,
+            "template": { "metadata": { "labels": { "job": name } }, "spec": spec },
+        },
     })
 }

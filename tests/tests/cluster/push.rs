@@ -85,7 +85,8 @@ fn every_sidecar_that_uses_a_service_accepts_its_new_endpoints() {
             .0
     };
     println!(
-        "from the change at the API server to the acceptance: {all} acceptances; half within {} s, 99 of 100 within {} s",
+        "from the change at the API server to the acceptance: {all} acceptances; half \
+         within {} s, 99 of 100 within {} s",
         within(0.5),
         within(0.99)
     );

@@ -82,7 +82,8 @@ fn client(name: &str, line: &str) -> Value {
     spec["restartPolicy"] = "Never".into();
     spec["terminationGracePeriodSeconds"] = 1.into();
     json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "app": name } }, "spec": spec,
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "app": name } },
+        "spec": spec,
     })
 }
 

@@ -7,7 +7,9 @@ use crate::objects::{calling_job, deployment, pod_spec, server};
 use crate::turns;
 
 fn service(name: &str, spec: Value) -> Value {
-    let mut service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": spec });
+    let mut service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": spec,
+    });
     if service["spec"]["type"] != "ExternalName" {
         service["spec"]["selector"] = json!({ "app": "web" });
     }
@@ -25,8 +27,14 @@ fn every_kind_of_service_is_reached() {
     web["spec"]["template"]["metadata"]["annotations"] = json!({ "naru.dev/mtls": "strict" });
     namespace.apply(&[
         web,
-        service("named", json!({ "ports": [{ "port": 80, "targetPort": "http" }] })),
-        service("headless", json!({ "clusterIP": "None", "ports": [{ "port": 8080 }] })),
+        service(
+            "named",
+            json!({ "ports": [{ "port": 80, "targetPort": "http" }] }),
+        ),
+        service(
+            "headless",
+            json!({ "clusterIP": "None", "ports": [{ "port": 8080 }] }),
+        ),
         service(
             "ports",
             json!({ "ports": [
@@ -34,14 +42,22 @@ fn every_kind_of_service_is_reached() {
                 { "name": "second", "port": 8443, "targetPort": 8080, "appProtocol": "http" },
             ] }),
         ),
-        service("dual", json!({ "ipFamilyPolicy": "RequireDualStack", "ports": [{ "port": 80, "targetPort": 8080 }] })),
+        service(
+            "dual",
+            json!({
+                "ipFamilyPolicy": "RequireDualStack", "ports": [{ "port": 80, "targetPort": 8080 }],
+            }),
+        ),
         service(
             "alias",
             json!({ "type": "ExternalName", "externalName": "named.services.svc.cluster.local" }),
         ),
         service(
             "nodes",
-            json!({ "type": "NodePort", "ports": [{ "port": 80, "targetPort": 8080, "appProtocol": "http" }] }),
+            json!({
+                "type": "NodePort",
+                "ports": [{ "port": 80, "targetPort": 8080, "appProtocol": "http" }],
+            }),
         ),
         service(
             "outside",

@@ -29,7 +29,8 @@ fn eventually_said(arguments: &[&str], code: i32, parts: &[&str]) {
 
 fn route(name: &str, service: &Value, rules: Value) -> Value {
     json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": { "name": name },
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": { "name": name },
         "spec": { "parentRefs": [service], "rules": rules },
     })
 }
@@ -64,10 +65,14 @@ fn a_request_is_explained_by_the_sidecar_of_its_client() {
             &web,
             json!([
                 {
-                    "name": "canary", "matches": [{ "headers": [{ "name": "version", "value": "2" }] }],
+                    "name": "canary",
+                    "matches": [{ "headers": [{ "name": "version", "value": "2" }] }],
                     "backendRefs": [backend("canary")],
                 },
-                { "name": "api", "matches": [{ "path": { "value": "/api" } }], "backendRefs": [backend("web")] },
+                {
+                    "name": "api", "matches": [{ "path": { "value": "/api" } }],
+                    "backendRefs": [backend("web")],
+                },
             ]),
         ),
         // A filter that Naru does not support.
@@ -75,7 +80,8 @@ fn a_request_is_explained_by_the_sidecar_of_its_client() {
             "refused",
             &web,
             json!([{ "backendRefs": [backend("web")], "filters": [{
-                "type": "ExtensionRef", "extensionRef": { "group": "example.com", "kind": "Nothing", "name": "x" },
+                "type": "ExtensionRef",
+                "extensionRef": { "group": "example.com", "kind": "Nothing", "name": "x" },
             }] }]),
         ),
     ]);

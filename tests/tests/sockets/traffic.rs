@@ -303,6 +303,39 @@ async fn an_incomplete_tls_handshake_is_passed_on_to_the_app() {
     assert_eq!(&said, start);
 }
 
+/// A ClientHello with an extension of 20 KB, which is beyond what the proxy reads of one.
+fn long_client_hello() -> Vec<u8> {
+    let start = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0]].concat();
+    let padding = [&[0, 21][..], &20_000_u16.to_be_bytes(), &[0; 20_000]].concat();
+    let extensions = [&20_004_u16.to_be_bytes()[..], &padding].concat();
+    let length = (start.len() + extensions.len()) as u32;
+    let message = [&length.to_be_bytes()[1..], &start, &extensions].concat();
+    let records = [&[1][..], &message].concat();
+    let records = records.chunks(16 * 1024).map(|part| {
+        let length = (part.len() as u16).to_be_bytes();
+        [&[22, 3, 1][..], &length, part].concat()
+    });
+    records.flatten().collect()
+}
+
+#[tokio::test]
+async fn a_client_hello_of_any_length_reaches_an_app_behind_an_http_port() {
+    let mesh = Mesh::start().await;
+    mesh.service("web", Some("http"), &[1]);
+    let listener = TcpListener::bind(mesh.app(1)).await.expect("bind");
+    let _web = mesh.sidecar("web", 1, &[]).await;
+    let client = mesh.sidecar("client", 2, &["web"]).await;
+    let hello = long_client_hello();
+    for address in [mesh.pod(1), client.calls("web")] {
+        let mut stream = TcpStream::connect(address).await.expect("connect");
+        stream.write_all(&hello).await.expect("write");
+        let (mut app, _) = soon(listener.accept()).await.expect("accept");
+        let mut said = vec![0; hello.len()];
+        soon(app.read_exact(&mut said)).await.expect("read");
+        assert!(said == hello);
+    }
+}
+
 async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(SOON, future).await.expect("in time")
 }

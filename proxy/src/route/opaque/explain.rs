@@ -105,7 +105,7 @@ pub fn explain<'r>(routes: &'r OpaqueRoutes, hello: Option<&Hello>) -> Vec<Expla
             Verdict::Outranked(Criterion::between(names[taken], names[index]))
         }
         (Hello::Complete(_), _) => Verdict::OtherName,
-        (Hello::Incomplete | Hello::Other, _) => Verdict::NoHello,
+        (Hello::Incomplete | Hello::Unreadable | Hello::Other, _) => Verdict::NoHello,
     };
     let explained = names.iter().enumerate();
     explained

@@ -97,7 +97,9 @@ impl OpaqueRoutes {
                 let route = name.and_then(|name| routes.find(name));
                 route.ok_or(Reason::NoRoute)
             }
-            (Self::Tls(_), Hello::Incomplete | Hello::Other) => Err(Reason::NoClientHello),
+            (Self::Tls(_), Hello::Incomplete | Hello::Unreadable | Hello::Other) => {
+                Err(Reason::NoClientHello)
+            }
         }
     }
 }

@@ -34,7 +34,10 @@ pub fn start(namespace: &Namespace, versions: &[&str]) {
     for version in versions {
         let container = json!({
             "name": "echo", "image": image(),
-            "args": ["--port=8080", "--grpc=7070", "--tcp=9090", "--port=8443", "--tls=8443", "--crt=/cert.crt", "--key=/cert.key"],
+            "args": [
+                "--port=8080", "--grpc=7070", "--tcp=9090", "--port=8443", "--tls=8443",
+                "--crt=/cert.crt", "--key=/cert.key",
+            ],
             "readinessProbe": { "tcpSocket": { "port": 8080 }, "periodSeconds": 1 },
         });
         let mut object = deployment(version, 1, json!({ "containers": [container] }));

@@ -31,7 +31,10 @@ fn mirrors_get_what_the_backend_gets_and_nobody_waits_for_them() {
     start(&namespace, &["v1", "v2", "v3"]);
     let dead = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": "dead" },
-        "spec": { "selector": { "app": "nobody" }, "ports": [{ "port": 80, "targetPort": 8080, "appProtocol": "http" }] },
+        "spec": {
+            "selector": { "app": "nobody" },
+            "ports": [{ "port": 80, "targetPort": 8080, "appProtocol": "http" }],
+        },
     });
     namespace.apply(&[
         dead,

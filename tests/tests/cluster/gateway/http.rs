@@ -32,22 +32,56 @@ fn a_redirect_says_where_in_full() {
         |to: &str| json!({ "path": { "type": "ReplacePrefixMatch", "replacePrefixMatch": to } });
     let mut host_and_path = json!({ "hostname": "example.org" });
     host_and_path["path"] = prefix("/new")["path"].clone();
-    let full = json!({ "path": { "type": "ReplaceFullPath", "replaceFullPath": "/full" }, "statusCode": 301 });
-    namespace.apply(&[route("HTTPRoute", "redirects", "echo", json!([
-        redirect("Exact", "/host", json!({ "hostname": "example.org" })),
-        redirect("Exact", "/status", json!({ "hostname": "example.org", "statusCode": 301 })),
-        redirect("PathPrefix", "/prefix", prefix("/new")),
-        redirect("PathPrefix", "/strip", prefix("/")),
-        redirect("PathPrefix", "/host-and-path", host_and_path),
-        redirect("PathPrefix", "/all", full),
-        redirect("Exact", "/port", json!({ "port": 8083 })),
-        redirect("Exact", "/port-and-host", json!({ "port": 8083, "hostname": "example.org", "statusCode": 302 })),
-        redirect("Exact", "/https", json!({ "scheme": "https" })),
-        redirect("Exact", "/https-and-port", json!({ "scheme": "https", "port": 8443 })),
-        redirect("Exact", "/other", json!({ "statusCode": 303, "path": { "type": "ReplaceFullPath", "replaceFullPath": "/seen" } })),
-        redirect("Exact", "/temporary", json!({ "statusCode": 307 , "hostname": "example.org"})),
-        redirect("Exact", "/permanent", json!({ "statusCode": 308 , "hostname": "example.org"})),
-    ]))]);
+    let full = json!({
+        "path": { "type": "ReplaceFullPath", "replaceFullPath": "/full" }, "statusCode": 301,
+    });
+    namespace.apply(&[route(
+        "HTTPRoute",
+        "redirects",
+        "echo",
+        json!([
+            redirect("Exact", "/host", json!({ "hostname": "example.org" })),
+            redirect(
+                "Exact",
+                "/status",
+                json!({ "hostname": "example.org", "statusCode": 301 })
+            ),
+            redirect("PathPrefix", "/prefix", prefix("/new")),
+            redirect("PathPrefix", "/strip", prefix("/")),
+            redirect("PathPrefix", "/host-and-path", host_and_path),
+            redirect("PathPrefix", "/all", full),
+            redirect("Exact", "/port", json!({ "port": 8083 })),
+            redirect(
+                "Exact",
+                "/port-and-host",
+                json!({ "port": 8083, "hostname": "example.org", "statusCode": 302 }),
+            ),
+            redirect("Exact", "/https", json!({ "scheme": "https" })),
+            redirect(
+                "Exact",
+                "/https-and-port",
+                json!({ "scheme": "https", "port": 8443 })
+            ),
+            redirect(
+                "Exact",
+                "/other",
+                json!({
+                    "statusCode": 303,
+                    "path": { "type": "ReplaceFullPath", "replaceFullPath": "/seen" },
+                }),
+            ),
+            redirect(
+                "Exact",
+                "/temporary",
+                json!({ "statusCode": 307 , "hostname": "example.org"})
+            ),
+            redirect(
+                "Exact",
+                "/permanent",
+                json!({ "statusCode": 308 , "hostname": "example.org"})
+            ),
+        ]),
+    )]);
     let client = Client {
         namespace: &namespace,
         deployment: "v1",
@@ -124,30 +158,52 @@ fn filters_and_matches_do_to_a_request_what_they_say() {
     response_of_backend["filters"] = json!([response]);
     let mut request_of_backend = to("v2");
     request_of_backend["filters"] = json!([{
-        "type": "RequestHeaderModifier", "requestHeaderModifier": { "set": [{ "name": "x-backend", "value": "v2" }] },
+        "type": "RequestHeaderModifier",
+        "requestHeaderModifier": { "set": [{ "name": "x-backend", "value": "v2" }] },
     }]);
     let regular = |path: &str| json!({ "path": { "type": "RegularExpression", "value": path } });
-    namespace.apply(&[route("HTTPRoute", "filters", "echo:80", json!([
-        rewrite("/host", json!({ "hostname": "one.example.org" })),
-        rewrite("/prefix", json!({ "path": prefix("/new") })),
-        rewrite("/strip", json!({ "path": prefix("/") })),
-        rewrite("/full", json!({ "path": { "type": "ReplaceFullPath", "replaceFullPath": "/one" }, "hostname": "two.example.org" })),
-        at("/response", json!({ "filters": [response], "backendRefs": [to("v1")] })),
-        at("/response-of-backend", json!({ "backendRefs": [response_of_backend] })),
-        at("/request-of-backend", json!({ "backendRefs": [request_of_backend] })),
-        { "name": "posts", "matches": [{ "path": { "value": "/method" }, "method": "POST" }], "backendRefs": [to("v1")] },
-        { "matches": [{ "path": { "value": "/method" }, "method": "DELETE" }], "backendRefs": [to("v2")] },
-        { "matches": [regular("/users/[0-9]+")], "backendRefs": [to("v1")] },
-        { "matches": [regular("/users/[a-z]+(/.*)?")], "backendRefs": [to("v2")] },
-        {
-            "matches": [{
-                "path": { "value": "/values" },
-                "headers": [{ "type": "RegularExpression", "name": "X-Version", "value": "2\\.[0-9]+" }],
-                "queryParams": [{ "type": "RegularExpression", "name": "user", "value": "(ann|bob)" }],
-            }],
-            "backendRefs": [to("v2")],
-        },
-    ]))]);
+    namespace.apply(&[route(
+        "HTTPRoute",
+        "filters",
+        "echo:80",
+        json!([
+            rewrite("/host", json!({ "hostname": "one.example.org" })),
+            rewrite("/prefix", json!({ "path": prefix("/new") })),
+            rewrite("/strip", json!({ "path": prefix("/") })),
+            rewrite(
+                "/full",
+                json!({
+                    "path": { "type": "ReplaceFullPath", "replaceFullPath": "/one" },
+                    "hostname": "two.example.org",
+                }),
+            ),
+            at("/response", json!({ "filters": [response], "backendRefs": [to("v1")] })),
+            at("/response-of-backend", json!({ "backendRefs": [response_of_backend] })),
+            at("/request-of-backend", json!({ "backendRefs": [request_of_backend] })),
+            {
+                "name": "posts", "matches": [{ "path": { "value": "/method" }, "method": "POST" }],
+                "backendRefs": [to("v1")],
+            },
+            {
+                "matches": [{ "path": { "value": "/method" }, "method": "DELETE" }],
+                "backendRefs": [to("v2")],
+            },
+            { "matches": [regular("/users/[0-9]+")], "backendRefs": [to("v1")] },
+            { "matches": [regular("/users/[a-z]+(/.*)?")], "backendRefs": [to("v2")] },
+            {
+                "matches": [{
+                    "path": { "value": "/values" },
+                    "headers": [{
+                        "type": "RegularExpression", "name": "X-Version", "value": "2\\.[0-9]+",
+                    }],
+                    "queryParams": [{
+                        "type": "RegularExpression", "name": "user", "value": "(ann|bob)",
+                    }],
+                }],
+                "backendRefs": [to("v2")],
+            },
+        ]),
+    )]);
     let client = Client {
         namespace: &namespace,
         deployment: "v1",
@@ -306,7 +362,9 @@ fn backends_get_their_share_and_those_that_can_not_be_used_get_it_refused() {
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "ReferenceGrant",
         "metadata": { "name": "backends", "namespace": other.0 },
         "spec": {
-            "from": [{ "group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": namespace.0 }],
+            "from": [{
+                "group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": namespace.0,
+            }],
             "to": [{ "group": "", "kind": "Service", "name": "v3" }],
         },
     })]);
@@ -326,9 +384,20 @@ fn time_limits_and_retries_hold() {
     let slow = json!({ "name": "v2", "port": 80 });
     namespace.apply(&[route("HTTPRoute", "limits", "echo:80", json!([
         at("/request", json!({ "backendRefs": [slow], "timeouts": { "request": "500ms" } })),
-        at("/backend", json!({ "backendRefs": [slow], "timeouts": { "request": "4s", "backendRequest": "500ms" } })),
+        at(
+            "/backend",
+            json!({
+                "backendRefs": [slow], "timeouts": { "request": "4s", "backendRequest": "500ms" },
+            }),
+        ),
         at("/unlimited", json!({ "backendRefs": [slow], "timeouts": { "request": "0s" } })),
-        at("/retried", json!({ "backendRefs": [slow], "retry": { "codes": [503], "attempts": 3, "backoff": "10ms" } })),
+        at(
+            "/retried",
+            json!({
+                "backendRefs": [slow],
+                "retry": { "codes": [503], "attempts": 3, "backoff": "10ms" },
+            }),
+        ),
         at("/once", json!({ "backendRefs": [slow], "retry": { "codes": [503], "attempts": 0 } })),
     ]))]);
     let client = Client {
@@ -403,7 +472,10 @@ fn a_backend_is_spoken_to_as_its_port_declares() {
     let declared = |name: &str, protocol: &str| {
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
-            "spec": { "selector": { "app": "v1" }, "ports": [{ "port": 80, "targetPort": 8080, "appProtocol": protocol }] },
+            "spec": {
+                "selector": { "app": "v1" },
+                "ports": [{ "port": 80, "targetPort": 8080, "appProtocol": protocol }],
+            },
         })
     };
     namespace.apply(&[

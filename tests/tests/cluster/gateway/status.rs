@@ -47,7 +47,12 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     let namespace = Namespace::meshed("status");
     start(&namespace, &["v1"]);
     // The standard CRD requires section names if one Service is a parent twice.
-    let reference = |name: &str, section: &str, port: u16| json!({ "group": "", "kind": "Service", "name": name, "sectionName": section, "port": port });
+    let reference = |name: &str, section: &str, port: u16| {
+        json!({
+            "group": "", "kind": "Service", "name": name,
+            "sectionName": section, "port": port,
+        })
+    };
     let mut object = route(
         "HTTPRoute",
         "several",
@@ -94,7 +99,8 @@ fn every_parent_is_told_what_becomes_of_its_route_and_others_entries_stay() {
     let foreign = json!({
         "parentRef": gateway, "controllerName": "example.com/gateway",
         "conditions": [{
-            "type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "observedGeneration": 1,
+            "type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
+            "observedGeneration": 1,
             "lastTransitionTime": "2024-01-01T00:00:00Z",
         }],
     });
@@ -205,13 +211,17 @@ fn a_route_that_asks_for_what_is_not_supported_is_not_half_applied() {
     client.until("http://echo", &[], |answer| answer.by == "v1");
 
     let extension = json!({
-        "type": "ExtensionRef", "extensionRef": { "group": "example.com", "kind": "Filter", "name": "mine" },
+        "type": "ExtensionRef",
+        "extensionRef": { "group": "example.com", "kind": "Filter", "name": "mine" },
     });
     let mut backend = to("v2");
     backend["filters"] = json!([extension]);
     for rules in [
         json!([{ "filters": [extension], "backendRefs": [to("v2")] }]),
-        json!([{ "backendRefs": [backend] }, { "matches": [{ "path": { "value": "/x" } }], "backendRefs": [to("v2")] }]),
+        json!([
+            { "backendRefs": [backend] },
+            { "matches": [{ "path": { "value": "/x" } }], "backendRefs": [to("v2")] },
+        ]),
     ] {
         namespace.apply(&[route("HTTPRoute", "filtered", "echo:80", rules)]);
         let found = condition(&namespace, "HTTPRoute", "filtered", "Accepted");
