@@ -123,7 +123,7 @@ impl<'a> Retries<'a> {
     }
 
     /// The failure that a response represents, if another attempt may follow it. `told`: the value
-    /// of its reason header.
+    /// of its reason header. A sidecar's answer to gRPC comes with the status of its reason.
     pub fn failure_of(&self, status: u16, told: Option<&[u8]>, peer: &Peer) -> Option<Failure> {
         if status < 400 {
             return None;
@@ -217,16 +217,16 @@ impl<'a> Retries<'a> {
 /// Whether this [`crate::observe::reason::REASON_HEADER`] of a peer's proxy means that the request
 /// got no further than the proxy. Trusted only from a peer that has proved its identity.
 fn is_never_sent(reason: &[u8]) -> bool {
-    const NEVER_SENT: [Reason; 5] = [
-        Reason::ConnectFailed,
-        Reason::ConnectTimeout,
-        Reason::NoEndpoint,
-        Reason::Overload,
-        Reason::ShuttingDown,
-    ];
-    NEVER_SENT
-        .iter()
-        .any(|known| known.as_str().as_bytes() == reason)
+    matches!(
+        Reason::from_word(reason),
+        Some(
+            Reason::ConnectFailed
+                | Reason::ConnectTimeout
+                | Reason::NoEndpoint
+                | Reason::Overload
+                | Reason::ShuttingDown
+        )
+    )
 }
 
 #[cfg(test)]

@@ -101,6 +101,13 @@ reasons! {
 }
 
 impl Reason {
+    /// The reason with this word.
+    pub fn from_word(word: &[u8]) -> Option<Self> {
+        let mut all = Self::ALL.iter();
+        all.find(|reason| reason.as_str().as_bytes() == word)
+            .copied()
+    }
+
     /// The HTTP status of a response that the proxy generates for this reason.
     pub fn response_status(self) -> u16 {
         self.status().unwrap_or(503)

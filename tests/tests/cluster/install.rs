@@ -173,7 +173,11 @@ fn three_commands_put_the_shop_into_the_mesh() {
     capture.stop();
     let after = load(&namespace);
     println!("the shop's own load: {before:?} to {after:?} (ok, failed)");
-    assert!(after.0 > before.0 + 50 && after.1 == before.1);
+    assert!(
+        after.0 > before.0 + 50 && after.1 == before.1,
+        "{}",
+        namespace.kubectl(&["logs", "deployment/load", "-c", "load", "--tail=1"])
+    );
 
     let versions = capture.fields(
         "tls.handshake.type == 2",

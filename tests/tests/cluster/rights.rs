@@ -268,6 +268,17 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
         "lease",
         "naru-controller-status",
     ]);
+    // A controller writes it again: the only write without a rotation.
+    kubectl(&[
+        "-n",
+        "naru-system",
+        "patch",
+        "secret",
+        "naru-ca",
+        "--type=json",
+        "-p",
+        r#"[{"op":"remove","path":"/data/naru-rotation.json"}]"#,
+    ]);
     // An API server without streaming lists is read by pages.
     restart_api_server("--feature-gates=WatchList=false");
     controllers::restart();

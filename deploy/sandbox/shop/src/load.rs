@@ -19,6 +19,8 @@ use crate::serve::stopped;
 
 /// Kinds of failures that are counted separately; more are counted as "other".
 const MAX_KINDS: usize = 32;
+/// How much of a failed response's body is shown, in bytes.
+const MAX_SHOWN: usize = 200;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -122,17 +124,23 @@ async fn call(client: Client<HttpConnector, Empty<Bytes>>, url: Uri) -> Result<(
     *request.uri_mut() = url;
     let response = client.request(request).await;
     let mut response = response.map_err(|error| with_sources(&error))?;
+    let mut begin = Vec::new();
     while let Some(frame) = response.frame().await {
-        frame.map_err(|error| with_sources(&error))?;
+        let frame = frame.map_err(|error| with_sources(&error))?;
+        let data = frame.data_ref().map_or(&[][..], |data| data);
+        begin.extend_from_slice(&data[..data.len().min(MAX_SHOWN - begin.len())]);
     }
     if response.status().is_success() {
         return Ok(());
     }
+    let status = response.status().as_u16();
     let reason = response.headers().get("naru-reason");
-    let reason = reason.and_then(|reason| reason.to_str().ok());
-    Err(match reason {
-        Some(reason) => format!("{} {reason}", response.status().as_u16()),
-        None => response.status().as_u16().to_string(),
+    Err(match reason.and_then(|reason| reason.to_str().ok()) {
+        Some(reason) => format!("{status} {reason}"),
+        // An app's own response, which says in its body which of its calls failed.
+        None => format!("{status} {}", String::from_utf8_lossy(&begin))
+            .trim()
+            .to_owned(),
     })
 }
 

@@ -53,6 +53,8 @@ struct Answered {
     attempt: Attempt,
     in_flight: InFlight,
     response: Response<RecvStream>,
+    /// See [`reply::status_of`].
+    status: u16,
 }
 
 type Unanswered = attempts::Unanswered<Interrupt>;
@@ -149,11 +151,12 @@ impl Transport for Http2<'_, '_> {
     }
 
     fn answer<'a>(&'a self, answered: &'a Answered) -> Answer<'a> {
-        let response = &answered.response;
-        let reason = response.headers().get(reply::REASON);
+        let headers = answered.response.headers();
+        // Only that of a failure matters.
+        let reason = (answered.status >= 400).then(|| headers.get(reply::REASON));
         Answer {
-            status: response.status().as_u16(),
-            reason: reason.map(HeaderValue::as_bytes),
+            status: answered.status,
+            reason: reason.flatten().map(HeaderValue::as_bytes),
             peer: &answered.in_flight.endpoint.peer,
         }
     }
@@ -231,12 +234,13 @@ impl Forwarding {
                     continue;
                 }
                 Ok(Progress::Head(response)) => {
-                    let status = response.status().as_u16();
+                    let status = reply::status_of(&response, &endpoint.peer);
                     in_flight.answered(AttemptOutcome::Response { status }, sent);
                     return Ok(Answered {
                         attempt,
                         in_flight,
                         response,
+                        status,
                     });
                 }
                 Ok(Progress::Failed(failed)) => {
@@ -269,6 +273,7 @@ impl Forwarding {
             mut attempt,
             in_flight,
             response,
+            ..
         } = answered;
         upload.keep_no_more();
         let (mut head, body) = response.into_parts();

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::attempt::{self, Progress};
 use super::body::{Upload, poll_room, send_end};
 use super::downstream::logs_in;
+use super::reply;
 use crate::balance::{AttemptOutcome, InFlight};
 use crate::http::mirror::{self, CopyBody, MAX_DISCARDED, Piece};
 use crate::observe::metrics::MirrorOutcome;
@@ -92,7 +93,7 @@ async fn send(
             }
         }
     };
-    let status = response.status().as_u16();
+    let status = reply::status_of(&response, &in_flight.endpoint.peer);
     in_flight.answered(AttemptOutcome::Response { status }, sent);
     let mut body = response.into_body();
     let mut discarded = 0;

@@ -8,6 +8,7 @@ use h2::server::SendResponse;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::{Response, StatusCode};
 
+use crate::balance::Peer;
 use crate::observe::reason::{REASON_HEADER, Reason};
 use crate::route::{HeaderFields as _, Preflight};
 
@@ -22,6 +23,17 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         .get(CONTENT_TYPE)
         .and_then(|value| value.as_bytes().strip_prefix(GRPC.as_bytes()))
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// The status that a response stands for: a peer's sidecar answers gRPC with 200 and the reason.
+pub(super) fn status_of<B>(response: &Response<B>, peer: &Peer) -> u16 {
+    let status = response.status();
+    let is_told = status == StatusCode::OK && matches!(peer, Peer::Mesh(_));
+    is_told
+        .then(|| response.headers().get(REASON))
+        .flatten()
+        .and_then(|reason| Reason::from_word(reason.as_bytes())?.status())
+        .unwrap_or(status.as_u16())
 }
 
 /// Answers with an error. Returns the HTTP status.

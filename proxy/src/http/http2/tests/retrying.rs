@@ -7,8 +7,10 @@ use http::{HeaderValue, Response};
 use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
+use super::super::reply;
 use crate::balance::{Peer, RetryBudget};
 use crate::identity::testing::{Authority, spiffe_id};
+use crate::observe::reason::Reason;
 use crate::testing::mesh::*;
 
 #[test]
@@ -273,7 +275,7 @@ fn a_response_that_takes_too_long_is_reset() {
 
 /// A sidecar's inbound side, which answers every request itself with `reason`, or else lets the app
 /// answer.
-async fn sidecar(authority: &Authority, id: &str, reason: Option<&'static str>) -> App {
+async fn sidecar(authority: &Authority, id: &str, reason: Option<Reason>) -> App {
     let (listener, app) = listening().await;
     let config = authority
         .identity(id)
@@ -291,15 +293,15 @@ async fn sidecar(authority: &Authority, id: &str, reason: Option<&'static str>) 
                 };
                 connections.set(connections.get() + 1);
                 let mut connection = h2::server::handshake(socket).await.expect("HTTP/2");
-                while let Some(Ok((_request, mut respond))) = connection.accept().await {
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
                     calls.set(calls.get() + 1);
-                    let mut response = Response::new(());
-                    if let Some(reason) = reason {
-                        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
-                        let headers = response.headers_mut();
-                        headers.insert("naru-reason", HeaderValue::from_static(reason));
-                    }
-                    let _ = respond.send_response(response, true);
+                    let _ = match reason {
+                        Some(reason) => {
+                            let grpc = reply::is_grpc(request.headers());
+                            reply::error(&mut respond, grpc, reason).map(drop)
+                        }
+                        None => respond.send_response(Response::new(()), true).map(drop),
+                    };
                 }
             });
         }
@@ -310,30 +312,69 @@ async fn sidecar(authority: &Authority, id: &str, reason: Option<&'static str>) 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
 fn mesh_of(authority: &Authority, apps: &[&App]) -> Mesh {
+    setup_of(authority, apps).start()
+}
+
+fn setup_of(authority: &Authority, apps: &[&App]) -> Setup {
     let mut setup = Setup::new(&[]);
     setup.identity = authority.identity(CLIENT);
     setup.endpoints = apps
         .iter()
         .map(|app| (app.address, Peer::Mesh(spiffe_id(WEB))))
         .collect();
-    setup.start()
+    setup
 }
 
 #[test]
 fn a_request_that_a_sidecar_could_not_deliver_is_sent_elsewhere() {
     run(async {
         let authority = Authority::new("mesh");
-        let gone = sidecar(&authority, WEB, Some("connect-failed")).await;
+        for head in [request("POST", "/"), grpc("/shop.Cart/Add")] {
+            let gone = sidecar(&authority, WEB, Some(Reason::ConnectFailed)).await;
+            let well = sidecar(&authority, WEB, None).await;
+            let mesh = mesh_of(&authority, &[&gone, &well]);
+            let client = mesh.client().await;
+            for _ in 0..20 {
+                let got = call(&client, head.clone(), b"body").await;
+                let got = got.expect("a response");
+                assert_eq!((got.status, got.header("naru-reason")), (200, ""));
+            }
+            assert!(gone.calls.get() > 0);
+        }
+    });
+}
+
+#[test]
+fn a_sidecars_answer_to_grpc_is_retried_by_the_status_of_its_reason() {
+    run(async {
+        let authority = Authority::new("mesh");
+        let broken = sidecar(&authority, WEB, Some(Reason::UpstreamReset)).await;
         let well = sidecar(&authority, WEB, None).await;
-        let mesh = mesh_of(&authority, &[&gone, &well]);
+        let setup = setup_of(&authority, &[&broken, &well]);
+        let mesh = setup.retry(&[503], 1).start();
         let client = mesh.client().await;
         for _ in 0..20 {
-            let got = call(&client, request("POST", "/"), b"body")
-                .await
-                .expect("a response");
-            assert_eq!(got.status, 200);
+            let got = call(&client, grpc("/shop.Cart/Add"), b"body").await;
+            let got = got.expect("a response");
+            assert_eq!((got.status, got.header("naru-reason")), (200, ""));
         }
-        assert!(gone.calls.get() > 0);
+        assert!(broken.calls.get() > 0);
+    });
+}
+
+#[test]
+fn a_sidecars_answers_to_grpc_count_as_failures_of_its_endpoint() {
+    run(async {
+        let authority = Authority::new("mesh");
+        let broken = sidecar(&authority, WEB, Some(Reason::UpstreamReset)).await;
+        let well = sidecar(&authority, WEB, None).await;
+        let mesh = mesh_of(&authority, &[&broken, &well]);
+        let client = mesh.client().await;
+        for _ in 0..100 {
+            let _ = call(&client, grpc("/shop.Cart/Add"), b"body").await;
+        }
+        let ejected = ["naru_endpoint_ejections_total{", "consecutive-failures"];
+        assert_eq!(mesh.metric(&ejected), 1.0);
     });
 }
 
@@ -341,7 +382,7 @@ fn a_request_that_a_sidecar_could_not_deliver_is_sent_elsewhere() {
 fn the_reason_of_a_sidecar_is_passed_on() {
     run(async {
         let authority = Authority::new("mesh");
-        let broken = sidecar(&authority, WEB, Some("upstream-reset")).await;
+        let broken = sidecar(&authority, WEB, Some(Reason::UpstreamReset)).await;
         let mesh = mesh_of(&authority, &[&broken]);
         let client = mesh.client().await;
         let got = call(&client, get("/"), b"").await.expect("a response");
