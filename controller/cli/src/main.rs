@@ -47,8 +47,8 @@ enum Command {
     Check(check::Args),
     /// Run a mesh of real sidecars on this machine, from a directory of Kubernetes manifests.
     Sandbox(Box<sandbox::Args>),
-    /// Show the routes of a Service that are in force in a client's sidecar, in order of precedence,
-    /// and those that are not, each with the reason.
+    /// Show the routes of a Service that are in force in a client's sidecar, in order of
+    /// precedence, and those that are not, each with the reason.
     Routes(routes::Args),
     /// Explain which route and rule take a request, and why the others do not, from the tables in
     /// force in a sidecar.
