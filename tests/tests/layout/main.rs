@@ -15,8 +15,8 @@
 //! cycle. For two modules the map of their lowest common folder applies. The folder's own file has
 //! its vocabulary or its entry point. It is on no floor, unless the map lists it as `self`: a
 //! module may import from it, or it from the module, but not both; what it only hands on with
-//! `pub use` does not count. A glob of a module above (`use super::*`) hides what is imported, and is not
-//! allowed. Code under `#[cfg(test)]` may import anything.
+//! `pub use` does not count. A glob of a module above (`use super::*`) hides what is imported, and
+//! is not allowed. Code under `#[cfg(test)]` may import anything.
 
 mod floors;
 mod source;
