@@ -13,7 +13,7 @@ keep_days=60 # that an entry is kept after its last use
 hash_of() {
   local text=$1
   shift
-  { printf '%s\n' "$text"; cat "$@"; } | sha256sum | cut -c1-12
+  { printf '%s\n' "$text"; cat /dev/null "$@"; } | sha256sum | cut -c1-12
 }
 
 # sums FOLDER: the sums of its files and the targets of its links, except for the manifest.

@@ -268,7 +268,11 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
         "lease",
         "naru-controller-status",
     ]);
-    // A controller writes it again: the only write without a rotation.
+    // A controller writes it again: the only write without a rotation. Once it has, a restart loses
+    // nothing of it.
+    let authority = ["-n", "naru-system", "secret", "naru-ca"];
+    let record = |secret: &Value| secret["data"]["naru-rotation.json"].clone();
+    let before = record(&get(&authority));
     kubectl(&[
         "-n",
         "naru-system",
@@ -279,6 +283,13 @@ fn the_controller_has_exactly_the_rights_that_it_uses_and_sidecars_use_none() {
         "-p",
         r#"[{"op":"remove","path":"/data/naru-rotation.json"}]"#,
     ]);
+    eventually("the record is back", READY, || {
+        let now = record(&get(&authority));
+        match now == before {
+            true => Ok(()),
+            false => Err(now.to_string()),
+        }
+    });
     // An API server without streaming lists is read by pages.
     restart_api_server("--feature-gates=WatchList=false");
     controllers::restart();

@@ -1,6 +1,6 @@
-//! Which tests run side by side. All have one cluster: those that only use their own namespaces run
-//! at the same time. Those that stop or change a shared part of it, count what happens everywhere
-//! in it, or load it with hundreds of requests a second run alone.
+//! Which tests of one cluster run side by side: those that only use their own namespaces run at the
+//! same time. Those that stop or change a shared part of the cluster, count what happens everywhere
+//! in it, or load it with hundreds of requests a second run alone in it.
 
 use std::io::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
